@@ -1,0 +1,63 @@
+"""What every test shares: no network, few threads, fixed seeds, and where the reference outputs lie."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+# Before anything imports transformers or torch: both read these once, at import.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Under pytest-xdist every worker has a core of its own; more threads per worker only make them queue.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+import numpy as np
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+
+
+def find_golden_dir() -> Path:
+    """Folder of the reference outputs: ``MOAI_GOLDEN_DIR``, else ``shared/golden`` beside the repository."""
+    return Path(os.environ.get("MOAI_GOLDEN_DIR") or REPO_ROOT.parent / "shared" / "golden")
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The repository's top folder."""
+    return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder holding ``moai/`` and ``psgtr/`` reference outputs; skips where it is absent."""
+    golden = find_golden_dir()
+    if not golden.is_dir():
+        if os.environ.get("MOAI_GOLDEN_DIR"):
+            pytest.fail(f"MOAI_GOLDEN_DIR is set but is no folder: {golden}")
+        pytest.skip(
+            "no reference outputs here: set MOAI_GOLDEN_DIR to the folder that holds moai/ and psgtr/"
+        )
+    return golden
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Seed every generator a test can reach, so that a failure repeats alone and under any order."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests where no CUDA device is present."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
