@@ -1,0 +1,285 @@
+"""The written laws of the house (CONTRIBUTING.md) as tests: who may import whom, and how a file looks."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("moai", "verbalizers", "compressor", "mixer")
+MAX_FILE_LINES = 420
+
+# The import law. A package imports only what stands beside its name here, besides itself.
+ALLOWED_FIRST_PARTY = {
+    "compressor": set(),
+    "mixer": set(),
+    "verbalizers": set(),
+    "moai": {"verbalizers", "compressor", "mixer"},
+}
+# What the leaves may import at the top of a module, besides the standard library and themselves.
+ALLOWED_TOP_LEVEL = {
+    "compressor": {"torch"},
+    "mixer": {"torch"},
+    "verbalizers": {"numpy", "PIL"},
+}
+# Where torch and transformers are the substance of a leaf's file and not a backend of it. Importing
+# `verbalizers` reaches none of these: test_verbalizers_import_stays_light sees to it.
+TORCH_MODULES_OF_VERBALIZERS = {
+    "verbalizers/psgtr/configuration_psgtr.py": {"transformers"},
+    "verbalizers/psgtr/modeling_psgtr.py": {"torch", "transformers"},
+    "verbalizers/psgtr/image_processing_psgtr.py": {"torch", "transformers"},
+    "verbalizers/psgtr/conversion.py": {"torch", "transformers", "safetensors"},
+}
+# Inside moai, the model and the processor know no verbalizer. Only the pipeline runs verbalizers and the
+# model together; these others share the verbalizers' dataclasses and words: the synthetic truth is a
+# Scene (data), scores read Scenes (evaluation), and the command line and the servers show them.
+MAY_IMPORT_VERBALIZERS = (
+    "moai/pipeline_moai.py",
+    "moai/cli.py",
+    "moai/data/",
+    "moai/training/",
+    "moai/evaluation/",
+    "moai/serving/",
+)
+# Joining: running verbalizers and holding the model in one file.
+MODEL_NAMES = {"moai.modeling_moai", "moai.decoder", "moai.MoAIForConditionalGeneration", "moai.MoAIModel"}
+VERBALIZER_RUNNERS = {"parse_scene", "build_verbalizer"}
+MAY_JOIN_VERBALIZERS_AND_MODEL = ("moai/pipeline_moai.py",)
+
+FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common"}
+HEAVY_PACKAGES = {
+    "cv2",
+    "onnxruntime",
+    "rapidocr",
+    "paddle",
+    "paddleocr",
+    "ultralytics",
+    "supervision",
+    "timm",
+}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def _source_files(*packages: str) -> list[Path]:
+    return [
+        path
+        for package in packages
+        for path in sorted((REPO_ROOT / package).rglob("*.py"))
+        if "__pycache__" not in path.parts
+    ]
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(REPO_ROOT).as_posix()
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(REPO_ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported_modules(node: ast.AST, path: Path) -> Iterator[str]:
+    """Absolute names that one import statement brings in; relative imports are resolved."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            package = _module_name(path).split(".")
+            if path.name != "__init__.py":
+                package = package[:-1]
+            package = package[: len(package) - (node.level - 1)]
+            base = ".".join([*package, base] if base else package)
+        yield base
+        yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def _walk_import_time(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run when the module is imported: not the bodies of functions, not TYPE_CHECKING blocks."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if _is_type_checking(child):
+            for node in child.orelse:
+                yield node
+                yield from _walk_import_time(node)
+            continue
+        yield child
+        yield from _walk_import_time(child)
+
+
+def _imports(path: Path, *, import_time_only: bool) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    nodes = _walk_import_time(tree) if import_time_only else ast.walk(tree)
+    return {module for node in nodes for module in _imported_modules(node, path)}
+
+
+def _roots(modules: set[str]) -> set[str]:
+    return {module.split(".")[0] for module in modules}
+
+
+def _each(*packages: str):
+    return pytest.mark.parametrize("path", _source_files(*packages), ids=_relative)
+
+
+@_each(*PACKAGES)
+def test_imports_follow_the_law_when_one_package_needs_another(path: Path) -> None:
+    package = path.relative_to(REPO_ROOT).parts[0]
+    first_party = _roots(_imports(path, import_time_only=False)) & set(PACKAGES)
+    illegal = first_party - ALLOWED_FIRST_PARTY[package] - {package}
+    assert not illegal, f"{_relative(path)} imports {sorted(illegal)}; {package} may import only " + str(
+        sorted(ALLOWED_FIRST_PARTY[package]) or "itself"
+    )
+
+
+@_each("compressor", "mixer", "verbalizers")
+def test_leaf_needs_only_its_few_packages_when_imported(path: Path) -> None:
+    package = path.relative_to(REPO_ROOT).parts[0]
+    allowed = (
+        ALLOWED_TOP_LEVEL[package] | TORCH_MODULES_OF_VERBALIZERS.get(_relative(path), set()) | {package}
+    )
+    illegal = {
+        root
+        for root in _roots(_imports(path, import_time_only=True))
+        if root not in allowed and root not in sys.stdlib_module_names
+    }
+    assert not illegal, (
+        f"{_relative(path)} imports {sorted(illegal)} at the top. Import inside the function that needs it."
+    )
+
+
+@_each("compressor", "mixer")
+def test_compressor_and_mixer_need_torch_only_when_they_run(path: Path) -> None:
+    third_party = {
+        root for root in _roots(_imports(path, import_time_only=False)) if root not in sys.stdlib_module_names
+    }
+    package = path.relative_to(REPO_ROOT).parts[0]
+    assert third_party <= {"torch", package}
+
+
+@_each("moai")
+def test_moai_file_knows_verbalizers_only_when_the_law_names_it(path: Path) -> None:
+    imports = _imports(path, import_time_only=False)
+    if "verbalizers" in _roots(imports):
+        assert _relative(path).startswith(MAY_IMPORT_VERBALIZERS), (
+            f"{_relative(path)} imports verbalizers; only {MAY_IMPORT_VERBALIZERS} may"
+        )
+
+
+@_each("moai")
+def test_moai_file_joins_verbalizers_and_model_only_when_it_is_the_pipeline(path: Path) -> None:
+    if _relative(path) in MAY_JOIN_VERBALIZERS_AND_MODEL:
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    called = {ast.unparse(node.func).split(".")[-1] for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    model_names = _imports(path, import_time_only=False) & MODEL_NAMES
+    assert not (called & VERBALIZER_RUNNERS and model_names), (
+        f"{_relative(path)} runs verbalizers and the model; that is moai/pipeline_moai.py's work"
+    )
+
+
+@_each(*PACKAGES)
+def test_file_is_readable_in_one_sitting_when_opened(path: Path) -> None:
+    num_lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert num_lines <= MAX_FILE_LINES, (
+        f"{_relative(path)} has {num_lines} lines; split it at {MAX_FILE_LINES}"
+    )
+
+
+@_each(*PACKAGES)
+def test_file_name_says_what_is_inside_when_listed(path: Path) -> None:
+    assert not FORBIDDEN_NAMES & set(path.relative_to(REPO_ROOT).with_suffix("").parts), _relative(path)
+
+
+@_each(*PACKAGES)
+def test_source_is_free_of_unsafe_constructs_when_parsed(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    problems = []
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            problems.append(f"line {line}: bare except")
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+            if name in FORBIDDEN_CALLS:
+                problems.append(f"line {line}: {name}()")
+            elif name == "torch.load" and not _is_true(keywords.get("weights_only")):
+                problems.append(f"line {line}: torch.load without weights_only=True")
+            elif name in {"np.load", "numpy.load"} and _is_true(keywords.get("allow_pickle")):
+                problems.append(f"line {line}: {name} with allow_pickle=True")
+            elif name == "yaml.load":
+                problems.append(f"line {line}: yaml.load instead of yaml.safe_load")
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            pickles = _roots(set(_imported_modules(node, path))) & FORBIDDEN_MODULES
+            problems += [f"line {line}: imports {name}" for name in sorted(pickles)]
+        elif isinstance(node, ast.Raise) and node.exc is not None:
+            if "NotImplementedError" in ast.unparse(node.exc):
+                problems.append(f"line {line}: NotImplementedError; an abstract method or a clear ValueError")
+    assert not problems, f"{_relative(path)}: " + "; ".join(problems)
+
+
+def _is_true(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is True
+
+
+@_each(*PACKAGES)
+def test_everything_public_is_explained_when_parsed(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    missing = [] if ast.get_docstring(tree) else ["the module itself"]
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if not node.name.startswith("_") and not ast.get_docstring(node):
+            missing.append(node.name)
+    assert not missing, f"{_relative(path)} has no docstring on: {', '.join(missing)}"
+
+
+def _modules_after(statement: str) -> set[str]:
+    """Root names in ``sys.modules`` of a fresh interpreter after ``statement``."""
+    script = (
+        f"import json, sys; {statement}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPO_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.strip().splitlines()[-1]))
+
+
+def test_moai_import_stays_light_when_fresh() -> None:
+    heavy = _modules_after("import moai") & HEAVY_PACKAGES
+    assert not heavy, f"`import moai` loads {sorted(heavy)}"
+
+
+def test_verbalizers_import_stays_light_when_fresh() -> None:
+    loaded = _modules_after("import verbalizers")
+    heavy = loaded & (
+        HEAVY_PACKAGES | {"torch", "transformers", "moai", "compressor", "mixer", "scipy", "pandas"}
+    )
+    assert not heavy, f"`import verbalizers` loads {sorted(heavy)}; it needs numpy and Pillow only"
+
+
+@pytest.mark.parametrize("package", ["compressor", "mixer"])
+def test_model_leaf_import_needs_no_sibling_when_fresh(package: str) -> None:
+    strangers = _modules_after(f"import {package}") & ((set(PACKAGES) - {package}) | {"transformers", "PIL"})
+    assert not strangers, f"`import {package}` loads {sorted(strangers)}"
+
+
+def test_command_line_help_stays_light_when_fresh() -> None:
+    heavy = _modules_after("import moai.cli") & HEAVY_PACKAGES
+    assert not heavy, f"`moai --help` loads {sorted(heavy)}"
