@@ -1,0 +1,37 @@
+"""Computer vision in words: images -> findings -> sentences.
+
+Importing this package needs numpy and Pillow only; every backend is imported when it is first used.
+"""
+
+from verbalizers.base import Verbalizer, available_verbalizers, build_verbalizer, register_verbalizer
+from verbalizers.detection import verbalize_detections
+from verbalizers.ocr import verbalize_text_lines
+from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_finding, verbalize_scene
+from verbalizers.scene_graph import verbalize_relations
+from verbalizers.segmentation import pascal_colors, render_segmentation_map, verbalize_segments
+from verbalizers.structures import Detections, Relations, Scene, Segments, TextLines
+from verbalizers.words import WordSettings, join_sentences
+
+__all__ = [
+    "SCENE_FIELDS",
+    "Detections",
+    "Relations",
+    "Scene",
+    "Segments",
+    "TextLines",
+    "Verbalizer",
+    "WordSettings",
+    "available_verbalizers",
+    "build_verbalizer",
+    "join_sentences",
+    "parse_scene",
+    "pascal_colors",
+    "register_verbalizer",
+    "render_segmentation_map",
+    "verbalize_detections",
+    "verbalize_finding",
+    "verbalize_relations",
+    "verbalize_scene",
+    "verbalize_segments",
+    "verbalize_text_lines",
+]

@@ -1,0 +1,97 @@
+"""Box arithmetic in pure numpy.
+
+Boxes are `xyxy` (left, top, right, bottom) in pixels of the original image unless a name says `normalized` (fractions of
+the image, 0 to 1) or `cxcywh` (centre, width, height). Right and bottom are exclusive: a one-pixel mask at (x, y) has the
+box [x, y, x + 1, y + 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = [
+    "box_area",
+    "box_iou",
+    "clip_boxes",
+    "cxcywh_to_xyxy",
+    "format_box",
+    "mask_to_box",
+    "normalize_boxes",
+    "quads_to_boxes",
+]
+
+
+def mask_to_box(mask: np.ndarray) -> np.ndarray:
+    """Tight box around the True pixels of a mask.
+
+    Args:
+        mask: bool `(H, W)`.
+
+    Returns:
+        float32 `(4,)` xyxy pixels, `[x_min, y_min, x_max + 1, y_max + 1]`; all zeros for an empty mask.
+    """
+    columns = np.flatnonzero(mask.any(axis=0))
+    if columns.size == 0:
+        return np.zeros(4, dtype=np.float32)
+    rows = np.flatnonzero(mask.any(axis=1))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float32)
+
+
+def normalize_boxes(boxes_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> np.ndarray:
+    """Divide pixel boxes by the image size.
+
+    Args:
+        boxes_xyxy: float `(N, 4)` pixels.
+        image_size_hw: height and width of the image in pixels.
+
+    Returns:
+        float32 `(N, 4)`, fractions of the image. Not clipped: see `clip_boxes`.
+    """
+    height, width = image_size_hw
+    divisor = np.array([width, height, width, height], dtype=np.float32)
+    return np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4) / divisor
+
+
+def clip_boxes(boxes_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> np.ndarray:
+    """Move every corner into the image. Returns a float32 `(N, 4)` copy; -0.0 becomes 0.0."""
+    height, width = image_size_hw
+    limit = np.array([width, height, width, height], dtype=np.float32)
+    # Adding 0.0 turns the negative zero that np.clip lets through into a positive one.
+    return np.clip(
+        np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4), np.float32(0), limit
+    ) + np.float32(0)
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: np.ndarray) -> np.ndarray:
+    """`(N, 4)` centre/width/height boxes to `(N, 4)` corner boxes, same unit."""
+    boxes = np.asarray(boxes_cxcywh, dtype=np.float32).reshape(-1, 4)
+    half = boxes[:, 2:] / 2
+    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
+
+
+def box_area(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Areas `(N,)` of `(N, 4)` boxes; inverted boxes count as empty."""
+    boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
+    return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
+
+
+def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
+    """Intersection over union of every pair: `(N, 4)` and `(M, 4)` give float32 `(N, M)`; two empty boxes give 0."""
+    first = np.asarray(first_xyxy, dtype=np.float32).reshape(-1, 4)
+    second = np.asarray(second_xyxy, dtype=np.float32).reshape(-1, 4)
+    top_left = np.maximum(first[:, None, :2], second[None, :, :2])  # (N, M, 2)
+    bottom_right = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    intersection = np.prod(np.clip(bottom_right - top_left, 0, None), axis=2)
+    union = box_area(first)[:, None] + box_area(second)[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def quads_to_boxes(quads: np.ndarray) -> np.ndarray:
+    """Upright boxes `(N, 4)` around quadrilaterals `(N, 4, 2)` of x, y points."""
+    points = np.asarray(quads, dtype=np.float32).reshape(-1, 4, 2)
+    return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
+
+
+def format_box(normalized_xyxy: np.ndarray) -> str:
+    """`[x0, y0, x1, y1]` with two decimals, the form in which MoAI reads boxes (arXiv 2403.07508, section 3)."""
+    return "[" + ", ".join(f"{float(value):.2f}" for value in normalized_xyxy) + "]"

@@ -1,0 +1,419 @@
+"""What computer vision found, as frozen and validated dataclasses.
+
+Every verbalizer, whatever library it runs, answers with one of these; everything behind it (words, pictures, cache,
+training data) reads nothing else. Arrays are numpy, stored read-only. Two objects are equal when all their values are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from verbalizers.boxes import mask_to_box
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["STRUCTURES", "Detections", "Finding", "Relations", "Scene", "Segments", "TextLines"]
+
+
+def _array(value: Any, dtype: type, shape: tuple[int | None, ...], name: str, next_step: str) -> np.ndarray:
+    """Read-only copy of `value` with this dtype; None in `shape` stands for any length."""
+    try:
+        array = np.array(value, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be numeric, got {type(value).__name__}: {error}. {next_step}"
+        ) from error
+    if array.size == 0 and array.ndim != len(shape) and 0 not in shape:
+        array = array.reshape([length if length is not None else 0 for length in shape])
+    fits = array.ndim == len(shape) and all(
+        s is None or s == n for s, n in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = (
+            "("
+            + ", ".join("N" if s is None else str(s) for s in shape)
+            + ("," if len(shape) == 1 else "")
+            + ")"
+        )
+        raise ValueError(f"`{name}` must have shape {wanted}, got {array.shape}. {next_step}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"`{name}` must be finite, got NaN or infinity. Drop those entries before building.")
+    array.setflags(write=False)
+    return array
+
+
+def _confidence(value: Any, length: int, name: str = "confidence") -> np.ndarray:
+    array = _array(value, np.float32, (length,), name, "Give one score per entry.")
+    if array.size and (array.min() < 0 or array.max() > 1 + 1e-4):
+        raise ValueError(
+            f"`{name}` must lie in [0, 1], got {array.min():.4g} to {array.max():.4g}. Apply sigmoid or softmax first."
+        )
+    return array
+
+
+def _names(value: Any, name: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise ValueError(f"`{name}` must be a sequence of strings, got one string. Write ({value!r},).")
+    names = tuple(value)
+    for entry in names:
+        if not isinstance(entry, str):
+            raise ValueError(
+                f"`{name}` must hold strings, got {type(entry).__name__}. Map ids to names first."
+            )
+    return names
+
+
+def _image_size(value: Any, name: str = "image_size_hw") -> tuple[int, int]:
+    size = tuple(int(length) for length in value)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(
+            f"`{name}` must be (height, width), both at least 1, got {value!r}. Use array.shape[:2]."
+        )
+    return size
+
+
+class Finding:
+    """Base of the dataclasses below: equality by value, plain-dict form, read-only arrays."""
+
+    structure: ClassVar[str]
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
+        return all(
+            np.array_equal(a, b)
+            if isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+            else a is b or a == b
+            for a, b in pairs
+        )
+
+    __hash__ = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that `json.dumps` accepts; `from_dict` gives an equal object back."""
+        result: dict[str, Any] = {"structure": self.structure}
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            result[entry.name] = value.tolist() if isinstance(value, np.ndarray) else value
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in result.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Finding:
+        """Rebuild from `to_dict`'s output.
+
+        Raises:
+            ValueError: a field is missing, unknown or does not validate.
+        """
+        values = {name: value for name, value in data.items() if name != "structure"}
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        required = {
+            entry.name
+            for entry in dataclasses.fields(cls)
+            if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        }
+        if not required <= set(values) <= known:
+            raise ValueError(
+                f"{cls.__name__}.from_dict expects the fields {sorted(required)} (of {sorted(known)}), "
+                f"got {sorted(values)}. Write it with {cls.__name__}.to_dict()."
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True, eq=False)
+class Segments(Finding):
+    """Panoptic segmentation: every pixel belongs to at most one segment.
+
+    Attributes:
+        panoptic_map: int32 `(H, W)`, the segment id of each pixel; 0 or negative = unassigned.
+        segment_ids: N positive, distinct ids. An id without pixels and a pixel without a listed id are allowed.
+        class_names: N names; "" = the model's class is unknown (the words skip it).
+        confidence: float32 `(N,)` in [0, 1].
+    """
+
+    structure: ClassVar[str] = "segments"
+
+    panoptic_map: np.ndarray
+    segment_ids: tuple[int, ...]
+    class_names: tuple[str, ...]
+    confidence: np.ndarray
+
+    def __post_init__(self) -> None:
+        source = np.asarray(self.panoptic_map)
+        if source.dtype.kind not in "iub":
+            raise ValueError(
+                f"`panoptic_map` must hold integer ids, got {source.dtype}. Convert with astype(np.int32)."
+            )
+        panoptic_map = _array(
+            source, np.int32, (None, None), "panoptic_map", "Give one (H, W) map per image."
+        )
+        _image_size(panoptic_map.shape, "panoptic_map.shape")
+        ids = tuple(int(segment_id) for segment_id in self.segment_ids)
+        if len(set(ids)) != len(ids) or any(segment_id < 1 for segment_id in ids):
+            raise ValueError(
+                f"`segment_ids` must be positive and distinct, got {ids}. Renumber the segments from 1."
+            )
+        names = _names(self.class_names, "class_names")
+        if len(names) != len(ids):
+            raise ValueError(
+                f"`class_names` must have {len(ids)} entries like segment_ids, got {len(names)}."
+            )
+        self._set(panoptic_map=panoptic_map, segment_ids=ids, class_names=names)
+        self._set(confidence=_confidence(self.confidence, len(ids)))
+
+    def __len__(self) -> int:
+        return len(self.segment_ids)
+
+    @property
+    def image_size_hw(self) -> tuple[int, int]:
+        """Height and width of the map in pixels."""
+        return self.panoptic_map.shape
+
+    @cached_property
+    def boxes_xyxy(self) -> np.ndarray:
+        """float32 `(N, 4)` tight boxes in pixels, `[x0, y0, x1 + 1, y1 + 1]`; zeros for an id without pixels."""
+        if not self.segment_ids:
+            return np.zeros((0, 4), dtype=np.float32)
+        return np.stack([mask_to_box(self.panoptic_map == segment_id) for segment_id in self.segment_ids])
+
+    @cached_property
+    def pixel_counts(self) -> np.ndarray:
+        """int64 `(N,)`: how many pixels carry each id."""
+        present, counts = np.unique(self.panoptic_map, return_counts=True)
+        table = dict(zip(present.tolist(), counts.tolist(), strict=True))
+        return np.array([table.get(segment_id, 0) for segment_id in self.segment_ids], dtype=np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Finding.to_dict`; the map is run-length encoded row by row."""
+        flat = self.panoptic_map.ravel()
+        starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+        lengths = np.diff(np.concatenate([starts, [flat.size]]))
+        result = super().to_dict()
+        result["panoptic_map"] = {
+            "image_size_hw": list(self.image_size_hw),
+            "run_ids": flat[starts].tolist(),
+            "run_lengths": lengths.tolist(),
+        }
+        return result
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Segments:
+        """Rebuild from `to_dict`'s output; a plain nested list as the map is accepted too."""
+        runs = data.get("panoptic_map")
+        if isinstance(runs, Mapping):
+            height, width = _image_size(runs["image_size_hw"])
+            lengths = np.asarray(runs["run_lengths"], dtype=np.int64)
+            # Checked before the map is allocated, so that a forged file cannot ask for unbounded memory.
+            if lengths.size != len(runs["run_ids"]) or (lengths < 1).any() or lengths.sum() != height * width:
+                raise ValueError(
+                    f"`panoptic_map` runs must cover {height} x {width} pixels, got {int(lengths.sum())} in "
+                    f"{lengths.size} runs for {len(runs['run_ids'])} ids. Write it with Segments.to_dict()."
+                )
+            flat = np.repeat(np.asarray(runs["run_ids"], dtype=np.int32), lengths)
+            data = {**data, "panoptic_map": flat.reshape(height, width)}
+        return super().from_dict(data)
+
+
+@dataclass(frozen=True, eq=False)
+class Detections(Finding):
+    """Object detection.
+
+    Attributes:
+        boxes_xyxy: float32 `(N, 4)` pixels of the original image; may reach outside it.
+        class_names: N names; "" = unknown class (the words skip it).
+        confidence: float32 `(N,)` in [0, 1].
+        image_size_hw: height and width of the original image in pixels.
+    """
+
+    structure: ClassVar[str] = "detections"
+
+    boxes_xyxy: np.ndarray
+    class_names: tuple[str, ...]
+    confidence: np.ndarray
+    image_size_hw: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        boxes = _array(
+            self.boxes_xyxy, np.float32, (None, 4), "boxes_xyxy", "Wrap a single box as boxes[None]."
+        )
+        names = _names(self.class_names, "class_names")
+        if len(names) != len(boxes):
+            raise ValueError(
+                f"`class_names` must have {len(boxes)} entries like boxes_xyxy, got {len(names)}."
+            )
+        self._set(boxes_xyxy=boxes, class_names=names, image_size_hw=_image_size(self.image_size_hw))
+        self._set(confidence=_confidence(self.confidence, len(boxes)))
+
+    def __len__(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Relations(Finding):
+    """A scene graph: who does what to whom.
+
+    Attributes:
+        object_names: M names of the objects the relations speak about; "" = unknown class.
+        subject_indices: int64 `(R,)` into object_names.
+        object_indices: int64 `(R,)` into object_names.
+        predicates: R predicates ("on", "holding", ...).
+        confidence: float32 `(R,)` in [0, 1].
+        object_boxes_xyxy: float32 `(M, 4)` pixels of the original image, or None where the model gives none.
+    """
+
+    structure: ClassVar[str] = "relations"
+
+    object_names: tuple[str, ...]
+    subject_indices: np.ndarray
+    object_indices: np.ndarray
+    predicates: tuple[str, ...]
+    confidence: np.ndarray
+    object_boxes_xyxy: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        names = _names(self.object_names, "object_names")
+        predicates = _names(self.predicates, "predicates")
+        length = len(predicates)
+        next_step = f"Give one index per predicate ({length})."
+        for name in ("subject_indices", "object_indices"):
+            indices = _array(getattr(self, name), np.int64, (length,), name, next_step)
+            if length and (indices.min() < 0 or indices.max() >= len(names)):
+                raise ValueError(
+                    f"`{name}` must lie in [0, {len(names) - 1}], got {indices.min()} to {indices.max()}. "
+                    "They index object_names."
+                )
+            self._set(**{name: indices})
+        self._set(object_names=names, predicates=predicates, confidence=_confidence(self.confidence, length))
+        if self.object_boxes_xyxy is not None:
+            next_step = "Give one box per object name."
+            boxes = _array(
+                self.object_boxes_xyxy, np.float32, (len(names), 4), "object_boxes_xyxy", next_step
+            )
+            self._set(object_boxes_xyxy=boxes)
+
+    def __len__(self) -> int:
+        return len(self.predicates)
+
+
+@dataclass(frozen=True, eq=False)
+class TextLines(Finding):
+    """Lines of text in reading order.
+
+    Attributes:
+        quads: float32 `(N, 4, 2)` corner points x, y in pixels, clockwise from the line's top left.
+        texts: N strings, as read.
+        confidence: float32 `(N,)` in [0, 1].
+    """
+
+    structure: ClassVar[str] = "text_lines"
+
+    quads: np.ndarray
+    texts: tuple[str, ...]
+    confidence: np.ndarray
+
+    def __post_init__(self) -> None:
+        texts = _names(self.texts, "texts")
+        next_step = "Give four x, y corners per text; boxes become quads with adapters.boxes_to_quads."
+        quads = _array(self.quads, np.float32, (len(texts), 4, 2), "quads", next_step)
+        self._set(quads=quads, texts=texts, confidence=_confidence(self.confidence, len(texts)))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+STRUCTURES: dict[str, type[Finding]] = {c.structure: c for c in (Segments, Detections, Relations, TextLines)}
+"""Finding classes by the name that their dict form carries."""
+
+_SCENE_FIELDS = {
+    "segments": Segments,
+    "detections": Detections,
+    "relations": Relations,
+    "text_lines": TextLines,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Scene(Finding):
+    """Everything that was found in one image.
+
+    Attributes:
+        image_size_hw: height and width of the image in pixels.
+        segments, detections, relations, text_lines: None = nobody looked, or the verbalizer failed.
+        findings: kind -> finding, for kinds beyond the four. A finding is one of this file's dataclasses, a sentence,
+            or anything that JSON can hold.
+        failures: kind -> what went wrong.
+    """
+
+    structure: ClassVar[str] = "scene"
+
+    image_size_hw: tuple[int, int]
+    segments: Segments | None = None
+    detections: Detections | None = None
+    relations: Relations | None = None
+    text_lines: TextLines | None = None
+    findings: Mapping[str, Any] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._set(image_size_hw=_image_size(self.image_size_hw))
+        for name, wanted in _SCENE_FIELDS.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, wanted):
+                raise ValueError(
+                    f"`{name}` must be {wanted.__name__} or None, got {type(value).__name__}. See verbalizers.adapters."
+                )
+        self._set(findings=dict(self.findings), failures={k: str(v) for k, v in dict(self.failures).items()})
+
+    def draw(self, image: Image.Image | np.ndarray) -> Image.Image:
+        """The image with everything found drawn over it: masks, boxes, relation arrows, text outlines.
+
+        Args:
+            image: the picture this scene describes, PIL or uint8 `(H, W, 3)` RGB.
+
+        Returns:
+            A new RGB PIL image of the same size.
+        """
+        from verbalizers.drawing import draw_scene
+
+        return draw_scene(self, image)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that `json.dumps` accepts; absent findings are left out."""
+        result: dict[str, Any] = {"image_size_hw": list(self.image_size_hw)}
+        for name in _SCENE_FIELDS:
+            value = getattr(self, name)
+            if value is not None:
+                result[name] = value.to_dict()
+        if self.findings:
+            result["findings"] = {
+                k: v.to_dict() if isinstance(v, Finding) else v for k, v in self.findings.items()
+            }
+        if self.failures:
+            result["failures"] = dict(self.failures)
+        return result
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Scene:
+        """Rebuild from `to_dict`'s output."""
+        values = dict(data)
+        for name, wanted in _SCENE_FIELDS.items():
+            if values.get(name) is not None:
+                values[name] = wanted.from_dict(values[name])
+        values["findings"] = {
+            kind: STRUCTURES[value["structure"]].from_dict(value)
+            if isinstance(value, Mapping) and value.get("structure") in STRUCTURES
+            else value
+            for kind, value in values.get("findings", {}).items()
+        }
+        return super().from_dict(values)

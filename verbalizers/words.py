@@ -1,0 +1,87 @@
+"""The grammar that all sentences share.
+
+The four sentences are those of the released MoAI (golden-tested); its paper states the templates (arXiv 2403.07508,
+section 3, "Verbalization").
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "BOXES_OPENING",
+    "RELATIONS_OPENING",
+    "TEXTS_OPENING",
+    "WordSettings",
+    "join_sentences",
+    "list_sentence",
+    "number_duplicates",
+    "strip_coco_suffixes",
+    "without_control_characters",
+]
+
+BOXES_OPENING = "The image includes bounding box coordinates and their objects: "
+RELATIONS_OPENING = "The image includes relationships between objects: "
+TEXTS_OPENING = "The image includes text descriptions: "
+
+
+@dataclass(frozen=True)
+class WordSettings:
+    """What is worth saying. The defaults are the released MoAI's.
+
+    Attributes:
+        detection_threshold: lowest confidence of a detection that is said.
+        relation_threshold: lowest confidence of a relation that is said.
+        max_relations: how many relations are said at most, the surest first.
+        text_threshold: lowest confidence of a line of text that is said.
+    """
+
+    detection_threshold: float = 0.5
+    relation_threshold: float = 0.8
+    max_relations: int = 10
+    text_threshold: float = 0.85
+
+    def __post_init__(self) -> None:
+        for name in ("detection_threshold", "relation_threshold", "text_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a confidence."
+                )
+        if self.max_relations < 0:
+            raise ValueError(f"`max_relations` must be at least 0, got {self.max_relations}.")
+
+
+def list_sentence(opening: str, items: Sequence[str]) -> str:
+    """`opening` + items joined by ", and " + "."; no items give ""."""
+    return opening + ", and ".join(items) + "." if items else ""
+
+
+def join_sentences(sentences: Iterable[str], compat: bool = False) -> str:
+    """Sentences joined with one space.
+
+    The release joins empty ones too and so leaves blanks at the places of what was not found (`compat=True`); ours
+    skips them.
+    """
+    return " ".join(sentence for sentence in sentences if sentence or compat)
+
+
+def strip_coco_suffixes(name: str) -> str:
+    """`sky-other-merged` -> `sky`: COCO's panoptic bookkeeping says nothing to a reader."""
+    return name.replace("-merged", "").replace("-other", "").replace("-stuff", "")
+
+
+def number_duplicates(names: Sequence[str]) -> list[str]:
+    """Names that occur more than once get " (#1)", " (#2)", ... in order; single names stay."""
+    seen: dict[str, int] = {}
+    numbered = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        numbered.append(f"{name} (#{seen[name]})")
+    return [full if seen[name] > 1 else name for name, full in zip(names, numbered, strict=True)]
+
+
+def without_control_characters(text: str) -> str:
+    """Control characters (line breaks, escapes) become spaces: a line of text is one line."""
+    return "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
