@@ -1,9 +1,10 @@
 """The verbalizer interface and its registry.
 
-A verbalizer looks at images and answers with findings (see structures.py). Its class is registered under a kind (what
-it finds) and a backend (with which library); the first backend registered for a kind is that kind's default. Packages
-outside this repository plug in through the entry-point group `moai.verbalizers`, entries named `<kind>.<backend>`;
-they are listed without being imported and imported only when they are built.
+A verbalizer looks at images and answers with findings (see structures.py). Its class is registered under a
+kind (what it finds) and a backend (with which library); the first backend registered for a kind is that
+kind's default. Packages outside this repository plug in through the entry-point group `moai.verbalizers`,
+entries named `<kind>.<backend>`; they are listed without being imported and imported only when they are
+built.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _VerbalizerClass = TypeVar("_VerbalizerClass", bound=type)
 class Verbalizer(ABC):
     """One intelligence: images in, findings out.
 
-    Subclasses are usually dataclasses whose fields are their settings (checkpoint, thresholds, device). They load
-    their model on first use, not when built, and may be called from any thread.
+    Subclasses are usually dataclasses whose fields are their settings (checkpoint, thresholds, device). They
+    load their model on first use, not when built, and may be called from any thread.
     """
 
     kind: ClassVar[str] = ""
@@ -51,7 +52,8 @@ class Verbalizer(ABC):
             images: uint8 `(H, W, 3)` RGB arrays; sizes may differ.
 
         Returns:
-            One finding per image, in order; for the four built-in kinds Segments, Detections, Relations, TextLines.
+            One finding per image, in order; for the four built-in kinds Segments, Detections, Relations,
+            TextLines.
         """
 
     def settings(self) -> dict[str, Any]:
@@ -63,8 +65,8 @@ class Verbalizer(ABC):
     def fingerprint(self) -> str:
         """16 hex digits that change when the class, a setting or a checkpoint's content changes.
 
-        Cached verbalizations are keyed by it. Settings named `checkpoint` are read through `fingerprint_checkpoint`, so
-        that a copied folder keeps its fingerprint and a retrained one does not.
+        Cached verbalizations are keyed by it. Settings named `checkpoint` are read through
+        `fingerprint_checkpoint`, so that a copied folder keeps its fingerprint and a retrained one does not.
         """
         settings = {
             name: fingerprint_checkpoint(value) if name == "checkpoint" and value is not None else value
@@ -85,7 +87,8 @@ def fingerprint_checkpoint(checkpoint: str | Path) -> str:
         if path.suffix in {".json", ".safetensors", ".txt", ".onnx"} and path.is_file():
             digest.update(path.name.encode())
             with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
     return digest.hexdigest()[:16]
 
 
@@ -93,7 +96,8 @@ def register_verbalizer(kind: str, backend: str) -> Callable[[_VerbalizerClass],
     """Class decorator that makes `build_verbalizer(kind, backend)` find the class.
 
     Raises:
-        ValueError: the name is taken by another class, a name is not an identifier, or the class is no Verbalizer.
+        ValueError: the name is taken by another class, a name is not an identifier, or the class is no
+            Verbalizer.
     """
     for name, value in (("kind", kind), ("backend", backend)):
         if not value.isidentifier():

@@ -1,8 +1,8 @@
 """Box arithmetic in pure numpy.
 
-Boxes are `xyxy` (left, top, right, bottom) in pixels of the original image unless a name says `normalized` (fractions of
-the image, 0 to 1) or `cxcywh` (centre, width, height). Right and bottom are exclusive: a one-pixel mask at (x, y) has the
-box [x, y, x + 1, y + 1].
+Boxes are `xyxy` (left, top, right, bottom) in pixels of the original image unless a name says `normalized`
+(fractions of the image, 0 to 1) or `cxcywh` (centre, width, height). Right and bottom are exclusive: a
+one-pixel mask at (x, y) has the box [x, y, x + 1, y + 1].
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def box_area(boxes_xyxy: np.ndarray) -> np.ndarray:
 
 
 def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair: `(N, 4)` and `(M, 4)` give float32 `(N, M)`; two empty boxes give 0."""
+    """Intersection over union of every pair, float32 `(N, M)` for N and M boxes; two empty boxes give 0."""
     first = np.asarray(first_xyxy, dtype=np.float32).reshape(-1, 4)
     second = np.asarray(second_xyxy, dtype=np.float32).reshape(-1, 4)
     top_left = np.maximum(first[:, None, :2], second[None, :, :2])  # (N, M, 2)
@@ -93,5 +93,5 @@ def quads_to_boxes(quads: np.ndarray) -> np.ndarray:
 
 
 def format_box(normalized_xyxy: np.ndarray) -> str:
-    """`[x0, y0, x1, y1]` with two decimals, the form in which MoAI reads boxes (arXiv 2403.07508, section 3)."""
+    """`[x0, y0, x1, y1]` with two decimals: the form in which MoAI reads boxes (arXiv 2403.07508)."""
     return "[" + ", ".join(f"{float(value):.2f}" for value in normalized_xyxy) + "]"

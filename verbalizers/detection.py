@@ -19,7 +19,8 @@ def verbalize_detections(
     Args:
         detections: None gives "".
         threshold: lowest confidence that is said.
-        compat: speak as the release does, boxes outside the image and "-0.00" included; ours keeps them inside.
+        compat: speak as the release does, boxes outside the image and "-0.00" included; ours keeps them
+            inside.
     """
     if detections is None:
         return ""

@@ -1,6 +1,7 @@
 """From images to scenes, and from scenes to words.
 
-`parse_scene` runs all verbalizers side by side and never fails because one of them did; `verbalize_scene` is pure.
+`parse_scene` runs all verbalizers side by side and never fails because one of them did; `verbalize_scene` is
+pure.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _STRUCTURE_OF_KIND = {
     "ocr": TextLines,
 }
 
-# Verbalizers abandoned after a time-out whose thread still runs: asking them again would only pile up threads.
+# Verbalizers abandoned after a time-out whose thread still runs: asking them again would only pile up
+# threads.
 _stuck: list[tuple[Verbalizer, threading.Thread]] = []
 _reported_failures: set[str] = set()
 
@@ -87,9 +89,10 @@ def verbalize_scene(
 
     Args:
         scene: what was found.
-        kinds: which kinds are said, in this order; None = the four, then the scene's further findings by name.
-        compat: the release's very words, its blanks, gaps and slips included; False = ours, which say the same where
-            the release is right.
+        kinds: which kinds are said, in this order; None = the four, then the scene's further findings by
+            name.
+        compat: the release's very words, its blanks, gaps and slips included; False = ours, which say the
+            same where the release is right.
         settings: thresholds; None = the release's.
 
     Raises:
@@ -121,8 +124,9 @@ def parse_scene(
 ) -> list[Scene]:
     """Run every verbalizer on a batch of images, side by side in threads.
 
-    A verbalizer that raises leaves its field empty and is named in `Scene.failures`; if it raised on the batch it is
-    asked again image by image, so that one bad image does not lose the others. One that exceeds `timeout_s` is
+    A verbalizer that raises leaves its field empty and is named in `Scene.failures`; if it raised on the
+    batch it is asked again image by image, so that one bad image does not lose the others. One that exceeds
+    `timeout_s` is
     abandoned: its thread is a daemon and does not keep the process alive.
 
     Args:
@@ -199,14 +203,14 @@ def _run_side_by_side(
 def _predict_safely(verbalizer: Verbalizer, arrays: list[np.ndarray]) -> _Outcome:
     try:
         return _Outcome(_predict_checked(verbalizer, arrays))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - foreign code may raise anything; the answer must come
         if len(arrays) == 1:
             return _failed(verbalizer, arrays, _describe(error))
     outcome = _Outcome([None] * len(arrays))
     for index, array in enumerate(arrays):
         try:
             outcome.findings[index] = _predict_checked(verbalizer, [array])[0]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above
             outcome.failures[index] = _describe(error)
     if outcome.failures:
         _report_once(verbalizer, next(iter(outcome.failures.values())), len(outcome.failures))

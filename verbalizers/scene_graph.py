@@ -22,7 +22,7 @@ def verbalize_relations(
     max_relations: int = WordSettings.max_relations,
     compat: bool = False,
 ) -> str:
-    """`The image includes relationships between objects: A is on B, and C is holding D.`
+    """Relations in words: `The image includes relationships between objects: A is on B, and C is holding D.`.
 
     Objects that share a name are numbered: `person (#2)`.
 
@@ -60,8 +60,8 @@ def _choose_as_released(relations: Relations, threshold: float, max_relations: i
     wanted = min(max_relations, len(relations.object_names))
     if len(relations) == 0 or wanted > len(relations):
         return []
-    # The release filters argpartition's indices by partition's values, which numpy does not promise to order alike:
-    # both are needed to say exactly what it says.
+    # The release filters argpartition's indices by partition's values, which numpy does not promise to order
+    # alike: both are needed to say exactly what it says.
     indices = np.argpartition(relations.confidence, -wanted)[-wanted:]
     scores = np.partition(relations.confidence, -wanted)[-wanted:]
     return [int(i) for i in indices[scores >= np.float32(threshold)]]

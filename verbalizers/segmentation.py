@@ -14,13 +14,13 @@ RELEASE_NUM_COLORS = 134  # nothing + the 133 COCO panoptic classes: all the col
 
 
 def verbalize_segments(segments: Segments | None, compat: bool = False) -> str:
-    """`The image includes bounding box coordinates and their objects: [x0, y0, x1, y1] name, and [..] name.`
+    """Segments in words: `The image includes bounding box coordinates and their objects: [..] name.`.
 
     Args:
         segments: None gives "".
-        compat: speak as the release does. It takes the boxes in ascending id order whatever the order of the names,
-            and says nothing at all when an id has no pixels or a class is unknown; ours gives each name its own box
-            and leaves out only that segment.
+        compat: speak as the release does. It takes the boxes in ascending id order whatever the order of the
+            names, and says nothing at all when an id has no pixels or a class is unknown; ours gives each
+            name its own box and leaves out only that segment.
     """
     if segments is None:
         return ""
@@ -70,12 +70,13 @@ def pascal_colors(indices: np.ndarray) -> np.ndarray:
 def render_segmentation_map(
     segments: Segments | None, image_size_hw: tuple[int, int] | None = None, compat: bool = False
 ) -> np.ndarray:
-    """Paint each segment id with its Pascal colour: the picture that MoAI's vision tower sees beside the photograph.
+    """Paint each segment id with its Pascal colour: the picture that MoAI's vision tower sees beside the
+    photograph.
 
     Args:
         segments: None = nothing known, a black map of `image_size_hw`.
-        image_size_hw: wanted height and width; None = the size of the panoptic map. A different size is reached by
-            nearest-neighbour sampling of the ids.
+        image_size_hw: wanted height and width; None = the size of the panoptic map. A different size is
+            reached by nearest-neighbour sampling of the ids.
         compat: raise as the release does for ids above 133, which its colour table lacks.
 
     Returns:

@@ -1,7 +1,8 @@
 """What computer vision found, as frozen and validated dataclasses.
 
-Every verbalizer, whatever library it runs, answers with one of these; everything behind it (words, pictures, cache,
-training data) reads nothing else. Arrays are numpy, stored read-only. Two objects are equal when all their values are.
+Every verbalizer, whatever library it runs, answers with one of these; everything behind it (words, pictures,
+cache, training data) reads nothing else. Arrays are numpy, stored read-only. Two objects are equal when all
+their values are.
 """
 
 from __future__ import annotations
@@ -15,68 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from verbalizers.boxes import mask_to_box
+from verbalizers.validation import checked_array, checked_confidence, checked_image_size, checked_names
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["STRUCTURES", "Detections", "Finding", "Relations", "Scene", "Segments", "TextLines"]
-
-
-def _array(value: Any, dtype: type, shape: tuple[int | None, ...], name: str, next_step: str) -> np.ndarray:
-    """Read-only copy of `value` with this dtype; None in `shape` stands for any length."""
-    try:
-        array = np.array(value, dtype=dtype)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`{name}` must be numeric, got {type(value).__name__}: {error}. {next_step}"
-        ) from error
-    if array.size == 0 and array.ndim != len(shape) and 0 not in shape:
-        array = array.reshape([length if length is not None else 0 for length in shape])
-    fits = array.ndim == len(shape) and all(
-        s is None or s == n for s, n in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        wanted = (
-            "("
-            + ", ".join("N" if s is None else str(s) for s in shape)
-            + ("," if len(shape) == 1 else "")
-            + ")"
-        )
-        raise ValueError(f"`{name}` must have shape {wanted}, got {array.shape}. {next_step}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"`{name}` must be finite, got NaN or infinity. Drop those entries before building.")
-    array.setflags(write=False)
-    return array
-
-
-def _confidence(value: Any, length: int, name: str = "confidence") -> np.ndarray:
-    array = _array(value, np.float32, (length,), name, "Give one score per entry.")
-    if array.size and (array.min() < 0 or array.max() > 1 + 1e-4):
-        raise ValueError(
-            f"`{name}` must lie in [0, 1], got {array.min():.4g} to {array.max():.4g}. Apply sigmoid or softmax first."
-        )
-    return array
-
-
-def _names(value: Any, name: str) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise ValueError(f"`{name}` must be a sequence of strings, got one string. Write ({value!r},).")
-    names = tuple(value)
-    for entry in names:
-        if not isinstance(entry, str):
-            raise ValueError(
-                f"`{name}` must hold strings, got {type(entry).__name__}. Map ids to names first."
-            )
-    return names
-
-
-def _image_size(value: Any, name: str = "image_size_hw") -> tuple[int, int]:
-    size = tuple(int(length) for length in value)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(
-            f"`{name}` must be (height, width), both at least 1, got {value!r}. Use array.shape[:2]."
-        )
-    return size
 
 
 class Finding:
@@ -137,7 +82,8 @@ class Segments(Finding):
 
     Attributes:
         panoptic_map: int32 `(H, W)`, the segment id of each pixel; 0 or negative = unassigned.
-        segment_ids: N positive, distinct ids. An id without pixels and a pixel without a listed id are allowed.
+        segment_ids: N positive, distinct ids. An id without pixels and a pixel without a listed id are
+            allowed.
         class_names: N names; "" = the model's class is unknown (the words skip it).
         confidence: float32 `(N,)` in [0, 1].
     """
@@ -155,22 +101,22 @@ class Segments(Finding):
             raise ValueError(
                 f"`panoptic_map` must hold integer ids, got {source.dtype}. Convert with astype(np.int32)."
             )
-        panoptic_map = _array(
+        panoptic_map = checked_array(
             source, np.int32, (None, None), "panoptic_map", "Give one (H, W) map per image."
         )
-        _image_size(panoptic_map.shape, "panoptic_map.shape")
+        checked_image_size(panoptic_map.shape, "panoptic_map.shape")
         ids = tuple(int(segment_id) for segment_id in self.segment_ids)
         if len(set(ids)) != len(ids) or any(segment_id < 1 for segment_id in ids):
             raise ValueError(
                 f"`segment_ids` must be positive and distinct, got {ids}. Renumber the segments from 1."
             )
-        names = _names(self.class_names, "class_names")
+        names = checked_names(self.class_names, "class_names")
         if len(names) != len(ids):
             raise ValueError(
                 f"`class_names` must have {len(ids)} entries like segment_ids, got {len(names)}."
             )
         self._set(panoptic_map=panoptic_map, segment_ids=ids, class_names=names)
-        self._set(confidence=_confidence(self.confidence, len(ids)))
+        self._set(confidence=checked_confidence(self.confidence, len(ids)))
 
     def __len__(self) -> int:
         return len(self.segment_ids)
@@ -182,7 +128,7 @@ class Segments(Finding):
 
     @cached_property
     def boxes_xyxy(self) -> np.ndarray:
-        """float32 `(N, 4)` tight boxes in pixels, `[x0, y0, x1 + 1, y1 + 1]`; zeros for an id without pixels."""
+        """float32 `(N, 4)` tight pixel boxes `[x0, y0, x1 + 1, y1 + 1]`; zeros for an id without pixels."""
         if not self.segment_ids:
             return np.zeros((0, 4), dtype=np.float32)
         return np.stack([mask_to_box(self.panoptic_map == segment_id) for segment_id in self.segment_ids])
@@ -212,7 +158,7 @@ class Segments(Finding):
         """Rebuild from `to_dict`'s output; a plain nested list as the map is accepted too."""
         runs = data.get("panoptic_map")
         if isinstance(runs, Mapping):
-            height, width = _image_size(runs["image_size_hw"])
+            height, width = checked_image_size(runs["image_size_hw"])
             lengths = np.asarray(runs["run_lengths"], dtype=np.int64)
             # Checked before the map is allocated, so that a forged file cannot ask for unbounded memory.
             if lengths.size != len(runs["run_ids"]) or (lengths < 1).any() or lengths.sum() != height * width:
@@ -244,16 +190,16 @@ class Detections(Finding):
     image_size_hw: tuple[int, int]
 
     def __post_init__(self) -> None:
-        boxes = _array(
+        boxes = checked_array(
             self.boxes_xyxy, np.float32, (None, 4), "boxes_xyxy", "Wrap a single box as boxes[None]."
         )
-        names = _names(self.class_names, "class_names")
+        names = checked_names(self.class_names, "class_names")
         if len(names) != len(boxes):
             raise ValueError(
                 f"`class_names` must have {len(boxes)} entries like boxes_xyxy, got {len(names)}."
             )
-        self._set(boxes_xyxy=boxes, class_names=names, image_size_hw=_image_size(self.image_size_hw))
-        self._set(confidence=_confidence(self.confidence, len(boxes)))
+        self._set(boxes_xyxy=boxes, class_names=names, image_size_hw=checked_image_size(self.image_size_hw))
+        self._set(confidence=checked_confidence(self.confidence, len(boxes)))
 
     def __len__(self) -> int:
         return len(self.class_names)
@@ -282,22 +228,24 @@ class Relations(Finding):
     object_boxes_xyxy: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        names = _names(self.object_names, "object_names")
-        predicates = _names(self.predicates, "predicates")
+        names = checked_names(self.object_names, "object_names")
+        predicates = checked_names(self.predicates, "predicates")
         length = len(predicates)
         next_step = f"Give one index per predicate ({length})."
         for name in ("subject_indices", "object_indices"):
-            indices = _array(getattr(self, name), np.int64, (length,), name, next_step)
+            indices = checked_array(getattr(self, name), np.int64, (length,), name, next_step)
             if length and (indices.min() < 0 or indices.max() >= len(names)):
                 raise ValueError(
                     f"`{name}` must lie in [0, {len(names) - 1}], got {indices.min()} to {indices.max()}. "
                     "They index object_names."
                 )
             self._set(**{name: indices})
-        self._set(object_names=names, predicates=predicates, confidence=_confidence(self.confidence, length))
+        self._set(
+            object_names=names, predicates=predicates, confidence=checked_confidence(self.confidence, length)
+        )
         if self.object_boxes_xyxy is not None:
             next_step = "Give one box per object name."
-            boxes = _array(
+            boxes = checked_array(
                 self.object_boxes_xyxy, np.float32, (len(names), 4), "object_boxes_xyxy", next_step
             )
             self._set(object_boxes_xyxy=boxes)
@@ -323,10 +271,10 @@ class TextLines(Finding):
     confidence: np.ndarray
 
     def __post_init__(self) -> None:
-        texts = _names(self.texts, "texts")
+        texts = checked_names(self.texts, "texts")
         next_step = "Give four x, y corners per text; boxes become quads with adapters.boxes_to_quads."
-        quads = _array(self.quads, np.float32, (len(texts), 4, 2), "quads", next_step)
-        self._set(quads=quads, texts=texts, confidence=_confidence(self.confidence, len(texts)))
+        quads = checked_array(self.quads, np.float32, (len(texts), 4, 2), "quads", next_step)
+        self._set(quads=quads, texts=texts, confidence=checked_confidence(self.confidence, len(texts)))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -350,8 +298,8 @@ class Scene(Finding):
     Attributes:
         image_size_hw: height and width of the image in pixels.
         segments, detections, relations, text_lines: None = nobody looked, or the verbalizer failed.
-        findings: kind -> finding, for kinds beyond the four. A finding is one of this file's dataclasses, a sentence,
-            or anything that JSON can hold.
+        findings: kind -> finding, for kinds beyond the four. A finding is one of this file's dataclasses, a
+            sentence, or anything that JSON can hold.
         failures: kind -> what went wrong.
     """
 
@@ -366,12 +314,13 @@ class Scene(Finding):
     failures: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._set(image_size_hw=_image_size(self.image_size_hw))
+        self._set(image_size_hw=checked_image_size(self.image_size_hw))
         for name, wanted in _SCENE_FIELDS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, wanted):
                 raise ValueError(
-                    f"`{name}` must be {wanted.__name__} or None, got {type(value).__name__}. See verbalizers.adapters."
+                    f"`{name}` must be {wanted.__name__} or None, got {type(value).__name__}. "
+                    "See verbalizers.adapters."
                 )
         self._set(findings=dict(self.findings), failures={k: str(v) for k, v in dict(self.failures).items()})
 

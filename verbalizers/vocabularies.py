@@ -1,9 +1,11 @@
 """Names that published models know: facts of the data sets they were trained on.
 
-`COCO_PANOPTIC_NAMES`: the 133 categories of COCO panoptic 2017 in the order of Detectron2 and the panoptic API (80
-things, then 53 stuff classes), https://github.com/cocodataset/panopticapi. The Panoptic Scene Graph data set uses the
-same list (label = index + 1 in PSGTR's results).
-`PSG_PREDICATES`: the 56 predicates of PSG (arXiv 2207.11247) in its order (predicate = index + 1; 0 = no relation).
+`COCO_PANOPTIC_NAMES`: the 133 categories of COCO panoptic 2017 in the order of Detectron2 and the panoptic
+    API (80
+things, then 53 stuff classes), https://github.com/cocodataset/panopticapi. The Panoptic Scene Graph data set
+uses the same list (label = index + 1 in PSGTR's results).
+`PSG_PREDICATES`: the 56 predicates of PSG (arXiv 2207.11247) in its order (predicate = index + 1; 0 = no
+    relation).
 """
 
 from __future__ import annotations
@@ -13,27 +15,29 @@ from pathlib import Path
 __all__ = ["COCO_PANOPTIC_NAMES", "PSG_PREDICATES", "imagenet_names", "read_vocabulary", "without_names"]
 
 _COCO_THINGS = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
-    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
-    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
-    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
-    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
-    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
+    "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,"
+    "handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,"
+    "surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,"
+    "broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,"
+    "mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,"
+    "teddy bear,hair drier,toothbrush"
 )
 _COCO_STUFF = (
-    "banner,blanket,bridge,cardboard,counter,curtain,door-stuff,floor-wood,flower,fruit,gravel,house,light,"
-    "mirror-stuff,net,pillow,platform,playingfield,railroad,river,road,roof,sand,sea,shelf,snow,stairs,tent,towel,"
-    "wall-brick,wall-stone,wall-tile,wall-wood,water-other,window-blind,window-other,tree-merged,fence-merged,"
-    "ceiling-merged,sky-other-merged,cabinet-merged,table-merged,floor-other-merged,pavement-merged,mountain-merged,"
-    "grass-merged,dirt-merged,paper-merged,food-other-merged,building-other-merged,rock-merged,wall-other-merged,"
-    "rug-merged"
+    "banner,blanket,bridge,cardboard,counter,curtain,door-stuff,floor-wood,flower,fruit,gravel,house,"
+    "light,mirror-stuff,net,pillow,platform,playingfield,railroad,river,road,roof,sand,sea,shelf,snow,"
+    "stairs,tent,towel,wall-brick,wall-stone,wall-tile,wall-wood,water-other,window-blind,window-other,"
+    "tree-merged,fence-merged,ceiling-merged,sky-other-merged,cabinet-merged,table-merged,"
+    "floor-other-merged,pavement-merged,mountain-merged,grass-merged,dirt-merged,paper-merged,"
+    "food-other-merged,building-other-merged,rock-merged,wall-other-merged,rug-merged"
 )
 _PSG_PREDICATES = (
-    "over,in front of,beside,on,in,attached to,hanging from,on back of,falling off,going down,painted on,walking on,"
-    "running on,crossing,standing on,lying on,sitting on,flying over,jumping over,jumping from,wearing,holding,"
-    "carrying,looking at,guiding,kissing,eating,drinking,feeding,biting,catching,picking,playing with,chasing,"
-    "climbing,cleaning,playing,touching,pushing,pulling,opening,cooking,talking to,throwing,slicing,driving,riding,"
-    "parked on,driving on,about to hit,kicking,swinging,entering,exiting,enclosing,leaning on"
+    "over,in front of,beside,on,in,attached to,hanging from,on back of,falling off,going down,painted on,"
+    "walking on,running on,crossing,standing on,lying on,sitting on,flying over,jumping over,"
+    "jumping from,wearing,holding,carrying,looking at,guiding,kissing,eating,drinking,feeding,biting,"
+    "catching,picking,playing with,chasing,climbing,cleaning,playing,touching,pushing,pulling,opening,"
+    "cooking,talking to,throwing,slicing,driving,riding,parked on,driving on,about to hit,kicking,"
+    "swinging,entering,exiting,enclosing,leaning on"
 )
 
 COCO_PANOPTIC_NAMES: tuple[str, ...] = tuple(f"{_COCO_THINGS},{_COCO_STUFF}".split(","))
@@ -41,7 +45,8 @@ PSG_PREDICATES: tuple[str, ...] = tuple(_PSG_PREDICATES.split(","))
 
 
 def read_vocabulary(path: str | Path) -> tuple[str, ...]:
-    """Names from a UTF-8 text file, one per line; empty lines and lines starting with # are skipped, repeats dropped.
+    """Names from a UTF-8 text file, one per line; empty lines and lines starting with # are skipped, repeats
+    dropped.
 
     Raises:
         ValueError: the file has no names.

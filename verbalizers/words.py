@@ -1,7 +1,7 @@
 """The grammar that all sentences share.
 
-The four sentences are those of the released MoAI (golden-tested); its paper states the templates (arXiv 2403.07508,
-section 3, "Verbalization").
+The four sentences are those of the released MoAI (golden-tested); its paper states the templates (arXiv
+2403.07508, section 3, "Verbalization").
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def list_sentence(opening: str, items: Sequence[str]) -> str:
 def join_sentences(sentences: Iterable[str], compat: bool = False) -> str:
     """Sentences joined with one space.
 
-    The release joins empty ones too and so leaves blanks at the places of what was not found (`compat=True`); ours
-    skips them.
+    The release joins empty ones too and so leaves blanks at the places of what was not found (`compat=True`);
+    ours skips them.
     """
     return " ".join(sentence for sentence in sentences if sentence or compat)
 
