@@ -1,0 +1,202 @@
+"""Our compressor: an encoder that knows the order of the words it compresses.
+
+Latents attend to words, map patches and each other; words attend to words within a window, with rotary positions; the
+patches of the segmentation map arrive from a vision tower with their 2-D positions and are read, not rewritten. So the
+cost is linear in the number of auxiliary tokens, and who stands on whom survives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_compressor import CompressorConfig
+from .feed_forward import FeedForward
+
+RotaryTables = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotary_tables(text_mask: torch.Tensor, head_dim: int, theta: float) -> RotaryTables:
+    """Cosines and sines of the words' positions, counted over attended words so that padding shifts nothing.
+
+    Args:
+        text_mask: ``(B, A)`` bool.
+        head_dim: Width of one head, even.
+        theta: Base of the geometric frequencies (RoFormer, arXiv 2104.09864).
+
+    Returns:
+        Two ``(B, 1, A, head_dim)`` float32 tensors.
+    """
+    positions = (text_mask.long().cumsum(dim=1) - 1).clamp_min(0).float()
+    exponents = torch.arange(0, head_dim, 2, device=text_mask.device, dtype=torch.float32) / head_dim
+    angles = (positions[..., None] * theta**-exponents).repeat(1, 1, 2).unsqueeze(1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(states: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
+    """Turn ``(B, H, A, head_dim)`` queries or keys by their positions."""
+    cosine, sine = (table.to(states.dtype) for table in tables)
+    first, second = states.chunk(2, dim=-1)
+    return states * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
+def windowed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, window: int
+) -> torch.Tensor:
+    """Attention in which token i sees token j when |i - j| <= window and j is kept.
+
+    Tokens are cut into blocks of ``window``; a block sees itself and its two neighbours, which hold every token in
+    reach: memory and time grow linearly with length.
+
+    Args:
+        query: ``(B, H, A, d)``; ``key`` and ``value`` likewise.
+        key: See ``query``.
+        value: See ``query``.
+        mask: ``(B, A)`` bool, True = keep.
+        window: Reach in tokens, at least 1.
+
+    Returns:
+        ``(B, H, A, d)``; rows that are padding hold finite values of no meaning.
+    """
+    batch, heads, length, width = query.shape
+    num_blocks = -(-length // window)
+    padding = num_blocks * window - length
+    query = F.pad(query, (0, 0, 0, padding)).unflatten(2, (num_blocks, window))
+    key, value = (F.pad(states, (0, 0, window, padding + window)) for states in (key, value))
+    kept = F.pad(mask, (window, padding + window))
+    # unfold: (B, H, blocks, d, 3 * window) -> (B, H, blocks, 3 * window, d)
+    key, value = (states.unfold(2, 3 * window, window).transpose(-1, -2) for states in (key, value))
+    kept = kept.unfold(1, 3 * window, window)  # (B, blocks, 3 * window)
+    offset = torch.arange(3 * window, device=query.device) - window
+    row = torch.arange(window, device=query.device)
+    distance = (offset[None, :] - row[:, None]).abs()  # (window, 3 * window)
+    allowed = (distance <= window) & kept[:, :, None, :]  # (B, blocks, window, 3 * window)
+    # A padding query would see nothing and softmax to NaN: let it see itself.
+    allowed = allowed | ((distance == 0) & ~allowed.any(-1, keepdim=True))
+    query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed.flatten(0, 1).unsqueeze(1))
+    attended = attended.unflatten(0, (batch, num_blocks)).transpose(1, 2)
+    return attended.reshape(batch, heads, num_blocks * window, width)[:, :, :length]
+
+
+class EncoderAttention(nn.Module):
+    """One set of projections for words, patches and latents.
+
+    Args:
+        config: Widths.
+    """
+
+    def __init__(self, config: CompressorConfig) -> None:
+        super().__init__()
+        self.num_heads, self.window = config.num_heads, config.text_window
+        self.to_query = nn.Linear(config.hidden_size, config.inner_size, bias=False)
+        self.to_key_value = nn.Linear(config.hidden_size, 2 * config.inner_size, bias=False)
+        self.to_output = nn.Linear(config.inner_size, config.hidden_size, bias=False)
+
+    def _split(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def key_value(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``(B, H, S, head_dim)`` of ``(B, S, D)`` tokens."""
+        key, value = self.to_key_value(tokens).chunk(2, dim=-1)
+        return self._split(key), self._split(value)
+
+    def attend_text(
+        self,
+        text: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        text_mask: torch.Tensor,
+        tables: RotaryTables,
+    ) -> torch.Tensor:
+        """Words look at words: the update ``(B, A, D)``; ``key`` is already rotated."""
+        query = rotate(self._split(self.to_query(text)), tables)
+        if 0 < self.window < text.shape[1]:
+            attended = windowed_attention(query, key, value, text_mask, self.window)
+        else:
+            # A row without any word must not softmax over nothing: it may see its own padding.
+            mask = text_mask | ~text_mask.any(dim=1, keepdim=True)
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        return self.to_output(attended.transpose(1, 2).flatten(2))
+
+    def attend_latents(
+        self, latents: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Latents look at everything: the update ``(B, N, D)``; ``mask`` is ``(B, S)``."""
+        query = self._split(self.to_query(latents))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        return self.to_output(attended.transpose(1, 2).flatten(2))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm layer over words and latents, with the patches as read-only memory.
+
+    Args:
+        config: Widths.
+        updates_text: False in the last layer, whose words nobody reads any more.
+    """
+
+    def __init__(self, config: CompressorConfig, updates_text: bool) -> None:
+        super().__init__()
+        self.updates_text = updates_text
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.attention = EncoderAttention(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor,
+        patches: torch.Tensor | None,
+        tables: RotaryTables,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the updated latents ``(B, N, D)`` and words ``(B, A, D)``."""
+        normed_latents, normed_text = self.norm(latents), self.norm(text)
+        text_key, text_value = self.attention.key_value(normed_text)
+        text_key = rotate(text_key, tables)
+        unordered = normed_latents if patches is None else torch.cat([self.norm(patches), normed_latents], dim=1)
+        key, value = self.attention.key_value(unordered)
+        mask = torch.cat([text_mask, text_mask.new_ones(text.shape[0], unordered.shape[1])], dim=1)
+        latents = latents + self.attention.attend_latents(
+            normed_latents, torch.cat([text_key, key], dim=2), torch.cat([text_value, value], dim=2), mask
+        )
+        latents = latents + self.feed_forward(latents)
+        if self.updates_text and text.shape[1]:
+            text = text + self.attention.attend_text(normed_text, text_key, text_value, text_mask, tables)
+            text = text + self.feed_forward(text)
+        return latents, text
+
+
+class EncoderStack(nn.Module):
+    """All layers, behind one normalisation per kind of input: bare word embeddings are far from unit variance.
+
+    Args:
+        config: Widths and depth.
+    """
+
+    def __init__(self, config: CompressorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm_text = nn.LayerNorm(config.hidden_size)
+        self.norm_patches = nn.LayerNorm(config.hidden_size)
+        depth = config.num_layers
+        self.layers = nn.ModuleList(EncoderLayer(config, updates_text=index < depth - 1) for index in range(depth))
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        patches: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """See :meth:`compressor.modeling_compressor.Compressor.forward`; ``latents`` is ``(B, N, D)``."""
+        if text_mask is None:
+            text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        tables = rotary_tables(text_mask, self.config.head_dim, self.config.rope_theta)
+        text = self.norm_text(text)
+        patches = None if patches is None else self.norm_patches(patches)
+        for layer in self.layers:
+            latents, text = layer(latents, text, text_mask, patches, tables)
+        return latents

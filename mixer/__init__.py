@@ -1,0 +1,24 @@
+"""The mixer: six cross- and self-attention experts and two gates at chosen decoder layers."""
+
+from .configuration_mixer import NUM_EXPERTS, ROUTING_MODES, MixerConfig, evenly_spaced_layers
+from .experts import Expert, LowRankProjection
+from .gating import Gate
+from .modeling_mixer import LayerRouting, MixerLayer, Mixers, TokenStream
+from .routing import Routing, draw_experts, resolve_routing
+
+__all__ = [
+    "NUM_EXPERTS",
+    "ROUTING_MODES",
+    "Expert",
+    "Gate",
+    "LayerRouting",
+    "LowRankProjection",
+    "MixerConfig",
+    "MixerLayer",
+    "Mixers",
+    "Routing",
+    "TokenStream",
+    "draw_experts",
+    "evenly_spaced_layers",
+    "resolve_routing",
+]

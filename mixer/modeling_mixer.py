@@ -1,0 +1,242 @@
+"""The mixture: image and language streams, six experts, two gates (paper, figure 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .configuration_mixer import NUM_EXPERTS, MixerConfig
+from .experts import Expert
+from .gating import Gate
+from .routing import IMAGE, LANGUAGE, Routing
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Where one stream's tokens stand in a padded batch, packed to the front of their own padded batch.
+
+    Attributes:
+        positions: ``(B, N)`` int64 positions in the sequence, N the largest count in the batch.
+        mask: ``(B, N)`` bool, True = a token, False = padding; None when every row is full.
+    """
+
+    positions: torch.Tensor
+    mask: torch.Tensor | None
+
+    @classmethod
+    def from_roles(cls, is_member: torch.Tensor) -> TokenStream:
+        """Find the tokens of a stream. One host synchronisation, once per prompt, not per layer.
+
+        Args:
+            is_member: ``(B, L)`` bool.
+        """
+        counts = is_member.sum(dim=1)
+        longest, shortest = int(counts.max()), int(counts.min())
+        # A stable sort of "not a member" brings members to the front in reading order.
+        positions = (~is_member).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+        if shortest == longest:
+            return cls(positions, None)
+        return cls(positions, torch.arange(longest, device=counts.device) < counts[:, None])
+
+    @property
+    def key_mask(self) -> torch.Tensor | None:
+        """The mask for attention: rows without any token keep slot 0, so that softmax stays finite."""
+        if self.mask is None or self.mask.shape[1] == 0:
+            return self.mask
+        return torch.cat([self.mask[:, :1] | ~self.mask.any(1, keepdim=True), self.mask[:, 1:]], dim=1)
+
+    @property
+    def is_present(self) -> torch.Tensor:
+        """``(B, 1)`` bool: does the sample have any token of this stream?"""
+        if self.mask is not None:
+            return self.mask.any(dim=1, keepdim=True)
+        present = self.positions.shape[1] > 0
+        return torch.full((self.positions.shape[0], 1), present, device=self.positions.device)
+
+    def gather(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Take the stream's tokens: ``(B, L, D) -> (B, N, D)``."""
+        return hidden_states.gather(1, self.positions[..., None].expand(-1, -1, hidden_states.shape[-1]))
+
+    def scatter(self, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Put ``(B, N, D)`` tokens back into a copy of ``(B, L, D)`` hidden states; padding slots are dropped."""
+        index = self.positions[..., None].expand(-1, -1, hidden_states.shape[-1])
+        if self.mask is not None:
+            # Padding slots point at other positions of their row: give those back what stands there. Each of
+            # them is a distinct position outside the stream, so no index occurs twice.
+            tokens = torch.where(self.mask[..., None], tokens, hidden_states.gather(1, index))
+        return hidden_states.scatter(1, index, tokens.to(hidden_states.dtype))
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """Gate weights of one mixer layer, as ``output_routing=True`` returns them.
+
+    Attributes:
+        layer_idx: Zero-based decoder layer.
+        image: ``(B, num_image, 3)`` float32 weights (auxiliary, language, image), zero on padding.
+        language: ``(B, num_language, 3)`` float32 weights (auxiliary, image, language), zero on padding.
+        image_mask: ``(B, num_image)`` bool, True = a token.
+        language_mask: ``(B, num_language)`` bool, True = a token.
+    """
+
+    layer_idx: int
+    image: torch.Tensor
+    language: torch.Tensor
+    image_mask: torch.Tensor
+    language_mask: torch.Tensor
+
+
+class MixerLayer(nn.Module):
+    """Mixes auxiliary, image and language features at the entrance of one decoder layer's attention.
+
+    Args:
+        config: Sizes of the experts.
+    """
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.image_experts = nn.ModuleList(_build_expert(config) for _ in range(NUM_EXPERTS))
+        self.language_experts = nn.ModuleList(_build_expert(config) for _ in range(NUM_EXPERTS))
+        self.image_gate = Gate(config.hidden_size)
+        self.language_gate = Gate(config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        auxiliary_states: torch.Tensor | None,
+        image: TokenStream,
+        language: TokenStream,
+        routing: Routing,
+        layer: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mix the prompt's tokens; every other position passes unchanged.
+
+        Args:
+            hidden_states: ``(B, L, D)`` what the decoder layer's attention is about to see (normed).
+            auxiliary_states: ``(B, N, D)`` compressed auxiliary tokens; None when there are none.
+            image: The image stream.
+            language: The prompt language stream.
+            routing: How experts are chosen.
+            layer: This mixer's ordinal among the mixer layers.
+
+        Returns:
+            Mixed ``(B, L, D)`` states, image weights ``(B, Ni, 3)``, language weights ``(B, Nl, 3)``.
+        """
+        image_tokens, language_tokens = image.gather(hidden_states), language.gather(hidden_states)
+        auxiliary = (auxiliary_states, None)
+        image_source, language_source = (image_tokens, image.key_mask), (language_tokens, language.key_mask)
+        has_auxiliary = torch.full_like(image.is_present, auxiliary_states is not None)
+        available = torch.stack([has_auxiliary, image.is_present, language.is_present], dim=-1)  # (B, 1, 3)
+
+        mixed_image, image_weights = self._mix_stream(
+            image_tokens,
+            (auxiliary, language_source, image_source),
+            available[..., [0, 2, 1]],
+            (self.image_experts, self.image_gate),
+            (routing, layer, IMAGE),
+        )
+        mixed_language, language_weights = self._mix_stream(
+            language_tokens,
+            (auxiliary, image_source, language_source),
+            available,
+            (self.language_experts, self.language_gate),
+            (routing, layer, LANGUAGE),
+        )
+        hidden_states = image.scatter(hidden_states, mixed_image)
+        return language.scatter(hidden_states, mixed_language), image_weights, language_weights
+
+    @staticmethod
+    def _mix_stream(
+        tokens: torch.Tensor,
+        sources: tuple[tuple[torch.Tensor | None, torch.Tensor | None], ...],
+        available: torch.Tensor,
+        parts: tuple[nn.ModuleList, Gate],
+        route: tuple[Routing, int, int],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Y = tokens + sum over experts of weight * expert(tokens, source); weights sum to 1 per token."""
+        experts, gate = parts
+        routing, layer, stream = route
+        is_there = [source is not None and source.shape[1] > 0 for source, _ in sources]
+        weights = _expert_weights(tokens, available, gate, route)
+        only = routing.only_expert(layer, stream)
+        mixed = tokens
+        for index, (expert, (source, mask)) in enumerate(zip(experts, sources, strict=True)):
+            if tokens.shape[1] == 0 or not is_there[index] or only not in (None, index):
+                continue
+            spoken = expert(tokens, source, mask)
+            mixed = mixed + spoken * weights[..., index, None].to(spoken.dtype)
+        return mixed, weights
+
+
+def _expert_weights(
+    tokens: torch.Tensor, available: torch.Tensor, gate: Gate, route: tuple[Routing, int, int]
+) -> torch.Tensor:
+    """Weights ``(B, N, 3)`` float32 by the routing in force, zero for experts whose source is absent."""
+    routing, layer, stream = route
+    batch, length = tokens.shape[:2]
+    if routing.mode == "gated":
+        return gate(tokens, available, routing.top_k)
+    only = routing.only_expert(layer, stream)
+    if only is not None:
+        weights = torch.zeros(1, 1, NUM_EXPERTS, device=tokens.device)
+        weights[..., only] = 1.0
+    else:
+        weights = routing.fixed_weights(layer, stream).to(tokens.device)
+        if weights.shape[0] not in (1, batch):
+            raise ValueError(
+                f"Routing weights are for a batch of {weights.shape[0]}, the inputs for {batch}. Pass one row per sample."
+            )
+    weights = weights * available
+    return (weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)).expand(batch, length, -1)
+
+
+def _build_expert(config: MixerConfig) -> Expert:
+    return Expert(
+        config.hidden_size,
+        config.num_heads,
+        config.rank,
+        use_activation=config.use_activation,
+        init_scale=config.init_scale,
+        output_init_scale=config.output_init_scale,
+    )
+
+
+class Mixers(nn.Module):
+    """All mixer layers of a model, outside the decoder, so that the decoder stays as its authors saved it.
+
+    Args:
+        config: Where the mixers sit and how large they are.
+    """
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.layer_indices = config.layers
+        self.layers = nn.ModuleList(MixerLayer(config) for _ in config.layers)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        layer_idx: int,
+        auxiliary_states: torch.Tensor | None,
+        image: TokenStream,
+        language: TokenStream,
+        routing: Routing,
+    ) -> tuple[torch.Tensor, LayerRouting]:
+        """Run the mixer that sits at decoder layer ``layer_idx``; see :meth:`MixerLayer.forward`."""
+        ordinal = self.layer_indices.index(layer_idx)
+        mixed, image_weights, language_weights = self.layers[ordinal](
+            hidden_states, auxiliary_states, image, language, routing, ordinal
+        )
+        image_weights, image_mask = _report(image_weights, image)
+        language_weights, language_mask = _report(language_weights, language)
+        return mixed, LayerRouting(layer_idx, image_weights, language_weights, image_mask, language_mask)
+
+
+def _report(weights: torch.Tensor, stream: TokenStream) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zero the weights of padding slots and spell the mask out."""
+    mask = stream.mask
+    if mask is None:
+        mask = torch.ones(weights.shape[:2], dtype=torch.bool, device=weights.device)
+    return weights * mask[..., None], mask

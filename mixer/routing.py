@@ -1,0 +1,119 @@
+"""Who decides which expert speaks: stage-1 chance, stage-2 gates, top-k, or the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from .configuration_mixer import NUM_EXPERTS, ROUTING_MODES
+
+IMAGE, LANGUAGE = 0, 1  # order of the streams wherever both stand in one tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """One forward pass's routing, resolved before the first layer so that recomputation repeats it.
+
+    Attributes:
+        mode: ``gated``, ``random_expert``, ``uniform`` or ``given``.
+        top_k: Experts kept per token when ``mode`` is ``gated``.
+        choices: ``(M, 2)`` expert index per mixer layer and stream when ``mode`` is ``random_expert``.
+        weights: ``(B or 1, M, 2, 3)`` float32, rows summing to 1, when ``mode`` is ``given``.
+    """
+
+    mode: str
+    top_k: int = NUM_EXPERTS
+    choices: tuple[tuple[int, int], ...] | None = None
+    weights: torch.Tensor | None = None
+
+    def fixed_weights(self, layer: int, stream: int) -> torch.Tensor | None:
+        """Token-independent weights ``(B or 1, 1, 3)`` of a mixer layer's stream; None where the gate decides."""
+        if self.weights is None:
+            return None
+        return self.weights[:, layer, stream].unsqueeze(1)
+
+    def only_expert(self, layer: int, stream: int) -> int | None:
+        """The single expert to run (0 auxiliary, 1 other modality, 2 self), or None when several are mixed."""
+        return None if self.choices is None else self.choices[layer][stream]
+
+
+def resolve_routing(
+    routing: str | Mapping[str, object] | torch.Tensor | Routing | None,
+    *,
+    num_layers: int,
+    default_mode: str,
+    default_top_k: int,
+) -> Routing:
+    """Turn what a caller may pass as ``routing=`` into a :class:`Routing`.
+
+    Args:
+        routing: None (the configured default), a mode's name, a mapping with ``mode``, ``top_k`` and, for
+            ``random_expert``, ``seed``; or weights of shape (3,), (2, 3), (M, 2, 3) or (B, M, 2, 3) with stream
+            order (image, language) and expert order (auxiliary, other modality, self), normalised to sum 1.
+        num_layers: Number M of mixer layers.
+        default_mode: Mode used when ``routing`` names none.
+        default_top_k: Top-k used when ``routing`` names none.
+
+    Returns:
+        The resolved routing.
+
+    Raises:
+        ValueError: If the mode, top-k or weights are not valid.
+    """
+    if isinstance(routing, Routing):
+        return routing
+    if isinstance(routing, torch.Tensor):
+        return Routing("given", weights=_check_weights(routing, num_layers))
+    if routing is None or isinstance(routing, str):
+        routing = {"mode": routing or default_mode}
+    if not isinstance(routing, Mapping):
+        raise ValueError(
+            f"`routing` must be a mode name, a mapping or a tensor of weights, got {type(routing).__name__}."
+        )
+    unknown = set(routing) - {"mode", "top_k", "seed"}
+    if unknown:
+        raise ValueError(f"`routing` takes the keys mode, top_k and seed, got {sorted(unknown)}.")
+    mode = str(routing.get("mode", default_mode))
+    top_k = int(routing.get("top_k", default_top_k))
+    if mode not in ROUTING_MODES:
+        raise ValueError(f"`routing` mode must be one of {ROUTING_MODES}, got {mode!r}.")
+    if not 1 <= top_k <= NUM_EXPERTS:
+        raise ValueError(f"`routing` top_k must be 1 to {NUM_EXPERTS}, got {top_k}.")
+    if mode == "uniform":
+        return Routing("uniform", weights=torch.full((1, num_layers, 2, NUM_EXPERTS), 1 / NUM_EXPERTS))
+    if mode == "random_expert":
+        return Routing("random_expert", choices=draw_experts(num_layers, seed=routing.get("seed")))
+    return Routing("gated", top_k=top_k)
+
+
+def draw_experts(num_layers: int, seed: int | None = None) -> tuple[tuple[int, int], ...]:
+    """Draw one expert per mixer layer and stream, uniformly (paper, section 3.3, first training step).
+
+    Args:
+        num_layers: Number of mixer layers.
+        seed: Seed of a private generator, so that all ranks of a distributed run draw alike; None uses
+            torch's global CPU generator.
+
+    Returns:
+        ``num_layers`` pairs (image stream's expert, language stream's expert).
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+    draws = torch.randint(NUM_EXPERTS, (num_layers, 2), generator=generator)
+    return tuple((image, language) for image, language in draws.tolist())
+
+
+def _check_weights(weights: torch.Tensor, num_layers: int) -> torch.Tensor:
+    expected = f"(3,), (2, 3), ({num_layers}, 2, 3) or (batch, {num_layers}, 2, 3)"
+    if weights.dim() not in (1, 2, 3, 4) or weights.shape[-1] != NUM_EXPERTS:
+        raise ValueError(f"Routing weights must have shape {expected}, got {tuple(weights.shape)}.")
+    batch = weights.shape[0] if weights.dim() == 4 else 1
+    try:
+        weights = weights.detach().float().expand(batch, num_layers, 2, NUM_EXPERTS)
+    except RuntimeError as error:
+        raise ValueError(f"Routing weights must have shape {expected}, got {tuple(weights.shape)}.") from error
+    total = weights.sum(-1, keepdim=True)
+    if not torch.isfinite(weights).all() or (weights < 0).any() or (total <= 0).any():
+        raise ValueError("Routing weights must be finite, non-negative and not all zero for any stream.")
+    return weights / total

@@ -1,0 +1,140 @@
+"""How the mixture enters a Hugging Face decoder.
+
+The decoder stays a plain LlamaModel, Qwen2Model, ...: same modules, same state-dict keys. Only the classes of its layers
+and of their attention are exchanged for subclasses made here. A decoder passes unknown keyword arguments down to every
+layer; ours is ``mixture``, everything one prompt's mixing needs. The mixer acts at the entrance of ``self_attn``, whose
+input is exactly what attention sees (normed hidden states); the residual stream is untouched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from mixer import LayerRouting, Mixers, Routing, TokenStream
+
+from .partial_lora import LowRankUpdate, image_positions_scope, insert_partial_lora
+
+
+@dataclass
+class Mixture:
+    """What the mixers of one forward pass need; handed down as an argument, never stored on a layer.
+
+    Attributes:
+        mixers: The model's mixers.
+        auxiliary_states: ``(B, N, D)`` compressed auxiliary tokens, or None.
+        image: The image stream.
+        language: The prompt language stream.
+        routing: How experts are chosen.
+        layer_routing: Filled during the pass: gate weights by decoder layer.
+    """
+
+    mixers: Mixers
+    auxiliary_states: torch.Tensor | None
+    image: TokenStream
+    language: TokenStream
+    routing: Routing
+    layer_routing: dict[int, LayerRouting] = field(default_factory=dict)
+
+    def mix(self, hidden_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        """Mix ``(B, L, D)`` states at a decoder layer; layers without a mixer return them as they are."""
+        if layer_idx not in self.mixers.layer_indices:
+            return hidden_states
+        mixed, self.layer_routing[layer_idx] = self.mixers(
+            hidden_states,
+            layer_idx=layer_idx,
+            auxiliary_states=self.auxiliary_states,
+            image=self.image,
+            language=self.language,
+            routing=self.routing,
+        )
+        return mixed
+
+
+@cache
+def mixing_attention_class(attention_class: type[nn.Module]) -> type[nn.Module]:
+    """Subclass an attention class so that it mixes what it sees. Keeps the name, which sharding rules match."""
+
+    def forward(
+        self: nn.Module,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        mixture: Mixture | None = None,
+        **kwargs: Any,
+    ):
+        if mixture is not None:
+            hidden_states = mixture.mix(hidden_states, self.layer_idx)
+        return attention_class.forward(self, hidden_states, *args, **kwargs)
+
+    return type(attention_class.__name__, (attention_class,), {"forward": forward, "__module__": __name__})
+
+
+@cache
+def partial_lora_layer_class(layer_class: type[nn.Module]) -> type[nn.Module]:
+    """Subclass a decoder layer so that its linears know which positions are images."""
+
+    def forward(
+        self: nn.Module,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        image_positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ):
+        with image_positions_scope(image_positions):
+            return layer_class.forward(self, hidden_states, *args, **kwargs)
+
+    return type(layer_class.__name__, (layer_class,), {"forward": forward, "__module__": __name__})
+
+
+def initialise_partial_lora(module: nn.Module) -> bool:
+    """Initialise a partial LoRA update through transformers' guarded functions; False for any other module."""
+    if not isinstance(module, LowRankUpdate):
+        return False
+    init.normal_(module.lora_a, std=module.lora_a.shape[1] ** -0.5)
+    init.zeros_(module.lora_b)
+    return True
+
+
+@cache
+def partial_lora_decoder_class(decoder_class: type[nn.Module]) -> type[nn.Module]:
+    """Subclass a decoder so that it initialises the updates among its own modules: transformers asks it, not us."""
+
+    def _init_weights(self: nn.Module, module: nn.Module) -> None:
+        if not initialise_partial_lora(module):
+            decoder_class._init_weights(self, module)
+
+    # The module stays the original's: transformers reads its source to learn about attention implementations.
+    fields = {"_init_weights": _init_weights, "__module__": decoder_class.__module__}
+    return type(decoder_class.__name__, (decoder_class,), fields)
+
+
+def prepare_decoder(decoder: nn.Module, plora_rank: int, plora_alpha: float) -> None:
+    """Let a freshly built Hugging Face decoder mix, in place.
+
+    Args:
+        decoder: LlamaModel, MistralModel, Qwen2Model, Qwen3Model, ...
+        plora_rank: Rank of partial LoRA, 0 for none.
+        plora_alpha: Its scale numerator.
+
+    Raises:
+        ValueError: If the decoder's layers have no ``self_attn``.
+    """
+    for layer in decoder.layers:
+        attention = getattr(layer, "self_attn", None)
+        if attention is None or not hasattr(attention, "layer_idx"):
+            raise ValueError(
+                f"Expected decoder layers with a `self_attn` that knows its layer_idx, got {type(layer).__name__}. "
+                "Use a decoder of the Llama, Mistral, Qwen2 or Qwen3 family."
+            )
+        # Every layer's, not only the mixed ones': attention kernels must never see our argument.
+        attention.__class__ = mixing_attention_class(type(attention))
+    if plora_rank:
+        insert_partial_lora(decoder, plora_rank, plora_alpha)
+        for layer in decoder.layers:
+            layer.__class__ = partial_lora_layer_class(type(layer))
+        decoder.__class__ = partial_lora_decoder_class(type(decoder))

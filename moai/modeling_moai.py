@@ -1,0 +1,432 @@
+"""MoAI: a vision tower, a compressor, a mixture and any Hugging Face decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+
+from compressor import Compressor, LatentTokens
+from mixer import Gate, LowRankProjection, Mixers, Routing, TokenStream, resolve_routing
+
+from .configuration_moai import MoAIConfig
+from .decoder import Mixture, initialise_partial_lora, prepare_decoder
+from .generation import MoAIGenerationMixin
+from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
+from .projector import MoAIMultiModalProjector
+from .quantization import with_default_skip_modules
+from .roles import IMAGE_ROLE, LANGUAGE_ROLE, infer_roles
+
+
+class MoAIPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation common to the MoAI models."""
+
+    config_class = MoAIConfig
+    config: MoAIConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values", "mixture"]
+    _no_split_modules = ["MixerLayer", "EncoderLayer", "PerceiverLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> MoAIPreTrainedModel:
+        """Load as every Hugging Face model; a bitsandbytes configuration quantises the decoder only.
+
+        Args:
+            *args: See :meth:`transformers.PreTrainedModel.from_pretrained`.
+            **kwargs: Likewise. ``quantization_config`` without ``llm_int8_skip_modules`` gets ours.
+
+        Returns:
+            The model, in evaluation mode.
+        """
+        kwargs = with_default_skip_modules(kwargs)
+        kwargs.setdefault("use_safetensors", True)  # never unpickle
+        return super().from_pretrained(*args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LowRankProjection):
+            down_std, up_std = module.init_stds
+            init.normal_(module.down, std=down_std)
+            init.normal_(module.up, std=up_std)
+        elif isinstance(module, Gate):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LatentTokens):
+            init.normal_(module.weight)
+        elif isinstance(module, nn.Linear):
+            # Compressor and projector meet features of unit variance: keep it, whatever the width.
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif not initialise_partial_lora(module):
+            super()._init_weights(module)
+
+
+class MoAIModel(MoAIPreTrainedModel):
+    """The multimodal body without language modelling head.
+
+    Args:
+        config: What it is made of.
+    """
+
+    def __init__(self, config: MoAIConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = MoAIMultiModalProjector(config)
+        self.compressor = Compressor(config.compressor_config)
+        self.mixers = Mixers(config.mixer_config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        prepare_decoder(self.language_model, config.plora_rank, config.plora_alpha)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the decoder's word embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's word embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Encode images.
+
+        Args:
+            pixel_values: ``(images, 3, H, W)`` normalised pixels.
+            **kwargs: Passed to the vision tower.
+
+        Returns:
+            The tower's output; its ``pooler_output`` is ``(images, patches, D)``, projected to the decoder's width.
+        """
+        layer = self.config.vision_feature_layer
+        # (images, tokens, vision width); post-normalisation is not applied by CLIP's last_hidden_state
+        outputs = self.vision_tower(
+            pixel_values, output_hidden_states=True if layer != -1 else None, return_dict=True, **kwargs
+        )
+        features = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
+        if self.config.vision_feature_select_strategy == "default":
+            features = features[:, 1:]
+        outputs.pooler_output = self.multi_modal_projector(features)
+        return outputs
+
+    def get_auxiliary_states(
+        self,
+        auxiliary_input_ids: torch.Tensor | None = None,
+        auxiliary_attention_mask: torch.Tensor | None = None,
+        auxiliary_pixel_values: torch.Tensor | None = None,
+        auxiliary_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """Compress the auxiliary tokens: the words' embeddings joined with the panoptic map's patch features.
+
+        Args:
+            auxiliary_input_ids: ``(B, A)`` ids of the verbalisation.
+            auxiliary_attention_mask: ``(B, A)`` 1 = word, 0 = padding.
+            auxiliary_pixel_values: ``(B, 3, H, W)`` painted panoptic map, normalised like an image.
+            auxiliary_embeds: ``(B, A, D)`` embeddings instead of ids (words and patches already joined, say).
+
+        Returns:
+            ``(B, N, D)``, or None when there is nothing auxiliary.
+
+        Raises:
+            ValueError: If ids and embeddings are both given.
+        """
+        if auxiliary_input_ids is not None and auxiliary_embeds is not None:
+            raise ValueError("Give `auxiliary_input_ids` or `auxiliary_embeds`, not both.")
+        if auxiliary_input_ids is not None:
+            auxiliary_embeds = self.get_input_embeddings()(auxiliary_input_ids)
+        patches = None
+        if auxiliary_pixel_values is not None:
+            patches = self.get_image_features(auxiliary_pixel_values, return_dict=True).pooler_output
+        if auxiliary_embeds is None and patches is None:
+            return None
+        if auxiliary_embeds is None:
+            auxiliary_embeds, auxiliary_attention_mask = patches[:, :0], None  # a map without words
+        return self.compressor(auxiliary_embeds, auxiliary_attention_mask, patches)
+
+    def _place_image_features(
+        self, inputs_embeds: torch.Tensor, image_mask: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
+        """Scatter ``(images, patches, D)`` features onto the placeholders of ``(B, L, D)`` embeddings."""
+        num_slots, num_features = int(image_mask.sum()), features.shape[0] * features.shape[1]
+        if num_slots != num_features:
+            raise ValueError(
+                f"Expected {features.shape[0]} image(s) x {features.shape[1]} patches = {num_features} image tokens, got "
+                f"{num_slots} in input_ids. Pass one image per `<image>` and let the processor expand it."
+            )
+        return inputs_embeds.masked_scatter(image_mask[..., None], features.to(inputs_embeds))
+
+    def _resolve_roles(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        labels: torch.Tensor | None,
+        needs_roles: bool,
+    ) -> torch.Tensor | None:
+        """Roles ``(B, L)`` for callers that gave none: all attended tokens without label are the prompt."""
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            if needs_roles:
+                raise ValueError("Expected `mm_token_type_ids` beside a filled cache and new images, got none.")
+            return None
+        if input_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
+            if needs_roles:
+                raise ValueError(
+                    "Expected `mm_token_type_ids` with `inputs_embeds` or a 4D mask, got none: which tokens are prompt "
+                    "and which are answer cannot be read from them. The processor returns it."
+                )
+            return None
+        return infer_roles(input_ids, self.config.image_token_id, attention_mask, labels)
+
+    def _build_mixture(
+        self, roles: torch.Tensor | None, auxiliary_states: torch.Tensor | None, routing: Routing
+    ) -> Mixture | None:
+        """Streams and routing of this pass; None where nothing is to be mixed (every decoding step)."""
+        if roles is None or not self.mixers.layer_indices:
+            return None
+        is_image, is_language = roles == IMAGE_ROLE, roles == LANGUAGE_ROLE
+        if auxiliary_states is None:
+            # A sample with neither picture nor findings is plain text, alone or in a batch: the plain decoder's.
+            is_language = is_language & is_image.any(dim=1, keepdim=True)
+        image, language = TokenStream.from_roles(is_image), TokenStream.from_roles(is_language)
+        if image.positions.shape[1] == 0 and language.positions.shape[1] == 0:
+            return None
+        return Mixture(self.mixers, auxiliary_states, image, language, routing)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        auxiliary_input_ids: torch.LongTensor | None = None,
+        auxiliary_attention_mask: torch.Tensor | None = None,
+        auxiliary_pixel_values: torch.FloatTensor | None = None,
+        auxiliary_embeds: torch.FloatTensor | None = None,
+        auxiliary_states: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        routing: Any = None,
+        output_routing: bool = False,
+        prompt_labels: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> MoAIModelOutputWithPast:
+        """See :meth:`MoAIForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
+
+        if image_features is None and (mm_encoder_outputs or {}).get("image") is not None:
+            image_features = mm_encoder_outputs["image"].pooler_output
+            if not isinstance(image_features, torch.Tensor):
+                image_features = torch.stack(list(image_features))
+        if image_features is None and pixel_values is not None:
+            image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
+        if auxiliary_states is None:
+            auxiliary_states = self.get_auxiliary_states(
+                auxiliary_input_ids, auxiliary_attention_mask, auxiliary_pixel_values, auxiliary_embeds
+            )
+
+        roles = mm_token_type_ids
+        if roles is None and inputs_embeds.shape[1] > 1:
+            needs_roles = image_features is not None or auxiliary_states is not None
+            roles = self._resolve_roles(input_ids, attention_mask, past_key_values, prompt_labels, needs_roles)
+        if image_features is not None:
+            slots = input_ids == self.config.image_token_id if input_ids is not None else roles == IMAGE_ROLE
+            inputs_embeds = self._place_image_features(inputs_embeds, slots, image_features)
+
+        config = self.config.mixer_config
+        routing = resolve_routing(
+            routing,
+            num_layers=len(config.layers),
+            default_mode=config.routing,
+            default_top_k=config.top_k,
+        )
+        mixture = self._build_mixture(roles, auxiliary_states, routing)
+        if mixture is not None:
+            kwargs["mixture"] = mixture
+        if self.config.plora_rank and roles is not None:
+            kwargs["image_positions"] = roles == IMAGE_ROLE
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        layer_routing = mixture.layer_routing if mixture is not None else {}
+        return MoAIModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+            auxiliary_hidden_states=auxiliary_states,
+            routing=tuple(layer_routing[layer] for layer in sorted(layer_routing)) if output_routing else None,
+        )
+
+
+class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, GenerationMixin):
+    """MoAI with its language modelling head.
+
+    Args:
+        config: What it is made of.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: MoAIConfig) -> None:
+        super().__init__(config)
+        self.model = MoAIModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_backbones(cls, vision: Any, text: Any, **kwargs: Any) -> MoAIForConditionalGeneration:
+        """Build a new MoAI from two pretrained folders or hub names; see :func:`moai.conversion.backbones`.
+
+        Args:
+            vision: Folder, hub name or loaded vision tower (CLIP, SigLIP, ...).
+            text: Folder, hub name or loaded causal decoder (Llama, SmolLM2, InternLM2, Qwen2, Qwen3, Mistral).
+            **kwargs: ``compressor``, ``mixer`` and the other fields of :class:`MoAIConfig`; ``dtype``.
+
+        Returns:
+            The model; the backbones' weights are untouched, compressor, mixers and projector are new.
+        """
+        from .conversion.backbones import build_from_backbones
+
+        return build_from_backbones(cls, vision, text, **kwargs)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language modelling head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language modelling head."""
+        self.lm_head = new_embeddings
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See :meth:`MoAIModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def get_auxiliary_states(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        """See :meth:`MoAIModel.get_auxiliary_states`."""
+        return self.model.get_auxiliary_states(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        auxiliary_input_ids: torch.LongTensor | None = None,
+        auxiliary_attention_mask: torch.Tensor | None = None,
+        auxiliary_pixel_values: torch.FloatTensor | None = None,
+        auxiliary_embeds: torch.FloatTensor | None = None,
+        auxiliary_states: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        routing: Any = None,
+        output_routing: bool = False,
+        routing_log: list[Any] | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> MoAICausalLMOutputWithPast:
+        """Predict the next tokens.
+
+        Args:
+            input_ids: ``(B, L)``, one image token per patch.
+            pixel_values: ``(images, 3, H, W)`` in the order of their placeholders.
+            attention_mask: ``(B, L)`` 1 = attend.
+            position_ids: ``(B, L)``.
+            past_key_values: The decoder's cache.
+            inputs_embeds: ``(B, L, D)`` instead of ``input_ids``.
+            mm_token_type_ids: ``(B, L)`` 1 image, 2 prompt language, 0 padding or answer; inferred when None.
+            auxiliary_input_ids: ``(B, A)`` words of the verbalisation.
+            auxiliary_attention_mask: ``(B, A)``.
+            auxiliary_pixel_values: ``(B, 3, H, W)`` painted panoptic maps.
+            auxiliary_embeds: ``(B, A, D)`` instead of ``auxiliary_input_ids``.
+            auxiliary_states: ``(B, N, D)`` the compressor's output, to skip it.
+            image_features: ``(images, patches, D)`` projected features, to skip the vision tower.
+            mm_encoder_outputs: What ``generate`` encoded beforehand.
+            routing: None, a mode, a mapping or weights; see :func:`mixer.resolve_routing`.
+            output_routing: Return the gate weights per mixer layer, stream and token.
+            routing_log: A list that receives this pass's routing; ``generate`` uses it.
+            labels: ``(B, L)``, -100 = ignore.
+            logits_to_keep: Compute only the last positions' logits.
+            use_cache: Return a cache.
+            **kwargs: Passed to the decoder (``output_hidden_states``, ...).
+
+        Returns:
+            Loss, logits, cache and, when asked for, hidden states and routing.
+
+        Raises:
+            ValueError: If image tokens and image features do not match, or shapes do not fit.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=mm_token_type_ids,
+            auxiliary_input_ids=auxiliary_input_ids,
+            auxiliary_attention_mask=auxiliary_attention_mask,
+            auxiliary_pixel_values=auxiliary_pixel_values,
+            auxiliary_embeds=auxiliary_embeds,
+            auxiliary_states=auxiliary_states,
+            image_features=image_features,
+            mm_encoder_outputs=mm_encoder_outputs,
+            routing=routing,
+            output_routing=output_routing or routing_log is not None,
+            prompt_labels=labels,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        # The placeholder is a slot for pictures, never a word to say.
+        logits[..., self.config.image_token_id] = torch.finfo(logits.dtype).min
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        if routing_log is not None:
+            routing_log.append(outputs.routing)
+        return MoAICausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            auxiliary_hidden_states=outputs.auxiliary_hidden_states,
+            routing=outputs.routing if output_routing else None,
+        )
+
+
+__all__ = ["MoAIForConditionalGeneration", "MoAIModel", "MoAIPreTrainedModel"]

@@ -1,0 +1,68 @@
+"""True 4-bit and 8-bit: the decoder's linears are quantised, everything small stays in compute dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Matched by transformers from the start of a module's full name or as a suffix. The low-rank factors of experts and
+# partial LoRA are bare parameters and need no entry.
+COMPUTE_DTYPE_MODULES = (
+    "model.vision_tower",
+    "model.multi_modal_projector",
+    "model.compressor",
+    "model.mixers",
+    "vision_tower",
+    "multi_modal_projector",
+    "compressor",
+    "mixers",
+    "lm_head",
+)
+
+
+def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Fill in which modules a bitsandbytes configuration must leave alone, where the caller has not said.
+
+    Args:
+        kwargs: Keyword arguments of ``from_pretrained``.
+
+    Returns:
+        The arguments, ``load_in_4bit=True`` / ``load_in_8bit=True`` turned into a configuration (nf4, double
+        quantisation).
+
+    Raises:
+        ValueError: If both 4 and 8 bits are asked for, or one of them beside a ``quantization_config``.
+    """
+    kwargs = dict(kwargs)
+    in_4bit, in_8bit = kwargs.pop("load_in_4bit", False), kwargs.pop("load_in_8bit", False)
+    config = kwargs.get("quantization_config")
+    if in_4bit and in_8bit:
+        raise ValueError("Expected one of load_in_4bit and load_in_8bit, got both. Choose one.")
+    if (in_4bit or in_8bit) and config is not None:
+        raise ValueError("Expected load_in_4bit / load_in_8bit or `quantization_config`, got both. Choose one.")
+    if in_4bit or in_8bit:
+        config = _default_config(in_4bit, kwargs.get("dtype"))
+    if config is None:
+        return kwargs
+    if isinstance(config, dict):
+        config = dict(config)
+        if config.get("llm_int8_skip_modules") is None and any(key.startswith("load_in_") for key in config):
+            config["llm_int8_skip_modules"] = list(COMPUTE_DTYPE_MODULES)
+    elif getattr(config, "llm_int8_skip_modules", False) is None:
+        config.llm_int8_skip_modules = list(COMPUTE_DTYPE_MODULES)
+    kwargs["quantization_config"] = config
+    return kwargs
+
+
+def _default_config(in_4bit: bool, dtype: Any) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not in_4bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute_dtype = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
