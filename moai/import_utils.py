@@ -141,9 +141,7 @@ def require(*packages: str, extra: str | None = None, purpose: str | None = None
     install = f'pip install "moai-vlm[{extra}]"' if extra else f"pip install {' '.join(missing)}"
     names = " and ".join(f"`{package}`" for package in missing)
     verb = "is" if len(missing) == 1 else "are"
-    raise ImportError(
-        f"{purpose or 'This'} needs {names}, which {verb} not installed. Install with: {install}"
-    )
+    raise ImportError(f"{purpose or 'This'} needs {names}, which {verb} not installed. Install with: {install}")
 
 
 def check_first_party_packages() -> None:

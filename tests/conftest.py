@@ -36,9 +36,7 @@ def golden_dir() -> Path:
     if not golden.is_dir():
         if os.environ.get("MOAI_GOLDEN_DIR"):
             pytest.fail(f"MOAI_GOLDEN_DIR is set but is no folder: {golden}")
-        pytest.skip(
-            "no reference outputs here: set MOAI_GOLDEN_DIR to the folder that holds moai/ and psgtr/"
-        )
+        pytest.skip("no reference outputs here: set MOAI_GOLDEN_DIR to the folder that holds moai/ and psgtr/")
     return golden
 
 
@@ -61,3 +59,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def tiny_config():
+    """A Llama-family configuration with two mixers; see tests/builders.py for other families and sizes."""
+    from builders import build_tiny_config
+
+    return build_tiny_config()
+
+
+@pytest.fixture
+def tiny_model():
+    """A seeded tiny model of that configuration with a loud mixture, in evaluation mode."""
+    from builders import build_tiny_model
+
+    return build_tiny_model()
+
+
+@pytest.fixture
+def tiny_inputs(tiny_config):
+    """A left-padded batch of two unequal samples for it."""
+    from builders import build_tiny_inputs
+
+    return build_tiny_inputs(tiny_config)

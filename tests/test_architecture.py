@@ -144,9 +144,7 @@ def test_imports_follow_the_law_when_one_package_needs_another(path: Path) -> No
 @_each("compressor", "mixer", "verbalizers")
 def test_leaf_needs_only_its_few_packages_when_imported(path: Path) -> None:
     package = path.relative_to(REPO_ROOT).parts[0]
-    allowed = (
-        ALLOWED_TOP_LEVEL[package] | TORCH_MODULES_OF_VERBALIZERS.get(_relative(path), set()) | {package}
-    )
+    allowed = ALLOWED_TOP_LEVEL[package] | TORCH_MODULES_OF_VERBALIZERS.get(_relative(path), set()) | {package}
     illegal = {
         root
         for root in _roots(_imports(path, import_time_only=True))
@@ -190,9 +188,7 @@ def test_moai_file_joins_verbalizers_and_model_only_when_it_is_the_pipeline(path
 @_each(*PACKAGES)
 def test_file_is_readable_in_one_sitting_when_opened(path: Path) -> None:
     num_lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert num_lines <= MAX_FILE_LINES, (
-        f"{_relative(path)} has {num_lines} lines; split it at {MAX_FILE_LINES}"
-    )
+    assert num_lines <= MAX_FILE_LINES, f"{_relative(path)} has {num_lines} lines; split it at {MAX_FILE_LINES}"
 
 
 @_each(*PACKAGES)
@@ -246,9 +242,7 @@ def test_everything_public_is_explained_when_parsed(path: Path) -> None:
 
 def _modules_after(statement: str) -> set[str]:
     """Root names in ``sys.modules`` of a fresh interpreter after ``statement``."""
-    script = (
-        f"import json, sys; {statement}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    )
+    script = f"import json, sys; {statement}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
     result = subprocess.run(
         [sys.executable, "-c", script],
         cwd=REPO_ROOT,
@@ -268,9 +262,7 @@ def test_moai_import_stays_light_when_fresh() -> None:
 
 def test_verbalizers_import_stays_light_when_fresh() -> None:
     loaded = _modules_after("import verbalizers")
-    heavy = loaded & (
-        HEAVY_PACKAGES | {"torch", "transformers", "moai", "compressor", "mixer", "scipy", "pandas"}
-    )
+    heavy = loaded & (HEAVY_PACKAGES | {"torch", "transformers", "moai", "compressor", "mixer", "scipy", "pandas"})
     assert not heavy, f"`import verbalizers` loads {sorted(heavy)}; it needs numpy and Pillow only"
 
 

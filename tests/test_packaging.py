@@ -101,9 +101,7 @@ def test_wheel_holds_every_module_and_data_file_when_built(wheel: zipfile.ZipFil
 
 @pytest.mark.slow
 def test_wheel_names_command_licence_and_extras_when_built(wheel: zipfile.ZipFile) -> None:
-    texts = {
-        name.split("/", 1)[1]: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name
-    }
+    texts = {name.split("/", 1)[1]: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
     assert "moai = moai.cli:app" in texts["entry_points.txt"]
     assert "Apache License" in texts["licenses/LICENSE"]
     metadata = texts["METADATA"]
@@ -122,16 +120,12 @@ def test_requirements_have_lower_bounds_that_installed_versions_meet(
     for requirement in map(Requirement, texts):
         if requirement.name == "moai-vlm":
             continue
-        assert any(bound.operator == ">=" for bound in requirement.specifier), (
-            f"{requirement} has no lower bound"
-        )
+        assert any(bound.operator == ">=" for bound in requirement.specifier), f"{requirement} has no lower bound"
         try:
             installed = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        assert requirement.specifier.contains(installed, prereleases=True), (
-            f"{requirement}, installed: {installed}"
-        )
+        assert requirement.specifier.contains(installed, prereleases=True), f"{requirement}, installed: {installed}"
 
 
 def test_all_extra_names_every_user_facing_extra_when_read(setup_cfg: configparser.ConfigParser) -> None:
@@ -188,9 +182,7 @@ def test_first_party_check_names_the_stranger_when_a_name_clashes(package: str, 
         "checker = importlib.util.module_from_spec(spec); spec.loader.exec_module(checker)\n"
         "checker.check_first_party_packages()\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode != 0
     assert "a stranger was imported" not in result.stderr
     assert f"`{package}` is hidden by another one of the same name at {stranger}" in result.stderr
