@@ -85,5 +85,5 @@ class Compressor(nn.Module):
             )
         if text_mask is not None and text_mask.shape != text_embeds.shape[:2]:
             raise ValueError(
-                f"`text_mask` must have shape {tuple(text_embeds.shape[:2])} like the words, got {tuple(text_mask.shape)}."
+                f"`text_mask` must have the words' shape {tuple(text_embeds.shape[:2])}, got {tuple(text_mask.shape)}."
             )

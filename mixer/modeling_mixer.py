@@ -186,7 +186,7 @@ def _expert_weights(
         weights = routing.fixed_weights(layer, stream).to(tokens.device)
         if weights.shape[0] not in (1, batch):
             raise ValueError(
-                f"Routing weights are for a batch of {weights.shape[0]}, the inputs for {batch}. Pass one row per sample."
+                f"Expected routing weights for a batch of {batch}, got {weights.shape[0]} rows. Pass one per sample."
             )
     weights = weights * available
     return (weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)).expand(batch, length, -1)

@@ -1,9 +1,9 @@
 """How the mixture enters a Hugging Face decoder.
 
-The decoder stays a plain LlamaModel, Qwen2Model, ...: same modules, same state-dict keys. Only the classes of its layers
-and of their attention are exchanged for subclasses made here. A decoder passes unknown keyword arguments down to every
-layer; ours is ``mixture``, everything one prompt's mixing needs. The mixer acts at the entrance of ``self_attn``, whose
-input is exactly what attention sees (normed hidden states); the residual stream is untouched.
+The decoder stays a plain LlamaModel, Qwen2Model, ...: same modules, same state-dict keys. Only the classes of its
+layers and of their attention are exchanged for subclasses made here. A decoder passes unknown keyword arguments
+down to every layer; ours is ``mixture``, everything one prompt's mixing needs. The mixer acts at the entrance of
+``self_attn``, whose input is exactly what attention sees (normed hidden states); the residual stream is untouched.
 """
 
 from __future__ import annotations

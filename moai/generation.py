@@ -46,7 +46,7 @@ class MoAIGenerationMixin:
         output = super().generate(inputs, *args, routing_log=log, **kwargs)
         if isinstance(output, torch.Tensor):
             raise ValueError(
-                "`output_routing=True` needs `return_dict_in_generate=True` to have a place for the routing."
+                "`output_routing=True` needs `return_dict_in_generate=True`: a bare tensor has no place for it."
             )
         output["routing"] = log[0] if log else None
         return output
@@ -65,7 +65,7 @@ class MoAIGenerationMixin:
         assistant = generation_mode_kwargs.get("assistant_model")
         if assistant is not None and not isinstance(assistant, MoAIGenerationMixin):
             raise ValueError(
-                f"Expected a MoAI as assistant, got the text-only {type(assistant).__name__}: it cannot see the picture. "
+                f"Expected a MoAI as assistant, got the text-only {type(assistant).__name__}: it is blind. "
                 "Use another MoAI, or prompt_lookup_num_tokens."
             )
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)

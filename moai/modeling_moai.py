@@ -21,7 +21,7 @@ from .generation import MoAIGenerationMixin
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
 from .projector import MoAIMultiModalProjector
 from .quantization import with_default_skip_modules
-from .roles import IMAGE_ROLE, LANGUAGE_ROLE, infer_roles
+from .roles import IMAGE_ROLE, LANGUAGE_ROLE, resolve_roles
 
 
 class MoAIPreTrainedModel(PreTrainedModel):
@@ -163,32 +163,10 @@ class MoAIModel(MoAIPreTrainedModel):
         num_slots, num_features = int(image_mask.sum()), features.shape[0] * features.shape[1]
         if num_slots != num_features:
             raise ValueError(
-                f"Expected {features.shape[0]} image(s) x {features.shape[1]} patches = {num_features} image tokens, got "
+                f"Expected {num_features} image tokens for {features.shape[0]} image(s) of {features.shape[1]} patches, got "
                 f"{num_slots} in input_ids. Pass one image per `<image>` and let the processor expand it."
             )
         return inputs_embeds.masked_scatter(image_mask[..., None], features.to(inputs_embeds))
-
-    def _resolve_roles(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        labels: torch.Tensor | None,
-        needs_roles: bool,
-    ) -> torch.Tensor | None:
-        """Roles ``(B, L)`` for callers that gave none: all attended tokens without label are the prompt."""
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            if needs_roles:
-                raise ValueError("Expected `mm_token_type_ids` beside a filled cache and new images, got none.")
-            return None
-        if input_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
-            if needs_roles:
-                raise ValueError(
-                    "Expected `mm_token_type_ids` with `inputs_embeds` or a 4D mask, got none: which tokens are prompt "
-                    "and which are answer cannot be read from them. The processor returns it."
-                )
-            return None
-        return infer_roles(input_ids, self.config.image_token_id, attention_mask, labels)
 
     def _build_mixture(
         self, roles: torch.Tensor | None, auxiliary_states: torch.Tensor | None, routing: Routing
@@ -247,7 +225,8 @@ class MoAIModel(MoAIPreTrainedModel):
         roles = mm_token_type_ids
         if roles is None and inputs_embeds.shape[1] > 1:
             needs_roles = image_features is not None or auxiliary_states is not None
-            roles = self._resolve_roles(input_ids, attention_mask, past_key_values, prompt_labels, needs_roles)
+            prompt = (input_ids, attention_mask, past_key_values, prompt_labels)
+            roles = resolve_roles(*prompt, image_token_id=self.config.image_token_id, is_needed=needs_roles)
         if image_features is not None:
             slots = input_ids == self.config.image_token_id if input_ids is not None else roles == IMAGE_ROLE
             inputs_embeds = self._place_image_features(inputs_embeds, slots, image_features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers import Cache
 
 IMAGE_ROLE, LANGUAGE_ROLE = 1, 2  # 0 = padding, answer or decoded token
 
@@ -29,3 +30,43 @@ def infer_roles(
         is_prompt = is_prompt & (labels == -100)
     is_image = input_ids == image_token_id
     return torch.where(is_prompt, torch.where(is_image, IMAGE_ROLE, LANGUAGE_ROLE), 0)
+
+
+def resolve_roles(
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    labels: torch.Tensor | None,
+    *,
+    image_token_id: int,
+    is_needed: bool,
+) -> torch.Tensor | None:
+    """Infer the roles for callers that gave none, where they can be inferred.
+
+    Args:
+        input_ids: ``(B, L)`` or None.
+        attention_mask: ``(B, L)``, a 4D mask or None.
+        past_key_values: A cache; a filled one means that the prompt has been mixed before.
+        labels: ``(B, L)`` with -100 outside the answer, or None.
+        image_token_id: The placeholder's id.
+        is_needed: There are pictures or findings to mix: not knowing the roles would give a wrong result.
+
+    Returns:
+        ``(B, L)`` roles, or None where nothing can be mixed.
+
+    Raises:
+        ValueError: If the roles are needed and cannot be inferred.
+    """
+    reason = None
+    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        reason = "beside a filled cache and new pictures or findings"
+    elif input_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
+        reason = "with `inputs_embeds` or a 4D mask"
+    if reason is None:
+        return infer_roles(input_ids, image_token_id, attention_mask, labels)
+    if is_needed:
+        raise ValueError(
+            f"Expected `mm_token_type_ids` {reason}, got none: which tokens are prompt and which are answer cannot be "
+            "told. The processor returns it."
+        )
+    return None
