@@ -163,7 +163,7 @@ class MoAIModel(MoAIPreTrainedModel):
         num_slots, num_features = int(image_mask.sum()), features.shape[0] * features.shape[1]
         if num_slots != num_features:
             raise ValueError(
-                f"Expected {num_features} image tokens for {features.shape[0]} image(s) of {features.shape[1]} patches, got "
+                f"Expected {num_features} image tokens ({features.shape[0]} images x {features.shape[1]} patches), got "
                 f"{num_slots} in input_ids. Pass one image per `<image>` and let the processor expand it."
             )
         return inputs_embeds.masked_scatter(image_mask[..., None], features.to(inputs_embeds))
