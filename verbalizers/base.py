@@ -101,15 +101,11 @@ def register_verbalizer(kind: str, backend: str) -> Callable[[_VerbalizerClass],
     """
     for name, value in (("kind", kind), ("backend", backend)):
         if not value.isidentifier():
-            raise ValueError(
-                f"`{name}` must be a Python identifier such as 'depth', got {value!r}. Use underscores."
-            )
+            raise ValueError(f"`{name}` must be a Python identifier such as 'depth', got {value!r}. Use underscores.")
 
     def register(cls: _VerbalizerClass) -> _VerbalizerClass:
         if not (isinstance(cls, type) and issubclass(cls, Verbalizer)):
-            raise ValueError(
-                f"expected a subclass of verbalizers.Verbalizer, got {cls!r}. Inherit from Verbalizer."
-            )
+            raise ValueError(f"expected a subclass of verbalizers.Verbalizer, got {cls!r}. Inherit from Verbalizer.")
         known = _REGISTRY.get((kind, backend))
         # A module that is reloaded registers the same class anew; only a different class is a clash.
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -157,14 +153,10 @@ def build_verbalizer(kind: str, backend: str | None = None, **settings: Any) -> 
     """
     available = available_verbalizers()
     if kind not in available:
-        raise ValueError(
-            f"unknown verbalizer kind {kind!r}, expected one of {sorted(available)}. Register it first."
-        )
+        raise ValueError(f"unknown verbalizer kind {kind!r}, expected one of {sorted(available)}. Register it first.")
     backend = backend or available[kind][0]
     if backend not in available[kind]:
-        raise ValueError(
-            f"unknown backend {backend!r} for kind {kind!r}, expected one of {list(available[kind])}."
-        )
+        raise ValueError(f"unknown backend {backend!r} for kind {kind!r}, expected one of {list(available[kind])}.")
     if (kind, backend) not in _REGISTRY:
         _load_plugin(kind, backend)
     cls = _REGISTRY[kind, backend]
@@ -181,9 +173,7 @@ def _load_plugin(kind: str, backend: str) -> None:
     try:
         loaded = entry.load()
     except ImportError as error:
-        raise ImportError(
-            f"verbalizer plug-in {entry.name!r} ({entry.value}) cannot be imported: {error}"
-        ) from error
+        raise ImportError(f"verbalizer plug-in {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
     # An entry may point at the class, or at a module that registers its class when imported.
     if (kind, backend) not in _REGISTRY:
         register_verbalizer(kind, backend)(loaded)

@@ -57,9 +57,7 @@ def clip_boxes(boxes_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> np.nda
     height, width = image_size_hw
     limit = np.array([width, height, width, height], dtype=np.float32)
     # Adding 0.0 turns the negative zero that np.clip lets through into a positive one.
-    return np.clip(
-        np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4), np.float32(0), limit
-    ) + np.float32(0)
+    return np.clip(np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4), np.float32(0), limit) + np.float32(0)
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: np.ndarray) -> np.ndarray:

@@ -28,6 +28,4 @@ def verbalize_detections(
     normalized = normalize_boxes(boxes, detections.image_size_hw)
     is_kept = detections.confidence >= np.float32(threshold)
     entries = zip(detections.class_names, normalized, is_kept, strict=True)
-    return list_sentence(
-        BOXES_OPENING, [f"{format_box(box)} {name}" for name, box, keep in entries if keep and name]
-    )
+    return list_sentence(BOXES_OPENING, [f"{format_box(box)} {name}" for name, box, keep in entries if keep and name])

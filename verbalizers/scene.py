@@ -144,9 +144,7 @@ def parse_scene(
     verbalizers = list(verbalizers)
     kinds = [verbalizer.kind for verbalizer in verbalizers]
     if len(set(kinds)) != len(kinds):
-        raise ValueError(
-            f"expected at most one verbalizer per kind, got {kinds}. Drop one or register a new kind."
-        )
+        raise ValueError(f"expected at most one verbalizer per kind, got {kinds}. Drop one or register a new kind.")
     if timeout_s is not None and timeout_s <= 0:
         raise ValueError(f"`timeout_s` must be positive or None, got {timeout_s}.")
     outcomes = _run_side_by_side(verbalizers, arrays, timeout_s) if arrays else {}
@@ -165,9 +163,7 @@ def as_rgb_array(image: Image.Image | np.ndarray) -> np.ndarray:
         if 0 not in image.shape:
             return image
     got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise ValueError(
-        f"expected a PIL image or a uint8 (H, W, 3) RGB array, got {got}. Use PIL.Image.open(path)."
-    )
+    raise ValueError(f"expected a PIL image or a uint8 (H, W, 3) RGB array, got {got}. Use PIL.Image.open(path).")
 
 
 def _run_side_by_side(

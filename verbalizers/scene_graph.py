@@ -47,10 +47,7 @@ def verbalize_relations(
 
 def _choose_surest(relations: Relations, threshold: float, max_relations: int) -> list[int]:
     named = [bool(name) for name in relations.object_names]
-    is_known = [
-        named[s] and named[o]
-        for s, o in zip(relations.subject_indices, relations.object_indices, strict=True)
-    ]
+    is_known = [named[s] and named[o] for s, o in zip(relations.subject_indices, relations.object_indices, strict=True)]
     order = np.argsort(-relations.confidence, kind="stable")
     kept = [int(i) for i in order if relations.confidence[i] >= np.float32(threshold) and is_known[i]]
     return kept[:max_relations]

@@ -28,9 +28,7 @@ def verbalize_segments(segments: Segments | None, compat: bool = False) -> str:
         return _verbalize_as_released(segments)
     boxes = normalize_boxes(clip_boxes(segments.boxes_xyxy, segments.image_size_hw), segments.image_size_hw)
     entries = zip(segments.class_names, boxes, segments.pixel_counts, strict=True)
-    items = [
-        f"{format_box(box)} {strip_coco_suffixes(name)}" for name, box, pixels in entries if name and pixels
-    ]
+    items = [f"{format_box(box)} {strip_coco_suffixes(name)}" for name, box, pixels in entries if name and pixels]
     return list_sentence(BOXES_OPENING, items)
 
 
@@ -44,8 +42,7 @@ def _verbalize_as_released(segments: Segments) -> str:
     scale = np.array([1 / width, 1 / height, 1 / width, 1 / height], dtype=np.float32)
     boxes = (everything.boxes_xyxy * scale)[: len(segments)]
     items = [
-        f"{format_box(box)} {strip_coco_suffixes(name)}"
-        for name, box in zip(segments.class_names, boxes, strict=True)
+        f"{format_box(box)} {strip_coco_suffixes(name)}" for name, box in zip(segments.class_names, boxes, strict=True)
     ]
     return list_sentence(BOXES_OPENING, items)
 
@@ -88,9 +85,7 @@ def render_segmentation_map(
     """
     if segments is None:
         if image_size_hw is None:
-            raise ValueError(
-                "expected segments or image_size_hw, got neither. Give the size of the black map."
-            )
+            raise ValueError("expected segments or image_size_hw, got neither. Give the size of the black map.")
         return np.zeros((*image_size_hw, 3), dtype=np.uint8)
     ids = np.maximum(segments.panoptic_map, 0)
     if compat and ids.max() >= RELEASE_NUM_COLORS:

@@ -38,9 +38,7 @@ class Finding:
             return NotImplemented
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
         return all(
-            np.array_equal(a, b)
-            if isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-            else a is b or a == b
+            np.array_equal(a, b) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a is b or a == b
             for a, b in pairs
         )
 
@@ -101,20 +99,14 @@ class Segments(Finding):
             raise ValueError(
                 f"`panoptic_map` must hold integer ids, got {source.dtype}. Convert with astype(np.int32)."
             )
-        panoptic_map = checked_array(
-            source, np.int32, (None, None), "panoptic_map", "Give one (H, W) map per image."
-        )
+        panoptic_map = checked_array(source, np.int32, (None, None), "panoptic_map", "Give one (H, W) map per image.")
         checked_image_size(panoptic_map.shape, "panoptic_map.shape")
         ids = tuple(int(segment_id) for segment_id in self.segment_ids)
         if len(set(ids)) != len(ids) or any(segment_id < 1 for segment_id in ids):
-            raise ValueError(
-                f"`segment_ids` must be positive and distinct, got {ids}. Renumber the segments from 1."
-            )
+            raise ValueError(f"`segment_ids` must be positive and distinct, got {ids}. Renumber the segments from 1.")
         names = checked_names(self.class_names, "class_names")
         if len(names) != len(ids):
-            raise ValueError(
-                f"`class_names` must have {len(ids)} entries like segment_ids, got {len(names)}."
-            )
+            raise ValueError(f"`class_names` must have {len(ids)} entries like segment_ids, got {len(names)}.")
         self._set(panoptic_map=panoptic_map, segment_ids=ids, class_names=names)
         self._set(confidence=checked_confidence(self.confidence, len(ids)))
 
@@ -190,14 +182,10 @@ class Detections(Finding):
     image_size_hw: tuple[int, int]
 
     def __post_init__(self) -> None:
-        boxes = checked_array(
-            self.boxes_xyxy, np.float32, (None, 4), "boxes_xyxy", "Wrap a single box as boxes[None]."
-        )
+        boxes = checked_array(self.boxes_xyxy, np.float32, (None, 4), "boxes_xyxy", "Wrap a single box as boxes[None].")
         names = checked_names(self.class_names, "class_names")
         if len(names) != len(boxes):
-            raise ValueError(
-                f"`class_names` must have {len(boxes)} entries like boxes_xyxy, got {len(names)}."
-            )
+            raise ValueError(f"`class_names` must have {len(boxes)} entries like boxes_xyxy, got {len(names)}.")
         self._set(boxes_xyxy=boxes, class_names=names, image_size_hw=checked_image_size(self.image_size_hw))
         self._set(confidence=checked_confidence(self.confidence, len(boxes)))
 
@@ -240,14 +228,10 @@ class Relations(Finding):
                     "They index object_names."
                 )
             self._set(**{name: indices})
-        self._set(
-            object_names=names, predicates=predicates, confidence=checked_confidence(self.confidence, length)
-        )
+        self._set(object_names=names, predicates=predicates, confidence=checked_confidence(self.confidence, length))
         if self.object_boxes_xyxy is not None:
             next_step = "Give one box per object name."
-            boxes = checked_array(
-                self.object_boxes_xyxy, np.float32, (len(names), 4), "object_boxes_xyxy", next_step
-            )
+            boxes = checked_array(self.object_boxes_xyxy, np.float32, (len(names), 4), "object_boxes_xyxy", next_step)
             self._set(object_boxes_xyxy=boxes)
 
     def __len__(self) -> int:
@@ -319,8 +303,7 @@ class Scene(Finding):
             value = getattr(self, name)
             if value is not None and not isinstance(value, wanted):
                 raise ValueError(
-                    f"`{name}` must be {wanted.__name__} or None, got {type(value).__name__}. "
-                    "See verbalizers.adapters."
+                    f"`{name}` must be {wanted.__name__} or None, got {type(value).__name__}. See verbalizers.adapters."
                 )
         self._set(findings=dict(self.findings), failures={k: str(v) for k, v in dict(self.failures).items()})
 
@@ -345,9 +328,7 @@ class Scene(Finding):
             if value is not None:
                 result[name] = value.to_dict()
         if self.findings:
-            result["findings"] = {
-                k: v.to_dict() if isinstance(v, Finding) else v for k, v in self.findings.items()
-            }
+            result["findings"] = {k: v.to_dict() if isinstance(v, Finding) else v for k, v in self.findings.items()}
         if self.failures:
             result["failures"] = dict(self.failures)
         return result

@@ -46,9 +46,7 @@ class WordSettings:
     def __post_init__(self) -> None:
         for name in ("detection_threshold", "relation_threshold", "text_threshold"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a confidence."
-                )
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a confidence.")
         if self.max_relations < 0:
             raise ValueError(f"`max_relations` must be at least 0, got {self.max_relations}.")
 
