@@ -1,0 +1,495 @@
+"""MoAIProcessor: pictures + text + auxiliary text and map -> model inputs. It never sees a verbalizer.
+
+What is "language" (`mm_token_type_ids` == 2) follows the released code: every attended prompt token that is no image
+token, BOS included. Answer tokens and padding are 0, so the mixers leave them alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from .chat_templates import default_chat_templates
+from .control_tokens import ControlTokenGuard
+from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
+from .image_processing_moai import MoAIImageProcessor
+from .sample_batching import as_list, group_images_by_placeholders, group_images_by_question, pad_rows
+from .tokenization_internlm2 import IMAGE_TOKEN, register_internlm2_tokenizer
+
+#: Values of `mm_token_type_ids`.
+ROLE_NONE, ROLE_IMAGE, ROLE_LANGUAGE = 0, 1, 2
+#: Label of positions that carry no loss (the ignore index of `torch.nn.functional.cross_entropy`).
+IGNORE_INDEX = -100
+
+
+class MoAIProcessor(ProcessorMixin):
+    """Turns pictures, prompts and auxiliary findings into a batch for `MoAIForConditionalGeneration`.
+
+    Args:
+        image_processor: Makes `pixel_values`; `MoAIImageProcessor` reproduces the release.
+        tokenizer: Any Hugging Face tokenizer that knows `image_token`.
+        chat_template: Jinja template, or {"default": ..., "demo": ...}. `None` takes the released prompts, or ChatML
+            where the tokenizer speaks it (`moai.chat_templates`).
+        image_token: Placeholder of one picture.
+        num_image_tokens: Patch tokens per picture (1225 for 490x490 px and patches of 14 px).
+        auxiliary_map_scale: Factor on the panoptic map's 0..255 colours before normalisation. 1 is right; 1/255
+            reproduces the release, whose map is 0..1 but normalised as 0..255 (after one pass through float16), and
+            is needed for its weights.
+        max_length: Longest sequence in tokens, image tokens and answer included; `None` sets no bound.
+        max_auxiliary_length: Longest auxiliary text in tokens. Longer ones lose their end, with a warning.
+        max_image_pixels: Largest picture that is decoded, in pixels.
+
+    Raises:
+        ValueError: `num_image_tokens` is missing, or the tokenizer does not know `image_token`.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | dict[str, str] | None = None,
+        image_token: str = IMAGE_TOKEN,
+        num_image_tokens: int | None = None,
+        auxiliary_map_scale: float = 1.0,
+        max_length: int | None = None,
+        max_auxiliary_length: int | None = None,
+        max_image_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        if not isinstance(num_image_tokens, int) or num_image_tokens < 1:
+            raise ValueError(
+                f"`num_image_tokens` must be the number of patch tokens per picture, got {num_image_tokens!r}. "
+                "Pass (height // patch_size) * (width // patch_size), or the model's config.image_seq_length."
+            )
+        self.image_token = image_token
+        self.num_image_tokens = num_image_tokens
+        self.auxiliary_map_scale = auxiliary_map_scale
+        self.max_length = max_length
+        self.max_auxiliary_length = max_auxiliary_length
+        self.max_image_pixels = max_image_pixels
+        guard = ControlTokenGuard(tokenizer, [image_token])
+        if chat_template is None:
+            chat_template = default_chat_templates(guard.literals)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        if guard.encode(image_token) != [self.image_token_id]:
+            raise ValueError(
+                f"the tokenizer must read {image_token!r} as one token, got {guard.encode(image_token)}. Add it: "
+                f"tokenizer.add_special_tokens({{'extra_special_tokens': [{image_token!r}]}}, "
+                "replace_extra_special_tokens=False), and resize the model's embeddings."
+            )
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of `image_token`; `MoAIConfig.image_token_id` must equal it."""
+        return self.tokenizer.convert_tokens_to_ids(self.image_token)
+
+    @property
+    def control_token_guard(self) -> ControlTokenGuard:
+        """Escaping and encoding for the present tokenizer (rebuilt when tokens were added to it)."""
+        key = (id(self.tokenizer), len(self.tokenizer), self.image_token)
+        cached = self.__dict__.get("_guard")
+        if cached is None or cached[0] != key:
+            cached = (key, ControlTokenGuard(self.tokenizer, [self.image_token]))
+            self.__dict__["_guard"] = cached
+        return cached[1]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Keys of a full batch."""
+        return [
+            "input_ids",
+            "attention_mask",
+            "mm_token_type_ids",
+            "pixel_values",
+            "auxiliary_input_ids",
+            "auxiliary_attention_mask",
+            "auxiliary_pixel_values",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings for ``processor_config.json``."""
+        self.__dict__.pop("_guard", None)  # the parent deep-copies every attribute; this one holds the tokenizer
+        return super().to_dict()
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """Text that stands for one picture (transformers' hook for tools that expand prompts themselves)."""
+        return self.image_token * self.num_image_tokens
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        sanitize_control_tokens: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Render conversations; every text in them is data.
+
+        Args:
+            conversation: Messages as in transformers: {"role": ..., "content": text or list of parts}, one
+                conversation or a list of them. A picture is a part {"type": "image", "image": ...}; the literal
+                `image_token` inside a text makes no picture.
+            chat_template: Template or name of one; `None` takes "default".
+            sanitize_control_tokens: Whether control tokens inside texts are kept from steering. On by default.
+            **kwargs: As in transformers (`add_generation_prompt`, `tokenize`, `return_dict`, `processor_kwargs`).
+
+        Returns:
+            The prompt (a literal that was defused carries an invisible break mark, which `processor(text=...)`
+            removes), or the batch with `tokenize=True, return_dict=True`.
+        """
+        template = self._resolve_chat_template(chat_template)
+        if sanitize_control_tokens:
+            conversation = self._escape_conversation(conversation)
+        if "image_token" in template:
+            kwargs.setdefault("image_token", self.image_token)
+        return super().apply_chat_template(conversation, chat_template=template, **kwargs)
+
+    def _escape_conversation(self, conversation: Any) -> Any:
+        if isinstance(conversation, (list, tuple)):
+            return [self._escape_conversation(item) for item in conversation]
+        if not isinstance(conversation, Mapping):
+            return conversation
+        escape = self.control_token_guard.escape
+        message = dict(conversation)
+        if message.get("type") == "image" and isinstance(message.get("base64"), str):
+            message["image"] = "data:image;base64," + message.pop("base64")
+        for key in ("content", "text", "role"):
+            value = message.get(key)
+            if isinstance(value, str):
+                message[key] = escape(value)
+            elif isinstance(value, (list, tuple)):
+                message[key] = [self._escape_conversation(part) for part in value]
+        return message
+
+    def build_prompts(
+        self,
+        questions: str | Sequence[str],
+        num_images: int | Sequence[int] = 1,
+        chat_template: str | None = None,
+    ) -> list[str]:
+        """Prompts for questions about pictures; question text is data.
+
+        Args:
+            questions: One question or several.
+            num_images: Pictures per question: one number for all or one each.
+            chat_template: Template or name of one ("demo" for the release's demo prompt).
+
+        Returns:
+            One prompt per question, ending where the answer begins.
+
+        Raises:
+            ValueError: A question is empty.
+        """
+        asked = as_list(questions)
+        counts = [num_images] * len(asked) if isinstance(num_images, int) else list(num_images)
+        conversations = []
+        for index, (question, count) in enumerate(zip(asked, counts, strict=True)):
+            if not isinstance(question, str) or not question.strip():
+                raise ValueError(
+                    f"question {index} must be text, got {question!r}. Ask something, for example 'What is this?'."
+                )
+            content = [{"type": "image"}] * count + [{"type": "text", "text": question}]
+            conversations.append([{"role": "user", "content": content}])
+        if not conversations:
+            raise ValueError("expected at least one question, got an empty list.")
+        return self.apply_chat_template(conversations, chat_template, add_generation_prompt=True)
+
+    def __call__(
+        self,
+        images: ImageSource | Sequence[Any] | None = None,
+        text: str | Sequence[str] | None = None,
+        auxiliary_text: str | Sequence[str | None] | None = None,
+        auxiliary_images: Any = None,
+        *,
+        questions: str | Sequence[str] | None = None,
+        answers: str | Sequence[str] | None = None,
+        chat_template: str | None = None,
+        padding: bool | str = True,
+        padding_side: str = "left",
+        pad_to_multiple_of: int | None = None,
+        truncation: bool = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        allow_urls: bool = False,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Build model inputs.
+
+        Args:
+            images: Pictures (anything `load_image` reads): one, a flat list, or one list per prompt.
+            text: Prompts whose control tokens and placeholders COUNT (from `apply_chat_template`). Never put user
+                text in here by hand: use `questions`.
+            auxiliary_text: What the verbalizers said, one string per prompt (`None` = nothing). Data.
+            auxiliary_images: Panoptic colour maps (H, W, 3) uint8, one per prompt (`None` = black).
+            questions: Instead of `text`: plain questions, as data, put into the chat template.
+            answers: Training targets, as data; adds `labels`, and EOS behind each answer.
+            chat_template: Template (name) for `questions`.
+            padding: True / "longest", "max_length", or False.
+            padding_side: "left" (needed for generation) or "right".
+            pad_to_multiple_of: Round the padded length up.
+            truncation: Whether a question that does not fit `max_length` loses its end, with a warning. Otherwise
+                a `ValueError` names both lengths. Prompts given as `text` are never cut.
+            max_length: Bound in tokens for this call; default is the processor's own.
+            add_special_tokens: Whether BOS is put in front of prompts that do not begin with it.
+            allow_urls: Whether http(s) addresses among `images` are followed.
+            return_tensors: "pt", "np", or `None` for lists.
+            **kwargs: `images_kwargs` goes to the image processor. Flags of other processors that cannot apply
+                (`return_mm_token_type_ids`: always returned; `videos=None`) are accepted.
+
+        Returns:
+            `input_ids`, `attention_mask`, `mm_token_type_ids` (0 padding or answer, 1 image, 2 prompt language), each
+            (B, L) int64; `pixel_values` (pictures, 3, H, W) float32; where auxiliary inputs are given
+            `auxiliary_input_ids`, `auxiliary_attention_mask` (B, A) int64, `auxiliary_pixel_values` (B, 3, H, W)
+            float32; with `answers` also `labels` (B, L), -100 where no loss is taken.
+
+        Raises:
+            ValueError: Counts do not match, a text is empty or too long, or a picture cannot be read.
+        """
+        images_kwargs = dict(kwargs.pop("images_kwargs", None) or {})
+        _refuse_unknown(kwargs)
+        limit = max_length or self.max_length
+        prompts, groups = self._prompts_and_pictures(images, text, questions, chat_template)
+        pictures = [
+            load_image(picture, self.max_image_pixels, allow_urls, allow_data_urls=True)
+            for group in groups
+            for picture in group
+        ]
+        data: dict[str, Any] = {}
+        if prompts is not None:
+            targets = _one_per_sample(answers, len(prompts), "answers")
+            samples = []
+            for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+                sample = self._encode_sample(prompt, target, add_special_tokens)
+                if limit is not None and len(sample["input_ids"]) > limit:
+                    if questions is None or not truncation:
+                        raise _too_long(index, sample, self.image_token_id, limit, questions is not None)
+                    asked, num_images = as_list(questions)[index], len(groups[index])
+                    sample = self._cut_question(asked, num_images, chat_template, target, add_special_tokens, limit)
+                samples.append(sample)
+            data |= self._pad_samples(samples, padding, padding_side, limit, pad_to_multiple_of)
+        if pictures:
+            data["pixel_values"] = self._pixel_values(pictures, **images_kwargs)
+        num_samples = None if prompts is None else len(prompts)
+        data |= self._auxiliary_inputs(auxiliary_text, auxiliary_images, num_samples, pad_to_multiple_of)
+        if not data:
+            raise ValueError("expected pictures, text or questions, got none of them. Pass at least one.")
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _prompts_and_pictures(
+        self, images: Any, text: Any, questions: Any, chat_template: str | None
+    ) -> tuple[list[str] | None, list[list[Any]]]:
+        """Prompts and, for each of them, its pictures."""
+        if text is not None and questions is not None:
+            raise ValueError("expected `text` or `questions`, got both. `text` is a whole prompt, a question is data.")
+        if questions is not None:
+            asked = as_list(questions)
+            groups = group_images_by_question(images, len(asked))
+            prompts = self.build_prompts(asked, [len(group) for group in groups], chat_template)
+            return prompts, groups
+        if text is None:
+            flat = [] if images is None else as_list(images)
+            return None, [as_list(item) for item in flat]
+        prompts = as_list(text)
+        for index, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) or not prompt:
+                raise ValueError(f"prompt {index} must be a non-empty string, got {prompt!r}.")
+        counts = [prompt.count(self.image_token) for prompt in prompts]
+        return prompts, group_images_by_placeholders(images, counts, self.image_token)
+
+    def _encode_sample(self, prompt: str, answer: str | None, add_special_tokens: bool) -> dict[str, list[int]]:
+        """One prompt (and answer) -> ids, roles, labels; each placeholder becomes its image tokens."""
+        guard = self.control_token_guard
+        ids = guard.encode(prompt)
+        bos = self.tokenizer.bos_token
+        if add_special_tokens and not (bos and prompt.startswith(bos)):
+            ids = guard.prefix_ids + ids
+        image_id, expanded = self.image_token_id, []
+        for token in ids:
+            expanded += [token] * self.num_image_tokens if token == image_id else [token]
+        roles = [ROLE_IMAGE if token == image_id else ROLE_LANGUAGE for token in expanded]
+        sample = {"input_ids": expanded, "mm_token_type_ids": roles}
+        if answer is not None:
+            target = self._encode_answer(prompt, answer)
+            sample["labels"] = [IGNORE_INDEX] * len(expanded) + target
+            sample["input_ids"] = expanded + target
+            sample["mm_token_type_ids"] = roles + [ROLE_NONE] * len(target)
+        return sample
+
+    def _encode_answer(self, prompt: str, answer: str) -> list[int]:
+        """Ids of an answer and its end; a space joins it to a prompt that ends in the middle of a line."""
+        if not isinstance(answer, str) or not answer.strip():
+            raise ValueError(
+                f"an answer must be text, got {answer!r}. Leave samples without an answer out of training."
+            )
+        guard = self.control_token_guard
+        joint = "" if prompt[-1].isspace() or prompt.endswith(tuple(guard.literals)) else " "
+        return guard.encode_continuation(guard.escape(joint + answer)) + [self.tokenizer.eos_token_id]
+
+    def _cut_question(
+        self,
+        question: str,
+        num_images: int,
+        chat_template: str | None,
+        answer: str | None,
+        add_special_tokens: bool,
+        limit: int,
+    ) -> dict[str, list[int]]:
+        """Drop as much of a question's end as does not fit; warn with both numbers."""
+        guard = self.control_token_guard
+        ids = guard.encode(guard.escape(question))
+        kept = len(ids)
+        while True:
+            shortened = self.tokenizer.decode(ids[:kept]).rstrip("\ufffd")  # a character cut between its bytes
+            if kept < 1 or not shortened.strip():
+                raise ValueError(
+                    f"`max_length` is {limit} tokens, which leaves no room for a question beside {num_images} pictures "
+                    f"of {self.num_image_tokens} tokens and the answer. Raise `max_length`."
+                )
+            prompt = self.build_prompts(shortened, num_images, chat_template)[0]
+            sample = self._encode_sample(prompt, answer, add_special_tokens)
+            excess = len(sample["input_ids"]) - limit
+            if excess <= 0:
+                break
+            kept -= excess
+        warnings.warn(f"a question of {len(ids)} tokens was cut to its first {kept} to fit `max_length` {limit}.")
+        return sample
+
+    def _pad_samples(
+        self,
+        samples: list[dict[str, list[int]]],
+        padding: bool | str,
+        side: str,
+        limit: int | None,
+        multiple_of: int | None,
+    ) -> dict[str, list[list[int]]]:
+        """Pad ids, mask, roles and labels of all samples alike."""
+        if side not in ("left", "right"):
+            raise ValueError(f"`padding_side` must be 'left' or 'right', got {side!r}.")
+        rows = {key: [sample[key] for sample in samples] for key in samples[0]}
+        rows["attention_mask"] = [[1] * len(ids) for ids in rows["input_ids"]]
+        fill = {"input_ids": self._pad_id, "attention_mask": 0, "mm_token_type_ids": ROLE_NONE, "labels": IGNORE_INDEX}
+        order = [key for key in ("input_ids", "attention_mask", "mm_token_type_ids", "labels") if key in rows]
+        if padding in (False, "do_not_pad"):
+            return {key: rows[key] for key in order}
+        if padding not in (True, "longest", "max_length"):
+            raise ValueError(f"`padding` must be True, False, 'longest' or 'max_length', got {padding!r}.")
+        if padding == "max_length" and limit is None:
+            raise ValueError("`padding='max_length'` needs `max_length`, got none. Pass max_length=... as well.")
+        length = limit if padding == "max_length" else None
+        return {key: pad_rows(rows[key], fill[key], side, length, multiple_of) for key in order}
+
+    @property
+    def _pad_id(self) -> int:
+        """Padding id; any id will do, since masks say what is padding."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else self.tokenizer.eos_token_id
+
+    def _pixel_values(self, pictures: list[Image.Image], **images_kwargs: Any) -> np.ndarray:
+        """RGB pictures -> (P, 3, H, W) float32, normalised."""
+        planes = self.image_processor(pictures, **images_kwargs)["pixel_values"]
+        return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes])
+
+    def _map_pixel_values(self, maps: list[np.ndarray | Image.Image | None]) -> np.ndarray:
+        """Panoptic colour maps (h, w, 3) uint8 -> (B, 3, H, W) float32, normalised like pictures.
+
+        Resized to the nearest pixel: a blend of two segments' colours would be the colour of a third.
+        """
+        black = Image.new("RGB", (1, 1))
+        loaded = [black if item is None else load_image(item, self.max_image_pixels) for item in maps]
+        if self.auxiliary_map_scale == 1.0:
+            return self._pixel_values(loaded, resample=Image.Resampling.NEAREST)
+        raw = self._pixel_values(
+            loaded, resample=Image.Resampling.NEAREST, do_rescale=False, do_normalize=False
+        )  # (B, 3, H, W), 0..255
+        # The release stacks its 0..1 map as float16 before it normalises (arch_moai.py, eval_process).
+        scaled = (raw.astype(np.float64) * self.auxiliary_map_scale).astype(np.float16).astype(np.float32)
+        settings = self.image_processor
+        if settings.do_rescale:
+            scaled = scaled * np.float32(settings.rescale_factor)
+        if settings.do_normalize:
+            mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (settings.image_mean, settings.image_std))
+            scaled = (scaled - mean) / std
+        return scaled.astype(np.float32)
+
+    def _auxiliary_inputs(
+        self, texts: Any, maps: Any, num_samples: int | None, multiple_of: int | None
+    ) -> dict[str, Any]:
+        """Auxiliary ids, mask and map pixels; absent where nothing was given for any sample."""
+        data: dict[str, Any] = {}
+        texts = _one_per_sample(texts, num_samples, "auxiliary texts")
+        if any(item is not None for item in texts):
+            rows = [self._encode_auxiliary(index, item) for index, item in enumerate(texts)]
+            data["auxiliary_input_ids"] = pad_rows(rows, self._pad_id, multiple_of=multiple_of)
+            data["auxiliary_attention_mask"] = pad_rows([[1] * len(r) for r in rows], 0, multiple_of=multiple_of)
+        maps = _one_per_sample(maps, num_samples, "auxiliary pictures")
+        if any(item is not None for item in maps):
+            data["auxiliary_pixel_values"] = self._map_pixel_values(maps)
+        return data
+
+    def _encode_auxiliary(self, index: int, text: str | None) -> list[int]:
+        """Ids of one auxiliary text, BOS in front as in the release."""
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"auxiliary text {index} must be a string or None, got {type(text).__name__}.")
+        guard = self.control_token_guard
+        ids = guard.prefix_ids + guard.encode(guard.escape(text or ""))
+        limit = self.max_auxiliary_length
+        if limit is not None and len(ids) > limit:
+            warnings.warn(
+                f"auxiliary text {index} has {len(ids)} tokens and was cut to its first {limit} "
+                "(`max_auxiliary_length`): what the last verbalizers found is missing."
+            )
+            ids = ids[:limit]
+        return ids
+
+
+def _one_per_sample(value: Any, num_samples: int | None, name: str) -> list[Any]:
+    """`value` as a list with one entry per sample; `None` gives a list of `None`."""
+    if value is None:
+        return [None] * (num_samples or 0)
+    items = as_list(value)
+    if num_samples is not None and len(items) != num_samples:
+        raise ValueError(f"expected one of the {name} per prompt: {num_samples} prompts, got {len(items)} {name}.")
+    return items
+
+
+def _too_long(index: int, sample: dict[str, list[int]], image_id: int, limit: int, can_cut: bool) -> ValueError:
+    length, pictures = len(sample["input_ids"]), sample["input_ids"].count(image_id)
+    advice = "Shorten the question, raise `max_length`, or pass truncation=True to drop its end."
+    if not can_cut:
+        advice = "Shorten the text or raise `max_length`; only plain `questions` can be truncated."
+    return ValueError(
+        f"prompt {index} has {length} tokens ({pictures} of them for pictures), `max_length` is {limit}. {advice}"
+    )
+
+
+def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Accept what transformers' callers pass to every processor; refuse what would be silently ignored."""
+    for name in (
+        "return_mm_token_type_ids",
+        "return_attention_mask",
+        "return_token_type_ids",
+        "sanitize_control_tokens",
+    ):
+        kwargs.pop(name, None)
+    given = [name for name, value in kwargs.items() if value is not None]
+    if given:
+        raise TypeError(f"MoAIProcessor got unknown arguments {given}. See help(MoAIProcessor.__call__).")
+
+
+def register_processing(config_class: type) -> None:
+    """Make AutoProcessor, AutoImageProcessor and AutoTokenizer know the classes of this package.
+
+    Args:
+        config_class: `MoAIConfig`.
+    """
+    AutoProcessor.register(config_class, MoAIProcessor, exist_ok=True)
+    # Both names lead to the Pillow form: pixels must not depend on whether torchvision is installed.
+    pinned = {"pil": MoAIImageProcessor, "torchvision": MoAIImageProcessor}
+    AutoImageProcessor.register(config_class, image_processor_classes=pinned, exist_ok=True)
+    register_internlm2_tokenizer(config_class)

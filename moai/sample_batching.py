@@ -1,0 +1,106 @@
+"""Plain rules of a batch: which picture belongs to which prompt, and how rows of unequal length are padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list of samples: lists and tuples as they are, a stack of pictures (4-D array) by its rows, else one sample."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if getattr(value, "ndim", 0) == 4:
+        return list(value)
+    return [value]
+
+
+def is_nested(images: Sequence[Any]) -> bool:
+    """Whether pictures come grouped, one list per prompt."""
+    return any(isinstance(item, (list, tuple)) for item in images)
+
+
+def group_images_by_placeholders(images: Any, counts: Sequence[int], image_token: str) -> list[list[Any]]:
+    """Give every prompt its pictures, in order.
+
+    Args:
+        images: `None`, one picture, a flat list, or one list per prompt.
+        counts: Placeholders in each prompt.
+        image_token: The placeholder, for messages.
+
+    Returns:
+        One list of pictures per prompt.
+
+    Raises:
+        ValueError: Pictures and placeholders do not match; the message has both numbers.
+    """
+    flat = [] if images is None else as_list(images)
+    hint = f"Write one {image_token} per picture; inside a question or other data the literal does not count."
+    if is_nested(flat):
+        if len(flat) != len(counts):
+            raise ValueError(f"expected one list of pictures per prompt: {len(counts)} prompts, got {len(flat)} lists.")
+        groups = [list(group) for group in flat]
+        for index, (group, count) in enumerate(zip(groups, counts, strict=True)):
+            if len(group) != count:
+                raise ValueError(
+                    f"prompt {index} has {count} {image_token} placeholders but {len(group)} pictures. {hint}"
+                )
+        return groups
+    if len(flat) != sum(counts):
+        raise ValueError(
+            f"{len(counts)} prompts have {sum(counts)} {image_token} placeholders but {len(flat)} pictures were given. {hint}"
+        )
+    stops = np.cumsum(counts).tolist()
+    return [flat[stop - count : stop] for stop, count in zip(stops, counts, strict=True)]
+
+
+def group_images_by_question(images: Any, num_questions: int) -> list[list[Any]]:
+    """Give every question its pictures: grouped lists as they are, one each for a flat list, all to a single question.
+
+    Raises:
+        ValueError: The numbers of pictures and questions do not fit; the message has both.
+    """
+    if images is None:
+        return [[] for _ in range(num_questions)]
+    flat = as_list(images)
+    if is_nested(flat):
+        groups = [list(as_list(group)) for group in flat]
+    elif num_questions == 1:
+        groups = [flat]
+    else:
+        groups = [[picture] for picture in flat]
+    if len(groups) != num_questions:
+        raise ValueError(
+            f"got {len(groups)} pictures (or lists of them) for {num_questions} questions. Pass one per question, or a "
+            "list of lists for several pictures each."
+        )
+    return groups
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]],
+    value: int,
+    side: str = "left",
+    length: int | None = None,
+    multiple_of: int | None = None,
+) -> list[list[int]]:
+    """Pad rows of integers to one length.
+
+    Args:
+        rows: B rows of any length.
+        value: Padding value.
+        side: "left" or "right".
+        length: Target length; `None` takes the longest row's. Longer rows are left as they are.
+        multiple_of: Round the target up to a multiple of this.
+
+    Returns:
+        B rows of equal length (at least 1, so that an all-empty batch stays a valid tensor).
+    """
+    target = max(1, length or 0, *(len(row) for row in rows))
+    if multiple_of:
+        target = -(-target // multiple_of) * multiple_of
+    if side == "right":
+        return [[*row, *[value] * (target - len(row))] for row in rows]
+    return [[*[value] * (target - len(row)), *row] for row in rows]
