@@ -47,11 +47,15 @@ class CompressorConfig:
                 raise ValueError(f"`compressor.{name}` must be at least 1, got {getattr(self, name)}.")
         if self.head_dim % 2:
             raise ValueError(f"`compressor.head_dim` must be even (rotary positions), got {self.head_dim}.")
-        if self.text_window < 0 or self.feed_forward_multiplier <= 0:
+        if self.text_window < 0:
+            raise ValueError(f"`compressor.text_window` must be 0 (no window) or more, got {self.text_window}.")
+        if self.feed_forward_size < 1:
             raise ValueError(
-                "`compressor.text_window` must be 0 or more and `feed_forward_multiplier` positive, got "
-                f"{self.text_window} and {self.feed_forward_multiplier}."
+                "`compressor.feed_forward_multiplier` must leave at least one inner feature of "
+                f"{self.hidden_size} x multiplier, got {self.feed_forward_multiplier}."
             )
+        if self.rope_theta <= 0:
+            raise ValueError(f"`compressor.rope_theta` must be positive, got {self.rope_theta}.")
 
     @property
     def inner_size(self) -> int:
