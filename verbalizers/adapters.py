@@ -189,7 +189,7 @@ def relations_from_psgtr(
     read = result.get if isinstance(result, Mapping) else lambda name: getattr(result, name, None)
     labels = to_numpy(read("labels")).reshape(-1).astype(np.int64)
     pairs = to_numpy(read("rel_pair_idxes")).reshape(-1, 2).astype(np.int64)
-    scores = to_numpy(read("rel_dists")).astype(np.float32).reshape(len(pairs), -1)[:, 1:]
+    scores = to_numpy(read("rel_dists")).astype(np.float32).reshape(len(pairs), len(predicates) + 1)[:, 1:]
     if compat:
         _check_panoptic_classes_as_released(read("pan_results"), class_names)
         names = tuple(class_names[label - 1] for label in labels)
