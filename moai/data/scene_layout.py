@@ -1,0 +1,274 @@
+"""Lay out a scene without painting it: stuff, objects, signs and their relations, in the unit square.
+
+Everything is decided here, so truth, questions and pixels of one seed always agree; a layout takes about a millisecond.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from moai.data.scene_groups import GroupMember, GroupPlan, plan_copies, plan_group, plan_single
+from moai.data.scene_settings import GROUND_PREDICATES, ZONE_GROUPS, StuffRegion, sample_setting, stuff_at
+from moai.data.scene_signs import SignFace, sample_sign
+from moai.data.scene_vocabulary import GROUPS, OBJECT_CLASSES, PERSON_POSES
+
+__all__ = ["PlacedObject", "SceneLayout", "sample_layout"]
+
+Box = tuple[float, float, float, float]
+
+_MIN_SIDE, _MAX_SIDE = 0.1, 0.82
+_MAX_OVERLAP = 0.08
+_ATTEMPTS = 14
+_MISPLACED = 0.06  # a sheep in the kitchen: the setting must not give the answer away
+_SINGLE_INSTANCE = frozenset(  # stuff in COCO: a panoptic model reports one segment per name
+    {"tree", "house", "building", "tent", "flower", "mirror", "window", "door", "rock", "cardboard", "light"}
+    | {"cabinet", "fence", "shelf", "pillow", "stairs", "curtain", "bridge", "sign"}
+)
+_AIR_GROUPS = frozenset({"flyer", "aircraft", "floater", "sky"})
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedObject:
+    """An object in the picture.
+
+    Attributes:
+        name: one of `OBJECT_CLASSES`.
+        sprite: which of the name's sprites.
+        box: (x0, y0, x1, y1) in the unit square.
+        flipped: mirrored left to right.
+        has_shadow: whether it throws a shadow on the ground under it.
+        sign: the words, for signs.
+    """
+
+    name: str
+    sprite: int
+    box: Box
+    flipped: bool
+    has_shadow: bool
+    sign: SignFace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SceneLayout:
+    """A scene before painting.
+
+    Attributes:
+        setting: one of `scene_settings.SETTINGS`.
+        stuff: regions from back to front.
+        objects: from back to front.
+        relations: (subject, predicate, object); entities are numbered stuff first, then objects.
+        texture_seed: what the painting's randomness starts from.
+    """
+
+    setting: str
+    stuff: tuple[StuffRegion, ...]
+    objects: tuple[PlacedObject, ...]
+    relations: tuple[tuple[int, str, int], ...]
+    texture_seed: int
+
+    def entity_name(self, index: int) -> str:
+        """Name of an entity of `relations`."""
+        return (self.stuff[index] if index < len(self.stuff) else self.objects[index - len(self.stuff)]).name
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Intersection over the smaller box's area."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+
+
+class _LayoutBuilder:
+    """Places groups one after the other; `finish` sorts them by depth and numbers the entities."""
+
+    def __init__(self, rng: Random, scale: float) -> None:
+        self.rng = rng
+        self.setting = sample_setting(rng)
+        self.stuff = self.setting.stuff
+        self.scale = scale * (1.7 if self.setting.name == "kitchen" else 1.0)
+        self.objects: list[tuple[float, PlacedObject]] = []  # depth, object
+        self.relations: list[tuple[tuple[str, int], str, tuple[str, int]]] = []
+        self.taken: list[Box] = []
+        self.names: set[str] = set()
+
+    def choose_name(self, zone: str) -> str | None:
+        """An object name for a kind of stuff."""
+        weights = ZONE_GROUPS[zone]
+        if not weights:
+            return None
+        if zone not in ("sky", "wall", "ceiling") and self.rng.random() < _MISPLACED:
+            name = self.rng.choice([c.name for c in OBJECT_CLASSES.values() if c.group not in ("sign", "boat")])
+        else:
+            group = self.rng.choices(list(weights), list(weights.values()))[0]
+            name = self.rng.choice(GROUPS[group]).name
+        return None if name in _SINGLE_INSTANCE and name in self.names else name
+
+    def choose_zone(self) -> int:
+        """Index of a stuff region that may carry objects."""
+        weights = []
+        for region in self.stuff:
+            x0, y0, x1, y1 = region.bounds()
+            carries = bool(ZONE_GROUPS[region.name])
+            share = 0.2 if region.name in ("sky", "wall", "ceiling") else 1.0
+            weights.append(share * (0.3 + (x1 - x0) * (y1 - y0)) if carries else 0.0)
+        return self.rng.choices(range(len(self.stuff)), weights)[0]
+
+    def place(self, plan: GroupPlan, zone: int) -> bool:
+        """Find room for a plan on a stuff region; False where there is none."""
+        for _ in range(_ATTEMPTS):
+            boxes = self._propose(plan, zone)
+            if boxes is None:
+                continue
+            if all(_overlap(box, other) <= _MAX_OVERLAP for box in boxes for other in self.taken):
+                self._accept(plan, boxes, zone)
+                return True
+        return False
+
+    def _propose(self, plan: GroupPlan, zone: int) -> list[Box] | None:
+        region, rng, horizon = self.stuff[zone], self.rng, self.setting.horizon
+        x0, y0, x1, y1 = region.bounds()
+        left, top, right, bottom = plan.bounds()
+        x, y = rng.uniform(x0 + 0.02, x1 - 0.02), rng.uniform(y0 + 0.03, y1 - 0.015)
+        upright = region.name in ("sky", "wall", "ceiling")
+        depth_scale = rng.uniform(0.75, 1.05) if upright else 0.72 + 0.55 * (y - horizon) / (1 - horizon)
+        unit = self.scale * depth_scale
+        smallest = min(max(m.box[2] - m.box[0], m.box[3] - m.box[1]) for m in plan.members)
+        unit = max(unit, _MIN_SIDE / smallest)
+        unit = min(unit, _MAX_SIDE / max(right - left, bottom - top))
+        if region.name == "ceiling":
+            y = y0 + 0.6 * (y1 - y0) + unit * (bottom - top)
+        elif upright:
+            y = rng.uniform(y0 + 0.02, max(y0 + 0.02, min(horizon, y1) - 0.02 - unit * (bottom - top)))
+            y += unit * (bottom - top)
+        elif plan.members[0].name == "person" and plan.members[0].sprite >= len(PERSON_POSES):
+            y = 1.0  # a portrait is cut by the lower edge
+        low_x, high_x = 0.005 - unit * left, 0.995 - unit * right
+        if low_x > high_x or y + unit * top < 0.0 or y + unit * bottom > 1.005:
+            return None
+        x = min(max(x, low_x), high_x)
+        feet = x + 0.5 * unit * (plan.members[plan.grounded[0]].box[0] + plan.members[plan.grounded[0]].box[2])
+        probe = y - unit * (bottom - top) * 0.5 if upright else min(y, 0.999)
+        if region.name != "ceiling" and stuff_at(self.stuff, feet, probe) != zone:
+            return None
+        return [
+            (x + unit * m.box[0], y + unit * m.box[1], x + unit * m.box[2], min(y + unit * m.box[3], 1.0))
+            for m in plan.members
+        ]
+
+    def _accept(self, plan: GroupPlan, boxes: list[Box], zone: int) -> None:
+        first = len(self.objects)
+        base = max(boxes[k][3] for k in plan.grounded)
+        upright = self.stuff[zone].name in ("sky", "wall", "ceiling")
+        for offset, (member, box) in enumerate(zip(plan.members, boxes, strict=True)):
+            depth = (-1.0 if upright else base) + 1e-4 * offset
+            shadow = member.has_shadow and not upright
+            self.objects.append((depth, PlacedObject(member.name, member.sprite, box, member.flipped, shadow)))
+            self.names.add(member.name)
+        self.taken += boxes
+        for subject, predicate, target in plan.relations:
+            self.relations.append((("object", first + subject), predicate, ("object", first + target)))
+        for k in plan.grounded:
+            predicate, region = self._ground_predicate(plan.members[k], zone)
+            self.relations.append((("object", first + k), predicate, ("stuff", region)))
+
+    def _ground_predicate(self, member: GroupMember, zone: int) -> tuple[str, int]:
+        group, ground = OBJECT_CLASSES[member.name].group, self.stuff[zone].name
+        if member.name == "person" and member.sprite < len(PERSON_POSES):
+            return f"{PERSON_POSES[member.sprite]} on", zone
+        if group in ("flyer", "aircraft") and ground == "sky":
+            below = [k for k, region in enumerate(self.stuff) if region.name not in ("sky", "mountain")]
+            return "flying over", below[0]
+        if group in ("pet", "animal", "mount"):
+            return "standing on", zone
+        return GROUND_PREDICATES.get((group, ground), "on"), zone
+
+    def place_sign(self) -> bool:
+        """Put up a sign with words, on a post on the ground or flat on a wall."""
+        on_wall = self.stuff[0].name == "wall" and self.rng.random() < 0.6
+        for _ in range(_ATTEMPTS):
+            sign = sample_sign(self.rng, on_post=not on_wall, width=self.rng.uniform(0.3, 0.52))
+            x0, y0, x1, y1 = sign.box
+            width, height = x1 - x0, y1 - y0
+            left = self.rng.uniform(0.01, 0.99 - width)
+            if on_wall:
+                top = self.rng.uniform(0.02, max(0.03, self.setting.horizon - height - 0.03))
+                zone = 0
+            else:
+                base = self.rng.uniform(self.setting.horizon + 0.06, 0.98)
+                zone = stuff_at(self.stuff, left + 0.5 * width, base)
+                top = base - height
+            box = (left, top, left + width, top + height)
+            allowed = on_wall or self.stuff[zone].name not in ("water", "sea", "river", "sky", "wall", "mountain")
+            if not allowed or top < 0 or box[3] > 1:
+                continue
+            if all(_overlap(box, other) <= 0.02 for other in self.taken):
+                placed = PlacedObject("sign", 0, box, False, not on_wall, sign.moved_to(left - x0, top - y0))
+                self.objects.append((-0.5 if on_wall else box[3], placed))
+                self.taken.append(box)
+                self.names.add("sign")
+                predicate = "attached to" if on_wall else "on"
+                self.relations.append((("object", len(self.objects) - 1), predicate, ("stuff", zone)))
+                return True
+        return False
+
+    def finish(self) -> SceneLayout:
+        """Sort by depth and number the entities."""
+        order = sorted(range(len(self.objects)), key=lambda k: self.objects[k][0])
+        rank = {index: position for position, index in enumerate(order)}
+        first = len(self.stuff)
+
+        def entity(reference: tuple[str, int]) -> int:
+            kind, index = reference
+            return index if kind == "stuff" else first + rank[index]
+
+        relations = tuple((entity(s), predicate, entity(o)) for s, predicate, o in self.relations)
+        objects = tuple(self.objects[index][1] for index in order)
+        return SceneLayout(self.setting.name, self.stuff, objects, relations, self.rng.getrandbits(63))
+
+
+def _plan_next(builder: _LayoutBuilder, zone: int, remaining: int) -> list[GroupPlan]:
+    rng = builder.rng
+    ground = builder.stuff[zone].name
+    name = builder.choose_name(ground)
+    if name is None:
+        return []
+    if remaining >= 2 and name not in _SINGLE_INSTANCE and rng.random() < 0.25:
+        # Larger numbers are rarer where they fit, so they are wanted more often.
+        counts = range(2, min(5, remaining) + 1)
+        return plan_copies(rng, name, rng.choices(counts, counts)[0])
+    if remaining < 2 or ground in ("sky", "wall", "ceiling"):
+        return [plan_single(rng, name)]
+    plan = plan_group(rng, name, builder.choose_name(ground))
+    fresh = [member.name for member in plan.members if member.name in _SINGLE_INSTANCE]
+    if any(single in builder.names for single in fresh) or len(set(fresh)) < len(fresh):
+        return []
+    return [plan]
+
+
+def sample_layout(rng: Random, num_objects: tuple[int, int] = (1, 6), sign_probability: float = 0.6) -> SceneLayout:
+    """Draw one scene.
+
+    Args:
+        rng: the only source of randomness.
+        num_objects: smallest and largest number of objects, signs not counted; the largest may be undercut where
+            the picture is full.
+        sign_probability: how often there is a sign with words; one such scene in five has two.
+    """
+    wanted = rng.randint(*num_objects)
+    scale = (
+        rng.uniform(0.42, 0.62) if wanted <= 2 else rng.uniform(0.3, 0.46) if wanted <= 4 else rng.uniform(0.25, 0.36)
+    )
+    builder = _LayoutBuilder(rng, scale)
+    draw = rng.random()
+    for _ in range(0 if draw >= sign_probability else 2 if draw < 0.2 * sign_probability else 1):
+        builder.place_sign()
+    signs, patience = len(builder.objects), 6 + 4 * wanted
+    while (placed := len(builder.objects) - signs) < wanted and patience > 0:
+        patience -= 1
+        zone = builder.choose_zone()
+        plans = _plan_next(builder, zone, wanted - placed)
+        for plan in plans:
+            if not builder.place(plan, zone):
+                builder.scale *= 0.96
+    return builder.finish()

@@ -1,0 +1,164 @@
+"""Scenes: an endless, seeded stream of pictures whose truth is known, with questions about them.
+
+    from moai.data.scenes import Scenes
+
+    scenes = Scenes(split="train", image_size=448)
+    sample = scenes[0]
+    sample.image        # uint8 (448, 448, 3), painted when first asked for
+    sample.truth        # verbalizers.structures.Scene
+    sample.questions    # tuple of SceneQuestion(kind, question, answer)
+
+A scene is a function of (seed, split, index) alone: the same in every process and on every run. Splits never share a
+random seed, since numpy's SeedSequence hashes split and index into it.
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+
+import numpy as np
+
+from moai.data.scene_layout import SceneLayout, sample_layout
+from moai.data.scene_noise import add_noise
+from moai.data.scene_questions import QUESTION_KINDS, SceneQuestion, ask_questions
+from moai.data.scene_truth import EntityMap, build_entity_map, build_truth
+from verbalizers.structures import Scene
+
+__all__ = ["QUESTION_KINDS", "SPLITS", "SceneQuestion", "SceneSample", "Scenes", "add_noise", "scene_seed"]
+
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
+
+
+def scene_seed(seed: int, split: str, index: int) -> int:
+    """128-bit seed of one scene.
+
+    Args:
+        seed: the stream's seed, at least 0.
+        split: one of `SPLITS`.
+        index: the scene's number, at least 0.
+
+    Raises:
+        ValueError: an unknown split or a negative number.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
+    if seed < 0 or index < 0:
+        raise ValueError(f"`seed` and `index` must be at least 0, got {seed} and {index}. Count scenes from 0.")
+    words = np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index)).generate_state(4)
+    return int.from_bytes(words.astype("<u4").tobytes(), "little")
+
+
+@dataclass(frozen=True)
+class SceneSample:
+    """One scene with its truth and questions.
+
+    Attributes:
+        index: its number in the stream.
+        seed: what all its randomness came from.
+        layout: where everything is, in the unit square.
+        image_size: height and width of the picture in pixels.
+        truth: what perfect verbalizers would find.
+        questions: with answers from the truth.
+    """
+
+    index: int
+    seed: int
+    layout: SceneLayout
+    image_size: int
+    entities: EntityMap
+    truth: Scene
+    questions: tuple[SceneQuestion, ...]
+
+    @property
+    def image_size_hw(self) -> tuple[int, int]:
+        """Height and width of the picture in pixels."""
+        return self.image_size, self.image_size
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """uint8 (H, W, 3) RGB, painted on first use."""
+        from moai.data.scene_rendering import render_scene
+
+        return render_scene(self.layout, self.image_size)
+
+
+class Scenes:
+    """A stream of scenes with random access.
+
+    Iterating never ends unless `length` is given; `scenes[index]` makes one scene. Objects of this class are small and
+    can be pickled to workers; `for_worker` gives each worker its own indices.
+
+    Args:
+        split: "train", "validation" or "test".
+        seed: another seed is another stream.
+        image_size: height and width in pixels, at least 32. Truth is exact at this size.
+        num_objects: fewest and most objects per scene (signs come on top): the difficulty.
+        num_questions: questions per scene at most.
+        kinds: which of `QUESTION_KINDS` to ask.
+        sign_probability: how often a scene has a sign with words.
+        start: first index of the iteration.
+        length: number of scenes of the iteration; None = endless.
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        image_size: int = 448,
+        num_objects: tuple[int, int] = (1, 6),
+        num_questions: int = 7,
+        kinds: tuple[str, ...] = QUESTION_KINDS,
+        sign_probability: float = 0.6,
+        start: int = 0,
+        length: int | None = None,
+    ) -> None:
+        scene_seed(seed, split, start)
+        low, high = num_objects
+        if not 1 <= low <= high <= 12:
+            raise ValueError(f"`num_objects` must satisfy 1 <= fewest <= most <= 12, got {num_objects}.")
+        if image_size < 32:
+            raise ValueError(f"`image_size` must be at least 32 pixels, got {image_size}.")
+        if not 0 <= sign_probability <= 1:
+            raise ValueError(f"`sign_probability` must lie in [0, 1], got {sign_probability}.")
+        if unknown := set(kinds) - set(QUESTION_KINDS):
+            raise ValueError(f"`kinds` must be among {QUESTION_KINDS}, got {sorted(unknown)}. Remove those.")
+        self.split, self.seed, self.image_size = split, seed, image_size
+        self.num_objects, self.num_questions, self.kinds = (low, high), num_questions, tuple(kinds)
+        self.sign_probability, self.start, self.step = sign_probability, start, 1
+        self.stop = None if length is None else start + length
+
+    def __getitem__(self, index: int) -> SceneSample:
+        """Make scene number `index` (at least 0), whatever `start` and `length` say."""
+        seed = scene_seed(self.seed, self.split, index)
+        rng = Random(seed)
+        layout = sample_layout(rng, self.num_objects, self.sign_probability)
+        entities = build_entity_map(layout, self.image_size)
+        truth = build_truth(layout, entities)
+        questions = ask_questions(truth, rng, self.num_questions, self.kinds)
+        return SceneSample(index, seed, layout, self.image_size, entities, truth, questions)
+
+    def __iter__(self) -> Iterator[SceneSample]:
+        """Scenes `start`, `start + step`, ... before `stop`."""
+        for index in itertools.count(self.start, self.step):
+            if self.stop is not None and index >= self.stop:
+                return
+            yield self[index]
+
+    def for_worker(self, worker: int, num_workers: int) -> "Scenes":
+        """The share of one of several workers: every `num_workers`-th scene, disjoint from all others'.
+
+        Args:
+            worker: 0 ... num_workers - 1.
+            num_workers: how many share the stream.
+        """
+        if not 0 <= worker < num_workers:
+            raise ValueError(f"`worker` must lie in [0, {num_workers - 1}], got {worker}.")
+        share = copy.copy(self)
+        share.start, share.step = self.start + worker * self.step, self.step * num_workers
+        return share
