@@ -1,8 +1,8 @@
 """One door for pictures: whatever a user hands over becomes an upright RGB picture or a clear error.
 
 The size is read from the file's header and bounded BEFORE any pixel is decoded: Pillow itself objects only above
-178.9 megapixels, and a 600 KB PNG may unpack to hundreds of megabytes. Formats are an explicit list (EPS, for one, would start
-an interpreter), URLs are not followed unless allowed, and only regular files are opened.
+178.9 megapixels, and a 600 KB PNG may unpack to hundreds of megabytes. Formats are an explicit list (EPS, for one,
+would start an interpreter), URLs are not followed unless allowed, and only regular files are opened.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ DEFAULT_MAX_BYTES = 256 * 2**20
 #: Raster formats that are opened; anything else is refused by name.
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-ImageSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray"
-)
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray"
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.\-]+):(//)?")
 _URL_TIMEOUT_S = 20.0
@@ -138,9 +136,7 @@ def _from_path(path: str | os.PathLike[str], max_pixels: int, max_bytes: int) ->
     if stat.S_ISDIR(status.st_mode):
         raise ImageLoadError(f"expected a picture file, got the directory {name}. Name one file inside it.")
     if not stat.S_ISREG(status.st_mode):
-        raise ImageLoadError(
-            f"expected a picture file, got {name}, which is no regular file. Pass its bytes instead."
-        )
+        raise ImageLoadError(f"expected a picture file, got {name}, which is no regular file. Pass its bytes instead.")
     if status.st_size > max_bytes:
         raise ImageLoadError(
             f"expected at most {max_bytes} bytes, got {name} with {status.st_size}. Shrink it or raise `max_bytes`."
@@ -148,26 +144,18 @@ def _from_path(path: str | os.PathLike[str], max_pixels: int, max_bytes: int) ->
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise ImageLoadError(
-            f"expected a readable file, got {name} ({error}). Check its permissions."
-        ) from error
+        raise ImageLoadError(f"expected a readable file, got {name} ({error}). Check its permissions.") from error
     return _from_bytes(data, name, max_pixels, max_bytes)
 
 
 def _from_bytes(data: bytes, name: str, max_pixels: int, max_bytes: int) -> Image.Image:
     """Decode an encoded picture, header first."""
     if not isinstance(data, bytes):
-        raise ImageLoadError(
-            f"expected a file opened in binary mode, got {type(data).__name__}. Open it with 'rb'."
-        )
+        raise ImageLoadError(f"expected a file opened in binary mode, got {type(data).__name__}. Open it with 'rb'.")
     if not data:
-        raise ImageLoadError(
-            f"expected an encoded picture, got {name} with zero bytes. Save or download it again."
-        )
+        raise ImageLoadError(f"expected an encoded picture, got {name} with zero bytes. Save or download it again.")
     if len(data) > max_bytes:
-        raise ImageLoadError(
-            f"expected at most {max_bytes} bytes, got more in {name}. Shrink it or raise `max_bytes`."
-        )
+        raise ImageLoadError(f"expected at most {max_bytes} bytes, got more in {name}. Shrink it or raise `max_bytes`.")
     Image.init()
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
     try:
@@ -239,9 +227,7 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
         values = np.asarray(picture)
         in_unit = bool(np.isfinite(values).all()) and values.min() >= 0 and values.max() <= 1
         if not in_unit and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
-            raise ImageLoadError(
-                f"expected finite floats within 0..1 or 0..255, got others in {name}. Rescale it."
-            )
+            raise ImageLoadError(f"expected finite floats within 0..1 or 0..255, got others in {name}. Rescale it.")
         return _gray(np.rint(values * 255 if in_unit else values))
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
@@ -256,7 +242,7 @@ def _gray(values: np.ndarray) -> Image.Image:
 
 
 def _to_numpy(array: Any) -> np.ndarray:
-    """numpy view of an array or a torch tensor, on whatever device and in whatever precision it is."""
+    """Numpy view of an array or a torch tensor, on whatever device and in whatever precision it is."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()
         if array.is_floating_point():
@@ -284,9 +270,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
     elif dtype == np.uint16:
         array = (array.astype(np.uint32) * 255 + 32767) // 65535
     elif dtype.kind not in "uif":
-        raise ImageLoadError(
-            f"expected bool, integers or floats, got dtype {dtype}. Convert with astype('uint8')."
-        )
+        raise ImageLoadError(f"expected bool, integers or floats, got dtype {dtype}. Convert with astype('uint8').")
     elif dtype != np.uint8:
         low, high = array.min(), array.max()
         top = 1 if dtype.kind == "f" else 255
@@ -304,9 +288,7 @@ class _HttpOnlyRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.lower().startswith(("http://", "https://")):
-            raise ImageLoadError(
-                f"expected a redirect to http or https, got {_clip(newurl)}. Use the final address."
-            )
+            raise ImageLoadError(f"expected a redirect to http or https, got {_clip(newurl)}. Use the final address.")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -353,13 +335,12 @@ def _read_data_url(url: str, allow_data_urls: bool, max_bytes: int) -> bytes:
     """Bytes inside a ``data:...;base64,`` string."""
     if not allow_data_urls:
         raise ImageLoadError(
-            f"expected a local picture, got a data URL ({_clip(url, 40)}). Decode it to bytes, or pass allow_data_urls=True."
+            f"expected a local picture, got a data URL ({_clip(url, 40)}). Decode it to bytes, or pass "
+            "allow_data_urls=True."
         )
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise ImageLoadError(
-            f"expected data:image/...;base64,..., got {_clip(url, 40)}. Encode the picture as base64."
-        )
+        raise ImageLoadError(f"expected data:image/...;base64,..., got {_clip(url, 40)}. Encode the picture as base64.")
     if len(payload) > (max_bytes + 2) // 3 * 4:
         raise ImageLoadError(
             f"expected at most {max_bytes} bytes, got more in a data URL. Shrink it or raise `max_bytes`."
@@ -367,6 +348,4 @@ def _read_data_url(url: str, allow_data_urls: bool, max_bytes: int) -> bytes:
     try:
         return base64.b64decode(payload, validate=True)
     except binascii.Error as error:
-        raise ImageLoadError(
-            f"expected base64 after the comma of a data URL, got something else ({error})."
-        ) from error
+        raise ImageLoadError(f"expected base64 after the comma of a data URL, got something else ({error}).") from error

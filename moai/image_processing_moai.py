@@ -8,8 +8,10 @@ the work in its Pillow form: the torchvision form differs by up to 0.03 after a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -30,3 +32,48 @@ class MoAIImageProcessor(CLIPImageProcessorPil):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+
+
+def compute_pixel_values(image_processor: Any, pictures: Sequence[Image.Image], **settings: Any) -> np.ndarray:
+    """Run any Hugging Face image processor.
+
+    Args:
+        image_processor: The processor; its own settings apply.
+        pictures: P RGB pictures of any size.
+        **settings: Overrides for this call.
+
+    Returns:
+        (P, 3, H, W) float32.
+    """
+    planes = image_processor(list(pictures), **settings)["pixel_values"]
+    return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes])
+
+
+def compute_map_pixel_values(image_processor: Any, maps: Sequence[Image.Image], scale: float = 1.0) -> np.ndarray:
+    """Normalise panoptic colour maps like pictures.
+
+    They are resized to the nearest pixel: a blend of two segments' colours would be the colour of a third.
+
+    Args:
+        image_processor: The pictures' own processor.
+        maps: B RGB maps of any size.
+        scale: Factor on the 0..255 colours. 1 is right; 1/255 reproduces the release, which stacks its 0..1 map as
+            float16 and then normalises it as if it were 0..255 (arch_moai.py, eval_process): almost black.
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    nearest = Image.Resampling.NEAREST
+    if scale == 1.0:
+        return compute_pixel_values(image_processor, maps, resample=nearest)
+    raw = compute_pixel_values(image_processor, maps, resample=nearest, do_rescale=False, do_normalize=False)
+    values = (raw.astype(np.float64) * scale).astype(np.float16).astype(np.float32)
+    if image_processor.do_rescale:
+        values = values * np.float32(image_processor.rescale_factor)
+    if image_processor.do_normalize:
+        mean, std = (
+            np.asarray(constant, dtype=np.float32).reshape(-1, 1, 1)
+            for constant in (image_processor.image_mean, image_processor.image_std)
+        )
+        values = (values - mean) / std
+    return values.astype(np.float32)

@@ -1,7 +1,7 @@
 """MoAIProcessor: pictures + text + auxiliary text and map -> model inputs. It never sees a verbalizer.
 
-What is "language" (`mm_token_type_ids` == 2) follows the released code: every attended prompt token that is no image
-token, BOS included. Answer tokens and padding are 0, so the mixers leave them alone.
+The work is in its neighbours: `image_loading` and `image_processing_moai` (pixels), `chat_templates` and
+`control_tokens` (prompts), `sample_encoding` and `sample_batching` (rows of integers).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
 from transformers.processing_utils import ProcessorMixin
@@ -18,14 +17,16 @@ from transformers.processing_utils import ProcessorMixin
 from .chat_templates import default_chat_templates
 from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
-from .image_processing_moai import MoAIImageProcessor
-from .sample_batching import as_list, group_images_by_placeholders, group_images_by_question, pad_rows
+from .image_processing_moai import MoAIImageProcessor, compute_map_pixel_values, compute_pixel_values
+from .sample_batching import (
+    as_list,
+    group_images_by_placeholders,
+    group_images_by_question,
+    one_per_sample,
+    pad_rows,
+)
+from .sample_encoding import SampleEncoder
 from .tokenization_internlm2 import IMAGE_TOKEN, register_internlm2_tokenizer
-
-#: Values of `mm_token_type_ids`.
-ROLE_NONE, ROLE_IMAGE, ROLE_LANGUAGE = 0, 1, 2
-#: Label of positions that carry no loss (the ignore index of `torch.nn.functional.cross_entropy`).
-IGNORE_INDEX = -100
 
 
 class MoAIProcessor(ProcessorMixin):
@@ -89,13 +90,14 @@ class MoAIProcessor(ProcessorMixin):
         return self.tokenizer.convert_tokens_to_ids(self.image_token)
 
     @property
-    def control_token_guard(self) -> ControlTokenGuard:
-        """Escaping and encoding for the present tokenizer (rebuilt when tokens were added to it)."""
-        key = (id(self.tokenizer), len(self.tokenizer), self.image_token)
-        cached = self.__dict__.get("_guard")
+    def encoder(self) -> SampleEncoder:
+        """Encoding and escaping for the present tokenizer (rebuilt when tokens were added to it)."""
+        key = (id(self.tokenizer), len(self.tokenizer), self.image_token, self.num_image_tokens)
+        cached = self.__dict__.get("_encoder")
         if cached is None or cached[0] != key:
-            cached = (key, ControlTokenGuard(self.tokenizer, [self.image_token]))
-            self.__dict__["_guard"] = cached
+            guard = ControlTokenGuard(self.tokenizer, [self.image_token])
+            cached = (key, SampleEncoder(guard, self.image_token, self.num_image_tokens))
+            self.__dict__["_encoder"] = cached
         return cached[1]
 
     @property
@@ -113,7 +115,7 @@ class MoAIProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Settings for ``processor_config.json``."""
-        self.__dict__.pop("_guard", None)  # the parent deep-copies every attribute; this one holds the tokenizer
+        self.__dict__.pop("_encoder", None)  # the parent deep-copies every attribute; this one holds the tokenizer
         return super().to_dict()
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
@@ -154,7 +156,7 @@ class MoAIProcessor(ProcessorMixin):
             return [self._escape_conversation(item) for item in conversation]
         if not isinstance(conversation, Mapping):
             return conversation
-        escape = self.control_token_guard.escape
+        escape = self.encoder.guard.escape
         message = dict(conversation)
         if message.get("type") == "image" and isinstance(message.get("base64"), str):
             message["image"] = "data:image;base64," + message.pop("base64")
@@ -262,19 +264,18 @@ class MoAIProcessor(ProcessorMixin):
         ]
         data: dict[str, Any] = {}
         if prompts is not None:
-            targets = _one_per_sample(answers, len(prompts), "answers")
             samples = []
-            for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-                sample = self._encode_sample(prompt, target, add_special_tokens)
+            for index, target in enumerate(one_per_sample(answers, len(prompts), "answers")):
+                sample = self.encoder.encode_sample(prompts[index], target, add_special_tokens)
                 if limit is not None and len(sample["input_ids"]) > limit:
                     if questions is None or not truncation:
-                        raise _too_long(index, sample, self.image_token_id, limit, questions is not None)
-                    asked, num_images = as_list(questions)[index], len(groups[index])
-                    sample = self._cut_question(asked, num_images, chat_template, target, add_special_tokens, limit)
+                        raise self.encoder.too_long(index, sample, limit, can_cut=questions is not None)
+                    asked, count = as_list(questions)[index], len(groups[index])
+                    sample = self._cut_question(asked, count, chat_template, target, add_special_tokens, limit)
                 samples.append(sample)
-            data |= self._pad_samples(samples, padding, padding_side, limit, pad_to_multiple_of)
+            data |= self.encoder.pad_samples(samples, padding, padding_side, limit, pad_to_multiple_of)
         if pictures:
-            data["pixel_values"] = self._pixel_values(pictures, **images_kwargs)
+            data["pixel_values"] = compute_pixel_values(self.image_processor, pictures, **images_kwargs)
         num_samples = None if prompts is None else len(prompts)
         data |= self._auxiliary_inputs(auxiliary_text, auxiliary_images, num_samples, pad_to_multiple_of)
         if not data:
@@ -302,170 +303,50 @@ class MoAIProcessor(ProcessorMixin):
         counts = [prompt.count(self.image_token) for prompt in prompts]
         return prompts, group_images_by_placeholders(images, counts, self.image_token)
 
-    def _encode_sample(self, prompt: str, answer: str | None, add_special_tokens: bool) -> dict[str, list[int]]:
-        """One prompt (and answer) -> ids, roles, labels; each placeholder becomes its image tokens."""
-        guard = self.control_token_guard
-        ids = guard.encode(prompt)
-        bos = self.tokenizer.bos_token
-        if add_special_tokens and not (bos and prompt.startswith(bos)):
-            ids = guard.prefix_ids + ids
-        image_id, expanded = self.image_token_id, []
-        for token in ids:
-            expanded += [token] * self.num_image_tokens if token == image_id else [token]
-        roles = [ROLE_IMAGE if token == image_id else ROLE_LANGUAGE for token in expanded]
-        sample = {"input_ids": expanded, "mm_token_type_ids": roles}
-        if answer is not None:
-            target = self._encode_answer(prompt, answer)
-            sample["labels"] = [IGNORE_INDEX] * len(expanded) + target
-            sample["input_ids"] = expanded + target
-            sample["mm_token_type_ids"] = roles + [ROLE_NONE] * len(target)
-        return sample
-
-    def _encode_answer(self, prompt: str, answer: str) -> list[int]:
-        """Ids of an answer and its end; a space joins it to a prompt that ends in the middle of a line."""
-        if not isinstance(answer, str) or not answer.strip():
-            raise ValueError(
-                f"an answer must be text, got {answer!r}. Leave samples without an answer out of training."
-            )
-        guard = self.control_token_guard
-        joint = "" if prompt[-1].isspace() or prompt.endswith(tuple(guard.literals)) else " "
-        return guard.encode_continuation(guard.escape(joint + answer)) + [self.tokenizer.eos_token_id]
-
     def _cut_question(
-        self,
-        question: str,
-        num_images: int,
-        chat_template: str | None,
-        answer: str | None,
-        add_special_tokens: bool,
-        limit: int,
+        self, question: str, num_images: int, chat_template: str | None, answer: str | None, bos: bool, limit: int
     ) -> dict[str, list[int]]:
         """Drop as much of a question's end as does not fit; warn with both numbers."""
-        guard = self.control_token_guard
+        guard = self.encoder.guard
         ids = guard.encode(guard.escape(question))
         kept = len(ids)
-        while True:
+        while kept > 0:
             shortened = self.tokenizer.decode(ids[:kept]).rstrip("\ufffd")  # a character cut between its bytes
-            if kept < 1 or not shortened.strip():
-                raise ValueError(
-                    f"`max_length` is {limit} tokens, which leaves no room for a question beside {num_images} pictures "
-                    f"of {self.num_image_tokens} tokens and the answer. Raise `max_length`."
-                )
+            if not shortened.strip():
+                break
             prompt = self.build_prompts(shortened, num_images, chat_template)[0]
-            sample = self._encode_sample(prompt, answer, add_special_tokens)
+            sample = self.encoder.encode_sample(prompt, answer, bos)
             excess = len(sample["input_ids"]) - limit
             if excess <= 0:
-                break
+                warnings.warn(
+                    f"a question of {len(ids)} tokens was cut to its first {kept} to fit `max_length` {limit}."
+                )
+                return sample
             kept -= excess
-        warnings.warn(f"a question of {len(ids)} tokens was cut to its first {kept} to fit `max_length` {limit}.")
-        return sample
-
-    def _pad_samples(
-        self,
-        samples: list[dict[str, list[int]]],
-        padding: bool | str,
-        side: str,
-        limit: int | None,
-        multiple_of: int | None,
-    ) -> dict[str, list[list[int]]]:
-        """Pad ids, mask, roles and labels of all samples alike."""
-        if side not in ("left", "right"):
-            raise ValueError(f"`padding_side` must be 'left' or 'right', got {side!r}.")
-        rows = {key: [sample[key] for sample in samples] for key in samples[0]}
-        rows["attention_mask"] = [[1] * len(ids) for ids in rows["input_ids"]]
-        fill = {"input_ids": self._pad_id, "attention_mask": 0, "mm_token_type_ids": ROLE_NONE, "labels": IGNORE_INDEX}
-        order = [key for key in ("input_ids", "attention_mask", "mm_token_type_ids", "labels") if key in rows]
-        if padding in (False, "do_not_pad"):
-            return {key: rows[key] for key in order}
-        if padding not in (True, "longest", "max_length"):
-            raise ValueError(f"`padding` must be True, False, 'longest' or 'max_length', got {padding!r}.")
-        if padding == "max_length" and limit is None:
-            raise ValueError("`padding='max_length'` needs `max_length`, got none. Pass max_length=... as well.")
-        length = limit if padding == "max_length" else None
-        return {key: pad_rows(rows[key], fill[key], side, length, multiple_of) for key in order}
-
-    @property
-    def _pad_id(self) -> int:
-        """Padding id; any id will do, since masks say what is padding."""
-        pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else self.tokenizer.eos_token_id
-
-    def _pixel_values(self, pictures: list[Image.Image], **images_kwargs: Any) -> np.ndarray:
-        """RGB pictures -> (P, 3, H, W) float32, normalised."""
-        planes = self.image_processor(pictures, **images_kwargs)["pixel_values"]
-        return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes])
-
-    def _map_pixel_values(self, maps: list[np.ndarray | Image.Image | None]) -> np.ndarray:
-        """Panoptic colour maps (h, w, 3) uint8 -> (B, 3, H, W) float32, normalised like pictures.
-
-        Resized to the nearest pixel: a blend of two segments' colours would be the colour of a third.
-        """
-        black = Image.new("RGB", (1, 1))
-        loaded = [black if item is None else load_image(item, self.max_image_pixels) for item in maps]
-        if self.auxiliary_map_scale == 1.0:
-            return self._pixel_values(loaded, resample=Image.Resampling.NEAREST)
-        raw = self._pixel_values(
-            loaded, resample=Image.Resampling.NEAREST, do_rescale=False, do_normalize=False
-        )  # (B, 3, H, W), 0..255
-        # The release stacks its 0..1 map as float16 before it normalises (arch_moai.py, eval_process).
-        scaled = (raw.astype(np.float64) * self.auxiliary_map_scale).astype(np.float16).astype(np.float32)
-        settings = self.image_processor
-        if settings.do_rescale:
-            scaled = scaled * np.float32(settings.rescale_factor)
-        if settings.do_normalize:
-            mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (settings.image_mean, settings.image_std))
-            scaled = (scaled - mean) / std
-        return scaled.astype(np.float32)
+        raise ValueError(
+            f"`max_length` is {limit} tokens, which leaves no room for a question beside {num_images} pictures of "
+            f"{self.num_image_tokens} tokens and the answer. Raise `max_length`."
+        )
 
     def _auxiliary_inputs(
         self, texts: Any, maps: Any, num_samples: int | None, multiple_of: int | None
     ) -> dict[str, Any]:
         """Auxiliary ids, mask and map pixels; absent where nothing was given for any sample."""
         data: dict[str, Any] = {}
-        texts = _one_per_sample(texts, num_samples, "auxiliary texts")
+        texts = one_per_sample(texts, num_samples, "auxiliary texts")
         if any(item is not None for item in texts):
-            rows = [self._encode_auxiliary(index, item) for index, item in enumerate(texts)]
-            data["auxiliary_input_ids"] = pad_rows(rows, self._pad_id, multiple_of=multiple_of)
+            limit = self.max_auxiliary_length
+            rows = [self.encoder.encode_auxiliary(index, item, limit) for index, item in enumerate(texts)]
+            data["auxiliary_input_ids"] = pad_rows(rows, self.encoder.pad_id, multiple_of=multiple_of)
             data["auxiliary_attention_mask"] = pad_rows([[1] * len(r) for r in rows], 0, multiple_of=multiple_of)
-        maps = _one_per_sample(maps, num_samples, "auxiliary pictures")
+        maps = one_per_sample(maps, num_samples, "auxiliary pictures")
         if any(item is not None for item in maps):
-            data["auxiliary_pixel_values"] = self._map_pixel_values(maps)
-        return data
-
-    def _encode_auxiliary(self, index: int, text: str | None) -> list[int]:
-        """Ids of one auxiliary text, BOS in front as in the release."""
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"auxiliary text {index} must be a string or None, got {type(text).__name__}.")
-        guard = self.control_token_guard
-        ids = guard.prefix_ids + guard.encode(guard.escape(text or ""))
-        limit = self.max_auxiliary_length
-        if limit is not None and len(ids) > limit:
-            warnings.warn(
-                f"auxiliary text {index} has {len(ids)} tokens and was cut to its first {limit} "
-                "(`max_auxiliary_length`): what the last verbalizers found is missing."
+            black = Image.new("RGB", (1, 1))
+            loaded = [black if item is None else load_image(item, self.max_image_pixels) for item in maps]
+            data["auxiliary_pixel_values"] = compute_map_pixel_values(
+                self.image_processor, loaded, self.auxiliary_map_scale
             )
-            ids = ids[:limit]
-        return ids
-
-
-def _one_per_sample(value: Any, num_samples: int | None, name: str) -> list[Any]:
-    """`value` as a list with one entry per sample; `None` gives a list of `None`."""
-    if value is None:
-        return [None] * (num_samples or 0)
-    items = as_list(value)
-    if num_samples is not None and len(items) != num_samples:
-        raise ValueError(f"expected one of the {name} per prompt: {num_samples} prompts, got {len(items)} {name}.")
-    return items
-
-
-def _too_long(index: int, sample: dict[str, list[int]], image_id: int, limit: int, can_cut: bool) -> ValueError:
-    length, pictures = len(sample["input_ids"]), sample["input_ids"].count(image_id)
-    advice = "Shorten the question, raise `max_length`, or pass truncation=True to drop its end."
-    if not can_cut:
-        advice = "Shorten the text or raise `max_length`; only plain `questions` can be truncated."
-    return ValueError(
-        f"prompt {index} has {length} tokens ({pictures} of them for pictures), `max_length` is {limit}. {advice}"
-    )
+        return data
 
 
 def _refuse_unknown(kwargs: dict[str, Any]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from .configuration_moai import MoAIConfig
 from .modeling_moai import MoAIForConditionalGeneration, MoAIModel
-from .processing_moai import MoAIProcessor
-from .tokenization_internlm2 import InternLM2Tokenizer
+from .processing_moai import register_processing
 
 
 def register_auto_classes() -> None:
@@ -15,5 +14,4 @@ def register_auto_classes() -> None:
     AutoConfig.register(MoAIConfig.model_type, MoAIConfig, exist_ok=True)
     AutoModel.register(MoAIConfig, MoAIModel, exist_ok=True)
     AutoModelForImageTextToText.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
-    AutoProcessor.register(MoAIConfig, MoAIProcessor, exist_ok=True)
-    AutoTokenizer.register(MoAIConfig, slow_tokenizer_class=InternLM2Tokenizer, exist_ok=True)
+    register_processing(MoAIConfig)

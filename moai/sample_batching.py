@@ -50,7 +50,8 @@ def group_images_by_placeholders(images: Any, counts: Sequence[int], image_token
         return groups
     if len(flat) != sum(counts):
         raise ValueError(
-            f"{len(counts)} prompts have {sum(counts)} {image_token} placeholders but {len(flat)} pictures were given. {hint}"
+            f"{len(counts)} prompts have {sum(counts)} {image_token} placeholders but {len(flat)} pictures were given. "
+            f"{hint}"
         )
     stops = np.cumsum(counts).tolist()
     return [flat[stop - count : stop] for stop, count in zip(stops, counts, strict=True)]
@@ -104,3 +105,17 @@ def pad_rows(
     if side == "right":
         return [[*row, *[value] * (target - len(row))] for row in rows]
     return [[*[value] * (target - len(row)), *row] for row in rows]
+
+
+def one_per_sample(value: Any, num_samples: int | None, name: str) -> list[Any]:
+    """`value` as a list with one entry per sample; `None` gives a list of `None`.
+
+    Raises:
+        ValueError: The number differs from `num_samples`; the message has both.
+    """
+    if value is None:
+        return [None] * (num_samples or 0)
+    items = as_list(value)
+    if num_samples is not None and len(items) != num_samples:
+        raise ValueError(f"expected one of the {name} per prompt: {num_samples} prompts, got {len(items)} {name}.")
+    return items

@@ -88,9 +88,7 @@ class InternLM2Tokenizer(SentencePieceBackend):
         )
         self._user_defined_pieces = frozenset(p for p, kind in pieces.items() if kind == _USER_DEFINED)
         self.special_tokens_layout = _resolve_layout(special_tokens_layout, add_bos_token, add_eos_token)
-        extra = (
-            kwargs.pop("extra_special_tokens", None) or kwargs.pop("additional_special_tokens", None) or []
-        )
+        extra = kwargs.pop("extra_special_tokens", None) or kwargs.pop("additional_special_tokens", None) or []
         if not isinstance(extra, dict):
             known = {str(token) for token in extra}
             extra = [*extra, *(token for token in chat_tokens if token in pieces and token not in known)]
@@ -153,9 +151,7 @@ class InternLM2Tokenizer(SentencePieceBackend):
     def _tokenize_as_data(self, text: str) -> list[str]:
         """Tokenize with every control literal cut after its first character; concatenation keeps the text."""
         literals = sorted(self.control_tokens, key=len, reverse=True)
-        pattern = re.compile(
-            "|".join(f"(?<={re.escape(t[0])}){re.escape(t[1:])}" for t in literals if len(t) > 1)
-        )
+        pattern = re.compile("|".join(f"(?<={re.escape(t[0])}){re.escape(t[1:])}" for t in literals if len(t) > 1))
         cuts = [match.start() for match in _overlapping(pattern, text)]
         tokens: list[str] = []
         for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):

@@ -59,9 +59,7 @@ def train_tokenizer(
         )
     sentences = [text for text in texts if text]
     if not sentences:
-        raise ValueError(
-            "`texts` must hold at least one non-empty string, got none. Pass the training sentences."
-        )
+        raise ValueError("`texts` must hold at least one non-empty string, got none. Pass the training sentences.")
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     longest = max(len(text.encode("utf-8")) for text in sentences)

@@ -1,0 +1,148 @@
+"""From strings to rows of integers: prompts, answers and auxiliary texts of single samples.
+
+What is "language" (role 2) follows the released code: every attended prompt token that is no image token, BOS
+included. Answer tokens and padding have role 0, so the mixers leave them alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .control_tokens import ControlTokenGuard
+from .roles import IMAGE_ROLE, LANGUAGE_ROLE
+from .sample_batching import pad_rows
+
+#: Label of positions that carry no loss (the ignore index of `torch.nn.functional.cross_entropy`).
+IGNORE_INDEX = -100
+#: Role of padding and answers (the other two come from `moai.roles`).
+NO_ROLE = 0
+
+
+@dataclass(frozen=True)
+class SampleEncoder:
+    """Encodes samples for one tokenizer.
+
+    Args:
+        guard: The tokenizer with its line between prompt and data.
+        image_token: Placeholder of one picture.
+        num_image_tokens: Tokens that one placeholder becomes.
+    """
+
+    guard: ControlTokenGuard
+    image_token: str
+    num_image_tokens: int
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder."""
+        return self.guard.tokenizer.convert_tokens_to_ids(self.image_token)
+
+    @property
+    def pad_id(self) -> int:
+        """Padding id; any id will do, since masks say what is padding."""
+        tokenizer = self.guard.tokenizer
+        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    def encode_sample(
+        self, prompt: str, answer: str | None = None, add_special_tokens: bool = True
+    ) -> dict[str, list[int]]:
+        """Encode one prompt, and the answer to learn.
+
+        Args:
+            prompt: Rendered prompt; its placeholders and control tokens count.
+            answer: Target, as data, or `None`.
+            add_special_tokens: Whether BOS is put in front of a prompt that does not begin with it.
+
+        Returns:
+            `input_ids` (placeholders expanded), `mm_token_type_ids`, and `labels` if there is an answer.
+        """
+        ids = self.guard.encode(prompt)
+        bos = self.guard.tokenizer.bos_token
+        if add_special_tokens and not (bos and prompt.startswith(bos)):
+            ids = self.guard.prefix_ids + ids
+        image_id, expanded = self.image_token_id, []
+        for token in ids:
+            expanded += [token] * self.num_image_tokens if token == image_id else [token]
+        roles = [IMAGE_ROLE if token == image_id else LANGUAGE_ROLE for token in expanded]
+        if answer is None:
+            return {"input_ids": expanded, "mm_token_type_ids": roles}
+        target = self.encode_answer(prompt, answer)
+        return {
+            "input_ids": expanded + target,
+            "mm_token_type_ids": roles + [NO_ROLE] * len(target),
+            "labels": [IGNORE_INDEX] * len(expanded) + target,
+        }
+
+    def encode_answer(self, prompt: str, answer: str) -> list[int]:
+        """Ids of an answer and EOS; a space joins it to a prompt that ends in the middle of a line."""
+        if not isinstance(answer, str) or not answer.strip():
+            raise ValueError(
+                f"an answer must be text, got {answer!r}. Leave samples without an answer out of training."
+            )
+        joint = "" if prompt[-1].isspace() or prompt.endswith(tuple(self.guard.literals)) else " "
+        ids = self.guard.encode_continuation(self.guard.escape(joint + answer))
+        return [*ids, self.guard.tokenizer.eos_token_id]
+
+    def encode_auxiliary(self, index: int, text: str | None, limit: int | None = None) -> list[int]:
+        """Ids of one auxiliary text, BOS in front as in the release.
+
+        Args:
+            index: Position in the batch, for messages.
+            text: What the verbalizers said; `None` counts as nothing said.
+            limit: Most tokens that are kept; a longer text loses its end, with a warning.
+        """
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"auxiliary text {index} must be a string or None, got {type(text).__name__}.")
+        ids = self.guard.prefix_ids + self.guard.encode(self.guard.escape(text or ""))
+        if limit is not None and len(ids) > limit:
+            warnings.warn(
+                f"auxiliary text {index} has {len(ids)} tokens and was cut to its first {limit} "
+                "(`max_auxiliary_length`): what the last verbalizers found is missing."
+            )
+        return ids[:limit]
+
+    def pad_samples(
+        self,
+        samples: Sequence[dict[str, list[int]]],
+        padding: bool | str = True,
+        side: str = "left",
+        length: int | None = None,
+        multiple_of: int | None = None,
+    ) -> dict[str, list[list[int]]]:
+        """Pad ids, mask, roles and labels of all samples alike.
+
+        Args:
+            samples: Results of `encode_sample`.
+            padding: True / "longest", "max_length", or False.
+            side: "left" or "right".
+            length: Target of "max_length".
+            multiple_of: Round the padded length up.
+        """
+        if side not in ("left", "right"):
+            raise ValueError(f"`padding_side` must be 'left' or 'right', got {side!r}.")
+        if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+            raise ValueError(f"`padding` must be True, False, 'longest' or 'max_length', got {padding!r}.")
+        if padding == "max_length" and length is None:
+            raise ValueError("`padding='max_length'` needs `max_length`, got none. Pass max_length=... as well.")
+        rows = {"input_ids": [sample["input_ids"] for sample in samples]}
+        rows["attention_mask"] = [[1] * len(ids) for ids in rows["input_ids"]]
+        for key in ("mm_token_type_ids", "labels"):
+            if key in samples[0]:
+                rows[key] = [sample[key] for sample in samples]
+        if padding in (False, "do_not_pad"):
+            return rows
+        fill = {"input_ids": self.pad_id, "attention_mask": 0, "mm_token_type_ids": NO_ROLE, "labels": IGNORE_INDEX}
+        target = length if padding == "max_length" else None
+        return {key: pad_rows(values, fill[key], side, target, multiple_of) for key, values in rows.items()}
+
+    def too_long(self, index: int, sample: dict[str, list[int]], limit: int, can_cut: bool) -> ValueError:
+        """The error for a sample above the limit, with both numbers."""
+        length, pictures = len(sample["input_ids"]), sample["input_ids"].count(self.image_token_id)
+        advice = "Shorten the question, raise `max_length`, or pass truncation=True to drop its end."
+        if not can_cut:
+            advice = "Shorten the text or raise `max_length`; only plain `questions` can be truncated."
+        return ValueError(
+            f"prompt {index} has {length} tokens ({pictures} of them for pictures), `max_length` is {limit}. {advice}"
+        )
