@@ -21,7 +21,8 @@ class MixerConfig:
         use_activation: Apply GELU after each of the q, k, v, o projections. The release does.
         routing: Default routing: ``gated`` (stage 2 and inference), ``random_expert`` (stage 1), ``uniform``.
         top_k: Experts kept per token in gated routing, 1 to 3; kept gates are renormalised.
-        init_scale: Standard deviation of new projections is ``init_scale / sqrt(fan_in)``.
+        init_scale: Standard deviation of new projections is ``init_scale / sqrt(fan_in)``; None becomes 1.5 with
+            the GELUs, which halve the variance, and 1 without.
         output_init_scale: Extra factor on the last output projection of new experts, so that a mixer inserted
             into a pretrained decoder starts near the identity while every projection still receives gradient.
 
@@ -36,7 +37,7 @@ class MixerConfig:
     use_activation: bool = True
     routing: str = "gated"
     top_k: int = NUM_EXPERTS
-    init_scale: float = 1.5
+    init_scale: float | None = None
     output_init_scale: float = 0.25
 
     def __post_init__(self) -> None:
@@ -56,6 +57,14 @@ class MixerConfig:
             raise ValueError(f"`mixer.routing` must be one of {ROUTING_MODES}, got {self.routing!r}.")
         if not 1 <= self.top_k <= NUM_EXPERTS:
             raise ValueError(f"`mixer.top_k` must be 1 to {NUM_EXPERTS}, got {self.top_k}.")
+
+        if self.init_scale is None:
+            self.init_scale = 1.5 if self.use_activation else 1.0
+        for name in ("init_scale", "output_init_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"`mixer.{name}` must be positive, got {getattr(self, name)}. At 0 an expert gets no gradient."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""

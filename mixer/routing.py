@@ -28,6 +28,16 @@ class Routing:
     choices: tuple[tuple[int, int], ...] | None = None
     weights: torch.Tensor | None = None
 
+    def check_num_layers(self, num_layers: int) -> None:
+        """Refuse a routing resolved for another number of mixer layers.
+
+        Raises:
+            ValueError: If the numbers differ.
+        """
+        for given in (self.choices, None if self.weights is None else self.weights[0]):
+            if given is not None and len(given) != num_layers:
+                raise ValueError(f"Expected a routing of {num_layers} mixer layers, got one of {len(given)}.")
+
     def fixed_weights(self, layer: int, stream: int) -> torch.Tensor | None:
         """Token-independent weights ``(B or 1, 1, 3)`` of a mixer layer's stream; None where the gate decides."""
         if self.weights is None:
@@ -63,6 +73,7 @@ def resolve_routing(
         ValueError: If the mode, top-k or weights are not valid.
     """
     if isinstance(routing, Routing):
+        routing.check_num_layers(num_layers)
         return routing
     if isinstance(routing, torch.Tensor):
         return Routing("given", weights=_check_weights(routing, num_layers))
@@ -106,13 +117,12 @@ def draw_experts(num_layers: int, seed: int | None = None) -> tuple[tuple[int, i
 
 def _check_weights(weights: torch.Tensor, num_layers: int) -> torch.Tensor:
     expected = f"(3,), (2, 3), ({num_layers}, 2, 3) or (batch, {num_layers}, 2, 3)"
-    if weights.dim() not in (1, 2, 3, 4) or weights.shape[-1] != NUM_EXPERTS:
-        raise ValueError(f"Routing weights must have shape {expected}, got {tuple(weights.shape)}.")
-    batch = weights.shape[0] if weights.dim() == 4 else 1
-    try:
-        weights = weights.detach().float().expand(batch, num_layers, 2, NUM_EXPERTS)
-    except RuntimeError as error:
-        raise ValueError(f"Routing weights must have shape {expected}, got {tuple(weights.shape)}.") from error
+    shape = tuple(weights.shape)
+    # Exactly these: a size 1 that merely broadcasts is more likely a mistake than a wish.
+    if not 1 <= len(shape) <= 4 or shape[-3:] != (num_layers, 2, NUM_EXPERTS)[-len(shape) :] or 0 in shape[:1]:
+        raise ValueError(f"Routing weights must have shape {expected}, got {shape}.")
+    batch = shape[0] if len(shape) == 4 else 1
+    weights = weights.detach().float().expand(batch, num_layers, 2, NUM_EXPERTS)
     total = weights.sum(-1, keepdim=True)
     if not torch.isfinite(weights).all() or (weights < 0).any() or (total <= 0).any():
         raise ValueError("Routing weights must be finite, non-negative and not all zero for any stream.")

@@ -96,7 +96,7 @@ def build_tiny_model(
             for expert in (*mixer.image_experts, *mixer.language_experts):
                 expert.output.up.mul_(4)
         for name, parameter in model.named_parameters():
-            if "lora_B" in name or "plora_b" in name.lower():  # zero at birth: partial LoRA would be silent
+            if name.endswith("lora_b"):  # zero at birth: partial LoRA would be silent
                 parameter.normal_(std=0.1)
     return model.eval()
 
