@@ -1,0 +1,13 @@
+"""Checkpoints and backbones of others turned into MoAI's."""
+
+from .dispatch import available_conversions, convert, parse_dtype
+from .official import convert_official_checkpoint
+from .report import ConversionReport
+
+__all__ = [
+    "ConversionReport",
+    "available_conversions",
+    "convert",
+    "convert_official_checkpoint",
+    "parse_dtype",
+]

@@ -1,0 +1,220 @@
+"""Official-format MoAI checkpoints to ours.
+
+An official-format folder holds config.json, weights under the released code's names (``*.safetensors`` or ``*.bin``, sharded
+or not) and tokenizer.model. Tensors are streamed one by one, so that memory stays near one output shard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from ..configuration_moai import MoAIConfig
+from ..tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
+from .atomic_folder import atomic_folder
+from .official_config import OfficialSizes, build_official_config
+from .official_keys import convert_official_tensor
+from .official_processor import build_official_processor
+from .report import ConversionReport, FamilyCounter
+from .tensor_folder import TensorFolder, list_names
+from .tensor_writing import DEFAULT_SHARD_BYTES, ShardedWriter
+
+KIND = "official-moai"
+
+
+def convert_official_checkpoint(
+    source: str | Path,
+    output: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    image_size: int | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> ConversionReport:
+    """Convert an official-format checkpoint folder.
+
+    Args:
+        source: Folder with config.json, weights and tokenizer.model.
+        output: Folder to create. It appears only when everything succeeded.
+        dtype: Store floating tensors in this dtype; None keeps theirs.
+        force: Replace an existing output folder.
+        image_size: Side of pictures in pixels; None takes the source's (490 for the released weights).
+        shard_bytes: Size of a weight file; memory needed is about as much.
+
+    Returns:
+        An account of what was read and written.
+
+    Raises:
+        ValueError: If the source is no such folder, a key is unknown, missing or of the wrong shape, or the output
+            exists and ``force`` is not given.
+    """
+    source, output = Path(source), Path(output)
+    weights = TensorFolder(source)
+    raw_config = read_config(source)
+    tokenizer = _load_tokenizer(source)
+    notes: list[str] = []
+    image_token_id = None if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    config, sizes = build_official_config(
+        raw_config, weights.shapes, tokenizer_image_token_id=image_token_id, image_size=image_size
+    )
+    _note_differences(raw_config, weights, config, sizes, notes)
+    check_completeness(weights, config, sizes)
+    stored = dtype or _predominant_dtype(weights)
+    config.dtype = stored
+    config.architectures = ["MoAIForConditionalGeneration"]
+
+    with atomic_folder(output, force=force) as folder:
+        writer, families = ShardedWriter(folder, shard_bytes), FamilyCounter()
+        for key, tensor in weights:
+            for name, values in convert_official_tensor(key, tensor, sizes).items():
+                if dtype is not None and values.is_floating_point():
+                    values = values.to(dtype)
+                writer.add(name, values)
+                families.add(name, values.numel())
+        files = writer.finish()
+        config.save_pretrained(folder)
+        _generation_config(raw_config, tokenizer, config).save_pretrained(folder)
+        if tokenizer is None:
+            notes.append(f"no tokenizer.model in {source.name}: no processor was written")
+        else:
+            build_official_processor(tokenizer, raw_config, config).save_pretrained(folder)
+    return ConversionReport(
+        kind=KIND,
+        source=source,
+        output=output,
+        num_source_tensors=len(weights.tensors),
+        num_tensors=writer.num_tensors,
+        num_parameters=writer.num_parameters,
+        num_bytes=writer.num_bytes,
+        dtype=str(stored).removeprefix("torch."),
+        families=families.to_dict(),
+        files=tuple(files),
+        sizes=_describe(config, sizes),
+        notes=tuple(notes),
+    )
+
+
+def read_config(source: Path) -> dict[str, Any]:
+    """Read a folder's config.json.
+
+    Raises:
+        ValueError: If there is none or it is no JSON object.
+    """
+    file = source / "config.json"
+    if not file.is_file():
+        raise ValueError(f"Expected {file}, got no such file. Copy the checkpoint's config.json beside its weights.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no JSON ({error}). Fetch it again.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"Expected {file} to hold a JSON object, got {type(config).__name__}. Fetch it again.")
+    return config
+
+
+def check_completeness(weights: TensorFolder, config: MoAIConfig, sizes: OfficialSizes) -> None:
+    """Plan the whole conversion on names and shapes alone, before anything is written.
+
+    Raises:
+        ValueError: Naming every kind of mismatch: unknown source keys, missing and surplus targets, wrong shapes.
+    """
+    from ..modeling_moai import MoAIForConditionalGeneration
+
+    with torch.device("meta"):
+        expected = MoAIForConditionalGeneration(config).state_dict()
+    unknown, planned = [], {}
+    for key, info in weights.tensors.items():
+        targets = convert_official_tensor(key, torch.empty(info.shape, device="meta"), sizes)
+        if targets is None:
+            unknown.append(key)
+        else:
+            planned |= {name: (key, tuple(tensor.shape)) for name, tensor in targets.items()}
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    missing = sorted(set(expected) - set(planned) - tied)
+    surplus = sorted(f"{planned[name][0]} (-> {name})" for name in set(planned) - set(expected))
+    wrong = sorted(
+        f"{key}: {shape} for {name}, expected {tuple(expected[name].shape)}"
+        for name, (key, shape) in planned.items()
+        if name in expected and shape != tuple(expected[name].shape)
+    )
+    problems = [
+        f"{len(names)} {what}: {list_names(names)}"
+        for what, names in (
+            ("unknown source key(s)", sorted(unknown)),
+            ("target(s) that no source key fills", missing),
+            ("source key(s) the model has no place for", surplus),
+            ("key(s) of the wrong shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"The checkpoint in {weights.folder} does not convert. " + "; ".join(problems) + ". Check that all shards and "
+            "the right config.json are there."
+        )
+
+
+def _load_tokenizer(source: Path) -> InternLM2Tokenizer | None:
+    file = source / "tokenizer.model"
+    return InternLM2Tokenizer(str(file)) if file.is_file() else None
+
+
+def _note_differences(
+    raw_config: dict[str, Any], weights: TensorFolder, config: MoAIConfig, sizes: OfficialSizes, notes: list[str]
+) -> None:
+    declared = raw_config.get("image_token_index")
+    if declared is not None and declared != config.image_token_id:
+        notes.append(f"<image> has the tokenizer's id {config.image_token_id}; config.json said {declared}")
+    for key in ("model.tok_embeddings.weight", "output.weight"):
+        rows = weights.shapes.get(key, (sizes.vocab_size,))[0]
+        if rows > sizes.vocab_size:
+            notes.append(f"{key}: {rows - sizes.vocab_size} row(s) behind the vocabulary were left out")
+        elif sizes.vocab_size - rows > 1:
+            notes.append(f"{key}: {sizes.vocab_size - rows} rows of zeros were added; none of them is trained")
+    rows = weights.shapes["vit.vision_tower.vision_model.embeddings.position_embedding.weight"][0]
+    if rows != sizes.grid**2 + 1:
+        notes.append(f"the position table of {rows} rows was resized to {sizes.grid} x {sizes.grid} patches")
+
+
+def _predominant_dtype(weights: TensorFolder) -> torch.dtype:
+    counts: Counter[torch.dtype] = Counter()
+    for info in weights.tensors.values():
+        if info.dtype.is_floating_point:
+            counts[info.dtype] += torch.Size(info.shape).numel()
+    return counts.most_common(1)[0][0]
+
+
+def _generation_config(
+    raw_config: dict[str, Any], tokenizer: InternLM2Tokenizer | None, config: MoAIConfig
+) -> GenerationConfig:
+    eos = raw_config.get("eos_token_id", 2)
+    eos_ids = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    if CHAT_TOKENS[1] in vocabulary:  # closes a turn: the release cuts its answers there
+        eos_ids.append(vocabulary[CHAT_TOKENS[1]])
+    pad = raw_config.get("tokenizer_pad_id", 2 if tokenizer is None else tokenizer.pad_token_id)
+    return GenerationConfig(
+        bos_token_id=raw_config.get("bos_token_id", 1),
+        eos_token_id=eos_ids if len(eos_ids) > 1 else eos_ids[0],
+        pad_token_id=pad,
+    )
+
+
+def _describe(config: MoAIConfig, sizes: OfficialSizes) -> dict[str, Any]:
+    text, vision = config.text_config, config.vision_config
+    return {
+        "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads, "
+        f"{text.num_key_value_heads} key-value heads, vocabulary {text.vocab_size}",
+        "rope": dict(text.rope_parameters),
+        "partial_lora_rank": config.plora_rank,
+        "vision": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, {vision.image_size} px, "
+        f"{config.image_seq_length} patch tokens",
+        "compressor": f"{config.compressor['num_layers']} layers, {config.compressor['num_latents']} latents",
+        "mixer_layers": list(sizes.mixer_layers),
+        "image_token_id": config.image_token_id,
+    }

@@ -1,0 +1,84 @@
+"""What a conversion did, for the caller to print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """Account of one conversion.
+
+    Attributes:
+        kind: What the source was, for example ``official-moai``.
+        source: The source folder.
+        output: The folder written.
+        num_source_tensors: Tensors read; every one was consumed.
+        num_tensors: Tensors written.
+        num_parameters: Parameters written.
+        num_bytes: Bytes of weights written.
+        dtype: Dtype most parameters are stored in.
+        families: Parameters by part of the model.
+        files: Weight files written.
+        sizes: The sizes that were found, by name.
+        notes: Things worth knowing, one sentence each.
+    """
+
+    kind: str
+    source: Path
+    output: Path
+    num_source_tensors: int
+    num_tensors: int
+    num_parameters: int
+    num_bytes: int
+    dtype: str
+    families: dict[str, int]
+    files: tuple[str, ...]
+    sizes: dict[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values."""
+        fields = asdict(self)
+        return fields | {
+            "source": str(self.source),
+            "output": str(self.output),
+            "files": list(self.files),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        """Several lines for a terminal."""
+        lines = [
+            f"{self.kind}: {self.source} -> {self.output}",
+            f"  {self.num_source_tensors} tensors read, all consumed; {self.num_tensors} written "
+            f"({self.num_parameters:,} parameters, {self.num_bytes / 1e6:,.1f} MB, {self.dtype}, {len(self.files)} file(s))",
+        ]
+        lines += [f"  {name:<24}{count:>16,}" for name, count in self.families.items()]
+        lines += [f"  {name}: {value}" for name, value in self.sizes.items()]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+class FamilyCounter:
+    """Counts parameters by part of the model, in the order of first appearance in a fixed list."""
+
+    FAMILIES = ("vision_tower", "multi_modal_projector", "compressor", "mixers", "partial_lora", "language_model", "lm_head")
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, num_parameters: int) -> None:
+        """Count one target tensor."""
+        parts = name.split(".")
+        family = parts[1] if parts[0] == "model" else parts[0]
+        if ".update.lora_" in name:
+            family = "partial_lora"
+        self._counts[family] += num_parameters
+
+    def to_dict(self) -> dict[str, int]:
+        """Parameters by part."""
+        return {family: self._counts[family] for family in self.FAMILIES if self._counts[family]}
