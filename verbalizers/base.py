@@ -68,9 +68,12 @@ class Verbalizer(ABC):
         Cached verbalizations are keyed by it. Settings named `checkpoint` are read through
         `fingerprint_checkpoint`, so that a copied folder keeps its fingerprint and a retrained one does not.
         """
+        return self._fingerprint_of(self.settings())
+
+    def _fingerprint_of(self, settings: dict[str, Any]) -> str:
         settings = {
             name: fingerprint_checkpoint(value) if name == "checkpoint" and value is not None else value
-            for name, value in self.settings().items()
+            for name, value in settings.items()
         }
         identity = [type(self).__module__, type(self).__qualname__, self.kind, self.backend, settings]
         text = json.dumps(identity, sort_keys=True, default=repr)

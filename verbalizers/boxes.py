@@ -16,6 +16,7 @@ __all__ = [
     "cxcywh_to_xyxy",
     "format_box",
     "mask_to_box",
+    "nms_indices",
     "normalize_boxes",
     "quads_to_boxes",
 ]
@@ -82,6 +83,25 @@ def box_iou(first_xyxy: np.ndarray, second_xyxy: np.ndarray) -> np.ndarray:
     intersection = np.prod(np.clip(bottom_right - top_left, 0, None), axis=2)
     union = box_area(first)[:, None] + box_area(second)[None, :] - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def nms_indices(boxes_xyxy: np.ndarray, groups: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """Greedy non-maximum suppression within groups.
+
+    Args:
+        boxes_xyxy: `(N, 4)`, surest first.
+        groups: `(N,)`; only boxes of the same group suppress each other.
+        iou_threshold: a box is dropped when a kept one of its group overlaps it by more than this.
+
+    Returns:
+        int64 indices that are kept, ascending.
+    """
+    kept: list[int] = []
+    for index in range(len(boxes_xyxy)):
+        rivals = [i for i in kept if groups[i] == groups[index]]
+        if not rivals or box_iou(boxes_xyxy[index], boxes_xyxy[rivals]).max() <= iou_threshold:
+            kept.append(index)
+    return np.array(kept, dtype=np.int64)
 
 
 def quads_to_boxes(quads: np.ndarray) -> np.ndarray:

@@ -1,14 +1,33 @@
-"""Open-world detection: its words."""
+"""Open-world detection: the models' door and their words."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from verbalizers.boxes import clip_boxes, format_box, normalize_boxes
+from verbalizers.adapters import detections_from_transformers
+from verbalizers.base import fingerprint_checkpoint, register_verbalizer
+from verbalizers.boxes import clip_boxes, format_box, nms_indices, normalize_boxes
+from verbalizers.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.structures import Detections
+from verbalizers.vocabularies import read_vocabulary
 from verbalizers.words import BOXES_OPENING, WordSettings, list_sentence
 
-__all__ = ["verbalize_detections"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Owlv2Detector", "select_detections", "verbalize_detections"]
+
+TEXTS_PER_FORWARD = 128
 
 
 def verbalize_detections(
@@ -29,3 +48,146 @@ def verbalize_detections(
     is_kept = detections.confidence >= np.float32(threshold)
     entries = zip(detections.class_names, normalized, is_kept, strict=True)
     return list_sentence(BOXES_OPENING, [f"{format_box(box)} {name}" for name, box, keep in entries if keep and name])
+
+
+def select_detections(
+    detections: Detections, threshold: float, nms_threshold: float | None = None, max_detections: int | None = None
+) -> Detections:
+    """The sure ones, surest first.
+
+    Args:
+        detections: what the model gave.
+        threshold: lowest confidence.
+        nms_threshold: of boxes with the SAME name that overlap by more than this IoU only the surest is kept;
+            None keeps all.
+        max_detections: how many are kept at most; None keeps all.
+    """
+    order = np.argsort(-detections.confidence, kind="stable")
+    order = order[detections.confidence[order] >= np.float32(threshold)]
+    if nms_threshold is not None:
+        names = np.array([detections.class_names[i] for i in order])
+        order = order[nms_indices(detections.boxes_xyxy[order], names, nms_threshold)]
+    order = order[:max_detections]
+    names = tuple(detections.class_names[i] for i in order)
+    return Detections(detections.boxes_xyxy[order], names, detections.confidence[order], detections.image_size_hw)
+
+
+@register_verbalizer("detection", "owlv2")
+@dataclass(eq=False, kw_only=True)
+class Owlv2Detector(CheckpointVerbalizer):
+    """OWLv2 (arXiv 2306.09683): finds whatever the vocabulary names.
+
+    The released MoAI encodes its 1,847 names anew for every image. Here each vocabulary is encoded once per
+    process, and once ever with `cache_dir`; images then meet the stored embeddings.
+
+    Attributes:
+        vocabulary: the names to look for, or the path of a text file with one name per line.
+        template: how a name becomes a query, e.g. "a photo of a {}"; the release asks for the bare name.
+        threshold: lowest confidence (the released MoAI: 0.5).
+        nms_threshold: see `select_detections`; the release keeps every box (None).
+        max_detections: see `select_detections`.
+        cache_dir: folder for text embeddings (safetensors); None = memory only.
+    """
+
+    vocabulary: Sequence[str] | str | Path
+    template: str = "{}"
+    threshold: float = 0.5
+    nms_threshold: float | None = 0.7
+    max_detections: int = 100
+    cache_dir: str | None = None
+    _embeddings: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _text_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_file = isinstance(self.vocabulary, str | Path)
+        self.vocabulary = read_vocabulary(self.vocabulary) if is_file else tuple(dict.fromkeys(self.vocabulary))
+        if not self.vocabulary or not all(isinstance(n, str) and n.strip() for n in self.vocabulary):
+            raise ValueError(f"`vocabulary` must hold names, got {self.vocabulary[:5]!r}. Give ('cat', 'dog', ...).")
+        if "{}" not in self.template:
+            raise ValueError(f"`template` must contain {{}} for the name, got {self.template!r}.")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` must lie in [0, 1], got {self.threshold}. It is a confidence.")
+
+    def fingerprint(self) -> str:
+        """As `CheckpointVerbalizer.fingerprint`; where embeddings are kept does not count."""
+        ignored = ("device", "batch_size", "cache_dir")
+        return self._fingerprint_of({k: v for k, v in self.settings().items() if k not in ignored})
+
+    def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
+        from transformers import AutoProcessor, Owlv2ForObjectDetection
+
+        model = from_pretrained(Owlv2ForObjectDetection, self.checkpoint, dtype=dtype, use_safetensors=True)
+        processor = from_pretrained(AutoProcessor, self.checkpoint)
+        return SimpleNamespace(model=model.to(device).eval(), processor=processor)
+
+    def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[Detections]:
+        model, image_processor = loaded.model, loaded.processor.image_processor
+        queries = self.embed_vocabulary()  # (Q, D)
+        inputs = image_processor(images=images, input_data_format="channels_last", return_tensors="pt")
+        pixel_values = inputs.pixel_values.to(model.device, model.dtype)
+        feature_map, _ = model.image_embedder(pixel_values)  # (B, h, w, D)
+        features = feature_map.flatten(1, 2)  # (B, h * w, D)
+        logits, _ = model.class_predictor(features, queries.expand(len(images), -1, -1))  # (B, h * w, Q)
+        boxes = model.box_predictor(features, feature_map)  # (B, h * w, 4) normalised cxcywh
+        size_hw = images[0].shape[:2]
+        # threshold -1 keeps every box: ours is inclusive, transformers' is not.
+        results = image_processor.post_process_object_detection(
+            SimpleNamespace(logits=logits.float(), pred_boxes=boxes.float()), -1.0, [size_hw] * len(images)
+        )
+        found = [detections_from_transformers(result, self.vocabulary, size_hw) for result in results]
+        return [select_detections(d, self.threshold, self.nms_threshold, self.max_detections) for d in found]
+
+    def embed_vocabulary(self) -> torch.Tensor:
+        """Text embeddings `(Q, D)` of the vocabulary, unit length, on the model's device; computed once."""
+        import torch
+
+        loaded = self.load()
+        device, dtype = loaded.model.device, loaded.model.dtype
+        with self._text_lock, torch.inference_mode():
+            words = (self.template, *self.vocabulary)
+            if words not in self._embeddings:
+                path = None
+                if self.cache_dir:
+                    identity = json.dumps([fingerprint_checkpoint(self.checkpoint), str(dtype), *words])
+                    digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
+                    path = Path(self.cache_dir, f"owlv2-text-{digest}.safetensors")
+                self._embeddings[words] = read_or_write(path, lambda: self._encode(loaded))
+            return self._embeddings[words].to(device, dtype)
+
+    def _encode(self, loaded: SimpleNamespace) -> torch.Tensor:
+        import torch
+
+        model = loaded.model
+        queries = [self.template.format(name) for name in self.vocabulary]
+        embeddings = []
+        for start in range(0, len(queries), TEXTS_PER_FORWARD):
+            tokens = loaded.processor.tokenizer(
+                queries[start : start + TEXTS_PER_FORWARD],
+                padding="max_length",
+                truncation=True,
+                max_length=model.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+            ).to(model.device)
+            features = model.owlv2.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
+            embeddings.append(torch.nn.functional.normalize(features.float(), dim=-1))
+        return torch.cat(embeddings)
+
+
+def read_or_write(path: Path | None, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The tensor stored at `path`, or computed and stored there; None only computes.
+
+    The file appears complete or not at all: it is written under another name and moved.
+    """
+    if path is None:
+        return compute()
+    from safetensors.torch import load_file, save_file
+
+    if path.is_file():
+        return load_file(path)["embeddings"]
+    embeddings = compute().cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
+    save_file({"embeddings": embeddings.contiguous()}, partial)
+    os.replace(partial, path)
+    return embeddings

@@ -81,7 +81,8 @@ def select_text_lines(text_lines: TextLines, threshold: float) -> TextLines:
 
 
 def pad_slim(image: np.ndarray, max_aspect_ratio: int = 4) -> np.ndarray:
-    """Add a border at the right or bottom of an image that is more than `max_aspect_ratio` times longer than wide.
+    """Add a border at the right or bottom of an image that is more than `max_aspect_ratio` times longer than
+    wide.
 
     PP-OCR's detector enlarges the short side to 736 pixels: an image of 3 x 900 would become 736 x 220,800.
     Coordinates do not move; the border repeats the edge's median colour.

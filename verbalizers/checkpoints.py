@@ -1,0 +1,132 @@
+"""What all doors to transformers models share: lazy loading, devices, batches of equal size.
+
+torch and transformers are imported inside functions, so that importing `verbalizers` stays light.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from verbalizers.base import Verbalizer
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CheckpointVerbalizer", "from_pretrained", "resolve_device", "resolve_dtype"]
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """None = the first CUDA device where there is one, else the CPU."""
+    import torch
+
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """None = bfloat16 or float16 on CUDA, float32 elsewhere.
+
+    Raises:
+        ValueError: not the name of a floating torch dtype.
+    """
+    import torch
+
+    if dtype is None:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    resolved = getattr(torch, dtype, None)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ValueError(f"`dtype` must be 'float32', 'bfloat16' or 'float16', got {dtype!r}.")
+    return resolved
+
+
+def from_pretrained(loader: Any, checkpoint: str, **options: Any) -> Any:
+    """`loader.from_pretrained` with an error that says what to do.
+
+    Raises:
+        ValueError: the folder or hub name cannot be loaded.
+    """
+    try:
+        return loader.from_pretrained(checkpoint, **options)
+    except OSError as error:
+        raise ValueError(
+            f"cannot load {loader.__name__} from {checkpoint!r}: {error}\nExpected a folder written by "
+            "save_pretrained (config.json, preprocessor_config.json, *.safetensors) or a reachable hub name."
+        ) from error
+
+
+@dataclass(eq=False, kw_only=True)
+class CheckpointVerbalizer(Verbalizer):
+    """A verbalizer whose model is a transformers checkpoint.
+
+    Attributes:
+        checkpoint: local folder or hub name.
+        device: "cpu", "cuda", "cuda:1" ...; None = CUDA where there is one.
+        dtype: "float32", "bfloat16", "float16"; None = half precision on CUDA, float32 on the CPU.
+        batch_size: how many images go through the model at once.
+    """
+
+    checkpoint: str
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: int = 8
+    _loaded: Any = field(default=None, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.checkpoint = str(self.checkpoint)
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+
+    @abstractmethod
+    def _load(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """Load and return whatever `_predict_batch` needs."""
+
+    @abstractmethod
+    def _predict_batch(self, loaded: Any, images: list[np.ndarray]) -> list[Any]:
+        """Findings for images that all have the same shape; runs under torch.inference_mode."""
+
+    def load(self) -> Any:
+        """Load the model now instead of at the first image; safe to call from several threads."""
+        with self._lock:
+            if self._loaded is None:
+                device = resolve_device(self.device)
+                self._loaded = self._load(device, resolve_dtype(self.dtype, device))
+            return self._loaded
+
+    def unload(self) -> None:
+        """Forget the model and give its memory back; the next image loads it again."""
+        with self._lock:
+            self._loaded = None
+
+    def fingerprint(self) -> str:
+        """As `Verbalizer.fingerprint`; where and in how large batches the model runs does not count."""
+        return self._fingerprint_of({k: v for k, v in self.settings().items() if k not in ("device", "batch_size")})
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Look at uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
+
+        Images of equal shape share a batch and are never padded to another's size: padding would change what
+        the models see, and a batch would answer differently from its images alone.
+        """
+        import torch
+
+        loaded = self.load()
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            by_shape.setdefault(image.shape, []).append(index)
+        findings: list[Any] = [None] * len(images)
+        with torch.inference_mode():
+            for indices in by_shape.values():
+                for start in range(0, len(indices), self.batch_size):
+                    chunk = indices[start : start + self.batch_size]
+                    answers = self._predict_batch(loaded, [images[i] for i in chunk])
+                    for index, answer in zip(chunk, answers, strict=True):
+                        findings[index] = answer
+        return findings
