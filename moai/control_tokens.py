@@ -62,7 +62,8 @@ class ControlTokenGuard:
         Raises:
             ValueError: The tokenizer makes a control token out of single characters, so it cannot be kept out.
         """
-        text = text.replace(BREAK_MARK, "")
+        # Lone surrogates (possible in JSON) are no text that a tokenizer could encode: they become U+FFFD.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace(BREAK_MARK, "")
         cuts = [match.start() + 1 for match in self._pattern.finditer(text)]
         escaped = BREAK_MARK.join(text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True))
         if self.forbidden_ids.isdisjoint(self.encode(escaped)):
@@ -88,11 +89,15 @@ class ControlTokenGuard:
         if not text:
             return []
         first, *rest = text.split(BREAK_MARK)
-        newline, ids = self._encode_plain("\n"), self._encode_plain("\n" + first)
+        newline, ids = self._newline_ids, self._encode_plain("\n" + first)
         ids = ids[len(newline) :] if ids[: len(newline)] == newline else self._encode_plain(first)
         for piece in rest:
             ids += self.encode_continuation(piece)
         return ids
+
+    @cached_property
+    def _newline_ids(self) -> list[int]:
+        return self._encode_plain("\n")
 
     def _encode_plain(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []

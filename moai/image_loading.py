@@ -16,7 +16,6 @@ import stat
 import struct
 import urllib.error
 import urllib.request
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -78,7 +77,8 @@ def load_image(
 
     Args:
         source: Path, encoded bytes, binary file, PIL picture, or array: (H, W), (H, W, 1|3|4) or (1|3|4, H, W) of
-            dtype bool, uint8, uint16, another integer within 0..255, or float within 0..1 (torch tensors likewise).
+            dtype bool, uint8, uint16, another integer within 0..255, or float within 0..1; torch tensors likewise.
+            Where both layouts fit, arrays are read with channels last and tensors with channels first.
         max_pixels: Most pixels (height x width) that are decoded.
         allow_urls: Whether ``http://`` and ``https://`` addresses are downloaded. Only switch it on for addresses
             you trust: the request is made from this machine, into its network.
@@ -94,7 +94,7 @@ def load_image(
     if isinstance(source, Image.Image):
         return _finish(source, "PIL picture", max_pixels)
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        return _from_array(_to_numpy(source), max_pixels)
+        return _from_array(_to_numpy(source), max_pixels, channels_first=hasattr(source, "detach"))
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(source), "byte string", max_pixels, max_bytes)
     if is_url(source):
@@ -159,12 +159,11 @@ def _from_bytes(data: bytes, name: str, max_pixels: int, max_bytes: int) -> Imag
     Image.init()
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on; the bound below is stricter or the user's own choice.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=formats)
-    except Image.DecompressionBombError as error:
-        raise _too_many_pixels(name, str(error), max_pixels) from error
+        picture = Image.open(io.BytesIO(data), formats=formats)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's own bound, whatever `max_pixels` says; the second where warnings are errors.
+        counted = re.search(r"\((\d+ pixels)\)", str(error))
+        raise _too_many_pixels(name, counted.group(1) if counted else str(error), max_pixels) from error
     except _DECODER_ERRORS as error:
         start = data[:16]
         raise ImageLoadError(
@@ -230,7 +229,7 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
             raise ImageLoadError(f"expected finite floats within 0..1 or 0..255, got others in {name}. Rescale it.")
         return _gray(np.rint(values * 255 if in_unit else values))
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
+        rgba = (picture.convert("LA") if mode == "La" else picture).convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return picture.convert("RGB")
@@ -250,10 +249,10 @@ def _to_numpy(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
-    """Check dtype, shape and range of an array and convert it."""
+def _from_array(array: np.ndarray, max_pixels: int, channels_first: bool) -> Image.Image:
+    """Check dtype, shape and range of an array and convert it; `channels_first` decides where both would do."""
     shape, dtype = array.shape, array.dtype
-    if array.ndim == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+    if array.ndim == 3 and shape[0] in (1, 3, 4) and (channels_first or shape[-1] not in (1, 3, 4)):
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
