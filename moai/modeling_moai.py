@@ -21,7 +21,7 @@ from .generation import MoAIGenerationMixin
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
 from .projector import MoAIMultiModalProjector
 from .quantization import with_default_skip_modules
-from .roles import IMAGE_ROLE, LANGUAGE_ROLE, resolve_roles
+from .roles import IMAGE_ROLE, LANGUAGE_ROLE, infer_positions, resolve_roles
 
 
 class MoAIPreTrainedModel(PreTrainedModel):
@@ -243,6 +243,8 @@ class MoAIModel(MoAIPreTrainedModel):
             kwargs["mixture"] = mixture
         if self.config.plora_rank and roles is not None:
             kwargs["image_positions"] = roles == IMAGE_ROLE
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = infer_positions(attention_mask, inputs_embeds.shape[1])
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -366,6 +368,8 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         Raises:
             ValueError: If image tokens and image features do not match, or shapes do not fit.
         """
+        if labels is not None:  # a placeholder is no word to learn, also where labels are a copy of the ids
+            labels = labels.masked_fill(labels == self.config.image_token_id, -100)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,

@@ -20,14 +20,15 @@ def infer_roles(
         input_ids: ``(B, L)``.
         image_token_id: The placeholder's id.
         attention_mask: ``(B, L)`` 1 = attend; None = all.
-        labels: ``(B, L)`` with -100 outside the answer; answers must not enter the mixture, whose experts look ahead.
+        labels: ``(B, L)`` with -100 outside the answer; from a sample's first label on nothing enters the mixture,
+            whose experts look ahead: neither the answer nor a later turn.
 
     Returns:
         ``(B, L)`` int64: 1 image, 2 prompt language, 0 neither.
     """
     is_prompt = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if labels is not None:
-        is_prompt = is_prompt & (labels == -100)
+        is_prompt = is_prompt & ((labels != -100).cumsum(dim=1) == 0)
     is_image = input_ids == image_token_id
     return torch.where(is_prompt, torch.where(is_image, IMAGE_ROLE, LANGUAGE_ROLE), 0)
 
@@ -70,3 +71,17 @@ def resolve_roles(
             "told. The processor returns it."
         )
     return None
+
+
+def infer_positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Positions of the last ``length`` tokens, padding not counted: a padded row is placed like the row alone.
+
+    Args:
+        attention_mask: ``(B, past + length)`` 1 = attend.
+        length: Tokens of this pass.
+
+    Returns:
+        ``(B, length)`` int64; 0 on left padding.
+    """
+    positions = attention_mask.long().cumsum(dim=-1) - 1
+    return positions.clamp_min(0)[:, -length:]

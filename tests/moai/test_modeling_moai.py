@@ -1,0 +1,466 @@
+"""MoAIModel and MoAIForConditionalGeneration: what one forward pass promises."""
+
+from typing import Any
+
+import pytest
+import torch
+from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_config, build_tiny_inputs, build_tiny_model
+
+from compressor import LatentTokens
+from mixer import Gate, LowRankProjection
+from moai import MoAIForConditionalGeneration
+from moai.partial_lora import LowRankUpdate
+from moai.roles import infer_roles
+
+NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
+TOKEN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")
+AUXILIARY_KEYS = ("auxiliary_input_ids", "auxiliary_attention_mask")
+
+
+def take_single(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
+    """One sample of a batch, without its padding."""
+    single = {name: value[row : row + 1] for name, value in inputs.items()}
+    kept, auxiliary_kept = single["attention_mask"][0].bool(), single["auxiliary_attention_mask"][0].bool()
+    for name in TOKEN_KEYS:
+        if name in single:
+            single[name] = single[name][:, kept]
+    for name in AUXILIARY_KEYS:
+        single[name] = single[name][:, auxiliary_kept]
+    return single
+
+
+def words(logits: torch.Tensor) -> torch.Tensor:
+    """Logits without the placeholder's, which is the dtype's minimum."""
+    return logits[..., [index for index in range(logits.shape[-1]) if index != IMAGE_TOKEN_ID]]
+
+
+def add_labels(inputs: dict[str, torch.Tensor], num_answer: int = 3) -> dict[str, torch.Tensor]:
+    """Call the last tokens the answer."""
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -num_answer:] = inputs["input_ids"][:, -num_answer:]
+    roles = inputs["mm_token_type_ids"].clone()
+    roles[:, -num_answer:] = 0
+    return inputs | {"labels": labels, "mm_token_type_ids": roles}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("plora_rank", [0, 4])
+@pytest.mark.parametrize("has_map", [True, False])
+def test_model_batch_equals_singles_when_prompts_and_findings_are_unequal(
+    family: str, plora_rank: int, has_map: bool
+) -> None:
+    model = build_tiny_model(family, plora_rank=plora_rank)
+    inputs = build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY, has_map=has_map)
+    with torch.no_grad():
+        together = model(**inputs).logits
+        for row in range(3):
+            alone = model(**take_single(inputs, row)).logits[0]
+            assert torch.allclose(words(together[row, -len(alone) :]), words(alone), atol=2e-4, rtol=0), f"row {row}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_model_hears_image_findings_and_map_when_any_changes(family: str) -> None:
+    # Otherwise equality tests would compare deaf models.
+    model = build_tiny_model(family, plora_rank=4)
+    inputs = build_tiny_inputs(model.config)
+    with torch.no_grad():
+        base = words(model(**inputs).logits)
+        for name in ("pixel_values", "auxiliary_pixel_values"):
+            assert (words(model(**inputs | {name: -inputs[name]}).logits) - base)[:, -1].abs().max() > 1e-3, name
+        other = inputs | {"auxiliary_input_ids": inputs["auxiliary_input_ids"].roll(1, dims=1)}
+        assert (words(model(**other).logits) - base)[:, -1].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("gives_roles", [True, False])
+@pytest.mark.parametrize("plora_rank", [0, 4])
+def test_logits_see_no_answer_token_ahead_when_labels_are_given(gives_roles: bool, plora_rank: int) -> None:
+    model = build_tiny_model(plora_rank=plora_rank)
+    inputs = add_labels(build_tiny_inputs(model.config, (8, 6), (6, 4)), num_answer=4)
+    if not gives_roles:
+        del inputs["mm_token_type_ids"]  # the labels say what is answer
+    length = inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        base = model(**inputs).logits
+        for position in range(length - 4, length):
+            changed = inputs["input_ids"].clone()
+            changed[:, position] = (changed[:, position] - FIRST_WORD_ID + 7) % (IMAGE_TOKEN_ID - 4) + FIRST_WORD_ID
+            logits = model(**inputs | {"input_ids": changed}).logits
+            assert torch.equal(logits[:, :position], base[:, :position]), f"token {position} is seen before its time"
+            assert not torch.equal(logits[:, position:], base[:, position:])
+
+
+def test_prompt_looks_ahead_when_it_is_mixed() -> None:
+    # The counterpart: experts are not causal, so a later prompt token does reach earlier logits.
+    model = build_tiny_model()
+    inputs = build_tiny_inputs(model.config)
+    changed = inputs["input_ids"].clone()
+    changed[:, -1] = (changed[:, -1] + 11) % (IMAGE_TOKEN_ID - FIRST_WORD_ID) + FIRST_WORD_ID
+    with torch.no_grad():
+        base, other = model(**inputs).logits, model(**inputs | {"input_ids": changed}).logits
+    assert (words(base) - words(other))[:, :-1].abs().max() > 1e-3
+
+
+def test_later_turns_stay_out_of_the_mixture_when_labels_end_before_them() -> None:
+    ids = torch.tensor([[IMAGE_TOKEN_ID, 9, 8, 7, 6, 5]])
+    labels = torch.tensor([[-100, -100, 8, 7, -100, -100]])
+    assert infer_roles(ids, IMAGE_TOKEN_ID, labels=labels).tolist() == [[1, 2, 0, 0, 0, 0]]
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1]])
+    assert infer_roles(ids, IMAGE_TOKEN_ID, mask).tolist() == [[0, 2, 2, 2, 2, 2]]
+
+
+def test_roles_are_inferred_as_the_processor_writes_them_when_absent() -> None:
+    model = build_tiny_model()
+    inputs = build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
+    with torch.no_grad():
+        given = model(**inputs).logits
+        inferred = model(**{name: value for name, value in inputs.items() if name != "mm_token_type_ids"}).logits
+    assert torch.equal(given, inferred)
+
+
+@pytest.mark.parametrize("routing", [None, "uniform", {"top_k": 1}, {"mode": "random_expert", "seed": 3}])
+def test_output_routing_has_a_weight_per_layer_stream_and_token_when_asked(routing: Any) -> None:
+    model = build_tiny_model()
+    inputs = build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
+    output = model(**inputs, routing=routing, output_routing=True)
+    patches = model.config.image_seq_length
+    assert [layer.layer_idx for layer in output.routing] == model.config.mixer["layers"]
+    for layer in output.routing:
+        assert layer.image.shape == (3, patches, 3) and layer.language.shape == (3, max(NUM_WORDS), 3)
+        assert layer.language_mask.sum(1).tolist() == list(NUM_WORDS)
+        for weights, mask in ((layer.image, layer.image_mask), (layer.language, layer.language_mask)):
+            assert torch.allclose(weights.sum(-1), mask.float(), atol=1e-6)
+    assert output.image_hidden_states.shape == (3, patches, 64)
+    assert output.auxiliary_hidden_states.shape == (3, model.config.compressor["num_latents"], 64)
+    assert model(**inputs).routing is None
+
+
+def test_routing_override_moves_each_sample_alone_when_per_sample() -> None:
+    model = build_tiny_model()
+    inputs = build_tiny_inputs(model.config)
+    weights = torch.full((2, 2, 2, 3), 1 / 3)
+    weights[1] = torch.tensor([0.0, 0.0, 1.0])
+    with torch.no_grad():
+        mixed, uniform = model(**inputs, routing=weights).logits, model(**inputs, routing="uniform").logits
+    assert torch.allclose(mixed[0], uniform[0], atol=1e-5)
+    assert (words(mixed[1]) - words(uniform[1]))[-1].abs().max() > 1e-3
+
+
+def test_plain_text_goes_through_the_plain_decoder_when_there_is_nothing_to_mix() -> None:
+    model = build_tiny_model(plora_rank=4)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    hidden = model.model.language_model(ids).last_hidden_state
+    with torch.no_grad():
+        assert torch.equal(words(model(ids).logits), words(model.lm_head(hidden)))
+        # and in a batch with a picture beside it
+        inputs = build_tiny_inputs(model.config, (5, 3), has_map=False)
+        inputs = {name: value for name, value in inputs.items() if not name.startswith("auxiliary")}
+        alone = model(**{name: value for name, value in inputs.items()}).logits
+        length = inputs["input_ids"].shape[1]
+        text = torch.tensor([[0] * (length - 4) + [5, 6, 7, 8]])
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], text])
+        for name in ("attention_mask", "mm_token_type_ids"):
+            inputs[name] = torch.cat([inputs[name], (text > 0) * (1 if name == "attention_mask" else 2)])
+        together = model(**inputs).logits
+    assert torch.allclose(words(together[:2]), words(alone), atol=1e-5)
+    assert torch.allclose(words(together[2, -4:]), words(model(ids).logits[0]), atol=1e-5)
+
+
+def test_several_images_fill_their_slots_in_order_when_a_prompt_has_two() -> None:
+    model = build_tiny_model()
+    patches = model.config.image_seq_length
+    slots = [IMAGE_TOKEN_ID] * patches
+    ids = torch.tensor([[*slots, 9, *slots, 8, 7]])
+    pixels = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        first, second = model(ids, pixel_values=pixels).logits, model(ids, pixel_values=pixels.flip(0)).logits
+        features = model.get_image_features(pixels, return_dict=True).pooler_output
+        given = model(ids, image_features=features).logits
+    assert (words(first) - words(second)).abs().max() > 1e-3
+    assert torch.equal(first, given)
+
+
+def test_states_given_directly_equal_encoded_ones_when_passed() -> None:
+    model = build_tiny_model()
+    inputs = build_tiny_inputs(model.config)
+    auxiliary = {name: value for name, value in inputs.items() if name.startswith("auxiliary")}
+    rest = {name: value for name, value in inputs.items() if not name.startswith("auxiliary")}
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        states = model.get_auxiliary_states(**auxiliary)
+        assert torch.equal(model(**rest, auxiliary_states=states).logits, expected)
+        embeds = model.get_input_embeddings()(auxiliary.pop("auxiliary_input_ids"))
+        assert torch.equal(model(**rest, **auxiliary, auxiliary_embeds=embeds).logits, expected)
+
+
+def test_inputs_embeds_equal_input_ids_when_roles_are_given() -> None:
+    model = build_tiny_model(plora_rank=4)
+    inputs = build_tiny_inputs(model.config)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+        assert torch.equal(model(**inputs, inputs_embeds=embeds).logits, expected)
+    del inputs["mm_token_type_ids"]
+    with pytest.raises(ValueError, match="mm_token_type_ids"):
+        model(**inputs, inputs_embeds=embeds)
+
+
+@pytest.mark.parametrize("plora_rank", [0, 4])
+def test_cached_steps_equal_one_pass_when_the_answer_is_fed_token_by_token(plora_rank: int) -> None:
+    model = build_tiny_model(plora_rank=plora_rank)
+    inputs = add_labels(build_tiny_inputs(model.config, (8, 6), (6, 4)), num_answer=4)
+    del inputs["labels"]
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        prompt = {name: value[:, :-4] if name in TOKEN_KEYS else value for name, value in inputs.items()}
+        output = model(**prompt, use_cache=True)
+        logits, mask = [output.logits], inputs["attention_mask"]
+        for step in range(4):
+            position = inputs["input_ids"].shape[1] - 4 + step
+            output = model(
+                inputs["input_ids"][:, position : position + 1],
+                attention_mask=mask[:, : position + 1],
+                past_key_values=output.past_key_values,
+            )
+            logits.append(output.logits)
+    assert torch.allclose(words(torch.cat(logits, dim=1)), words(expected), atol=1e-4)
+
+
+def test_logits_to_keep_computes_the_last_positions_only_when_given() -> None:
+    model = build_tiny_model()
+    inputs = build_tiny_inputs(model.config)
+    with torch.no_grad():
+        full, last = model(**inputs).logits, model(**inputs, logits_to_keep=2).logits
+    assert last.shape[1] == 2 and torch.allclose(words(full[:, -2:]), words(last), atol=1e-6)
+
+
+def test_placeholder_is_never_said_nor_learned_when_labels_copy_the_ids() -> None:
+    model = build_tiny_model()
+    inputs = build_tiny_inputs(model.config, (5,), (6,))
+    output = model(**inputs, labels=inputs["input_ids"])
+    assert output.loss.isfinite() and output.loss < 20
+    assert (output.logits.argmax(-1) != IMAGE_TOKEN_ID).all()
+
+
+def test_loss_is_the_mean_next_token_cross_entropy_when_labels_are_given() -> None:
+    model = build_tiny_model()
+    inputs = add_labels(build_tiny_inputs(model.config, (8, 6), (6, 4)), num_answer=4)
+    output = model(**inputs)
+    targets = inputs["labels"][:, 1:].flatten()
+    expected = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), targets, ignore_index=-100)
+    assert torch.allclose(output.loss, expected, atol=1e-5)
+
+
+def train_once(model: MoAIForConditionalGeneration, inputs: dict, routing: Any) -> tuple[torch.Tensor, dict]:
+    model.zero_grad()
+    torch.manual_seed(5)
+    loss = model(**inputs, routing=routing, use_cache=False).loss
+    loss.backward()
+    return loss.detach(), {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+
+
+@pytest.mark.parametrize("plora_rank", [0, 4])
+@pytest.mark.parametrize("routing", ["gated", "random_expert", {"mode": "random_expert", "seed": 3}])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_gradients_are_equal_when_checkpointing_recomputes(family: str, plora_rank: int, routing: Any) -> None:
+    model = build_tiny_model(family, plora_rank=plora_rank).train()
+    inputs = add_labels(build_tiny_inputs(model.config, (8, 6), (6, 4)), num_answer=4)
+    loss, gradients = train_once(model, inputs, routing)
+    model.gradient_checkpointing_enable()
+    calls = []
+    handle = model.model.mixers.register_forward_hook(lambda *_: calls.append(1))
+    other_loss, other_gradients = train_once(model, inputs, routing)
+    handle.remove()
+    assert len(calls) == 2 * len(model.config.mixer["layers"]), "nothing was recomputed"
+    assert torch.equal(loss, other_loss) and gradients.keys() == other_gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, other_gradients[name], atol=1e-6), name
+
+
+def test_every_trainable_part_gets_gradient_when_gated() -> None:
+    model = build_tiny_model(plora_rank=4).train()
+    inputs = add_labels(build_tiny_inputs(model.config, (8, 6), (6, 4)), num_answer=4)
+    _, gradients = train_once(model, inputs, "gated")
+    parts = ("compressor", "mixers", "multi_modal_projector", "language_model", "lm_head")
+    silent = [
+        name
+        for name, _ in model.named_parameters()
+        if any(part in name for part in parts) and not gradients.get(name, torch.zeros(1)).abs().sum() > 0
+    ]
+    assert not silent
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("plora_rank", [0, 4])
+def test_model_runs_close_to_float32_when_half_precision(dtype: torch.dtype, plora_rank: int) -> None:
+    model = build_tiny_model(plora_rank=plora_rank)
+    inputs = build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
+    with torch.no_grad():
+        expected = words(model(**inputs).logits)
+        half = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        output = model.to(dtype)(**half, output_routing=True)
+    got = words(output.logits)[inputs["attention_mask"].bool()]
+    assert output.logits.dtype == dtype and got.isfinite().all()
+    expected = expected[inputs["attention_mask"].bool()]
+    assert torch.nn.functional.cosine_similarity(got.float(), expected, dim=-1).min() > 0.99
+    assert output.routing[0].image.dtype == torch.float32
+
+
+def test_float32_pictures_are_welcome_when_the_model_is_half_precision() -> None:
+    # The processor returns float32 pixels; a bf16 model must take them as they are.
+    model = build_tiny_model().to(torch.bfloat16)
+    inputs = build_tiny_inputs(model.config)
+    assert words(model(**inputs).logits)[inputs["attention_mask"].bool()].isfinite().all()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_hidden_states_and_attentions_come_back_when_asked(implementation: str) -> None:
+    model = build_tiny_model()
+    model.set_attn_implementation(implementation)
+    inputs = build_tiny_inputs(model.config)
+    output = model(**inputs, output_hidden_states=True, output_attentions=implementation == "eager")
+    length, depth = inputs["input_ids"].shape[1], model.config.text_config.num_hidden_layers
+    assert [tuple(states.shape) for states in output.hidden_states] == [(2, length, 64)] * (depth + 1)
+    if implementation == "eager":
+        assert [tuple(weights.shape) for weights in output.attentions] == [(2, 4, length, length)] * depth
+
+
+def test_attention_implementations_agree_when_exchanged() -> None:
+    model = build_tiny_model(plora_rank=4)
+    inputs = build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
+    kept = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        expected = words(model(**inputs).logits)[kept]
+        model.set_attn_implementation("eager")
+        assert torch.allclose(words(model(**inputs).logits)[kept], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pixel_values": torch.zeros(3, 3, 28, 28)}, "3 image.* 4 patches = 12 image tokens, got 8"),
+        ({"auxiliary_embeds": torch.zeros(2, 3, 64)}, "not both"),
+        ({"inputs_embeds": torch.zeros(2, 9, 64)}, "exactly one"),
+        ({"routing": torch.ones(3, 2, 2, 3)}, "batch of 2, got 3"),
+        ({"auxiliary_pixel_values": torch.zeros(1, 3, 28, 28)}, "as many maps as auxiliary texts"),
+        ({"auxiliary_states": torch.zeros(1, 4, 64)}, "auxiliary_states"),
+        ({"mm_token_type_ids": torch.ones(2, 3, dtype=torch.long)}, "mm_token_type_ids"),
+    ],
+)
+def test_model_says_what_does_not_fit_when_inputs_are_wrong(change: dict, message: str) -> None:
+    model = build_tiny_model()
+    with pytest.raises(ValueError, match=message):
+        model(**build_tiny_inputs(model.config) | change)
+
+
+@pytest.mark.parametrize("shards", [None, "60KB"])
+@pytest.mark.parametrize("fields", [{}, {"plora_rank": 4}, {"tie_word_embeddings": True}], ids=str)
+def test_round_trip_is_bit_equal_when_saved(tmp_path, shards: str | None, fields: dict) -> None:
+    model = build_tiny_model(**fields)
+    inputs = build_tiny_inputs(model.config)
+    model.save_pretrained(tmp_path, **({} if shards is None else {"max_shard_size": shards}))
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 3) == (shards is not None)
+    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".json", ".safetensors")]
+    loaded, info = MoAIForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    expected, got = model.state_dict(), loaded.state_dict()
+    assert expected.keys() == got.keys() and all(torch.equal(expected[name], got[name]) for name in expected)
+    assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
+    assert loaded.config.to_dict() == model.config.to_dict() | {
+        name: loaded.config.to_dict()[name] for name in ("_name_or_path",) if name in loaded.config.to_dict()
+    }
+
+
+def test_new_parts_are_initialised_when_the_checkpoint_holds_backbones_only(tmp_path) -> None:
+    model = build_tiny_model(plora_rank=4)
+    backbones = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not any(part in name for part in ("compressor", "mixers", "multi_modal_projector", ".update."))
+    }
+    model.save_pretrained(tmp_path, state_dict=backbones)
+    torch.manual_seed(0)
+    loaded, info = MoAIForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.split(".")[1] for name in info["missing_keys"]} >= {"compressor", "mixers", "multi_modal_projector"}
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+    for name, tensor in backbones.items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    for name, module in loaded.named_modules():
+        if isinstance(module, LowRankProjection):
+            for factor, std in zip((module.down, module.up), module.init_stds, strict=True):
+                assert 0.8 * std < factor.std() < 1.2 * std, name
+        elif isinstance(module, LowRankUpdate):
+            assert 0.7 < module.lora_a.std() * module.lora_a.shape[1] ** 0.5 < 1.3 and not module.lora_b.any(), name
+        elif isinstance(module, Gate):
+            assert not module.weight.any() and not module.bias.any(), name
+        elif isinstance(module, LatentTokens):
+            assert 0.7 < module.weight.std() < 1.3, name
+        elif ".compressor" in name or ".multi_modal_projector" in name:
+            if isinstance(module, torch.nn.Linear):
+                assert 0.8 < module.weight.std() * module.in_features**0.5 < 1.2, name
+                assert module.bias is None or not module.bias.any(), name
+            elif isinstance(module, torch.nn.LayerNorm):
+                assert (module.weight == 1).all() and not module.bias.any(), name
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_embeddings_resize_and_stay_tied_when_asked(tie: bool) -> None:
+    model = build_tiny_model(tie_word_embeddings=tie)
+    inputs = build_tiny_inputs(model.config)
+    with torch.no_grad():
+        expected = words(model(**inputs).logits)
+        model.resize_token_embeddings(300)
+        assert model.config.text_config.vocab_size == 300 and model.lm_head.weight.shape[0] == 300
+        assert model.get_input_embeddings().weight.shape[0] == 300
+        assert (model.lm_head.weight is model.get_input_embeddings().weight) == tie
+        inputs["auxiliary_input_ids"][:, -1] = 299  # new words may stand in findings too
+        inputs["input_ids"][:, -1] = 299
+        model(**inputs)
+        inputs = build_tiny_inputs(model.config)
+        inputs["input_ids"] = inputs["input_ids"].clamp(max=IMAGE_TOKEN_ID)
+        fresh = build_tiny_inputs(build_tiny_config())
+        assert torch.allclose(words(model(**fresh).logits)[..., : expected.shape[-1]], expected, atol=1e-6)
+
+
+def test_embeddings_refuse_to_shrink_when_the_placeholder_would_be_lost() -> None:
+    model = build_tiny_model()
+    with pytest.raises(ValueError, match="image_token_id"):
+        model.resize_token_embeddings(IMAGE_TOKEN_ID)
+
+
+@pytest.mark.parametrize("text", [{}, {"tie_word_embeddings": True}])
+def test_head_shares_the_embedding_when_tied(tmp_path, text: dict) -> None:
+    model = build_tiny_model(text=text)
+    assert model.config.tie_word_embeddings == bool(text)
+    model.save_pretrained(tmp_path)
+    loaded = MoAIForConditionalGeneration.from_pretrained(tmp_path)
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == bool(text)
+
+
+def test_model_equals_itself_when_dispatched_to_disk(tmp_path) -> None:
+    model = build_tiny_model(plora_rank=4)
+    inputs = build_tiny_inputs(model.config)
+    model.save_pretrained(tmp_path / "model")
+    expected = model(**inputs).logits
+    whole = MoAIForConditionalGeneration.from_pretrained(tmp_path / "model", device_map="cpu")
+    assert torch.equal(whole(**inputs).logits, expected)
+    device_map = {
+        "model.vision_tower": "cpu",
+        "model.multi_modal_projector": "disk",
+        "model.compressor": "disk",
+        "model.mixers": "disk",
+        "model.language_model.embed_tokens": "cpu",
+        "model.language_model.layers.0": "cpu",
+        "model.language_model.layers.1": "disk",
+        "model.language_model.layers.2": "disk",
+        "model.language_model.layers.3": "cpu",
+        "model.language_model.norm": "cpu",
+        "model.language_model.rotary_emb": "cpu",
+        "lm_head": "cpu",
+    }
+    spread = MoAIForConditionalGeneration.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    with torch.no_grad():
+        assert torch.allclose(spread(**inputs).logits, expected, atol=1e-6)
