@@ -38,8 +38,8 @@ TORCH_MODULES_OF_VERBALIZERS = {
 # model together; these others share the verbalizers' dataclasses and words: the synthetic truth is a
 # Scene (data), scores read Scenes (evaluation), and the command line and the servers show them.
 MAY_IMPORT_VERBALIZERS = (
-    "moai/pipeline_moai.py",
-    "moai/cli.py",
+    "moai/pipeline_",
+    "moai/cli",
     "moai/data/",
     "moai/training/",
     "moai/evaluation/",

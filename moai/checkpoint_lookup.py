@@ -1,0 +1,51 @@
+"""Where a checkpoint lies: a folder, a name that ships with the repository, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+__all__ = ["BUNDLED_FOLDER", "find_checkpoint", "list_bundled_checkpoints"]
+
+#: Checkpoints that ship with a clone of the repository stand here, one folder each.
+BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
+_HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+")
+
+
+def list_bundled_checkpoints() -> dict[str, Path]:
+    """Names and folders of the checkpoints that ship with the repository; empty in an installation without them."""
+    if not BUNDLED_FOLDER.is_dir():
+        return {}
+    return {path.parent.name: path.parent for path in sorted(BUNDLED_FOLDER.glob("*/config.json"))}
+
+
+def find_checkpoint(name_or_path: str | Path) -> str:
+    """Turn what a user names as a model into what ``from_pretrained`` reads.
+
+    Args:
+        name_or_path: A folder, a bundled name (``"moai-nano"``) or a hub name (``"owner/name"``).
+
+    Returns:
+        The folder's path, or the hub name unchanged.
+
+    Raises:
+        ValueError: It is none of them, or a folder without ``config.json``.
+    """
+    text, folder = str(name_or_path), Path(name_or_path).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder)
+    bundled = list_bundled_checkpoints()
+    if text in bundled:
+        return str(bundled[text])
+    if folder.is_dir():
+        official = (
+            " Official weights are turned into this format by `moai convert SRC OUT`." if any(folder.iterdir()) else ""
+        )
+        raise ValueError(f"expected a checkpoint folder with config.json, got {text!r} without one.{official}")
+    if _HUB_NAME.fullmatch(text) and not text.startswith(("./", "../")) and not folder.parent.is_dir():
+        return text
+    known = ", ".join(bundled) or "none in this installation: clone the repository to have them"
+    raise ValueError(
+        f"expected a checkpoint folder, a hub name (owner/name) or a bundled name ({known}), got {text!r}, "
+        "which does not exist. Check the path."
+    )

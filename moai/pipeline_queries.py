@@ -1,0 +1,172 @@
+"""One picture with one question on its way through the pipeline: pairing, checks, the prompt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from verbalizers import Scene
+
+from .configuration_moai import MoAIConfig
+from .image_loading import ImageSource, load_image
+from .processing_moai import MoAIProcessor
+
+__all__ = ["Query", "pair_queries", "select_routing"]
+
+
+@dataclass(eq=False)
+class Query:
+    """A picture and a question.
+
+    Attributes:
+        index: Place in the caller's list.
+        source: The picture as given.
+        question: The question as given.
+        scene: Findings at hand, or None.
+        num_queries: Length of the caller's list.
+        picture: The picture, read.
+        prompt: The prompt, built.
+        error: Why it cannot be answered; names the place where there are several.
+        cause: The exception behind ``error``.
+    """
+
+    index: int
+    source: ImageSource
+    question: str
+    scene: Scene | None
+    num_queries: int
+    picture: Image.Image | None = None
+    prompt: str | None = None
+    error: str | None = None
+    cause: Exception | None = None
+
+    @property
+    def key(self) -> Any:
+        """Equal for queries about the same picture (path or object) with the same findings at hand."""
+        if isinstance(self.source, (str, os.PathLike)):
+            return os.fspath(self.source), id(self.scene)
+        return id(self.source), id(self.scene)
+
+    @property
+    def name(self) -> str:
+        """How a message calls this query: its place, and its path where it has one."""
+        path = f" ({os.fspath(self.source)})" if isinstance(self.source, (str, os.PathLike)) else ""
+        return f"item {self.index}{path}"
+
+    def fail(self, error: Exception) -> None:
+        """Note why there will be no answer."""
+        self.cause = error
+        self.error = f"{self.name}: {error}" if self.num_queries > 1 else str(error)
+
+    def load_picture(self, max_pixels: int) -> None:
+        """Read the picture and see whether a given scene belongs to it.
+
+        Raises:
+            ValueError: The picture cannot be read, or the scene is none or of another size.
+        """
+        self.picture = load_image(self.source, max_pixels)
+        _check_scene(self.scene, self.picture)
+
+    def build_prompt(self, processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> None:
+        """Put the question, as data, into the chat template and see whether the model can read that much.
+
+        Raises:
+            ValueError: The question is empty, no text, or too long; the message has both numbers.
+        """
+        if not isinstance(self.question, str) or not self.question.strip():
+            got = "an empty one" if isinstance(self.question, str) else type(self.question).__name__
+            raise ValueError(f"expected a question, got {got}. Ask something, for example 'What is this?'.")
+        self.prompt = processor.build_prompts(self.question)[0]
+        length = len(processor.encoder.encode_sample(self.prompt)["input_ids"])
+        limit = count_readable_tokens(processor, config, max_new_tokens)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"expected a prompt of at most {limit} tokens (picture included, {max_new_tokens} kept for the answer),"
+                f" got {length} for a question of {len(self.question.split())} words. Shorten the question."
+            )
+
+
+def count_readable_tokens(processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> int | None:
+    """Longest prompt in tokens that leaves room for the answer; None = no known bound."""
+    bounds = [processor.max_length]
+    rope = getattr(config.text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "dynamic":  # dynamic NTK reads on beyond what it was trained with
+        longest = getattr(config.text_config, "max_position_embeddings", None)
+        bounds.append(None if longest is None else longest - max_new_tokens)
+    known = [bound for bound in bounds if bound is not None]
+    return min(known) if known else None
+
+
+def _check_scene(scene: Scene | None, picture: Image.Image) -> None:
+    """Check that a given scene describes the picture."""
+    if scene is None:
+        return
+    if not isinstance(scene, Scene):
+        raise ValueError(
+            f"expected a verbalizers.Scene, got {type(scene).__name__}. Build one with Scene.from_dict(...)."
+        )
+    picture_size_hw = (picture.height, picture.width)
+    if tuple(scene.image_size_hw) != picture_size_hw:
+        raise ValueError(
+            f"expected a scene of the picture's height and width {picture_size_hw} (EXIF orientation applied), got one "
+            f"of {tuple(scene.image_size_hw)}. Pass the scene that was made from this picture."
+        )
+
+
+def pair_queries(
+    images: ImageSource | Sequence[ImageSource],
+    questions: str | Sequence[str],
+    scenes: Scene | Sequence[Scene | None] | None = None,
+) -> list[Query]:
+    """Pair pictures, questions and scenes; a single one goes with all of the others.
+
+    Raises:
+        ValueError: The numbers do not fit, or there is nothing.
+    """
+    pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+    asked = list(questions) if isinstance(questions, (list, tuple)) else [questions]
+    if not pictures or not asked:
+        raise ValueError(
+            f"expected pictures and questions, got {len(pictures)} and {len(asked)}. Pass at least one of each."
+        )
+    found = list(scenes) if isinstance(scenes, (list, tuple)) else [scenes] * len(pictures)
+    if isinstance(scenes, Scene) and len(pictures) != 1:
+        raise ValueError(
+            f"expected one scene per picture ({len(pictures)}), got a single one. Pass a list; None = none."
+        )
+    if len(found) != len(pictures):
+        raise ValueError(f"expected one scene per picture ({len(pictures)}), got {len(found)}. None stands for none.")
+    if len(pictures) == 1:
+        pictures, found = pictures * len(asked), found * len(asked)
+    elif len(asked) == 1:
+        asked = asked * len(pictures)
+    if len(pictures) != len(asked):
+        raise ValueError(
+            f"expected as many pictures as questions, or one of either, got {len(pictures)} pictures and {len(asked)} "
+            "questions. Repeat the picture for each of its questions."
+        )
+    rows = zip(pictures, asked, found, strict=True)
+    return [Query(index, *row, num_queries=len(asked)) for index, row in enumerate(rows)]
+
+
+def select_routing(routing: Any, indices: list[int], num_queries: int) -> Any:
+    """The routing of some queries: weights given per query ``(B, M, 2, 3)`` lose the other rows.
+
+    Raises:
+        ValueError: There are neither one nor ``num_queries`` rows.
+    """
+    if isinstance(routing, (list, tuple)):
+        routing = torch.tensor(routing, dtype=torch.float32)
+    if not isinstance(routing, torch.Tensor) or routing.dim() != 4 or routing.shape[0] == 1:
+        return routing
+    if routing.shape[0] != num_queries:
+        raise ValueError(
+            f"expected routing weights for each of the {num_queries} questions, got {routing.shape[0]} rows. "
+            "Pass (M, 2, 3) for the same weights everywhere."
+        )
+    return routing[indices]

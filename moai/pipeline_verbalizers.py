@@ -1,0 +1,246 @@
+"""Which verbalizers a checkpoint was made for: its ``verbalizers.json``, and how they are built from it.
+
+The file stands beside ``config.json``. Every key may be left out::
+
+    {
+      "verbalizers": [{"kind": "ocr", "backend": "rapidocr", "settings": {"threshold": 0.5}}],
+      "kinds": ["segmentation", "detection", "scene_graph", "ocr"],
+      "words": {"detection_threshold": 0.5, "relation_threshold": 0.8, "max_relations": 10, "text_threshold": 0.85},
+      "map": "found",
+      "compat": false
+    }
+
+``verbalizers`` is what runs by default, ``kinds`` what the model was taught to read (whatever of it is absent from an
+answer's scene is reported as missing), ``words`` what is worth saying. ``map`` says when the painted panoptic map is
+given: "found" where there are segments, "always" (black where there are none, as the release does), or "never".
+``compat`` speaks the release's words, slips included. A path in a verbalizer's ``settings["checkpoint"]`` is taken
+relative to the folder. Without the file: the OCR verbalizer where ``rapidocr`` is installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers.utils import cached_file
+
+from verbalizers import SCENE_FIELDS, Scene, Verbalizer, WordSettings, build_verbalizer, parse_scene
+
+from .import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available
+
+__all__ = [
+    "MAP_MODES",
+    "VERBALIZERS_FILE",
+    "VerbalizerSettings",
+    "build_named_verbalizers",
+    "complete_scenes",
+    "find_missing_kinds",
+]
+
+VERBALIZERS_FILE = "verbalizers.json"
+MAP_MODES = ("found", "always", "never")
+_ENTRY_KEYS = {"kind", "backend", "settings"}
+
+
+@dataclass(frozen=True)
+class VerbalizerSettings:
+    """The content of ``verbalizers.json``; see the module's text for the meaning of each field.
+
+    Attributes:
+        verbalizers: Entries ``{"kind", "backend", "settings"}``; None = the default.
+        kinds: What the model was taught to read.
+        words: What is worth saying.
+        map: One of :data:`MAP_MODES`.
+        compat: Whether the release's very words are said.
+    """
+
+    verbalizers: tuple[Mapping[str, Any], ...] | None = None
+    kinds: tuple[str, ...] = tuple(SCENE_FIELDS)
+    words: WordSettings = field(default_factory=WordSettings)
+    map: str = "found"
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.map not in MAP_MODES:
+            raise ValueError(f"`map` must be one of {MAP_MODES}, got {self.map!r}.")
+        for entry in self.verbalizers or ():
+            if not isinstance(entry, Mapping) or not {"kind"} <= set(entry) <= _ENTRY_KEYS:
+                raise ValueError(
+                    f"a verbalizer's entry has the keys kind and, optionally, backend and settings, got {entry!r}."
+                )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> VerbalizerSettings:
+        """Read a checkpoint folder's file; the defaults where it has none (or is a name on the hub).
+
+        Raises:
+            ValueError: The file does not say what it should; the message names it.
+        """
+        path = Path(folder) / VERBALIZERS_FILE
+        if not path.is_file():
+            return cls()
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), folder)
+        except (ValueError, TypeError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            raise ValueError(f"{path} is no valid verbalizer settings file: {error}") from error
+
+    @classmethod
+    def load_pretrained(cls, name_or_path: str) -> VerbalizerSettings:
+        """Like :meth:`load`, for a folder or a name on the Hugging Face hub."""
+        if Path(name_or_path).is_dir():
+            return cls.load(name_or_path)
+        path = cached_file(name_or_path, VERBALIZERS_FILE, _raise_exceptions_for_missing_entries=False)
+        return cls() if path is None else cls.load(Path(path).parent)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any] | list[Any], folder: str | Path | None = None) -> VerbalizerSettings:
+        """Build from parsed JSON: the mapping, or a bare list of entries.
+
+        Args:
+            data: What the file holds.
+            folder: Against which relative ``checkpoint`` settings are resolved.
+        """
+        values = {"verbalizers": data} if isinstance(data, list) else dict(data)
+        unknown = set(values) - {"verbalizers", "kinds", "words", "map", "compat"}
+        if unknown:
+            raise ValueError(f"expected the keys verbalizers, kinds, words, map, compat, got {sorted(unknown)}.")
+        if values.get("verbalizers") is not None:
+            values["verbalizers"] = tuple(_resolve_checkpoint(entry, folder) for entry in values["verbalizers"])
+        if "kinds" in values:
+            values["kinds"] = tuple(values["kinds"])
+        if "words" in values:
+            values["words"] = WordSettings(**values["words"])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What :meth:`from_dict` reads."""
+        result: dict[str, Any] = {"kinds": list(self.kinds), "words": vars(self.words), "map": self.map}
+        result["compat"] = self.compat
+        if self.verbalizers is not None:
+            result["verbalizers"] = [dict(entry) for entry in self.verbalizers]
+        return result
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the file into a checkpoint folder and return its path."""
+        path = Path(folder) / VERBALIZERS_FILE
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    def build(self) -> tuple[list[Verbalizer], dict[str, str]]:
+        """Build the verbalizers; no model is loaded yet.
+
+        Returns:
+            The verbalizers, and for each kind that cannot be built why (a package that is not installed).
+        """
+        if self.verbalizers is None:
+            if is_rapidocr_available() and is_onnxruntime_available():
+                return [build_verbalizer("ocr", "rapidocr")], {}
+            return [], {"ocr": f'not installed: pip install "moai-vlm[{EXTRA_OF_PACKAGE["rapidocr"]}]"'}
+        built, absent = [], {}
+        for entry in self.verbalizers:
+            try:
+                built.append(build_verbalizer(entry["kind"], entry.get("backend"), **entry.get("settings", {})))
+            except ImportError as error:
+                absent[entry["kind"]] = str(error)
+        return built, absent
+
+    def with_verbalizers(self, verbalizers: Iterable[Verbalizer]) -> VerbalizerSettings:
+        """The same settings, naming these verbalizers instead."""
+        entries = tuple({"kind": v.kind, "backend": v.backend, "settings": v.settings()} for v in verbalizers)
+        return replace(self, verbalizers=entries)
+
+
+def _resolve_checkpoint(entry: Any, folder: str | Path | None) -> Any:
+    """An entry whose relative ``checkpoint`` setting, where it names something inside ``folder``, is made absolute."""
+    settings = entry.get("settings") if isinstance(entry, Mapping) else None
+    checkpoint = settings.get("checkpoint") if isinstance(settings, Mapping) else None
+    if folder is None or not isinstance(checkpoint, str) or not (Path(folder) / checkpoint).exists():
+        return entry
+    return {**entry, "settings": {**settings, "checkpoint": str(Path(folder) / checkpoint)}}
+
+
+def build_named_verbalizers(chosen: Iterable[Verbalizer | str] | str) -> list[Verbalizer]:
+    """Verbalizers from objects and names.
+
+    Args:
+        chosen: Ready verbalizers and names: ``"ocr"`` (the kind's default backend) or ``"ocr/rapidocr"``.
+
+    Raises:
+        ValueError: An unknown name, or something that is no verbalizer.
+        ImportError: A plug-in cannot be imported.
+    """
+    built = []
+    for item in [chosen] if isinstance(chosen, (str, Verbalizer)) else chosen:
+        if isinstance(item, str):
+            kind, _, backend = item.partition("/")
+            built.append(build_verbalizer(kind, backend or None))
+        elif isinstance(item, Verbalizer):
+            built.append(item)
+        else:
+            raise ValueError(
+                f"`verbalizers` must hold verbalizers or names ('ocr', 'ocr/rapidocr'), got {type(item).__name__}."
+            )
+    return built
+
+
+def complete_scenes(
+    items: Sequence[tuple[Image.Image, Scene | None]],
+    verbalizers: Sequence[Verbalizer],
+    timeout_s: float | None,
+) -> list[Scene]:
+    """Look at pictures; where a scene is at hand, only for what it lacks.
+
+    A kind whose finding stands in the scene, be it empty, or which has failed on it, is not looked for again.
+
+    Args:
+        items: Pictures, each with the findings at hand or None.
+        verbalizers: Who can look.
+        timeout_s: Seconds per picture after which a verbalizer is given up; None = no limit.
+
+    Returns:
+        One scene per picture, in order.
+    """
+    scenes = [scene for _, scene in items]
+    blank = [index for index, scene in enumerate(scenes) if scene is None]
+    if blank:
+        limit = None if timeout_s is None else timeout_s * len(blank)
+        found = parse_scene([items[index][0] for index in blank], verbalizers, limit)
+        for index, scene in zip(blank, found, strict=True):
+            scenes[index] = scene
+    for index in set(range(len(items))) - set(blank):
+        picture, scene = items[index]
+        known = {kind for kind, name in SCENE_FIELDS.items() if getattr(scene, name) is not None}
+        wanted = [v for v in verbalizers if v.kind not in known | set(scene.findings) | set(scene.failures)]
+        if wanted:
+            scenes[index] = _merge(scene, parse_scene([picture], wanted, timeout_s)[0])
+    return scenes
+
+
+def _merge(scene: Scene, new: Scene) -> Scene:
+    """A scene with the findings of another one added."""
+    fields = {name: getattr(new, name) for name in SCENE_FIELDS.values() if getattr(new, name) is not None}
+    findings, failures = {**scene.findings, **new.findings}, {**scene.failures, **new.failures}
+    return replace(scene, **fields, findings=findings, failures=failures)
+
+
+def find_missing_kinds(scene: Scene, kinds: Iterable[str], absent: Mapping[str, str]) -> dict[str, str]:
+    """Which intelligences did not contribute to a scene, and why.
+
+    Args:
+        scene: What was found.
+        kinds: What should have been looked for.
+        absent: Kinds whose verbalizer could not be built, and why.
+
+    Returns:
+        Kind -> reason. A kind that looked and found nothing is not missing.
+    """
+    missing = {}
+    for kind in kinds:
+        finding = getattr(scene, SCENE_FIELDS[kind]) if kind in SCENE_FIELDS else scene.findings.get(kind)
+        if finding is None and kind not in scene.failures:
+            missing[kind] = absent.get(kind, "no verbalizer looked for it")
+    return {**scene.failures, **missing}
