@@ -19,6 +19,8 @@ from transformers import initialization as init
 from mixer import LayerRouting, Mixers, Routing, TokenStream
 
 from .partial_lora import LowRankUpdate, image_positions_scope, insert_partial_lora
+from .roles import IMAGE_ROLE, LANGUAGE_ROLE
+from .rotary import make_rotary_stateless
 
 
 @dataclass
@@ -41,6 +43,40 @@ class Mixture:
     routing: Routing
     layer_routing: dict[int, LayerRouting] = field(default_factory=dict)
 
+    @classmethod
+    def from_roles(
+        cls, mixers: Mixers, roles: torch.Tensor | None, auxiliary_states: torch.Tensor | None, routing: Routing
+    ) -> Mixture | None:
+        """Find the streams of a prompt.
+
+        Args:
+            mixers: The model's mixers.
+            roles: ``(B, L)`` ``mm_token_type_ids``, or None where nothing can be mixed.
+            auxiliary_states: ``(B, N, D)`` or None.
+            routing: How experts are chosen.
+
+        Returns:
+            None where nothing is to be mixed (every decoding step).
+
+        Raises:
+            ValueError: If there is not one row of auxiliary states per sample.
+        """
+        if roles is None or not mixers.layer_indices:
+            return None
+        if auxiliary_states is not None and auxiliary_states.shape[0] != roles.shape[0]:
+            raise ValueError(
+                f"Expected `auxiliary_states` of {roles.shape[0]} samples, got {auxiliary_states.shape[0]}. Pass one "
+                "auxiliary text per sample; an empty one where there is nothing to say."
+            )
+        is_image, is_language = roles == IMAGE_ROLE, roles == LANGUAGE_ROLE
+        if auxiliary_states is None:
+            # A sample with neither picture nor findings is plain text, alone or in a batch: the plain decoder's.
+            is_language = is_language & is_image.any(dim=1, keepdim=True)
+        image, language = TokenStream.from_roles(is_image), TokenStream.from_roles(is_language)
+        if image.positions.shape[1] == 0 and language.positions.shape[1] == 0:
+            return None
+        return cls(mixers, auxiliary_states, image, language, routing)
+
     def mix(self, hidden_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
         """Mix ``(B, L, D)`` states at a decoder layer; layers without a mixer return them as they are."""
         if layer_idx not in self.mixers.layer_indices:
@@ -53,7 +89,7 @@ class Mixture:
             language=self.language,
             routing=self.routing,
         )
-        return mixed
+        return mixed.to(hidden_states.device)
 
 
 @cache
@@ -133,6 +169,7 @@ def prepare_decoder(decoder: nn.Module, plora_rank: int, plora_alpha: float) -> 
             )
         # Every layer's, not only the mixed ones': attention kernels must never see our argument.
         attention.__class__ = mixing_attention_class(type(attention))
+    make_rotary_stateless(decoder)
     if plora_rank:
         insert_partial_lora(decoder, plora_rank, plora_alpha)
         for layer in decoder.layers:

@@ -55,6 +55,19 @@ class MoAIPreTrainedModel(PreTrainedModel):
         kwargs.setdefault("use_safetensors", True)  # never unpickle
         return super().from_pretrained(*args, **kwargs)
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """Resize the vocabulary; see :meth:`transformers.PreTrainedModel.resize_token_embeddings`.
+
+        Raises:
+            ValueError: If the image placeholder's id would be lost.
+        """
+        if new_num_tokens is not None and new_num_tokens <= self.config.image_token_id:
+            raise ValueError(
+                f"Expected more tokens than `image_token_id` = {self.config.image_token_id}, got {new_num_tokens}. Move "
+                "the placeholder to a lower id first."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LowRankProjection):
@@ -168,21 +181,6 @@ class MoAIModel(MoAIPreTrainedModel):
             )
         return inputs_embeds.masked_scatter(image_mask[..., None], features.to(inputs_embeds))
 
-    def _build_mixture(
-        self, roles: torch.Tensor | None, auxiliary_states: torch.Tensor | None, routing: Routing
-    ) -> Mixture | None:
-        """Streams and routing of this pass; None where nothing is to be mixed (every decoding step)."""
-        if roles is None or not self.mixers.layer_indices:
-            return None
-        is_image, is_language = roles == IMAGE_ROLE, roles == LANGUAGE_ROLE
-        if auxiliary_states is None:
-            # A sample with neither picture nor findings is plain text, alone or in a batch: the plain decoder's.
-            is_language = is_language & is_image.any(dim=1, keepdim=True)
-        image, language = TokenStream.from_roles(is_image), TokenStream.from_roles(is_language)
-        if image.positions.shape[1] == 0 and language.positions.shape[1] == 0:
-            return None
-        return Mixture(self.mixers, auxiliary_states, image, language, routing)
-
     @can_return_tuple
     def forward(
         self,
@@ -227,6 +225,9 @@ class MoAIModel(MoAIPreTrainedModel):
             needs_roles = image_features is not None or auxiliary_states is not None
             prompt = (input_ids, attention_mask, past_key_values, prompt_labels)
             roles = resolve_roles(*prompt, image_token_id=self.config.image_token_id, is_needed=needs_roles)
+        if roles is not None and roles.shape != inputs_embeds.shape[:2]:
+            shape = tuple(inputs_embeds.shape[:2])
+            raise ValueError(f"`mm_token_type_ids` must have the tokens' shape {shape}, got {tuple(roles.shape)}.")
         if image_features is not None:
             slots = input_ids == self.config.image_token_id if input_ids is not None else roles == IMAGE_ROLE
             inputs_embeds = self._place_image_features(inputs_embeds, slots, image_features)
@@ -238,7 +239,7 @@ class MoAIModel(MoAIPreTrainedModel):
             default_mode=config.routing,
             default_top_k=config.top_k,
         )
-        mixture = self._build_mixture(roles, auxiliary_states, routing)
+        mixture = Mixture.from_roles(self.mixers, roles, auxiliary_states, routing)
         if mixture is not None:
             kwargs["mixture"] = mixture
         if self.config.plora_rank and roles is not None:
