@@ -97,20 +97,30 @@ def plan_copies(rng: Random, name: str, count: int) -> list[GroupPlan]:
 
 
 def _plan_riding(rng: Random, mount: str) -> GroupPlan:
+    """A person on a mount, bicycle or board: the rider's legs are behind the mount, a board is under the feet."""
     back = _place(rng, mount)
-    _, top, _, _ = back.box
-    if OBJECT_CLASSES[mount].group == "board":
+    top, group = back.box[1], OBJECT_CLASSES[mount].group
+    if group == "board":
         rider = _standing_person(rng, rng.uniform(0.9, 1.05), base=top + 0.45 * _height(back))
         return GroupPlan([rider, back], [(0, "riding", 1)], grounded=(1,))
     height = rng.uniform(0.72, 0.85) * max(0.8, _height(back))
-    sunk = 0.42 if OBJECT_CLASSES[mount].group != "boat" else 0.38
-    # A boat's top is its sail: people sit in the hull, the lower third of the picture.
-    seat = top + (0.2 if OBJECT_CLASSES[mount].group == "mount" else 0.35) * _height(back)
-    if OBJECT_CLASSES[mount].group == "boat":
-        height, seat = 0.62 * max(0.7, _height(back)), top + 0.6 * _height(back)
-    rider = _standing_person(rng, height, rng.uniform(-0.06, 0.06) * _width(back), seat + sunk * height)
-    predicate = "in" if OBJECT_CLASSES[mount].group == "boat" else "riding"
-    return GroupPlan([rider, back], [(0, predicate, 1)], grounded=(1,))
+    seat = top + (0.2 if group == "mount" else 0.35) * _height(back)
+    x = rng.uniform(-0.06, 0.06) * _width(back)
+    return GroupPlan([_standing_person(rng, height, x, seat + 0.42 * height), back], [(0, "riding", 1)], grounded=(1,))
+
+
+# How far below the top of the open boats' sprites their rim lies: people sit behind it.
+_BOAT_RIMS = {1: 0.5, 2: 0.3}
+
+
+def _plan_in_boat(rng: Random, boat: str) -> GroupPlan:
+    sprite = rng.choice(tuple(_BOAT_RIMS))
+    back = _place(rng, boat, sprite=sprite)
+    height = rng.uniform(0.5, 0.6)
+    base = back.box[1] + _BOAT_RIMS[sprite] * _height(back) + 0.4 * height
+    # What reaches below the hull would show under it.
+    rider = _standing_person(rng, height, rng.uniform(-0.1, 0.1) * _width(back), min(base, -0.02))
+    return GroupPlan([rider, back], [(0, "in", 1)], grounded=(1,))
 
 
 def _plan_holding(rng: Random) -> GroupPlan:
@@ -247,7 +257,7 @@ _PLANNERS: dict[str, tuple[tuple[float, _Planner], ...]] = {
     "mount": ((2.0, _plan_riding), (0.4, _plan_over)),
     "bike": ((1.5, _plan_riding),),
     "board": ((3.0, _plan_riding),),
-    "boat": ((0.8, _plan_riding), (0.5, _plan_over)),
+    "boat": ((1.0, _plan_in_boat), (0.5, _plan_over)),
     "seat": ((2.5, _plan_on_surface),),
     "surface": ((2.5, _plan_on_surface),),
     "container": ((2.0, _plan_in_container),),

@@ -19,11 +19,12 @@ _MIN_SIDE, _MAX_SIDE = 0.1, 0.82
 _MAX_OVERLAP = 0.08
 _ATTEMPTS = 14
 _MISPLACED = 0.06  # a sheep in the kitchen: the setting must not give the answer away
-_SINGLE_INSTANCE = frozenset(  # stuff in COCO: a panoptic model reports one segment per name
+_SINGLE_INSTANCE = frozenset(  # mostly stuff in COCO, where a panoptic model reports one segment per name
     {"tree", "house", "building", "tent", "flower", "mirror", "window", "door", "rock", "cardboard", "light"}
-    | {"cabinet", "fence", "shelf", "pillow", "stairs", "curtain", "bridge", "sign"}
+    | {"cabinet", "fence", "shelf", "pillow", "stairs", "curtain", "bridge", "sign", "sun", "moon"}
 )
-_AIR_GROUPS = frozenset({"flyer", "aircraft", "floater", "sky"})
+_WATER = frozenset({"water", "sea", "river"})
+_NO_SIGN = _WATER | {"sky", "wall", "mountain", "road", "railroad", "rug", "ceiling"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,10 @@ def _overlap(a: Box, b: Box) -> float:
     return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
+def _is_portrait(member: GroupMember) -> bool:
+    return member.name == "person" and member.sprite >= len(PERSON_POSES)
+
+
 class _LayoutBuilder:
     """Places groups one after the other; `finish` sorts them by depth and numbers the entities."""
 
@@ -129,7 +134,7 @@ class _LayoutBuilder:
         region, rng, horizon = self.stuff[zone], self.rng, self.setting.horizon
         x0, y0, x1, y1 = region.bounds()
         left, top, right, bottom = plan.bounds()
-        x, y = rng.uniform(x0 + 0.02, x1 - 0.02), rng.uniform(y0 + 0.03, y1 - 0.015)
+        y = rng.uniform(y0 + 0.03, y1 - 0.015)
         upright = region.name in ("sky", "wall", "ceiling")
         depth_scale = rng.uniform(0.75, 1.05) if upright else 0.72 + 0.55 * (y - horizon) / (1 - horizon)
         unit = self.scale * depth_scale
@@ -141,12 +146,14 @@ class _LayoutBuilder:
         elif upright:
             y = rng.uniform(y0 + 0.02, max(y0 + 0.02, min(horizon, y1) - 0.02 - unit * (bottom - top)))
             y += unit * (bottom - top)
-        elif plan.members[0].name == "person" and plan.members[0].sprite >= len(PERSON_POSES):
+        elif _is_portrait(plan.members[0]):
             y = 1.0  # a portrait is cut by the lower edge
-        low_x, high_x = 0.005 - unit * left, 0.995 - unit * right
+        low_x, high_x = max(0.01 - unit * left, x0), min(0.99 - unit * right, x1)
         if low_x > high_x or y + unit * top < 0.0 or y + unit * bottom > 1.005:
             return None
-        x = min(max(x, low_x), high_x)
+        if region.name in _WATER and y + 0.45 * unit * top < y0:
+            return None  # it would float in the air above the shore
+        x = rng.uniform(low_x, high_x)
         feet = x + 0.5 * unit * (plan.members[plan.grounded[0]].box[0] + plan.members[plan.grounded[0]].box[2])
         probe = y - unit * (bottom - top) * 0.5 if upright else min(y, 0.999)
         if region.name != "ceiling" and stuff_at(self.stuff, feet, probe) != zone:
@@ -169,12 +176,14 @@ class _LayoutBuilder:
         for subject, predicate, target in plan.relations:
             self.relations.append((("object", first + subject), predicate, ("object", first + target)))
         for k in plan.grounded:
+            if _is_portrait(plan.members[k]):
+                continue  # nobody sees what a head cut by the picture's edge stands on
             predicate, region = self._ground_predicate(plan.members[k], zone)
             self.relations.append((("object", first + k), predicate, ("stuff", region)))
 
     def _ground_predicate(self, member: GroupMember, zone: int) -> tuple[str, int]:
         group, ground = OBJECT_CLASSES[member.name].group, self.stuff[zone].name
-        if member.name == "person" and member.sprite < len(PERSON_POSES):
+        if member.name == "person":
             return f"{PERSON_POSES[member.sprite]} on", zone
         if group in ("flyer", "aircraft") and ground == "sky":
             below = [k for k, region in enumerate(self.stuff) if region.name not in ("sky", "mountain")]
@@ -199,7 +208,7 @@ class _LayoutBuilder:
                 zone = stuff_at(self.stuff, left + 0.5 * width, base)
                 top = base - height
             box = (left, top, left + width, top + height)
-            allowed = on_wall or self.stuff[zone].name not in ("water", "sea", "river", "sky", "wall", "mountain")
+            allowed = on_wall or self.stuff[zone].name not in _NO_SIGN
             if not allowed or top < 0 or box[3] > 1:
                 continue
             if all(_overlap(box, other) <= 0.02 for other in self.taken):

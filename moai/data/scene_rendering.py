@@ -91,11 +91,12 @@ def _soft_ellipse(width: int, height: int, strength: float) -> Image.Image:
 def _paint_shadow(canvas: Image.Image, placed: PlacedObject, image_size: int, is_lit_from_left: bool) -> None:
     x0, y0, x1, y1 = placed.box
     group = OBJECT_CLASSES[placed.name].group
-    share = {"tree": 0.55, "sign": 0.35}.get(group, 0.98)
-    width, height = share * (x1 - x0), min(0.16 * (x1 - x0), 0.22 * (y1 - y0))
+    share = {"tree": 0.55, "sign": 0.22}.get(group, 0.98)
+    width = share * (x1 - x0)
+    height = min(0.16 * width, 0.22 * (y1 - y0))
     centre = 0.5 * (x0 + x1) + (0.12 if is_lit_from_left else -0.12) * width
     w, h = max(3, round(1.25 * width * image_size)), max(3, round(1.5 * height * image_size))
-    shadow = _soft_ellipse(w, h, 0.5)
+    shadow = _soft_ellipse(w, h, 0.45)
     corner = round(centre * image_size - 0.5 * w), round((y1 - 0.012) * image_size - 0.5 * h)
     canvas.paste((16, 18, 26), corner, shadow)
 
@@ -143,7 +144,7 @@ def _paint_sign(canvas: Image.Image, placed: PlacedObject, image_size: int) -> N
     # Place at sub-pixel precision: paste the enlarged face on an enlarged clear patch, then average down.
     left, top = centre_x - 0.5 * face.width / _OVERSAMPLING, centre_y - 0.5 * face.height / _OVERSAMPLING
     x0, y0 = math.floor(left), math.floor(top)
-    patch_size = [math.ceil((length / _OVERSAMPLING + 1)) * _OVERSAMPLING for length in face.size]
+    patch_size = [math.ceil(length / _OVERSAMPLING + 1) * _OVERSAMPLING for length in face.size]
     patch = Image.new("RGBA", patch_size, (*sign.board_colour, 0))
     patch.paste(face, (round((left - x0) * _OVERSAMPLING), round((top - y0) * _OVERSAMPLING)))
     patch = patch.resize([length // _OVERSAMPLING for length in patch_size], Image.Resampling.BOX)

@@ -12,7 +12,7 @@ Colour = tuple[int, int, int]
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, rows: float, columns: float) -> np.ndarray:
-    """float32 (height, width) noise around 0, about +-1: random values on a grid of rows x columns, smoothed between."""
+    """float32 (height, width) noise in about +-1: random values on a grid of rows x columns, smoothed between."""
     shape = max(2, round(rows) + 1), max(2, round(columns) + 1)
     grid = Image.fromarray(rng.random(shape, dtype=np.float32) * 2 - 1)
     return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
@@ -183,8 +183,11 @@ def _sleepers(texture: np.ndarray, rng: np.random.Generator, size: float, colour
     def paint(draw: ImageDraw.ImageDraw) -> None:
         for k in range(int(width / step) + 2):
             x = k * step
-            draw.polygon([(x, 0.16 * height), (x + 0.4 * step, 0.16 * height), (x + 0.2 * step, 0.9 * height)]
-                         + [(x - 0.3 * step, 0.9 * height)], (92, 66, 46))  # fmt: skip
+            draw.polygon(
+                [(x, 0.16 * height), (x + 0.4 * step, 0.16 * height), (x + 0.2 * step, 0.9 * height)]
+                + [(x - 0.3 * step, 0.9 * height)],
+                (92, 66, 46),
+            )
         for y in (0.3, 0.72):
             draw.rectangle((0, y * height, width, (y + 0.07) * height), (96, 102, 110))
             draw.rectangle((0, y * height, width, (y + 0.02) * height), (196, 202, 208))
@@ -234,30 +237,54 @@ def _rocky(texture: np.ndarray, rng: np.random.Generator, size: float, colour: C
 STUFF_TEXTURES: dict[str, _Recipe] = {
     "sky": _Recipe(
         ((112, 174, 232), (146, 196, 240), (90, 150, 220), (244, 178, 140), (168, 182, 200)),
-        (0.92, 1.1), (), 1.0, False, _clouds,
+        (0.92, 1.1),
+        (),
+        1.0,
+        False,
+        _clouds,
     ),
-    "grass": _Recipe(((98, 158, 66), (122, 168, 74), (76, 138, 62)), (0.94, 1.02), ((10, 8, 10), (60, 90, 12)), 7, True, _tufts),
+    "grass": _Recipe(
+        ((98, 158, 66), (122, 168, 74), (76, 138, 62)), (0.94, 1.02), ((10, 8, 10), (60, 90, 12)), 7, True, _tufts
+    ),
     "water": _Recipe(((64, 134, 178), (78, 150, 170), (70, 122, 160)), (1.12, 0.86), ((26, 6, 12),), 3, True, _waves),
     "sea": _Recipe(((38, 118, 172), (30, 140, 168), (52, 104, 150)), (0.92, 1.12), ((26, 5, 12),), 3, True, _waves),
     "river": _Recipe(((82, 154, 190), (92, 150, 160)), (1.05, 0.92), ((40, 5, 14),), 3, True, _waves),
     "road": _Recipe(((92, 94, 98), (106, 104, 102), (78, 80, 86)), (1.0, 0.95), ((8, 6, 5),), 9, True, _marks),
-    "pavement": _Recipe(((176, 172, 166), (190, 184, 172), (160, 162, 168)), (0.96, 1.04), ((10, 10, 5),), 6, True, _tiles),
+    "pavement": _Recipe(
+        ((176, 172, 166), (190, 184, 172), (160, 162, 168)), (0.96, 1.04), ((10, 10, 5),), 6, True, _tiles
+    ),
     "wall": _Recipe(
         ((226, 214, 190), (196, 214, 222), (216, 196, 196), (190, 208, 182), (178, 112, 88), (232, 230, 226)),
-        (1.02, 0.92), ((4, 4, 5),), 2.5, False, _wall,
+        (1.02, 0.92),
+        ((4, 4, 5),),
+        2.5,
+        False,
+        _wall,
     ),
-    "floor": _Recipe(((172, 124, 80), (146, 100, 64), (190, 152, 110), (186, 182, 176)), (0.9, 1.06), ((40, 10, 6),), 3, True, _floor),
-    "sand": _Recipe(((228, 202, 150), (218, 186, 132), (236, 214, 170)), (0.98, 1.0), ((12, 8, 7), (70, 24, 6)), 7, True, _pebbles),
+    "floor": _Recipe(
+        ((172, 124, 80), (146, 100, 64), (190, 152, 110), (186, 182, 176)), (0.9, 1.06), ((40, 10, 6),), 3, True, _floor
+    ),
+    "sand": _Recipe(
+        ((228, 202, 150), (218, 186, 132), (236, 214, 170)), (0.98, 1.0), ((12, 8, 7), (70, 24, 6)), 7, True, _pebbles
+    ),
     "snow": _Recipe(((238, 243, 250), (228, 236, 247)), (0.95, 1.02), ((12, 8, 8), (40, 20, 4)), 3, True),
-    "mountain": _Recipe(((128, 132, 146), (116, 134, 120), (150, 136, 124)), (1.05, 0.95), ((6, 10, 8),), 4, False, _rocky),
+    "mountain": _Recipe(
+        ((128, 132, 146), (116, 134, 120), (150, 136, 124)), (1.05, 0.95), ((6, 10, 8),), 4, False, _rocky
+    ),
     "dirt": _Recipe(((150, 112, 76), (134, 98, 68)), (0.95, 1.02), ((14, 10, 10), (60, 40, 8)), 9, True, _pebbles),
     "gravel": _Recipe(((158, 154, 148), (142, 136, 130)), (0.95, 1.02), ((70, 90, 14),), 22, True, _pebbles),
-    "playingfield": _Recipe(((84, 160, 78), (100, 170, 84), (186, 104, 70)), (0.96, 1.02), ((8, 8, 5),), 6, True, _mowing),
+    "playingfield": _Recipe(
+        ((84, 160, 78), (100, 170, 84), (186, 104, 70)), (0.96, 1.02), ((8, 8, 5),), 6, True, _mowing
+    ),
     "railroad": _Recipe(((150, 138, 126),), (0.95, 1.0), ((70, 90, 12),), 20, False, _sleepers),
-    "rug": _Recipe(((166, 58, 62), (62, 88, 140), (104, 132, 96), (196, 150, 84)), (0.96, 1.04), ((12, 12, 5),), 7, False, _weave),
-    "counter": _Recipe(((214, 208, 200), (184, 142, 100), (96, 98, 104), (232, 228, 222)), (0.92, 1.05), ((8, 6, 6),), 3, True, _veins),
+    "rug": _Recipe(
+        ((166, 58, 62), (62, 88, 140), (104, 132, 96), (196, 150, 84)), (0.96, 1.04), ((12, 12, 5),), 7, False, _weave
+    ),
+    "counter": _Recipe(
+        ((214, 208, 200), (184, 142, 100), (96, 98, 104), (232, 228, 222)), (0.92, 1.05), ((8, 6, 6),), 3, True, _veins
+    ),
     "ceiling": _Recipe(((240, 238, 232), (228, 226, 222)), (1.0, 0.94), ((3, 3, 3),), 1.5, False),
-}  # fmt: skip
+}
 
 
 def paint_texture(name: str, seed: int, height: int, width: int, image_size: int) -> np.ndarray:

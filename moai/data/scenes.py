@@ -12,6 +12,7 @@ A scene is a function of (seed, split, index) alone: the same in every process a
 random seed, since numpy's SeedSequence hashes split and index into it.
 """
 
+import argparse
 import copy
 import itertools
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from moai.data.scene_layout import SceneLayout, sample_layout
 from moai.data.scene_noise import add_noise
 from moai.data.scene_questions import QUESTION_KINDS, SceneQuestion, ask_questions
 from moai.data.scene_truth import EntityMap, build_entity_map, build_truth
+from verbalizers.scene import verbalize_scene
 from verbalizers.structures import Scene
 
 __all__ = ["QUESTION_KINDS", "SPLITS", "SceneQuestion", "SceneSample", "Scenes", "add_noise", "scene_seed"]
@@ -162,3 +164,32 @@ class Scenes:
         share = copy.copy(self)
         share.start, share.step = self.start + worker * self.step, self.step * num_workers
         return share
+
+
+def main() -> None:
+    """Command line: write a contact sheet, or print scenes as text."""
+    parser = argparse.ArgumentParser(
+        prog="python -m moai.data.scenes", description="Synthetic scenes whose truth is known."
+    )
+    parser.add_argument("--contact-sheet", metavar="FILE", help="write example pictures to a .jpg or .png")
+    parser.add_argument("--pictures", type=int, default=16, help="pictures on the sheet (default 16)")
+    parser.add_argument("--show", type=int, metavar="INDEX", help="print a scene's verbalization and questions")
+    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.contact_sheet is None and arguments.show is None:
+        parser.error("nothing to do: give --contact-sheet FILE or --show INDEX")
+    if arguments.contact_sheet is not None:
+        from moai.data.scene_contact_sheet import save_contact_sheet
+
+        save_contact_sheet(arguments.contact_sheet, arguments.pictures, arguments.seed)
+        print(f"wrote {arguments.contact_sheet}")
+    if arguments.show is not None:
+        sample = Scenes(split=arguments.split, seed=arguments.seed)[arguments.show]
+        print(verbalize_scene(sample.truth))
+        for question in sample.questions:
+            print(f"{question.kind}: {question.question} -> {question.answer}")
+
+
+if __name__ == "__main__":
+    main()

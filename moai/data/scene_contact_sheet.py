@@ -1,0 +1,81 @@
+"""A sheet of example scenes with their questions, for the documentation."""
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from moai.data.scene_assets import load_font
+from moai.data.scene_questions import QUESTION_KINDS
+from moai.data.scene_settings import SETTINGS
+from moai.data.scenes import Scenes, SceneSample
+
+__all__ = ["make_contact_sheet", "save_contact_sheet"]
+
+_TILE, _CAPTION, _MARGIN = 320, 58, 8
+_COLUMNS = 4
+_MAX_ANSWER = 60  # longer ones do not fit under a picture
+_PAPER, _INK, _MUTED = (255, 255, 255), (28, 30, 36), (110, 114, 124)
+
+
+def _choose_samples(scenes: Scenes, count: int) -> list[SceneSample]:
+    """The first rich scenes, from every setting in turn."""
+    wanted = [SETTINGS[k % len(SETTINGS)] for k in range(count)]
+    chosen: dict[int, SceneSample] = {}
+    for index in range(2000):
+        if not wanted:
+            break
+        sample = scenes[index]
+        num_relations = sum(o >= len(sample.layout.stuff) for _, _, o in sample.layout.relations)
+        if sample.layout.setting in wanted and len(sample.layout.objects) >= 4 and num_relations >= 1:
+            wanted.remove(sample.layout.setting)
+            chosen[index] = sample
+    return list(chosen.values())
+
+
+def _draw_caption(sheet: ImageDraw.ImageDraw, x: int, y: int, sample: SceneSample, kind_first: int) -> None:
+    kinds = [QUESTION_KINDS[(kind_first + k) % len(QUESTION_KINDS)] for k in range(len(QUESTION_KINDS))]
+    short = [q for q in sample.questions if len(q.answer) <= _MAX_ANSWER]
+    short.sort(key=lambda question: kinds.index(question.kind))
+    font, small = load_font(0, 13), load_font(0, 11)
+    for line, question in enumerate(short[:2]):
+        text = textwrap.shorten(question.question, 40, placeholder=" ...")
+        top = y + 4 + line * 27
+        sheet.text((x, top), text, _INK, small)
+        sheet.text((x + 12, top + 13), question.answer, (20, 92, 160), font if len(question.answer) < 30 else small)
+        width = small.getlength(question.kind)
+        sheet.text((x + _TILE - width, top), question.kind, _MUTED, small)
+
+
+def make_contact_sheet(scenes: Scenes, num_pictures: int = 16) -> Image.Image:
+    """Pictures in a grid, two questions with answers under each; the last row shows the truth drawn over.
+
+    Args:
+        scenes: where the pictures come from.
+        num_pictures: how many; a multiple of 4.
+    """
+    samples = _choose_samples(scenes, num_pictures)
+    rows = -(-len(samples) // _COLUMNS)
+    step_x, step_y = _TILE + _MARGIN, _TILE + _CAPTION + _MARGIN
+    sheet = Image.new("RGB", (_COLUMNS * step_x + _MARGIN, rows * step_y + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, sample in enumerate(samples):
+        x, y = _MARGIN + number % _COLUMNS * step_x, _MARGIN + number // _COLUMNS * step_y
+        picture = Image.fromarray(sample.image)
+        if rows > 1 and number >= (rows - 1) * _COLUMNS:
+            picture = sample.truth.draw(picture)
+        sheet.paste(picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (x, y))
+        _draw_caption(draw, x, y + _TILE, sample, number)
+    return sheet
+
+
+def save_contact_sheet(path: str | Path, num_pictures: int = 16, seed: int = 0) -> None:
+    """Write `make_contact_sheet` of the test split to an image file.
+
+    Args:
+        path: .jpg or .png.
+        num_pictures: how many pictures.
+        seed: of the stream.
+    """
+    scenes = Scenes(split="test", seed=seed, image_size=448, num_objects=(3, 7), sign_probability=0.8)
+    make_contact_sheet(scenes, num_pictures).save(path, quality=88)
