@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
-from functools import cached_property
+import shutil
+import tempfile
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from moai import MoAIForConditionalGeneration
+from moai.conversion import convert_official_checkpoint
 
 IMAGE_ROLE, LANGUAGE_ROLE = 1, 2
 
@@ -95,3 +101,33 @@ class GoldenMoAI:
             "auxiliary_input_ids": self.full[f"{name}.in.verb_input_ids"].long(),
             "auxiliary_pixel_values": self.full[f"{name}.in.map_pixel_values"],
         }
+
+    def batch_inputs(self, names: tuple[str, ...], batch: str) -> dict[str, torch.Tensor]:
+        """Several runs as one left-padded batch, the auxiliary words left-padded and masked."""
+        rows = [self.full[f"{name}.in.verb_input_ids"][0].long() for name in names]
+        longest = max(len(row) for row in rows)
+        padding = [longest - len(row) for row in rows]
+        pad_id = self.config["tokenizer_pad_id"]
+        words = [torch.cat([row.new_full((n,), pad_id), row]) for n, row in zip(padding, rows, strict=True)]
+        mask = torch.arange(longest)[None] >= torch.tensor(padding)[:, None]
+        return self.prompt(batch) | {
+            "pixel_values": torch.cat([self.full[f"{name}.in.pixel_values"] for name in names]),
+            "auxiliary_pixel_values": torch.cat([self.full[f"{name}.in.map_pixel_values"] for name in names]),
+            "auxiliary_input_ids": torch.stack(words),
+            "auxiliary_attention_mask": mask.long(),
+        }
+
+
+@cache
+def convert_golden(folder: Path) -> Path:
+    """Convert a set's checkpoint once per test run; the folder goes when the process ends."""
+    output = Path(tempfile.mkdtemp(prefix="moai-golden-")) / "converted"
+    atexit.register(shutil.rmtree, output.parent, ignore_errors=True)
+    convert_official_checkpoint(folder, output)
+    return output
+
+
+@cache
+def load_golden_model(folder: Path) -> MoAIForConditionalGeneration:
+    """The converted reference model in float32, evaluation mode. Shared: leave it as you found it."""
+    return MoAIForConditionalGeneration.from_pretrained(convert_golden(folder), dtype=torch.float32)
