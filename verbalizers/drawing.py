@@ -1,6 +1,7 @@
 """A scene drawn over its image, with Pillow alone.
 
-Every line has a dark halo and every label its own ground, so that both stay legible on light and on dark pictures.
+Every line has a dark halo and every label its own ground, so that both stay legible on light and on dark
+pictures.
 """
 
 from __future__ import annotations

@@ -1,10 +1,17 @@
-"""Scene graphs: their words."""
+"""Scene graphs: the models' doors and their words."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
+from verbalizers.adapters import relations_from_psgtr
+from verbalizers.base import Verbalizer, register_verbalizer
 from verbalizers.structures import Relations
+from verbalizers.vocabularies import COCO_PANOPTIC_NAMES, PSG_PREDICATES
 from verbalizers.words import (
     RELATIONS_OPENING,
     WordSettings,
@@ -13,7 +20,7 @@ from verbalizers.words import (
     strip_coco_suffixes,
 )
 
-__all__ = ["verbalize_relations"]
+__all__ = ["TripletVerbalizer", "verbalize_relations"]
 
 
 def verbalize_relations(
@@ -62,3 +69,38 @@ def _choose_as_released(relations: Relations, threshold: float, max_relations: i
     indices = np.argpartition(relations.confidence, -wanted)[-wanted:]
     scores = np.partition(relations.confidence, -wanted)[-wanted:]
     return [int(i) for i in indices[scores >= np.float32(threshold)]]
+
+
+@register_verbalizer("scene_graph", "triplets")
+@dataclass(eq=False, kw_only=True)
+class TripletVerbalizer(Verbalizer):
+    """Any scene-graph model that is already in your hands: a function or an object that can be called.
+
+    Attributes:
+        model: called with a list of uint8 `(H, W, 3)` RGB arrays; gives one result per image: a `Relations`,
+            or OpenPSG's triplet result (`labels`, `rel_pair_idxes`, `rel_dists`; see
+            `adapters.relations_from_psgtr`).
+        name: says which model this is in fingerprints; change it when the model changes.
+        class_names: name of label 1 first.
+        predicates: name of score column 1 first.
+    """
+
+    model: Callable[[list[np.ndarray]], Sequence[Any]]
+    name: str
+    class_names: tuple[str, ...] = COCO_PANOPTIC_NAMES
+    predicates: tuple[str, ...] = PSG_PREDICATES
+
+    def __post_init__(self) -> None:
+        if not callable(self.model):
+            raise ValueError(f"`model` must be callable with a list of images, got {type(self.model).__name__}.")
+
+    def fingerprint(self) -> str:
+        """As `Verbalizer.fingerprint`; the model counts by `name`."""
+        return self._fingerprint_of({k: v for k, v in self.settings().items() if k != "model"})
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Relations]:
+        """Relations of uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`."""
+        return [
+            result if isinstance(result, Relations) else relations_from_psgtr(result, self.class_names, self.predicates)
+            for result in self.model(list(images))
+        ]

@@ -104,8 +104,9 @@ def test_render_segmentation_map_equals_release_when_painted(cases):
     probed = 0
     for case in cases["seg"]:
         for compat in (True, False):
-            for probe in case.get("panoptic_map_probe", ()):
-                painted = render_segmentation_map(build_segments(case, cases), compat=compat)
+            probes = case.get("panoptic_map_probe", ())
+            painted = render_segmentation_map(build_segments(case, cases), compat=compat) if probes else None
+            for probe in probes:
                 assert painted[probe["y"], probe["x"]].tolist() == probe["rgb_times_255"], case["note"]
                 np.testing.assert_allclose(painted[probe["y"], probe["x"]] / 255, probe["rgb"], atol=1e-7)
                 probed += 1

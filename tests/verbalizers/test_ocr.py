@@ -1,0 +1,99 @@
+"""Reading for real: the rapidocr package's own models, no network."""
+
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from verbalizers import TextLines, build_verbalizer, verbalize_text_lines
+from verbalizers.ocr import pad_slim, reading_order
+
+
+@pytest.fixture(scope="module")
+def reader():
+    pytest.importorskip("rapidocr")
+    pytest.importorskip("onnxruntime")
+    return build_verbalizer("ocr", num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def sign():
+    picture = Image.new("RGB", (480, 240), "white")
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(36)
+    pen.text((250, 126), "Room 17", fill="blue", font=font)
+    pen.text((20, 30), "OPEN 24 HOURS", fill="black", font=font)
+    pen.text((20, 120), "EXIT", fill="red", font=font)
+    return np.asarray(picture)
+
+
+def test_reader_reads_lines_in_reading_order_when_text_is_clear(reader, sign):
+    found = reader.predict([sign])[0]
+    assert found.texts == ("OPEN 24 HOURS", "EXIT", "Room 17")
+    assert (found.confidence >= 0.85).all()
+    assert verbalize_text_lines(found) == "The image includes text descriptions: OPEN 24 HOURS, and EXIT, and Room 17."
+    left, top = found.quads[0].min(axis=0)
+    assert abs(left - 20) < 12
+    assert abs(top - 35) < 15
+
+
+def test_reader_finds_nothing_when_image_is_blank_tiny_or_slim(reader):
+    shapes = [(64, 64), (1, 1), (3, 900), (700, 2)]
+    found = reader.predict([np.full((*shape, 3), 127, np.uint8) for shape in shapes])
+    assert [len(lines) for lines in found] == [0] * len(shapes)
+    assert verbalize_text_lines(found[0]) == ""
+
+
+def test_reader_answers_alike_when_called_from_threads(reader, sign):
+    expected, answers = reader.predict([sign])[0], []
+    threads = [threading.Thread(target=lambda: answers.append(reader.predict([sign])[0])) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected] * 3
+
+
+def test_reader_is_silent_when_nothing_is_found(reader, capfd):
+    reader.predict([np.zeros((40, 40, 3), np.uint8)])
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_reader_keeps_less_when_threshold_is_one(sign):
+    pytest.importorskip("rapidocr")
+    assert len(build_verbalizer("ocr", num_threads=1, threshold=1.0).predict([sign])[0]) == 0
+
+
+def test_reader_names_the_package_when_it_is_missing(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    with pytest.raises(ImportError, match=r'pip install "moai-vlm\[ocr\]"'):
+        build_verbalizer("ocr").predict([np.zeros((4, 4, 3), np.uint8)])
+
+
+def box(x, y, width=10, height=10):
+    return [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
+
+
+def test_reading_order_goes_by_rows_when_heights_overlap():
+    # A row whose pieces differ a little in height, above a lower row that starts further left.
+    quads = np.array([box(60, 3), box(0, 0), box(30, 6), box(0, 20), box(5, 40, 50, 30), box(60, 45)])
+    assert reading_order(quads).tolist() == [1, 2, 0, 3, 4, 5]
+    assert reading_order(np.zeros((0, 4, 2))).tolist() == []
+
+
+def test_verbalize_text_lines_is_one_line_when_text_holds_control_characters():
+    lines = TextLines(np.zeros((2, 4, 2)), ("a\nb\x1b[0m", "  "), (1, 1))
+    assert verbalize_text_lines(lines) == "The image includes text descriptions: a b [0m."
+    assert "\n" in verbalize_text_lines(lines, compat=True)
+
+
+def test_pad_slim_keeps_pixels_when_image_is_long():
+    image = np.random.default_rng(0).integers(0, 255, (3, 90, 3), dtype=np.uint8)
+    padded = pad_slim(image, 4)
+    assert padded.shape == (23, 90, 3)
+    np.testing.assert_array_equal(padded[:3], image)
+    assert pad_slim(padded, 4) is padded
+    assert pad_slim(image.transpose(1, 0, 2), 4).shape == (90, 23, 3)
