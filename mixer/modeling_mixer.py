@@ -55,6 +55,12 @@ class TokenStream:
         present = self.positions.shape[1] > 0
         return torch.full((self.positions.shape[0], 1), present, device=self.positions.device)
 
+    def to(self, device: torch.device) -> TokenStream:
+        """Follow the hidden states to their device: layers of one model may sit on several."""
+        if self.positions.device == device:
+            return self
+        return TokenStream(self.positions.to(device), None if self.mask is None else self.mask.to(device))
+
     def gather(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Take the stream's tokens: ``(B, L, D) -> (B, N, D)``."""
         return hidden_states.gather(1, self.positions[..., None].expand(-1, -1, hidden_states.shape[-1]))
@@ -124,6 +130,7 @@ class MixerLayer(nn.Module):
         Returns:
             Mixed ``(B, L, D)`` states, image weights ``(B, Ni, 3)``, language weights ``(B, Nl, 3)``.
         """
+        image, language = image.to(hidden_states.device), language.to(hidden_states.device)
         image_tokens, language_tokens = image.gather(hidden_states), language.gather(hidden_states)
         auxiliary = (auxiliary_states, None)
         image_source, language_source = (image_tokens, image.key_mask), (language_tokens, language.key_mask)

@@ -13,7 +13,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from compressor import Compressor, LatentTokens
-from mixer import Gate, LowRankProjection, Mixers, Routing, TokenStream, resolve_routing
+from mixer import Gate, LowRankProjection, Mixers, resolve_routing
 
 from .configuration_moai import MoAIConfig
 from .decoder import Mixture, initialise_partial_lora, prepare_decoder
@@ -21,7 +21,7 @@ from .generation import MoAIGenerationMixin
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
 from .projector import MoAIMultiModalProjector
 from .quantization import with_default_skip_modules
-from .roles import IMAGE_ROLE, LANGUAGE_ROLE, infer_positions, resolve_roles
+from .roles import IMAGE_ROLE, infer_positions, resolve_roles
 
 
 class MoAIPreTrainedModel(PreTrainedModel):
@@ -63,8 +63,8 @@ class MoAIPreTrainedModel(PreTrainedModel):
         """
         if new_num_tokens is not None and new_num_tokens <= self.config.image_token_id:
             raise ValueError(
-                f"Expected more tokens than `image_token_id` = {self.config.image_token_id}, got {new_num_tokens}. Move "
-                "the placeholder to a lower id first."
+                f"Expected more tokens than `image_token_id` = {self.config.image_token_id}, got {new_num_tokens}. "
+                "Move the placeholder to a lower id first."
             )
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
