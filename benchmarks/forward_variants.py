@@ -149,10 +149,9 @@ class OursRunner:
     @torch.no_grad()
     def decode(self) -> torch.Tensor:
         """Run decode steps on the filled cache and forget them again."""
-        length = self.cache.get_seq_length()
         for _ in range(NUM_DECODE_STEPS):
             output = self.model(input_ids=self.prompt.next_ids, past_key_values=self.cache, use_cache=True)
-        self.cache.crop(length)
+        self.cache.crop(-NUM_DECODE_STEPS)
         return output.logits
 
     def training(self) -> torch.Tensor:
@@ -225,10 +224,9 @@ class BackboneRunner:
     @torch.no_grad()
     def decode(self) -> torch.Tensor:
         """As :meth:`OursRunner.decode`."""
-        length = self.cache.get_seq_length()
         for _ in range(NUM_DECODE_STEPS):
             output = self.model(input_ids=self.prompt.next_ids, past_key_values=self.cache, use_cache=True)
-        self.cache.crop(length)
+        self.cache.crop(-NUM_DECODE_STEPS)
         return output.logits
 
     def training(self) -> torch.Tensor:

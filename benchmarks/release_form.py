@@ -129,6 +129,7 @@ class ReleaseForm(nn.Module):
         self.mixers = model.model.mixers
         self.language_model = model.model.language_model
         self.lm_head = model.lm_head
+        self.image_token_id = model.config.image_token_id
 
     def forward(
         self,
@@ -169,7 +170,9 @@ class ReleaseForm(nn.Module):
             present.append(pair)
             hidden_states = hidden_states + attended
             hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
-        return self.lm_head(decoder.norm(hidden_states)[:, -num_logits:]), present
+        logits = self.lm_head(decoder.norm(hidden_states)[:, -num_logits:])
+        logits[..., self.image_token_id] = torch.finfo(logits.dtype).min  # the release's head has no such row
+        return logits, present
 
     @staticmethod
     def _attend_causally(
