@@ -24,6 +24,8 @@ def train_tokenizer(
     *,
     chat_tokens: Sequence[str] = CHAT_TOKENS,
     image_token: str = IMAGE_TOKEN,
+    user_defined_symbols: Sequence[str] = (),
+    required_characters: str = "",
     num_threads: int = 1,
 ) -> InternLM2Tokenizer:
     """Train a BPE vocabulary on `texts` and save it as an `InternLM2Tokenizer` folder.
@@ -34,6 +36,10 @@ def train_tokenizer(
         out_dir: Folder that receives `tokenizer.model` and the tokenizer's JSON files; created when missing.
         chat_tokens: Literals that open and close a turn. Reserved right after `<unk>`, `<s>`, `</s>`.
         image_token: Placeholder literal for one picture. Reserved after the chat tokens.
+        user_defined_symbols: Strings that always become one piece of ordinary text (fixed phrases, say). A space
+            inside one may be written as a space.
+        required_characters: Characters that get a piece of their own even where `texts` lack them; others that are
+            lacking are spelt in bytes.
         num_threads: Threads of the trainer; the result is deterministic for the default of 1.
 
     Returns:
@@ -51,11 +57,13 @@ def train_tokenizer(
         ) from error
 
     control_symbols = [*chat_tokens, image_token]
-    smallest = _NUM_FIXED_PIECES + len(control_symbols) + 1
+    text_symbols = [symbol.replace(" ", "\u2581") for symbol in user_defined_symbols]
+    smallest = _NUM_FIXED_PIECES + len(control_symbols) + len(text_symbols) + 1
     if vocab_size < smallest:
         raise ValueError(
-            f"`vocab_size` must be at least {smallest} (256 bytes, {len(control_symbols)} control tokens, special "
-            f"tokens and at least one letter), got {vocab_size}. Choose a larger vocabulary."
+            f"`vocab_size` must be at least {smallest} (256 bytes, {len(control_symbols)} control tokens, "
+            f"{len(text_symbols)} user-defined symbols, special tokens and "
+            f"at least one letter), got {vocab_size}. Choose a larger vocabulary."
         )
     sentences = [text for text in texts if text]
     if not sentences:
@@ -81,7 +89,8 @@ def train_tokenizer(
             eos_id=2,
             pad_id=-1,
             control_symbols=control_symbols,
-            user_defined_symbols=["\n"],
+            user_defined_symbols=["\n", *text_symbols],
+            required_chars=required_characters,
             max_sentence_length=longest + 1,
             num_threads=num_threads,
             minloglevel=2,
