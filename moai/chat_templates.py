@@ -12,6 +12,9 @@ from collections.abc import Collection
 #: First words of every prompt of the release.
 SYSTEM_PROMPT = "AI assistant should give helpful and detailed answers to user after fully understanding an image."
 
+#: Turn headers that are plain words, in the demo prompt: no tokenizer knows them as control tokens.
+TURN_HEADERS = ("USER:", "ASSISTANT:")
+
 # Shared head: the system sentence, then one placeholder per picture of the whole conversation.
 _HEAD = (
     "{%- macro text(message) -%}"

@@ -23,7 +23,7 @@ class ControlTokenGuard:
 
     Args:
         tokenizer: The tokenizer.
-        extra_literals: More literals that steer, for example the image placeholder.
+        extra_literals: More literals that steer: the image placeholder, turn headers spelt in plain words.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, extra_literals: Iterable[str] = ()) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .chat_templates import default_chat_templates
+from .chat_templates import TURN_HEADERS, default_chat_templates
 from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from .image_processing_moai import MoAIImageProcessor, compute_map_pixel_values, compute_pixel_values
@@ -73,7 +73,7 @@ class MoAIProcessor(ProcessorMixin):
         self.max_length = max_length
         self.max_auxiliary_length = max_auxiliary_length
         self.max_image_pixels = max_image_pixels
-        guard = ControlTokenGuard(tokenizer, [image_token])
+        guard = ControlTokenGuard(tokenizer, [image_token, *TURN_HEADERS])
         if chat_template is None:
             chat_template = default_chat_templates(guard.literals)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -95,7 +95,7 @@ class MoAIProcessor(ProcessorMixin):
         key = (id(self.tokenizer), len(self.tokenizer), self.image_token, self.num_image_tokens)
         cached = self.__dict__.get("_encoder")
         if cached is None or cached[0] != key:
-            guard = ControlTokenGuard(self.tokenizer, [self.image_token])
+            guard = ControlTokenGuard(self.tokenizer, [self.image_token, *TURN_HEADERS])
             cached = (key, SampleEncoder(guard, self.image_token, self.num_image_tokens))
             self.__dict__["_encoder"] = cached
         return cached[1]

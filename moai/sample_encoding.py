@@ -68,22 +68,30 @@ class SampleEncoder:
         roles = [IMAGE_ROLE if token == image_id else LANGUAGE_ROLE for token in expanded]
         if answer is None:
             return {"input_ids": expanded, "mm_token_type_ids": roles}
-        target = self.encode_answer(prompt, answer)
+        target = self.encode_answer(answer, is_mid_line=not self._ends_turn_header(prompt, ids))
         return {
             "input_ids": expanded + target,
             "mm_token_type_ids": roles + [NO_ROLE] * len(target),
             "labels": [IGNORE_INDEX] * len(expanded) + target,
         }
 
-    def encode_answer(self, prompt: str, answer: str) -> list[int]:
-        """Ids of an answer and EOS; a space joins it to a prompt that ends in the middle of a line."""
+    def _ends_turn_header(self, prompt: str, ids: list[int]) -> bool:
+        """Whether a prompt ends in a line break or control token, behind which an answer begins without a space."""
+        return prompt[-1].isspace() or ids[-1] in self.guard.forbidden_ids
+
+    def encode_answer(self, answer: str, is_mid_line: bool = False) -> list[int]:
+        """Ids of an answer and EOS.
+
+        Args:
+            answer: Text, as data.
+            is_mid_line: Whether a space joins it to what stands before ("ASSISTANT: yes").
+        """
         if not isinstance(answer, str) or not answer.strip():
             raise ValueError(
                 f"an answer must be text, got {answer!r}. Leave samples without an answer out of training."
             )
-        joint = "" if prompt[-1].isspace() or prompt.endswith(tuple(self.guard.literals)) else " "
-        ids = self.guard.encode_continuation(self.guard.escape(joint + answer))
-        return [*ids, self.guard.tokenizer.eos_token_id]
+        text = " " + answer if is_mid_line else answer
+        return [*self.guard.encode_continuation(self.guard.escape(text)), self.guard.tokenizer.eos_token_id]
 
     def encode_auxiliary(self, index: int, text: str | None, limit: int | None = None) -> list[int]:
         """Ids of one auxiliary text, BOS in front as in the release.
