@@ -34,9 +34,9 @@ TORCH_MODULES_OF_VERBALIZERS = {
     "verbalizers/psgtr/image_processing_psgtr.py": {"torch", "transformers"},
     "verbalizers/psgtr/conversion.py": {"torch", "transformers", "safetensors"},
 }
-# Inside moai, the model and the processor know no verbalizer. Only pipeline_moai.py runs verbalizers and the
-# model together; its parts (pipeline_*.py) hold one side each, and these others share the verbalizers' dataclasses and words: the synthetic truth is a
-# Scene (data), scores read Scenes (evaluation), and the command line and the servers show them.
+# Inside moai, the model and the processor know no verbalizer. Only pipeline_moai.py runs verbalizers and the model
+# together; its parts (pipeline_*.py) hold one side each. The others share the verbalizers' dataclasses and words: the
+# synthetic truth is a Scene (data, training), scores read Scenes (evaluation), the command line and servers show them.
 MAY_IMPORT_VERBALIZERS = (
     "moai/pipeline_",
     "moai/cli",
