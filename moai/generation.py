@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from torch.nn import functional as F
+from transformers import Cache, GenerationConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mixer import resolve_routing
 
@@ -62,50 +64,101 @@ class MoAIGenerationMixin:
                 "MoAI mixes the whole prompt at once: expected `prefill_chunk_size=None`, got "
                 f"{generation_config.prefill_chunk_size}. Leave it out."
             )
-        assistant = generation_mode_kwargs.get("assistant_model")
-        if assistant is not None and not isinstance(assistant, MoAIGenerationMixin):
-            raise ValueError(
-                f"Expected a MoAI as assistant, got the text-only {type(assistant).__name__}: it is blind. "
-                "Use another MoAI, or prompt_lookup_num_tokens."
-            )
+        self._check_assistant(generation_mode_kwargs.get("assistant_model"))
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
+    def _check_assistant(self, assistant: Any) -> None:
+        """A draft model is given our image features and auxiliary states: it must be able to take them."""
+        if assistant is None:
+            return
+        if not isinstance(assistant, MoAIGenerationMixin):
+            raise ValueError(
+                f"Expected a MoAI as assistant, got the text-only {type(assistant).__name__}: it cannot see the "
+                "picture. Use another MoAI, or prompt_lookup_num_tokens."
+            )
+        ours, theirs = self.config.text_config.hidden_size, assistant.config.text_config.hidden_size
+        if ours != theirs:
+            raise ValueError(
+                f"Expected an assistant of our decoder's hidden_size {ours}, whose features it shares, got {theirs}. "
+                "Use prompt_lookup_num_tokens instead."
+            )
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Before anything is expanded per beam: roles, image features, auxiliary states and routing, once."""
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and int(cache.get_seq_length()) > 0:
+            return self._bypass_mixture(inputs_tensor, model_kwargs, int(cache.get_seq_length()))
         if model_kwargs.get("mm_token_type_ids") is None and "inputs_embeds" not in model_kwargs:
             mask = model_kwargs.get("attention_mask")
-            if mask is None or mask.dim() == 2:
-                model_kwargs["mm_token_type_ids"] = infer_roles(inputs_tensor, self.config.image_token_id, mask)
+            model_kwargs["mm_token_type_ids"] = infer_roles(inputs_tensor, self.config.image_token_id, mask)
         auxiliary = {name: model_kwargs.pop(name, None) for name in AUXILIARY_INPUTS}
         if model_kwargs.get("auxiliary_states") is None:
             model_kwargs["auxiliary_states"] = self.get_auxiliary_states(**auxiliary)
-        mixer = self.config.mixer_config
-        routing = resolve_routing(
-            model_kwargs.get("routing"),
-            num_layers=len(mixer.layers),
-            default_mode=mixer.routing,
-            default_top_k=mixer.top_k,
-        )
-        if routing.weights is not None:  # one row per sample, so that expansion per beam repeats the right rows
-            rows = inputs_tensor.shape[0] if routing.weights.shape[0] == 1 else routing.weights.shape[0]
-            model_kwargs["routing"] = routing.weights.expand(rows, -1, -1, -1)
-        else:
-            model_kwargs["routing"] = routing
+        if (features := model_kwargs.pop("image_features", None)) is not None:
+            # In this form they are expanded sample by sample, however many pictures each has.
+            model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+        model_kwargs["routing"] = self._resolve_routing(model_kwargs.get("routing"), inputs_tensor.shape[0])
         return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
 
+    def _bypass_mixture(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], num_cached: int
+    ) -> dict[str, Any]:
+        """Continue from a filled cache: pictures and findings are in it, and whatever follows is role 0."""
+        if inputs_tensor.dim() == 2 and (inputs_tensor[:, num_cached:] == self.config.image_token_id).any():
+            raise ValueError(
+                "Expected no new picture beside a filled cache, whose prompt has been mixed already, got one. Generate "
+                "from the whole conversation without `past_key_values`."
+            )
+        for name in (*AUXILIARY_INPUTS, *PREFILL_ONLY, "pixel_values", "mm_encoder_outputs"):
+            model_kwargs.pop(name, None)
+        model_kwargs["mm_token_type_ids"] = inputs_tensor.new_zeros(inputs_tensor.shape[:2], dtype=torch.long)
+        return model_kwargs
+
+    def _resolve_routing(self, routing: Any, batch_size: int) -> Any:
+        """One routing for the whole call; weights get a row per sample, so that beams repeat the right ones."""
+        mixer = self.config.mixer_config
+        routing = resolve_routing(
+            routing, num_layers=len(mixer.layers), default_mode=mixer.routing, default_top_k=mixer.top_k
+        )
+        if routing.weights is None:
+            return routing
+        if routing.weights.shape[0] not in (1, batch_size):
+            raise ValueError(
+                f"Expected routing weights for a batch of {batch_size}, got {routing.weights.shape[0]} rows. Pass one "
+                "per sample."
+            )
+        return routing.weights.expand(batch_size, -1, -1, -1)
+
     def prepare_inputs_for_generation(
-        self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        *args: Any,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Drop the prompt's inputs once it is in the cache; without a cache every step sees it again."""
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        roles = kwargs.get("mm_token_type_ids")
+        if roles is not None and (missing := input_ids.shape[1] - roles.shape[1]) > 0:
+            kwargs["mm_token_type_ids"] = F.pad(roles, (0, missing))  # candidates under verification: role 0
+        length = kwargs.get("next_sequence_length") or input_ids.shape[1]
+        if length > 1 and past_key_values is not None and not is_first_iteration:
+            is_first_iteration = int(past_key_values.get_seq_length()) == 0  # an assistant's prefill is not told so
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            *args,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in PREFILL_ONLY:
                 inputs.pop(name, None)
-            # Role 0 for every decoded token: several at once only when candidates are verified.
-            length = inputs["input_ids"].shape[1] if inputs.get("input_ids") is not None else 1
-            if length == 1:
+            if length == 1:  # one decoded token is role 0 by itself
                 inputs.pop("mm_token_type_ids", None)
         return inputs
 
