@@ -1,0 +1,101 @@
+"""The work behind ``moai ask PICTURE... QUESTION``: answer, and show each answer as it comes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verbalizers import Scene
+
+from .cli_rendering import (
+    choose_overlay_path,
+    footer_of,
+    live_answer,
+    note,
+    print_json,
+    print_panel,
+    print_plain,
+    save_overlay,
+)
+from .cli_settings import AnswerSettings
+
+if TYPE_CHECKING:
+    from .pipeline_moai import MoAIPipeline
+    from .pipeline_outputs import MoAIOutput
+
+__all__ = ["answer_pictures"]
+
+
+def answer_pictures(
+    pipeline: MoAIPipeline, pictures: Sequence[str], question: str, scenes: Sequence[Scene], settings: AnswerSettings
+) -> int:
+    """Ask one question about each picture and show the answers as they come.
+
+    Args:
+        pipeline: The pipeline.
+        pictures: Paths.
+        question: The question.
+        scenes: One per picture, or none.
+        settings: How.
+
+    Returns:
+        How many pictures got no answer; each was reported.
+    """
+    is_terminal = sys.stdout.isatty() and not settings.is_json
+    kwargs = settings.to_kwargs() | {"on_error": "skip", "batch_size": settings.batch_size}
+    if is_terminal and settings.is_streaming is not False:
+        return _stream_pictures(pipeline, pictures, question, scenes, settings, kwargs)
+    if settings.is_streaming and not settings.is_json and len(pictures) == 1:
+        kwargs["stream"] = lambda piece: print(piece, end="", flush=True)
+    num_failed = 0
+    outputs = pipeline.answer_each(list(pictures), question, list(scenes) or None, **kwargs)
+    for index, (picture, output) in enumerate(zip(pictures, outputs, strict=True)):
+        if output.error is not None:
+            num_failed += 1
+        overlay = _draw(output, picture, index, len(pictures), settings)
+        if settings.is_json:
+            row = {"image": picture, "question": question, **output.to_dict()}
+            print_json(row | ({} if overlay is None else {"overlay": str(overlay)}))
+        elif output.error is not None:
+            note(f"error: {output.error}")
+        elif is_terminal:
+            print_panel(picture, question, output.answer, footer_of(output, overlay))
+        elif "stream" in kwargs:
+            print(flush=True)
+            note(footer_of(output, overlay))
+        else:
+            print_plain(output.answer if len(pictures) == 1 else f"{picture}\t{' '.join(output.answer.split())}")
+            note(footer_of(output, overlay))
+    return num_failed
+
+
+def _stream_pictures(
+    pipeline: MoAIPipeline,
+    pictures: Sequence[str],
+    question: str,
+    scenes: Sequence[Scene],
+    settings: AnswerSettings,
+    kwargs: dict[str, Any],
+) -> int:
+    """One growing panel after the other."""
+    num_failed = 0
+    for index, picture in enumerate(pictures):
+        scene = scenes[index] if scenes else None
+        with live_answer(picture, question) as panel:
+            output = next(pipeline.answer_each(picture, question, scene, stream=panel.add, **kwargs))
+            overlay = _draw(output, picture, index, len(pictures), settings)
+            if output.error is None:
+                panel.finish(output.answer, footer_of(output, overlay))
+            else:
+                num_failed += 1
+                panel.finish("", f"error: {output.error}")
+    return num_failed
+
+
+def _draw(output: MoAIOutput, picture: str, index: int, num_pictures: int, settings: AnswerSettings) -> Path | None:
+    if not settings.is_drawing or output.scene is None:
+        return None
+    path = choose_overlay_path(picture, settings.overlay, index, num_pictures)
+    return save_overlay(output.scene, picture, path)

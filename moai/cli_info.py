@@ -1,0 +1,61 @@
+"""What is installed here: the report of ``moai info``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+__all__ = ["collect_info", "print_info"]
+
+_LIBRARIES = ("torch", "transformers", "safetensors", "numpy", "pillow", "sentencepiece")
+
+
+def collect_info() -> dict[str, Any]:
+    """Versions, devices, optional packages with the line that installs what is missing, verbalizers, checkpoints."""
+    import torch
+
+    from verbalizers import available_verbalizers
+
+    from . import __version__
+    from .checkpoint_lookup import list_bundled_checkpoints
+    from .import_utils import EXTRA_OF_PACKAGE
+
+    optional = {}
+    for package, extra in EXTRA_OF_PACKAGE.items():
+        version = _find_version(package)
+        optional[package] = version or f'not installed: pip install "moai-vlm[{extra}]"'
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "moai-vlm": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: _find_version(name) for name in _LIBRARIES},
+        "devices": ["cpu", *devices],
+        "optional packages": optional,
+        "verbalizers": {kind: list(backends) for kind, backends in available_verbalizers().items()},
+        "bundled checkpoints": {name: str(path) for name, path in list_bundled_checkpoints().items()},
+    }
+
+
+def _find_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def print_info(report: dict[str, Any], is_json: bool = False) -> None:
+    """Show what :func:`collect_info` found."""
+    if is_json:
+        from .cli_rendering import print_json
+
+        print_json(report)
+        return
+    for name, value in report.items():
+        if isinstance(value, dict):
+            print(f"{name}:" + ("" if value else " none"))
+            for key, entry in value.items():
+                shown = ", ".join(entry) if isinstance(entry, list) else entry
+                print(f"  {key:<16}{shown}")
+        else:
+            print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")

@@ -1,0 +1,71 @@
+"""The work behind ``moai verbalize``: look and tell, without a language model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from verbalizers import SCENE_FIELDS, verbalize_scene
+
+from .checkpoint_lookup import find_checkpoint
+from .cli_rendering import choose_overlay_path, describe_missing, note, print_json, print_words, save_overlay
+from .cli_settings import AnswerSettings, parse_verbalizers
+from .image_loading import load_image
+from .pipeline_verbalizers import VerbalizerSettings, build_named_verbalizers, complete_scenes, find_missing_kinds
+
+__all__ = ["verbalize_pictures"]
+
+
+def verbalize_pictures(
+    pictures: Sequence[str],
+    model: str | None,
+    verbalizers: str | None,
+    kinds: Sequence[str] | None,
+    settings: AnswerSettings,
+) -> int:
+    """Print what the verbalizers find in each picture. The language model is not loaded.
+
+    Args:
+        pictures: Paths.
+        model: Checkpoint whose ``verbalizers.json`` to use; None = the defaults.
+        verbalizers: Names separated by commas, instead of those.
+        kinds: Only these kinds look and speak; None = all.
+        settings: ``is_json``, ``is_drawing``, ``overlay`` and ``timeout_s`` count.
+
+    Returns:
+        How many pictures could not be read; each was reported.
+
+    Raises:
+        ValueError: An unknown kind or verbalizer.
+    """
+    stored = VerbalizerSettings() if model is None else VerbalizerSettings.load_pretrained(find_checkpoint(model))
+    built, absent = stored.build()
+    if verbalizers is not None:
+        built, absent = build_named_verbalizers(parse_verbalizers(verbalizers) or []), {}
+    wanted = list(kinds or stored.kinds)
+    unknown = set(wanted) - set(SCENE_FIELDS) - {v.kind for v in built}
+    if unknown:
+        raise ValueError(f"unknown kinds {sorted(unknown)}, expected some of {sorted(SCENE_FIELDS)}.")
+    looking = [v for v in built if kinds is None or v.kind in kinds]
+    num_failed = 0
+    for index, picture in enumerate(pictures):
+        try:
+            scene = complete_scenes([(load_image(picture), None)], looking, settings.timeout_s)[0]
+        except ValueError as error:
+            num_failed += 1
+            print_json({"image": picture, "error": str(error)}) if settings.is_json else note(f"error: {error}")
+            continue
+        words = verbalize_scene(scene, compat=stored.compat, settings=stored.words)
+        missing = find_missing_kinds(scene, wanted, absent)
+        overlay = None
+        if settings.is_drawing:
+            path = choose_overlay_path(picture, settings.overlay, index, len(pictures))
+            overlay = save_overlay(scene, picture, path)
+        if settings.is_json:
+            row = {"image": picture, "words": words, "scene": scene.to_dict(), "missing": missing}
+            print_json(row | ({} if overlay is None else {"overlay": str(overlay)}))
+        else:
+            lines = describe_missing(missing).replace("answered without", "nobody looked for")
+            footer = "\n".join(filter(None, [lines, f"overlay: {overlay}" if overlay else ""]))
+            print_words(picture, words, footer, sys.stdout.isatty())
+    return num_failed
