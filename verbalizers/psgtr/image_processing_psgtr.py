@@ -1,0 +1,284 @@
+"""Images -> PSGTR's input, and PSGTR's output -> scene graphs.
+
+The post-processing follows OpenPSG as the released MoAI runs it. `compat=True` also follows its slips:
+
+- masks are compared and argmax-ed in bfloat16;
+- triplets with the last but one class (COCO: wall-other-merged) are dropped by an index that is off by one;
+- where nothing is found, a person that covers the whole image is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from transformers import DetrImageProcessorPil
+
+if TYPE_CHECKING:
+    from verbalizers.psgtr.modeling_psgtr import PSGTROutput
+
+__all__ = ["PSGTRImageProcessor", "SceneGraph", "Triplets"]
+
+INSTANCE_OFFSET = 1000  # mmdet's encoding of a panoptic map: class + 1000 * index of the object
+
+
+@dataclass
+class Triplets:
+    """The K distinct triplets before the objects are merged; row k is the subject, row K + k the object.
+
+    Attributes:
+        boxes: float `(2K, 5)`, x0, y0, x1, y1 in pixels of the original image and the class score.
+        labels: int64 `(2K,)`, classes counted from 1.
+        masks: bool `(2K, H, W)`.
+        pairs: int64 `(K, 2)`, rows of subject and object.
+        relation_labels: int64 `(K,)`, predicates counted from 1.
+        relation_scores: float `(K, P + 1)`, column 0 = no relation.
+    """
+
+    boxes: torch.Tensor
+    labels: torch.Tensor
+    masks: torch.Tensor
+    pairs: torch.Tensor
+    relation_labels: torch.Tensor
+    relation_scores: torch.Tensor
+
+
+@dataclass
+class SceneGraph:
+    """M merged objects and the R relations between them; the fields that `adapters.relations_from_psgtr`
+    reads.
+
+    Attributes:
+        labels: int64 `(M,)`, classes counted from 1.
+        masks: bool `(M, H, W)`, which never overlap.
+        refine_bboxes: float `(M, 4)`, x0, y0, x1, y1 in pixels of the original image, from the box heads.
+        rel_pair_idxes: int64 `(R, 2)`, subject and object.
+        rel_dists: float `(R, P + 1)`, column 0 = no relation.
+        rels: int64 `(R, 3)`, subject, object, predicate counted from 1.
+        pan_results: int64 `(H, W)`, class counted from 0 + 1000 * object; C (void) where nothing is.
+        triplets: what they were merged from.
+    """
+
+    labels: torch.Tensor
+    masks: torch.Tensor
+    refine_bboxes: torch.Tensor
+    rel_pair_idxes: torch.Tensor
+    rel_dists: torch.Tensor
+    rels: torch.Tensor
+    pan_results: torch.Tensor
+    triplets: Triplets
+
+
+class PSGTRImageProcessor(DetrImageProcessorPil):
+    """DETR's preprocessing (shorter side 800, longer at most 1333, ImageNet statistics) and PSGTR's post-processing."""
+
+    def post_process_scene_graph(
+        self,
+        outputs: PSGTROutput,
+        target_sizes: Sequence[tuple[int, int]],
+        subject_threshold: float = 0.5,
+        object_threshold: float = 0.5,
+        relation_threshold: float = 0.3,
+        mask_threshold: float = 0.85,
+        duplicate_iou: float = 0.5,
+        max_triplets: int = 100,
+        num_thing_classes: int = 80,
+        compat: bool = False,
+    ) -> list[SceneGraph]:
+        """Triplets of a batch, merged to scene graphs.
+
+        Args:
+            outputs: the model's output. The images must not have been padded to a common size.
+            target_sizes: original height and width of each image.
+            subject_threshold: a triplet is kept when its subject's class score is above this,
+            object_threshold: its object's above this
+            relation_threshold: and its predicate's above this.
+            mask_threshold: probability above which a pixel belongs to a mask.
+            duplicate_iou: two equal triplets whose subjects AND objects overlap by more are one; so are two
+                things of one class.
+            max_triplets: how many query-predicate pairs are looked at, the surest first.
+            num_thing_classes: classes from this index on are stuff: one region per class.
+            compat: follow the released MoAI's slips too (see the module).
+
+        Raises:
+            ValueError: the number of sizes is not that of the images.
+        """
+        if len(target_sizes) != len(outputs.subject_logits):
+            raise ValueError(f"expected {len(outputs.subject_logits)} target sizes, got {len(target_sizes)}.")
+        graphs = []
+        for index, size_hw in enumerate(target_sizes):
+            found = _best_triplets(outputs, index, tuple(size_hw), max_triplets, compat)
+            found = found.select(_distinct(found, mask_threshold, duplicate_iou))
+            triplets = found.as_triplets(mask_threshold)
+            is_sure = (found.subject_scores > subject_threshold) & (found.object_scores > object_threshold)
+            is_sure &= found.relation_best > relation_threshold
+            if compat:  # labels count from 1, the bound from 0: the class before the last is lost
+                is_sure &= (found.subject_labels != found.num_classes - 1) & (
+                    found.object_labels != found.num_classes - 1
+                )
+            sure = found.select(is_sure)
+            if len(sure.relation_labels):
+                graphs.append(_merge_objects(sure, triplets, mask_threshold, duplicate_iou, num_thing_classes))
+            else:
+                graphs.append(_empty_graph(found, triplets, compat))
+        return graphs
+
+
+@dataclass
+class _Found:
+    """K triplets of one image; masks are logits at the original size, boxes pixels."""
+
+    subject_labels: torch.Tensor  # (K,) from 1
+    object_labels: torch.Tensor
+    subject_scores: torch.Tensor  # (K,)
+    object_scores: torch.Tensor
+    subject_boxes: torch.Tensor  # (K, 4)
+    object_boxes: torch.Tensor
+    subject_masks: torch.Tensor  # (K, H, W)
+    object_masks: torch.Tensor
+    relation_labels: torch.Tensor  # (K,) from 1
+    relation_best: torch.Tensor  # (K,)
+    relation_scores: torch.Tensor  # (K, P + 1)
+    num_classes: int
+
+    def select(self, keep: torch.Tensor) -> _Found:
+        return _Found(
+            **{k: v[keep] if isinstance(v, torch.Tensor) else v for k, v in self.__dict__.items()},
+        )
+
+    def both(self, name: str) -> torch.Tensor:
+        """Subjects' rows, then objects'."""
+        return torch.cat([getattr(self, f"subject_{name}"), getattr(self, f"object_{name}")])
+
+    def as_triplets(self, mask_threshold: float) -> Triplets:
+        return Triplets(
+            boxes=torch.cat([self.both("boxes"), self.both("scores")[:, None]], dim=1),
+            labels=self.both("labels"),
+            masks=self.both("masks").sigmoid() > mask_threshold,
+            pairs=torch.arange(2 * len(self.relation_labels)).reshape(2, -1).T,
+            relation_labels=self.relation_labels,
+            relation_scores=self.relation_scores,
+        )
+
+
+def _best_triplets(
+    outputs: PSGTROutput, index: int, size_hw: tuple[int, int], max_triplets: int, compat: bool
+) -> _Found:
+    """The surest query-predicate pairs; one query may speak several predicates."""
+    relation_scores = outputs.relation_logits[index].float().softmax(-1)  # (Q, P + 1)
+    num_relations = relation_scores.shape[-1] - 1
+    flat = relation_scores[:, 1:].reshape(-1)
+    relation_best, places = flat.topk(min(max_triplets, len(flat)))
+    queries = places // num_relations
+    fields = {}
+    height, width = size_hw
+    for role in ("subject", "object"):
+        scores, labels = outputs[f"{role}_logits"][index].float().softmax(-1)[:, :-1].max(-1)
+        boxes = outputs[f"{role}_boxes"][index].float()
+        corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1).clamp(0, 1)
+        masks = outputs[f"{role}_masks"][index].float()
+        if compat:
+            masks = masks.to(torch.float16).to(torch.bfloat16)
+        fields[f"{role}_scores"], fields[f"{role}_labels"] = scores[queries], labels[queries] + 1
+        fields[f"{role}_boxes"] = corners[queries] * corners.new_tensor([width, height, width, height])
+        fields[f"{role}_masks"] = F.interpolate(masks[queries][:, None], size=size_hw)[:, 0]
+    return _Found(
+        **fields,
+        relation_labels=places % num_relations + 1,
+        relation_best=relation_best,
+        relation_scores=relation_scores[queries],
+        num_classes=outputs.subject_logits.shape[-1] - 1,
+    )
+
+
+def _overlaps(masks: torch.Tensor) -> torch.Tensor:
+    """IoU `(N, N)` of flat boolean masks `(N, pixels)`; NaN, which compares as False, where both are empty."""
+    counts = masks.float()
+    shared = counts @ counts.T
+    areas = counts.sum(1)
+    return shared / (areas[:, None] + areas[None, :] - shared)
+
+
+def _distinct(found: _Found, mask_threshold: float, duplicate_iou: float) -> torch.Tensor:
+    """Bool `(K,)`: False for a later triplet equal to an earlier kept one in names and places."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    rows = zip(found.subject_labels.tolist(), found.object_labels.tolist(), found.relation_labels.tolist(), strict=True)
+    for index, names in enumerate(rows):
+        groups.setdefault(names, []).append(index)
+    keep = torch.ones(len(found.relation_labels), dtype=torch.bool, device=found.relation_labels.device)
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        is_same = torch.ones(len(members), len(members), dtype=torch.bool, device=keep.device)
+        for masks in (found.subject_masks[members], found.object_masks[members]):
+            is_same &= _overlaps((masks.sigmoid() > mask_threshold).flatten(1)) > duplicate_iou
+        for group in _greedy_groups(is_same.tolist()):
+            for later in group[1:]:
+                keep[members[later]] = False
+    return keep
+
+
+def _greedy_groups(is_same: list[list[bool]]) -> list[list[int]]:
+    """Each first member gathers all later free ones that are the same as itself."""
+    groups, free = [], list(range(len(is_same)))
+    while free:
+        first, *others = free
+        groups.append([first, *(other for other in others if is_same[first][other])])
+        free = [other for other in others if not is_same[first][other]]
+    return groups
+
+
+def _merge_objects(
+    sure: _Found, triplets: Triplets, mask_threshold: float, duplicate_iou: float, num_thing_classes: int
+) -> SceneGraph:
+    """Subjects and objects that are the same thing become one object; every pixel goes to the highest logit."""
+    labels = sure.both("labels")  # (2K,) from 1
+    logits = sure.both("masks")  # (2K, H, W)
+    binary = (logits.sigmoid() > mask_threshold).flatten(1)
+    owner = torch.arange(len(labels), device=labels.device)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero()[:, 0].tolist()
+        if label - 1 >= num_thing_classes:
+            groups = [list(range(len(members)))]
+        else:
+            groups = _greedy_groups((_overlaps(binary[members]) > duplicate_iou).tolist())
+        for group in groups:
+            for member in group:
+                owner[members[member]] = members[group[0]]
+
+    winner = owner[logits.flatten(1).T.softmax(-1).argmax(-1)].view(logits.shape[-2:])  # (H, W)
+    remaining = winner.unique()  # sorted; an object without a pixel is no object
+    is_seen = torch.isin(owner, remaining).view(2, -1).all(0)
+    pairs = torch.searchsorted(remaining, owner).view(2, -1).T[is_seen]
+    relation_labels = sure.relation_labels[is_seen]
+    indices = torch.searchsorted(remaining, winner)
+    object_labels = labels[remaining]
+    return SceneGraph(
+        labels=object_labels,
+        masks=indices[None] == torch.arange(len(remaining), device=indices.device)[:, None, None],
+        refine_bboxes=sure.both("boxes")[remaining],
+        rel_pair_idxes=pairs,
+        rel_dists=sure.relation_scores[is_seen],
+        rels=torch.cat([pairs, relation_labels[:, None]], dim=1),
+        pan_results=indices * INSTANCE_OFFSET + (object_labels - 1)[indices],
+        triplets=triplets,
+    )
+
+
+def _empty_graph(found: _Found, triplets: Triplets, compat: bool) -> SceneGraph:
+    size_hw = found.subject_masks.shape[-2:]
+    num_objects = 1 if compat else 0
+    integers = {"dtype": torch.long, "device": found.relation_labels.device}
+    return SceneGraph(
+        labels=torch.ones(num_objects, **integers),
+        masks=torch.ones((num_objects, *size_hw), dtype=torch.bool, device=found.relation_labels.device),
+        refine_bboxes=found.subject_boxes.new_zeros(num_objects, 4),
+        rel_pair_idxes=torch.zeros((0, 2), **integers),
+        rel_dists=found.relation_scores[:0],
+        rels=torch.zeros((num_objects, 3), **integers),
+        pan_results=torch.full(size_hw, 1 if compat else found.num_classes, **integers),
+        triplets=triplets,
+    )
