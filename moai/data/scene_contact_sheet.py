@@ -14,23 +14,30 @@ __all__ = ["make_contact_sheet", "save_contact_sheet"]
 
 _TILE, _CAPTION, _MARGIN = 320, 58, 8
 _COLUMNS = 4
+_MAX_SEARCH = 3000
 _MAX_ANSWER = 60  # longer ones do not fit under a picture
 _PAPER, _INK, _MUTED = (255, 255, 255), (28, 30, 36), (110, 114, 124)
 
 
 def _choose_samples(scenes: Scenes, count: int) -> list[SceneSample]:
-    """The first rich scenes, from every setting in turn."""
-    wanted = [SETTINGS[k % len(SETTINGS)] for k in range(count)]
-    chosen: dict[int, SceneSample] = {}
-    for index in range(2000):
-        if not wanted:
+    """The first telling scenes from every setting in turn: rich ones, then (for the overlays) sparse ones."""
+    num_rich = max(count - _COLUMNS, 1)
+    wanted = [SETTINGS[k % len(SETTINGS)] for k in range(num_rich)]
+    rich: list[SceneSample] = []
+    sparse: list[SceneSample] = []
+    for index in range(_MAX_SEARCH):
+        if not wanted and len(sparse) >= count - num_rich:
             break
         sample = scenes[index]
-        num_relations = sum(o >= len(sample.layout.stuff) for _, _, o in sample.layout.relations)
-        if sample.layout.setting in wanted and len(sample.layout.objects) >= 4 and num_relations >= 1:
-            wanted.remove(sample.layout.setting)
-            chosen[index] = sample
-    return list(chosen.values())
+        layout = sample.layout
+        if not any(target >= len(layout.stuff) for _, _, target in layout.relations):
+            continue
+        if layout.setting in wanted and len(layout.objects) >= 4:
+            wanted.remove(layout.setting)
+            rich.append(sample)
+        elif len(layout.objects) == 3 and layout.setting not in {other.layout.setting for other in sparse}:
+            sparse.append(sample)
+    return [*rich, *sparse[: count - num_rich]]
 
 
 def _draw_caption(sheet: ImageDraw.ImageDraw, x: int, y: int, sample: SceneSample, kind_first: int) -> None:
@@ -77,5 +84,5 @@ def save_contact_sheet(path: str | Path, num_pictures: int = 16, seed: int = 0) 
         num_pictures: how many pictures.
         seed: of the stream.
     """
-    scenes = Scenes(split="test", seed=seed, image_size=448, num_objects=(3, 7), sign_probability=0.8)
+    scenes = Scenes(split="test", seed=seed, image_size=448, num_objects=(2, 7), sign_probability=0.8)
     make_contact_sheet(scenes, num_pictures).save(path, quality=88)

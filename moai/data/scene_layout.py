@@ -102,7 +102,7 @@ class _LayoutBuilder:
         weights = ZONE_GROUPS[zone]
         if not weights:
             return None
-        if zone not in ("sky", "wall", "ceiling") and self.rng.random() < _MISPLACED:
+        if zone not in _WATER | {"sky", "wall", "ceiling", "railroad"} and self.rng.random() < _MISPLACED:
             name = self.rng.choice([c.name for c in OBJECT_CLASSES.values() if c.group not in ("sign", "boat")])
         else:
             group = self.rng.choices(list(weights), list(weights.values()))[0]

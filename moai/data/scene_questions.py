@@ -153,9 +153,9 @@ def _sampled_absent_name(facts: _Facts, rng: Random) -> str:
 
 
 def _ask_existence(facts: _Facts, rng: Random) -> SceneQuestion | None:
-    is_there = rng.random() < 0.5
+    things, stuff = sorted(facts.counts), sorted(set(facts.stuff))
+    is_there = rng.random() < 0.5 and bool(things or stuff)
     if is_there:
-        things, stuff = sorted(facts.counts), sorted(set(facts.stuff))
         name = rng.choice(things if things and (rng.random() < 0.75 or not stuff) else stuff)
     else:
         name = _sampled_absent_name(facts, rng)
@@ -257,13 +257,15 @@ def _ask_relation(facts: _Facts, rng: Random) -> SceneQuestion | None:
     unique = {name for name, count in facts.counts.items() if count == 1} | set(facts.stuff)
     subject_uses = Counter((s, p) for s, p, _ in facts.relations)
     object_uses = Counter((p, o) for _, p, o in facts.relations)
+    ground_uses = Counter(o for _, _, o in facts.relations)
     pair_uses = Counter(frozenset((s, o)) for s, _, o in facts.relations)
     choices: list[tuple[float, str, str]] = []
     for s, p, o in facts.relations:
         weight = _SIGN_WEIGHT if s == "sign" else 1.0 if o in _STUFF else 4.0
         if s in unique and subject_uses[s, p] == 1:
             choices.append((weight, f"What {_are(s)} the {s} {p}?", o))
-        if o in unique and object_uses[p, o] == 1:
+        # "What is on the grass?" would be ambiguous with one thing on and another one standing on it.
+        if o in unique and (object_uses[p, o] == 1 if o not in _STUFF else ground_uses[o] == 1 and o != "sky"):
             choices.append((weight, f"What is {p} the {o}?", s))
         if s in unique and o in unique and pair_uses[frozenset((s, o))] == 1:
             form = rng.choice(("How {are} the {s} related to the {o}?", "What is the relation of the {s} to the {o}?"))

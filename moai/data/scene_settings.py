@@ -259,4 +259,5 @@ GROUND_PREDICATES: dict[tuple[str, str], str] = {
     **{(group, "sky"): "in" for group in ("floater", "sky")},
     ("mounted", "wall"): "attached to",
     ("hanging", "ceiling"): "hanging from",
+    ("hanging", "wall"): "hanging from",
 }

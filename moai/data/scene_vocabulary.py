@@ -242,6 +242,9 @@ WIDER_NAMES: dict[str, tuple[str, ...]] = {
     "lantern": ("light",),
     "counter": ("dining table",),
     "helicopter": ("airplane",),
+    "teddy bear": ("bear",),
+    "dolphin": ("fish",),
+    "hamburger": ("sandwich",),
     "surfboard": ("snowboard",),
     "snowboard": ("surfboard",),
 }

@@ -1,0 +1,222 @@
+"""Scenes as a stream: determinism, splits, workers, truth that agrees with itself."""
+
+import itertools
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from moai.data.scene_assets import sprite_boxes
+from moai.data.scene_layout import sample_layout
+from moai.data.scene_truth import pixel_box
+from moai.data.scene_vocabulary import (
+    GROUPS,
+    OBJECT_CLASSES,
+    OUTSIDE_NAMES,
+    PANOPTIC_NAMES,
+    PREDICATES,
+    STUFF_NAMES,
+    plural,
+)
+from moai.data.scenes import SPLITS, Scenes, scene_seed
+from verbalizers.scene import verbalize_scene
+
+_MANY = 60
+
+
+@pytest.fixture(scope="module")
+def samples():
+    scenes = Scenes(image_size=128)
+    return [scenes[index] for index in range(_MANY)]
+
+
+def _digest(start, stop):
+    code = (
+        "import hashlib;from moai.data.scenes import Scenes;h=hashlib.sha256()\n"
+        f"for i in range({start},{stop}):\n"
+        " s=Scenes(image_size=64)[i];h.update(s.image.tobytes());h.update(repr(s.truth.to_dict()).encode())\n"
+        " h.update(repr(s.questions).encode())\n"
+        "print(h.hexdigest())"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_scenes_are_bit_equal_when_made_in_two_processes():
+    assert _digest(0, 6) == _digest(0, 6) != _digest(6, 12)
+
+
+def test_scene_is_the_same_when_reached_by_index_or_by_iteration():
+    scenes = Scenes(image_size=64, start=5, length=3)
+    iterated = list(scenes)
+    assert [sample.index for sample in iterated] == [5, 6, 7]
+    for sample in iterated:
+        again = scenes[sample.index]
+        assert again.truth == sample.truth
+        assert again.questions == sample.questions
+        assert np.array_equal(again.image, sample.image)
+
+
+def test_layout_does_not_change_when_the_picture_size_changes():
+    assert Scenes(image_size=64)[3].layout == Scenes(image_size=200)[3].layout
+
+
+def test_scene_seeds_never_meet_when_splits_and_streams_differ():
+    seeds = [scene_seed(seed, split, k) for seed in (0, 1) for split in SPLITS for k in range(500)]
+    assert len(set(seeds)) == len(seeds)
+    first = {split: Scenes(split=split, image_size=64)[0].layout for split in SPLITS}
+    assert first["train"] != first["validation"] != first["test"] != first["train"]
+
+
+def test_workers_share_a_stream_without_overlap_when_it_is_split():
+    scenes = Scenes(image_size=32, start=10, length=11, num_questions=0)
+    shares = [[s.index for s in scenes.for_worker(k, 3)] for k in range(3)]
+    assert sorted(itertools.chain(*shares)) == list(range(10, 21))
+    nested = [s.index for k in range(2) for s in scenes.for_worker(1, 3).for_worker(k, 2)]
+    assert sorted(nested) == shares[1]
+
+
+def test_scenes_survive_pickling_when_sent_to_a_worker():
+    scenes = Scenes(split="validation", image_size=48, num_objects=(2, 3))
+    assert pickle.loads(pickle.dumps(scenes))[7].truth == scenes[7].truth
+
+
+def test_scenes_refuse_settings_when_out_of_range():
+    for wrong in ({"split": "dev"}, {"num_objects": (0, 2)}, {"num_objects": (3, 2)}, {"image_size": 8}, {"start": -1}):
+        with pytest.raises(ValueError, match="must"):
+            Scenes(**wrong)
+    with pytest.raises(ValueError, match="kinds"):
+        Scenes(kinds=("reading", "singing"))
+    with pytest.raises(ValueError, match="sign_probability"):
+        Scenes(sign_probability=1.5)
+    with pytest.raises(ValueError, match="worker"):
+        Scenes().for_worker(2, 2)
+
+
+def test_num_objects_bounds_every_scene_when_set():
+    for low, high in ((1, 1), (2, 4)):
+        scenes = Scenes(image_size=32, num_objects=(low, high), num_questions=0)
+        counts = [sum(o.sign is None for o in scenes[k].layout.objects) for k in range(80)]
+        assert max(counts) <= high
+        assert min(counts) >= 1
+        assert np.mean([count >= low for count in counts]) > 0.95
+
+
+def test_a_quarter_of_the_names_lies_outside_when_compared_with_the_panoptic_vocabulary():
+    names = len(OBJECT_CLASSES) + len(STUFF_NAMES)
+    assert names == len(OUTSIDE_NAMES) + len(PANOPTIC_NAMES) == len({*OUTSIDE_NAMES, *PANOPTIC_NAMES})
+    assert 140 <= names <= 165
+    assert 0.22 <= len(OUTSIDE_NAMES) / names <= 0.28
+
+
+def test_panoptic_names_are_coco_names_when_suffixes_are_dropped():
+    vocabularies = pytest.importorskip("verbalizers.vocabularies")
+    coco = {
+        name.replace("-merged", "").replace("-other", "").replace("-stuff", "")
+        for name in vocabularies.COCO_PANOPTIC_NAMES
+    }
+    assert set(PANOPTIC_NAMES) <= coco
+    assert not set(OUTSIDE_NAMES) & coco
+
+
+def test_every_object_has_a_sprite_when_it_is_not_a_sign():
+    boxes = sprite_boxes()
+    assert set(boxes) == set(OBJECT_CLASSES) - {"sign"}
+    for name, entry in boxes.items():
+        assert len(entry) == max(len(OBJECT_CLASSES[name].sprites), 1)
+    assert all(GROUPS.values())
+
+
+def test_truth_boxes_are_those_of_the_visible_pixels_when_objects_overlap(samples):
+    for sample in samples:
+        truth, entity_map = sample.truth, sample.entities.entity_map
+        assert truth.image_size_hw == sample.image_size_hw == entity_map.shape
+        first = len(sample.layout.stuff)
+        found = {
+            (name, *box)
+            for part in (truth.segments, truth.detections)
+            for name, box in zip(part.class_names, part.boxes_xyxy.tolist(), strict=True)
+        }
+        for k, placed in enumerate(sample.layout.objects):
+            rows, columns = np.nonzero(entity_map == first + k + 1)
+            assert rows.size, f"{placed.name} is invisible in scene {sample.index}"
+            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            assert (placed.name, *(float(v) for v in box)) in found
+            x0, y0, x1, y1 = pixel_box(placed.box, 128)
+            assert box[0] >= x0 - 1 and box[1] >= y0 - 1 and box[2] <= x1 + 1 and box[3] <= y1 + 1
+
+
+def test_truth_reports_a_name_once_when_it_is_inside_or_outside_the_panoptic_vocabulary(samples):
+    for sample in samples:
+        assert set(sample.truth.segments.class_names) <= set(PANOPTIC_NAMES)
+        assert set(sample.truth.detections.class_names) <= set(OUTSIDE_NAMES)
+        assigned = np.isin(sample.truth.segments.panoptic_map, sample.truth.segments.segment_ids)
+        shown = {o.name for o in sample.layout.objects} & set(OUTSIDE_NAMES)
+        assert bool(shown) <= (not assigned.all())
+
+
+def test_relations_follow_geometry_when_read_from_boxes(samples):
+    seen = set()
+    for sample in Scenes(image_size=96, start=1000, length=150, num_questions=0):
+        graph = sample.truth.relations
+        boxes = graph.object_boxes_xyxy / 96
+        for s, predicate, o in zip(graph.subject_indices, graph.predicates, graph.object_indices, strict=True):
+            assert predicate in PREDICATES
+            assert s != o
+            seen.add(predicate)
+            a, b = boxes[s], boxes[o]
+            overlap_x = min(a[2], b[2]) - max(a[0], b[0])
+            if graph.object_names[o] in STUFF_NAMES:
+                continue
+            if predicate in ("over", "flying over"):
+                assert a[3] <= b[1] + 0.05
+            elif predicate == "beside":
+                assert overlap_x <= 0.03
+            elif predicate in ("on", "sitting on", "riding", "wearing", "in", "holding", "in front of"):
+                assert overlap_x > -0.02
+                assert min(a[3], b[3]) - max(a[1], b[1]) > -0.05
+    assert len(seen) >= 14
+
+
+def test_text_lines_lie_on_their_sign_when_a_sign_is_shown(samples):
+    signs = 0
+    for sample in samples:
+        quads, scale = sample.truth.text_lines.quads, sample.image_size
+        lines = [line for placed in sample.layout.objects if placed.sign for line in placed.sign.lines]
+        assert sorted(lines) == sorted(sample.truth.text_lines.texts)
+        boxes = [np.array(placed.box) * scale for placed in sample.layout.objects if placed.sign]
+        for quad in quads:
+            signs += 1
+            x, y = quad[:, 0], quad[:, 1]
+            assert any(
+                b[0] - 1 <= x.min() and x.max() <= b[2] + 1 and b[1] - 1 <= y.min() and y.max() <= b[3] + 1
+                for b in boxes
+            )
+            assert x[1] > x[0] and x[2] > x[3] and y[3] > y[0] and y[2] > y[1]  # clockwise from the top left
+    assert signs > 20
+
+
+def test_verbalization_names_everything_when_made_from_truth(samples):
+    for sample in samples[:20]:
+        words = verbalize_scene(sample.truth)
+        for name in (*sample.truth.segments.class_names, *sample.truth.detections.class_names):
+            assert name in words
+        for text in sample.truth.text_lines.texts:
+            assert text in words
+
+
+def test_layouts_differ_when_only_the_seed_differs():
+    from random import Random
+
+    layouts = {repr(sample_layout(Random(seed))) for seed in range(50)}
+    assert len(layouts) == 50
+
+
+def test_plural_of_every_object_name_reads_well_when_formed():
+    assert [
+        plural(n) for n in ("person", "bus", "bench", "knife", "sheep", "scissors", "dog", "butterfly", "toothbrush")
+    ] == [
+        *("people", "buses", "benches", "knives", "sheep", "scissors", "dogs", "butterflies", "toothbrushes"),
+    ]
+    assert plural("donkey") == "donkeys"
