@@ -37,7 +37,7 @@ $(VENV)/.test-installed: setup.cfg pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/.demo-installed
 	@mkdir -p $(dir $(DEMO_OVERLAY))
-	$(OFFLINE) $(BIN)/moai ask "$(DEMO_PICTURE)" "$(DEMO_QUESTION)" --model "$(DEMO_MODEL)" --show "$(DEMO_OVERLAY)"
+	$(OFFLINE) $(BIN)/moai ask "$(DEMO_PICTURE)" "$(DEMO_QUESTION)" --model "$(DEMO_MODEL)" --overlay "$(DEMO_OVERLAY)"
 
 test: $(VENV)/.test-installed
 	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -108,7 +108,7 @@ def test_readme_command_runs_when_typed(command: str, tmp_path: Path, monkeypatc
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     for option, value in zip(arguments, arguments[1:], strict=False):
-        if option == "--show":
+        if option == "--overlay":
             assert Path(value).stat().st_size > 0
 
 
