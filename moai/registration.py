@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from .configuration_moai import MoAIConfig
 from .modeling_moai import MoAIForConditionalGeneration, MoAIModel
@@ -15,3 +16,6 @@ def register_auto_classes() -> None:
     AutoModel.register(MoAIConfig, MoAIModel, exist_ok=True)
     AutoModelForImageTextToText.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
     register_processing(MoAIConfig)
+    # Pipelines find a registered class through the auto mapping; `transformers serve` (5.23) looks for its name in
+    # this plain table only. The table is read by key elsewhere, and no built-in model is called "moai".
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
