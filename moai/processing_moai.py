@@ -292,7 +292,8 @@ class MoAIProcessor(ProcessorMixin):
             asked = as_list(questions)
             groups = group_images_by_question(images, len(asked))
             prompts = self.build_prompts(asked, [len(group) for group in groups], chat_template)
-            return prompts, groups
+            counts = [prompt.count(self.image_token) for prompt in prompts]  # a custom template may write none
+            return prompts, group_images_by_placeholders(groups, counts, self.image_token)
         if text is None:
             flat = [] if images is None else as_list(images)
             return None, [as_list(item) for item in flat]
