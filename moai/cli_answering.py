@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from verbalizers import Scene
 from .cli_rendering import (
     choose_overlay_path,
     footer_of,
+    is_terminal,
     live_answer,
     note,
     print_json,
@@ -43,9 +43,9 @@ def answer_pictures(
     Returns:
         How many pictures got no answer; each was reported.
     """
-    is_terminal = sys.stdout.isatty() and not settings.is_json
+    is_interactive = is_terminal() and not settings.is_json
     kwargs = settings.to_kwargs() | {"on_error": "skip", "batch_size": settings.batch_size}
-    if is_terminal and settings.is_streaming is not False:
+    if is_interactive and settings.is_streaming is not False:
         return _stream_pictures(pipeline, pictures, question, scenes, settings, kwargs)
     if settings.is_streaming and not settings.is_json and len(pictures) == 1:
         kwargs["stream"] = lambda piece: print(piece, end="", flush=True)
@@ -60,7 +60,7 @@ def answer_pictures(
             print_json(row | ({} if overlay is None else {"overlay": str(overlay)}))
         elif output.error is not None:
             note(f"error: {output.error}")
-        elif is_terminal:
+        elif is_interactive:
             print_panel(picture, question, output.answer, footer_of(output, overlay))
         elif "stream" in kwargs:
             print(flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ __all__ = [
     "choose_overlay_path",
     "describe_missing",
     "footer_of",
+    "is_terminal",
     "live_answer",
     "note",
     "print_json",
@@ -31,6 +33,11 @@ __all__ = [
     "render_answer",
     "save_overlay",
 ]
+
+
+def is_terminal() -> bool:
+    """Whether standard output is read by a person."""
+    return sys.stdout.isatty()
 
 
 def printable(text: str) -> str:
@@ -116,10 +123,10 @@ def live_answer(name: str, question: str) -> Iterator[LiveAnswer]:
         yield LiveAnswer(live, name, question)
 
 
-def print_words(name: str, words: str, footer: str = "", is_terminal: bool = False) -> None:
+def print_words(name: str, words: str, footer: str = "") -> None:
     """What was found, in words."""
-    shown = words or "nothing was found"
-    if is_terminal:
+    if is_terminal():
+        shown = words or "nothing was found"
         body = [Text(printable(shown))] + ([Text(""), Text(printable(footer), style="dim")] if footer else [])
         Console().print(Panel(Group(*body), title=Text(printable(name)), title_align="left", border_style="cyan"))
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from verbalizers import SCENE_FIELDS, verbalize_scene
@@ -67,5 +66,5 @@ def verbalize_pictures(
         else:
             lines = describe_missing(missing).replace("answered without", "nobody looked for")
             footer = "\n".join(filter(None, [lines, f"overlay: {overlay}" if overlay else ""]))
-            print_words(picture, words, footer, sys.stdout.isatty())
+            print_words(picture, words, footer)
     return num_failed

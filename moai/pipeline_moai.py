@@ -252,8 +252,10 @@ class MoAIPipeline:
                 usable = [query for query in usable if query.index < first_bad]
             self._see(usable, seen, timeout_s, is_completing_scenes)
             answers = self._answer(usable, routing, len(queries), stream, generate_kwargs)
+            still_to_come = {query.key for query in queries[start + batch_size :]}
+            seen = {key: scene for key, scene in seen.items() if key in still_to_come}
             for query in batch:
-                query.picture = None  # a long list of pictures must not fill the memory
+                query.release()
                 if query.index in answers:
                     yield answers[query.index]
                 elif on_error == "skip":

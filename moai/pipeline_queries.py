@@ -72,6 +72,10 @@ class Query:
         self.picture = load_image(self.source, max_pixels)
         _check_scene(self.scene, self.picture)
 
+    def release(self) -> None:
+        """Let go of pixels and prompt: a long list of pictures must not fill the memory."""
+        self.picture = self.prompt = None
+
     def build_prompt(self, processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> None:
         """Put the question, as data, into the chat template and see whether the model can read that much.
 

@@ -1,0 +1,301 @@
+"""The command line: what it prints where, its exit codes, question files that survive a kill."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
+from typer.testing import CliRunner
+
+from moai.cli import app
+from moai.cli_rendering import choose_overlay_path, printable
+from moai.question_files import AnswerFile, read_questions
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    settings = {"verbalizers": [], "kinds": ["detection", "ocr"]}
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), settings)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, folder):
+    """A folder with two pictures and findings for them; commands run inside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOAI_MODEL", str(folder))
+    for seed, name in enumerate(("a.png", "b.png")):
+        draw_picture(seed).save(name)
+    (tmp_path / "scene.json").write_text(json.dumps(build_scene().to_dict()))
+    return tmp_path
+
+
+def run(*arguments: str):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert "Traceback" not in result.output
+    return result
+
+
+def ask(*arguments: str):
+    return run("ask", "--max-new-tokens", 5, *arguments)
+
+
+def test_ask_prints_only_the_answer_on_stdout_when_piped(workplace):
+    result = ask("a.png", "What is it?")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 1 and result.stdout.strip()
+    assert "answered without detection, ocr: no verbalizer looked for it" in result.stderr
+
+
+def test_ask_json_holds_everything_when_findings_are_brought(workplace):
+    result = ask("a.png", "What is it?", "--json", "--scene", "scene.json")
+    row = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert row["image"] == "a.png" and row["question"] == "What is it?" and row["answer"]
+    assert row["scene"] == build_scene().to_dict() and "STOP" in row["auxiliary_text"] and row["missing"] == {}
+    for layer in row["routing"]:
+        for stream in ("image", "language"):
+            assert sum(layer[stream].values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_ask_prints_the_same_answer_when_streaming(workplace):
+    plain, streamed = ask("a.png", "What is it?"), ask("a.png", "What is it?", "--stream")
+    assert streamed.stdout.strip() == plain.stdout.strip() and streamed.exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["--stream", "--no-stream"])
+def test_ask_shows_panels_when_on_a_terminal(workplace, monkeypatch, option):
+    plain = ask("a.png", "What is it?").stdout.strip()
+    monkeypatch.setattr("moai.cli_answering.is_terminal", lambda: True)
+    result = ask("a.png", "nowhere.png", "What is it?", option)
+    assert result.exit_code == 3
+    assert plain in result.stdout and "a.png" in result.stdout and "answered without detection, ocr" in result.stdout
+    assert "does not exist" in result.output
+
+
+def test_show_saves_an_overlay_when_asked(workplace):
+    result = ask("a.png", "b.png", "What is it?", "--show", "--scene", "scene.json", "--scene", "scene.json")
+    assert result.exit_code == 0
+    for index, name in enumerate(("a", "b")):
+        path = workplace / f"{index + 1}_{name}_overlay.png"
+        assert path.name in result.output
+        overlay, picture = Image.open(path), Image.open(workplace / f"{name}.png")
+        assert overlay.size == picture.size and overlay.tobytes() != picture.convert("RGB").tobytes()
+
+
+def test_overlay_goes_where_it_is_told_when_a_path_is_given(workplace):
+    result = ask("a.png", "What is it?", "--overlay", "deep/down.png", "--json")
+    assert json.loads(result.stdout)["overlay"] == "deep/down.png"
+    assert Image.open("deep/down.png").size == (80, 60)
+
+
+def test_overlay_never_replaces_its_picture_when_named_alike(workplace):
+    before = (workplace / "a.png").read_bytes()
+    result = ask("a.png", "What is it?", "--overlay", "a.png")
+    assert result.exit_code == 1 and "replace the picture" in result.stderr
+    assert (workplace / "a.png").read_bytes() == before
+    with pytest.raises(ValueError, match="replace the picture"):
+        choose_overlay_path("a.png", workplace / "a.png", 0, 1)
+
+
+def test_ask_answers_the_others_when_one_picture_is_bad(workplace):
+    (workplace / "bad.png").write_text("words")
+    result = ask("a.png", "bad.png", "b.png", "What is it?")
+    assert result.exit_code == 3
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == ["a.png", "b.png"]
+    assert "bad.png" in result.stderr
+    rows = [json.loads(line) for line in ask("a.png", "bad.png", "What is it?", "--json").stdout.splitlines()]
+    assert rows[0]["answer"] and rows[1]["answer"] is None and "bad.png" in rows[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["a.png"], 2, "then a question"),
+        (["a.png", "b.png"], 2, "then a question"),
+        (["a.png", ""], 1, "expected a question"),
+        (["nowhere.png", "What?"], 1, "does not exist"),
+        (["a.png", "What?", "--model", "nowhere"], 1, "bundled name"),
+        (["a.png", "What?", "--verbalizers", "smell"], 1, "unknown verbalizer kind 'smell'"),
+        (["a.png", "What?", "--scene", "nowhere.json"], 1, "nowhere.json"),
+        (["a.png", "What?", "--scene", "a.png"], 1, "is no scene"),
+        (["a.png", "What?", "--routing", "0.5,0.5"], 1, "three weights"),
+        (["a.png", "What?", "--routing", "magic"], 1, "magic"),
+        (["a.png", "b.png", "What?", "--scene", "scene.json"], 1, "one --scene per picture"),
+        (["a.png", "What?", "--questions", "q.jsonl"], 2, "got both"),
+        (["--questions", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+    ],
+)
+def test_ask_prints_one_clear_message_when_used_wrongly(workplace, arguments, code, message):
+    result = ask(*arguments)
+    assert result.exit_code == code and result.stdout == ""
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_debug_shows_the_traceback_when_asked(workplace):
+    result = CliRunner().invoke(app, ["ask", "a.png", "What?", "--model", "nowhere", "--debug"])
+    assert result.exit_code == 1 and "Traceback" in result.stderr and "error: " in result.stderr
+
+
+# ---------------------------------------------------------------------- question files
+
+
+def write_lines(path, *rows) -> None:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+
+
+def read_lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+ROWS = [
+    {"id": "one", "image": "a.png", "question": "What is it?"},
+    {"id": "two", "image": "b.png", "question": "How many dogs are there?", "scene": "scene.json"},
+    {"image": "a.png", "question": "Where is the cat?", "scene": build_scene(word="OPEN").to_dict()},
+]
+
+
+def test_question_file_equals_single_questions_when_run_as_a_batch(workplace):
+    write_lines(workplace / "q.jsonl", *ROWS)
+    result = ask("--questions", "q.jsonl", "--out", "answers.jsonl")
+    assert result.exit_code == 0, result.output
+    rows = read_lines(workplace / "answers.jsonl")
+    assert [row["id"] for row in rows] == ["one", "two", 3]
+    assert rows[0]["answer"] == ask("a.png", "What is it?").stdout.strip()
+    assert "STOP" in rows[1]["auxiliary_text"] and "OPEN" in rows[2]["auxiliary_text"]
+    assert "scene" not in rows[0]
+
+
+def test_question_file_goes_to_stdout_when_no_out_is_named(workplace):
+    write_lines(workplace / "q.jsonl", *ROWS)
+    rows = [json.loads(line) for line in ask("--questions", "q.jsonl", "--json").stdout.splitlines()]
+    assert [row["id"] for row in rows] == ["one", "two", 3] and rows[1]["scene"]["text_lines"]["texts"] == ["STOP"]
+
+
+def test_question_file_names_file_and_line_when_lines_are_malformed(workplace):
+    bad = ["{broken", "[1]", {"image": "a.png"}, {"id": "one", "image": "a.png", "question": "Again?"}]
+    write_lines(workplace / "q.jsonl", ROWS[0], *bad, {"image": "nowhere.png", "question": "What?"}, ROWS[1])
+    result = ask("--questions", "q.jsonl", "--out", "answers.jsonl", "--max-errors", "5")
+    assert result.exit_code == 3
+    for line in (2, 3, 4, 5, 6):
+        assert f"q.jsonl:{line}: " in result.stderr
+    rows = {row["id"]: row for row in read_lines(workplace / "answers.jsonl")}
+    assert rows["one"]["answer"] and rows["two"]["answer"] and "nowhere.png" in rows[6]["error"]
+
+
+def test_question_file_ends_when_errors_exceed_the_bound(workplace):
+    write_lines(workplace / "q.jsonl", ROWS[0], "{broken", "{broken")
+    result = ask("--questions", "q.jsonl", "--out", "answers.jsonl", "--max-errors", "1")
+    assert result.exit_code == 1 and "--max-errors allows 1" in result.stderr
+    assert not (workplace / "answers.jsonl").exists()
+
+
+def test_question_file_continues_without_loss_when_killed_in_the_middle_of_a_line(workplace, monkeypatch):
+    write_lines(workplace / "q.jsonl", *ROWS)
+    ask("--questions", "q.jsonl", "--out", "whole.jsonl")
+    whole = (workplace / "whole.jsonl").read_bytes()
+    first_line = whole.index(b"\n") + 1
+    (workplace / "answers.jsonl").write_bytes(whole[: first_line + 30])
+    asked = []
+    from moai.pipeline_moai import MoAIPipeline
+
+    original = MoAIPipeline.answer_each
+    monkeypatch.setattr(
+        MoAIPipeline,
+        "answer_each",
+        lambda self, images, questions, *a, **k: asked.extend(questions) or original(self, images, questions, *a, **k),
+    )
+    result = ask("--questions", "q.jsonl", "--out", "answers.jsonl")
+    assert result.exit_code == 0 and "1 of 3 questions are answered" in result.stderr
+    assert asked == [row["question"] for row in ROWS[1:]]
+    assert (workplace / "answers.jsonl").read_bytes() == whole
+
+
+def test_question_file_loads_no_model_when_everything_is_answered(workplace, monkeypatch):
+    write_lines(workplace / "q.jsonl", *ROWS)
+    ask("--questions", "q.jsonl", "--out", "answers.jsonl")
+    monkeypatch.setattr("moai.cli_settings.silence_libraries", lambda: pytest.fail("the model was loaded"))
+    assert ask("--questions", "q.jsonl", "--out", "answers.jsonl").exit_code == 0
+
+
+def test_answer_file_refuses_when_it_holds_something_else(workplace):
+    write_lines(workplace / "q.jsonl", *ROWS)
+    rows, _ = read_questions("q.jsonl")
+    row = {"id": "one", "image": "a.png", "question": "Another?", "model": "m", "answer": "yes"}
+    write_lines(workplace / "out.jsonl", row)
+    with pytest.raises(ValueError, match="another question under the id 'one'"):
+        AnswerFile("out.jsonl", "m").select_open(rows)
+    with pytest.raises(ValueError, match=r"out\.jsonl:1: expected answers of the model 'n'"):
+        AnswerFile("out.jsonl", "n")
+    write_lines(workplace / "notes.txt", "my notes", "more")
+    with pytest.raises(ValueError, match=r"notes\.txt:1: expected an answer"):
+        AnswerFile("notes.txt", "m")
+    assert (workplace / "notes.txt").read_text() == "my notes\nmore\n"
+    AnswerFile("notes.txt", "m", is_overwriting=True)
+    assert (workplace / "notes.txt").read_text() == ""
+
+
+def test_answer_file_tries_failed_questions_again_when_continued(workplace):
+    write_lines(workplace / "q.jsonl", ROWS[0], {"id": "late", "image": "late.png", "question": "What?"})
+    assert ask("--questions", "q.jsonl", "--out", "o.jsonl").exit_code == 3
+    draw_picture(5).save("late.png")
+    assert ask("--questions", "q.jsonl", "--out", "o.jsonl").exit_code == 0
+    assert [(row["id"], bool(row["answer"])) for row in read_lines(workplace / "o.jsonl")] == [
+        ("one", True),
+        ("late", True),
+    ]
+
+
+# ---------------------------------------------------------------------- the other commands
+
+
+def test_verbalize_reads_words_when_a_picture_has_some(workplace, repo_root):
+    pytest.importorskip("rapidocr")
+    pytest.importorskip("onnxruntime")
+    truth = json.loads((repo_root / "examples" / "street.json").read_text())
+    result = run("verbalize", repo_root / "examples" / "street.png", "--kinds", "ocr", "--json")
+    row = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert row["scene"]["text_lines"]["texts"] == truth["text_lines"]["texts"]
+    assert row["words"].startswith("The image includes text descriptions: ")
+    (workplace / "found.json").write_text(result.stdout)
+    again = ask(repo_root / "examples" / "street.png", "What?", "--scene", "found.json", "--json")
+    assert json.loads(again.stdout)["scene"] == row["scene"]
+
+
+def test_verbalize_says_who_did_not_look_when_nothing_runs(workplace):
+    result = run("verbalize", "a.png", "--verbalizers", "none", "--kinds", "ocr,segmentation")
+    assert result.exit_code == 0 and result.stdout.strip() == ""
+    assert "nobody looked for ocr, segmentation" in result.stderr
+    assert run("verbalize", "a.png", "--kinds", "smell").exit_code == 1
+
+
+def test_convert_reports_the_reason_when_the_source_is_no_checkpoint(workplace):
+    result = run("convert", "a.png", "out")
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and not (workplace / "out").exists()
+
+
+def test_info_lists_backends_when_run():
+    report = json.loads(run("info", "--json").stdout)
+    assert "rapidocr" in report["verbalizers"]["ocr"] and report["libraries"]["torch"]
+    assert set(report["optional packages"]) >= {"bitsandbytes", "peft"}
+    assert "bundled checkpoints" in run("info").stdout
+
+
+def test_version_is_the_distributions_when_printed():
+    import moai
+
+    assert run("--version").stdout.strip() == f"moai-vlm {moai.__version__}"
+
+
+def test_module_runs_as_a_command_when_called_with_python(repo_root):
+    command = [sys.executable, "-m", "moai", "ask", "nowhere.png"]
+    result = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 2 and re.match("error: expected one or more pictures", result.stderr)
+
+
+def test_printable_text_cannot_steer_a_terminal_when_it_holds_escapes():
+    assert printable("a\x1b[2Jb\u202ec\nd\te") == "a\ufffd[2Jb\ufffdc\nd\te"

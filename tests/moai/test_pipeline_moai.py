@@ -1,0 +1,335 @@
+"""MoAIPipeline: lists equal singles, scenes are reused, what fails is named and costs nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from pipeline_builders import (
+    HangingVerbalizer,
+    ScriptedVerbalizer,
+    build_scene,
+    build_text_lines,
+    draw_picture,
+    write_tiny_checkpoint,
+)
+
+from moai import MoAIOutput, MoAIPipeline
+from moai.pipeline_outputs import PipelineError
+from moai.pipeline_verbalizers import VerbalizerSettings
+
+FAST = {"max_new_tokens": 6}
+QUESTIONS = ["What is it?", "How many dogs are there?", "Where is the cat? There are two. It is on the left."]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def read_brightness(image: np.ndarray):
+    """Another word for every picture, so that findings handed to the wrong picture are noticed."""
+    return build_text_lines(f"SIGN {int(image.astype(np.int64).sum()) % 9973}")
+
+
+@pytest.fixture
+def reader():
+    return ScriptedVerbalizer("ocr", read_brightness)
+
+
+@pytest.fixture
+def pipe(folder, reader):
+    return MoAIPipeline.from_pretrained(folder, verbalizers=[reader])
+
+
+def fields_of(output: MoAIOutput) -> tuple:
+    return output.answer, output.auxiliary_text, output.scene, dict(output.missing)
+
+
+def test_pipeline_answers_one_output_when_asked_one_question(pipe):
+    output = pipe(draw_picture(), "What is it?", **FAST)
+    assert isinstance(output, MoAIOutput)
+    assert output.answer and output.error is None and output.routing is None
+    assert output.auxiliary_text.startswith("The image includes text descriptions: SIGN")
+    assert output.scene.text_lines.texts[0] in output.auxiliary_text
+
+
+def test_pipeline_list_equals_singles_when_scenes_and_lengths_differ(pipe):
+    pictures = [draw_picture(seed) for seed in range(3)]
+    scenes = [None, build_scene(), None]
+    together = pipe(pictures, QUESTIONS, scenes, output_routing=True, **FAST)
+    alone = [pipe(p, q, s, output_routing=True, **FAST) for p, q, s in zip(pictures, QUESTIONS, scenes, strict=True)]
+    assert [fields_of(output) for output in together] == [fields_of(output) for output in alone]
+    assert len({output.answer for output in together}) > 1
+    for one, other in zip(together, alone, strict=True):
+        for layer, expected in zip(one.routing, other.routing, strict=True):
+            torch.testing.assert_close(layer.image, expected.image, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(layer.language, expected.language, atol=1e-4, rtol=1e-3)
+
+
+def test_pipeline_gives_the_same_answers_when_the_batch_is_smaller(pipe):
+    pictures = [draw_picture(seed) for seed in range(3)]
+    large, small = (pipe(pictures, QUESTIONS, batch_size=size, **FAST) for size in (3, 2))
+    assert [fields_of(output) for output in large] == [fields_of(output) for output in small]
+
+
+def test_pipeline_uses_the_findings_when_they_differ(pipe):
+    answers = {
+        word: pipe(draw_picture(), "What is it?", build_scene(word=word), **FAST) for word in ("STOP", "dog cat")
+    }
+    assert answers["STOP"].auxiliary_text != answers["dog cat"].auxiliary_text
+    states = [
+        pipe.processor(auxiliary_text=output.auxiliary_text)["auxiliary_input_ids"] for output in answers.values()
+    ]
+    first, second = (pipe.model.get_auxiliary_states(ids) for ids in states)
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_pipeline_looks_once_when_one_picture_has_many_questions(pipe, reader):
+    outputs = pipe(draw_picture(), QUESTIONS, batch_size=1, **FAST)
+    assert len(outputs) == 3 and reader.num_pictures == 1
+
+
+def test_pipeline_looks_once_when_a_path_is_repeated(pipe, reader, tmp_path):
+    draw_picture().save(tmp_path / "a.png")
+    pipe([tmp_path / "a.png", str(tmp_path / "a.png"), tmp_path / "a.png"], "What is it?", **FAST)
+    assert reader.num_pictures == 1
+
+
+def test_pipeline_does_not_look_when_scenes_are_given(pipe, reader):
+    picture = draw_picture()
+    scene = pipe.verbalize(picture)
+    assert reader.num_pictures == 1
+    again = [pipe(picture, question, scene, **FAST) for question in QUESTIONS]
+    assert reader.num_pictures == 1
+    assert all(output.scene is scene for output in again)
+
+
+def test_pipeline_keeps_two_scenes_apart_when_the_picture_is_the_same(pipe):
+    picture, scenes = draw_picture(), [build_scene(word="STOP"), build_scene(word="OPEN")]
+    outputs = pipe([picture, picture], "What is it?", scenes, **FAST)
+    assert [output.scene.text_lines.texts for output in outputs] == [("STOP",), ("OPEN",)]
+
+
+def test_verbalize_fills_only_gaps_when_findings_are_brought(folder):
+    reader = ScriptedVerbalizer("ocr", read_brightness)
+    mapper = ScriptedVerbalizer("depth", lambda image: "The image is deep.")
+    pipe = MoAIPipeline.from_pretrained(folder, verbalizers=[reader, mapper])
+    scene = pipe.verbalize(draw_picture(), build_scene())
+    assert (reader.num_pictures, mapper.num_pictures) == (0, 1)
+    assert scene.text_lines.texts == ("STOP",) and scene.findings == {"depth": "The image is deep."}
+    assert pipe.describe(scene).endswith("The image is deep.")
+
+
+def test_pipeline_names_what_is_missing_when_a_verbalizer_raises(folder):
+    def fail(image):
+        raise RuntimeError("no memory left")
+
+    pipe = MoAIPipeline.from_pretrained(folder, verbalizers=[ScriptedVerbalizer("ocr", fail)])
+    output = pipe(draw_picture(), "What is it?", **FAST)
+    assert output.answer
+    assert "no memory left" in output.missing["ocr"]
+    assert set(output.missing) == {"segmentation", "detection", "scene_graph", "ocr"}
+
+
+def test_pipeline_answers_when_a_verbalizer_hangs(folder):
+    hanging = HangingVerbalizer()
+    pipe = MoAIPipeline.from_pretrained(folder, verbalizers=[hanging])
+    try:
+        output = pipe(draw_picture(), "What is it?", timeout_s=0.2, **FAST)
+    finally:
+        hanging.release()
+    assert output.answer and "0.2 s" in output.missing["ocr"]
+
+
+def test_pipeline_keeps_other_findings_when_one_picture_breaks_a_verbalizer(folder):
+    bad = draw_picture(1)
+
+    def fail_on_bad(image):
+        if np.array_equal(image, np.asarray(bad)):
+            raise RuntimeError("cannot read this one")
+        return build_text_lines("FINE")
+
+    pipe = MoAIPipeline.from_pretrained(folder, verbalizers=[ScriptedVerbalizer("ocr", fail_on_bad)])
+    outputs = pipe([draw_picture(0), bad, draw_picture(2)], "What is it?", **FAST)
+    assert ["ocr" in output.missing for output in outputs] == [False, True, False]
+    assert all(output.answer for output in outputs)
+
+
+def test_pipeline_error_names_the_picture_and_keeps_answers_when_one_is_bad(pipe, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    pictures = [draw_picture(0), draw_picture(1), tmp_path / "broken.png", draw_picture(2)]
+    with pytest.raises(PipelineError, match=r"item 2 \(.*broken\.png\)") as caught:
+        pipe(pictures, "What is it?", batch_size=2, **FAST)
+    assert caught.value.index == 2
+    assert [output.answer for output in caught.value.outputs] == [
+        output.answer for output in pipe(pictures[:2], "What is it?", **FAST)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_pipeline_keeps_the_others_when_bad_ones_are_skipped(pipe, tmp_path, batch_size):
+    (tmp_path / "broken.png").write_bytes(b"")
+    pictures = [draw_picture(0), tmp_path / "broken.png", draw_picture(2), draw_picture(3)]
+    questions = ["What is it?", "What is it?", "  ", "Where is the cat?"]
+    outputs = pipe(pictures, questions, on_error="skip", batch_size=batch_size, **FAST)
+    assert [output.error is None for output in outputs] == [True, False, False, True]
+    assert "broken.png" in outputs[1].error and "item 2" in outputs[2].error
+    good = [pipe(pictures[i], questions[i], **FAST).answer for i in (0, 3)]
+    assert [outputs[0].answer, outputs[3].answer] == good
+
+
+def test_stream_pieces_join_to_the_answer_when_read_to_the_end(pipe):
+    picture = draw_picture()
+    stream = pipe.stream(picture, "What is it?", **FAST)
+    pieces = list(stream)
+    assert "".join(pieces).strip() == stream.output.answer == pipe(picture, "What is it?", **FAST).answer
+
+
+def test_stream_raises_in_the_reader_when_the_question_is_empty(pipe):
+    with pytest.raises(PipelineError, match="expected a question"):
+        list(pipe.stream(draw_picture(), ""))
+
+
+def test_stream_stops_generating_when_closed(pipe):
+    stream = pipe.stream(draw_picture(), "What is it?", max_new_tokens=400, eos_token_id=-1)
+    next(stream)
+    stream.close()
+    assert stream.output is not None  # the worker has ended
+    assert len(pipe.processor.tokenizer.encode(stream.output.answer)) < 400
+
+
+def test_routing_shares_sum_to_one_when_asked_for(pipe):
+    output = pipe(draw_picture(), "What is it?", output_routing=True, **FAST)
+    layers = pipe.model.config.mixer_config.layers
+    assert [layer.layer_idx for layer in output.routing] == list(layers)
+    for layer in output.routing:
+        assert layer.image.shape == (pipe.model.config.image_seq_length, 3)
+        for stream in (layer.image, layer.language):
+            torch.testing.assert_close(stream.sum(-1), torch.ones(len(stream)))
+    shares = output.to_dict()["routing"][0]
+    assert set(shares["image"]) == {"auxiliary", "language", "image"}
+
+
+def test_routing_weights_go_to_their_question_when_given_per_question(pipe):
+    picture, num_layers = draw_picture(), len(pipe.model.config.mixer_config.layers)
+    weights = torch.eye(3)[:, None, None].expand(3, num_layers, 2, 3)
+    outputs = pipe(picture, QUESTIONS, routing=weights, output_routing=True, batch_size=2, **FAST)
+    for index, output in enumerate(outputs):
+        assert torch.equal(output.routing[0].image[0], torch.eye(3)[index])
+    with pytest.raises(ValueError, match="each of the 3 questions"):
+        pipe(picture, QUESTIONS, routing=weights[:2], **FAST)
+
+
+def test_routing_rows_are_their_samples_when_searching_with_beams(pipe):
+    pictures = [draw_picture(seed) for seed in range(2)]
+    beams = pipe(pictures, QUESTIONS[:2], output_routing=True, num_beams=3, **FAST)
+    greedy = pipe(pictures, QUESTIONS[:2], output_routing=True, **FAST)
+    for one, other in zip(beams, greedy, strict=True):
+        torch.testing.assert_close(one.routing[0].language, other.routing[0].language, atol=1e-5, rtol=1e-4)
+
+
+def test_pipeline_restores_itself_when_saved(pipe, tmp_path):
+    pipe.settings = VerbalizerSettings(kinds=("ocr",), map="always")
+    pipe.verbalizers = []
+    pipe.save_pretrained(tmp_path / "copy")
+    copy = MoAIPipeline.from_pretrained(tmp_path / "copy")
+    assert copy.verbalizers == [] and copy.settings.map == "always" and copy.settings.kinds == ("ocr",)
+    picture, scene = draw_picture(), build_scene()
+    assert copy(picture, "What is it?", scene, **FAST).answer == pipe(picture, "What is it?", scene, **FAST).answer
+
+
+def test_map_settings_decide_what_the_model_sees_when_there_are_segments(pipe, monkeypatch):
+    seen = []
+    original = pipe.model.generate
+    monkeypatch.setattr(
+        pipe.model, "generate", lambda **inputs: seen.append("auxiliary_pixel_values" in inputs) or original(**inputs)
+    )
+    for mode in ("found", "always", "never"):
+        pipe.settings = VerbalizerSettings(map=mode)
+        pipe(draw_picture(), "What is it?", build_scene(), **FAST)
+        pipe(draw_picture(), "What is it?", **FAST)
+    assert seen == [True, False, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("images", "questions", "scenes", "message"),
+    [
+        ([], "What?", None, "got 0 and 1"),
+        (["a", "b"], ["x", "y", "z"], None, "got 2 pictures and 3 questions"),
+        (["a", "b"], "x", [None], "one scene per picture"),
+    ],
+)
+def test_pipeline_names_both_counts_when_they_do_not_fit(pipe, images, questions, scenes, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(images, questions, scenes)
+
+
+def test_pipeline_refuses_a_scene_when_it_is_another_pictures(pipe):
+    with pytest.raises(PipelineError, match=r"\(60, 80\).*\(30, 40\)"):
+        pipe(draw_picture(), "What is it?", build_scene(30, 40))
+
+
+def test_from_pretrained_says_what_it_takes_when_the_name_is_unknown():
+    with pytest.raises(ValueError, match="checkpoint folder, a hub name .* or a bundled name"):
+        MoAIPipeline.from_pretrained("no-such-model")
+
+
+def test_from_pretrained_refuses_when_weights_are_missing(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    dropped = next(name for name in weights if "compressor" in name)
+    del weights[dropped]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="expected all weights"):
+        MoAIPipeline.from_pretrained(tmp_path, verbalizers=[])
+
+
+def test_from_pretrained_names_the_kind_when_its_package_is_missing(folder, monkeypatch):
+    monkeypatch.setattr("moai.pipeline_verbalizers.is_rapidocr_available", lambda: False)
+    output = MoAIPipeline.from_pretrained(folder)(draw_picture(), "What is it?", **FAST)
+    assert output.answer and 'pip install "moai-vlm[ocr]"' in output.missing["ocr"]
+
+
+def test_verbalizer_settings_survive_when_saved_and_loaded(tmp_path):
+    entries = ({"kind": "ocr", "backend": "rapidocr", "settings": {"threshold": 0.5}},)
+    settings = VerbalizerSettings(entries, ("ocr",), map="never", compat=True)
+    settings.save(tmp_path)
+    assert VerbalizerSettings.load(tmp_path) == settings
+    built, absent = settings.build()
+    assert built[0].threshold == 0.5 and not absent
+
+
+@pytest.mark.parametrize("content", ['{"kindz": []}', "[1]", "{", '{"map": "often"}', '{"words": {"x": 1}}'])
+def test_verbalizer_settings_name_the_file_when_it_is_wrong(tmp_path, content):
+    (tmp_path / "verbalizers.json").write_text(content)
+    with pytest.raises(ValueError, match=r"verbalizers\.json is no valid"):
+        VerbalizerSettings.load(tmp_path)
+
+
+def test_transformers_pipeline_answers_when_moai_is_imported(folder):
+    from transformers import pipeline
+
+    pipe = pipeline("image-text-to-text", model=str(folder))
+
+    def chat(seed, question):
+        content = [{"type": "image", "image": draw_picture(seed)}, {"type": "text", "text": question}]
+        return [{"role": "user", "content": content}]
+
+    chats = [chat(0, "What is it?"), chat(1, "How many dogs are there on the left? There are two.")]
+    settings = {"max_new_tokens": 5, "return_full_text": False}
+    singles = [pipe(text=one, **settings)[0]["generated_text"] for one in chats]
+    together = [rows[0]["generated_text"] for rows in pipe(text=chats, batch_size=2, **settings)]
+    assert together == singles and all(singles)
+
+    ours = MoAIPipeline.from_pretrained(folder, verbalizers=[])
+    inputs = ours.processor(images=draw_picture(0), questions="What is it?")
+    ids = ours.model.generate(**inputs, max_new_tokens=5)[:, inputs["input_ids"].shape[1] :]
+    assert ours.processor.batch_decode(ids, skip_special_tokens=True) == singles[:1]
+
+
+def test_registration_puts_the_class_into_the_static_table_when_moai_is_imported():
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as names
+
+    assert names["moai"] == "MoAIForConditionalGeneration"
