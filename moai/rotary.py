@@ -1,9 +1,9 @@
 """Dynamic (NTK) rotary positions without memory: every row of every call gets the frequencies of its own length.
 
 transformers' implementation keeps the frequencies of the longest prompt seen so far until one shorter than
-``max_position_embeddings`` arrives, and stretches a whole batch by its longest row. A prompt then reads differently after
-another one, or beside another one. The released MoAI (InternLM2's code) remembers in the same way; on its first prompt
-it computes exactly what stands here.
+``max_position_embeddings`` arrives, and stretches a whole batch by its longest row. A prompt then reads differently
+after another one, or beside another one. The released MoAI (InternLM2's code) remembers in the same way; on its first
+prompt it computes exactly what stands here.
 """
 
 from __future__ import annotations

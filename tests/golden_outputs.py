@@ -68,7 +68,9 @@ class GoldenMoAI:
     def samples(self) -> list[str]:
         """Names of the single-image runs that come with all their inputs."""
         names = sorted({key.split(".")[0] for key in self.full if key.endswith(".in.aux_embeds")})
-        return [name for name in names if f"{name}.in.input_ids" in self.full and f"{name}.out.hidden.embed" in self.full]
+        return [
+            name for name in names if f"{name}.in.input_ids" in self.full and f"{name}.out.hidden.embed" in self.full
+        ]
 
     @property
     def num_patches(self) -> int:

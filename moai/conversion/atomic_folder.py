@@ -33,7 +33,7 @@ def atomic_folder(output: str | Path, *, force: bool = False) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         yield folder
-        folder.chmod(0o777 & ~_umask())  # mkdtemp's folder is private
+        _make_readable(folder)
         if output.is_dir():
             previous = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
             os.replace(output, previous / output.name)
@@ -46,7 +46,9 @@ def atomic_folder(output: str | Path, *, force: bool = False) -> Iterator[Path]:
         raise
 
 
-def _umask() -> int:
+def _make_readable(folder: Path) -> None:
+    """Give the permissions of any new file: temporary folders and safetensors files are private."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

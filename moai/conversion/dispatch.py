@@ -86,8 +86,8 @@ def _find_kind(source: Path, name: str | None) -> ConversionKind:
         if kind.recognises(source):
             return kind
     raise ValueError(
-        f"{source} is none of the kinds that can be converted: {', '.join(available_conversions())}. A plain vision tower "
-        "or language model needs no conversion: use MoAIForConditionalGeneration.from_backbones."
+        f"{source} is none of the kinds that can be converted: {', '.join(available_conversions())}. "
+        "A plain vision tower or language model needs no conversion: use MoAIForConditionalGeneration.from_backbones."
     )
 
 

@@ -57,9 +57,7 @@ class AttentionSizes:
         return (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
 
 
-def split_fused_rows(
-    fused: torch.Tensor, sizes: AttentionSizes
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def split_fused_rows(fused: torch.Tensor, sizes: AttentionSizes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Split the rows of ``wqkv`` (a weight, a bias or a ``Plora_B``) into query, key and value rows.
 
     Args:

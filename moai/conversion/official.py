@@ -1,7 +1,7 @@
 """Official-format MoAI checkpoints to ours.
 
-An official-format folder holds config.json, weights under the released code's names (``*.safetensors`` or ``*.bin``, sharded
-or not) and tokenizer.model. Tensors are streamed one by one, so that memory stays near one output shard.
+An official-format folder holds config.json, weights under the released code's names (``*.safetensors`` or ``*.bin``,
+sharded or not) and tokenizer.model. Tensors are streamed one by one, so that memory stays near one output shard.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def check_completeness(weights: TensorFolder, config: MoAIConfig, sizes: Officia
     ]
     if problems:
         raise ValueError(
-            f"The checkpoint in {weights.folder} does not convert. " + "; ".join(problems) + ". Check that all shards and "
-            "the right config.json are there."
+            f"The checkpoint in {weights.folder} does not convert. " + "; ".join(problems) + ". Check that all "
+            "shards and the right config.json are there."
         )
 
 

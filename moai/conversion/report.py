@@ -55,7 +55,8 @@ class ConversionReport:
         lines = [
             f"{self.kind}: {self.source} -> {self.output}",
             f"  {self.num_source_tensors} tensors read, all consumed; {self.num_tensors} written "
-            f"({self.num_parameters:,} parameters, {self.num_bytes / 1e6:,.1f} MB, {self.dtype}, {len(self.files)} file(s))",
+            f"({self.num_parameters:,} parameters, {self.num_bytes / 1e6:,.1f} MB, {self.dtype}, "
+            f"{len(self.files)} file(s))",
         ]
         lines += [f"  {name:<24}{count:>16,}" for name, count in self.families.items()]
         lines += [f"  {name}: {value}" for name, value in self.sizes.items()]
@@ -66,7 +67,15 @@ class ConversionReport:
 class FamilyCounter:
     """Counts parameters by part of the model, in the order of first appearance in a fixed list."""
 
-    FAMILIES = ("vision_tower", "multi_modal_projector", "compressor", "mixers", "partial_lora", "language_model", "lm_head")
+    FAMILIES = (
+        "vision_tower",
+        "multi_modal_projector",
+        "compressor",
+        "mixers",
+        "partial_lora",
+        "language_model",
+        "lm_head",
+    )
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()

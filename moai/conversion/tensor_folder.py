@@ -107,8 +107,8 @@ class TensorFolder:
             state = _load_weights_only(file)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
             raise ValueError(
-                f"{file} is no plain collection of tensors, or is damaged: {str(error).splitlines()[0]} Only files that "
-                "torch.load(weights_only=True) reads are accepted; save the weights as safetensors."
+                f"{file} is no plain collection of tensors, or is damaged: {str(error).splitlines()[0]} Only files "
+                "that torch.load(weights_only=True) reads are accepted; save the weights as safetensors."
             ) from error
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]
@@ -173,7 +173,9 @@ def _indexed_files(index: Path) -> set[str]:
     names = set(_read_weight_map(index).values())
     escaping = sorted(name for name in names if Path(name).name != name)
     if escaping:
-        raise ValueError(f"{index} names files outside its folder: {list_names(escaping)}. Do not trust this checkpoint.")
+        raise ValueError(
+            f"{index} names files outside its folder: {list_names(escaping)}. Do not trust this checkpoint."
+        )
     return names
 
 

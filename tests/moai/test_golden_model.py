@@ -236,9 +236,7 @@ def test_half_precision_model_stays_near_release_when_both_are_half(golden):
     states = run(half, inputs, logits_to_keep=reference.shape[1])
     assert states["logits"].dtype == torch.float16
     assert all(states[key].dtype == torch.float32 for key in states if key.startswith("gate."))
-    close(
-        known_vocabulary(golden, states["logits"]), reference, golden.tolerance("A_fp16 logits"), "A_fp16.out.logits"
-    )
+    close(known_vocabulary(golden, states["logits"]), reference, golden.tolerance("A_fp16 logits"), "A_fp16.out.logits")
 
 
 def training_inputs(golden: GoldenMoAI) -> dict[str, torch.Tensor]:

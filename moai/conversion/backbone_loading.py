@@ -1,0 +1,209 @@
+"""Pretrained vision towers and language models as plain tensors with their configuration."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+from ..configuration_moai import DECODER_FAMILIES
+from .internlm2 import build_llama_fields, convert_decoder_tensor, derive_attention_sizes
+from .tensor_folder import TensorFolder, list_names
+
+INTERNLM2_MODEL_TYPE = "internlm2"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained part.
+
+    Attributes:
+        config: Its configuration, a copy.
+        tensors: Its tensors by their names inside the part, each owned by nobody else.
+        head: ``(vocab_size, D)`` output head of a language model; None where it is tied, or for a tower.
+    """
+
+    config: PreTrainedConfig
+    tensors: dict[str, torch.Tensor]
+    head: torch.Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the part's first floating tensor."""
+        return next(tensor.dtype for tensor in self.tensors.values() if tensor.is_floating_point())
+
+
+def load_vision_backbone(vision: Any) -> Backbone:
+    """Load a vision tower.
+
+    Args:
+        vision: Folder or hub name of a CLIP, SigLIP, DINOv2, ... model, with or without its text half; or a
+            loaded model, which is copied.
+
+    Returns:
+        The tower alone.
+
+    Raises:
+        ValueError: If the model has no vision tower, or weights are missing.
+    """
+    if not isinstance(vision, PreTrainedModel):
+        vision = _load_tower(str(vision))
+        tower, is_shared = _find_tower(vision), False
+    else:
+        tower, is_shared = _find_tower(vision), True
+    return Backbone(deepcopy(tower.config), _own_tensors(tower, is_shared))
+
+
+def _load_tower(name: str) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name)
+    vision_config = getattr(config, "vision_config", None)
+    if vision_config is not None and type(vision_config) in AutoModel._model_mapping:
+        # The vision half alone: a whole CLIP's text half is not even read.
+        loader, settings = AutoModel._model_mapping[type(vision_config)], {"config": vision_config}
+    else:
+        loader, settings = AutoModel, {}
+    model, info = loader.from_pretrained(name, **settings, dtype="auto", use_safetensors=True, output_loading_info=True)
+    _check_loaded(name, model, info)
+    return model
+
+
+def _find_tower(model: PreTrainedModel) -> PreTrainedModel:
+    if getattr(model.config, "vision_config", None) is None:
+        return model
+    for name in ("vision_model", "vision_tower"):
+        tower = getattr(model, name, None)
+        if isinstance(tower, PreTrainedModel):
+            return tower
+    raise ValueError(
+        f"Expected a vision model, got {type(model).__name__} without a `vision_model`. Pass its vision tower itself."
+    )
+
+
+def load_text_backbone(text: Any, gguf_file: str | None = None) -> Backbone:
+    """Load a causal language model.
+
+    Args:
+        text: Folder or hub name of a Llama, SmolLM2, Mistral, Qwen2 or Qwen3 model, of an InternLM2 in its own format
+            (read here, no remote code), or path of a .gguf file; or a loaded causal model, which is copied.
+        gguf_file: Name of a GGUF file inside the folder or hub repository; its weights are dequantised.
+
+    Returns:
+        Its decoder and head.
+
+    Raises:
+        ValueError: If the family is not supported, or weights are missing.
+    """
+    if isinstance(text, PreTrainedModel):
+        return _split_causal_model(text, is_shared=True)
+    name, gguf_file = split_gguf_path(str(text), gguf_file)
+    if gguf_file is None and read_model_type(name) == INTERNLM2_MODEL_TYPE:
+        return _load_internlm2(resolve_folder(name))
+    settings: dict[str, Any] = {"use_safetensors": True} if gguf_file is None else {"gguf_file": gguf_file}
+    _check_family(
+        AutoConfig.from_pretrained(name, **({} if gguf_file is None else {"gguf_file": gguf_file})).model_type
+    )
+    model, info = AutoModelForCausalLM.from_pretrained(name, dtype="auto", output_loading_info=True, **settings)
+    _check_loaded(name, model, info)
+    return _split_causal_model(model, is_shared=False)
+
+
+def split_gguf_path(name: str, gguf_file: str | None) -> tuple[str, str | None]:
+    """Take the path of a .gguf file apart: transformers wants folder and file."""
+    if gguf_file is None and name.endswith(".gguf"):
+        return str(Path(name).parent), Path(name).name
+    return name, gguf_file
+
+
+def read_model_type(name: str) -> str | None:
+    """Read ``model_type`` from a folder's or hub repository's config.json without running its code."""
+    file = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return None
+    return json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
+
+
+def resolve_folder(name: str) -> Path:
+    """Return the folder itself, or that of a hub repository's weights, configuration and tokenizer."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "tokenizer.model"]))
+
+
+def _check_family(family: str) -> None:
+    if family not in DECODER_FAMILIES:
+        raise ValueError(
+            f"Expected a decoder of one of the families {(*DECODER_FAMILIES, INTERNLM2_MODEL_TYPE)}, got {family!r}. "
+            "Choose another language model."
+        )
+
+
+def _check_loaded(name: str, model: PreTrainedModel, info: Any) -> None:
+    """Refuse what transformers only warns of: it fills what a file lacks with random values."""
+    missing = sorted(info["missing_keys"])
+    if missing or info["mismatched_keys"]:
+        wrong = missing or sorted(str(entry) for entry in info["mismatched_keys"])
+        raise ValueError(
+            f"{name} lacks {len(wrong)} weight(s) of a {type(model).__name__}: {list_names(wrong)}. Use a complete "
+            "checkpoint of that model."
+        )
+
+
+def _split_causal_model(model: PreTrainedModel, *, is_shared: bool) -> Backbone:
+    _check_family(model.config.model_type)
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"Expected a causal language model, got {type(model).__name__} without output head. Load it with "
+            "AutoModelForCausalLM."
+        )
+    if getattr(head, "bias", None) is not None:
+        raise ValueError("Expected an output head without bias, got one with. Choose another language model.")
+    decoder = model.get_decoder()
+    is_tied = head.weight.data_ptr() == decoder.get_input_embeddings().weight.data_ptr()
+    config = deepcopy(model.config)
+    config.tie_word_embeddings = is_tied
+    head_weight = None if is_tied else (head.weight.detach().clone() if is_shared else head.weight.detach())
+    return Backbone(config, _own_tensors(decoder, is_shared), head_weight)
+
+
+def _own_tensors(model: PreTrainedModel, is_shared: bool) -> dict[str, torch.Tensor]:
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in tensors.items()} if is_shared else tensors
+
+
+def _load_internlm2(folder: Path) -> Backbone:
+    """InternLM2's own format: fused projections, split here; see :mod:`moai.conversion.internlm2`."""
+    raw_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    weights = TensorFolder(folder)
+    sizes = derive_attention_sizes(raw_config, weights.shapes)
+    fields = build_llama_fields(raw_config, weights.shapes, sizes)
+    fields.pop("model_type")
+    config = LlamaConfig(**fields, vocab_size=weights.shapes["model.tok_embeddings.weight"][0])
+    tensors: dict[str, torch.Tensor] = {}
+    unknown = []
+    for key, tensor in weights:
+        targets = convert_decoder_tensor(key, tensor, sizes, prefix="")
+        if targets is None:
+            unknown.append(key)
+        else:
+            tensors |= {name: values.clone() for name, values in targets.items()}
+    if unknown:
+        raise ValueError(
+            f"{folder} holds {len(unknown)} tensor(s) that InternLM2 does not have: {list_names(sorted(unknown))}. "
+            "Convert an official MoAI checkpoint with `moai convert` instead."
+        )
+    with torch.device("meta"):
+        expected = AutoModel.from_config(config).state_dict()
+    missing = sorted(set(expected) - set(tensors))
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} weight(s): {list_names(missing)}. A shard is missing.")
+    head = tensors.pop("lm_head.weight", None)
+    return Backbone(config, tensors, head)

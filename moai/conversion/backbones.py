@@ -1,0 +1,174 @@
+"""A new MoAI from a pretrained vision tower and a pretrained language model.
+
+The backbones' numbers are taken as they are; projector, compressor and mixers are new and start as
+``MoAIPreTrainedModel._init_weights`` says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..configuration_moai import MoAIConfig
+from ..partial_lora import TARGET_LINEARS
+from ..tokenization_internlm2 import IMAGE_TOKEN
+from .backbone_loading import Backbone, load_text_backbone, load_vision_backbone
+from .backbone_processor import load_backbone_tokenizer
+
+_WRAPPED_LINEAR = re.compile(rf"(layers\.\d+\.\w+\.(?:{'|'.join(TARGET_LINEARS)}))\.(weight|bias)")
+NEW_PARTS = ("model.multi_modal_projector.", "model.compressor.", "model.mixers.")
+#: Towers that put a class token in front of the patches, which is dropped.
+CLASS_TOKEN_TOWERS = ("clip_vision_model", "dinov2", "vit", "chinese_clip_vision_model", "metaclip_2_vision_model")
+
+
+def build_from_backbones(
+    cls: type[PreTrainedModel],
+    vision: Any,
+    text: Any,
+    *,
+    compressor: dict[str, Any] | None = None,
+    mixer: dict[str, Any] | None = None,
+    image_token_id: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    gguf_file: str | None = None,
+    **config_fields: Any,
+) -> PreTrainedModel:
+    """Build a MoAI around two pretrained backbones.
+
+    Args:
+        cls: ``MoAIForConditionalGeneration`` or a subclass.
+        vision: Folder, hub name or loaded model of a vision tower (CLIP, SigLIP, DINOv2, ...), see
+            :func:`moai.conversion.backbone_loading.load_vision_backbone`.
+        text: Folder, hub name, .gguf file or loaded model of a causal decoder (Llama, SmolLM2, InternLM2, Mistral,
+            Qwen2, Qwen3), see :func:`moai.conversion.backbone_loading.load_text_backbone`. Loaded models are copied.
+        compressor: Fields of :class:`compressor.CompressorConfig`.
+        mixer: Fields of :class:`mixer.MixerConfig`.
+        image_token_id: Id of ``<image>``. None takes the id that the language model's tokenizer has or will give it
+            where the vocabulary has an unused row there (Qwen2 pads its vocabulary); otherwise one row is appended.
+        dtype: Dtype of everything. None keeps the backbones' common dtype, or the one that holds both without loss.
+        gguf_file: GGUF file inside ``text``.
+        **config_fields: Other fields of :class:`MoAIConfig`.
+
+    Returns:
+        The model in evaluation mode. The backbones' tensors equal the originals bit by bit.
+
+    Raises:
+        ValueError: If a backbone is incomplete or of an unsupported kind, or a field does not fit.
+    """
+    tower, decoder = load_vision_backbone(vision), load_text_backbone(text, gguf_file)
+    if image_token_id is None:
+        image_token_id = _choose_image_token_id(text, gguf_file, decoder)
+    decoder = _with_vocabulary(decoder, max(decoder.config.vocab_size, image_token_id + 1))
+    config_fields.setdefault("vision_feature_select_strategy", _feature_strategy(tower.config))
+    config = MoAIConfig(
+        vision_config=tower.config,
+        text_config=decoder.config,
+        compressor=compressor,
+        mixer=mixer,
+        image_token_id=image_token_id,
+        **config_fields,
+    )
+    state = _join_tensors(tower, decoder, has_partial_lora=bool(config.plora_rank))
+    with _expecting_new_parts():
+        model, info = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=_resolve_dtype(dtype, tower, decoder),
+            output_loading_info=True,
+        )
+    _check_all_placed(info)
+    _set_generation_defaults(model, decoder.config)
+    return model.eval()
+
+
+def _feature_strategy(vision_config: PreTrainedConfig) -> str:
+    return "default" if vision_config.model_type in CLASS_TOKEN_TOWERS else "full"
+
+
+def _choose_image_token_id(text: Any, gguf_file: str | None, decoder: Backbone) -> int:
+    """Where the tokenizer will put ``<image>``; behind the last row when there is no tokenizer to ask."""
+    rows = decoder.config.vocab_size
+    tokenizer = (
+        None if isinstance(text, PreTrainedModel) else load_backbone_tokenizer(text, gguf_file, is_optional=True)
+    )
+    if tokenizer is None:
+        return rows
+    token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if token_id > rows:
+        raise ValueError(
+            f"The tokenizer of {text} has {token_id} tokens, its model only {rows} rows. "
+            "They do not belong together, or tokens were added without resizing: resize the model's embeddings first."
+        )
+    return token_id
+
+
+def _with_vocabulary(decoder: Backbone, rows: int) -> Backbone:
+    """Append rows to embedding and head: their means, the usual neutral start. They are neither read nor spoken."""
+    missing = rows - decoder.config.vocab_size
+    if not missing:
+        return decoder
+    name = "embed_tokens.weight"
+    tensors = decoder.tensors | {name: _append_mean_rows(decoder.tensors[name], missing)}
+    head = None if decoder.head is None else _append_mean_rows(decoder.head, missing)
+    decoder.config.vocab_size = rows
+    return Backbone(decoder.config, tensors, head)
+
+
+def _append_mean_rows(table: torch.Tensor, count: int) -> torch.Tensor:
+    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+    return torch.cat([table, mean.expand(count, -1)])
+
+
+def _join_tensors(tower: Backbone, decoder: Backbone, *, has_partial_lora: bool) -> dict[str, torch.Tensor]:
+    state = {f"model.vision_tower.{name}": tensor for name, tensor in tower.tensors.items()}
+    for name, tensor in decoder.tensors.items():
+        if has_partial_lora:
+            name = _WRAPPED_LINEAR.sub(r"\1.base_layer.\2", name)
+        state[f"model.language_model.{name}"] = tensor
+    if decoder.head is not None:
+        state["lm_head.weight"] = decoder.head
+    return state
+
+
+def _resolve_dtype(dtype: torch.dtype | str | None, tower: Backbone, decoder: Backbone) -> torch.dtype:
+    if dtype is None or dtype == "auto":
+        return torch.promote_types(tower.dtype, decoder.dtype)
+    if isinstance(dtype, str):
+        return getattr(torch, dtype)
+    return dtype
+
+
+@contextmanager
+def _expecting_new_parts() -> Iterator[None]:
+    """Quieten transformers, which warns of every weight it draws: all of them are meant, and checked below."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _check_all_placed(info: Any) -> None:
+    """Every backbone tensor has found its place, and only new parts were drawn."""
+    lost = sorted(info["unexpected_keys"]) + sorted(str(entry) for entry in info["mismatched_keys"])
+    drawn = [key for key in info["missing_keys"] if not key.startswith(NEW_PARTS) and ".update.lora_" not in key]
+    assert not lost, f"backbone tensors without place: {lost}"
+    assert not drawn, f"places without backbone tensor: {drawn}"
+
+
+def _set_generation_defaults(model: PreTrainedModel, text_config: PreTrainedConfig) -> None:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(text_config, name, None)
+        if value is not None:
+            setattr(model.generation_config, name, value)
+    if model.generation_config.pad_token_id is None:
+        eos = model.generation_config.eos_token_id
+        model.generation_config.pad_token_id = eos[0] if isinstance(eos, list) else eos
