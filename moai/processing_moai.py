@@ -143,13 +143,24 @@ class MoAIProcessor(ProcessorMixin):
         Returns:
             The prompt (a literal that was defused carries an invisible break mark, which `processor(text=...)`
             removes), or the batch with `tokenize=True, return_dict=True`.
+
+        Raises:
+            ValueError: `chat_template` is neither a template nor the name of one.
         """
         template = self._resolve_chat_template(chat_template)
+        if "{" not in template:  # otherwise a misspelt name would be rendered as the prompt itself
+            names = sorted(self.chat_template) if isinstance(self.chat_template, dict) else ["default"]
+            raise ValueError(f"`chat_template` must be a Jinja template or one of {names}, got {template!r}.")
         if sanitize_control_tokens:
             conversation = self._escape_conversation(conversation)
         if "image_token" in template:
             kwargs.setdefault("image_token", self.image_token)
         return super().apply_chat_template(conversation, chat_template=template, **kwargs)
+
+    def _resolve_chat_template(self, chat_template: str | None) -> str:
+        if chat_template == "default" and isinstance(self.chat_template, str):
+            return self.chat_template
+        return super()._resolve_chat_template(chat_template)
 
     def _escape_conversation(self, conversation: Any) -> Any:
         if isinstance(conversation, (list, tuple)):

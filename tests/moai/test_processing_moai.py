@@ -486,6 +486,13 @@ def test_several_turns_render_in_order_when_conversation_goes_on(processor: MoAI
     assert demo.endswith(" USER: dogs? ASSISTANT: Two.</s> USER: cats? ASSISTANT:")
 
 
+def test_processor_lists_templates_when_name_is_unknown(processor: MoAIProcessor) -> None:
+    with pytest.raises(ValueError, match=r"one of \['default', 'demo'\], got 'dmeo'"):
+        processor(images=RED, questions="dogs?", chat_template="dmeo")
+    processor.chat_template = processor.chat_template["demo"]
+    assert processor.build_prompts("dogs?", chat_template="default") == processor.build_prompts("dogs?")
+
+
 # ---------------------------------------------------------------- answers
 
 
