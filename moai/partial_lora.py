@@ -85,6 +85,29 @@ class PartialLoraLinear(nn.Module):
         update = self.update(inputs) * self.scaling
         return outputs + torch.where(positions[..., None], update, 0).to(outputs.dtype)
 
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> PartialLoraLinear:
+        """Let PEFT take its adapter out of ``base_layer``; our own update stays.
+
+        PEFT takes whatever has a ``base_layer`` for an adapter of its own and would throw the update away; a module
+        with this method it asks instead.
+
+        Args:
+            merge: Add the adapter to the weights; False drops it.
+            safe_merge: Refuse to merge adapters that hold NaN.
+            adapter_names: Adapters to merge; None = the active ones.
+
+        Returns:
+            This module.
+        """
+        adapted = self.base_layer
+        if hasattr(adapted, "get_base_layer"):
+            if merge:
+                adapted.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            self.base_layer = adapted.get_base_layer()
+        return self
+
 
 def insert_partial_lora(decoder: nn.Module, rank: int, alpha: float) -> None:
     """Wrap every attention and feed-forward linear of the decoder's layers, in place.
