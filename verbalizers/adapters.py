@@ -180,7 +180,7 @@ def relations_from_psgtr(
     Args:
         result: attributes or keys `labels` `(M,)` one-based class ids, `rel_pair_idxes` `(R, 2)` subject and
             object index, `rel_dists` `(R, P + 1)` scores whose column 0 means no relation; optionally
-            `refine_bboxes` `(M, 4 or 5)` and `pan_results` `(H, W)`.
+            `refine_bboxes` `(M, 4 or 5)` (left out where their number is not M) and `pan_results` `(H, W)`.
         class_names: name of label 1 first.
         predicates: name of column 1 first.
         compat: read as the released MoAI does: label 0 wraps round to the last class, and a class id in
@@ -197,6 +197,8 @@ def relations_from_psgtr(
         names = tuple(name_of(class_names, int(label) - 1) for label in labels)
     best = scores.argmax(axis=1) if len(scores) else np.zeros(0, dtype=np.int64)
     boxes = read("refine_bboxes")
+    if boxes is not None and len(boxes) != len(names):
+        boxes = None  # OpenPSG lists the boxes of all candidates, not of the objects it names
     return Relations(
         object_names=names,
         subject_indices=pairs[:, 0],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from verbalizers.adapters import relations_from_psgtr
 from verbalizers.base import Verbalizer, register_verbalizer
+from verbalizers.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.structures import Relations
 from verbalizers.vocabularies import COCO_PANOPTIC_NAMES, PSG_PREDICATES
 from verbalizers.words import (
@@ -20,7 +22,10 @@ from verbalizers.words import (
     strip_coco_suffixes,
 )
 
-__all__ = ["TripletVerbalizer", "verbalize_relations"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PSGTRVerbalizer", "TripletVerbalizer", "verbalize_relations"]
 
 
 def verbalize_relations(
@@ -69,6 +74,71 @@ def _choose_as_released(relations: Relations, threshold: float, max_relations: i
     indices = np.argpartition(relations.confidence, -wanted)[-wanted:]
     scores = np.partition(relations.confidence, -wanted)[-wanted:]
     return [int(i) for i in indices[scores >= np.float32(threshold)]]
+
+
+@register_verbalizer("scene_graph", "psgtr")
+@dataclass(eq=False, kw_only=True)
+class PSGTRVerbalizer(CheckpointVerbalizer):
+    """PSGTR (arXiv 2207.11247), the released MoAI's scene-graph model, without mmdet.
+
+    Attributes:
+        subject_threshold: a triplet is kept when its subject's class score is above this,
+        object_threshold: its object's above this
+        relation_threshold: and its predicate's above this. The words have a threshold of their own (0.8).
+        mask_threshold: probability above which a pixel belongs to an object, where duplicates are compared.
+        max_triplets: how many query-predicate pairs are looked at.
+    """
+
+    subject_threshold: float = 0.5
+    object_threshold: float = 0.5
+    relation_threshold: float = 0.3
+    mask_threshold: float = 0.85
+    max_triplets: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("subject_threshold", "object_threshold", "relation_threshold", "mask_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a probability.")
+        if self.max_triplets < 1:
+            raise ValueError(f"`max_triplets` must be at least 1, got {self.max_triplets}.")
+
+    def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
+        from verbalizers.psgtr import PSGTRForSceneGraph, PSGTRImageProcessor
+
+        model = from_pretrained(PSGTRForSceneGraph, self.checkpoint, dtype=dtype, use_safetensors=True)
+        processor = from_pretrained(PSGTRImageProcessor, self.checkpoint)
+        names = tuple(model.config.id2label[index] for index in sorted(model.config.id2label))
+        return SimpleNamespace(model=model.to(device).eval(), processor=processor, names=names)
+
+    def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[Relations]:
+        model, config = loaded.model, loaded.model.config
+        inputs = loaded.processor(images=images, input_data_format="channels_last", return_tensors="pt")
+        pixel_values = inputs.pixel_values.to(model.device, model.dtype)
+        graphs = loaded.processor.post_process_scene_graph(
+            model(pixel_values),
+            [images[0].shape[:2]] * len(images),
+            subject_threshold=self.subject_threshold,
+            object_threshold=self.object_threshold,
+            relation_threshold=self.relation_threshold,
+            mask_threshold=self.mask_threshold,
+            max_triplets=self.max_triplets,
+            num_thing_classes=config.num_thing_classes,
+        )
+        return [relations_from_scene_graph(graph, loaded.names, config.predicate_names) for graph in graphs]
+
+
+def relations_from_scene_graph(graph: Any, class_names: Sequence[str], predicates: Sequence[str]) -> Relations:
+    """A `psgtr.SceneGraph` as Relations; one pair may hold several predicates, each with its own score."""
+    relations = relations_from_psgtr(graph, class_names, predicates)
+    # A query that speaks twice carries the same scores twice: the predicate it was chosen for is in `rels`.
+    columns = graph.rels[:, 2].cpu().numpy()
+    scores = graph.rel_dists.float().cpu().numpy()
+    return replace(
+        relations,
+        predicates=tuple(predicates[column - 1] for column in columns),
+        confidence=scores[np.arange(len(columns)), columns],
+    )
 
 
 @register_verbalizer("scene_graph", "triplets")

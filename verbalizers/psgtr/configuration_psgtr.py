@@ -25,6 +25,8 @@ class PSGTRConfig(DetrConfig):
         mask_loss_coefficient: weight of the masks' focal loss. OpenPSG configures 1 but leaves the term out
             of its sum: 0 trains exactly as it does.
         eos_coefficient: weight of "no relation" among the predicates.
+        num_frozen_stages: how many stages of a ResNet backbone, the stem counted with the first, are not trained; 1 as
+            usual for a pretrained one, 0 to train from scratch. Other backbones are trained whole.
         auxiliary_loss: train every decoder layer, not only the last.
     """
 
@@ -35,6 +37,7 @@ class PSGTRConfig(DetrConfig):
     relation_loss_coefficient: float | int = 2
     class_loss_coefficient: float | int = 1
     eos_coefficient: float | int = 0.02
+    num_frozen_stages: int = 1
     attention_dropout: float | int = 0.1
     auxiliary_loss: bool = True
 

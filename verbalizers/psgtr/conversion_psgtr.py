@@ -260,7 +260,5 @@ def _predicates(num_relations: int, predicate_names: Sequence[str] | None) -> li
         predicate_names = PSG_PREDICATES
     names = [f"predicate {i}" for i in range(num_relations)] if predicate_names is None else list(predicate_names)
     if len(names) != num_relations:
-        raise ValueError(
-            f"`predicate_names` must have {num_relations} entries like the checkpoint, got {len(names)}."
-        )
+        raise ValueError(f"`predicate_names` must have {num_relations} entries like the checkpoint, got {len(names)}.")
     return names

@@ -193,7 +193,7 @@ class PSGTRHead(PSGTRPreTrainedModel):
 
 
 class PSGTRForSceneGraph(PSGTRPreTrainedModel):
-    """Backbone and head. Batch norms of the backbone are frozen, its first stage too (ResNet)."""
+    """Backbone and head. Batch norms of the backbone are frozen, the first stages too (see num_frozen_stages)."""
 
     def __init__(self, config: PSGTRConfig):
         super().__init__(config)
@@ -204,8 +204,20 @@ class PSGTRForSceneGraph(PSGTRPreTrainedModel):
                 f"the backbone must give four feature maps (strides 4, 8, 16, 32), got {len(channels)}. Set "
                 "backbone_config's out_features (transformers) or out_indices (timm) to four stages."
             )
+        self._freeze_stages()
         self.head = PSGTRHead(config, channels)
         self.post_init()
+
+    def _freeze_stages(self) -> None:
+        """Own rule, because transformers' looks for `stage.1` in names that say `stages.1` and freezes everything."""
+        frozen: list[str] = []
+        if self.config.num_frozen_stages:
+            frozen += ["embedder.", "conv1.", "bn1."]
+        for stage in range(self.config.num_frozen_stages):
+            frozen += [f"encoder.stages.{stage}.", f"layer{stage + 1}."]  # transformers' names, timm's names
+        is_resnet = "resnet" in str(self.config.backbone_config.to_dict())
+        for name, parameter in self.backbone.model.named_parameters():
+            parameter.requires_grad_(not (is_resnet and name.startswith(tuple(frozen))))
 
     def forward(
         self,
