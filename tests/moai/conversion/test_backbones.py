@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_plain_text_logits_equal_the_backbones_when_no_picture_is_given(towers, 
     )
     input_ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
-        expected = originals["qwen3"].float()(input_ids).logits
+        expected = deepcopy(originals["qwen3"]).float()(input_ids).logits
         found = model(input_ids).logits
     assert torch.allclose(found[..., :-1], expected, atol=1e-5)
 
@@ -213,7 +214,7 @@ def test_internlm2_folder_is_untouched_when_its_rows_are_split(towers, decoders,
 
 
 def test_building_fails_when_a_backbone_is_incomplete_or_foreign(towers, decoders, tmp_path):
-    (vision_folder, _, models), (text_folder, originals) = towers, decoders
+    (vision_folder, _, _), (_, originals) = towers, decoders
     originals["llama"].model.save_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match=r"lacks 1 weight\(s\).*lm_head"):
         MoAIForConditionalGeneration.from_backbones(vision_folder / "clip", tmp_path / "headless", **NEW)

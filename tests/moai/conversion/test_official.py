@@ -269,7 +269,9 @@ def test_golden_processor_gives_the_releases_ids_and_pixels_when_loaded(golden):
     std = torch.tensor(golden.config["image_std_255"]).view(1, 3, 1, 1)
     images = golden.full["images_uint8"]
     prompt = golden.fixtures["external_results_for_A_B"][0]["prompt"]
-    batch = processor(images=list(images.numpy()), text=processor.build_prompts([prompt] * len(images)))
+    batch = processor(
+        images=list(images.permute(0, 2, 3, 1).numpy()), text=processor.build_prompts([prompt] * len(images))
+    )
     assert torch.allclose(batch["pixel_values"], (images.float() - mean) / std, atol=1e-4)
 
 
