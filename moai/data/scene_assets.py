@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["ASSETS_FOLDER", "FONT_FILES", "load_font", "sprite_boxes", "sprite_mask", "sprite_picture", "text_extent"]
 
@@ -22,7 +22,7 @@ FONT_FILES: tuple[tuple[str, bool], ...] = (
     ("BebasNeue-Regular.otf", False),
     ("CourierPrime-Bold.otf", True),
 )
-_MEASURING_SIZE = 100
+_MEASURING_SIZE = 64
 
 
 def _asset(name: str) -> Path:
@@ -70,5 +70,10 @@ def load_font(index: int, size: int) -> ImageFont.FreeTypeFont:
 @lru_cache(maxsize=4096)
 def text_extent(text: str, font_index: int) -> tuple[float, float, float, float]:
     """Ink box (left, top, right, bottom) of `text` from the pen's origin, in units of the font size."""
-    box = load_font(font_index, _MEASURING_SIZE).getbbox(text, anchor="ls")
-    return tuple(value / _MEASURING_SIZE for value in box)
+    font = load_font(font_index, _MEASURING_SIZE)
+    # getbbox() counts the pen's advance as ink; only painted pixels tell where a reader sees the word.
+    _, _, right, bottom = font.getbbox(text, anchor="ls")
+    margin = _MEASURING_SIZE
+    paper = Image.new("L", (int(right) + 2 * margin, int(bottom) + 2 * margin))
+    ImageDraw.Draw(paper).text((margin, margin), text, 255, font, anchor="ls")
+    return tuple((value - margin) / _MEASURING_SIZE for value in paper.getbbox())

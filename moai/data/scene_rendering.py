@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance
 
-from moai.data.scene_assets import load_font, sprite_picture
+from moai.data.scene_assets import load_font, sprite_picture, text_extent
 from moai.data.scene_layout import PlacedObject, SceneLayout
 from moai.data.scene_signs import SignFace
 from moai.data.scene_textures import paint_texture, smooth_noise
@@ -175,7 +175,7 @@ def _draw_face(sign: SignFace, image_size: int) -> Image.Image:
     for text, quad in zip(sign.lines, sign.quads, strict=True):
         x, y = (0.25 * sum(point[k] for point in quad) - c for k, c in ((0, centre_x), (1, centre_y)))
         x, y = cos * x - sin * y, sin * x + cos * y
-        left, top, right, bottom = font.getbbox(text, anchor="ls")
+        left, top, right, bottom = (value * font.size for value in text_extent(text, sign.font_index))
         pen = 0.5 * width + x * scale - 0.5 * (left + right), 0.5 * height + y * scale - 0.5 * (top + bottom)
         draw.text(pen, text, sign.ink_colour, font, anchor="ls")
     return face
