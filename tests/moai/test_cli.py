@@ -256,13 +256,13 @@ def test_verbalize_reads_words_when_a_picture_has_some(workplace, repo_root):
     pytest.importorskip("rapidocr")
     pytest.importorskip("onnxruntime")
     truth = json.loads((repo_root / "examples" / "street.json").read_text())
-    result = run("verbalize", repo_root / "examples" / "street.png", "--kinds", "ocr", "--json")
+    result = run("verbalize", repo_root / "examples" / "street.jpg", "--kinds", "ocr", "--json")
     row = json.loads(result.stdout)
     assert result.exit_code == 0
     assert row["scene"]["text_lines"]["texts"] == truth["text_lines"]["texts"]
     assert row["words"].startswith("The image includes text descriptions: ")
     (workplace / "found.json").write_text(result.stdout)
-    again = ask(repo_root / "examples" / "street.png", "What?", "--scene", "found.json", "--json")
+    again = ask(repo_root / "examples" / "street.jpg", "What?", "--scene", "found.json", "--json")
     assert json.loads(again.stdout)["scene"] == row["scene"]
 
 
