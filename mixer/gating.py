@@ -36,7 +36,8 @@ class Gate(nn.Module):
         Returns:
             ``(B, N, 3)`` float32 weights that sum to 1 (expert order: auxiliary, other modality, self).
         """
-        logits = F.linear(tokens.float(), self.weight.float(), self.bias.float())
+        with torch.autocast(tokens.device.type, enabled=False):  # autocast would take float32 inputs back to bfloat16
+            logits = F.linear(tokens.float(), self.weight.float(), self.bias.float())
         if available is not None:
             logits = logits.masked_fill(~available, torch.finfo(torch.float32).min)
         if top_k < NUM_EXPERTS:
