@@ -9,7 +9,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto
 DEMO_MODEL ?= checkpoints/moai-nano
-DEMO_PICTURE ?= checkpoints/moai-nano/demo.png
+DEMO_PICTURE ?= examples/street.jpg
 DEMO_QUESTION ?= What is written on the sign?
 DEMO_OVERLAY ?= outputs/demo_overlay.png
 
