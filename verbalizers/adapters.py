@@ -180,11 +180,13 @@ def relations_from_psgtr(
     Args:
         result: attributes or keys `labels` `(M,)` one-based class ids, `rel_pair_idxes` `(R, 2)` subject and
             object index, `rel_dists` `(R, P + 1)` scores whose column 0 means no relation; optionally
-            `refine_bboxes` `(M, 4 or 5)` (left out where their number is not M) and `pan_results` `(H, W)`.
+            `refine_bboxes` `(M, 4 or 5)` (left out where their number is not M), `rels` `(R, 3)` whose last
+            column is the predicate (else the best is taken) and `pan_results` `(H, W)`.
         class_names: name of label 1 first.
         predicates: name of column 1 first.
-        compat: read as the released MoAI does: label 0 wraps round to the last class, and a class id in
-            `pan_results` beyond the list raises IndexError though the map is not used.
+        compat: read as the released MoAI does: always the best predicate, label 0 wraps round to the last
+            class, and a class id in `pan_results` beyond the list raises IndexError though the map is not
+            used.
     """
     read = result.get if isinstance(result, Mapping) else lambda name: getattr(result, name, None)
     labels = to_numpy(read("labels")).reshape(-1).astype(np.int64)
@@ -195,7 +197,13 @@ def relations_from_psgtr(
         names = tuple(class_names[label - 1] for label in labels)
     else:
         names = tuple(name_of(class_names, int(label) - 1) for label in labels)
-    best = scores.argmax(axis=1) if len(scores) else np.zeros(0, dtype=np.int64)
+    chosen = read("rels")
+    if chosen is not None and len(chosen) == len(pairs) and not compat:
+        # A query that speaks two predicates carries the same scores twice; `rels` knows which one each row
+        # is.
+        best = to_numpy(chosen).reshape(-1, 3)[:, 2].astype(np.int64) - 1
+    else:
+        best = scores.argmax(axis=1) if len(scores) else np.zeros(0, dtype=np.int64)
     boxes = read("refine_bboxes")
     if boxes is not None and len(boxes) != len(names):
         boxes = None  # OpenPSG lists the boxes of all candidates, not of the objects it names

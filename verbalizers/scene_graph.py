@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -125,20 +125,7 @@ class PSGTRVerbalizer(CheckpointVerbalizer):
             max_triplets=self.max_triplets,
             num_thing_classes=config.num_thing_classes,
         )
-        return [relations_from_scene_graph(graph, loaded.names, config.predicate_names) for graph in graphs]
-
-
-def relations_from_scene_graph(graph: Any, class_names: Sequence[str], predicates: Sequence[str]) -> Relations:
-    """A `psgtr.SceneGraph` as Relations; one pair may hold several predicates, each with its own score."""
-    relations = relations_from_psgtr(graph, class_names, predicates)
-    # A query that speaks twice carries the same scores twice: the predicate it was chosen for is in `rels`.
-    columns = graph.rels[:, 2].cpu().numpy()
-    scores = graph.rel_dists.float().cpu().numpy()
-    return replace(
-        relations,
-        predicates=tuple(predicates[column - 1] for column in columns),
-        confidence=scores[np.arange(len(columns)), columns],
-    )
+        return [relations_from_psgtr(graph, loaded.names, config.predicate_names) for graph in graphs]
 
 
 @register_verbalizer("scene_graph", "triplets")

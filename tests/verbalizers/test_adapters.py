@@ -99,6 +99,19 @@ def test_relations_from_psgtr_ignores_column_zero_when_reading_scores():
     assert attributes == found
 
 
+def test_relations_from_psgtr_tells_two_predicates_of_one_query_apart_when_rels_say_so():
+    dists = np.array([[0.1, 0.5, 0.4]] * 2, dtype=np.float32)
+    result = {
+        "labels": np.array([1, 2]), "rel_pair_idxes": np.array([[0, 1], [0, 1]]), "rel_dists": dists,
+        "rels": np.array([[0, 1, 1], [0, 1, 2]]), "refine_bboxes": np.zeros((7, 5)),
+    }  # fmt: skip
+    found = relations_from_psgtr(result, ("cat", "dog"), ("on", "in"))
+    assert found.predicates == ("on", "in")
+    np.testing.assert_allclose(found.confidence, [0.5, 0.4])
+    assert found.object_boxes_xyxy is None, "seven candidates' boxes are not those of two objects"
+    assert relations_from_psgtr(result, ("cat", "dog"), ("on", "in"), compat=True).predicates == ("on", "on")
+
+
 def test_triplet_door_takes_any_model_when_result_is_documented():
     door = build_verbalizer(
         "scene_graph", "triplets", model=lambda images: [psgtr_result() for _ in images], name="mine",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.detr.modeling_detr import (
     DetrConvEncoder,
@@ -64,15 +65,32 @@ class PSGTROutput(ModelOutput):
 
 
 class PSGTRPreTrainedModel(DetrPreTrainedModel):
-    """Loading, saving and DETR's initialisation."""
+    """Loading, saving and initialisation."""
 
     config_class = PSGTRConfig
     base_model_prefix = ""
     _no_split_modules = ["DetrConvEncoder", "DetrEncoderLayer", "DetrDecoderLayer"]
     _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked"]
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As DETR's paper and OpenPSG: queries from N(0, 1), Xavier for linear layers.
 
-class PSGTRDecoder(DetrDecoder):
+        transformers draws both from N(0, 0.02): all queries then start alike, and a model trained from there was seen
+        to keep saying one average triplet.
+        """
+        super()._init_weights(module)
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=1.0)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+
+
+class PSGTREncoder(PSGTRPreTrainedModel, DetrEncoder):
+    """DETR's encoder with PSGTR's initialisation."""
+
+
+class PSGTRDecoder(PSGTRPreTrainedModel, DetrDecoder):
     """DETR's decoder layers; the final norm is applied to a copy of every layer's output.
 
     transformers' own collection of intermediate outputs feeds the normed copy to the next layer, which
@@ -127,7 +145,7 @@ class PSGTRHead(PSGTRPreTrainedModel):
         self.position_embedding = DetrSinePositionEmbedding(hidden_size // 2, normalize=True)
         self.input_projection = nn.Conv2d(feature_channels[-1], hidden_size, kernel_size=1)
         self.query_position_embeddings = nn.Embedding(config.num_queries, hidden_size)
-        self.encoder = DetrEncoder(config)
+        self.encoder = PSGTREncoder(config)
         self.decoder = PSGTRDecoder(config)
         self.subject_classifier = nn.Linear(hidden_size, config.num_labels + 1)
         self.object_classifier = nn.Linear(hidden_size, config.num_labels + 1)

@@ -164,21 +164,21 @@ def test_loss_refuses_when_labels_are_out_of_range(model):
 
 def test_training_learns_one_image_by_heart_and_the_door_says_it(tmp_path):
     torch.manual_seed(0)
-    model = PSGTRForSceneGraph(make_config()).train()
+    model = PSGTRForSceneGraph(make_config(num_frozen_stages=0)).train()
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     processor = PSGTRImageProcessor(size={"height": 64, "width": 64})
     pixels = processor(images=[picture], return_tensors="pt").pixel_values
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=1e-3)
+    optimizer = torch.optim.AdamW(trainable, lr=2e-3)
     losses = []
-    for _ in range(150):
+    for _ in range(200):
         loss = model(pixels, labels=[make_labels()]).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
-        losses.append(float(loss))
-    assert losses[-1] < 0.25 * losses[0]
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     door = build_verbalizer("scene_graph", checkpoint=tmp_path, device="cpu")
@@ -201,6 +201,14 @@ def test_backbone_norms_and_first_stage_stay_frozen_when_training(model):
     assert any("stages.0" in name for name in frozen)
     assert not any("stages.2" in name or name.startswith("head.") for name in frozen)
     assert not any("normalization" in name for name, _ in model.named_parameters())
+    whole = PSGTRForSceneGraph(make_config(num_frozen_stages=0))
+    assert all(parameter.requires_grad for parameter in whole.parameters())
+
+
+def test_queries_start_apart_when_new(model):
+    """From N(0, 0.02), transformers' default, all queries learn the same average triplet."""
+    queries = model.head.query_position_embeddings.weight
+    assert 0.8 < float(queries.std()) < 1.2
 
 
 @pytest.fixture(scope="module")
