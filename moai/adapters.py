@@ -51,7 +51,7 @@ def default_lora_config(
         dropout: Dropout before the adapters.
         trains_projector: Train the projector of image features as well.
         linears: Names of the decoder's linears to adapt.
-        **fields: Other fields of ``peft.LoraConfig``.
+        **fields: Other fields of ``peft.LoraConfig``; they go before ours.
 
     Returns:
         The configuration.
@@ -68,14 +68,15 @@ def default_lora_config(
     unknown = set(linears) - set(TARGET_LINEARS)
     if unknown or not linears:
         raise ValueError(f"`linears` must be names out of {TARGET_LINEARS}, got {tuple(linears)}.")
-    return LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank if alpha is None else alpha,
-        lora_dropout=dropout,
-        target_modules=decoder_linears_pattern(model.config.plora_rank > 0, tuple(linears)),
-        modules_to_save=[*TRAINED_IN_FULL, *([PROJECTOR] if trains_projector else [])],
-        **{"task_type": "CAUSAL_LM"} | fields,
-    )
+    defaults = {
+        "r": rank,
+        "lora_alpha": 2 * rank if alpha is None else alpha,
+        "lora_dropout": dropout,
+        "target_modules": decoder_linears_pattern(model.config.plora_rank > 0, tuple(linears)),
+        "modules_to_save": [*TRAINED_IN_FULL, *([PROJECTOR] if trains_projector else [])],
+        "task_type": "CAUSAL_LM",
+    }
+    return LoraConfig(**defaults | fields)
 
 
 __all__ = ["decoder_linears_pattern", "default_lora_config"]

@@ -90,10 +90,15 @@ class MoAIConfig(PreTrainedConfig):
             self.tie_word_embeddings = True  # only the outer flag counts
         self.compressor = self._fit("compressor", CompressorConfig, self.compressor).to_dict()
         self.mixer = self._fit("mixer", MixerConfig, self._with_mixer_layers()).to_dict()
+        self._check_vision_features()
+        if self.auxiliary_map_scale <= 0:
+            raise ValueError(f"`auxiliary_map_scale` must be positive, got {self.auxiliary_map_scale}.")
         if self.plora_rank < 0:
             raise ValueError(f"`plora_rank` must be 0 (none) or more, got {self.plora_rank}.")
         if self.image_seq_length is None:
             self.image_seq_length = self._count_image_tokens()
+        if self.image_seq_length < 1:
+            raise ValueError(f"`image_seq_length` must be at least 1 token per image, got {self.image_seq_length}.")
 
     @property
     def compressor_config(self) -> CompressorConfig:
@@ -116,6 +121,19 @@ class MoAIConfig(PreTrainedConfig):
             raise ValueError(
                 f"`image_token_id` must be an id below the decoder's vocab_size {self.text_config.vocab_size}, got "
                 f"{self.image_token_id}. Add the placeholder to the tokenizer and enlarge the vocabulary by one."
+            )
+
+    def _check_vision_features(self) -> None:
+        family, depth = self.vision_config.model_type, getattr(self.vision_config, "num_hidden_layers", None)
+        if self.vision_feature_select_strategy == "default" and "siglip" in family:
+            raise ValueError(
+                f"`vision_feature_select_strategy` must be 'full' for {family!r}, got 'default': SigLIP has no class "
+                "token, and the first patch would be dropped."
+            )
+        if isinstance(depth, int) and not -depth - 1 <= self.vision_feature_layer <= depth:
+            raise ValueError(
+                f"`vision_feature_layer` must be {-depth - 1} to {depth} for a tower of {depth} layers, got "
+                f"{self.vision_feature_layer}."
             )
 
     def _with_mixer_layers(self) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
+
+from .import_utils import require
 
 # Matched by transformers from the start of a module's full name or as a suffix. The low-rank factors of experts and
 # partial LoRA are bare parameters and need no entry.
@@ -30,6 +33,7 @@ def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
         quantisation).
 
     Raises:
+        ImportError: If bitsandbytes is not installed; says what to install.
         ValueError: If both 4 and 8 bits are asked for, or one of them beside a ``quantization_config``.
     """
     kwargs = dict(kwargs)
@@ -40,6 +44,7 @@ def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
     if (in_4bit or in_8bit) and config is not None:
         raise ValueError("Expected load_in_4bit / load_in_8bit or `quantization_config`, got both. Choose one.")
     if in_4bit or in_8bit:
+        require("bitsandbytes", purpose="4-bit and 8-bit loading")
         config = _default_config(in_4bit, kwargs.get("dtype"))
     if config is None:
         return kwargs
@@ -48,6 +53,7 @@ def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
         if config.get("llm_int8_skip_modules") is None and any(key.startswith("load_in_") for key in config):
             config["llm_int8_skip_modules"] = list(COMPUTE_DTYPE_MODULES)
     elif getattr(config, "llm_int8_skip_modules", False) is None:
+        config = copy(config)  # the caller may load another model with it
         config.llm_int8_skip_modules = list(COMPUTE_DTYPE_MODULES)
     kwargs["quantization_config"] = config
     return kwargs
