@@ -1,0 +1,251 @@
+"""Scenes benchmark: accuracy per kind of question on scenes nobody trained on, with and without auxiliary tokens.
+
+    python -m moai.evaluation.scenes_benchmark --model checkpoints/moai-nano --per-kind 1000 --json evaluation.json
+
+Verbalizations are the truth with realistic noise (`scene_noise`): what is measured is the model, not a detector.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import moai  # noqa: F401  (registers the Auto classes)
+from moai.data.scenes import QUESTION_KINDS, Scenes, add_noise
+from verbalizers.base import Verbalizer, build_verbalizer
+from verbalizers.scene import parse_scene, render_segmentation_map, verbalize_scene
+
+from .answer_metrics import is_right, name_f1, wilson_interval
+
+__all__ = ["AskedQuestion", "collect_questions", "evaluate_scenes", "markdown_table", "summarise"]
+
+CONDITIONS = ("with_auxiliary", "without_auxiliary")
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A test question with everything a model may see.
+
+    Attributes:
+        kind: One of ``QUESTION_KINDS``.
+        question: The question.
+        answer: What is right, from the truth.
+        image: uint8 (H, W, 3).
+        auxiliary_text: What imperfect verbalizers said.
+        auxiliary_image: uint8 (H, W, 3) segmentation map that goes with it.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    image: np.ndarray
+    auxiliary_text: str
+    auxiliary_image: np.ndarray
+
+
+def collect_questions(
+    per_kind: int,
+    noise: float = 1.0,
+    image_size: int = 448,
+    num_objects: tuple[int, int] = (1, 6),
+    seed: int = 0,
+    split: str = "test",
+    kinds: Sequence[str] = QUESTION_KINDS,
+    verbalizers: Sequence[Verbalizer] = (),
+) -> Iterator[AskedQuestion]:
+    """Questions of a split in order, up to a number per kind.
+
+    Args:
+        per_kind: How many of each kind.
+        noise: Strength of the verbalizers' errors; 0 = the truth.
+        image_size: Height and width of the pictures in pixels.
+        num_objects: Fewest and most objects per scene.
+        seed: Seed of the stream and of the noise.
+        split: Which scenes.
+        kinds: Which kinds.
+        verbalizers: Real ones to look at the pictures, instead of the noisy truth.
+    """
+    missing = dict.fromkeys(kinds, per_kind)
+    scenes = Scenes(split, seed=seed, image_size=image_size, num_objects=num_objects, kinds=tuple(kinds))
+    for sample in scenes:
+        if not any(missing.values()):
+            return
+        wanted = [asked for asked in sample.questions if missing[asked.kind] > 0]
+        if not wanted:
+            continue
+        if verbalizers:
+            found = parse_scene([sample.image], verbalizers)[0]
+        else:
+            found = add_noise(sample.truth, Random(f"{seed} {sample.index}"), noise)
+        words = verbalize_scene(found)
+        painted = render_segmentation_map(found.segments, sample.image_size_hw)
+        for asked in wanted:
+            if missing[asked.kind] > 0:
+                missing[asked.kind] -= 1
+                yield AskedQuestion(asked.kind, asked.question, asked.answer, sample.image, words, painted)
+
+
+@torch.inference_mode()
+def answer_questions(
+    model: Any, processor: Any, asked: Sequence[AskedQuestion], has_auxiliary: bool, max_new_tokens: int
+) -> list[str]:
+    """Answers of one batch, greedy.
+
+    Args:
+        model: MoAIForConditionalGeneration.
+        processor: Its processor.
+        asked: The batch.
+        has_auxiliary: Whether verbalization and map are given.
+        max_new_tokens: Bound on each answer.
+    """
+    auxiliary = {}
+    if has_auxiliary:
+        auxiliary["auxiliary_text"] = [item.auxiliary_text for item in asked]
+        auxiliary["auxiliary_images"] = [item.auxiliary_image for item in asked]
+    batch = processor(
+        images=[[item.image] for item in asked], questions=[item.question for item in asked], **auxiliary
+    ).to(model.device)
+    generated = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+    texts = processor.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _batches(items: Iterable[AskedQuestion], size: int) -> Iterator[list[AskedQuestion]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def evaluate_scenes(
+    model: Any,
+    processor: Any,
+    questions: Iterable[AskedQuestion],
+    conditions: Sequence[str] = CONDITIONS,
+    batch_size: int = 32,
+) -> dict[str, list[tuple[AskedQuestion, str]]]:
+    """Ask everything under each condition.
+
+    Args:
+        model: MoAIForConditionalGeneration in evaluation mode.
+        processor: Its processor.
+        questions: What is asked.
+        conditions: ``with_auxiliary``, ``without_auxiliary``.
+        batch_size: Questions per batch.
+
+    Returns:
+        By condition: pairs of question and answer.
+    """
+    answered: dict[str, list[tuple[AskedQuestion, str]]] = {condition: [] for condition in conditions}
+    for batch in _batches(questions, batch_size):
+        # Descriptions are long, the rest is short: apart, so that short answers do not wait.
+        for is_long in (False, True):
+            part = [item for item in batch if (item.kind == "description") == is_long]
+            for condition in conditions if part else ():
+                has_auxiliary = condition == "with_auxiliary"
+                given = answer_questions(model, processor, part, has_auxiliary, 160 if is_long else 24)
+                answered[condition] += zip(part, given, strict=True)
+    return answered
+
+
+def summarise(answered: Sequence[tuple[AskedQuestion, str]]) -> dict[str, dict[str, Any]]:
+    """Per kind: questions, accuracy and its 95 % interval; for descriptions the mean F1 of the names mentioned.
+
+    Args:
+        answered: Pairs of question and answer.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for kind in QUESTION_KINDS:
+        pairs = [(item.answer, given) for item, given in answered if item.kind == kind]
+        if not pairs:
+            continue
+        if kind == "description":
+            scores = np.array([name_f1(*pair) for pair in pairs])
+            reach = 1.96 * scores.std() / np.sqrt(len(scores))
+            low, high = max(0.0, scores.mean() - reach), min(1.0, scores.mean() + reach)
+            row = {"measure": "name F1", "value": float(scores.mean())}
+        else:
+            right = sum(is_right(*pair) for pair in pairs)
+            low, high = wilson_interval(right, len(pairs))
+            row = {"measure": "accuracy", "value": right / len(pairs), "right": right}
+        table[kind] = {"asked": len(pairs), **row, "interval95": [float(low), float(high)]}
+    return table
+
+
+def markdown_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """A table with one row per kind and one column per condition.
+
+    Args:
+        results: By condition, what :func:`summarise` returned.
+    """
+    names = list(results)
+    kinds = [kind for kind in QUESTION_KINDS if any(kind in results[name] for name in names)]
+    lines = [
+        "| question | asked | " + " | ".join(name.replace("_", " ") for name in names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for kind in kinds:
+        cells = []
+        for name in names:
+            row = results[name][kind]
+            low, high = row["interval95"]
+            cells.append(f"{100 * row['value']:.1f} ({100 * low:.1f}-{100 * high:.1f})")
+        label = f"{kind} (name F1)" if kind == "description" else kind
+        lines.append(f"| {label} | {results[names[0]][kind]['asked']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Accuracy on test scenes, with and without auxiliary tokens.")
+    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--per-kind", type=int, default=1000, help="questions per kind")
+    parser.add_argument("--noise", type=float, default=1.0, help="strength of the verbalizers' errors, 0 = truth")
+    parser.add_argument("--kind", choices=QUESTION_KINDS, action="append", help="ask only these")
+    parser.add_argument("--real", action="append", default=[], metavar="VERBALIZER", help="let this one look, e.g. ocr")
+    parser.add_argument("--image-size", type=int, default=448, help="pixels")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--condition", choices=CONDITIONS, action="append", help="run only this one")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--markdown", type=Path, help="write the table there")
+    parser.add_argument("--show", type=int, default=0, help="print so many answers per condition")
+    chosen = parser.parse_args(arguments)
+
+    started = time.monotonic()
+    model = AutoModelForImageTextToText.from_pretrained(chosen.model, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(chosen.model)
+    questions = collect_questions(
+        chosen.per_kind,
+        chosen.noise,
+        chosen.image_size,
+        kinds=tuple(chosen.kind or QUESTION_KINDS),
+        verbalizers=[build_verbalizer(kind) for kind in chosen.real],
+    )
+    conditions = tuple(chosen.condition or CONDITIONS)
+    answered = evaluate_scenes(model, processor, questions, conditions, chosen.batch_size)
+    results = {condition: summarise(pairs) for condition, pairs in answered.items()}
+    print(table := markdown_table(results))
+    for condition, pairs in answered.items():
+        for item, given in pairs[: chosen.show]:
+            print(f"{condition} | {item.kind} | {item.question} | expected: {item.answer} | got: {given}")
+    findings = {"real": chosen.real} if chosen.real else {"noise": chosen.noise}
+    settings = {"split": "test", "seed": 0, **findings, "image_size": chosen.image_size}
+    report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), "results": results}
+    if chosen.json:
+        chosen.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if chosen.markdown:
+        chosen.markdown.write_text(table + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training: moai-nano from nothing, on one machine."""

@@ -1,0 +1,194 @@
+"""The whole model learns to answer: pictures, maps and verbalizations go in, several questions share each scene.
+
+The paper's two stages (section 3.3) in one run: first a single random expert per stream and mixer layer, so that every
+expert learns alone; then all experts under trained gates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
+
+from .nano_config import MultimodalSettings
+from .scene_shards import SceneShard, wait_for_shard
+from .text_pretraining import KIND_NAMES, PromptIds, count_right, sorted_batches
+
+__all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_questions"]
+
+# CLIP's statistics, as MoAIImageProcessor has them (https://github.com/openai/CLIP).
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
+_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+
+
+def normalise_pictures(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 ``(B, H, W, 3)`` -> float32 ``(B, 3, H, W)`` as the vision tower wants them."""
+    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - _MEAN) / _STD
+
+
+@dataclass(frozen=True)
+class MultimodalBatch:
+    """Scenes and, scene by scene, their questions; padded on the right.
+
+    Attributes:
+        auxiliary_input_ids: int64 (S, A).
+        auxiliary_attention_mask: int64 (S, A).
+        pixel_values: float32 (S, 3, H, W).
+        auxiliary_pixel_values: float32 (S, 3, H, W).
+        scene_of_question: int64 (Q,).
+        input_ids: int64 (Q, L).
+        roles: int64 (Q, L), 0 for answers and padding.
+        is_answer: bool (Q, L).
+        kinds: int64 (Q,).
+    """
+
+    auxiliary_input_ids: torch.Tensor
+    auxiliary_attention_mask: torch.Tensor
+    pixel_values: torch.Tensor
+    auxiliary_pixel_values: torch.Tensor
+    scene_of_question: torch.Tensor
+    input_ids: torch.Tensor
+    roles: torch.Tensor
+    is_answer: torch.Tensor
+    kinds: torch.Tensor
+
+
+def _pad(rows: list[list[int]], fill: int) -> torch.Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
+
+
+def pack_questions(
+    shard: SceneShard,
+    scenes: np.ndarray,
+    prompt: PromptIds,
+    image_ids: list[int],
+    questions_per_scene: int,
+    longest_answer: int,
+    rng: np.random.Generator,
+) -> MultimodalBatch:
+    """Build a batch.
+
+    Args:
+        shard: Tokens, pictures and maps.
+        scenes: Scene numbers inside the shard.
+        prompt: Fixed ids around a question.
+        image_ids: One picture's placeholders.
+        questions_per_scene: How many are drawn from each scene, at most.
+        longest_answer: Answers are cut to so many tokens.
+        rng: Draws the questions.
+    """
+    rows, roles, answered, kinds, owners = [], [], [], [], []
+    opening = [*prompt.opening, *image_ids]
+    for place, scene in enumerate(scenes):
+        all_questions = shard.question_range(scene)
+        chosen = rng.permutation(len(all_questions))[:questions_per_scene]
+        for question in (all_questions[int(k)] for k in chosen):
+            asked = [*prompt.before_question, *shard.question_ids(question).tolist(), *prompt.after_question]
+            answer = shard.answer_ids(question)[:longest_answer].tolist()
+            rows.append([*opening, *asked, *answer])
+            role = [LANGUAGE_ROLE] * len(prompt.opening) + [IMAGE_ROLE] * len(image_ids)
+            roles.append(role + [LANGUAGE_ROLE] * len(asked) + [0] * len(answer))
+            answered.append([0] * (len(opening) + len(asked)) + [1] * len(answer))
+            kinds.append(int(shard.kinds[question]) % len(KIND_NAMES))
+            owners.append(place)
+    auxiliary = [[prompt.opening[0], *shard.auxiliary_ids(scene).tolist()] for scene in scenes]
+    ids, width = _pad(auxiliary, 0), max(map(len, auxiliary))
+    lengths = torch.tensor([len(row) for row in auxiliary])
+    return MultimodalBatch(
+        ids,
+        (torch.arange(width) < lengths[:, None]).long(),
+        normalise_pictures(shard.pictures[scenes]),
+        normalise_pictures(shard.maps[scenes]),
+        torch.tensor(owners),
+        _pad(rows, 0),
+        _pad(roles, 0),
+        _pad(answered, 0).bool(),
+        torch.tensor(kinds),
+    )
+
+
+class MultimodalTask:
+    """Steps of multimodal training: step -> shard -> batch -> loss.
+
+    Args:
+        model: The whole model.
+        settings: The recipe's multimodal part.
+        prompt: Fixed ids.
+        shards: Folder of shards.
+    """
+
+    def __init__(
+        self, model: MoAIForConditionalGeneration, settings: MultimodalSettings, prompt: PromptIds, shards: Path
+    ) -> None:
+        self.model, self.settings, self.prompt, self.shards = model, settings, prompt, shards
+        self.image_ids = [model.config.image_token_id] * model.config.image_seq_length
+        self.steps_per_shard = settings.shards.num_scenes // settings.batch_size
+        self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
+        outcome = [f"{word}_{name}" for name in (*KIND_NAMES, "without_auxiliary") for word in ("asked", "right")]
+        self.count_names = ["weight", "scenes", *outcome]
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> MultimodalBatch:
+        """This rank's share of a step's scenes."""
+        number, place = divmod(step, self.steps_per_shard)
+        if self._loaded is None or self._loaded[0] != number:
+            self._loaded = None  # two shards of pictures need not be in memory at once
+            shard = wait_for_shard(self.shards, number)
+            self._loaded = number, shard, sorted_batches(shard, self.settings.batch_size, number)
+        _, shard, batches = self._loaded
+        return pack_questions(
+            shard,
+            batches[place][rank::num_ranks],
+            self.prompt,
+            self.image_ids,
+            self.settings.questions_per_scene,
+            self.settings.longest_answer,
+            np.random.default_rng((step, rank)),
+        )
+
+    def routing(self, step: int) -> dict[str, object]:
+        """Stage 1: one expert at random, equal on all ranks. Stage 2: the gates."""
+        if step < self.settings.first_stage_steps:
+            return {"mode": "random_expert", "seed": step}
+        return {"mode": "gated"}
+
+    def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """See :data:`moai.training.loop.StepFunction`."""
+        batch, model = self.batch(step, rank, num_ranks), self.model.model
+        has_auxiliary = np.random.default_rng((step, 7)).random() >= self.settings.without_auxiliary_share
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
+            auxiliary = None
+            if has_auxiliary:
+                states = model.get_auxiliary_states(
+                    batch.auxiliary_input_ids, batch.auxiliary_attention_mask, batch.auxiliary_pixel_values
+                )
+                auxiliary = states[batch.scene_of_question]
+            hidden = model(
+                input_ids=batch.input_ids,
+                mm_token_type_ids=batch.roles,
+                image_features=features[batch.scene_of_question],
+                auxiliary_states=auxiliary,
+                routing=self.routing(step),
+                use_cache=False,
+                return_dict=True,
+            ).last_hidden_state
+            is_target = batch.is_answer[:, 1:]
+            logits = self.model.lm_head(hidden[:, :-1][is_target])
+        targets = batch.input_ids[:, 1:][is_target]
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+        groups = torch.arange(len(batch.kinds))[:, None].expand_as(is_target)[is_target]
+        counts = count_right(logits.detach().argmax(-1) == targets, groups, batch.kinds[groups])
+        if not has_auxiliary:
+            counts = {
+                f"{word}_without_auxiliary": sum(counts[f"{word}_{name}"] for name in KIND_NAMES)
+                for word in ("asked", "right")
+            }
+        counts |= {"weight": float(len(targets)), "scenes": float(len(batch.pixel_values))}
+        return loss, counts

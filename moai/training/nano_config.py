@@ -1,0 +1,119 @@
+"""The recipe of moai-nano, read from YAML; a misspelt field is an error that names the known ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from .loop import LoopSettings
+from .scene_shards import ShardSettings
+
+__all__ = ["MultimodalSettings", "NanoConfig", "TextSettings", "load_nano_config"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Text pretraining.
+
+    Attributes:
+        loop: How to optimise.
+        shards: What to read.
+        batch_size: Scenes per step over all ranks.
+        text_weight: Weight of the loss on the verbalization itself.
+    """
+
+    loop: LoopSettings
+    shards: ShardSettings
+    batch_size: int = 64
+    text_weight: float = 0.1
+
+
+@dataclass(frozen=True)
+class MultimodalSettings:
+    """Training of the whole model, first with single random experts, then with gates (paper, section 3.3).
+
+    Attributes:
+        loop: How to optimise both stages together.
+        shards: What to read.
+        first_stage_steps: Steps with one random expert per stream and layer; the gates rest.
+        batch_size: Scenes per step over all ranks.
+        questions_per_scene: Questions drawn from each scene.
+        longest_answer: Targets are cut to so many tokens; a listing's beginning teaches as much as the whole.
+        without_auxiliary_share: Share of scenes that come without auxiliary tokens, so that the model still answers
+            as well as its eye allows when no verbalizer is there.
+        vision: Fields of CLIPVisionConfig.
+        compressor: Fields of CompressorConfig.
+        mixer: Fields of MixerConfig.
+    """
+
+    loop: LoopSettings
+    shards: ShardSettings
+    first_stage_steps: int
+    batch_size: int = 16
+    questions_per_scene: int = 6
+    longest_answer: int = 48
+    without_auxiliary_share: float = 0.1
+    vision: dict[str, Any] = field(default_factory=dict)
+    compressor: dict[str, Any] = field(default_factory=dict)
+    mixer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NanoConfig:
+    """Everything that decides what moai-nano becomes.
+
+    Attributes:
+        tokenizer: ``vocab_size`` and ``num_scenes`` to learn merges from.
+        decoder: Fields of LlamaConfig; the vocabulary is filled in.
+        text: Text pretraining.
+        copying: A second part of it, from the first one's weights; its scenes ask for the verbalization itself.
+        multimodal: Training of the whole model.
+        seed: Seed of the initial weights.
+        num_ranks: Processes of one thread each.
+    """
+
+    tokenizer: dict[str, int]
+    decoder: dict[str, Any]
+    text: TextSettings
+    copying: TextSettings | None = None
+    multimodal: MultimodalSettings | None = None
+    seed: int = 0
+    num_ranks: int = 1
+
+
+def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    known = {item.name: item for item in fields(kind)}
+    if not isinstance(values, dict) or (unknown := set(values) - set(known)):
+        got = sorted(unknown) if isinstance(values, dict) else values
+        raise ValueError(f"`{where}` must have fields among {sorted(known)}, got {got}. Correct the spelling.")
+    nested = {"loop": LoopSettings, "shards": ShardSettings, "multimodal": MultimodalSettings}
+    nested |= dict.fromkeys(("text", "copying"), TextSettings)
+    filled = {
+        name: _build(nested[name], value, f"{where}.{name}") if name in nested and value is not None else value
+        for name, value in values.items()
+    }
+    if "curriculum" in filled:
+        filled["curriculum"] = tuple(tuple(pair) for pair in filled["curriculum"])
+    if "kinds" in filled:
+        filled["kinds"] = tuple(filled["kinds"])
+    if "slow_names" in filled:
+        filled["slow_names"] = tuple(filled["slow_names"])
+    try:
+        return kind(**filled)
+    except TypeError as error:
+        raise ValueError(f"`{where}` is incomplete: {error}. Add the field.") from error
+
+
+def load_nano_config(path: str | Path) -> NanoConfig:
+    """Read a recipe.
+
+    Raises:
+        ValueError: A field is unknown or missing.
+    """
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return _build(NanoConfig, values, Path(path).name)

@@ -1,0 +1,196 @@
+"""Scenes as tokens on disk: shards of noisy verbalizations with questions and answers, made once, read many times.
+
+A shard is a function of its settings and number alone. Files appear atomically, so that a builder process can work
+ahead of the trainer and a killed one leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from moai.data.scenes import QUESTION_KINDS, Scenes, add_noise
+from moai.tokenization_internlm2 import InternLM2Tokenizer
+from verbalizers.scene import render_segmentation_map, verbalize_scene
+
+__all__ = ["LISTING_QUESTIONS", "SceneShard", "ShardSettings", "build_shard", "load_shard", "wait_for_shard"]
+
+#: Questions of the generator whose answer is a verbalization. Their target in training is the verbalization that the
+#: model was given, word for word: a dense signal whose every token can be known.
+LISTING_QUESTIONS = ("Describe the picture with boxes.", "List everything in the image with its box.")
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """What is in the shards.
+
+    Attributes:
+        num_scenes: Scenes per shard.
+        num_questions: Questions per scene at most.
+        image_size: Height and width in pixels at which truth is measured, and of the maps and pictures.
+        seed: Seed of the stream.
+        curriculum: Pairs (first shard, most objects), ascending: scenes grow from few objects to many.
+        truth_share: Share of scenes whose verbalization is the truth; the others have noise.
+        listing_share: Share of scenes with a question for the whole verbalization.
+        kinds: Kinds of the generator's questions; one named twice is asked twice as often.
+        with_pictures: Also store the picture and the segmentation map.
+    """
+
+    num_scenes: int = 2048
+    num_questions: int = 8
+    image_size: int = 96
+    seed: int = 0
+    curriculum: tuple[tuple[int, int], ...] = ((0, 6),)
+    truth_share: float = 0.2
+    listing_share: float = 1.0
+    kinds: tuple[str, ...] = QUESTION_KINDS
+    with_pictures: bool = False
+
+    def most_objects(self, shard: int) -> int:
+        """Largest number of objects in the scenes of a shard."""
+        return [most for first, most in self.curriculum if first <= shard][-1]
+
+
+@dataclass(frozen=True)
+class SceneShard:
+    """Token ids of many scenes.
+
+    Attributes:
+        tokens: Flat uint16 ids.
+        auxiliary: int64 (S + 1,) offsets of the verbalizations in ``tokens``.
+        questions: int64 (Q + 1,) offsets of the questions.
+        answers: int64 (Q + 1,) offsets of the answers, end token included.
+        kinds: int8 (Q,) index into ``QUESTION_KINDS``; -1 = the verbalization itself is asked for.
+        first_question: int64 (S + 1,) which questions belong to a scene.
+        pictures: uint8 (S, H, W, 3) or empty.
+        maps: uint8 (S, H, W, 3) or empty.
+    """
+
+    tokens: np.ndarray
+    auxiliary: np.ndarray
+    questions: np.ndarray
+    answers: np.ndarray
+    kinds: np.ndarray
+    first_question: np.ndarray
+    pictures: np.ndarray
+    maps: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first_question) - 1
+
+    def auxiliary_ids(self, scene: int) -> np.ndarray:
+        """Verbalization of a scene, without BOS."""
+        return self.tokens[self.auxiliary[scene] : self.auxiliary[scene + 1]]
+
+    def question_range(self, scene: int) -> range:
+        """Questions of a scene."""
+        return range(int(self.first_question[scene]), int(self.first_question[scene + 1]))
+
+    def question_ids(self, question: int) -> np.ndarray:
+        """Ids of a question with its leading space."""
+        return self.tokens[self.questions[question] : self.questions[question + 1]]
+
+    def answer_ids(self, question: int) -> np.ndarray:
+        """Ids of an answer with its leading space and the end token."""
+        return self.tokens[self.answers[question] : self.answers[question + 1]]
+
+
+def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokenizer) -> SceneShard:
+    """Make one shard.
+
+    Args:
+        settings: What is in it.
+        shard: Its number; scenes ``shard * num_scenes`` and following.
+        tokenizer: Vocabulary; at most 65,535 pieces.
+    """
+    encode, end = tokenizer.sp_model.encode, tokenizer.eos_token_id
+    scenes = Scenes(
+        "train",
+        seed=settings.seed,
+        image_size=settings.image_size,
+        num_objects=(1, settings.most_objects(shard)),
+        num_questions=settings.num_questions,
+        kinds=settings.kinds,
+        start=shard * settings.num_scenes,
+        length=settings.num_scenes,
+    )
+    auxiliary, questions, answers, kinds, first, pictures, maps = [], [], [], [], [0], [], []
+    for sample in scenes:
+        rng = Random(f"shard {settings.seed} {sample.index}")
+        found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
+        words = verbalize_scene(found)
+        auxiliary.append(encode(words))
+        for asked in sample.questions:
+            kind, answer = QUESTION_KINDS.index(asked.kind), asked.answer
+            if asked.question in LISTING_QUESTIONS:
+                continue  # its answer is the truth's verbalization, which the model was not given
+            questions.append(encode(f" {asked.question}"))
+            answers.append([*encode(f" {answer}"), end])
+            kinds.append(kind)
+        if words and rng.random() < settings.listing_share:
+            questions.append(encode(f" {rng.choice(LISTING_QUESTIONS)}"))
+            answers.append([*encode(f" {words}"), end])
+            kinds.append(-1)
+        first.append(len(kinds))
+        if settings.with_pictures:
+            pictures.append(sample.image)
+            maps.append(render_segmentation_map(found.segments, sample.image_size_hw))
+    empty = np.zeros((0, 0, 0, 3), np.uint8)
+    groups = auxiliary, questions, answers
+    starts = np.cumsum([0, *(sum(map(len, group)) for group in groups)])
+    offsets = [start + np.cumsum([0, *map(len, group)]) for start, group in zip(starts, groups, strict=False)]
+    return SceneShard(
+        np.array([token for group in groups for ids in group for token in ids], dtype=np.uint16),
+        *offsets,
+        np.array(kinds, dtype=np.int8),
+        np.array(first, dtype=np.int64),
+        np.stack(pictures) if pictures else empty,
+        np.stack(maps) if maps else empty,
+    )
+
+
+def save_shard(shard: SceneShard, path: Path) -> None:
+    """Write a shard so that it is either there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        np.savez(file, **shard.__dict__)
+    os.replace(temporary, path)
+
+
+def load_shard(path: Path) -> SceneShard:
+    """Read a shard; nothing is unpickled."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return SceneShard(**{name: arrays[name] for name in arrays.files})
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"shard-{shard:05d}.npz"
+
+
+def wait_for_shard(folder: Path, shard: int, patience_s: float = 600.0) -> SceneShard:
+    """Read a shard that a builder process makes.
+
+    Raises:
+        TimeoutError: It does not come.
+    """
+    path, started = shard_path(folder, shard), time.monotonic()
+    while not path.is_file():
+        if time.monotonic() - started > patience_s:
+            raise TimeoutError(f"expected {path} within {patience_s:g} s. Is the builder process alive?")
+        time.sleep(0.2)
+    return load_shard(path)
+
+
+def build_missing_shards(settings: ShardSettings, folder: Path, shards: range, tokenizer_folder: Path) -> None:
+    """Make all shards of a range that are not there yet, in order; the work of a builder process."""
+    tokenizer = InternLM2Tokenizer.from_pretrained(tokenizer_folder)
+    for shard in shards:
+        if not shard_path(folder, shard).is_file():
+            save_shard(build_shard(settings, shard, tokenizer), shard_path(folder, shard))

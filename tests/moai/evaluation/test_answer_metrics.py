@@ -1,0 +1,57 @@
+import pytest
+
+from moai.evaluation.answer_metrics import box_iou, is_right, mentioned_names, name_f1, parse_box, wilson_interval
+
+
+def test_wilson_interval_matches_published_values_when_shares_are_extreme_or_middle():
+    # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29.
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (right, asked), interval in published.items():
+        assert wilson_interval(right, asked, 1.959964) == pytest.approx(interval, abs=6e-5)
+
+
+def test_wilson_interval_raises_when_counts_do_not_fit():
+    with pytest.raises(ValueError, match="expected 0 <= right <= asked"):
+        wilson_interval(3, 2)
+    with pytest.raises(ValueError, match="asked >= 1"):
+        wilson_interval(0, 0)
+
+
+def test_is_right_compares_boxes_by_overlap_when_a_box_is_expected():
+    assert is_right("[0.10, 0.10, 0.50, 0.50]", " [0.12, 0.10, 0.50, 0.52]")
+    assert not is_right("[0.10, 0.10, 0.50, 0.50]", "[0.40, 0.40, 0.90, 0.90]")
+    assert not is_right("[0.10, 0.10, 0.50, 0.50]", "top left")
+    assert not is_right("[0.10, 0.10, 0.50, 0.50]", "[0.1.2, 0.10, 0.50, 0.50]")
+
+
+def test_is_right_ignores_case_and_full_stop_only_when_words_are_expected():
+    assert is_right("SOLIKA 125", "solika  125.")
+    assert not is_right("SOLIKA 125", "SOLIKA 12")
+    assert not is_right("top left", "left")
+
+
+def test_box_iou_is_zero_when_boxes_are_empty_or_apart():
+    assert box_iou((0, 0, 0, 0), (0, 0, 1, 1)) == 0
+    assert box_iou((0, 0, 0.4, 1), (0.5, 0, 1, 1)) == 0
+    assert box_iou((0, 0, 1, 1), (0, 0, 0.5, 1)) == pytest.approx(0.5)
+
+
+def test_parse_box_finds_the_first_box_when_text_surrounds_it():
+    assert parse_box("at [0.10, 0.20, 0.30, 0.40] I think") == (0.1, 0.2, 0.3, 0.4)
+    assert parse_box("[0.10, 0.20]") is None
+
+
+def test_mentioned_names_reads_plurals_and_skips_signs_when_signs_are_quoted():
+    said = "There are 2 people, a hot dog and a dog. The person is on the grass. The sign says PIZZA."
+    assert mentioned_names(said) == {"person", "hot dog", "dog", "grass"}
+
+
+def test_name_f1_is_between_zero_and_one_when_some_names_match():
+    assert name_f1("There is a dog and a cat.", "There is a dog.") == pytest.approx(2 / 3)
+    assert name_f1("There is a dog.", "There is a dog.") == 1
+    assert name_f1("There is a dog.", "nothing") == 0

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import moai  # noqa: F401
+from moai.evaluation.scenes_benchmark import (
+    AskedQuestion,
+    answer_questions,
+    collect_questions,
+    evaluate_scenes,
+    main,
+    markdown_table,
+    summarise,
+)
+
+
+def asked(kind: str, answer: str) -> AskedQuestion:
+    return AskedQuestion(kind, "?", answer, None, "", None)
+
+
+@pytest.fixture(scope="module")
+def nano(repo_root_of_module):
+    folder = repo_root_of_module / "checkpoints" / "moai-nano"
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def repo_root_of_module():
+    from pathlib import Path
+
+    return Path(__file__).resolve().parents[3]
+
+
+def test_collect_questions_gives_as_many_of_each_kind_when_asked():
+    found = list(collect_questions(3, image_size=64, kinds=("reading", "relation")))
+    assert sorted(item.kind for item in found) == ["reading"] * 3 + ["relation"] * 3
+    again = list(collect_questions(3, image_size=64, kinds=("reading", "relation")))
+    assert [(i.question, i.answer, i.auxiliary_text) for i in found] == [
+        (i.question, i.answer, i.auxiliary_text) for i in again
+    ]
+
+
+def test_collect_questions_says_the_truth_when_noise_is_zero():
+    for item in collect_questions(5, noise=0, image_size=64, kinds=("reading",)):
+        assert all(word in item.auxiliary_text for word in item.answer.split())
+
+
+def test_summarise_counts_right_answers_when_kinds_are_mixed():
+    pairs = [(asked("existence", "yes"), "Yes"), (asked("existence", "yes"), "no")]
+    pairs += [(asked("description", "There is a dog."), "There is a dog.")]
+    table = summarise(pairs)
+    assert table["existence"]["value"] == 0.5 and table["existence"]["right"] == 1
+    low, high = table["existence"]["interval95"]
+    assert 0 < low < 0.5 < high < 1
+    assert table["description"]["value"] == 1
+    text = markdown_table({"with_auxiliary": table, "without_auxiliary": table})
+    assert "| existence | 2 | 50.0" in text and text.count("\n") == 3
+
+
+def test_bundled_model_reads_and_locates_far_better_when_it_has_auxiliary_tokens(nano):
+    questions = list(collect_questions(60, noise=0.5, image_size=192, kinds=("reading", "localisation")))
+    answered = evaluate_scenes(*nano, questions)
+    with_words, without = (summarise(answered[name]) for name in ("with_auxiliary", "without_auxiliary"))
+    for kind in ("reading", "localisation"):
+        assert with_words[kind]["interval95"][0] > without[kind]["interval95"][1]
+
+
+def test_answers_are_equal_when_questions_come_alone_or_in_a_batch(nano):
+    questions = list(collect_questions(2, image_size=96, kinds=("reading", "existence", "relation")))
+    together = answer_questions(*nano, questions, True, 12)
+    alone = [answer_questions(*nano, [item], True, 12)[0] for item in questions]
+    assert together == alone
+
+
+def test_command_writes_results_when_run(repo_root_of_module, tmp_path):
+    folder = repo_root_of_module / "checkpoints" / "moai-nano"
+    main(
+        ["--model", str(folder), "--per-kind", "2", "--image-size", "64", "--json", str(tmp_path / "r.json")]
+        + ["--markdown", str(tmp_path / "r.md")]
+    )
+    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert report["results"]["with_auxiliary"]["reading"]["asked"] == 2
+    assert (tmp_path / "r.md").read_text(encoding="utf-8").startswith("| question | asked |")

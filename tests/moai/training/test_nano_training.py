@@ -1,0 +1,214 @@
+"""The trainer of moai-nano at a thousandth of its size: same code, few scenes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from moai.tokenization_internlm2 import InternLM2Tokenizer
+from moai.training.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
+from moai.training.loop import LoopSettings, learning_rate
+from moai.training.multimodal_training import MultimodalTask, normalise_pictures
+from moai.training.nano import export_nano, train_nano
+from moai.training.nano_config import load_nano_config
+from moai.training.nano_models import build_moai, build_processor, prompt_ids
+from moai.training.scene_shards import ShardSettings, build_shard, load_shard, save_shard
+from moai.training.text_pretraining import pack_texts
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
+    shards = {"num_scenes": 16, "num_questions": 4, "image_size": 32, "curriculum": [[0, 1], [1, 3]]}
+    loop = {"learning_rate": 3e-3, "warmup_steps": 2, "log_every": 1, "checkpoint_every_s": 0.0}
+    return {
+        "tokenizer": {"vocab_size": 640, "num_scenes": 60},
+        "decoder": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+        "text": {"batch_size": 4, "loop": {"num_steps": text_steps, **loop}, "shards": shards},
+        "multimodal": {
+            "batch_size": 4,
+            "questions_per_scene": 2,
+            "first_stage_steps": 3,
+            "without_auxiliary_share": 0.2,
+            "loop": {"num_steps": multimodal_steps, **loop},
+            "shards": {**shards, "with_pictures": True, "seed": 1},
+            "vision": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": 16,
+            },
+            "compressor": {"num_latents": 4, "num_layers": 1, "num_heads": 2, "head_dim": 16},
+            "mixer": {"layers": [1], "num_heads": 2, "rank": 8},
+        },
+    }
+
+
+def write_recipe(path: Path, recipe: dict) -> Path:
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """A finished tiny run: (recipe, output folder)."""
+    folder = tmp_path_factory.mktemp("nano")
+    recipe = write_recipe(folder / "recipe.yaml", tiny_recipe())
+    train_nano(load_nano_config(recipe), folder / "run")
+    return recipe, folder / "run"
+
+
+def test_recipe_of_the_repository_is_valid_when_read():
+    config = load_nano_config(ROOT / "configs" / "nano.yaml")
+    assert config.multimodal.shards.with_pictures
+    assert config.multimodal.vision["image_size"] == config.multimodal.shards.image_size
+
+
+def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
+    recipe = tiny_recipe()
+    recipe["text"]["batchsize"] = 3
+    with pytest.raises(ValueError, match="batchsize.*Correct the spelling"):
+        load_nano_config(write_recipe(tmp_path / "r.yaml", recipe))
+
+
+def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
+    recipe, unbroken = trained
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "moai.training.nano", "--config", str(recipe), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    for line in running.stdout:  # kill -9 in the middle of the multimodal stage
+        if line.startswith("step 3 ") and (out / "multimodal" / "log.jsonl").exists():
+            break
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    time.sleep(0.2)
+    assert latest_checkpoint(out / "multimodal" / "checkpoints") is not None
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    for stage in ("text", "multimodal"):
+        assert losses(out / stage) == losses(unbroken / stage)
+
+
+def test_exported_checkpoint_answers_when_loaded_back(trained):
+    recipe, out = trained
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    export_nano(load_nano_config(recipe), out, out / "again")
+    model = AutoModelForImageTextToText.from_pretrained(out / "again", dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(out / "again")
+    picture = np.zeros((40, 50, 3), np.uint8)
+    batch = processor(images=[picture], questions=["What is there?"], auxiliary_text=["nothing"])
+    generated = model.generate(**batch, max_new_tokens=3)
+    assert generated.shape[1] > batch["input_ids"].shape[1]
+    assert all(path.suffix != ".bin" and path.suffix != ".pt" for path in (out / "again").iterdir())
+
+
+def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(trained):
+    recipe, out = trained
+    config = load_nano_config(recipe)
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    processor = build_processor(out / "tokenizer", config.multimodal.vision)
+    model = build_moai(config, config.multimodal, tokenizer, None)
+    task = MultimodalTask(model, config.multimodal, prompt_ids(tokenizer), out / "multimodal-shards")
+    batch = task.batch(0, 0, 1)
+    shard = load_shard(out / "multimodal-shards" / "shard-00000.npz")
+    image_tokens = model.config.image_seq_length
+    for row, roles, owner in zip(batch.input_ids, batch.roles, batch.scene_of_question, strict=True):
+        ids = row[roles > 0].tolist()
+        start = len(prompt_ids(tokenizer).opening) + image_tokens + 1
+        question = tokenizer.decode(ids[start:-1]).strip()
+        words = tokenizer.decode(batch.auxiliary_input_ids[owner][batch.auxiliary_attention_mask[owner] > 0][1:])
+        expected = processor(
+            images=[np.zeros((32, 32, 3), np.uint8)], questions=[question], auxiliary_text=[words.strip()]
+        )
+        assert expected["input_ids"][0].tolist() == ids
+        assert expected["mm_token_type_ids"][0].tolist() == roles[roles > 0].tolist()
+        kept = batch.auxiliary_attention_mask[owner] > 0
+        assert expected["auxiliary_input_ids"][0].tolist() == batch.auxiliary_input_ids[owner][kept].tolist()
+    expected = processor(images=[shard.pictures[0]], questions=["?"])["pixel_values"]
+    torch.testing.assert_close(normalise_pictures(shard.pictures[:1]), expected, atol=1e-5, rtol=0)
+
+
+def test_answers_never_enter_the_mixture_when_packed(trained):
+    recipe, out = trained
+    config = load_nano_config(recipe)
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    model = build_moai(config, config.multimodal, tokenizer, None)
+    batch = MultimodalTask(model, config.multimodal, prompt_ids(tokenizer), out / "multimodal-shards").batch(1, 0, 1)
+    assert (batch.roles[batch.is_answer] == 0).all()
+    assert batch.is_answer.any(dim=1).all()
+
+
+def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
+    recipe, out = trained
+    from moai.training.nano_models import build_decoder
+
+    config = load_nano_config(recipe)
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    decoder = build_decoder(config, tokenizer).eval()
+    shard = load_shard(out / "text-shards" / "shard-00000.npz")
+    packed = pack_texts(shard, np.array([2]), prompt_ids(tokenizer))
+    with torch.no_grad():
+        together = decoder(
+            input_ids=packed.input_ids, attention_mask=packed.attention_mask(), position_ids=packed.position_ids
+        ).logits[0]
+        for number in packed.segments.unique().tolist():
+            if number > 0:
+                kept = (packed.segments[0] == 0) | (packed.segments[0] == number)
+                alone = decoder(input_ids=packed.input_ids[:, kept]).logits[0]
+                torch.testing.assert_close(together[kept], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_shard_survives_the_disk_and_repeats_itself_when_built_again(trained, tmp_path):
+    tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
+    settings = ShardSettings(num_scenes=5, num_questions=4, image_size=32, with_pictures=True)
+    first, second = build_shard(settings, 3, tokenizer), build_shard(settings, 3, tokenizer)
+    save_shard(first, tmp_path / "a.npz")
+    for name, value in load_shard(tmp_path / "a.npz").__dict__.items():
+        np.testing.assert_array_equal(value, getattr(first, name))
+        np.testing.assert_array_equal(value, getattr(second, name))
+
+
+def test_checkpoint_is_refused_when_the_model_differs(tmp_path):
+    def model_and_optimizer(width: int):
+        model = torch.nn.Linear(width, 2)
+        model(torch.ones(1, width)).sum().backward()
+        optimizer = torch.optim.AdamW(model.parameters())
+        optimizer.step()
+        return model, optimizer
+
+    path = save_checkpoint(tmp_path, 4, *model_and_optimizer(3))
+    model, optimizer = model_and_optimizer(3)
+    assert load_checkpoint(path, model, optimizer)["step"] == 4
+    with pytest.raises(ValueError, match="expected the weights of this model"):
+        load_checkpoint(path, model_and_optimizer(5)[0])
+
+
+def test_learning_rate_rises_then_falls_to_its_share_when_steps_pass():
+    settings = LoopSettings(num_steps=100, warmup_steps=10, final_share=0.1)
+    rates = [learning_rate(step, settings) for step in range(101)]
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.1)
