@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
@@ -366,6 +367,6 @@ class MoAIPipeline:
         return [answer.strip() for answer in answers], layers
 
 
-def _paint_map(scene: Scene) -> Any:
-    """The painted panoptic map ``(H, W, 3)`` uint8, or None for a black one."""
-    return None if scene.segments is None else render_segmentation_map(scene.segments)
+def _paint_map(scene: Scene) -> np.ndarray:
+    """The painted panoptic map ``(H, W, 3)`` uint8; black where there are no segments, as in the release."""
+    return render_segmentation_map(scene.segments, scene.image_size_hw)
