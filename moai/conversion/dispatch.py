@@ -69,11 +69,11 @@ def convert(
     Raises:
         ValueError: If the source is of no known kind, or its conversion fails.
     """
-    source, output = Path(source), Path(output)
+    source, output, stored = Path(source), Path(output), parse_dtype(dtype)
     if not source.exists():
         raise ValueError(f"Expected a checkpoint, got {source}, which does not exist. Check the path.")
     handler = _find_kind(source, kind)
-    return handler.convert(source, output, dtype=parse_dtype(dtype), force=force, **settings)
+    return handler.convert(source, output, dtype=stored, force=force, **settings)
 
 
 def _find_kind(source: Path, name: str | None) -> ConversionKind:
