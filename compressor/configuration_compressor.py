@@ -23,6 +23,8 @@ class CompressorConfig:
         feed_forward_multiplier: Inner width of the feed-forward, in units of ``hidden_size``.
         text_window: ``encoder`` only: auxiliary words see words at most this far away, which keeps the cost
             linear in their number; latents see all. 0 lets every word see every word.
+        num_local_heads: ``encoder`` only: heads in which latents read the words in order, each its own stretch of
+            the text; the other heads look wherever they like.
         rope_theta: ``encoder`` only: base of the rotary positions of the words.
 
     Raises:
@@ -37,6 +39,7 @@ class CompressorConfig:
     head_dim: int = 64
     feed_forward_multiplier: float = 1.0
     text_window: int = 256
+    num_local_heads: int = 0
     rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
@@ -45,6 +48,10 @@ class CompressorConfig:
         for name in ("hidden_size", "num_latents", "num_layers", "num_heads", "head_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`compressor.{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.num_local_heads <= self.num_heads:
+            raise ValueError(
+                f"`compressor.num_local_heads` must be 0 to num_heads = {self.num_heads}, got {self.num_local_heads}."
+            )
         if self.head_dim % 2:
             raise ValueError(f"`compressor.head_dim` must be even (rotary positions), got {self.head_dim}.")
         if self.text_window < 0:

@@ -41,6 +41,28 @@ def rotate(states: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
     return states * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
+def local_reading_bias(text_mask: torch.Tensor, num_latents: int, num_heads: int) -> torch.Tensor:
+    """Distances that let latent i read the i-th stretch of the text, as one reads along a line.
+
+    Without it latents start by averaging the whole text, and have to discover order from the loss alone.
+
+    Args:
+        text_mask: ``(B, A)`` bool.
+        num_latents: Number N of latents.
+        num_heads: Heads that read so; slopes fall by half from head to head (ALiBi, arXiv 2108.12409).
+
+    Returns:
+        ``(B, num_heads, N, A)`` float32, 0 at a latent's own place, falling with the distance in units of one stretch.
+    """
+    length = text_mask.sum(dim=1, keepdim=True).float()  # (B, 1)
+    positions = (text_mask.long().cumsum(dim=1) - 1).clamp_min(0).float()  # (B, A)
+    stretch = (length / num_latents).clamp_min(1.0)
+    centres = (torch.arange(num_latents, device=text_mask.device) + 0.5) / num_latents * length - 0.5  # (B, N)
+    distance = (positions[:, None, :] - centres[:, :, None]).abs() / stretch[:, :, None]  # (B, N, A)
+    slopes = 2.0 ** (1 - torch.arange(num_heads, device=text_mask.device))
+    return -slopes[:, None, None] * distance[:, None]
+
+
 def windowed_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, window: int
 ) -> torch.Tensor:
@@ -123,9 +145,10 @@ class EncoderAttention(nn.Module):
     def attend_latents(
         self, latents: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Latents look at everything: the update ``(B, N, D)``; ``mask`` is ``(B, S)``."""
+        """Latents look at everything: the update ``(B, N, D)``; ``mask`` is bool ``(B, 1, 1, S)`` or an added float."""
         query = self._split(self.to_query(latents))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.to_output(attended.transpose(1, 2).flatten(2))
 
 
@@ -151,6 +174,7 @@ class EncoderLayer(nn.Module):
         text_mask: torch.Tensor,
         patches: torch.Tensor | None,
         tables: RotaryTables,
+        latent_mask: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the updated latents ``(B, N, D)`` and words ``(B, A, D)``."""
         normed_latents, normed_text = self.norm(latents), self.norm(text)
@@ -158,9 +182,8 @@ class EncoderLayer(nn.Module):
         text_key = rotate(text_key, tables)
         unordered = normed_latents if patches is None else torch.cat([self.norm(patches), normed_latents], dim=1)
         key, value = self.attention.key_value(unordered)
-        mask = torch.cat([text_mask, text_mask.new_ones(text.shape[0], unordered.shape[1])], dim=1)
         latents = latents + self.attention.attend_latents(
-            normed_latents, torch.cat([text_key, key], dim=2), torch.cat([text_value, value], dim=2), mask
+            normed_latents, torch.cat([text_key, key], dim=2), torch.cat([text_value, value], dim=2), latent_mask
         )
         latents = latents + self.feed_forward(latents)
         if self.updates_text and text.shape[1]:
@@ -197,6 +220,23 @@ class EncoderStack(nn.Module):
         tables = rotary_tables(text_mask, self.config.head_dim, self.config.rope_theta)
         text = self.norm_text(text)
         patches = None if patches is None else self.norm_patches(patches)
+        latent_mask = self._latent_mask(latents, text_mask, patches)
         for layer in self.layers:
-            latents, text = layer(latents, text, text_mask, patches, tables)
+            latents, text = layer(latents, text, text_mask, patches, tables, latent_mask)
         return latents
+
+    def _latent_mask(
+        self, latents: torch.Tensor, text_mask: torch.Tensor, patches: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What latents may see: bool ``(B, 1, 1, S)``, or with local heads an added float ``(B, H, N, S)``."""
+        num_unordered = latents.shape[1] + (0 if patches is None else patches.shape[1])
+        visible = torch.cat([text_mask, text_mask.new_ones(text_mask.shape[0], num_unordered)], dim=1)[:, None, None]
+        num_local, num_heads = self.config.num_local_heads, self.config.num_heads
+        if not num_local:
+            return visible
+        bias = local_reading_bias(text_mask, latents.shape[1], num_local)  # (B, local, N, A)
+        bias = F.pad(bias, (0, num_unordered), value=float("-inf"))
+        # A sample without words has nothing to read in order: its local heads look around like the others.
+        bias = torch.where(text_mask.any(dim=1)[:, None, None, None], bias, 0.0)
+        bias = F.pad(bias, (0, 0, 0, 0, 0, num_heads - num_local))  # (B, H, N, S)
+        return bias.masked_fill(~visible, float("-inf"))
