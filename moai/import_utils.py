@@ -39,7 +39,6 @@ EXTRA_OF_PACKAGE = {
     "datasets": "train",
     "pyarrow": "train",
     "tensorboard": "train",
-    "scipy": "train",
     "fastapi": "serve",
     "uvicorn": "serve",
     "gradio": "serve",
