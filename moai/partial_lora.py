@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.utils.output_capturing import CompileableContextVar
 
 TARGET_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # Linears are called as `self.q_proj(x)` by code that is not ours: the positions reach them through this variable, set
-# by the decoder layer around its own forward, inside whatever gradient checkpointing recomputes.
-_image_positions: ContextVar[torch.Tensor | None] = ContextVar("image_positions", default=None)
+# by the decoder layer around its own forward, inside whatever gradient checkpointing recomputes. torch.compile cannot
+# trace a ContextVar; transformers' wrapper stands in for it there.
+_image_positions = CompileableContextVar("image_positions")
 
 
 @contextmanager
