@@ -21,7 +21,7 @@ from .generation import MoAIGenerationMixin
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
 from .projector import MoAIMultiModalProjector
 from .quantization import with_default_skip_modules
-from .roles import IMAGE_ROLE, infer_positions, resolve_roles
+from .roles import IMAGE_ROLE, infer_positions, read_placeholders, resolve_roles
 
 
 class MoAIPreTrainedModel(PreTrainedModel):
@@ -126,9 +126,9 @@ class MoAIModel(MoAIPreTrainedModel):
         """
         layer = self.config.vision_feature_layer
         # (images, tokens, vision width); post-normalisation is not applied by CLIP's last_hidden_state
-        outputs = self.vision_tower(
-            pixel_values, output_hidden_states=True if layer != -1 else None, return_dict=True, **kwargs
-        )
+        if layer != -1:
+            kwargs["output_hidden_states"] = True
+        outputs = self.vision_tower(pixel_values, **kwargs | {"return_dict": True})
         features = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
@@ -223,7 +223,10 @@ class MoAIModel(MoAIPreTrainedModel):
         roles = mm_token_type_ids
         if roles is None and inputs_embeds.shape[1] > 1:
             needs_roles = image_features is not None or auxiliary_states is not None
-            prompt = (input_ids, attention_mask, past_key_values, prompt_labels)
+            ids = input_ids
+            if ids is None and image_features is not None:
+                ids = read_placeholders(inputs_embeds, self.get_input_embeddings(), self.config.image_token_id)
+            prompt = (ids, attention_mask, past_key_values, prompt_labels)
             roles = resolve_roles(*prompt, image_token_id=self.config.image_token_id, is_needed=needs_roles)
         if roles is not None and roles.shape != inputs_embeds.shape[:2]:
             shape = tuple(inputs_embeds.shape[:2])

@@ -33,6 +33,21 @@ def infer_roles(
     return torch.where(is_prompt, torch.where(is_image, IMAGE_ROLE, LANGUAGE_ROLE), 0)
 
 
+def read_placeholders(inputs_embeds: torch.Tensor, embedding: torch.nn.Module, image_token_id: int) -> torch.Tensor:
+    """Read ids off embeddings, as far as pictures need them.
+
+    Args:
+        inputs_embeds: ``(B, L, D)``.
+        embedding: The word embedding they come from.
+        image_token_id: The placeholder's id.
+
+    Returns:
+        ``(B, L)`` int64: the placeholder's id, or -1 for any word.
+    """
+    placeholder = embedding(torch.tensor(image_token_id, device=inputs_embeds.device))
+    return torch.where((inputs_embeds == placeholder).all(-1), image_token_id, -1)
+
+
 def resolve_roles(
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,

@@ -199,9 +199,21 @@ def test_inputs_embeds_equal_input_ids_when_roles_are_given() -> None:
         expected = model(**inputs).logits
         embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
         assert torch.equal(model(**inputs, inputs_embeds=embeds).logits, expected)
-    del inputs["mm_token_type_ids"]
-    with pytest.raises(ValueError, match="mm_token_type_ids"):
-        model(**inputs, inputs_embeds=embeds)
+        del inputs["mm_token_type_ids"]  # placeholders can be read off their embedding
+        assert torch.equal(model(**inputs, inputs_embeds=embeds).logits, expected)
+        del inputs["pixel_values"]  # what is picture and what is word cannot
+        with pytest.raises(ValueError, match="mm_token_type_ids"):
+            model(**inputs, inputs_embeds=embeds)
+
+
+def test_image_features_come_with_the_towers_outputs_when_asked() -> None:
+    for layer in (-1, -2):
+        model = build_tiny_model(vision_feature_layer=layer)
+        pixels = torch.randn(2, 3, 28, 28)
+        output = model.get_image_features(pixels, output_hidden_states=True, return_dict=True)
+        assert output.pooler_output.shape == (2, 4, 64) and len(output.hidden_states) == 3
+        plain = model.get_image_features(pixels, output_hidden_states=False, return_dict=True)
+        assert torch.equal(plain.pooler_output, output.pooler_output)
 
 
 @pytest.mark.parametrize("plora_rank", [0, 4])
@@ -231,6 +243,18 @@ def test_logits_to_keep_computes_the_last_positions_only_when_given() -> None:
     with torch.no_grad():
         full, last = model(**inputs).logits, model(**inputs, logits_to_keep=2).logits
     assert last.shape[1] == 2 and torch.allclose(words(full[:, -2:]), words(last), atol=1e-6)
+
+
+def test_loss_follows_shift_labels_when_given() -> None:
+    # Sequence parallel training hands over targets that are aligned already.
+    model = build_tiny_model()
+    inputs = add_labels(build_tiny_inputs(model.config, (8, 6), (6, 4)), num_answer=4)
+    aligned = torch.nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:].contiguous()
+    with torch.no_grad():
+        expected = model(**inputs).loss
+        assert torch.allclose(model(**inputs, shift_labels=aligned).loss, expected, atol=1e-6)
+        other = torch.where(aligned == -100, -100, 5)
+        assert not torch.allclose(model(**inputs, shift_labels=other).loss, expected, atol=1e-3)
 
 
 def test_placeholder_is_never_said_nor_learned_when_labels_copy_the_ids() -> None:
