@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from moai.modeling_moai import MoAIForConditionalGeneration
@@ -20,7 +21,7 @@ from .nano_config import MultimodalSettings
 from .scene_shards import SceneShard, wait_for_shard
 from .text_pretraining import KIND_NAMES, PromptIds, count_right, sorted_batches
 
-__all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_questions"]
+__all__ = ["MultimodalBatch", "MultimodalTask", "Recall", "normalise_pictures", "pack_questions"]
 
 # CLIP's statistics, as MoAIImageProcessor has them (https://github.com/openai/CLIP).
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
@@ -114,6 +115,48 @@ def pack_questions(
     )
 
 
+class Recall(nn.Module):
+    """Auxiliary objective of training only: what was said must be readable from latents and from image positions.
+
+    Latent i of N tells the tokens around the i-th of N stretches of the verbalization (where the compressor's local
+    heads read), and so does image position j in the middle of the decoder. So compressor and mixers learn to carry
+    words before any question needs them.
+
+    Args:
+        hidden_size: Width D.
+    """
+
+    PER_LATENT, PER_PATCH = 2, 3
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.from_latents = nn.Linear(hidden_size, self.PER_LATENT * hidden_size)
+        self.from_patches = nn.Linear(hidden_size, self.PER_PATCH * hidden_size)
+
+    @staticmethod
+    def loss(
+        head: nn.Linear, states: torch.Tensor, embedding: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean cross entropy and accuracy of the tokens that ``states`` should tell.
+
+        Args:
+            head: One of the two.
+            states: ``(S, N, D)``.
+            embedding: ``(V, D)`` word embeddings.
+            ids: ``(S, A)`` the verbalization.
+            mask: ``(S, A)``.
+        """
+        told = head(states).unflatten(-1, (-1, states.shape[-1]))  # (S, N, tokens per state, D)
+        count, lengths = told.shape[2], mask.sum(dim=1)[:, None]
+        stretches = (torch.arange(told.shape[1]) + 0.5) / told.shape[1]
+        first = (stretches * lengths - 0.5 * count + 0.5).floor().long()  # (S, N)
+        places = first[..., None] + torch.arange(count)
+        kept = (places >= 0) & (places < lengths[..., None])
+        targets = ids.gather(1, places.clamp(0, ids.shape[1] - 1).flatten(1)).view_as(places)[kept]
+        logits = F.linear(told[kept], embedding).float()
+        return F.cross_entropy(logits, targets), (logits.detach().argmax(-1) == targets).float().mean()
+
+
 class MultimodalTask:
     """Steps of multimodal training: step -> shard -> batch -> loss.
 
@@ -129,9 +172,14 @@ class MultimodalTask:
     ) -> None:
         self.model, self.settings, self.prompt, self.shards = model, settings, prompt, shards
         self.image_ids = [model.config.image_token_id] * model.config.image_seq_length
+        self.kind_weights = torch.tensor([settings.kind_weights.get(name, 1.0) for name in KIND_NAMES])
         self.steps_per_shard = settings.shards.num_scenes // settings.batch_size
         self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
-        outcome = [f"{word}_{name}" for name in (*KIND_NAMES, "without_auxiliary") for word in ("asked", "right")]
+        outcome = [
+            f"{word}_{name}"
+            for name in (*KIND_NAMES, "without_auxiliary", "latents", "patches")
+            for word in ("asked", "right")
+        ]
         self.count_names = ["weight", "scenes", *outcome]
 
     def batch(self, step: int, rank: int, num_ranks: int) -> MultimodalBatch:
@@ -152,6 +200,25 @@ class MultimodalTask:
             np.random.default_rng((step, rank)),
         )
 
+    def _recall(
+        self, batch: MultimodalBatch, latents: torch.Tensor, hidden_states: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        """Losses and accuracies of :class:`Recall`, one question per scene."""
+        first = torch.tensor(
+            [int((batch.scene_of_question == s).nonzero()[0]) for s in batch.scene_of_question.unique()]
+        )
+        start = len(self.prompt.opening)
+        middle = hidden_states[len(hidden_states) // 2][first, start : start + len(self.image_ids)]
+        words = self.model.get_input_embeddings().weight
+        recall, said = self.model.recall, (batch.auxiliary_input_ids, batch.auxiliary_attention_mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            normed = F.layer_norm(middle, middle.shape[-1:])
+            from_latents = recall.loss(recall.from_latents, latents, words, *said)
+            from_patches = recall.loss(
+                recall.from_patches, normed, words, *(rows[batch.scene_of_question[first]] for rows in said)
+            )
+        return *from_latents, *from_patches
+
     def routing(self, step: int) -> dict[str, object]:
         """Stage 1: one expert at random, equal on all ranks. Stage 2: the gates."""
         if step < self.settings.first_stage_steps:
@@ -170,7 +237,7 @@ class MultimodalTask:
                     batch.auxiliary_input_ids, batch.auxiliary_attention_mask, batch.auxiliary_pixel_values
                 )
                 auxiliary = states[batch.scene_of_question]
-            hidden = model(
+            outputs = model(
                 input_ids=batch.input_ids,
                 mm_token_type_ids=batch.roles,
                 image_features=features[batch.scene_of_question],
@@ -178,17 +245,25 @@ class MultimodalTask:
                 routing=self.routing(step),
                 use_cache=False,
                 return_dict=True,
-            ).last_hidden_state
+                output_hidden_states=self.settings.recall_weight > 0,
+            )
+            hidden = outputs.last_hidden_state
             is_target = batch.is_answer[:, 1:]
             logits = self.model.lm_head(hidden[:, :-1][is_target])
         targets = batch.input_ids[:, 1:][is_target]
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
         groups = torch.arange(len(batch.kinds))[:, None].expand_as(is_target)[is_target]
+        weights = self.kind_weights[batch.kinds[groups]]
+        loss = (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
         counts = count_right(logits.detach().argmax(-1) == targets, groups, batch.kinds[groups])
+        if has_auxiliary and self.settings.recall_weight > 0:
+            recalled = self._recall(batch, states, outputs.hidden_states)
+            loss = loss + self.settings.recall_weight * weights.sum() * (recalled[0] + recalled[2])
+            counts |= {"asked_latents": 1.0, "right_latents": float(recalled[1])}
+            counts |= {"asked_patches": 1.0, "right_patches": float(recalled[3])}
         if not has_auxiliary:
             counts = {
                 f"{word}_without_auxiliary": sum(counts[f"{word}_{name}"] for name in KIND_NAMES)
                 for word in ("asked", "right")
             }
-        counts |= {"weight": float(len(targets)), "scenes": float(len(batch.pixel_values))}
+        counts |= {"weight": float(weights.sum()), "scenes": float(len(batch.pixel_values))}
         return loss, counts

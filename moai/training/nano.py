@@ -8,6 +8,7 @@ Each step is skipped when it is done, resumed when it was killed. Scenes become 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from moai.tokenization_internlm2 import InternLM2Tokenizer
 
 from .checkpointing import latest_checkpoint, load_checkpoint
 from .loop import run_loop, start_ranks
-from .multimodal_training import MultimodalTask
+from .multimodal_training import MultimodalTask, Recall
 from .nano_config import MultimodalSettings, NanoConfig, TextSettings, load_nano_config
 from .nano_models import build_decoder, build_moai, build_processor, prompt_ids
 from .nano_tokenizer import train_nano_tokenizer
@@ -80,6 +81,7 @@ def _train_multimodal(rank: int, num_ranks: int, config: NanoConfig, out: Path) 
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     settings, decoder = config.multimodal, _pretrained_decoder(config, out, ("text", "copying"))
     model = build_moai(config, settings, tokenizer, decoder)
+    model.recall = Recall(model.config.text_config.hidden_size)  # shed again by export
     task = MultimodalTask(model, settings, prompt_ids(tokenizer), out / "multimodal-shards")
     run_loop(model.train(), task, task.count_names, settings.loop, out / "multimodal", rank, num_ranks)
 
@@ -112,7 +114,9 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     found = latest_checkpoint(out / "multimodal" / "checkpoints")
     if found is None:
         raise ValueError(f"expected a trained model in {out / 'multimodal'}, got none. Run stage 'multimodal' first.")
+    model.recall = Recall(model.config.text_config.hidden_size)
     load_checkpoint(found, model)
+    del model.recall
     model.generation_config = GenerationConfig(
         max_new_tokens=160,
         do_sample=False,
@@ -123,6 +127,9 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(target)
     build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(target)
+    # The OCR is what runs from a wheel, offline; a black map where there are no segments, as in training.
+    settings = {"verbalizers": [{"kind": "ocr", "backend": "rapidocr"}], "map": "always"}
+    (target / "verbalizers.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) -> None:

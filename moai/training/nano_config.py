@@ -46,6 +46,8 @@ class MultimodalSettings:
         longest_answer: Targets are cut to so many tokens; a listing's beginning teaches as much as the whole.
         without_auxiliary_share: Share of scenes that come without auxiliary tokens, so that the model still answers
             as well as its eye allows when no verbalizer is there.
+        kind_weights: Weight of a kind's answer tokens in the loss, 1 where none is given.
+        recall_weight: Weight of the auxiliary objective :class:`moai.training.multimodal_training.Recall`, 0 = none.
         vision: Fields of CLIPVisionConfig.
         compressor: Fields of CompressorConfig.
         mixer: Fields of MixerConfig.
@@ -58,6 +60,8 @@ class MultimodalSettings:
     questions_per_scene: int = 6
     longest_answer: int = 48
     without_auxiliary_share: float = 0.1
+    kind_weights: dict[str, float] = field(default_factory=dict)
+    recall_weight: float = 0.0
     vision: dict[str, Any] = field(default_factory=dict)
     compressor: dict[str, Any] = field(default_factory=dict)
     mixer: dict[str, Any] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
+from mixer import Mixers
 from moai.chat_templates import DEMO_CHAT_TEMPLATE
 from moai.configuration_moai import MoAIConfig
 from moai.image_processing_moai import MoAIImageProcessor
@@ -19,6 +20,9 @@ from .nano_config import MultimodalSettings, NanoConfig
 from .text_pretraining import PromptIds
 
 __all__ = ["build_decoder", "build_moai", "build_processor", "prompt_ids"]
+
+#: About the standard deviation of a new tower's patch embeddings.
+POSITION_STD = 3.0
 
 
 def decoder_config(config: NanoConfig, tokenizer: InternLM2Tokenizer) -> LlamaConfig:
@@ -81,7 +85,26 @@ def build_moai(
             tie_word_embeddings=True,
         )
     )
+    _start_as_copies(model.model.mixers)
+    # The experts have no positions of their own: a patch can only ask for "its" words if it knows where it is.
+    model.model.vision_tower.embeddings.position_embedding.weight.data.normal_(std=POSITION_STD)
     if decoder is not None:
         model.model.language_model.load_state_dict(decoder.model.state_dict())
         model.tie_weights()
     return model
+
+
+@torch.no_grad()
+def _start_as_copies(mixers: Mixers) -> None:
+    """Let new experts carry what they attend to as it is, on a random subspace of their rank.
+
+    Value and output projections become one orthogonal projection, so that a word's embedding arrives as itself: the
+    decoder can read it before the experts have learned anything.
+    """
+    for layer in mixers.layers:
+        for expert in (*layer.image_experts, *layer.language_experts):
+            rank, width = expert.value.down.shape
+            basis = torch.linalg.qr(torch.randn(width, rank)).Q
+            for projection in (expert.value, expert.output):
+                projection.down.copy_(basis.T)
+                projection.up.copy_(basis)

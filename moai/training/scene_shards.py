@@ -16,7 +16,7 @@ import numpy as np
 
 from moai.data.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.tokenization_internlm2 import InternLM2Tokenizer
-from verbalizers.scene import render_segmentation_map, verbalize_scene
+from verbalizers.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
 __all__ = ["LISTING_QUESTIONS", "SceneShard", "ShardSettings", "build_shard", "load_shard", "wait_for_shard"]
 
@@ -38,6 +38,8 @@ class ShardSettings:
         truth_share: Share of scenes whose verbalization is the truth; the others have noise.
         listing_share: Share of scenes with a question for the whole verbalization.
         kinds: Kinds of the generator's questions; one named twice is asked twice as often.
+        sign_probability: How often a scene has a sign with words.
+        partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
         with_pictures: Also store the picture and the segmentation map.
     """
 
@@ -49,6 +51,8 @@ class ShardSettings:
     truth_share: float = 0.2
     listing_share: float = 1.0
     kinds: tuple[str, ...] = QUESTION_KINDS
+    sign_probability: float = 0.6
+    partial_share: float = 0.0
     with_pictures: bool = False
 
     def most_objects(self, shard: int) -> int:
@@ -100,6 +104,14 @@ class SceneShard:
         return self.tokens[self.answers[question] : self.answers[question + 1]]
 
 
+def _sample_kinds(rng: Random, partial_share: float) -> tuple[str, ...]:
+    """Which verbalizers spoke."""
+    kinds = tuple(SCENE_FIELDS)
+    if partial_share <= 0 or rng.random() >= partial_share:
+        return kinds
+    return ("ocr",) if rng.random() < 0.5 else tuple(kind for kind in kinds if rng.random() < 0.5)
+
+
 def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokenizer) -> SceneShard:
     """Make one shard.
 
@@ -116,6 +128,7 @@ def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokeniz
         num_objects=(1, settings.most_objects(shard)),
         num_questions=settings.num_questions,
         kinds=settings.kinds,
+        sign_probability=settings.sign_probability,
         start=shard * settings.num_scenes,
         length=settings.num_scenes,
     )
@@ -123,7 +136,8 @@ def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokeniz
     for sample in scenes:
         rng = Random(f"shard {settings.seed} {sample.index}")
         found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
-        words = verbalize_scene(found)
+        spoken = _sample_kinds(rng, settings.partial_share)
+        words = verbalize_scene(found, spoken)
         auxiliary.append(encode(words))
         for asked in sample.questions:
             kind, answer = QUESTION_KINDS.index(asked.kind), asked.answer
@@ -139,7 +153,8 @@ def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokeniz
         first.append(len(kinds))
         if settings.with_pictures:
             pictures.append(sample.image)
-            maps.append(render_segmentation_map(found.segments, sample.image_size_hw))
+            segments = found.segments if "segmentation" in spoken else None
+            maps.append(render_segmentation_map(segments, sample.image_size_hw))
     empty = np.zeros((0, 0, 0, 3), np.uint8)
     groups = auxiliary, questions, answers
     starts = np.cumsum([0, *(sum(map(len, group)) for group in groups)])
