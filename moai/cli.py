@@ -177,7 +177,10 @@ def _split_arguments(arguments: list[str], questions: Path | None, is_debugging:
 
 @app.command(no_args_is_help=True)
 def verbalize(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Pictures.")],
+    pictures: Annotated[
+        list[str],
+        typer.Argument(metavar="PICTURE...|DATASET", help="Pictures; or a folder, .jsonl, LLaVA .json."),
+    ],
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Checkpoint whose verbalizers to use; default: the standard ones."),
@@ -188,19 +191,43 @@ def verbalize(
     verbalizers: VerbalizersOption = None,
     show: ShowOption = False,
     overlay: OverlayOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="DATASET: folder for Parquet shards; a killed run goes on.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="DATASET: local (processes) or ray (a cluster).")] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="DATASET: processes; default: one per GPU or two cores.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="DATASET: pictures per pass.")] = 8,
+    image_folder: Annotated[
+        Path | None, typer.Option("--image-folder", help="DATASET: where the paths in a JSON file begin.")
+    ] = None,
+    column: Annotated[str | None, typer.Option("--column", help="DATASET: column of a datasets folder.")] = None,
+    retry_failures: Annotated[
+        bool, typer.Option("--retry-failures", help="DATASET: look again where a verbalizer failed.")
+    ] = False,
     json_output: JsonOption = False,
     timeout: TimeoutOption = 60.0,
     debug: DebugOption = False,
 ) -> None:
-    """Print what computer vision finds in pictures, in words; no language model is loaded."""
+    """Print what computer vision finds in pictures, in words, or keep it for a whole data set (--out)."""
     from .cli_settings import AnswerSettings, silence_libraries
     from .cli_verbalizing import verbalize_pictures
 
     with reporting_errors(debug):
+        from .cli_dataset import DatasetSettings, selects_dataset, verbalize_datasets
+
         if not debug:
             silence_libraries()
-        settings = AnswerSettings(json_output, show or overlay is not None, overlay, timeout_s=timeout or None)
         chosen = [kind.strip() for kind in kinds.split(",")] if kinds else None
+        limit = timeout or None
+        if selects_dataset(pictures, out):
+            if show or overlay is not None:
+                raise ValueError("expected --show and --overlay with pictures only, got a data set. Leave them out.")
+            options = (engine, workers, batch_size, image_folder, column, limit, retry_failures, json_output)
+            _exit_for(*verbalize_datasets(pictures, model, verbalizers, chosen, DatasetSettings(out, *options)))
+            return
+        settings = AnswerSettings(json_output, show or overlay is not None, overlay, timeout_s=limit)
         _exit_for(verbalize_pictures(pictures, model, verbalizers, chosen, settings), len(pictures))
 
 

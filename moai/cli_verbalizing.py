@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from verbalizers import SCENE_FIELDS, verbalize_scene
+from verbalizers import SCENE_FIELDS, Verbalizer, verbalize_scene
 
 from .checkpoint_lookup import find_checkpoint
 from .cli_rendering import choose_overlay_path, describe_missing, note, print_json, print_words, save_overlay
@@ -12,7 +12,33 @@ from .cli_settings import AnswerSettings, parse_verbalizers
 from .image_loading import load_image
 from .pipeline_verbalizers import VerbalizerSettings, build_named_verbalizers, complete_scenes, find_missing_kinds
 
-__all__ = ["verbalize_pictures"]
+__all__ = ["choose_verbalizers", "verbalize_pictures"]
+
+
+def choose_verbalizers(
+    model: str | None, verbalizers: str | None, kinds: Sequence[str] | None
+) -> tuple[VerbalizerSettings, list[Verbalizer], dict[str, str]]:
+    """The verbalizers that a command's options name; no model is loaded yet.
+
+    Args:
+        model: Checkpoint whose ``verbalizers.json`` to use; None = the defaults.
+        verbalizers: Names separated by commas, instead of those.
+        kinds: Only these kinds look; None = all.
+
+    Returns:
+        The checkpoint's settings, who looks, and for each kind that cannot be built why.
+
+    Raises:
+        ValueError: An unknown kind or verbalizer.
+    """
+    stored = VerbalizerSettings() if model is None else VerbalizerSettings.load_pretrained(find_checkpoint(model))
+    built, absent = stored.build()
+    if verbalizers is not None:
+        built, absent = build_named_verbalizers(parse_verbalizers(verbalizers) or []), {}
+    unknown = set(kinds or stored.kinds) - set(SCENE_FIELDS) - {v.kind for v in built}
+    if unknown:
+        raise ValueError(f"unknown kinds {sorted(unknown)}, expected some of {sorted(SCENE_FIELDS)}.")
+    return stored, [v for v in built if kinds is None or v.kind in kinds], absent
 
 
 def verbalize_pictures(
@@ -37,15 +63,8 @@ def verbalize_pictures(
     Raises:
         ValueError: An unknown kind or verbalizer.
     """
-    stored = VerbalizerSettings() if model is None else VerbalizerSettings.load_pretrained(find_checkpoint(model))
-    built, absent = stored.build()
-    if verbalizers is not None:
-        built, absent = build_named_verbalizers(parse_verbalizers(verbalizers) or []), {}
+    stored, looking, absent = choose_verbalizers(model, verbalizers, kinds)
     wanted = list(kinds or stored.kinds)
-    unknown = set(wanted) - set(SCENE_FIELDS) - {v.kind for v in built}
-    if unknown:
-        raise ValueError(f"unknown kinds {sorted(unknown)}, expected some of {sorted(SCENE_FIELDS)}.")
-    looking = [v for v in built if kinds is None or v.kind in kinds]
     num_failed = 0
     for index, picture in enumerate(pictures):
         try:

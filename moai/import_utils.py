@@ -21,6 +21,7 @@ __all__ = [
     "is_peft_available",
     "is_pyarrow_available",
     "is_rapidocr_available",
+    "is_ray_available",
     "is_tensorboard_available",
     "is_ultralytics_available",
     "is_uvicorn_available",
@@ -39,6 +40,7 @@ EXTRA_OF_PACKAGE = {
     "datasets": "train",
     "pyarrow": "train",
     "tensorboard": "train",
+    "ray": "cluster",
     "fastapi": "serve",
     "uvicorn": "serve",
     "gradio": "serve",
@@ -106,6 +108,11 @@ def is_pyarrow_available() -> bool:
 def is_tensorboard_available() -> bool:
     """Whether ``tensorboard`` (extra ``train``) is installed."""
     return _is_package_available("tensorboard")
+
+
+def is_ray_available() -> bool:
+    """Whether ``ray`` (verbalizing on a cluster, extra ``cluster``) is installed."""
+    return _is_package_available("ray")
 
 
 def is_fastapi_available() -> bool:

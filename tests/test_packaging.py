@@ -108,14 +108,14 @@ def test_wheel_names_command_licence_and_extras_when_built(wheel: zipfile.ZipFil
     assert "Name: moai-vlm" in metadata
     assert "License-Expression: Apache-2.0" in metadata
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, flags=re.MULTILINE))
-    assert extras == {"ocr", "detection", "quantization", "train", "evaluate", "serve", "all", "test"}
+    assert extras == {"ocr", "detection", "quantization", "train", "evaluate", "cluster", "serve", "all", "test"}
 
 
 def test_requirements_have_lower_bounds_that_installed_versions_meet(
     setup_cfg: configparser.ConfigParser,
 ) -> None:
     texts = _lines(setup_cfg["options"]["install_requires"])
-    for extra in ("ocr", "quantization", "train", "evaluate", "serve", "test", "detection"):
+    for extra in ("ocr", "quantization", "train", "evaluate", "cluster", "serve", "test", "detection"):
         texts += _lines(setup_cfg["options.extras_require"][extra])
     for requirement in map(Requirement, texts):
         if requirement.name == "moai-vlm":

@@ -4,6 +4,7 @@ Importing this package needs numpy and Pillow only; every backend is imported wh
 """
 
 from verbalizers.base import Verbalizer, available_verbalizers, build_verbalizer, register_verbalizer
+from verbalizers.cache import Verbalization, VerbalizationCache
 from verbalizers.detection import verbalize_detections
 from verbalizers.ocr import verbalize_text_lines
 from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_finding, verbalize_scene
@@ -19,6 +20,8 @@ __all__ = [
     "Scene",
     "Segments",
     "TextLines",
+    "Verbalization",
+    "VerbalizationCache",
     "Verbalizer",
     "WordSettings",
     "available_verbalizers",

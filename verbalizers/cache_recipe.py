@@ -1,0 +1,145 @@
+"""What a cached verbalization was made with: verbalizers, their settings, and the choice of words.
+
+The recipe's fingerprint names the sub-folder of the cache. Whatever changes what would be found or said changes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verbalizers.base import Verbalizer, build_verbalizer
+from verbalizers.words import WordSettings
+
+__all__ = ["MANIFEST_FILE", "Recipe", "VerbalizerEntry", "read_manifest"]
+
+MANIFEST_FILE = "verbalization.json"
+#: Raised when rows of an older layout can no longer be read as they are.
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class VerbalizerEntry:
+    """How another process builds one verbalizer.
+
+    Attributes:
+        module: module that registers the class when it is imported.
+        kind, backend: its names in the registry.
+        settings: arguments of `build_verbalizer`.
+        fingerprint: of the verbalizer, its checkpoint's content included.
+    """
+
+    module: str
+    kind: str
+    backend: str
+    settings: Mapping[str, Any]
+    fingerprint: str
+
+    def build(self) -> Verbalizer:
+        """Build it in this process; no model is loaded yet."""
+        importlib.import_module(self.module)
+        return build_verbalizer(self.kind, self.backend, **self.settings)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Verbalizers and words, in a form that travels to other processes.
+
+    Attributes:
+        entries: the verbalizers.
+        words: what is worth saying.
+        compat: whether the release's very words are said.
+    """
+
+    entries: tuple[VerbalizerEntry, ...]
+    words: WordSettings = field(default_factory=WordSettings)
+    compat: bool = False
+
+    @classmethod
+    def from_verbalizers(
+        cls, verbalizers: Sequence[Verbalizer], words: WordSettings | None = None, compat: bool = False
+    ) -> Recipe:
+        """The recipe of ready verbalizers.
+
+        Raises:
+            ValueError: there is none, two share a kind, or one lives in a script where no other process finds it.
+        """
+        kinds = [verbalizer.kind for verbalizer in verbalizers]
+        if not kinds or len(set(kinds)) != len(kinds):
+            raise ValueError(f"expected at least one verbalizer and at most one per kind, got the kinds {kinds}.")
+        for verbalizer in verbalizers:
+            if type(verbalizer).__module__ == "__main__":
+                raise ValueError(
+                    f"{type(verbalizer).__name__} is defined in the running script, which worker processes cannot "
+                    "import. Move the class to a module of its own and import it."
+                )
+        entries = tuple(
+            VerbalizerEntry(type(v).__module__, v.kind, v.backend, v.settings(), v.fingerprint()) for v in verbalizers
+        )
+        return cls(entries, words or WordSettings(), compat)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is looked for."""
+        return tuple(entry.kind for entry in self.entries)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits; another verbalizer, checkpoint, threshold or choice of words gives others.
+
+        The order of the verbalizers does not count: they look side by side.
+        """
+        entries = sorted((entry.kind, entry.backend, entry.fingerprint) for entry in self.entries)
+        identity = [FORMAT_VERSION, entries, asdict(self.words), self.compat]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def build(self) -> list[Verbalizer]:
+        """Build the verbalizers in this process."""
+        return [entry.build() for entry in self.entries]
+
+    def to_manifest(self) -> dict[str, Any]:
+        """What stands beside the shards, for people and for the reader."""
+        return {
+            "format": "moai-verbalizations",
+            "version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "verbalizers": [
+                {
+                    "kind": entry.kind,
+                    "backend": entry.backend,
+                    "settings": json.loads(json.dumps(dict(entry.settings), default=repr)),
+                    "fingerprint": entry.fingerprint,
+                }
+                for entry in self.entries
+            ],
+            "words": asdict(self.words),
+            "compat": self.compat,
+        }
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of one fingerprint's folder.
+
+    Raises:
+        ValueError: there is none, or it is of another format or version.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        name, version = manifest["format"], manifest["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected a folder of verbalizations, got {str(folder)!r} without a readable {MANIFEST_FILE} ({error}). "
+            "Write one with `moai verbalize DATASET --out DIR`."
+        ) from error
+    if (name, version) != ("moai-verbalizations", FORMAT_VERSION):
+        raise ValueError(
+            f"expected moai-verbalizations of version {FORMAT_VERSION} in {str(path)!r}, got {name} {version}. "
+            "Verbalize anew into another folder."
+        )
+    return manifest
