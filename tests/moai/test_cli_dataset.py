@@ -95,6 +95,7 @@ def test_pictures_are_still_told_at_once_when_no_data_set_is_named(photos):
     assert result.exit_code == 0 and "left" in result.stdout and not list(photos.parent.glob("*/*.parquet"))
 
 
+@pytest.mark.slow
 def test_worker_process_reads_text_as_the_picture_command_does(photos, repo_root):
     pytest.importorskip("rapidocr")
     pytest.importorskip("onnxruntime")

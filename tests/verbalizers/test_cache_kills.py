@@ -209,6 +209,7 @@ def test_picture_that_kills_its_worker_is_reported_and_the_others_are_done(tmp_p
     assert error["path"] == "2.png" and "worker process died" in error["reason"]
 
 
+@pytest.mark.slow
 def test_two_ray_workers_find_what_one_process_finds(pictures, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
