@@ -152,3 +152,8 @@ def _pad_left(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     counts = torch.tensor([len(row) for row in rows])
     mask = torch.arange(longest).flip(0)[None] < counts[:, None]
     return ids, mask.long()
+
+
+def real_word_logits(logits: torch.Tensor) -> torch.Tensor:
+    """Logits without the placeholder's, which is the dtype's minimum."""
+    return logits[..., [index for index in range(logits.shape[-1]) if index != IMAGE_TOKEN_ID]]

@@ -4,12 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_config, build_tiny_inputs, build_tiny_model
+from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_inputs, build_tiny_model, real_word_logits
 
-from compressor import LatentTokens
-from mixer import Gate, LowRankProjection
 from moai import MoAIForConditionalGeneration
-from moai.partial_lora import LowRankUpdate
 from moai.roles import infer_roles
 
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
@@ -27,11 +24,6 @@ def take_single(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Te
     for name in AUXILIARY_KEYS:
         single[name] = single[name][:, auxiliary_kept]
     return single
-
-
-def words(logits: torch.Tensor) -> torch.Tensor:
-    """Logits without the placeholder's, which is the dtype's minimum."""
-    return logits[..., [index for index in range(logits.shape[-1]) if index != IMAGE_TOKEN_ID]]
 
 
 def add_labels(inputs: dict[str, torch.Tensor], num_answer: int = 3) -> dict[str, torch.Tensor]:
@@ -55,7 +47,9 @@ def test_model_batch_equals_singles_when_prompts_and_findings_are_unequal(
         together = model(**inputs).logits
         for row in range(3):
             alone = model(**take_single(inputs, row)).logits[0]
-            assert torch.allclose(words(together[row, -len(alone) :]), words(alone), atol=2e-4, rtol=0), f"row {row}"
+            assert torch.allclose(
+                real_word_logits(together[row, -len(alone) :]), real_word_logits(alone), atol=2e-4, rtol=0
+            ), f"row {row}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,11 +58,13 @@ def test_model_hears_image_findings_and_map_when_any_changes(family: str) -> Non
     model = build_tiny_model(family, plora_rank=4)
     inputs = build_tiny_inputs(model.config)
     with torch.no_grad():
-        base = words(model(**inputs).logits)
+        base = real_word_logits(model(**inputs).logits)
         for name in ("pixel_values", "auxiliary_pixel_values"):
-            assert (words(model(**inputs | {name: -inputs[name]}).logits) - base)[:, -1].abs().max() > 1e-3, name
+            assert (real_word_logits(model(**inputs | {name: -inputs[name]}).logits) - base)[
+                :, -1
+            ].abs().max() > 1e-3, name
         other = inputs | {"auxiliary_input_ids": inputs["auxiliary_input_ids"].roll(1, dims=1)}
-        assert (words(model(**other).logits) - base)[:, -1].abs().max() > 1e-4
+        assert (real_word_logits(model(**other).logits) - base)[:, -1].abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("gives_roles", [True, False])
@@ -97,7 +93,7 @@ def test_prompt_looks_ahead_when_it_is_mixed() -> None:
     changed[:, -1] = (changed[:, -1] + 11) % (IMAGE_TOKEN_ID - FIRST_WORD_ID) + FIRST_WORD_ID
     with torch.no_grad():
         base, other = model(**inputs).logits, model(**inputs | {"input_ids": changed}).logits
-    assert (words(base) - words(other))[:, :-1].abs().max() > 1e-3
+    assert (real_word_logits(base) - real_word_logits(other))[:, :-1].abs().max() > 1e-3
 
 
 def test_later_turns_stay_out_of_the_mixture_when_labels_end_before_them() -> None:
@@ -142,7 +138,7 @@ def test_routing_override_moves_each_sample_alone_when_per_sample() -> None:
     with torch.no_grad():
         mixed, uniform = model(**inputs, routing=weights).logits, model(**inputs, routing="uniform").logits
     assert torch.allclose(mixed[0], uniform[0], atol=1e-5)
-    assert (words(mixed[1]) - words(uniform[1]))[-1].abs().max() > 1e-3
+    assert (real_word_logits(mixed[1]) - real_word_logits(uniform[1]))[-1].abs().max() > 1e-3
 
 
 def test_plain_text_goes_through_the_plain_decoder_when_there_is_nothing_to_mix() -> None:
@@ -150,7 +146,7 @@ def test_plain_text_goes_through_the_plain_decoder_when_there_is_nothing_to_mix(
     ids = torch.tensor([[5, 6, 7, 8]])
     hidden = model.model.language_model(ids).last_hidden_state
     with torch.no_grad():
-        assert torch.equal(words(model(ids).logits), words(model.lm_head(hidden)))
+        assert torch.equal(real_word_logits(model(ids).logits), real_word_logits(model.lm_head(hidden)))
         # and in a batch with a picture beside it
         inputs = build_tiny_inputs(model.config, (5, 3), has_map=False)
         inputs = {name: value for name, value in inputs.items() if not name.startswith("auxiliary")}
@@ -161,8 +157,8 @@ def test_plain_text_goes_through_the_plain_decoder_when_there_is_nothing_to_mix(
         for name in ("attention_mask", "mm_token_type_ids"):
             inputs[name] = torch.cat([inputs[name], (text > 0) * (1 if name == "attention_mask" else 2)])
         together = model(**inputs).logits
-    assert torch.allclose(words(together[:2]), words(alone), atol=1e-5)
-    assert torch.allclose(words(together[2, -4:]), words(model(ids).logits[0]), atol=1e-5)
+    assert torch.allclose(real_word_logits(together[:2]), real_word_logits(alone), atol=1e-5)
+    assert torch.allclose(real_word_logits(together[2, -4:]), real_word_logits(model(ids).logits[0]), atol=1e-5)
 
 
 def test_several_images_fill_their_slots_in_order_when_a_prompt_has_two() -> None:
@@ -175,7 +171,7 @@ def test_several_images_fill_their_slots_in_order_when_a_prompt_has_two() -> Non
         first, second = model(ids, pixel_values=pixels).logits, model(ids, pixel_values=pixels.flip(0)).logits
         features = model.get_image_features(pixels, return_dict=True).pooler_output
         given = model(ids, image_features=features).logits
-    assert (words(first) - words(second)).abs().max() > 1e-3
+    assert (real_word_logits(first) - real_word_logits(second)).abs().max() > 1e-3
     assert torch.equal(first, given)
 
 
@@ -234,7 +230,7 @@ def test_cached_steps_equal_one_pass_when_the_answer_is_fed_token_by_token(plora
                 past_key_values=output.past_key_values,
             )
             logits.append(output.logits)
-    assert torch.allclose(words(torch.cat(logits, dim=1)), words(expected), atol=1e-4)
+    assert torch.allclose(real_word_logits(torch.cat(logits, dim=1)), real_word_logits(expected), atol=1e-4)
 
 
 def test_logits_to_keep_computes_the_last_positions_only_when_given() -> None:
@@ -242,7 +238,7 @@ def test_logits_to_keep_computes_the_last_positions_only_when_given() -> None:
     inputs = build_tiny_inputs(model.config)
     with torch.no_grad():
         full, last = model(**inputs).logits, model(**inputs, logits_to_keep=2).logits
-    assert last.shape[1] == 2 and torch.allclose(words(full[:, -2:]), words(last), atol=1e-6)
+    assert last.shape[1] == 2 and torch.allclose(real_word_logits(full[:, -2:]), real_word_logits(last), atol=1e-6)
 
 
 def test_loss_follows_shift_labels_when_given() -> None:
@@ -328,10 +324,10 @@ def test_model_runs_close_to_float32_when_half_precision(dtype: torch.dtype, plo
     model = build_tiny_model(plora_rank=plora_rank, plora_alpha=8.0)
     inputs = build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
     with torch.no_grad():
-        expected = words(model(**inputs).logits)
+        expected = real_word_logits(model(**inputs).logits)
         half = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
         output = model.to(dtype)(**half, output_routing=True)
-    got = words(output.logits)[inputs["attention_mask"].bool()]
+    got = real_word_logits(output.logits)[inputs["attention_mask"].bool()]
     assert output.logits.dtype == dtype and got.isfinite().all()
     expected = expected[inputs["attention_mask"].bool()]
     assert torch.nn.functional.cosine_similarity(got.float(), expected, dim=-1).min() > 0.99
@@ -342,7 +338,7 @@ def test_float32_pictures_are_welcome_when_the_model_is_half_precision() -> None
     # The processor returns float32 pixels; a bf16 model must take them as they are.
     model = build_tiny_model().to(torch.bfloat16)
     inputs = build_tiny_inputs(model.config)
-    assert words(model(**inputs).logits)[inputs["attention_mask"].bool()].isfinite().all()
+    assert real_word_logits(model(**inputs).logits)[inputs["attention_mask"].bool()].isfinite().all()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -362,9 +358,9 @@ def test_attention_implementations_agree_when_exchanged() -> None:
     inputs = build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
     kept = inputs["attention_mask"].bool()
     with torch.no_grad():
-        expected = words(model(**inputs).logits)[kept]
+        expected = real_word_logits(model(**inputs).logits)[kept]
         model.set_attn_implementation("eager")
-        assert torch.allclose(words(model(**inputs).logits)[kept], expected, atol=1e-4)
+        assert torch.allclose(real_word_logits(model(**inputs).logits)[kept], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -383,121 +379,3 @@ def test_model_says_what_does_not_fit_when_inputs_are_wrong(change: dict, messag
     model = build_tiny_model()
     with pytest.raises(ValueError, match=message):
         model(**build_tiny_inputs(model.config) | change)
-
-
-def without_dtype(fields: Any) -> Any:
-    if not isinstance(fields, dict):
-        return fields
-    names = fields.keys() - {"dtype", "_name_or_path", "architectures", "transformers_version"}
-    return {name: without_dtype(fields[name]) for name in names}
-
-
-@pytest.mark.parametrize("shards", [None, "60KB"])
-@pytest.mark.parametrize("fields", [{}, {"plora_rank": 4}, {"tie_word_embeddings": True}], ids=str)
-def test_round_trip_is_bit_equal_when_saved(tmp_path, shards: str | None, fields: dict) -> None:
-    model = build_tiny_model(**fields)
-    inputs = build_tiny_inputs(model.config)
-    model.save_pretrained(tmp_path, **({} if shards is None else {"max_shard_size": shards}))
-    assert (len(list(tmp_path.glob("*.safetensors"))) > 3) == (shards is not None)
-    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".json", ".safetensors")]
-    loaded, info = MoAIForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    expected, got = model.state_dict(), loaded.state_dict()
-    assert expected.keys() == got.keys() and all(torch.equal(expected[name], got[name]) for name in expected)
-    assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
-    # The dtype of the weights is told on loading; all else is as it was.
-    assert without_dtype(loaded.config.to_dict()) == without_dtype(model.config.to_dict())
-
-
-def test_new_parts_are_initialised_when_the_checkpoint_holds_backbones_only(tmp_path) -> None:
-    model = build_tiny_model(plora_rank=4)
-    backbones = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not any(part in name for part in ("compressor", "mixers", "multi_modal_projector", ".update."))
-    }
-    model.save_pretrained(tmp_path, state_dict=backbones)
-    torch.manual_seed(0)
-    loaded, info = MoAIForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
-    assert {name.split(".")[1] for name in info["missing_keys"]} >= {"compressor", "mixers", "multi_modal_projector"}
-    assert not any(parameter.is_meta for parameter in loaded.parameters())
-    for name, tensor in backbones.items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-    for name, module in loaded.named_modules():
-        if isinstance(module, LowRankProjection):
-            for factor, std in zip((module.down, module.up), module.init_stds, strict=True):
-                assert 0.8 * std < factor.std() < 1.2 * std, name
-        elif isinstance(module, LowRankUpdate):
-            assert 0.7 < module.lora_a.std() * module.lora_a.shape[1] ** 0.5 < 1.3 and not module.lora_b.any(), name
-        elif isinstance(module, Gate):
-            assert not module.weight.any() and not module.bias.any(), name
-        elif isinstance(module, LatentTokens):
-            assert 0.7 < module.weight.std() < 1.3, name
-        elif ".compressor" in name or ".multi_modal_projector" in name:
-            if isinstance(module, torch.nn.Linear):
-                assert 0.8 < module.weight.std() * module.in_features**0.5 < 1.2, name
-                assert module.bias is None or not module.bias.any(), name
-            elif isinstance(module, torch.nn.LayerNorm):
-                assert (module.weight == 1).all() and not module.bias.any(), name
-
-
-@pytest.mark.parametrize("tie", [True, False])
-def test_embeddings_resize_and_stay_tied_when_asked(tie: bool) -> None:
-    model = build_tiny_model(tie_word_embeddings=tie)
-    inputs = build_tiny_inputs(model.config)
-    with torch.no_grad():
-        expected = words(model(**inputs).logits)
-        model.resize_token_embeddings(300)
-        assert model.config.text_config.vocab_size == 300 and model.lm_head.weight.shape[0] == 300
-        assert model.get_input_embeddings().weight.shape[0] == 300
-        assert (model.lm_head.weight is model.get_input_embeddings().weight) == tie
-        inputs["auxiliary_input_ids"][:, -1] = 299  # new words may stand in findings too
-        inputs["input_ids"][:, -1] = 299
-        model(**inputs)
-        inputs = build_tiny_inputs(model.config)
-        inputs["input_ids"] = inputs["input_ids"].clamp(max=IMAGE_TOKEN_ID)
-        fresh = build_tiny_inputs(build_tiny_config())
-        assert torch.allclose(words(model(**fresh).logits)[..., : expected.shape[-1]], expected, atol=1e-6)
-
-
-def test_embeddings_refuse_to_shrink_when_the_placeholder_would_be_lost() -> None:
-    model = build_tiny_model()
-    with pytest.raises(ValueError, match="image_token_id"):
-        model.resize_token_embeddings(IMAGE_TOKEN_ID)
-
-
-@pytest.mark.parametrize("text", [{}, {"tie_word_embeddings": True}])
-def test_head_shares_the_embedding_when_tied(tmp_path, text: dict) -> None:
-    model = build_tiny_model(text=text)
-    assert model.config.tie_word_embeddings == bool(text)
-    model.save_pretrained(tmp_path)
-    loaded = MoAIForConditionalGeneration.from_pretrained(tmp_path)
-    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == bool(text)
-
-
-def test_model_equals_itself_when_dispatched_to_disk(tmp_path) -> None:
-    model = build_tiny_model(plora_rank=4)
-    inputs = build_tiny_inputs(model.config)
-    model.save_pretrained(tmp_path / "model")
-    expected = model(**inputs).logits
-    whole = MoAIForConditionalGeneration.from_pretrained(tmp_path / "model", device_map="cpu")
-    assert torch.equal(whole(**inputs).logits, expected)
-    device_map = {
-        "model.vision_tower": "cpu",
-        "model.multi_modal_projector": "disk",
-        "model.compressor": "disk",
-        "model.mixers": "disk",
-        "model.language_model.embed_tokens": "cpu",
-        "model.language_model.layers.0": "cpu",
-        "model.language_model.layers.1": "disk",
-        "model.language_model.layers.2": "disk",
-        "model.language_model.layers.3": "cpu",
-        "model.language_model.norm": "cpu",
-        "model.language_model.rotary_emb": "cpu",
-        "lm_head": "cpu",
-    }
-    spread = MoAIForConditionalGeneration.from_pretrained(
-        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
-    )
-    with torch.no_grad():
-        assert torch.allclose(spread(**inputs).logits, expected, atol=1e-6)
