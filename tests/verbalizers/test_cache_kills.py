@@ -214,6 +214,7 @@ def test_two_ray_workers_find_what_one_process_finds(pictures, tmp_path, monkeyp
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
     monkeypatch.setenv("PYTHONPATH", f"{REPO_ROOT}{os.pathsep}{REPO_ROOT / 'tests'}")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's default, 15, starves on a machine that is busy otherwise
     sources = read_sources(pictures)
     build_cache(sources, [TwoHalves(), MeanColour()], tmp_path / "alone", load_small, num_workers=0)
     log = tmp_path / "calls"
