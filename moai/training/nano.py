@@ -2,7 +2,8 @@
 
     python -m moai.training.nano --config configs/nano.yaml --out runs/nano
 
-Each step is skipped when it is done, resumed when it was killed. Scenes become tokens in a process of their own.
+Each step is skipped when it is done, resumed when it was killed. With several ranks, scenes become tokens in
+a process of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .multimodal_training import MultimodalTask, Recall
 from .nano_config import MultimodalSettings, NanoConfig, TextSettings, load_nano_config
 from .nano_models import build_decoder, build_moai, build_processor, prompt_ids
 from .nano_tokenizer import train_nano_tokenizer
-from .scene_shards import ShardSettings, build_missing_shards
+from .scene_shards import ShardSettings, build_missing_shards, shard_path
 from .text_pretraining import TextTask
 
 __all__ = ["STAGES", "export_nano", "main", "train_nano"]
@@ -94,11 +95,17 @@ def _run_ranks(
     work: Callable[..., None], name: str, settings: TextSettings | MultimodalSettings, config: NanoConfig, out: Path
 ) -> None:
     count = _num_shards(settings.loop.num_steps, settings.batch_size, settings.shards)
-    builder = _start_builder(settings.shards, out / f"{name}-shards", count, out / "tokenizer")
+    shards, tokenizer = out / f"{name}-shards", out / "tokenizer"
+    is_complete = all(shard_path(shards, shard).is_file() for shard in range(count))
+    if config.num_ranks == 1 and not is_complete:
+        build_missing_shards(settings.shards, shards, range(count), tokenizer)
+        is_complete = True
+    builder = None if is_complete else _start_builder(settings.shards, shards, count, tokenizer)
     try:
         start_ranks(work, config.num_ranks, out / name / "rendezvous", config, out)
     finally:
-        builder.terminate()
+        if builder is not None:
+            builder.terminate()
 
 
 def export_nano(config: NanoConfig, out: Path, target: Path) -> None:

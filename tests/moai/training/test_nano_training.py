@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,8 @@ def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
 def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     recipe, unbroken = trained
     out = tmp_path / "run"
+    for name in ("tokenizer", "text-shards", "multimodal-shards"):
+        shutil.copytree(unbroken / name, out / name)
     command = [sys.executable, "-m", "moai.training.nano", "--config", str(recipe), "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
