@@ -110,7 +110,8 @@ def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     assert latest_checkpoint(out / "multimodal" / "checkpoints") is not None
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     for stage in ("text", "multimodal"):
-        assert losses(out / stage) == losses(unbroken / stage)
+        # Another data order or lost moments move the third digit; sums in another order the fifth.
+        assert losses(out / stage) == pytest.approx(losses(unbroken / stage), abs=2e-4)
 
 
 def test_exported_checkpoint_answers_when_loaded_back(trained):
