@@ -88,7 +88,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         moments = load_file(path / "optimizer.safetensors")
         for name, parameter in model.named_parameters():
             if f"{name}.{_MOMENTS[0]}" in moments:
-                # Copies, so that they lie in memory as an unbroken run's do: kernels may round unaligned ones otherwise.
+                # Copies lie in memory as an unbroken run's do: kernels may round unaligned ones otherwise.
                 optimizer.state[parameter] = {moment: moments[f"{name}.{moment}"].clone() for moment in _MOMENTS}
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 

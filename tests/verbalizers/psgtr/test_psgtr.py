@@ -192,7 +192,7 @@ def test_training_learns_one_image_by_heart_and_the_door_says_it(tmp_path):
         (found.object_names[s], p, found.object_names[o])
         for s, p, o in zip(found.subject_indices, found.predicates, found.object_indices, strict=True)
     }
-    # 300 steps may leave one of the three under the thresholds (which one depends on the seed), never a wrong one above.
+    # 300 steps may leave one of the three under the thresholds, which one depends on the seed; never a wrong one above.
     assert said <= {("cat", "on", "mat"), ("mat", "on", "grass"), ("cat", "beside", "grass")}
     assert len(said) >= 2
     boxes = dict(zip(found.object_names, found.object_boxes_xyxy, strict=True))
