@@ -3,19 +3,29 @@
 Importing this package needs numpy and Pillow only; every backend is imported when it is first used.
 """
 
-from verbalizers.base import Verbalizer, available_verbalizers, build_verbalizer, register_verbalizer
+from verbalizers.base import (
+    Verbalizer,
+    available_verbalizers,
+    build_verbalizer,
+    register_drawing,
+    register_verbalizer,
+    register_words,
+)
 from verbalizers.cache import Verbalization, VerbalizationCache
+from verbalizers.checkpoints import CheckpointVerbalizer
 from verbalizers.detection import verbalize_detections
 from verbalizers.ocr import verbalize_text_lines
 from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_finding, verbalize_scene
 from verbalizers.scene_graph import verbalize_relations
 from verbalizers.segmentation import pascal_colors, render_segmentation_map, verbalize_segments
-from verbalizers.structures import Detections, Relations, Scene, Segments, TextLines
+from verbalizers.structures import Detections, Finding, Relations, Scene, Segments, TextLines, register_finding
 from verbalizers.words import WordSettings, join_sentences
 
 __all__ = [
     "SCENE_FIELDS",
+    "CheckpointVerbalizer",
     "Detections",
+    "Finding",
     "Relations",
     "Scene",
     "Segments",
@@ -29,7 +39,10 @@ __all__ = [
     "join_sentences",
     "parse_scene",
     "pascal_colors",
+    "register_drawing",
+    "register_finding",
     "register_verbalizer",
+    "register_words",
     "render_segmentation_map",
     "verbalize_detections",
     "verbalize_finding",

@@ -2,9 +2,10 @@
 
 A verbalizer looks at images and answers with findings (see structures.py). Its class is registered under a
 kind (what it finds) and a backend (with which library); the first backend registered for a kind is that
-kind's default. Packages outside this repository plug in through the entry-point group `moai.verbalizers`,
-entries named `<kind>.<backend>`; they are listed without being imported and imported only when they are
-built.
+kind's default. A kind beyond the four brings its own words (`register_words`) and, if it likes, its own
+drawing (`register_drawing`); both see the whole scene. Packages outside this repository plug in through the
+entry-point group `moai.verbalizers`, entries named `<kind>.<backend>`; they are listed without being imported
+and imported only when their kind is built, said, drawn or read from disk.
 """
 
 from __future__ import annotations
@@ -25,13 +26,24 @@ __all__ = [
     "Verbalizer",
     "available_verbalizers",
     "build_verbalizer",
+    "find_drawing",
+    "find_words",
     "fingerprint_checkpoint",
+    "load_plugins",
+    "register_drawing",
     "register_verbalizer",
+    "register_words",
 ]
 
 ENTRY_POINT_GROUP = "moai.verbalizers"
+# What a checkpoint folder's content is: settings, weights, vocabularies (transformers, ONNX, Paddle).
+WEIGHT_SUFFIXES = {".json", ".safetensors", ".txt", ".onnx", ".yml", ".pdmodel", ".pdiparams"}
 _REGISTRY: dict[tuple[str, str], type[Verbalizer]] = {}
+_WORDS: dict[str, Callable[..., str]] = {}
+_DRAWINGS: dict[str, Callable[..., Any]] = {}
+_KINDS_WITH_LOADED_PLUGINS: set[str] = set()
 _VerbalizerClass = TypeVar("_VerbalizerClass", bound=type)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Verbalizer(ABC):
@@ -65,14 +77,17 @@ class Verbalizer(ABC):
     def fingerprint(self) -> str:
         """16 hex digits that change when the class, a setting or a checkpoint's content changes.
 
-        Cached verbalizations are keyed by it. Settings named `checkpoint` are read through
-        `fingerprint_checkpoint`, so that a copied folder keeps its fingerprint and a retrained one does not.
+        Cached verbalizations are keyed by it. Settings named `checkpoint`, `*_checkpoint` or `*_dir` are read
+        through `fingerprint_checkpoint`, so that a copied folder keeps its fingerprint and a retrained one does
+        not.
         """
         return self._fingerprint_of(self.settings())
 
     def _fingerprint_of(self, settings: dict[str, Any]) -> str:
         settings = {
-            name: fingerprint_checkpoint(value) if name == "checkpoint" and value is not None else value
+            name: fingerprint_checkpoint(value)
+            if value is not None and (name == "checkpoint" or name.endswith(("_checkpoint", "_dir")))
+            else value
             for name, value in settings.items()
         }
         identity = [type(self).__module__, type(self).__qualname__, self.kind, self.backend, settings]
@@ -87,7 +102,7 @@ def fingerprint_checkpoint(checkpoint: str | Path) -> str:
         return str(checkpoint)
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".safetensors", ".txt", ".onnx"} and path.is_file():
+        if path.suffix in WEIGHT_SUFFIXES and path.is_file():
             digest.update(path.name.encode())
             with path.open("rb") as stream:
                 while chunk := stream.read(1 << 20):
@@ -102,25 +117,79 @@ def register_verbalizer(kind: str, backend: str) -> Callable[[_VerbalizerClass],
         ValueError: the name is taken by another class, a name is not an identifier, or the class is no
             Verbalizer.
     """
-    for name, value in (("kind", kind), ("backend", backend)):
-        if not value.isidentifier():
-            raise ValueError(f"`{name}` must be a Python identifier such as 'depth', got {value!r}. Use underscores.")
+    _check_identifiers(kind=kind, backend=backend)
 
     def register(cls: _VerbalizerClass) -> _VerbalizerClass:
         if not (isinstance(cls, type) and issubclass(cls, Verbalizer)):
             raise ValueError(f"expected a subclass of verbalizers.Verbalizer, got {cls!r}. Inherit from Verbalizer.")
-        known = _REGISTRY.get((kind, backend))
-        # A module that is reloaded registers the same class anew; only a different class is a clash.
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(
-                f"kind {kind!r} with backend {backend!r} is already {known.__module__}.{known.__qualname__}. "
-                "Choose another backend name."
-            )
+        _refuse_clash(_REGISTRY.get((kind, backend)), cls, f"kind {kind!r} with backend {backend!r}")
         cls.kind, cls.backend = kind, backend
         _REGISTRY[kind, backend] = cls
         return cls
 
     return register
+
+
+def register_words(kind: str) -> Callable[[_Function], _Function]:
+    """Decorator of the function that says what a kind found: `words(finding, scene, settings) -> str`.
+
+    It is called by `verbalize_scene` with the kind's finding (never None), the whole `Scene`, so that it may
+    speak about what the other kinds found, and the `WordSettings`. It is pure; "" says nothing. A kind needs
+    it unless its findings are sentences or of the four structures.
+
+    Raises:
+        ValueError: the kind has other words already, or is no identifier.
+    """
+    return _register_function(_WORDS, kind, "words")
+
+
+def register_drawing(kind: str) -> Callable[[_Function], _Function]:
+    """Decorator of the function that draws what a kind found: `drawing(finding, scene, picture) -> picture`.
+
+    It is called by `Scene.draw` after the four kinds are drawn, with the finding (never None), the `Scene` and
+    the RGB PIL picture so far, and returns an RGB PIL picture of the same size. A kind without it is not drawn.
+
+    Raises:
+        ValueError: the kind has another drawing already, or is no identifier.
+    """
+    return _register_function(_DRAWINGS, kind, "drawing")
+
+
+def find_words(kind: str) -> Callable[..., str] | None:
+    """What `register_words` registered for the kind; None = nothing. Loads the kind's plug-ins if need be."""
+    if kind not in _WORDS:
+        load_plugins(kind)
+    return _WORDS.get(kind)
+
+
+def find_drawing(kind: str) -> Callable[..., Any] | None:
+    """What `register_drawing` registered for the kind; None = nothing. Loads the kind's plug-ins if need be."""
+    if kind not in _DRAWINGS:
+        load_plugins(kind)
+    return _DRAWINGS.get(kind)
+
+
+def _register_function(table: dict[str, Any], kind: str, what: str) -> Callable[[_Function], _Function]:
+    _check_identifiers(kind=kind)
+
+    def register(function: _Function) -> _Function:
+        _refuse_clash(table.get(kind), function, f"the {what} of kind {kind!r}")
+        table[kind] = function
+        return function
+
+    return register
+
+
+def _check_identifiers(**names: str) -> None:
+    for name, value in names.items():
+        if not value.isidentifier():
+            raise ValueError(f"`{name}` must be a Python identifier such as 'depth', got {value!r}. Use underscores.")
+
+
+def _refuse_clash(known: Any, new: Any, what: str) -> None:
+    # A module that is reloaded registers the same object anew; only a different one is a clash.
+    if known is not None and (known.__module__, known.__qualname__) != (new.__module__, new.__qualname__):
+        raise ValueError(f"{what} is already {known.__module__}.{known.__qualname__}. Choose another name.")
 
 
 def _plugins() -> dict[tuple[str, str], EntryPoint]:
@@ -130,6 +199,22 @@ def _plugins() -> dict[tuple[str, str], EntryPoint]:
         kind, _, backend = entry.name.partition(".")
         found[kind, backend or kind] = entry
     return found
+
+
+def load_plugins(kind: str) -> None:
+    """Import the installed plug-ins of a kind, and with them their findings, words and drawings.
+
+    Done once per kind: reading the metadata of all installed packages takes milliseconds.
+
+    Raises:
+        ImportError: one of them cannot be imported.
+    """
+    if kind in _KINDS_WITH_LOADED_PLUGINS:
+        return
+    for plugin_kind, backend in _plugins():
+        if plugin_kind == kind:
+            _load_plugin(kind, backend)
+    _KINDS_WITH_LOADED_PLUGINS.add(kind)
 
 
 def available_verbalizers() -> dict[str, tuple[str, ...]]:

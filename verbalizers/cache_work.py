@@ -134,9 +134,9 @@ def _without_unsayable(scene: Scene, recipe: Recipe) -> Scene:
     failures = {}
     for kind, finding in scene.findings.items():
         try:
-            verbalize_finding(finding, recipe.words, recipe.compat)
+            verbalize_finding(finding, recipe.words, recipe.compat, kind, scene)
             json.dumps(Scene(scene.image_size_hw, findings={kind: finding}).to_dict(), allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
+        except Exception as error:  # noqa: BLE001 - a plug-in's words may raise anything; the others must be kept
             failures[kind] = f"{type(error).__name__}: {error}"
     if not failures:
         return scene

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from verbalizers.base import find_drawing
 from verbalizers.boxes import clip_boxes
 from verbalizers.structures import Detections, Relations, Scene, Segments, TextLines
 from verbalizers.words import number_duplicates, strip_coco_suffixes
@@ -112,7 +113,18 @@ def draw_scene(scene: Scene, image: Image.Image | np.ndarray) -> Image.Image:
         _label_segments(canvas, scene.segments)
     if scene.relations is not None:
         _label_relations(canvas, scene.relations)
-    return canvas.image
+    return _draw_further_kinds(canvas.image, scene)
+
+
+def _draw_further_kinds(picture: Image.Image, scene: Scene) -> Image.Image:
+    """What `register_drawing` functions add, kind by kind."""
+    for kind, finding in sorted(scene.findings.items()):
+        drawing = None if finding is None else find_drawing(kind)
+        if drawing is not None:
+            size, picture = picture.size, drawing(finding, scene, picture)
+            if not isinstance(picture, Image.Image) or picture.size != size:
+                raise ValueError(f"the drawing of kind {kind!r} must return a PIL image of {size} (width, height).")
+    return picture
 
 
 def _blend_masks(picture: Image.Image, segments: Segments) -> Image.Image:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from verbalizers.base import Verbalizer
+from verbalizers.base import Verbalizer, find_words
 from verbalizers.detection import verbalize_detections
 from verbalizers.ocr import verbalize_text_lines
 from verbalizers.scene_graph import verbalize_relations
@@ -49,20 +49,32 @@ _stuck: list[tuple[Verbalizer, threading.Thread]] = []
 _reported_failures: set[str] = set()
 
 
-def verbalize_finding(finding: Any, settings: WordSettings | None = None, compat: bool = False) -> str:
-    """The sentence for one finding, chosen by its type.
+def verbalize_finding(
+    finding: Any,
+    settings: WordSettings | None = None,
+    compat: bool = False,
+    kind: str | None = None,
+    scene: Scene | None = None,
+) -> str:
+    """The sentence for one finding: by its kind's registered words, else by its type.
 
     Args:
-        finding: one of the structures, a sentence, or None ("" then).
+        finding: one of the structures, a sentence, a registered kind's finding, or None ("" then).
         settings: what is worth saying.
         compat: speak as the release does.
+        kind: what was looked for; finds the words that `register_words` registered.
+        scene: all that was found in the picture, for words that speak about other findings too.
 
     Raises:
         ValueError: the finding is of a type that has no words.
+        ImportError: the words are a plug-in's that cannot be imported.
     """
     settings = settings or WordSettings()
     if finding is None:
         return ""
+    words = find_words(kind) if kind is not None and scene is not None and kind not in SCENE_FIELDS else None
+    if words is not None:
+        return words(finding, scene, settings)
     if isinstance(finding, str):
         return finding
     if isinstance(finding, Segments):
@@ -75,7 +87,7 @@ def verbalize_finding(finding: Any, settings: WordSettings | None = None, compat
         return verbalize_text_lines(finding, settings.text_threshold, compat)
     raise ValueError(
         f"expected Segments, Detections, Relations, TextLines or a sentence, got {type(finding).__name__}. "
-        "A verbalizer of a new kind answers with one of these."
+        "A verbalizer of a new kind answers with one of these or registers its words with register_words."
     )
 
 
@@ -105,7 +117,7 @@ def verbalize_scene(
             known = [*SCENE_FIELDS, *sorted(scene.findings)]
             raise ValueError(f"unknown kind {kind!r}, expected some of {known}.")
         finding = getattr(scene, SCENE_FIELDS[kind]) if kind in SCENE_FIELDS else scene.findings.get(kind)
-        sentences.append(verbalize_finding(finding, settings, compat))
+        sentences.append(verbalize_finding(finding, settings, compat, kind, scene))
     return join_sentences(sentences, compat)
 
 

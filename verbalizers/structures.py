@@ -8,6 +8,7 @@ their values are.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,17 +16,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from verbalizers.base import load_plugins
 from verbalizers.boxes import mask_to_box
 from verbalizers.validation import checked_array, checked_confidence, checked_image_size, checked_names
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["STRUCTURES", "Detections", "Finding", "Relations", "Scene", "Segments", "TextLines"]
+__all__ = ["STRUCTURES", "Detections", "Finding", "Relations", "Scene", "Segments", "TextLines", "register_finding"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Finding:
-    """Base of the dataclasses below: equality by value, plain-dict form, read-only arrays."""
+    """Base of all findings: equality by value, plain-dict form, read-only arrays.
+
+    Subclasses are frozen dataclasses (`eq=False`: equality is this class's) with a class attribute `structure`;
+    they validate in `__post_init__` and store what they checked with `self._set(name=value)`.
+    """
 
     structure: ClassVar[str]
 
@@ -267,6 +276,44 @@ class TextLines(Finding):
 STRUCTURES: dict[str, type[Finding]] = {c.structure: c for c in (Segments, Detections, Relations, TextLines)}
 """Finding classes by the name that their dict form carries."""
 
+
+def register_finding(cls: type[Finding]) -> type[Finding]:
+    """Class decorator that lets `Scene.from_dict` rebuild findings of this class; for kinds beyond the four.
+
+    Args:
+        cls: a frozen dataclass that inherits from Finding, with a class attribute `structure`: the name that its
+            dict form carries.
+
+    Raises:
+        ValueError: no such class, or the name belongs to another one.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Finding) and dataclasses.is_dataclass(cls)):
+        raise ValueError(f"expected a dataclass that inherits from Finding, got {cls!r}. Put @register_finding on top.")
+    name = getattr(cls, "structure", None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{cls.__name__}.structure must be a name such as 'depth_map', got {name!r}.")
+    known = STRUCTURES.get(name, cls)
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__) or name == Scene.structure:
+        raise ValueError(f"structure {name!r} is already {known.__module__}.{known.__qualname__}. Choose another name.")
+    STRUCTURES[name] = cls
+    return cls
+
+
+def _rebuild_finding(kind: str, value: Any) -> Any:
+    """A further kind's finding from its dict form; what no installed package knows stays as it is."""
+    if not (isinstance(value, Mapping) and isinstance(value.get("structure"), str)):
+        return value
+    if value["structure"] not in STRUCTURES:
+        # Written by a plug-in: its finding is known once it is imported. A plug-in that is broken must not keep
+        # anyone from reading the rest of the scene.
+        try:
+            load_plugins(kind)
+        except ImportError as error:
+            logger.debug("finding of kind %s stays a mapping: %s", kind, error)
+    known = STRUCTURES.get(value["structure"])
+    return value if known is None else known.from_dict(value)
+
+
 _SCENE_FIELDS = {
     "segments": Segments,
     "detections": Detections,
@@ -340,10 +387,5 @@ class Scene(Finding):
         for name, wanted in _SCENE_FIELDS.items():
             if values.get(name) is not None:
                 values[name] = wanted.from_dict(values[name])
-        values["findings"] = {
-            kind: STRUCTURES[value["structure"]].from_dict(value)
-            if isinstance(value, Mapping) and value.get("structure") in STRUCTURES
-            else value
-            for kind, value in values.get("findings", {}).items()
-        }
+        values["findings"] = {kind: _rebuild_finding(kind, value) for kind, value in values.get("findings", {}).items()}
         return super().from_dict(values)
