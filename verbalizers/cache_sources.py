@@ -14,7 +14,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PICTURE_SUFFIXES", "BadSource", "Source", "is_dataset", "read_sources"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "BadSource",
+    "Source",
+    "count_pictures",
+    "is_dataset",
+    "open_rows",
+    "picture_columns",
+    "read_sources",
+]
 
 #: Files of a folder that count as pictures, by suffix.
 PICTURE_SUFFIXES = frozenset(
@@ -37,6 +46,7 @@ class Source:
         split: split inside that folder; None = it has none.
         column: column of the pictures inside that folder; "" = `location` is a picture file.
         row: row inside the split.
+        item: which picture of that cell, where the column holds lists of pictures.
     """
 
     dataset: str
@@ -46,6 +56,7 @@ class Source:
     split: str | None = None
     column: str = ""
     row: int = 0
+    item: int = 0
 
     def read(self, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         """The encoded picture.
@@ -56,6 +67,8 @@ class Source:
         if not self.column:
             return _read_file(self.location, max_bytes)
         value = _open_column(self.location, self.split, self.column)[self.row][self.column]
+        if isinstance(value, list):
+            value = value[self.item] if self.item < len(value) else None
         if value is None:
             raise ValueError(f"expected a picture in row {self.row}, column {self.column!r}, got nothing.")
         if value.get("bytes") is None:
@@ -63,6 +76,15 @@ class Source:
         if len(value["bytes"]) > max_bytes:
             raise ValueError(f"expected at most {max_bytes} bytes, got {len(value['bytes'])}. Shrink the picture.")
         return value["bytes"]
+
+    def check(self, max_bytes: int = MAX_FILE_BYTES) -> None:
+        """Whether `read` can be expected to work; a file is not opened.
+
+        Raises:
+            ValueError: the file is missing, no regular file, or too large.
+        """
+        if not self.column:
+            _check_file(self.location, max_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-able; `Source(**fields)` gives it back."""
@@ -89,24 +111,32 @@ class BadSource:
         return self.path
 
 
-def _read_file(path: str, max_bytes: int) -> bytes:
-    """A regular file's content. A pipe would block for ever, a device never end: both are refused."""
+def _check_file(path: str, max_bytes: int) -> None:
+    """Refuse all but a regular file of bearable size: a pipe would block for ever, a device never end."""
     if "://" in path[:12]:
         raise ValueError(f"expected the path of a picture, got the address {path[:120]!r}. Download it first.")
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"expected a picture file, got {path!r}, which is no regular file.")
-        if status.st_size > max_bytes:
-            raise ValueError(f"expected at most {max_bytes} bytes, got {status.st_size}. Shrink the picture.")
+    except OSError as error:
+        raise ValueError(f"expected a readable picture file, got {path!r} ({error.strerror}).") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"expected a picture file, got {path!r}, which is no regular file.")
+    if status.st_size > max_bytes:
+        raise ValueError(f"expected at most {max_bytes} bytes, got {status.st_size}. Shrink the picture.")
+
+
+def _read_file(path: str, max_bytes: int) -> bytes:
+    """A regular file's content."""
+    _check_file(path, max_bytes)
+    try:
         return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"expected a readable picture file, got {path!r} ({error.strerror}).") from error
 
 
 def is_dataset(path: str | Path) -> bool:
-    """Whether a path names a data set (a folder, `.json` or `.jsonl`) rather than a picture."""
-    return Path(path).is_dir() or Path(path).suffix.lower() in (".json", ".jsonl")
+    """Whether a path names a data set (a folder, `.json`, `.jsonl` or `.parquet`) rather than a picture."""
+    return Path(path).is_dir() or Path(path).suffix.lower() in (".json", ".jsonl", ".parquet")
 
 
 def read_sources(
@@ -117,7 +147,8 @@ def read_sources(
     Args:
         dataset: a folder of pictures (with its sub-folders, by name; hidden files are left out), a picture, a `.jsonl`
             file of `{"image": path, "id": optional}`, a `.json` file of LLaVA's form (a list of such objects; those
-            without a picture are left out), or a folder that `datasets`' save_to_disk wrote.
+            without a picture are left out), a folder that `datasets`' save_to_disk wrote, or `.parquet` files of such a
+            table (one, or a folder of them).
         image_folder: where the paths of a `.json` or `.jsonl` begin; None = the file's folder.
         column: column of the pictures in a `datasets` folder; None = the only one of them that holds pictures.
 
@@ -130,13 +161,16 @@ def read_sources(
     """
     path = Path(dataset)
     name = path.resolve().name
+    is_saved = path.is_dir() and any((path / file).is_file() for file in _DATASETS_FILES)
+    if is_saved or (path.is_file() and path.suffix.lower() == ".parquet"):
+        return list(_read_datasets_folder(path, name, column))
     if path.is_dir():
-        if any((path / file).is_file() for file in _DATASETS_FILES):
+        if not _has_pictures(path) and any(path.rglob("*.parquet")):
             return list(_read_datasets_folder(path, name, column))
         return list(_read_folder(path, name))
     if not path.is_file():
         raise ValueError(
-            f"expected a folder of pictures, a picture, a .jsonl or a .json file, got {str(dataset)!r}, "
+            f"expected a folder of pictures, a picture, a .jsonl, .json or .parquet file, got {str(dataset)!r}, "
             "which does not exist. Check the path."
         )
     start = path.parent if image_folder is None else Path(image_folder)
@@ -150,6 +184,10 @@ def read_sources(
 def _in_unicode(name: str) -> str:
     """A file name as valid Unicode: bytes that are no UTF-8 are written out as escapes."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*"))
 
 
 def _read_folder(folder: Path, name: str) -> Iterator[Source]:
@@ -169,9 +207,20 @@ def _parse_lines(path: Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             try:
-                yield f"{path.name}:{number}", json.loads(line.decode("utf-8-sig"))
+                entry = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                yield f"{path.name}:{number}", error
+                entry = error
+            is_talk = isinstance(entry, Mapping) and ("conversations" in entry or "messages" in entry)
+            if not is_talk or _picture_of(entry) is not None:
+                yield f"{path.name}:{number}", entry
+
+
+def _picture_of(entry: Mapping[str, Any]) -> Any:
+    """The picture or pictures of an entry, under LLaVA's name or TRL's.
+
+    Mixtures for training hold conversations without a picture: there is nothing to look at in them.
+    """
+    return entry.get("image") if entry.get("image") is not None else entry.get("images")
 
 
 def _parse_list(path: Path) -> Iterator[tuple[str, Any]]:
@@ -185,8 +234,7 @@ def _parse_list(path: Path) -> Iterator[tuple[str, Any]]:
             "One object per line belongs in a .jsonl file."
         )
     for index, entry in enumerate(entries):
-        # LLaVA's mixtures hold conversations without a picture: there is nothing to look at in them.
-        if not isinstance(entry, Mapping) or entry.get("image") is not None:
+        if not isinstance(entry, Mapping) or _picture_of(entry) is not None:
             yield f"{path.name}[{index}]", entry
 
 
@@ -197,7 +245,7 @@ def _read_entries(entries: Iterable[tuple[str, Any]], dataset: str, folder: Path
         if isinstance(entry, Exception):
             yield BadSource(dataset, place, f"expected a JSON object, got something else ({entry})")
             continue
-        image = entry.get("image") if isinstance(entry, Mapping) else None
+        image = _picture_of(entry) if isinstance(entry, Mapping) else None
         images = image if isinstance(image, list) else [image]
         if not images or not all(isinstance(path, str) and path.strip() and "\0" not in path for path in images):
             yield BadSource(dataset, place, f"expected an object whose `image` is a path, got {str(entry)[:120]}")
@@ -209,34 +257,73 @@ def _read_entries(entries: Iterable[tuple[str, Any]], dataset: str, folder: Path
             yield Source(dataset, _in_unicode(name), _in_unicode(path), location)
 
 
-def _load_datasets_folder(folder: str) -> Mapping[str | None, Any]:
-    """Split -> data set; a folder without splits has the one split None."""
+def open_rows(location: str) -> Mapping[str | None, Any]:
+    """Split -> `datasets.Dataset` of a table on disk; a table without splits has the one split None.
+
+    Args:
+        location: a folder that save_to_disk wrote, a `.parquet` file, or a folder of `.parquet` files.
+
+    Raises:
+        ValueError: it is none of these.
+        ImportError: the `datasets` package is not installed.
+    """
     try:
-        from datasets import DatasetDict, load_from_disk
+        from datasets import Dataset, DatasetDict, load_from_disk
     except ImportError as error:
-        message = f'{folder!r} needs the `datasets` package: pip install "moai-vlm[train]" ({error})'
+        message = f'{location!r} needs the `datasets` package: pip install "moai-vlm[train]" ({error})'
         raise ImportError(message) from error
+    path = Path(location)
     try:
-        loaded = load_from_disk(folder)
+        if path.is_dir() and any((path / file).is_file() for file in _DATASETS_FILES):
+            loaded = load_from_disk(location)
+        else:
+            files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+            loaded = Dataset.from_parquet([str(file) for file in files])
     except (OSError, ValueError) as error:
-        raise ValueError(f"expected a folder that save_to_disk wrote, got {folder!r}: {error}.") from error
+        raise ValueError(
+            f"expected a folder that save_to_disk wrote, or Parquet, got {location!r}: {error}."
+        ) from error
     return loaded if isinstance(loaded, DatasetDict) else {None: loaded}
 
 
-@lru_cache(maxsize=8)
-def _open_column(folder: str, split: str | None, column: str) -> Any:
-    """One column of encoded pictures; kept open, because every row of it is read one after the other."""
-    from datasets import Image
+def picture_columns(rows: Any) -> dict[str, bool]:
+    """Columns of a `datasets.Dataset` that hold pictures, and whether each holds lists of them."""
+    from datasets import Image, List
 
-    return _load_datasets_folder(folder)[split].select_columns([column]).cast_column(column, Image(decode=False))
+    columns = {name: isinstance(feature, List) for name, feature in rows.features.items()}
+    return {
+        name: is_list
+        for name, is_list in columns.items()
+        if isinstance(rows.features[name].feature if is_list else rows.features[name], Image)
+    }
+
+
+def count_pictures(rows: Any, column: str) -> list[int]:
+    """Pictures in each cell of a column, told from Arrow's offsets: none is read."""
+    is_list = picture_columns(rows)[column]
+    counts: list[int] = []
+    for start in range(0, len(rows), 1024):
+        cells = rows.select_columns([column]).with_format("arrow")[start : start + 1024][column]
+        for chunk in cells.chunks:
+            lengths = chunk.value_lengths().to_pylist() if is_list else chunk.is_valid().to_pylist()
+            counts += [int(length or 0) for length in lengths]
+    return counts
+
+
+@lru_cache(maxsize=8)
+def _open_column(location: str, split: str | None, column: str) -> Any:
+    """One column of encoded pictures; kept open, because every row of it is read one after the other."""
+    from datasets import Image, List
+
+    rows = open_rows(location)[split].select_columns([column])
+    encoded = Image(decode=False)
+    return rows.cast_column(column, List(encoded) if picture_columns(rows)[column] else encoded)
 
 
 def _read_datasets_folder(folder: Path, name: str, column: str | None) -> Iterator[Source]:
-    splits = _load_datasets_folder(str(folder))
-    from datasets import Image
-
-    for split, rows in splits.items():
-        pictures = [key for key, feature in rows.features.items() if isinstance(feature, Image)]
+    for split, rows in open_rows(str(folder)).items():
+        is_list = picture_columns(rows)
+        pictures = list(is_list)
         chosen = column or (pictures[0] if len(pictures) == 1 else None)
         if chosen not in pictures:
             raise ValueError(
@@ -244,7 +331,9 @@ def _read_datasets_folder(folder: Path, name: str, column: str | None) -> Iterat
                 f"{f' but not {column!r}' if column else ''}. Name one with --column, or cast it to datasets.Image()."
             )
         ids = rows["id"] if "id" in rows.features else None
+        counts = count_pictures(rows, chosen) if is_list[chosen] else []
         for row in range(len(rows)):
             place = f"{row}" if split is None else f"{split}/{row}"
             row_id = place if ids is None else str(ids[row])
-            yield Source(_in_unicode(name), row_id, "", str(folder), split, chosen, row)
+            for item in range(counts[row] if is_list[chosen] else 1):
+                yield Source(_in_unicode(name), row_id, "", str(folder), split, chosen, row, item)

@@ -1,0 +1,69 @@
+"""Training samples to one batch of model inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from moai.data.training_sample import TrainingSample
+from moai.processing_moai import MoAIProcessor
+
+__all__ = ["TrainingCollator"]
+
+
+class TrainingCollator:
+    """Encodes and pads samples; give it to a `DataLoader` as `collate_fn`.
+
+    Args:
+        processor: Makes tokens and pixels.
+        padding_side: "left" or "right"; the loss is the same.
+        pad_to_multiple_of: Round padded lengths up: fewer shapes, for compiled models.
+        max_length: Longest sample in tokens; None = the processor's bound.
+    """
+
+    def __init__(
+        self,
+        processor: MoAIProcessor,
+        padding_side: str = "left",
+        pad_to_multiple_of: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self.processor, self.padding_side = processor, padding_side
+        self.pad_to_multiple_of, self.max_length = pad_to_multiple_of, max_length
+
+    def __call__(self, samples: Sequence[TrainingSample]) -> dict[str, torch.Tensor]:
+        """One batch.
+
+        Args:
+            samples: B samples of one data set.
+
+        Returns:
+            `input_ids`, `attention_mask`, `mm_token_type_ids` (0 padding or answer, 1 image, 2 prompt), `labels` (-100
+            but on the answer and its end token), each `(B, L)` int64; `pixel_values` `(pictures, 3, H, W)` float32
+            where there are pictures; `auxiliary_input_ids`, `auxiliary_attention_mask` `(B, A)` int64 where the data
+            set has verbalizations, `auxiliary_pixel_values` `(B, 3, H, W)` float32 where it has maps.
+
+        Raises:
+            ValueError: No sample, or one that is too long.
+        """
+        if not samples:
+            raise ValueError("expected at least one sample, got none.")
+        inputs: dict[str, Any] = {}
+        if any(sample.auxiliary_text is not None for sample in samples):
+            inputs["auxiliary_text"] = [sample.auxiliary_text for sample in samples]
+        if any(sample.auxiliary_image is not None for sample in samples):
+            inputs["auxiliary_images"] = [sample.auxiliary_image for sample in samples]
+        batch = self.processor(
+            images=[list(sample.images) for sample in samples],
+            text=[sample.prompt for sample in samples],
+            answers=[sample.answer for sample in samples],
+            padding=True,
+            padding_side=self.padding_side,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            max_length=self.max_length,
+            return_tensors="pt",
+            **inputs,
+        )
+        return dict(batch)

@@ -1,0 +1,223 @@
+"""Samples of one file of conversations: checked once, kept packed, pictures read when they are needed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from moai.data.conversation_files import ConversationRow, read_rows
+from moai.data.conversations import answer_turns, parse_conversation
+from moai.data.findings import Findings, FindingsReader, MissingFindingsError
+from moai.data.training_report import DataReport, Problem
+from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample, text_of
+from moai.data.training_settings import DataSettings, SourceSettings
+from moai.image_loading import IMAGE_FORMATS, load_image
+from moai.processing_moai import MoAIProcessor
+from verbalizers.cache_sources import Source
+
+__all__ = ["ConversationSamples"]
+
+_CHECKING_THREADS = 8
+_ROWS_IN_FLIGHT = 256
+# An estimate this near to the limit is measured exactly.
+_NEAR_LIMIT = 0.9
+
+
+class ConversationSamples:
+    """One source's samples.
+
+    Rows are kept as one block of JSON bytes: a list of objects would be copied page by page into every worker process.
+
+    Args:
+        source: The file and how it is read.
+        settings: What holds for all sources.
+        processor: Whose prompts, lengths and limits count.
+        findings: Where verbalizations come from; None = there are none.
+        has_map: Whether maps are painted.
+        report: Receives counts and problems.
+
+    Attributes:
+        lengths: Tokens per sample.
+        findings: As given.
+
+    Raises:
+        ValueError: The file cannot be read, or has too many bad rows.
+    """
+
+    def __init__(
+        self,
+        source: SourceSettings,
+        settings: DataSettings,
+        processor: MoAIProcessor,
+        findings: FindingsReader | None,
+        has_map: bool,
+        report: DataReport,
+    ) -> None:
+        self._settings, self._processor, self.findings, self._has_map = settings, processor, findings, has_map
+        self._estimator = LengthEstimator(processor, settings.chat_template)
+        self.lengths: list[int] = []
+        rows = read_rows(source.path or "", source.image_folder, source.split)
+        packed, sizes, owners, turns = [], [], [], []
+        for row, messages in self._checked(islice(rows, source.limit), report):
+            usable = self._usable_turns(row, messages, report)
+            if not usable:
+                continue
+            pictures = [picture.to_dict() for picture in row.pictures]
+            packed.append(json.dumps([row.place, pictures, messages]).encode())
+            sizes.append(len(packed[-1]))
+            for turn, length in usable:
+                owners.append(len(packed) - 1)
+                turns.append(turn)
+                self.lengths.append(length)
+            report.num_pictures += len(pictures)
+        self._packed, self._stops = b"".join(packed), np.cumsum([0, *sizes])
+        self._owners, self._turns = np.array(owners, np.int64), np.array(turns, np.int32)
+
+    def place(self, index: int) -> str:
+        """File, line and turn of a sample."""
+        return self._unpack(index)[0]
+
+    def load(self, index: int) -> TrainingSample:
+        """Make one sample: its pictures are read and decoded, its prompt is rendered.
+
+        Raises:
+            BadSampleError: A picture cannot be read.
+            MissingFindingsError: The cache lacks a picture.
+        """
+        place, pictures, messages = self._unpack(index)
+        turn = int(self._turns[index])
+        shown = sum(len(message["content"]) - 1 for message in messages[:turn])
+        images, found = [], []
+        for picture in pictures[:shown]:
+            try:
+                content = picture.read()
+                images.append(load_image(content, self._processor.max_image_pixels))
+            except ValueError as error:
+                raise BadSampleError(f"{_name(picture)}: {error}") from error
+            found.append(self._find(content, images[-1]))
+        prompt = self._estimator.render(messages[:turn])
+        text, painted = (None, None) if self.findings is None else _join(found, images, self._has_map)
+        return TrainingSample(place, prompt, text_of(messages[turn]), tuple(images), text, painted)
+
+    def _unpack(self, index: int) -> tuple[str, list[Source], list[dict[str, Any]]]:
+        owner = self._owners[index]
+        place, pictures, messages = json.loads(self._packed[self._stops[owner] : self._stops[owner + 1]])
+        return f"{place} turn {self._turns[index] + 1}", [Source(**fields) for fields in pictures], messages
+
+    def _find(self, content: bytes, image: Image.Image) -> Findings:
+        if self.findings is None:
+            return Findings()
+        try:
+            return self.findings.read(content, image)
+        except MissingFindingsError:
+            if self._settings.on_missing != "empty":
+                raise
+            return Findings()
+
+    # ------------------------------------------------------------------ checking
+
+    def _checked(
+        self, rows: Iterable[ConversationRow], report: DataReport
+    ) -> Iterator[tuple[ConversationRow, list[dict[str, Any]]]]:
+        """Rows whose turns and pictures are good; the others go to the report. Pictures are read by threads."""
+        rows = iter(rows)
+        with ThreadPoolExecutor(_CHECKING_THREADS) as threads:
+            while block := list(islice(rows, _ROWS_IN_FLIGHT)):
+                for row, (problem, missing) in zip(block, threads.map(self._check_pictures, block), strict=True):
+                    report.num_rows += 1
+                    messages = None if problem is not None else self._parse(row, report)
+                    if problem is not None:
+                        report.add(row.place, problem)
+                    if messages is None:
+                        continue
+                    report.missing += [Problem(row.place, name) for name in missing]
+                    if not (missing and report.missing_action == "skip"):
+                        yield row, messages
+
+    def _parse(self, row: ConversationRow, report: DataReport) -> list[dict[str, Any]] | None:
+        try:
+            messages = parse_conversation(row.value, len(row.pictures))
+            if len(row.pictures) > self._settings.max_images:
+                limit = self._settings.max_images
+                raise ValueError(f"expected at most {limit} pictures (`max_images`), got {len(row.pictures)}")
+            return messages
+        except ValueError as error:
+            report.add(row.place, str(error))
+            return None
+
+    def _check_pictures(self, row: ConversationRow) -> tuple[str | None, list[str]]:
+        """What is wrong with a row's pictures, and which of them the cache lacks."""
+        if row.problem is not None:
+            return row.problem, []
+        missing = []
+        wants_cache = self.findings is not None and self.findings.cache is not None
+        for picture in row.pictures[: self._settings.max_images]:
+            try:
+                if self._settings.check_pictures == "path":
+                    picture.check()
+                    continue
+                content = picture.read()
+                if self._settings.check_pictures == "decode":
+                    load_image(content, self._processor.max_image_pixels)
+                else:
+                    _check_header(content, self._processor.max_image_pixels)
+            except ValueError as error:
+                return f"{_name(picture)}: {error}", []
+            if wants_cache and not self.findings.knows(content):
+                missing.append(_name(picture))
+        return None, missing
+
+    def _usable_turns(
+        self, row: ConversationRow, messages: list[dict[str, Any]], report: DataReport
+    ) -> list[tuple[int, int]]:
+        """Answer turns that fit, each with its length."""
+        turns = answer_turns(messages)
+        limits = [limit for limit in (self._settings.max_length, self._processor.max_length) if limit is not None]
+        usable = []
+        for turn, length in zip(turns, self._estimator.lengths(messages, turns), strict=True):
+            if limits and length > _NEAR_LIMIT * min(limits):
+                length = self._estimator.measure(self._estimator.render(messages[:turn]), text_of(messages[turn]))
+                if length > min(limits):
+                    reason = f"expected at most {min(limits)} tokens (`max_length`), got {length}"
+                    report.add(f"{row.place} turn {turn + 1}", reason)
+                    continue
+            usable.append((turn, length))
+        return usable
+
+
+def _name(picture: Source) -> str:
+    return picture.path or f"picture {picture.item} of row {picture.row}"
+
+
+def _check_header(content: bytes, max_pixels: int) -> None:
+    """Whether bytes begin as a picture of a size that may be decoded."""
+    try:
+        with Image.open(io.BytesIO(content), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN]) as picture:
+            width, height = picture.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"expected a picture, got {len(content)} bytes that are none ({error})") from error
+    if width * height > max_pixels:
+        raise ValueError(f"expected at most {max_pixels} pixels, got {width}x{height}")
+
+
+def _join(found: list[Findings], images: list[Image.Image], has_map: bool) -> tuple[str, np.ndarray | None]:
+    """Words and map of one sample: several pictures are numbered, their maps stand side by side."""
+    if len(found) == 1:
+        text = found[0].text
+    else:
+        text = " ".join(f"Picture {number}: {item.text}" for number, item in enumerate(found, start=1) if item.text)
+    if not has_map or not found:
+        return text, None
+    maps = [item.paint_map((image.height, image.width)) for item, image in zip(found, images, strict=True)]
+    if len(maps) == 1:
+        return text, maps[0]
+    height = max(painted.shape[0] for painted in maps)
+    scaled = [Image.fromarray(painted).resize((painted.shape[1], height), Image.Resampling.NEAREST) for painted in maps]
+    return text, np.concatenate([np.asarray(painted) for painted in scaled], axis=1)

@@ -1,0 +1,111 @@
+"""Samples of synthetic scenes: painted when they are needed, verbalized from their truth or by real verbalizers."""
+
+from __future__ import annotations
+
+from random import Random
+
+from PIL import Image
+
+from moai.data.findings import Findings, FindingsReader
+from moai.data.scenes import Scenes, add_noise
+from moai.data.training_report import DataReport
+from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
+from moai.data.training_settings import DataSettings, SourceSettings
+from moai.processing_moai import MoAIProcessor
+
+__all__ = ["SceneSamples"]
+
+_MEASURED_SCENES = 8
+
+
+class SceneSamples:
+    """Questions about scenes; sample `s * num_questions + q` is question q of scene s.
+
+    Args:
+        source: Which scenes.
+        settings: What holds for all sources.
+        processor: Whose prompts, lengths and limits count.
+        findings: Whose words are used, and who looks; None = no verbalizations.
+        has_map: Whether maps are painted.
+        report: Receives counts.
+
+    Attributes:
+        lengths: Tokens per sample: the longest of a few. Questions about scenes are alike, and to know each one's would
+            mean to make every scene beforehand.
+        findings: As given.
+
+    Raises:
+        ValueError: A setting is wrong, or the samples are longer than allowed.
+    """
+
+    def __init__(
+        self,
+        source: SourceSettings,
+        settings: DataSettings,
+        processor: MoAIProcessor,
+        findings: FindingsReader | None,
+        has_map: bool,
+        report: DataReport,
+    ) -> None:
+        self.findings, self._has_map = findings, has_map
+        self._estimator = LengthEstimator(processor, settings.chat_template)
+        scenes = source.scenes
+        if scenes is None:
+            raise ValueError("expected a source with `scenes`, got a path.")
+        self._source, self._limit = scenes, settings.max_length or processor.max_length
+        self._is_live = settings.choose_verbalizations(source) == "live"
+        self._scenes = Scenes(
+            scenes.split,
+            scenes.seed,
+            scenes.image_size,
+            (scenes.num_objects[0], scenes.num_objects[-1]),
+            scenes.num_questions,
+            scenes.kinds,
+            scenes.sign_probability,
+        )
+        count = min(scenes.length, source.limit or scenes.length)
+        samples = [
+            self._compose(index, question)
+            for index in range(min(count, _MEASURED_SCENES))
+            for question in range(scenes.num_questions)
+        ]
+        longest = max(self._estimator.measure(prompt, answer) for prompt, answer in samples)
+        if self._limit is not None and longest > self._limit:
+            raise ValueError(f"expected at most {self._limit} tokens (`max_length`), scenes have {longest}. Raise it.")
+        self.lengths = [longest] * (count * scenes.num_questions)
+        report.num_rows += count
+        report.num_pictures += count
+
+    def place(self, index: int) -> str:
+        """Stream, scene and question of a sample."""
+        scene, question = divmod(index, self._source.num_questions)
+        return f"scenes {self._source.split}/{self._source.seed}:{self._source.start + scene} question {question + 1}"
+
+    def load(self, index: int) -> TrainingSample:
+        """Make one sample: paint its picture, find what is in it.
+
+        Raises:
+            BadSampleError: Its prompt cannot be written.
+        """
+        scene_index, question = divmod(index, self._source.num_questions)
+        scene = self._scenes[self._source.start + scene_index]
+        prompt, answer = self._compose(scene_index, question)
+        image = Image.fromarray(scene.image)
+        if self.findings is None:
+            return TrainingSample(self.place(index), prompt, answer, (image,))
+        if self._is_live:
+            found = self.findings.read(None, image)
+        else:
+            noisy = add_noise(scene.truth, Random(scene.seed), self._source.noise)
+            found = Findings(self.findings.describe(noisy), noisy)
+        painted = found.paint_map(scene.image_size_hw) if self._has_map else None
+        return TrainingSample(self.place(index), prompt, answer, (image,), found.text, painted)
+
+    def _compose(self, scene_index: int, question: int) -> tuple[str, str]:
+        """Prompt and answer; a scene with fewer questions repeats them."""
+        questions = self._scenes[self._source.start + scene_index].questions
+        if not questions:
+            raise BadSampleError(f"scene {self._source.start + scene_index} has no question of these kinds.")
+        asked = questions[question % len(questions)]
+        parts = [{"type": "image"}, {"type": "text", "text": asked.question}]
+        return self._estimator.render([{"role": "user", "content": parts}]), asked.answer
