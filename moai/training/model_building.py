@@ -1,0 +1,268 @@
+"""The model that training starts from: a checkpoint, two backbones, or what an earlier stage left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moai.adapters import PROJECTOR, default_lora_config
+from moai.checkpoint_lookup import find_checkpoint
+from moai.configuration_moai import MoAIConfig
+from moai.conversion.atomic_folder import atomic_folder
+from moai.conversion.backbone_processor import build_processor_from_backbones
+from moai.import_utils import require
+from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.processing_moai import MoAIProcessor
+
+from .train_settings import TrainSettings
+
+__all__ = ["build_model", "find_start", "is_adapter_folder", "load_base", "prepare_start"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+_PART_NAMES = {"projector": PROJECTOR, "compressor": "compressor", "mixers": "mixers"}
+
+
+def is_adapter_folder(path: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
+
+
+def find_start(name_or_path: str) -> str:
+    """Absolute folder of a checkpoint or of an earlier stage's output; a hub name stays as it is.
+
+    Args:
+        name_or_path: What ``model.path`` says; the output folder of a run stands for its ``final`` folder.
+
+    Raises:
+        ValueError: There is no such checkpoint, or the earlier stage has not finished.
+    """
+    folder = Path(name_or_path).expanduser()
+    final = folder / "final"
+    if is_adapter_folder(final) or (final / "config.json").is_file():
+        folder = final
+    if not folder.is_dir() and folder.name == "final" and folder.parent.is_dir():
+        raise ValueError(
+            f"expected the result of an earlier stage in {folder}, got none: that run has not finished. Run its "
+            "command again; it goes on from its last checkpoint."
+        )
+    if is_adapter_folder(folder):
+        return str(folder.resolve())
+    found = find_checkpoint(str(folder) if folder.is_dir() else name_or_path)
+    return str(Path(found).resolve()) if Path(found).is_dir() else found
+
+
+def prepare_start(settings: TrainSettings) -> None:
+    """Write the new base model that a recipe describes, once; to be called by one process before all load it.
+
+    Backbones, other sizes and parts that start anew make a model that lies nowhere yet. An adapter needs a base to
+    refer to, so it is written to ``<output_folder>/base``.
+
+    Args:
+        settings: The recipe.
+    """
+    base = settings.output_folder / "base"
+    if not _needs_new_base(settings) or (base / "config.json").is_file():
+        return
+    chosen = settings.model
+    torch.manual_seed(settings.seed)
+    if chosen.path is None:
+        dtype = None if chosen.dtype is None else getattr(torch, chosen.dtype)
+        model = MoAIForConditionalGeneration.from_backbones(
+            chosen.vision,
+            chosen.text,
+            compressor=chosen.compressor or None,
+            mixer=chosen.mixer or None,
+            gguf_file=chosen.gguf_file,
+            dtype=dtype,
+            **chosen.fields,
+        )
+        processor = build_processor_from_backbones(chosen.vision, chosen.text, model.config, gguf_file=chosen.gguf_file)
+    else:
+        start = find_start(chosen.path)
+        if is_adapter_folder(start):
+            raise ValueError(
+                f"expected a whole model in `model.path` where parts start anew, got the adapter {start}. Merge it "
+                "first (saving.output=merged)."
+            )
+        model, processor = _renew(start, settings), MoAIProcessor.from_pretrained(start)
+    with atomic_folder(base, force=True) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if chosen.path is not None:
+            copy_verbalizer_settings(find_start(chosen.path), folder)
+
+
+def _needs_new_base(settings: TrainSettings) -> bool:
+    chosen = settings.model
+    return chosen.path is None or bool(chosen.fresh_parts or chosen.compressor or chosen.mixer)
+
+
+def _renew(start: str, settings: TrainSettings) -> MoAIForConditionalGeneration:
+    """A checkpoint with some parts drawn anew, perhaps in other sizes."""
+    chosen = settings.model
+    old = MoAIForConditionalGeneration.from_pretrained(start, dtype="auto")
+    fields = old.config.to_dict()
+    fresh = set(chosen.fresh_parts)
+    for name, part, changes in (
+        ("compressor", "compressor", chosen.compressor),
+        ("mixer", "mixers", chosen.mixer),
+    ):
+        if changes:
+            fields[name] = {**fields[name], **changes}
+            fresh.add(part)
+    torch.manual_seed(settings.seed)
+    model = MoAIForConditionalGeneration(MoAIConfig.from_dict(fields)).to(old.dtype)
+    prefixes = tuple(f"model.{_PART_NAMES[part]}." for part in fresh)
+    kept = {name: value for name, value in old.state_dict().items() if not name.startswith(prefixes)}
+    missing = [name for name in model.load_state_dict(kept, strict=False).missing_keys if not name.startswith(prefixes)]
+    assert not missing, missing
+    model.generation_config = old.generation_config
+    return model
+
+
+def copy_verbalizer_settings(source: str | Path, target: Path) -> None:
+    """Copy ``verbalizers.json``, which says what the model was taught to read, from one folder to another.
+
+    Args:
+        source: Folder of a checkpoint; one without the file is no error.
+        target: Folder to write to.
+    """
+    file = Path(source) / "verbalizers.json"
+    if file.is_file():
+        (target / file.name).write_bytes(file.read_bytes())
+
+
+def base_of(settings: TrainSettings) -> tuple[str, str | None]:
+    """Folder of the base model, and of the adapter to go on with."""
+    if _needs_new_base(settings):
+        return str((settings.output_folder / "base").resolve()), None
+    start = find_start(settings.model.path or "")
+    if not is_adapter_folder(start):
+        return start, None
+    base = json.loads((Path(start) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return find_start(base), start
+
+
+def load_base(path: str, settings: TrainSettings, device: torch.device) -> MoAIForConditionalGeneration:
+    """Load a base model as a recipe wants it in memory.
+
+    Args:
+        path: Checkpoint.
+        settings: ``model.dtype``, ``model.quantization``, ``model.attn_implementation``.
+        device: Where quantised weights go.
+    """
+    chosen = settings.model
+    default = torch.float32 if settings.optimization.precision == "fp32" else torch.bfloat16
+    dtype = getattr(torch, chosen.dtype) if chosen.dtype else default
+    if settings.optimization.precision == "fp32" and dtype != torch.float32:
+        raise ValueError(
+            f"`model.dtype: {chosen.dtype}` needs `optimization.precision: bf16`, got fp32: half-precision weights "
+            "would meet float32 ones. Change one of the two."
+        )
+    options: dict[str, Any] = {"dtype": dtype}
+    if chosen.attn_implementation:
+        options["attn_implementation"] = chosen.attn_implementation
+    if chosen.quantization != "none":
+        options["load_in_4bit" if chosen.quantization == "nf4" else "load_in_8bit"] = True
+        options["device_map"] = {"": device}
+    return MoAIForConditionalGeneration.from_pretrained(path, **options)
+
+
+def build_model(settings: TrainSettings, device: torch.device) -> tuple[nn.Module, MoAIProcessor, str]:
+    """Build what is trained; call :func:`prepare_start` in one process before.
+
+    Args:
+        settings: The recipe.
+        device: This process's device; quantised weights are put there at once.
+
+    Returns:
+        The model (a ``peft.PeftModel`` where the decoder has LoRA), its processor, and the base model's folder.
+
+    Raises:
+        ValueError: The start does not fit the recipe.
+        ImportError: PEFT or bitsandbytes is needed and not installed.
+    """
+    base, adapter = base_of(settings)
+    model: nn.Module = load_base(base, settings, device)
+    processor = MoAIProcessor.from_pretrained(adapter or base)
+    if settings.train.decoder == "lora":
+        require("peft", purpose="`train.decoder: lora`")
+        torch.manual_seed(settings.seed)  # adapters start alike on all ranks and after a resume
+        model = _add_adapter(model, settings) if adapter is None else _load_adapter(model, adapter, settings)
+        model.peft_config["default"].base_model_name_or_path = base
+    elif adapter is not None:
+        if settings.model.quantization != "none":
+            raise ValueError(
+                "expected a whole model in `model.path` for a quantised, frozen decoder, got an adapter. Use "
+                "`train.decoder: lora`, or merge the adapter first (saving.output=merged)."
+            )
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    if settings.model.gradient_checkpointing:
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        # The reentrant kind loses the mixture's arguments and frozen inputs' gradients.
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model, processor, base
+
+
+def _whole_parts(settings: TrainSettings) -> list[str]:
+    """Modules that the adapter holds whole."""
+    train = settings.train
+    wanted = {
+        "compressor": train.compressor,
+        "mixers": train.mixers or settings.trains_gates,
+        PROJECTOR: train.projector,
+        "vision_tower": train.vision_tower,
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+def _lora_config(model: nn.Module, settings: TrainSettings) -> Any:
+    train = settings.train
+    return default_lora_config(
+        model,
+        train.lora_rank,
+        alpha=train.lora_alpha,
+        dropout=train.lora_dropout,
+        linears=train.lora_linears,
+        modules_to_save=_whole_parts(settings) or None,
+    )
+
+
+def _add_adapter(model: nn.Module, settings: TrainSettings) -> nn.Module:
+    from peft import get_peft_model
+
+    # Trained weights become float32 in `freeze_parts`, whatever PEFT would make of them.
+    return get_peft_model(model, _lora_config(model, settings), autocast_adapter_dtype=False)
+
+
+def _load_adapter(model: nn.Module, adapter: str, settings: TrainSettings) -> nn.Module:
+    """Go on with an earlier stage's adapter."""
+    from peft import PeftConfig, PeftModel
+
+    config, wanted = PeftConfig.from_pretrained(adapter), _lora_config(model, settings)
+    for field, name in (("r", "train.lora_rank"), ("lora_alpha", "train.lora_alpha")):
+        if getattr(config, field) != getattr(wanted, field):
+            raise ValueError(
+                f"expected `{name}` = {getattr(config, field)}, as the adapter {adapter} has it, got "
+                f"{getattr(wanted, field)}. Write that number, or merge the adapter first (saving.output=merged)."
+            )
+    if config.target_modules != wanted.target_modules:
+        raise ValueError(
+            f"expected the linears that the adapter {adapter} adapts ({config.target_modules}), got "
+            f"{wanted.target_modules}. Set `train.lora_linears` to them."
+        )
+    lacking = sorted(set(wanted.modules_to_save or ()) - set(config.modules_to_save or ()))
+    if lacking:
+        raise ValueError(
+            f"expected an adapter that holds {', '.join(lacking)}, which are to be trained, got {adapter} without. "
+            "Train them in the first stage too, or merge the adapter first (saving.output=merged)."
+        )
+    config.lora_dropout = settings.train.lora_dropout
+    options = {"is_trainable": True, "autocast_adapter_dtype": False}
+    return PeftModel.from_pretrained(model, adapter, config=config, **options)

@@ -1,0 +1,52 @@
+"""Pictures of a run: its loss, and who spoke."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moai.import_utils import require
+
+from .watching import EXPERT_NAMES, STREAMS, read_log
+
+__all__ = ["draw_plots"]
+
+
+def draw_plots(folder: Path) -> list[Path]:
+    """Draw ``loss.png`` and ``routing.png`` from ``log.jsonl``; without matplotlib a line says so.
+
+    Args:
+        folder: Output folder of a run.
+
+    Returns:
+        The pictures that were written.
+    """
+    lines = read_log(folder / "log.jsonl")
+    try:
+        require("matplotlib", purpose="Plots of loss and routing")
+    except ImportError as error:
+        print(error, flush=True)
+        return []
+    if not lines:
+        return []
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [line["step"] for line in lines]
+    loss = Figure(figsize=(7, 4), layout="constrained")
+    axes = loss.subplots()
+    axes.plot(steps, [line["loss"] for line in lines])
+    axes.set(xlabel="optimizer step", ylabel="loss per answer token (nats)")
+    routing = Figure(figsize=(7, 6), layout="constrained")
+    for stream, axes in zip(STREAMS, routing.subplots(2, 1, sharex=True), strict=True):
+        told = [line for line in lines if stream in line["routing"]]
+        for expert in EXPERT_NAMES[stream]:
+            shares = [line["routing"][stream][expert] for line in told]
+            axes.plot([line["step"] for line in told], shares, label=expert)
+        axes.set(ylabel="share", ylim=(0, 1), title=f"{stream} stream: share of each expert, mean over layers")
+        axes.legend(loc="upper right")
+    axes.set(xlabel="optimizer step")
+    written = []
+    for figure, name in ((loss, "loss.png"), (routing, "routing.png")):
+        FigureCanvasAgg(figure).print_figure(folder / name, dpi=120)
+        written.append(folder / name)
+    return written

@@ -1,0 +1,119 @@
+"""The processes of a run: how many there are, what they share, and when they are asked to stop."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from moai.import_utils import require
+
+from .train_settings import TrainSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["StopWish", "check_num_processes", "seed_generators", "start_accelerator"]
+
+_TORCHRUN = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N -m moai.training --config FILE"
+
+
+def start_accelerator(settings: TrainSettings) -> Accelerator:
+    """Join the processes that a launcher started, on CPU or GPU.
+
+    Args:
+        settings: The recipe.
+
+    Raises:
+        ImportError: accelerate, or a tracker that is asked for, is not installed.
+        ValueError: Another number of processes runs than was asked for.
+    """
+    require("accelerate", purpose="Training")
+    for tracker in settings.watching.report_to:
+        require(tracker, purpose=f"`watching.report_to: {tracker}`")
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    # A second run in one process (an ablation) may have another precision; accelerate keeps the first one's otherwise.
+    AcceleratorState._reset_state()
+    # An expert that was not drawn, or a batch without pictures, leaves parameters without gradient.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if settings.optimization.precision == "bf16" else "no",
+        log_with=list(settings.watching.report_to) or None,
+        project_dir=settings.output_folder / "trackers",
+        kwargs_handlers=[ddp],
+    )
+    check_num_processes(settings.num_processes, accelerator.num_processes, os.environ)
+    return accelerator
+
+
+def check_num_processes(expected: int | None, running: int, environment: Mapping[str, str]) -> None:
+    """Refuse to train in fewer processes than were asked for, which would change nothing but the time, silently.
+
+    ``accelerate launch --cpu --num_processes 2`` (accelerate 1.15) starts one process; it leaves an address to meet at
+    in the environment, and nobody to meet.
+
+    Args:
+        expected: ``num_processes`` of the recipe.
+        running: How many run.
+        environment: Environment variables.
+
+    Raises:
+        ValueError: The numbers differ.
+    """
+    if expected is not None and expected != running:
+        raise ValueError(
+            f"expected {expected} processes (`num_processes`), got {running}. On CPUs start them with: {_TORCHRUN}; on "
+            "GPUs with: accelerate launch --num_processes N -m moai.training --config FILE."
+        )
+    is_on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    has_address = "MASTER_PORT" in environment and "ACCELERATE_MIXED_PRECISION" in environment
+    if running == 1 and is_on_cpu and has_address and "WORLD_SIZE" not in environment:
+        raise ValueError(
+            "expected several processes, got one: `accelerate launch` starts a single process on CPUs whatever "
+            f"--num_processes says. Use: {_TORCHRUN}; or --num_processes 1."
+        )
+
+
+def seed_generators(*numbers: int) -> None:
+    """Seed all generators from a few numbers, so that random numbers depend on nothing that happened before.
+
+    Args:
+        *numbers: For example seed, step and micro-batch.
+    """
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+class StopWish:
+    """Turns the first Ctrl-C or SIGTERM into a wish that the loop hears; the second one ends at once."""
+
+    def __init__(self) -> None:
+        self.is_wished = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopWish:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._wish)
+        return self
+
+    def _wish(self, number: int, frame: FrameType | None) -> None:
+        self.is_wished = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,133 @@
+"""What a stage leaves: an adapter folder or a whole model; both load with ``from_pretrained``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from moai.conversion.atomic_folder import atomic_folder
+from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.processing_moai import MoAIProcessor
+
+from .model_building import base_of, copy_verbalizer_settings
+from .train_settings import TrainSettings
+
+__all__ = ["gather_result", "write_result"]
+
+_ADAPTER_README = """---
+base_model: {base}
+library_name: peft
+---
+
+# A MoAI adapter
+
+LoRA of the decoder, and whole: {parts}. Trained in stage {stage} by `python -m moai.training`.
+
+```python
+import moai
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("this/folder")
+processor = AutoProcessor.from_pretrained("this/folder")
+```
+
+The base model is read from `{base}`; where it lies elsewhere, change `base_model_name_or_path` in
+adapter_config.json.
+"""
+
+
+def gather_result(model: nn.Module, settings: TrainSettings) -> dict[str, torch.Tensor]:
+    """The tensors that make the result, whole and on the CPU. All ranks must call it.
+
+    Args:
+        model: What was trained, without a distributed wrapper around it.
+        settings: The recipe.
+    """
+    from .train_checkpoints import whole_tensor
+
+    if settings.train.decoder == "lora":
+        return {
+            name: whole_tensor(value)
+            for name, value in model.state_dict().items()
+            if "lora_" in name or ".modules_to_save." in name
+        }
+    return {name: whole_tensor(value) for name, value in model.named_parameters() if value.requires_grad}
+
+
+def write_result(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    processor: MoAIProcessor,
+    base: str,
+    settings: TrainSettings,
+) -> Path:
+    """Write ``<output_folder>/final``, whole or not at all. One rank calls it.
+
+    Args:
+        model: What was trained.
+        state: From :func:`gather_result`.
+        processor: Goes beside the weights.
+        base: The base model's folder or hub name.
+        settings: The recipe.
+
+    Returns:
+        The folder.
+    """
+    final = settings.output_folder / "final"
+    is_adapter = settings.saving.output == "adapter" or (
+        settings.saving.output is None and settings.train.decoder == "lora"
+    )
+    with atomic_folder(final, force=True) as folder:
+        if is_adapter:
+            _write_adapter(model, state, folder, base, settings)
+        else:
+            _write_merged(model, state, folder, base, settings)
+        processor.save_pretrained(folder)
+        copy_verbalizer_settings(base, folder)
+    return final
+
+
+def _write_adapter(
+    model: nn.Module, state: Mapping[str, torch.Tensor], folder: Path, base: str, settings: TrainSettings
+) -> None:
+    if settings.saving.dtype:
+        state = {name: value.to(getattr(torch, settings.saving.dtype)) for name, value in state.items()}
+    # Embeddings are frozen; without the flag PEFT asks the hub whether the vocabulary has grown.
+    model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
+    parts = ", ".join(model.peft_config["default"].modules_to_save or ()) or "nothing"
+    text = _ADAPTER_README.format(base=base, parts=parts, stage=settings.stage)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _write_merged(
+    model: nn.Module, state: Mapping[str, torch.Tensor], folder: Path, base: str, settings: TrainSettings
+) -> None:
+    """Put what was trained into the base model, read again: unquantised, not spread over ranks, in float32."""
+    start, adapter = base_of(settings)
+    whole = MoAIForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    stored = getattr(torch, settings.saving.dtype) if settings.saving.dtype else _stored_dtype(start)
+    if settings.train.decoder == "lora":
+        from peft import PeftModel
+
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            _write_adapter(model, state, Path(temporary), base, settings)
+            whole = PeftModel.from_pretrained(whole, temporary).merge_and_unload()
+    else:
+        if adapter is not None:
+            from peft import PeftModel
+
+            whole = PeftModel.from_pretrained(whole, adapter).merge_and_unload()
+        unexpected = whole.load_state_dict(dict(state), strict=False).unexpected_keys
+        assert not unexpected, unexpected
+    whole.to(stored).save_pretrained(folder)
+
+
+def _stored_dtype(start: str) -> torch.dtype:
+    from moai.configuration_moai import MoAIConfig
+
+    dtype = MoAIConfig.from_pretrained(start).dtype
+    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype or "float32"))

@@ -1,0 +1,321 @@
+"""Every setting of the two-stage training, with its default and its check.
+
+A recipe (configs/train_stage1.yaml) names the fields of :class:`TrainSettings`; ``key=value`` words lie over it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from moai.partial_lora import TARGET_LINEARS
+
+from .settings_reading import apply_overrides, parse_fields, read_yaml
+
+__all__ = [
+    "ModelSettings",
+    "OptimizationSettings",
+    "SavingSettings",
+    "TrainSettings",
+    "TrainedParts",
+    "WatchingSettings",
+    "load_settings",
+]
+
+DTYPES = ("float32", "bfloat16", "float16")
+FRESH_PARTS = ("projector", "compressor", "mixers")
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+def _check(is_right: bool, message: str) -> None:
+    if not is_right:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What training starts from.
+
+    Attributes:
+        path: A checkpoint (folder, bundled name, hub name) or the output of an earlier stage.
+        vision: Vision tower of a new MoAI, instead of ``path``; see ``MoAIForConditionalGeneration.from_backbones``.
+        text: Its decoder.
+        gguf_file: GGUF file inside ``text``.
+        fields: Other fields of ``MoAIConfig`` for a new MoAI (``plora_rank``, ``image_seq_length``, ...).
+        compressor: Fields of ``CompressorConfig``; with ``path`` they lie over the checkpoint's, and the compressor
+            starts anew.
+        mixer: Fields of ``MixerConfig``, likewise.
+        fresh_parts: Parts of the checkpoint to start anew: ``projector``, ``compressor``, ``mixers``.
+        dtype: Of frozen weights in memory; None = the checkpoint's. Trained parameters are float32 always.
+        quantization: ``none``, ``nf4`` or ``int8``: the decoder's frozen linears (QLoRA, arXiv 2305.14314).
+        attn_implementation: ``sdpa``, ``flash_attention_2``, ...; None = transformers' choice.
+        gradient_checkpointing: Recompute activations in the backward pass (non-reentrant) and save their memory.
+    """
+
+    path: str | None = None
+    vision: str | None = None
+    text: str | None = None
+    gguf_file: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    compressor: dict[str, Any] = field(default_factory=dict)
+    mixer: dict[str, Any] = field(default_factory=dict)
+    fresh_parts: tuple[str, ...] = ()
+    dtype: str | None = None
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        has_backbones = self.vision is not None and self.text is not None
+        _check(
+            (self.path is not None) != has_backbones and (self.path is None or not (self.vision or self.text)),
+            "expected `model.path`, or both `model.vision` and `model.text`; got "
+            f"path={self.path!r}, vision={self.vision!r}, text={self.text!r}.",
+        )
+        _check(
+            self.dtype is None or self.dtype in DTYPES,
+            f"`model.dtype` must be one of {', '.join(DTYPES)} or null, got {self.dtype!r}.",
+        )
+        unknown = sorted(set(self.fresh_parts) - set(FRESH_PARTS))
+        _check(not unknown, f"`model.fresh_parts` may hold {', '.join(FRESH_PARTS)}, got {unknown}.")
+        _check(
+            not self.fields or has_backbones, "`model.fields` describe a new MoAI; with `model.path` leave them out."
+        )
+
+
+@dataclass(frozen=True)
+class TrainedParts:
+    """What is trained.
+
+    Attributes:
+        decoder: ``lora`` (low-rank adapters on its linears), ``full`` or ``frozen``.
+        compressor: The compressor.
+        mixers: The experts of every mixer layer.
+        gates: The gates; None = in stage 2 only, as in the paper.
+        projector: The projector of image features.
+        vision_tower: The vision tower.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Their scale numerator; None = twice the rank.
+        lora_dropout: Dropout before the adapters.
+        lora_linears: The decoder's linears that are adapted.
+    """
+
+    decoder: Literal["lora", "full", "frozen"] = "lora"
+    compressor: bool = True
+    mixers: bool = True
+    gates: bool | None = None
+    projector: bool = True
+    vision_tower: bool = False
+    lora_rank: int = 64
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.05
+    lora_linears: tuple[str, ...] = TARGET_LINEARS
+
+    def __post_init__(self) -> None:
+        _check(self.lora_rank >= 1, f"`train.lora_rank` must be at least 1, got {self.lora_rank}.")
+        _check(0 <= self.lora_dropout < 1, f"`train.lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
+        _check(
+            self.decoder != "frozen" or any((self.compressor, self.mixers, self.projector, self.vision_tower)),
+            "`train` leaves nothing to train. Switch a part on.",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizationSettings:
+    """How the loss is brought down: AdamW, linear warm-up, cosine.
+
+    Attributes:
+        num_steps: Optimizer steps; or give ``num_epochs``.
+        num_epochs: Passes over the data.
+        batch_size: Samples per optimizer step over ALL processes, so that a run means the same on any machine.
+        micro_batch_size: Samples per process and forward pass; the rest is gradient accumulation.
+        learning_rate: Peak.
+        learning_rates: Peaks of single parts: ``decoder``, ``compressor``, ``mixers``, ``gates``, ``projector``,
+            ``vision_tower``.
+        warmup_share: Share of the steps in which the rate rises linearly.
+        final_share: The cosine ends at this share of the peak.
+        weight_decay: Of matrices; vectors (norms, biases), embeddings and latents have none.
+        betas: Of AdamW.
+        epsilon: Of AdamW.
+        clip_norm: Largest gradient norm; 0 = not clipped.
+        precision: ``fp32``, or ``bf16``: autocast of the forward pass.
+        is_length_grouped: Samples of a batch are of similar length.
+    """
+
+    num_steps: int | None = None
+    num_epochs: float | None = None
+    batch_size: int = 16
+    micro_batch_size: int = 4
+    learning_rate: float = 1e-4
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    warmup_share: float = 0.03
+    final_share: float = 0.0
+    weight_decay: float = 0.05
+    betas: tuple[float, ...] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    is_length_grouped: bool = True
+
+    def __post_init__(self) -> None:
+        given = (self.num_steps, self.num_epochs)
+        _check(
+            (self.num_steps is None) != (self.num_epochs is None)
+            and all(value is None or value > 0 for value in given),
+            "expected one positive number in `optimization.num_steps` or `optimization.num_epochs`, got "
+            f"{self.num_steps} and {self.num_epochs}.",
+        )
+        sizes = (self.batch_size, self.micro_batch_size)
+        _check(
+            min(sizes) >= 1 and self.batch_size % self.micro_batch_size == 0,
+            "`optimization.batch_size` must be a multiple of `micro_batch_size`, got "
+            f"{self.batch_size} and {self.micro_batch_size}.",
+        )
+        parts = ("decoder", "compressor", "mixers", "gates", "projector", "vision_tower")
+        unknown = sorted(set(self.learning_rates) - set(parts))
+        _check(not unknown, f"`optimization.learning_rates` may name {', '.join(parts)}, got {unknown}.")
+        _check(self.learning_rate > 0, f"`optimization.learning_rate` must be positive, got {self.learning_rate}.")
+        _check(0 <= self.warmup_share <= 1, f"`optimization.warmup_share` must be in [0, 1], got {self.warmup_share}.")
+        _check(len(self.betas) == 2, f"`optimization.betas` must be two numbers, got {self.betas}.")
+
+
+@dataclass(frozen=True)
+class SavingSettings:
+    """What is kept on disk.
+
+    Attributes:
+        every_steps: Optimizer steps between checkpoints; 0 = only at the end and when stopped.
+        keep: Checkpoints that are kept.
+        output: ``adapter`` (small; LoRA decoders), ``merged`` (a whole model), or None: adapter where there is one.
+        dtype: Of the saved weights; None = float32 in an adapter, the base model's in a merged one.
+    """
+
+    every_steps: int = 200
+    keep: int = 2
+    output: Literal["adapter", "merged"] | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.every_steps >= 0, f"`saving.every_steps` must be 0 or more, got {self.every_steps}.")
+        _check(self.keep >= 1, f"`saving.keep` must be at least 1, got {self.keep}.")
+        _check(
+            self.dtype is None or self.dtype in DTYPES,
+            f"`saving.dtype` must be one of {', '.join(DTYPES)} or null, got {self.dtype!r}.",
+        )
+
+
+@dataclass(frozen=True)
+class WatchingSettings:
+    """What is shown and logged.
+
+    Attributes:
+        every_steps: Optimizer steps between log lines.
+        report_to: Trackers: ``tensorboard``, ``trackio``, ``wandb``.
+        project: Name of the project in them.
+        is_live: A live table; None = where standard output is a terminal.
+        has_plots: Draw loss and routing at the end (needs matplotlib; without it a line says so).
+    """
+
+    every_steps: int = 10
+    report_to: tuple[str, ...] = ()
+    project: str = "moai"
+    is_live: bool | None = None
+    has_plots: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.every_steps >= 1, f"`watching.every_steps` must be at least 1, got {self.every_steps}.")
+        unknown = sorted(set(self.report_to) - set(TRACKERS))
+        _check(not unknown, f"`watching.report_to` may hold {', '.join(TRACKERS)}, got {unknown}.")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One stage of training.
+
+    Attributes:
+        stage: 1 = one random expert per stream and layer, gates fixed; 2 = the gates are trained too and mix.
+        output_folder: Receives the result, checkpoints/, log.jsonl and plots. Running again continues it.
+        model: What training starts from.
+        train: What is trained.
+        optimization: How.
+        saving: What is kept.
+        watching: What is shown.
+        data: Fields of :class:`moai.data.training_data.DataSettings`.
+        routing: None = the stage's own (``random_expert`` in stage 1, ``gated`` in stage 2), or ``uniform``,
+            ``random_expert``, ``gated``: the ablations.
+        top_k: Experts mixed per token when the gates decide.
+        seed: Of everything that is drawn.
+        num_processes: How many processes are expected; None = any number. A launcher that starts fewer is an error.
+        num_workers: Processes per rank that prepare batches; 0 = none.
+    """
+
+    stage: Literal[1, 2]
+    output_folder: Path
+    model: ModelSettings
+    optimization: OptimizationSettings
+    train: TrainedParts = field(default_factory=TrainedParts)
+    saving: SavingSettings = field(default_factory=SavingSettings)
+    watching: WatchingSettings = field(default_factory=WatchingSettings)
+    data: dict[str, Any] = field(default_factory=dict)
+    routing: Literal["gated", "uniform", "random_expert"] | None = None
+    top_k: int = 3
+    seed: int = 0
+    num_processes: int | None = None
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.top_k <= 3, f"`top_k` must be 1 to 3, got {self.top_k}.")
+        _check(self.num_workers >= 0, f"`num_workers` must be 0 or more, got {self.num_workers}.")
+        _check(
+            self.saving.output != "adapter" or self.train.decoder == "lora",
+            f"`saving.output: adapter` needs `train.decoder: lora`, got {self.train.decoder!r}. Use merged.",
+        )
+        _check(
+            self.model.quantization == "none" or self.train.decoder != "full",
+            "a quantised decoder cannot be trained in full; `train.decoder` must be lora or frozen.",
+        )
+
+    @property
+    def trains_gates(self) -> bool:
+        """Whether the gates are trained."""
+        return self.stage == 2 if self.train.gates is None else self.train.gates
+
+    @property
+    def routing_mode(self) -> str:
+        """Who chooses the experts."""
+        return self.routing or ("random_expert" if self.stage == 1 else "gated")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able fields, for the checkpoint and the trackers."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def load_settings(
+    source: str | Path | Mapping[str, Any] | TrainSettings, overrides: Sequence[str] = ()
+) -> TrainSettings:
+    """Settings from a recipe.
+
+    Args:
+        source: A YAML file, a mapping, or settings.
+        overrides: ``key=value`` words laid over it, for example ``["optimization.num_steps=10", "seed=1"]``.
+
+    Raises:
+        ValueError: A field is unknown, missing or wrong; the message names the known ones.
+    """
+    if isinstance(source, TrainSettings):
+        if not overrides:
+            return source
+        source = source.to_dict()
+    content = source if isinstance(source, Mapping) else read_yaml(source)
+    return parse_fields(TrainSettings, apply_overrides(content, overrides))

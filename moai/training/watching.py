@@ -1,0 +1,219 @@
+"""What a run shows: a live table, one JSON line per interval, trackers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from .train_settings import WatchingSettings
+
+__all__ = ["EXPERT_NAMES", "STREAMS", "StepNumbers", "Watcher", "read_log"]
+
+STREAMS = ("image", "language")
+#: Expert order of each stream (mixer/gating.py).
+EXPERT_NAMES = {"image": ("auxiliary", "language", "image"), "language": ("auxiliary", "image", "language")}
+
+
+@dataclass
+class StepNumbers:
+    """Sums over the samples of some steps.
+
+    Attributes:
+        loss: Cross entropy, summed over answer tokens.
+        num_targets: Answer tokens.
+        num_tokens: Tokens of prompts and answers, pictures included, padding excluded.
+        num_samples: Samples.
+        num_steps: Steps.
+        routing: Per mixer layer, stream and number, see :data:`moai.training.train_step.NUM_ROUTING_SUMS`.
+    """
+
+    loss: float = 0.0
+    num_targets: float = 0.0
+    num_tokens: float = 0.0
+    num_samples: float = 0.0
+    num_steps: int = 0
+    routing: list[list[list[float]]] = field(default_factory=list)
+
+    def add(self, other: StepNumbers) -> None:
+        """Add another's sums to these."""
+        for name in ("loss", "num_targets", "num_tokens", "num_samples", "num_steps"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if not self.routing:
+            self.routing = other.routing
+        elif other.routing:
+            self.routing = [
+                [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(*layers, strict=True)]
+                for layers in zip(self.routing, other.routing, strict=True)
+            ]
+
+    def mean_routing(self) -> dict[str, Any]:
+        """Share of each expert and entropy (nats) of the weights, per stream, over layers; and shares by layer."""
+        result: dict[str, Any] = {}
+        for stream, name in enumerate(STREAMS):
+            rows = [layer[stream] for layer in self.routing]
+            count = sum(row[4] for row in rows)
+            if not count:
+                continue
+            shares = [sum(row[expert] for row in rows) / count for expert in range(3)]
+            result[name] = dict(zip(EXPERT_NAMES[name], shares, strict=True))
+            result[name]["entropy"] = sum(row[3] for row in rows) / count
+            result[name]["layers"] = [[row[k] / row[4] if row[4] else 0.0 for k in range(3)] for row in rows]
+        return result
+
+
+class Watcher:
+    """Collects the numbers of steps and shows them; on the main process only.
+
+    Args:
+        settings: How often and where.
+        folder: Receives ``log.jsonl``.
+        num_steps: Steps of the whole run.
+        start: Steps that are done already; later lines of an earlier attempt are dropped.
+        window: Sums since the last line, from the checkpoint.
+        track: Sends numbers and the step to trackers.
+    """
+
+    def __init__(
+        self,
+        settings: WatchingSettings,
+        folder: Path,
+        num_steps: int,
+        start: int = 0,
+        window: Mapping[str, Any] | None = None,
+        track: Callable[[dict[str, float], int], None] | None = None,
+    ) -> None:
+        self.settings, self.file, self.num_steps = settings, folder / "log.jsonl", num_steps
+        self.window = StepNumbers(**(window or {}))
+        self.last_loss: float | None = None
+        self.track = track
+        self.start, self.began = start, time.monotonic()
+        self._since, self._timed = self.began, StepNumbers()  # rates leave out what happened before a resume
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [line for line in read_log(self.file) if line["step"] <= start]
+        self.file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        is_live = sys.stdout.isatty() if settings.is_live is None else settings.is_live
+        self._live = Live(console=Console(), auto_refresh=False) if is_live else None
+
+    def __enter__(self) -> Watcher:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def record(self, step: int, numbers: StepNumbers, learning_rate: float, norm: float) -> None:
+        """Take a step's numbers; write, show and send a line where it is time.
+
+        Args:
+            step: Steps done.
+            numbers: This step's sums over all ranks.
+            learning_rate: Highest rate of the groups.
+            norm: Gradient norm before clipping.
+        """
+        self.window.add(numbers)
+        self._timed.add(numbers)
+        if step % self.settings.every_steps and step != self.num_steps:
+            return
+        line = self._line(step, learning_rate, norm)
+        self.last_loss = line["loss"]
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._live is not None:
+            self._live.update(self._render(line), refresh=True)
+        else:
+            print(_one_line(line, self.num_steps), flush=True)
+        if self.track is not None:
+            self.track(_flatten(line), step)
+        self.window, self._timed, self._since = StepNumbers(), StepNumbers(), time.monotonic()
+
+    def _line(self, step: int, learning_rate: float, norm: float) -> dict[str, Any]:
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        done = max(step - self.start, 1)
+        return {
+            "step": step,
+            "loss": self.window.loss / max(self.window.num_targets, 1.0),
+            "learning_rate": learning_rate,
+            "gradient_norm": norm,
+            "tokens_per_s": self._timed.num_tokens / seconds,
+            "samples_per_s": self._timed.num_samples / seconds,
+            "eta_s": (time.monotonic() - self.began) / done * (self.num_steps - step),
+            "routing": self.window.mean_routing(),
+        }
+
+    def _render(self, line: Mapping[str, Any]) -> Group:
+        numbers = Table(title=f"step {line['step']:,} of {self.num_steps:,}")
+        values = {
+            "loss": f"{line['loss']:.4f}",
+            "lr": f"{line['learning_rate']:.2e}",
+            "gradient norm": f"{line['gradient_norm']:.3f}",
+            "tokens/s": f"{line['tokens_per_s']:,.0f}",
+            "samples/s": f"{line['samples_per_s']:,.2f}",
+            "ETA": _duration(line["eta_s"]),
+        }
+        for name in values:
+            numbers.add_column(name, justify="right")
+        numbers.add_row(*values.values())
+        routing = Table(title="who speaks, mean over layers and tokens")
+        for name in ("stream", "auxiliary", "image", "language", "entropy (max 1.10)"):
+            routing.add_column(name, justify="left" if name == "stream" else "right")
+        for stream, shares in line["routing"].items():
+            cells = [f"{shares[name]:.1%}" for name in ("auxiliary", "image", "language")]
+            routing.add_row(stream, *cells, f"{shares['entropy']:.3f}")
+        return Group(numbers, routing)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _one_line(line: Mapping[str, Any], num_steps: int) -> str:
+    shares = "; ".join(
+        f"{stream} " + "/".join(f"{shares[name]:.2f}" for name in EXPERT_NAMES[stream]) + f" H {shares['entropy']:.2f}"
+        for stream, shares in line["routing"].items()
+    )
+    return (
+        f"step {line['step']}/{num_steps} loss {line['loss']:.4f} lr {line['learning_rate']:.2e} "
+        f"norm {line['gradient_norm']:.3f} {line['tokens_per_s']:.0f} tokens/s {line['samples_per_s']:.2f} samples/s "
+        f"ETA {_duration(line['eta_s'])}" + (f" experts {shares}" if shares else "")
+    )
+
+
+def _flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers only, nested names joined by slashes, as trackers want them."""
+    flat: dict[str, float] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name != "step":
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """Lines of a ``log.jsonl``; one that a kill cut short ends the list.
+
+    Args:
+        file: The file; an absent one has no lines.
+    """
+    lines: list[dict[str, Any]] = []
+    if not file.is_file():
+        return lines
+    for text in file.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
