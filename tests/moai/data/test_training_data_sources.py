@@ -1,0 +1,259 @@
+"""Tables, scenes and the cache of verbalizations as sources of training samples."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cache_verbalizers import MeanColour, TwoHalves
+from datasets import Dataset, DatasetDict, Image, List
+from pipeline_builders import draw_picture, write_tiny_checkpoint
+from torch.utils.data import DataLoader
+
+from moai import MoAIProcessor
+from moai.data.collator import TrainingCollator
+from moai.data.findings import FindingsReader
+from moai.data.training_data import DataSettings, build_training_dataset
+from moai.image_loading import load_image
+from moai.pipeline_verbalizers import VerbalizerSettings
+from verbalizers import VerbalizationCache, parse_scene, render_segmentation_map, verbalize_scene
+from verbalizers.cache_building import build_cache
+from verbalizers.cache_recipe import Recipe
+from verbalizers.cache_sources import read_sources
+
+LOOKING = [TwoHalves(), MeanColour()]
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> MoAIProcessor:
+    return MoAIProcessor.from_pretrained(write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint")))
+
+
+def messages(answer: str, num_pictures: int = 1) -> list[dict]:
+    words = [{"type": "image", "text": None}] * num_pictures + [{"type": "text", "text": "What is this?"}]
+    return [{"role": "user", "content": words}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+
+
+def build_table() -> Dataset:
+    """TRL's shape; row 1 shows two pictures, row 2 none."""
+    pictures = [[draw_picture(0)], [draw_picture(1), draw_picture(2, 30, 90)], []]
+    rows = {"images": pictures, "messages": [messages(f"answer {len(each)}", len(each)) for each in pictures]}
+    return Dataset.from_dict(rows).cast_column("images", List(Image()))
+
+
+def write_table(folder: Path, form: str) -> Path:
+    """The same rows in each form in which users have them."""
+    table = build_table()
+    if form == "folder":
+        table.save_to_disk(folder / "table")
+        return folder / "table"
+    if form == "splits":
+        DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(folder / "table")
+        return folder / "table"
+    if form == "parquet":
+        table.to_parquet(folder / "table.parquet")
+        return folder / "table.parquet"
+    if form == "parquet folder":
+        (folder / "table").mkdir()
+        table.to_parquet(folder / "table" / "part-0.parquet")
+        return folder / "table"
+    for index, picture in enumerate([draw_picture(0), draw_picture(1), draw_picture(2, 30, 90)]):
+        picture.save(folder / f"{index}.png")
+    paths = [["0.png"], ["1.png", "2.png"], []]
+    lines = [{"images": each, "messages": row["messages"]} for each, row in zip(paths, build_table(), strict=True)]
+    (folder / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "table.jsonl"
+
+
+def verbalize(path: Path, out: Path) -> Path:
+    build_cache(read_sources(path), Recipe.from_verbalizers(LOOKING), out, load_image, num_workers=0)
+    return out
+
+
+@pytest.mark.parametrize("form", ["folder", "splits", "parquet", "parquet folder", "jsonl"])
+def test_table_gives_samples_with_cached_words_when_rows_hold_images_and_messages(
+    tmp_path: Path, processor: MoAIProcessor, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    path = write_table(tmp_path, form)
+    cache = verbalize(path, tmp_path / "cache")
+    sources = [{"path": path, "split": "train" if form == "splits" else None}]
+    dataset = build_training_dataset(DataSettings(sources=sources, cache=cache), processor)
+    assert [sample.answer for sample in dataset] == ["answer 1", "answer 2", "answer 0"]
+    assert [len(sample.images) for sample in dataset] == [1, 2, 0]
+    assert np.array_equal(np.asarray(dataset[1].images[1]), np.asarray(draw_picture(2, 30, 90)))
+    scene = parse_scene([draw_picture(0)], LOOKING)[0]
+    assert dataset[0].auxiliary_text == verbalize_scene(scene)
+    assert np.array_equal(dataset[0].auxiliary_image, render_segmentation_map(scene.segments))
+    assert dataset[1].auxiliary_text.startswith("Picture 1: The image") and "Picture 2: " in dataset[1].auxiliary_text
+    assert dataset[2].auxiliary_text == "" and not dataset[2].auxiliary_image.any()
+    batch = TrainingCollator(processor)(list(dataset))
+    assert batch["pixel_values"].shape[0] == 3 and batch["auxiliary_pixel_values"].shape[0] == 3
+    assert (batch["mm_token_type_ids"] == 1).sum(1).tolist() == [processor.num_image_tokens * n for n in (1, 2, 0)]
+
+
+def test_row_is_refused_when_it_has_more_pictures_than_allowed(tmp_path: Path, processor: MoAIProcessor) -> None:
+    path = write_table(tmp_path, "jsonl")
+    settings = DataSettings(sources=str(path), verbalizations="none", max_images=1, max_bad_rows=1)
+    report = build_training_dataset(settings, processor).report
+    assert [str(problem) for problem in report.problems] == [
+        "table.jsonl:2: expected at most 1 pictures (`max_images`), got 2"
+    ]
+
+
+@pytest.fixture
+def half_cached(tmp_path: Path) -> tuple[Path, Path]:
+    """Three rows of one picture each, two of them verbalized."""
+    rows = []
+    for index in range(3):
+        draw_picture(index).save(tmp_path / f"{index}.png")
+        rows.append({"images": [f"{index}.png"], "messages": messages(f"answer {index}")})
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::2]))
+    return tmp_path / "all.jsonl", verbalize(tmp_path / "two.jsonl", tmp_path / "cache")
+
+
+def test_missing_verbalizations_are_listed_when_they_are_an_error(
+    half_cached: tuple[Path, Path], processor: MoAIProcessor
+) -> None:
+    path, cache = half_cached
+    with pytest.raises(ValueError, match=r"1 pictures are not in the cache(.|\n)*all\.jsonl:2: 1\.png(.|\n)*moai verb"):
+        build_training_dataset(DataSettings(sources=str(path), cache=cache), processor)
+    late = build_training_dataset(DataSettings(sources=str(path), cache=cache, check_pictures="path"), processor)
+    assert late[0].answer == "answer 0"
+    with pytest.raises(ValueError, match=r"all\.jsonl:2 turn 2: the cache"):
+        late[1]
+
+
+@pytest.mark.parametrize(
+    ("action", "answers", "has_words"),
+    [("skip", [0, 2], True), ("empty", [0, 1, 2], False), ("live", [0, 1, 2], True)],
+)
+def test_missing_verbalization_is_treated_as_told_when_it_is_no_error(
+    half_cached: tuple[Path, Path], processor: MoAIProcessor, action: str, answers: list[int], has_words: bool
+) -> None:
+    path, cache = half_cached
+    settings = DataSettings(sources=str(path), cache=cache, on_missing=action)
+    dataset = build_training_dataset(settings, processor)
+    assert [sample.answer for sample in dataset] == [f"answer {index}" for index in answers]
+    assert [problem.place for problem in dataset.report.missing] == ["all.jsonl:2"]
+    assert bool(dataset[1].auxiliary_text) is has_words
+    if action == "live":
+        assert dataset[1].auxiliary_text == verbalize_scene(parse_scene([draw_picture(1)], LOOKING)[0])
+    late = DataSettings(sources=str(path), cache=cache, on_missing=action, check_pictures="path")
+    stand_in = "answer 2" if action == "skip" else "answer 1"
+    assert build_training_dataset(late, processor)[1].answer == stand_in
+
+
+def test_settings_name_the_cache_s_verbalizers_when_a_model_is_to_be_saved(
+    half_cached: tuple[Path, Path], processor: MoAIProcessor
+) -> None:
+    path, cache = half_cached
+    settings = DataSettings(sources=str(path), cache=cache, on_missing="skip")
+    saved = build_training_dataset(settings, processor).verbalizer_settings
+    assert [(entry["kind"], entry["backend"]) for entry in saved.verbalizers] == [
+        ("segmentation", "two_halves"),
+        ("detection", "mean_colour"),
+    ]
+    assert saved.map == "always"
+    rebuilt, absent = VerbalizerSettings.from_dict(json.loads(json.dumps(saved.to_dict()))).build()
+    assert not absent and [v.fingerprint() for v in rebuilt] == [v.fingerprint() for v in LOOKING]
+
+
+def test_chosen_kinds_alone_are_said_when_some_are_left_out(
+    half_cached: tuple[Path, Path], processor: MoAIProcessor
+) -> None:
+    path, cache = half_cached
+    for kinds in (("detection",), ("ocr",), ()):
+        settings = DataSettings(sources=str(path), cache=cache, on_missing="skip", kinds=kinds)
+        dataset = build_training_dataset(settings, processor)
+        assert not dataset.has_map and dataset[0].auxiliary_image is None
+        assert dataset[0].auxiliary_text == ("" if kinds != ("detection",) else dataset[0].auxiliary_text)
+        assert ("left" in dataset[0].auxiliary_text) is False
+        assert ("thing" in dataset[0].auxiliary_text) is (kinds == ("detection",))
+
+
+def test_findings_are_read_by_content_when_evaluation_asks(half_cached: tuple[Path, Path]) -> None:
+    path, cache = half_cached
+    reader = FindingsReader(VerbalizationCache(cache))
+    content = (path.parent / "2.png").read_bytes()
+    assert reader.knows(content) and not reader.knows((path.parent / "1.png").read_bytes())
+    found = reader.read(content, draw_picture(2))
+    assert found.text == verbalize_scene(parse_scene([draw_picture(2)], LOOKING)[0])
+
+
+def test_live_words_equal_cached_words_when_the_same_verbalizers_look(tmp_path: Path, processor: MoAIProcessor) -> None:
+    path = write_table(tmp_path, "jsonl")
+    cached = build_training_dataset(DataSettings(sources=str(path), cache=verbalize(path, tmp_path / "c")), processor)
+    settings = DataSettings(sources=str(path), verbalizations="live")
+    live = build_training_dataset(settings, processor, VerbalizerSettings().with_verbalizers(LOOKING))
+    assert [sample.auxiliary_text for sample in live] == [sample.auxiliary_text for sample in cached]
+    for mine, other in zip(live, cached, strict=True):
+        assert np.array_equal(mine.auxiliary_image, other.auxiliary_image)
+
+
+SCENES = {"length": 3, "num_questions": 2, "image_size": 64}
+
+
+def test_scenes_give_the_same_samples_when_worker_processes_read_them(processor: MoAIProcessor) -> None:
+    dataset = build_training_dataset(DataSettings(sources=[{"scenes": SCENES}]), processor)
+    assert len(dataset) == 6 and dataset.has_map
+    collate = TrainingCollator(processor)
+    here = [collate([dataset[index] for index in pair]) for pair in ((0, 1), (2, 3), (4, 5))]
+    loader = DataLoader(dataset, batch_size=2, collate_fn=collate, num_workers=1, multiprocessing_context="spawn")
+    for mine, other in zip(here, loader, strict=True):
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[key], other[key]) for key in mine)
+    longest = max(int(batch["attention_mask"].sum(1).max()) for batch in here)
+    assert max(dataset.lengths) >= longest
+
+
+def test_scenes_truth_is_said_without_errors_when_noise_is_zero(processor: MoAIProcessor) -> None:
+    from moai.data.scenes import Scenes
+
+    dataset = build_training_dataset(DataSettings(sources=[{"scenes": SCENES | {"noise": 0}}]), processor)
+    noisy = build_training_dataset(DataSettings(sources=[{"scenes": SCENES | {"noise": 3}}]), processor)
+    for index in range(3):
+        truth = verbalize_scene(Scenes(image_size=64)[index].truth)
+        assert dataset[2 * index].auxiliary_text == truth != noisy[2 * index].auxiliary_text
+
+
+def test_sources_are_joined_when_several_are_named(half_cached: tuple[Path, Path], processor: MoAIProcessor) -> None:
+    path, cache = half_cached
+    sources = [{"path": str(path), "limit": 1}, {"scenes": SCENES}]
+    dataset = build_training_dataset(DataSettings(sources=sources, cache=cache), processor)
+    assert len(dataset) == len(dataset.lengths) == 7
+    assert "all.jsonl" in dataset[0].place and "question 2" in dataset[6].place
+    with pytest.raises(IndexError):
+        dataset[7]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "needs `sources`"),
+        ({"sources": []}, "at least one source"),
+        ({"sources": "a.json", "verbalisations": "none"}, r"unknown keys \['verbalisations'\]"),
+        ({"sources": [{"pfad": "a"}]}, r"sources\[0\]"),
+        ({"sources": [{"path": "a", "scenes": {}}]}, "exactly one of"),
+        ({"sources": "a.json", "on_missing": "ignore"}, "on_missing"),
+        ({"sources": "a.json", "max_bad_rows": -1}, "max_bad_rows"),
+        ({"sources": "a.json", "verbalizations": "cache"}, "names no folder"),
+        ({"sources": "a.json", "verbalizations": "truth"}, "only scenes"),
+        ({"sources": [{"scenes": {"split": "dev"}}]}, "split"),
+    ],
+)
+def test_settings_are_refused_when_a_field_is_wrong(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataSettings.from_dict(values)
+
+
+@pytest.mark.parametrize(("name", "message"), [("none.jsonl", "does not exist"), ("photo.txt", "'.txt'")])
+def test_path_is_refused_when_it_holds_no_conversations(
+    tmp_path: Path, processor: MoAIProcessor, name: str, message: str
+) -> None:
+    (tmp_path / "photo.txt").write_text("x")
+    settings = DataSettings(sources=str(tmp_path / name), verbalizations="none")
+    with pytest.raises(ValueError, match=message):
+        build_training_dataset(settings, processor)
