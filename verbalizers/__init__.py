@@ -13,7 +13,9 @@ from verbalizers.base import (
 )
 from verbalizers.cache import Verbalization, VerbalizationCache
 from verbalizers.checkpoints import CheckpointVerbalizer
+from verbalizers.depth import DepthMap
 from verbalizers.detection import verbalize_detections
+from verbalizers.detection_ultralytics import UltralyticsDetector
 from verbalizers.ocr import verbalize_text_lines
 from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_finding, verbalize_scene
 from verbalizers.scene_graph import verbalize_relations
@@ -24,6 +26,7 @@ from verbalizers.words import WordSettings, join_sentences
 __all__ = [
     "SCENE_FIELDS",
     "CheckpointVerbalizer",
+    "DepthMap",
     "Detections",
     "Finding",
     "Relations",
@@ -31,6 +34,7 @@ __all__ = [
     "Segments",
     "TextLines",
     "Verbalization",
+    "UltralyticsDetector",
     "VerbalizationCache",
     "Verbalizer",
     "WordSettings",

@@ -96,14 +96,14 @@ class Verbalizer(ABC):
 
 
 def fingerprint_checkpoint(checkpoint: str | Path) -> str:
-    """A hub name as it is; a local folder as a hash of its configuration and weight files' content."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
+    """A hub name as it is; a local file, or a folder's configuration and weight files, as a hash of the content."""
+    source = Path(checkpoint)
+    if not source.exists():
         return str(checkpoint)
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in WEIGHT_SUFFIXES and path.is_file():
-            digest.update(path.name.encode())
+    for path in sorted(source.iterdir()) if source.is_dir() else [source]:
+        if path.is_file() and (path.suffix in WEIGHT_SUFFIXES or path == source):
+            digest.update(path.relative_to(source).name.encode())  # a file alone may be called anything
             with path.open("rb") as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
@@ -264,4 +264,9 @@ def _load_plugin(kind: str, backend: str) -> None:
         raise ImportError(f"verbalizer plug-in {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
     # An entry may point at the class, or at a module that registers its class when imported.
     if (kind, backend) not in _REGISTRY:
+        if not isinstance(loaded, type):
+            raise ImportError(
+                f"verbalizer plug-in {entry.name!r} ({entry.value}) registered no kind {kind!r} with backend "
+                f"{backend!r}. The entry's name must be the <kind>.<backend> of its @register_verbalizer."
+            )
         register_verbalizer(kind, backend)(loaded)

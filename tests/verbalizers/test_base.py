@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import sys
 
@@ -5,19 +6,28 @@ import numpy as np
 import pytest
 
 from verbalizers import (
+    Finding,
+    Scene,
     Verbalizer,
     available_verbalizers,
     base,
     build_verbalizer,
     parse_scene,
+    register_drawing,
+    register_finding,
     register_verbalizer,
+    register_words,
+    structures,
     verbalize_scene,
 )
 
 
 @pytest.fixture(autouse=True)
 def clean_registry(monkeypatch):
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    for name in ("_REGISTRY", "_WORDS", "_DRAWINGS"):
+        monkeypatch.setattr(base, name, dict(getattr(base, name)))
+    monkeypatch.setattr(base, "_KINDS_WITH_LOADED_PLUGINS", set())
+    monkeypatch.setattr(structures, "STRUCTURES", dict(structures.STRUCTURES))
 
 
 def make_class():
@@ -40,6 +50,61 @@ def test_new_kind_speaks_when_registered():
     assert verbalize_scene(scene, kinds=["ocr"]) == ""
     with pytest.raises(ValueError, match="unknown kind 'depth'"):
         verbalize_scene(scene, kinds=["depth"])
+
+
+def test_words_and_drawing_see_the_scene_when_registered():
+    @register_words("mood")
+    def words(finding, scene, settings):
+        return f"{finding['word']} at {scene.image_size_hw}, {settings.max_relations} at most."
+
+    @register_drawing("mood")
+    def drawing(finding, scene, picture):
+        picture = picture.copy()
+        picture.putpixel((0, 0), tuple(finding["colour"]))
+        return picture
+
+    scene = Scene((4, 6), findings={"mood": {"word": "grey", "colour": [1, 2, 3]}})
+    assert verbalize_scene(scene) == "grey at (4, 6), 10 at most."
+    picture = scene.draw(np.zeros((4, 6, 3), np.uint8))
+    assert picture.getpixel((0, 0)) == (1, 2, 3) and picture.getpixel((1, 0)) == (0, 0, 0)
+    assert verbalize_scene(Scene((4, 6), findings={"mood": None})) == ""
+
+
+def test_register_words_refuses_when_kind_has_others():
+    register_words("mood")(lambda *_: "a")
+    with pytest.raises(ValueError, match="words of kind 'mood' is already"):
+        register_words("mood")(len)
+    with pytest.raises(ValueError, match="identifier"):
+        register_drawing("my mood")
+
+
+def test_drawing_is_refused_when_size_differs():
+    register_drawing("mood")(lambda finding, scene, picture: picture.resize((1, 1)))
+    with pytest.raises(ValueError, match="drawing of kind 'mood'"):
+        Scene((4, 6), findings={"mood": "calm"}).draw(np.zeros((4, 6, 3), np.uint8))
+
+
+def test_register_finding_refuses_when_name_is_taken_or_class_is_none():
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Tone(Finding):
+        value: int
+        structure = "segments"
+
+    with pytest.raises(ValueError, match="'segments' is already"):
+        register_finding(Tone)
+    with pytest.raises(ValueError, match="inherits from Finding"):
+        register_finding(dict)
+    Tone.structure = "tone"
+    register_finding(Tone)
+    scene = Scene((1, 1), findings={"mood": Tone(3)})
+    assert Scene.from_dict(scene.to_dict()) == scene
+    with pytest.raises(ValueError, match="register_words"):
+        verbalize_scene(scene)
+
+
+def test_finding_stays_a_mapping_when_nobody_knows_its_structure():
+    data = {"image_size_hw": [1, 1], "findings": {"smell": {"structure": "odour", "value": 1}}}
+    assert Scene.from_dict(data).findings["smell"] == {"structure": "odour", "value": 1}
 
 
 def test_register_refuses_when_name_is_taken_or_class_is_foreign():
@@ -103,6 +168,29 @@ def test_plugin_failure_is_named_when_it_cannot_be_imported(tmp_path, monkeypatc
     install(tmp_path, monkeypatch, "import a_module_nobody_has", "weather_plugin:Weather")
     with pytest.raises(ImportError, match=r"weather\.almanac.*a_module_nobody_has"):
         build_verbalizer("weather")
+
+
+def test_plugin_is_named_when_its_entry_registers_nothing(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, "", "weather_plugin")
+    with pytest.raises(ImportError, match="registered no kind 'weather'"):
+        build_verbalizer("weather")
+
+
+def test_fingerprint_follows_content_when_a_setting_is_a_folder(tmp_path):
+    @register_verbalizer("mood", "folder")
+    @dataclasses.dataclass
+    class Mood(Verbalizer):
+        model_dir: str
+
+        def predict(self, images):
+            return []
+
+    def folder(name, content):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "inference.yml").write_text(content)
+        return Mood(str(tmp_path / name)).fingerprint()
+
+    assert folder("a", "one") == folder("b", "one") != folder("c", "two")
 
 
 def test_fingerprint_changes_when_a_setting_changes():
