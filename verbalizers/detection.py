@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from verbalizers.adapters import detections_from_transformers
-from verbalizers.base import fingerprint_checkpoint, register_verbalizer
+from verbalizers.base import register_verbalizer
 from verbalizers.boxes import clip_boxes, format_box, nms_indices, normalize_boxes
 from verbalizers.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.structures import Detections
-from verbalizers.vocabularies import read_vocabulary
+from verbalizers.text_embeddings import TEXTS_PER_FORWARD, embeddings_path, read_or_write
+from verbalizers.vocabularies import Vocabulary, load_vocabulary
 from verbalizers.words import BOXES_OPENING, WordSettings, list_sentence
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Owlv2Detector", "select_detections", "verbalize_detections"]
-
-TEXTS_PER_FORWARD = 128
 
 
 def verbalize_detections(
@@ -81,7 +75,10 @@ class Owlv2Detector(CheckpointVerbalizer):
     process, and once ever with `cache_dir`; images then meet the stored embeddings.
 
     Attributes:
-        vocabulary: the names to look for, or the path of a text file with one name per line.
+        vocabulary: the names to look for, a text file with one per line, or a published list such as "lvis" or
+            "objects365+imagenet"; see `vocabularies.load_vocabulary`.
+        covered_by: names to leave out because another verbalizer finds them, in the same forms: "coco_panoptic"
+            beside a panoptic segmenter.
         template: how a name becomes a query, e.g. "a photo of a {}"; the release asks for the bare name.
         threshold: lowest confidence (the released MoAI: 0.5).
         nms_threshold: see `select_detections`; the release keeps every box (None).
@@ -89,36 +86,36 @@ class Owlv2Detector(CheckpointVerbalizer):
         cache_dir: folder for text embeddings (safetensors); None = memory only.
     """
 
-    vocabulary: Sequence[str] | str | Path
+    vocabulary: Vocabulary
+    covered_by: Vocabulary = ()
     template: str = "{}"
     threshold: float = 0.5
     nms_threshold: float | None = 0.7
     max_detections: int = 100
     cache_dir: str | None = None
+    # `covered_by` has done its work on `vocabulary`, which counts.
+    _not_fingerprinted: ClassVar[tuple[str, ...]] = (
+        *CheckpointVerbalizer._not_fingerprinted, "cache_dir", "covered_by"
+    )  # fmt: skip
     _embeddings: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
     _text_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        is_file = isinstance(self.vocabulary, str | Path)
-        self.vocabulary = read_vocabulary(self.vocabulary) if is_file else tuple(dict.fromkeys(self.vocabulary))
-        if not self.vocabulary or not all(isinstance(n, str) and n.strip() for n in self.vocabulary):
-            raise ValueError(f"`vocabulary` must hold names, got {self.vocabulary[:5]!r}. Give ('cat', 'dog', ...).")
+        self.vocabulary = load_vocabulary(self.vocabulary, self.covered_by)
         if "{}" not in self.template:
             raise ValueError(f"`template` must contain {{}} for the name, got {self.template!r}.")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"`threshold` must lie in [0, 1], got {self.threshold}. It is a confidence.")
-
-    def fingerprint(self) -> str:
-        """As `CheckpointVerbalizer.fingerprint`; where embeddings are kept does not count."""
-        ignored = ("device", "batch_size", "cache_dir")
-        return self._fingerprint_of({k: v for k, v in self.settings().items() if k not in ignored})
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
         from transformers import AutoProcessor, Owlv2ForObjectDetection
 
         model = from_pretrained(Owlv2ForObjectDetection, self.checkpoint, dtype=dtype, use_safetensors=True)
         processor = from_pretrained(AutoProcessor, self.checkpoint)
+        # bfloat16 knows 1/256 of the picture's width at best: the few layers that place boxes stay in float32.
+        model.box_head.float()
+        model.box_bias = model.compute_box_bias(model.num_patches_height, model.num_patches_width).float()
         return SimpleNamespace(model=model.to(device).eval(), processor=processor)
 
     def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[Detections]:
@@ -129,11 +126,11 @@ class Owlv2Detector(CheckpointVerbalizer):
         feature_map, _ = model.image_embedder(pixel_values)  # (B, h, w, D)
         features = feature_map.flatten(1, 2)  # (B, h * w, D)
         logits, _ = model.class_predictor(features, queries.expand(len(images), -1, -1))  # (B, h * w, Q)
-        boxes = model.box_predictor(features, feature_map)  # (B, h * w, 4) normalised cxcywh
+        boxes = model.box_predictor(features.float(), feature_map)  # (B, h * w, 4) normalised cxcywh, float32
         size_hw = images[0].shape[:2]
         # threshold -1 keeps every box: ours is inclusive, transformers' is not.
         results = image_processor.post_process_object_detection(
-            SimpleNamespace(logits=logits.float(), pred_boxes=boxes.float()), -1.0, [size_hw] * len(images)
+            SimpleNamespace(logits=logits.float(), pred_boxes=boxes), -1.0, [size_hw] * len(images)
         )
         found = [detections_from_transformers(result, self.vocabulary, size_hw) for result in results]
         return [select_detections(d, self.threshold, self.nms_threshold, self.max_detections) for d in found]
@@ -147,11 +144,7 @@ class Owlv2Detector(CheckpointVerbalizer):
         with self._text_lock, torch.inference_mode():
             words = (self.template, *self.vocabulary)
             if words not in self._embeddings:
-                path = None
-                if self.cache_dir:
-                    identity = json.dumps([fingerprint_checkpoint(self.checkpoint), str(dtype), *words])
-                    digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
-                    path = Path(self.cache_dir, f"owlv2-text-{digest}.safetensors")
+                path = embeddings_path(self.cache_dir, "owlv2", self.checkpoint, (str(dtype), *words))
                 self._embeddings[words] = read_or_write(path, lambda: self._encode(loaded))
             return self._embeddings[words].to(device, dtype)
 
@@ -172,22 +165,3 @@ class Owlv2Detector(CheckpointVerbalizer):
             features = model.owlv2.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
             embeddings.append(torch.nn.functional.normalize(features.float(), dim=-1))
         return torch.cat(embeddings)
-
-
-def read_or_write(path: Path | None, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The tensor stored at `path`, or computed and stored there; None only computes.
-
-    The file appears complete or not at all: it is written under another name and moved.
-    """
-    if path is None:
-        return compute()
-    from safetensors.torch import load_file, save_file
-
-    if path.is_file():
-        return load_file(path)["embeddings"]
-    embeddings = compute().cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
-    save_file({"embeddings": embeddings.contiguous()}, partial)
-    os.replace(partial, path)
-    return embeddings

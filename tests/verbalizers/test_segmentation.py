@@ -1,5 +1,7 @@
 """The segmentation door on real transformers classes, tiny and randomly initialised, loaded from disk."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,48 @@ def save_maskformer(folder):
     MaskFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
 
 
+def save_oneformer(folder):
+    """OneFormer is told its task in words: its processor is an image processor and a tokenizer."""
+    from transformers import (
+        CLIPTokenizer,
+        OneFormerConfig,
+        OneFormerForUniversalSegmentation,
+        OneFormerImageProcessor,
+        OneFormerProcessor,
+        SwinConfig,
+    )
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["!", "<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!")
+    classes = {str(index): {"name": name, "isthing": int(index == 0)} for index, name in NAMES.items()}
+    (folder / "classes.json").write_text(json.dumps(classes))
+    torch.manual_seed(0)
+    backbone = SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = OneFormerConfig(
+        backbone_config=backbone, num_queries=8, hidden_dim=32, mask_dim=32, conv_dim=32, encoder_layers=1,
+        decoder_layers=2, num_attention_heads=2, encoder_feedforward_dim=16, dim_feedforward=16, query_dec_layers=1,
+        task_seq_len=77, text_encoder_width=16, text_encoder_num_layers=1, text_encoder_vocab_size=len(pieces),
+        text_encoder_context_length=77, is_training=False,
+        id2label=NAMES, label2id={name: index for index, name in NAMES.items()},
+    )  # fmt: skip
+    model = OneFormerForUniversalSegmentation(config)
+    for name, parameter in model.named_parameters():  # as born, it takes every query for nothing
+        if "class_embed" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    image_processor = OneFormerImageProcessor(
+        size={"shortest_edge": 64, "longest_edge": 96}, repo_path=str(folder), class_info_file="classes.json",
+        num_text=4,
+    )  # fmt: skip
+    OneFormerProcessor(image_processor, tokenizer).save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def mask2former(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mask2former")
@@ -109,11 +153,37 @@ def test_segmenter_batch_equals_singles_when_sizes_differ(mask2former, images):
         np.testing.assert_allclose(batched.confidence, single.confidence, atol=1e-5)
 
 
-def test_segmenter_runs_other_architectures_when_checkpoint_says_so(tmp_path, images):
-    save_maskformer(tmp_path)
-    found = build(tmp_path).predict(images[:1])[0]
-    assert isinstance(found, Segments)
-    assert len(found) > 0
+@pytest.mark.parametrize("save", [save_maskformer, save_oneformer])
+def test_segmenter_runs_other_architectures_when_checkpoint_says_so(tmp_path, images, save):
+    save(tmp_path)
+    found = build(tmp_path).predict(images)
+    assert all(isinstance(segments, Segments) for segments in found)
+    assert [segments.image_size_hw for segments in found] == [image.shape[:2] for image in images]
+    assert sum(len(segments) for segments in found) > 0
+    assert {name for segments in found for name in segments.class_names} <= set(NAMES.values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_segmenter_agrees_with_itself_when_in_half_precision(mask2former, images, dtype):
+    """On the CPU, where transformers' classes run in both; the thresholds are compared in float32."""
+    half = build(mask2former, dtype=dtype)
+    full = build(mask2former).predict(images[:1])[0]
+    found = half.predict(images[:1])[0]
+    assert str(half.load().model.dtype) == f"torch.{dtype}"
+    assert found.confidence.dtype == np.float32
+    shared = np.isin(found.class_names, full.class_names)
+    assert shared.all()
+    assert abs(len(found) - len(full)) <= max(2, len(full) // 2)
+
+
+def test_segmenter_loads_with_its_threshold_fields_when_built_by_settings(mask2former, images):
+    """Every threshold is a setting that reaches the post-processing: each alone changes what is found."""
+    everything = build(mask2former).predict(images[:1])[0]
+    for strict in ({"threshold": 0.9}, {"mask_threshold": 0.999}, {"overlap_mask_area_threshold": 1.0}):
+        segmenter = build(mask2former, **strict)
+        assert strict.items() <= segmenter.settings().items()
+        found = segmenter.predict(images[:1])[0]
+        assert found.pixel_counts.sum() < everything.pixel_counts.sum()
 
 
 def test_segmenter_finds_less_when_threshold_rises(mask2former, images):
