@@ -14,7 +14,7 @@ from torch import nn
 
 __all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps per parameter
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps per parameter; Muon keeps the first two
 
 
 def save_checkpoint(
@@ -42,6 +42,7 @@ def save_checkpoint(
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
         for moment in _MOMENTS
+        if moment in optimizer.state[parameter]
     }
     save_file(moments, temporary / "optimizer.safetensors")
     (temporary / "state.json").write_text(json.dumps({"step": step, **(extra or {})}), encoding="utf-8")
@@ -89,7 +90,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         for name, parameter in model.named_parameters():
             if f"{name}.{_MOMENTS[0]}" in moments:
                 # Copies lie in memory as an unbroken run's do: kernels may round unaligned ones otherwise.
-                optimizer.state[parameter] = {moment: moments[f"{name}.{moment}"].clone() for moment in _MOMENTS}
+                found = [moment for moment in _MOMENTS if f"{name}.{moment}" in moments]
+                optimizer.state[parameter] = {moment: moments[f"{name}.{moment}"].clone() for moment in found}
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 

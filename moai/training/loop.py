@@ -21,12 +21,15 @@ import torch.distributed as dist
 from torch import nn
 
 from .checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
+from .muon import MuonAdamW
 
 __all__ = ["LoopSettings", "learning_rate", "run_loop"]
 
 #: A step's work: (step, rank, number of ranks) -> (loss summed over this rank's items, counts to add up over ranks).
 #: The first count is the loss's denominator.
 StepFunction = Callable[[int, int, int], tuple[torch.Tensor, dict[str, float]]]
+
+_SMALLEST_MUON_SIDE = 16  # a matrix of few rows is rather a set of vectors
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class LoopSettings:
         log_every: Steps between log lines.
         slow_learning_rate: Peak for parameters whose name contains one of ``slow_names``; None = the same.
         slow_names: See above.
+        use_muon: Update matrices by Muon (:mod:`moai.training.muon`) in place of AdamW.
     """
 
     num_steps: int
@@ -56,6 +60,7 @@ class LoopSettings:
     log_every: int = 20
     slow_learning_rate: float | None = None
     slow_names: tuple[str, ...] = ()
+    use_muon: bool = False
 
 
 def learning_rate(step: int, settings: LoopSettings) -> float:
@@ -66,19 +71,24 @@ def learning_rate(step: int, settings: LoopSettings) -> float:
     return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def build_optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
-    """AdamW with the groups that ``settings`` names."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+def build_optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+    """AdamW, or Muon for matrices and AdamW for the rest, with the groups that ``settings`` names."""
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.dim() > 1 and "embed" not in name
             is_slow = settings.slow_learning_rate is not None and any(part in name for part in settings.slow_names)
-            groups.setdefault((decays, is_slow), []).append(parameter)
-    rows = []
-    for (decays, is_slow), parameters in groups.items():
+            is_matrix = parameter.dim() == 2 and min(parameter.shape) >= _SMALLEST_MUON_SIDE
+            groups.setdefault((decays, is_slow, settings.use_muon and decays and is_matrix), []).append(parameter)
+    rows: list[dict[str, Any]] = []
+    for (decays, is_slow, by_muon), parameters in groups.items():
         peak = settings.slow_learning_rate if is_slow else settings.learning_rate
         decay = settings.weight_decay if decays else 0.0
         rows.append({"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay})
+        if settings.use_muon:
+            rows[-1]["use_muon"] = by_muon
+    if settings.use_muon:
+        return MuonAdamW(rows, betas=(0.9, 0.98), eps=1e-8)
     return torch.optim.AdamW(rows, betas=(0.9, 0.98), eps=1e-8, foreach=True)
 
 
