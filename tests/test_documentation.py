@@ -1,5 +1,6 @@
 """Every command and every line of Python in README.md and CONTRIBUTING.md is run, on tiny weights."""
 
+import json
 import re
 import shutil
 import textwrap
@@ -63,15 +64,19 @@ def test_contributing_verbalizer_works_when_copied() -> None:
     import verbalizers
     from verbalizers import base
 
-    (block,) = _code_blocks("CONTRIBUTING.md", "python")
+    look, say = _code_blocks("CONTRIBUTING.md", "python")
     try:
-        exec(compile(block, "CONTRIBUTING.md", "exec"), {"__name__": "contributing_example"})
-        green = np.zeros((4, 6, 3), dtype=np.uint8) + np.array([0, 9, 0], dtype=np.uint8)
-        (scene,) = verbalizers.parse_scene([green], [verbalizers.build_verbalizer("colour")])
+        exec(compile(look + say, "CONTRIBUTING.md", "exec"), {"__name__": "contributing_example"})
+        lit = np.zeros((4, 6, 3), dtype=np.uint8)
+        lit[:2] = 200
+        (scene,) = verbalizers.parse_scene([lit], [verbalizers.build_verbalizer("light")])
         assert not scene.failures
-        assert verbalizers.verbalize_scene(scene) == "The image is mostly green."
+        assert verbalizers.verbalize_scene(scene) == "The light comes from above."
+        again = verbalizers.Scene.from_dict(json.loads(json.dumps(scene.to_dict())))
+        assert again == scene
     finally:
-        base._REGISTRY.pop(("colour", "mean"), None)
+        base._REGISTRY.pop(("light", "mean"), None)
+        base._WORDS.pop("light", None)
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
