@@ -198,6 +198,7 @@ def _name(picture: Source) -> str:
 
 def _check_header(content: bytes, max_pixels: int) -> None:
     """Whether bytes begin as a picture of a size that may be decoded."""
+    Image.init()  # or Pillow knows a few formats only, and not even those in every thread
     try:
         with Image.open(io.BytesIO(content), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN]) as picture:
             width, height = picture.size

@@ -20,7 +20,7 @@ from PIL import Image
 
 from moai.data.training_settings import DataSettings
 from moai.pipeline_verbalizers import VerbalizerSettings
-from verbalizers import Scene, VerbalizationCache, WordSettings, parse_scene, verbalize_scene
+from verbalizers import SCENE_FIELDS, Scene, VerbalizationCache, WordSettings, parse_scene, verbalize_scene
 from verbalizers.cache_rows import hash_content
 from verbalizers.scene import render_segmentation_map
 
@@ -140,7 +140,7 @@ class FindingsReader:
         """A scene in the chosen words; kinds that nobody looked for are silent."""
         kinds = self.kinds
         if kinds is not None:
-            known = {"segmentation", "detection", "scene_graph", "ocr", *scene.findings, *scene.failures}
+            known = {*SCENE_FIELDS, *scene.findings, *scene.failures}
             kinds = tuple(kind for kind in kinds if kind in known)
         return verbalize_scene(scene, kinds, self.settings.compat, self.settings.words)
 

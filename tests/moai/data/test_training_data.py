@@ -237,3 +237,11 @@ def test_truncated_picture_is_replaced_and_counted_when_it_is_decoded(tmp_path: 
     with pytest.raises(ValueError, match="at most 0 bad rows"):
         build(path, processor)[2]
     assert len(build(path, processor, max_bad_rows=1, check_pictures="decode")) == 3
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tiff", "gif"])
+def test_picture_is_read_when_its_format_is_a_common_one(tmp_path: Path, processor: MoAIProcessor, suffix: str) -> None:
+    path = write_rows(tmp_path, [llava_rows()[1] | {"image": f"photo.{suffix}"}])
+    draw_picture(5).save(tmp_path / f"photo.{suffix}")
+    (sample,) = build(path, processor)
+    assert sample.images[0].size == (80, 60)

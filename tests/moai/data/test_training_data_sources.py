@@ -201,7 +201,7 @@ def test_scenes_give_the_same_samples_when_worker_processes_read_them(processor:
     assert len(dataset) == 6 and dataset.has_map
     collate = TrainingCollator(processor)
     here = [collate([dataset[index] for index in pair]) for pair in ((0, 1), (2, 3), (4, 5))]
-    loader = DataLoader(dataset, batch_size=2, collate_fn=collate, num_workers=1, multiprocessing_context="spawn")
+    loader = DataLoader(dataset, batch_size=2, collate_fn=collate, num_workers=1)
     for mine, other in zip(here, loader, strict=True):
         assert mine.keys() == other.keys()
         assert all(torch.equal(mine[key], other[key]) for key in mine)
@@ -257,3 +257,20 @@ def test_path_is_refused_when_it_holds_no_conversations(
     settings = DataSettings(sources=str(tmp_path / name), verbalizations="none")
     with pytest.raises(ValueError, match=message):
         build_training_dataset(settings, processor)
+
+
+def test_exported_scenes_train_like_a_user_s_data_when_they_are_verbalized(
+    tmp_path: Path, processor: MoAIProcessor
+) -> None:
+    from moai.data.scene_export import main
+
+    main(["--out", str(tmp_path), "--length", "2", "--image-size", "64", "--num-questions", "2"])
+    path = tmp_path / "questions.jsonl"
+    dataset = build_training_dataset(
+        DataSettings(sources=str(path), cache=verbalize(path, tmp_path / "cache")), processor
+    )
+    assert len(dataset) == 4 and not dataset.report.problems
+    stream = build_training_dataset(DataSettings(sources=[{"scenes": SCENES}], verbalizations="none"), processor)
+    for mine, other in zip(dataset, stream, strict=False):
+        assert (mine.prompt, mine.answer) == (other.prompt, other.answer)
+        assert np.array_equal(np.asarray(mine.images[0]), np.asarray(other.images[0]))
