@@ -18,6 +18,7 @@ from PIL import Image
 
 from verbalizers.base import Verbalizer, find_words
 from verbalizers.detection import verbalize_detections
+from verbalizers.merging import merge_scene
 from verbalizers.ocr import verbalize_text_lines
 from verbalizers.scene_graph import verbalize_relations
 from verbalizers.segmentation import render_segmentation_map, verbalize_segments
@@ -105,12 +106,16 @@ def verbalize_scene(
             name.
         compat: the release's very words, its blanks, gaps and slips included; False = ours, which say the
             same where the release is right.
-        settings: thresholds; None = the release's.
+        settings: what is worth saying. Where segments and detections are both said, what was found twice is said
+            once (`WordSettings.merge_iou`), except with `compat`.
 
     Raises:
         ValueError: a kind is neither one of the four nor among the scene's findings.
     """
     names = [*SCENE_FIELDS, *sorted(scene.findings)] if kinds is None else list(kinds)
+    settings = settings or WordSettings()
+    if settings.merge_iou is not None and not compat and {"segmentation", "detection"} <= set(names):
+        scene = merge_scene(scene, settings.merge_iou)
     sentences = []
     for kind in names:
         if kind not in SCENE_FIELDS and kind not in scene.findings and kind not in scene.failures:

@@ -29,24 +29,29 @@ TEXTS_OPENING = "The image includes text descriptions: "
 
 @dataclass(frozen=True)
 class WordSettings:
-    """What is worth saying. The defaults are the released MoAI's.
+    """What is worth saying. The thresholds and counts are by default the released MoAI's.
 
     Attributes:
         detection_threshold: lowest confidence of a detection that is said.
         relation_threshold: lowest confidence of a relation that is said.
         max_relations: how many relations are said at most, the surest first.
         text_threshold: lowest confidence of a line of text that is said.
+        merge_iou: a detection is not said where a segment that means the same overlaps its box by this much
+            (`merging.merge_detections`); None says both, as the release does.
     """
 
     detection_threshold: float = 0.5
     relation_threshold: float = 0.8
     max_relations: int = 10
     text_threshold: float = 0.85
+    merge_iou: float | None = 0.5
 
     def __post_init__(self) -> None:
         for name in ("detection_threshold", "relation_threshold", "text_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a confidence.")
+        if self.merge_iou is not None and not 0 < self.merge_iou <= 1:
+            raise ValueError(f"`merge_iou` must lie in (0, 1] or be None, got {self.merge_iou}. It is an overlap.")
         if self.max_relations < 0:
             raise ValueError(f"`max_relations` must be at least 0, got {self.max_relations}.")
 

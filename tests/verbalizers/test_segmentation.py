@@ -90,9 +90,8 @@ def save_oneformer(folder):
         id2label=NAMES, label2id={name: index for index, name in NAMES.items()},
     )  # fmt: skip
     model = OneFormerForUniversalSegmentation(config)
-    for name, parameter in model.named_parameters():  # as born, it takes every query for nothing
-        if "class_embed" in name:
-            torch.nn.init.normal_(parameter)
+    with torch.no_grad():  # as born, it takes every query for nothing
+        model.model.transformer_module.decoder.class_embed.bias[-1] = -20
     model.save_pretrained(folder)
     image_processor = OneFormerImageProcessor(
         size={"shortest_edge": 64, "longest_edge": 96}, repo_path=str(folder), class_info_file="classes.json",
