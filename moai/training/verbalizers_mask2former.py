@@ -1,0 +1,208 @@
+"""The small Mask2Former: panoptic segmentation of scenes, trained with dense auxiliary names.
+
+Matched queries alone teach a backbone slowly. While training, two linear layers also name every cell of the
+backbone's stride-16 map and of the mask features; they are shed by the export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
+
+from moai.data.scene_vocabulary import PANOPTIC_NAMES, STUFF_NAMES
+
+from .loop import LoopSettings
+from .verbalizers_backbone import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    backbone_config,
+    fold_frozen_norms,
+    freeze_early_stages,
+    load_imagenet_weights,
+)
+from .verbalizers_shards import NUM_OBJECT_NAMES, SCENE_NAMES, TrainingScene
+
+__all__ = ["Mask2FormerSettings", "Mask2FormerTask", "SegmenterWithNames", "build_mask2former", "segmenter_processor"]
+
+#: Panoptic class of a scene's name; -1 = outside the panoptic vocabulary.
+PANOPTIC_CLASS = np.array([PANOPTIC_NAMES.index(name) if name in PANOPTIC_NAMES else -1 for name in SCENE_NAMES])
+_BACKBONE_STRIDE, _MASK_STRIDE, _LABEL_STRIDE = 16, 4, 2
+_LOOK_EVERY = 10  # steps between looks at the last layer's parts of the loss: they cost a matching of their own
+
+
+@dataclass(frozen=True)
+class Mask2FormerSettings:
+    """The recipe.
+
+    Attributes:
+        loop: How to optimise.
+        batch_size: Scenes per step.
+        model: Fields of Mask2FormerConfig.
+        num_frozen_stages: How many of the backbone's blocks rest, the stem with them.
+        names_weight: Weight of the dense auxiliary loss.
+    """
+
+    loop: LoopSettings
+    batch_size: int = 8
+    model: dict[str, Any] = field(default_factory=dict)
+    num_frozen_stages: int = 2
+    names_weight: float = 1.0
+
+
+def build_mask2former(settings: Mask2FormerSettings) -> Mask2FormerForUniversalSegmentation:
+    """The model as it is saved, with fresh weights."""
+    config = Mask2FormerConfig(
+        backbone_config=backbone_config((1, 2, 3, 4)),
+        id2label=dict(enumerate(PANOPTIC_NAMES)),
+        label2id={name: index for index, name in enumerate(PANOPTIC_NAMES)},
+        feature_strides=[4, 8, 16, 32],
+        **settings.model,
+    )
+    return Mask2FormerForUniversalSegmentation(config)
+
+
+def segmenter_processor(image_size: int) -> Mask2FormerImageProcessorPil:
+    """Pictures of any shape become squares, as in training."""
+    return Mask2FormerImageProcessorPil(
+        size={"height": image_size, "width": image_size},
+        size_divisor=32,
+        image_mean=list(IMAGE_MEAN),
+        image_std=list(IMAGE_STD),
+        num_labels=len(PANOPTIC_NAMES),
+        ignore_index=255,
+    )
+
+
+class SegmenterWithNames(nn.Module):
+    """The model and its two auxiliary layers.
+
+    Args:
+        settings: The recipe.
+        with_imagenet: Start from the ImageNet backbone; False where weights are loaded afterwards.
+    """
+
+    def __init__(self, settings: Mask2FormerSettings, with_imagenet: bool = True) -> None:
+        super().__init__()
+        self.segmenter = build_mask2former(settings)
+        network = self.network
+        if with_imagenet:
+            load_imagenet_weights(network)
+        fold_frozen_norms(network)
+        freeze_early_stages(network, settings.num_frozen_stages)
+        network.to(memory_format=torch.channels_last)
+        num_names = len(SCENE_NAMES) + 1  # 0 = nothing
+        self.backbone_namer = nn.Conv2d(network.feature_info.channels()[2], num_names, kernel_size=1)
+        self.mask_namer = nn.Conv2d(self.segmenter.config.mask_feature_size, num_names, kernel_size=1)
+        self._maps: list[torch.Tensor] = []
+        self.segmenter.model.pixel_level_module.encoder.register_forward_hook(self._keep_maps)
+
+    @property
+    def network(self) -> nn.Module:
+        """timm's network."""
+        return self.segmenter.model.pixel_level_module.encoder._backbone
+
+    def _keep_maps(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self._maps = list(outputs.feature_maps)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        names_map: torch.Tensor,
+        mask_labels: list[torch.Tensor],
+        class_labels: list[torch.Tensor],
+    ) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """Loss of the model and of the names.
+
+        Args:
+            pixel_values: float (B, 3, H, W).
+            names_map: int64 (B, H, W), name + 1, 0 = nothing.
+            mask_labels: per image float (G, h, w).
+            class_labels: per image int64 (G,).
+
+        Returns:
+            The model's output, the auxiliary loss and the share of stride-16 cells that are named rightly.
+        """
+        output = self.segmenter(
+            pixel_values=pixel_values, mask_labels=mask_labels, class_labels=class_labels, output_hidden_states=True
+        )
+        maps, self._maps = self._maps, []
+        coarse = self.backbone_namer(maps[2])
+        offset = int(torch.randint(_BACKBONE_STRIDE, (1,)))  # a random pixel of each cell: on average, all of them
+        wanted = names_map[:, offset::_BACKBONE_STRIDE, offset::_BACKBONE_STRIDE]
+        loss = F.cross_entropy(coarse, wanted)
+        start = int(torch.randint(2, (1,)))
+        features = output.pixel_decoder_last_hidden_state[:, :, start::2, start::2]
+        first = start * _MASK_STRIDE + int(torch.randint(_MASK_STRIDE, (1,)))
+        fine = names_map[:, first :: 2 * _MASK_STRIDE, first :: 2 * _MASK_STRIDE]
+        loss = loss + F.cross_entropy(self.mask_namer(features), fine)
+        return output, loss, (coarse.argmax(1) == wanted).float().mean()
+
+
+def pixels_of(scenes: Sequence[TrainingScene]) -> torch.Tensor:
+    """float (B, 3, H, W) in [-1, 1], channels last in memory."""
+    images = torch.from_numpy(np.stack([np.ascontiguousarray(scene.image) for scene in scenes]))
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+class Mask2FormerTask:
+    """One step's loss, for :func:`moai.training.loop.run_loop`."""
+
+    count_names = ["scenes", "right_named", "asked_named", "right_class", "asked_class"]
+    count_names += ["right_mask", "asked_mask", "right_dice", "asked_dice"]
+
+    def __init__(self, model: SegmenterWithNames, settings: Mask2FormerSettings, batches: Any) -> None:
+        self.model, self.settings, self.batches = model, settings, batches
+
+    def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss summed over this rank's scenes, and counts."""
+        scenes = self.batches(step, rank, num_ranks)
+        torch.manual_seed(step * num_ranks + rank)
+        targets = [segmentation_targets(scene) for scene in scenes]
+        names_map = torch.from_numpy(np.stack([map_of_names(scene) for scene in scenes]))
+        output, names_loss, right = self.model(
+            pixels_of(scenes), names_map, [masks for masks, _ in targets], [classes for _, classes in targets]
+        )
+        number = float(len(scenes))
+        counts = {"scenes": number, "right_named": float(right) * number, "asked_named": number}
+        if step % _LOOK_EVERY == 0:
+            for name, value in self._last_layer_losses(output, targets).items():
+                counts |= {f"right_{name}": value * number, f"asked_{name}": number}
+        return (output.loss + self.settings.names_weight * names_loss) * number, counts
+
+    @torch.no_grad()
+    def _last_layer_losses(self, output: Any, targets: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+        criterion = self.model.segmenter.criterion
+        masks, classes = [m for m, _ in targets], [c for _, c in targets]
+        losses = criterion(output.masks_queries_logits, output.class_queries_logits, masks, classes)
+        return {
+            "class": float(losses["loss_cross_entropy"]),
+            "mask": float(losses["loss_mask"]),
+            "dice": float(losses["loss_dice"]),
+        }
+
+
+def segmentation_targets(scene: TrainingScene) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks float (G, H / 2, W / 2) and panoptic classes int64 (G,) of a scene's segments."""
+    inside = [index for index, name in enumerate(scene.names) if PANOPTIC_CLASS[name] >= 0]
+    small = np.ascontiguousarray(scene.entity_map[::_LABEL_STRIDE, ::_LABEL_STRIDE])
+    inside = [index for index in inside if (small == index + 1).any()]
+    masks = np.stack([small == index + 1 for index in inside]) if inside else np.zeros((0, *small.shape), bool)
+    classes = PANOPTIC_CLASS[scene.names[inside]] if inside else np.zeros(0, np.int64)
+    return torch.from_numpy(masks.astype(np.float32)), torch.from_numpy(classes.astype(np.int64))
+
+
+def map_of_names(scene: TrainingScene) -> np.ndarray:
+    """int64 (H, W): index into ``SCENE_NAMES`` + 1 of each pixel, 0 = nothing."""
+    table = np.zeros(len(scene.names) + 1, dtype=np.int64)
+    table[1:] = scene.names + 1
+    return table[scene.entity_map]
+
+
+assert len(PANOPTIC_NAMES) - len(STUFF_NAMES) < NUM_OBJECT_NAMES < len(SCENE_NAMES)
