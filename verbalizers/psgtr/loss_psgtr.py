@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-__all__ = ["generalized_box_iou", "match_triplets", "triplet_loss"]
+__all__ = ["generalized_box_iou", "mask_loss", "match_triplets", "triplet_loss"]
 
 ROLES = ("subject", "object")
 # OpenPSG's matcher weighs the mean class cost against half the box cost by 1.2 to 1.
@@ -94,7 +94,7 @@ def triplet_loss(outputs: Any, labels: list[dict[str, torch.Tensor]], config: An
     """The weighted loss terms; their sum is the loss.
 
     Args:
-        outputs: a PSGTROutput, batched.
+        outputs: a PSGTROutput, batched; without masks there is no mask loss.
         labels: one dict per image.
         config: weights.
 
@@ -106,7 +106,8 @@ def triplet_loss(outputs: Any, labels: list[dict[str, torch.Tensor]], config: An
     labels = [{name: value.to(device) for name, value in label.items()} for label in labels]
     matches = [match_triplets(outputs, label, i, config) for i, label in enumerate(labels)]
     losses = _layer_loss(outputs, labels, matches, config)
-    losses.update(_mask_loss(outputs, labels, matches, config))
+    if outputs.subject_masks is not None:
+        losses.update(mask_loss(outputs, labels, matches, config))
     for layer, auxiliary in enumerate(outputs.auxiliary_outputs or ()):
         matches = [match_triplets(auxiliary, label, i, config) for i, label in enumerate(labels)]
         losses.update({f"{name}_{layer}": v for name, v in _layer_loss(auxiliary, labels, matches, config).items()})
@@ -179,8 +180,15 @@ def _flat_matches(matches: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[tor
     return batch, torch.cat([queries for queries, _ in matches])
 
 
-def _mask_loss(outputs: Any, labels: list[dict], matches: list[tuple], config: Any) -> dict[str, torch.Tensor]:
-    """Dice and focal loss of the matched masks, each image at its truth's resolution."""
+def mask_loss(outputs: Any, labels: list[dict], matches: list[tuple], config: Any) -> dict[str, torch.Tensor]:
+    """Dice and focal loss of the matched masks, each image at its truth's resolution.
+
+    Args:
+        outputs: `subject_masks` and `object_masks`, logits `(B, Q, h, w)`.
+        labels: one dict per image.
+        matches: per image the query indices and the triplet indices that belong together.
+        config: weights.
+    """
     losses = {}
     num_matched = _average_over_processes(float(sum(len(q) for q, _ in matches)), outputs.subject_masks.device)
     for column, role in enumerate(ROLES):

@@ -172,7 +172,25 @@ class PSGTRHead(PSGTRPreTrainedModel):
             feature_mask: bool `(B, h, w)` at the coarsest map's size, True = image, False = padding.
             output_auxiliary: also give the earlier decoder layers' classes and boxes.
         """
-        projected = self.input_projection(feature_maps[-1])  # (B, D, h, w)
+        states, projected, memory_map = self.decode(feature_maps[-1], feature_mask)
+        masks = self.draw_masks(states[-1], projected, memory_map, feature_maps[:-1], feature_mask)
+        earlier = tuple(self.classify(layer) for layer in states[:-1]) if output_auxiliary else None
+        return PSGTROutput(**self.classify(states[-1]), **masks, auxiliary_outputs=earlier)
+
+    def decode(
+        self, feature_map: torch.Tensor, feature_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The transformer: all that needs the coarsest map only.
+
+        Args:
+            feature_map: `(B, channels, h, w)`.
+            feature_mask: bool `(B, h, w)`, True = image, False = padding; None = all image.
+
+        Returns:
+            Every decoder layer's normed states `(L, B, Q, D)`, the projected map `(B, D, h, w)` and the encoder's
+            output `(B, D, h, w)`.
+        """
+        projected = self.input_projection(feature_map)  # (B, D, h, w)
         batch_size, _, height, width = projected.shape
         if feature_mask is None:
             feature_mask = torch.ones((batch_size, height, width), dtype=torch.bool, device=projected.device)
@@ -186,18 +204,37 @@ class PSGTRHead(PSGTRPreTrainedModel):
         ).last_hidden_state  # (B, h * w, D)
         query_positions = self.query_position_embeddings.weight.expand(batch_size, -1, -1)  # (B, Q, D)
         states = self.decoder(query_positions, memory, positions, flat_mask)  # (L, B, Q, D)
+        return states, projected, memory.transpose(1, 2).reshape(batch_size, -1, height, width)
 
-        memory_map = memory.transpose(1, 2).reshape(batch_size, -1, height, width)
-        lowest = torch.finfo(memory.dtype).min
-        padding = torch.zeros_like(feature_mask, dtype=memory.dtype).masked_fill(~feature_mask, lowest)
+    def draw_masks(
+        self,
+        states: torch.Tensor,
+        projected: torch.Tensor,
+        memory_map: torch.Tensor,
+        finer_maps: list[torch.Tensor],
+        feature_mask: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """`subject_masks` and `object_masks`, logits `(B, Q, H / 4, W / 4)`, of all or some queries.
+
+        Args:
+            states: `(B, Q, D)`, the last decoder layer's.
+            projected: `(B, D, h, w)` from `decode`.
+            memory_map: `(B, D, h, w)` from `decode`.
+            finer_maps: the backbone's other three maps, finest first.
+            feature_mask: as for `decode`.
+        """
+        padding = None
+        if feature_mask is not None:
+            lowest = torch.finfo(memory_map.dtype).min
+            padding = torch.zeros_like(feature_mask, dtype=memory_map.dtype).masked_fill(~feature_mask, lowest)
+            padding = padding[:, None, None]
         masks = {}
         for role in ("subject", "object"):
-            attention_map = getattr(self, f"{role}_attention_map")(states[-1], memory_map, padding[:, None, None])
+            attention_map = getattr(self, f"{role}_attention_map")(states, memory_map, padding)
             mask_head = getattr(self, f"{role}_mask_head")
-            logits = mask_head(projected, attention_map, feature_maps[-2::-1])  # (B * Q, 1, H / 4, W / 4)
-            masks[f"{role}_masks"] = logits.view(batch_size, -1, *logits.shape[-2:])
-        earlier = tuple(self.classify(layer) for layer in states[:-1]) if output_auxiliary else None
-        return PSGTROutput(**self.classify(states[-1]), **masks, auxiliary_outputs=earlier)
+            logits = mask_head(projected, attention_map, finer_maps[::-1])  # (B * Q, 1, H / 4, W / 4)
+            masks[f"{role}_masks"] = logits.view(states.shape[0], -1, *logits.shape[-2:])
+        return masks
 
     def classify(self, states: torch.Tensor) -> dict[str, torch.Tensor]:
         """Classes and boxes of one decoder layer's output `(B, Q, D)`."""
