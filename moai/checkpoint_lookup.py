@@ -9,6 +9,7 @@ __all__ = ["BUNDLED_FOLDER", "find_checkpoint", "list_bundled_checkpoints"]
 
 #: Checkpoints that ship with a clone of the repository stand here, one folder each.
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
+ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
@@ -32,8 +33,8 @@ def find_checkpoint(name_or_path: str | Path) -> str:
         ValueError: It is none of them, or a folder without ``config.json``.
     """
     text, folder = str(name_or_path), Path(name_or_path).expanduser()
-    if (folder / "config.json").is_file():
-        return str(folder)
+    if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
+        return str(folder)  # an adapter names its base model; transformers loads both
     bundled = list_bundled_checkpoints()
     if text in bundled:
         return str(bundled[text])

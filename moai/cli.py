@@ -1,4 +1,4 @@
-"""The command line: ``moai ask``, ``moai verbalize``, ``moai convert``, ``moai info``.
+"""The command line: ``moai ask``, ``moai verbalize``, ``moai train``, ``moai convert``, ``moai info``.
 
 Commands parse, call one function, print. Exit codes: 0 = all done (an answer without some of the verbalizers counts as
 done and says so); 1 = failed; 2 = wrong usage; 3 = some of several pictures or questions were skipped, the others are
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from .cli_training import train
 
 __all__ = ["app", "main"]
 
@@ -261,6 +263,8 @@ def info(json_output: JsonOption = False, debug: DebugOption = False) -> None:
 
         print_info(collect_info(), json_output)
 
+
+app.command(no_args_is_help=True)(train)
 
 if __name__ == "__main__":
     app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from moai.adapters import PROJECTOR, default_lora_config
-from moai.checkpoint_lookup import find_checkpoint
+from moai.checkpoint_lookup import ADAPTER_CONFIG, find_checkpoint
 from moai.configuration_moai import MoAIConfig
 from moai.conversion.atomic_folder import atomic_folder
 from moai.conversion.backbone_processor import build_processor_from_backbones
@@ -20,9 +21,17 @@ from moai.processing_moai import MoAIProcessor
 
 from .train_settings import TrainSettings
 
-__all__ = ["build_model", "find_start", "is_adapter_folder", "load_base", "prepare_start"]
+__all__ = [
+    "BuiltModel",
+    "base_of",
+    "build_model",
+    "copy_verbalizer_settings",
+    "find_start",
+    "is_adapter_folder",
+    "load_base",
+    "prepare_start",
+]
 
-ADAPTER_CONFIG = "adapter_config.json"
 _PART_NAMES = {"projector": PROJECTOR, "compressor": "compressor", "mixers": "mixers"}
 
 
@@ -172,15 +181,29 @@ def load_base(path: str, settings: TrainSettings, device: torch.device) -> MoAIF
     return MoAIForConditionalGeneration.from_pretrained(path, **options)
 
 
-def build_model(settings: TrainSettings, device: torch.device) -> tuple[nn.Module, MoAIProcessor, str]:
+@dataclass(frozen=True)
+class BuiltModel:
+    """What :func:`build_model` returns.
+
+    Attributes:
+        model: What is trained: a ``peft.PeftModel`` where the decoder has LoRA.
+        processor: Its processor.
+        base: Folder or hub name of the base model.
+        start: Folder or hub name that training starts from: the base model, or an adapter on it.
+    """
+
+    model: nn.Module
+    processor: MoAIProcessor
+    base: str
+    start: str
+
+
+def build_model(settings: TrainSettings, device: torch.device) -> BuiltModel:
     """Build what is trained; call :func:`prepare_start` in one process before.
 
     Args:
         settings: The recipe.
         device: This process's device; quantised weights are put there at once.
-
-    Returns:
-        The model (a ``peft.PeftModel`` where the decoder has LoRA), its processor, and the base model's folder.
 
     Raises:
         ValueError: The start does not fit the recipe.
@@ -207,7 +230,7 @@ def build_model(settings: TrainSettings, device: torch.device) -> tuple[nn.Modul
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         # The reentrant kind loses the mixture's arguments and frozen inputs' gradients.
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model, processor, base
+    return BuiltModel(model, processor, base, adapter or base)
 
 
 def _whole_parts(settings: TrainSettings) -> list[str]:

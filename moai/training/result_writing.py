@@ -11,9 +11,10 @@ from torch import nn
 
 from moai.conversion.atomic_folder import atomic_folder
 from moai.modeling_moai import MoAIForConditionalGeneration
-from moai.processing_moai import MoAIProcessor
+from moai.pipeline_verbalizers import VerbalizerSettings
 
-from .model_building import base_of, copy_verbalizer_settings
+from .model_building import BuiltModel, base_of, copy_verbalizer_settings
+from .train_checkpoints import whole_tensor
 from .train_settings import TrainSettings
 
 __all__ = ["gather_result", "write_result"]
@@ -47,8 +48,6 @@ def gather_result(model: nn.Module, settings: TrainSettings) -> dict[str, torch.
         model: What was trained, without a distributed wrapper around it.
         settings: The recipe.
     """
-    from .train_checkpoints import whole_tensor
-
     if settings.train.decoder == "lora":
         return {
             name: whole_tensor(value)
@@ -59,20 +58,18 @@ def gather_result(model: nn.Module, settings: TrainSettings) -> dict[str, torch.
 
 
 def write_result(
-    model: nn.Module,
+    built: BuiltModel,
     state: Mapping[str, torch.Tensor],
-    processor: MoAIProcessor,
-    base: str,
     settings: TrainSettings,
+    verbalizers: VerbalizerSettings | None = None,
 ) -> Path:
     """Write ``<output_folder>/final``, whole or not at all. One rank calls it.
 
     Args:
-        model: What was trained.
+        built: What was trained, its processor, and where it began.
         state: From :func:`gather_result`.
-        processor: Goes beside the weights.
-        base: The base model's folder or hub name.
         settings: The recipe.
+        verbalizers: Whose findings it read, saved beside it; None = as where it began.
 
     Returns:
         The folder.
@@ -83,29 +80,28 @@ def write_result(
     )
     with atomic_folder(final, force=True) as folder:
         if is_adapter:
-            _write_adapter(model, state, folder, base, settings)
+            _write_adapter(built, state, folder, settings)
         else:
-            _write_merged(model, state, folder, base, settings)
-        processor.save_pretrained(folder)
-        copy_verbalizer_settings(base, folder)
+            _write_merged(built, state, folder, settings)
+        built.processor.save_pretrained(folder)
+        if verbalizers is not None:
+            verbalizers.save(folder)
+        else:
+            copy_verbalizer_settings(built.start, folder)
     return final
 
 
-def _write_adapter(
-    model: nn.Module, state: Mapping[str, torch.Tensor], folder: Path, base: str, settings: TrainSettings
-) -> None:
+def _write_adapter(built: BuiltModel, state: Mapping[str, torch.Tensor], folder: Path, settings: TrainSettings) -> None:
     if settings.saving.dtype:
         state = {name: value.to(getattr(torch, settings.saving.dtype)) for name, value in state.items()}
     # Embeddings are frozen; without the flag PEFT asks the hub whether the vocabulary has grown.
-    model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
-    parts = ", ".join(model.peft_config["default"].modules_to_save or ()) or "nothing"
-    text = _ADAPTER_README.format(base=base, parts=parts, stage=settings.stage)
+    built.model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
+    parts = ", ".join(built.model.peft_config["default"].modules_to_save or ()) or "nothing"
+    text = _ADAPTER_README.format(base=built.base, parts=parts, stage=settings.stage)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _write_merged(
-    model: nn.Module, state: Mapping[str, torch.Tensor], folder: Path, base: str, settings: TrainSettings
-) -> None:
+def _write_merged(built: BuiltModel, state: Mapping[str, torch.Tensor], folder: Path, settings: TrainSettings) -> None:
     """Put what was trained into the base model, read again: unquantised, not spread over ranks, in float32."""
     start, adapter = base_of(settings)
     whole = MoAIForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
@@ -114,7 +110,7 @@ def _write_merged(
         from peft import PeftModel
 
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            _write_adapter(model, state, Path(temporary), base, settings)
+            _write_adapter(built, state, Path(temporary), settings)
             whole = PeftModel.from_pretrained(whole, temporary).merge_and_unload()
     else:
         if adapter is not None:

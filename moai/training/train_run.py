@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .batch_order import BatchOrder, MicroBatchSampler
-from .model_building import build_model, prepare_start
+from .model_building import BuiltModel, build_model, prepare_start
 from .processes import StopWish, seed_generators, start_accelerator
 from .result_writing import gather_result, write_result
 from .train_checkpoints import (
@@ -109,13 +109,14 @@ def run_training(
     accelerator = start_accelerator(settings)
     with accelerator.main_process_first():
         prepare_start(settings)
-    model, processor, base = build_model(settings, accelerator.device)
+    built = build_model(settings, accelerator.device)
+    model, processor = built.model, built.processor
     freeze_parts(model, settings)
     parts = count_parts(model)
     if accelerator.is_main_process:
         print_parts(parts)
     if dataset is None:
-        dataset = _build_dataset(settings, processor, accelerator)
+        dataset = _build_dataset(settings, built, accelerator)
     elif callable(dataset) and not hasattr(dataset, "__getitem__"):
         dataset = dataset(processor)
     loop = _Loop(settings, accelerator, model, dataset, collator or _build_collator(processor))
@@ -124,7 +125,7 @@ def run_training(
         return TrainingResult(None, settings.output_folder, done, False, loss, parts)
     state = gather_result(model, settings)
     if accelerator.is_main_process:
-        write_result(model, state, processor, base, settings)
+        write_result(built, state, settings, getattr(dataset, "verbalizer_settings", None))
         if settings.watching.has_plots:
             from .plotting import draw_plots
 
@@ -134,10 +135,12 @@ def run_training(
     return TrainingResult(settings.output_folder / "final", settings.output_folder, done, True, loss, parts)
 
 
-def _build_dataset(settings: TrainSettings, processor: Any, accelerator: Accelerator) -> Any:
+def _build_dataset(settings: TrainSettings, built: BuiltModel, accelerator: Accelerator) -> Any:
     from moai.data.training_data import DataSettings, build_training_dataset
+    from moai.pipeline_verbalizers import VerbalizerSettings
 
-    dataset = build_training_dataset(DataSettings.from_dict(settings.data), processor)
+    verbalizers = VerbalizerSettings.load_pretrained(built.start)
+    dataset = build_training_dataset(DataSettings.from_dict(settings.data), built.processor, verbalizers)
     if accelerator.is_main_process:
         print(dataset.report.summary(), flush=True)
     return dataset

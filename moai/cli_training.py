@@ -1,0 +1,69 @@
+"""``moai train``: one stage of training, in this process or in several."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["launch_processes", "train"]
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe.")
+    ] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="Recipe, such as configs/train_stage1.yaml.")] = ...,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes on this machine; several on CPUs meet through gloo.")
+    ] = 1,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")] = False,
+) -> None:
+    """Train one stage: moai train --config configs/train_stage1.yaml optimization.num_steps=100.
+
+    The same command again goes on after a kill. Exit codes: 0 = done, 1 = failed, 130 = stopped, with a checkpoint.
+    """
+    from .cli import reporting_errors
+
+    with reporting_errors(debug):
+        words = ["--config", str(config), *(overrides or [])]
+        if processes > 1:
+            raise typer.Exit(launch_processes(processes, [*words, f"num_processes={processes}"]))
+        if not debug:
+            from .cli_settings import silence_libraries
+
+            silence_libraries()
+        from .training.__main__ import main
+
+        code = main([*words, "--debug"])  # errors become messages here
+        if code:
+            raise typer.Exit(code)
+
+
+def launch_processes(num_processes: int, words: Sequence[str]) -> int:
+    """Start ``python -m moai.training`` in several processes with torchrun.
+
+    accelerate's own launcher starts only one on CPUs (accelerate 1.15), so torchrun it is; for several machines,
+    FSDP and DeepSpeed use ``accelerate launch --config_file configs/accelerate/...``.
+
+    Args:
+        num_processes: How many.
+        words: Arguments of ``moai.training``.
+
+    Returns:
+        Exit code.
+    """
+    import torch
+
+    environment = dict(os.environ)
+    if not torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = "1"
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    command = [sys.executable, *launcher, "-m", "moai.training", *words]
+    return subprocess.run(command, env=environment, check=False).returncode

@@ -1,0 +1,200 @@
+"""Whole runs of the trainer in this process: stages, modes, results, resume."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from training_builders import build_recipe, learned, write_tiny_checkpoint
+
+pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
+peft = pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
+
+from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
+
+from moai.data.collator import TrainingCollator  # noqa: E402
+from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
+from moai.training.train_checkpoints import CheckpointError  # noqa: E402
+from moai.training.train_run import run_training  # noqa: E402
+from moai.training.watching import read_log  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+def batch_of(recipe: dict, folder: Path) -> dict[str, torch.Tensor]:
+    processor = AutoProcessor.from_pretrained(folder)
+    dataset = build_training_dataset(DataSettings.from_dict(recipe["data"]), processor)
+    return TrainingCollator(processor)([dataset[0], dataset[5]])
+
+
+def answer(folder: Path, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of a result as users load it."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+
+def test_two_stages_teach_what_they_name_when_run_in_order(checkpoint: Path, tmp_path: Path) -> None:
+    first = build_recipe(checkpoint, tmp_path / "first")
+    result = run_training(first)
+    assert result.is_finished and result.num_steps == 4 and result.folder == tmp_path / "first" / "final"
+    lines = read_log(tmp_path / "first" / "log.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:  # stage 1: one expert per layer and stream
+        assert all(sorted(layer) == [0.0, 0.0, 1.0] for layer in line["routing"]["image"]["layers"])
+    assert len({json.dumps(line["routing"]) for line in lines}) > 1
+
+    second = build_recipe(tmp_path / "first", tmp_path / "second", stage=2)
+    run_training(second)
+    shares = read_log(tmp_path / "second" / "log.jsonl")[0]["routing"]["image"]
+    assert all(0 < shares[name] < 1 for name in ("auxiliary", "image", "language")) and shares["entropy"] > 0
+    batch = batch_of(second, tmp_path / "second" / "final")
+    logits = [answer(folder, batch) for folder in (checkpoint, tmp_path / "first/final", tmp_path / "second/final")]
+    assert not torch.allclose(logits[0], logits[1], atol=1e-4) and not torch.allclose(logits[1], logits[2], atol=1e-4)
+
+
+def test_gates_move_in_stage_2_only_when_both_are_run(checkpoint: Path, tmp_path: Path) -> None:
+    gates = {}
+    for name, start, stage in (("first", checkpoint, 1), ("second", tmp_path / "first", 2)):
+        run_training(build_recipe(start, tmp_path / name, stage, optimization__num_steps=2))
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / name / "final")
+        gates[name] = {n.split("mixers.")[-1]: p for n, p in model.state_dict().items() if "_gate." in n}
+    base = AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict()
+    for name, value in gates["first"].items():
+        if "modules_to_save" in name:
+            tail = name.split("modules_to_save.default.")[-1]
+            assert torch.equal(value, base[f"model.mixers.{tail}"]), name
+            assert not torch.equal(value, gates["second"][name]), name
+
+
+def test_merged_model_answers_as_the_adapter_when_written(checkpoint: Path, tmp_path: Path) -> None:
+    adapter = build_recipe(checkpoint, tmp_path / "adapter", 2)
+    merged = build_recipe(checkpoint, tmp_path / "merged", 2, saving__output="merged")
+    for recipe in (adapter, merged):
+        run_training(recipe)
+    assert (tmp_path / "adapter/final/adapter_model.safetensors").is_file()
+    assert (tmp_path / "merged/final/model.safetensors").is_file()
+    batch = batch_of(adapter, tmp_path / "adapter/final")
+    expected = answer(tmp_path / "adapter/final", batch)
+    assert torch.allclose(answer(tmp_path / "merged/final", batch), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3])
+def test_resumed_run_equals_an_unbroken_one_when_stopped_by_a_signal(
+    checkpoint: Path, tmp_path: Path, stopped_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moai.training import watching
+
+    common = {"saving__every_steps": 0, "watching__every_steps": 3, "optimization__num_steps": 5}
+    common["train__lora_dropout"] = 0.2
+    run_training(build_recipe(checkpoint, tmp_path / "whole", 1, **common))
+
+    record = watching.Watcher.record
+
+    def stop(self, step, *arguments):
+        record(self, step, *arguments)
+        if step == stopped_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    recipe = build_recipe(checkpoint, tmp_path / "broken", 1, **common)
+    monkeypatch.setattr(watching.Watcher, "record", stop)
+    broken = run_training(recipe)
+    # The wish is heard by all ranks in the sums of the next step.
+    assert not broken.is_finished and broken.folder is None and broken.num_steps == stopped_after + 1
+    monkeypatch.setattr(watching.Watcher, "record", record)
+    assert run_training(recipe).is_finished
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        files = [tmp_path / run / "checkpoints" / "step-00000005" / name for run in ("whole", "broken")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+    lines = [[learned(line) for line in read_log(tmp_path / run / "log.jsonl")] for run in ("whole", "broken")]
+    assert lines[0] == lines[1]
+    weights = [(tmp_path / run / "final" / "adapter_model.safetensors").read_bytes() for run in ("whole", "broken")]
+    assert weights[0] == weights[1]
+
+
+def test_run_is_refused_when_settings_or_data_changed(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = build_recipe(checkpoint, tmp_path / "run", optimization__num_steps=1)
+    run_training(recipe)
+    with pytest.raises(CheckpointError, match=r"optimization\.learning_rate"):
+        run_training(recipe, ["optimization.learning_rate=5e-4"])
+    with pytest.raises(CheckpointError, match="output_folder"):
+        run_training(recipe, ["data.sources=[{scenes: {length: 5, num_questions: 2, image_size: 64}}]"])
+    assert run_training(recipe, ["watching.every_steps=7"]).is_finished  # nothing is left to do
+
+
+def test_loss_is_the_same_when_the_batch_is_accumulated_or_recomputed(checkpoint: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name, options in {
+        "at once": {"optimization__micro_batch_size": 4},
+        "accumulated": {"optimization__micro_batch_size": 1},
+        "checkpointed": {"optimization__micro_batch_size": 4, "model__gradient_checkpointing": True},
+    }.items():
+        options = {"train__lora_dropout": 0.0, **options}
+        run_training(build_recipe(checkpoint, tmp_path / name, 1, **options))
+        losses[name] = [line["loss"] for line in read_log(tmp_path / name / "log.jsonl")]
+    assert losses["accumulated"] == pytest.approx(losses["at once"], rel=1e-5)
+    assert losses["checkpointed"] == pytest.approx(losses["at once"], rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen", "bf16", "tower", "nf4", "frozen nf4", "plora"])
+def test_result_loads_when_trained_in_each_mode(checkpoint: Path, tmp_path: Path, mode: str) -> None:
+    options = {
+        "full": {"train__decoder": "full"},
+        "frozen": {"train__decoder": "frozen"},
+        "bf16": {"optimization__precision": "bf16"},
+        "tower": {"train__vision_tower": True, "train__projector": False},
+        "nf4": {"model__quantization": "nf4"},
+        "frozen nf4": {"model__quantization": "nf4", "train__decoder": "frozen", "optimization__precision": "bf16"},
+        "plora": {"model__path": str(write_tiny_checkpoint(tmp_path / "plora", "qwen2", plora_rank=4))}
+        if mode == "plora"
+        else {},
+    }[mode]
+    if "nf4" in mode:
+        pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "moai-vlm[quantization]"')
+    recipe = build_recipe(checkpoint, tmp_path / "run", 2, optimization__num_steps=2, **options)
+    result = run_training(recipe)
+    batch = batch_of(recipe, result.folder)
+    after = answer(result.folder, batch)
+    assert torch.isfinite(after).all()
+    before = answer(Path(recipe["model"]["path"]), batch)
+    assert not torch.allclose(before, after, atol=1e-4)
+    is_adapter = (result.folder / "adapter_config.json").is_file()
+    assert is_adapter == (mode not in ("full", "frozen", "frozen nf4"))
+
+
+def test_adapter_answers_through_the_pipeline_when_named(checkpoint: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from moai import MoAIPipeline
+
+    result = run_training(build_recipe(checkpoint, tmp_path / "run", optimization__num_steps=1))
+    pipeline = MoAIPipeline.from_pretrained(result.folder, verbalizers=[])
+    assert isinstance(pipeline(Image.new("RGB", (40, 30)), "how many dogs?", max_new_tokens=2).answer, str)
+
+
+def test_fresh_parts_begin_anew_when_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = build_recipe(
+        checkpoint, tmp_path / "run", 1, optimization__num_steps=1, model__compressor={"num_latents": 7}
+    )
+    result = run_training(recipe)
+    model = AutoModelForImageTextToText.from_pretrained(result.folder)
+    assert model.config.compressor_config.num_latents == 7
+    batch = batch_of(recipe, result.folder)
+    assert torch.isfinite(answer(result.folder, batch)).all()
+    old = AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict()
+    new = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "base").state_dict()
+    differing = {name for name in old if old[name].shape != new[name].shape or not torch.equal(old[name], new[name])}
+    assert differing and all(name.startswith("model.compressor.") for name in differing)
+
+
+def test_second_stage_is_refused_when_it_does_not_fit_the_first(checkpoint: Path, tmp_path: Path) -> None:
+    run_training(build_recipe(checkpoint, tmp_path / "first", train__projector=False, optimization__num_steps=1))
+    with pytest.raises(ValueError, match=r"train\.lora_rank.*= 4"):
+        run_training(build_recipe(tmp_path / "first", tmp_path / "second", 2, train__lora_rank=8))
+    with pytest.raises(ValueError, match="multi_modal_projector"):
+        run_training(build_recipe(tmp_path / "first", tmp_path / "second", 2))

@@ -1,0 +1,111 @@
+"""A tiny checkpoint with its processor, and recipes for training it: everything real, small and seeded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from builders import build_tiny_config, build_tiny_model
+
+from moai import InternLM2Tokenizer, MoAIProcessor
+from moai.image_processing_moai import MoAIImageProcessor
+from moai.tokenization_training import train_tokenizer
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+NUM_SAMPLES = 12
+_CORPUS = [
+    "AI assistant should give answers to the user. USER: how many dogs? ASSISTANT: two dogs, yes.",
+    "The image includes bounding box coordinates and their objects: [0.10, 0.20, 0.30, 0.40] cat, and [..] dog.",
+]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> InternLM2Tokenizer:
+    with TemporaryDirectory() as folder:
+        return train_tokenizer(_CORPUS * 9, 360, Path(folder))
+
+
+def write_tiny_checkpoint(folder: Path, family: str = "llama", **fields: Any) -> Path:
+    """Save a tiny model and a processor that fits it.
+
+    Args:
+        folder: Where to.
+        family: Decoder family.
+        **fields: Of ``MoAIConfig``, for example ``plora_rank=4``.
+    """
+    tokenizer = _tokenizer()
+    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    text = {"vocab_size": max(len(tokenizer), 384)} | fields.pop("text", {})
+    config = build_tiny_config(family, text=text, image_token_id=image_token_id, **fields)
+    model = build_tiny_model(config=config)
+    image_processor = MoAIImageProcessor(size={"height": 28, "width": 28})
+    processor = MoAIProcessor(image_processor, tokenizer, num_image_tokens=config.image_seq_length)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def build_recipe(checkpoint: Path | str, output_folder: Path, stage: int = 1, **overrides: Any) -> dict[str, Any]:
+    """A recipe of four steps on a dozen questions about synthetic scenes.
+
+    Args:
+        checkpoint: What training starts from.
+        output_folder: Of the run.
+        stage: 1 or 2.
+        **overrides: Dotted names with ``__`` for the dots: ``optimization__num_steps=2``.
+    """
+    recipe: dict[str, Any] = {
+        "stage": stage,
+        "output_folder": str(output_folder),
+        "model": {"path": str(checkpoint)},
+        "train": {"lora_rank": 4},
+        "optimization": {"num_steps": 4, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3},
+        "saving": {"every_steps": 2},
+        "watching": {"every_steps": 1, "has_plots": False},
+        "data": {"sources": [{"scenes": {"length": NUM_SAMPLES // 2, "num_questions": 2, "image_size": 64}}]},
+    }
+    for name, value in overrides.items():
+        *parents, last = name.split("__")
+        place = recipe
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return recipe
+
+
+def start_process(recipe: dict[str, Any], *launcher: str, **environment: str) -> subprocess.Popen[str]:
+    """Start ``python -m moai.training`` on a recipe, one thread, offline.
+
+    Args:
+        recipe: From :func:`build_recipe`; written beside its output folder.
+        *launcher: Words between ``python`` and ``-m moai.training``.
+        **environment: Further variables.
+    """
+    file = Path(recipe["output_folder"]).with_suffix(".yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(REPO_ROOT)}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        variables.pop(name, None)
+    command = [sys.executable, *launcher, "-m", "moai.training", "--config", str(file)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=REPO_ROOT, env=variables | environment, **pipes)
+
+
+def run_process(recipe: dict[str, Any], *launcher: str, **environment: str) -> str:
+    """Run it to its end; its output. Fails where it fails."""
+    process = start_process(recipe, *launcher, **environment)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def learned(line: dict[str, Any]) -> dict[str, Any]:
+    """What a log line says about learning, without times."""
+    return {name: value for name, value in line.items() if not name.endswith("_s")}
