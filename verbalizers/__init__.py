@@ -17,6 +17,8 @@ from verbalizers.depth import DepthMap
 from verbalizers.detection import verbalize_detections
 from verbalizers.detection_ultralytics import UltralyticsDetector
 from verbalizers.ocr import verbalize_text_lines
+from verbalizers.ocr_paddleocr import PaddleOCRVerbalizer
+from verbalizers.ocr_transformers import TransformersOCR
 from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_finding, verbalize_scene
 from verbalizers.scene_graph import verbalize_relations
 from verbalizers.segmentation import pascal_colors, render_segmentation_map, verbalize_segments
@@ -29,10 +31,12 @@ __all__ = [
     "DepthMap",
     "Detections",
     "Finding",
+    "PaddleOCRVerbalizer",
     "Relations",
     "Scene",
     "Segments",
     "TextLines",
+    "TransformersOCR",
     "Verbalization",
     "UltralyticsDetector",
     "VerbalizationCache",

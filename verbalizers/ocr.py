@@ -1,4 +1,7 @@
-"""Reading text: the OCR models' door and its words."""
+"""Reading text: its words, what all its backends share, and the default one.
+
+The others are in ocr_paddleocr.py and ocr_transformers.py.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,12 @@ import numpy as np
 
 from verbalizers.adapters import text_lines_from_rapidocr
 from verbalizers.base import Verbalizer, register_verbalizer
-from verbalizers.boxes import quads_to_boxes
+from verbalizers.ocr_order import reading_order
 from verbalizers.structures import TextLines
 from verbalizers.words import TEXTS_OPENING, WordSettings, list_sentence, without_control_characters
 
 __all__ = [
     "RapidOCRVerbalizer",
-    "reading_order",
     "select_text_lines",
     "verbalize_text_lines",
     "pad_slim",
@@ -42,34 +44,6 @@ def verbalize_text_lines(
     if not compat:
         texts = [without_control_characters(text) for text in texts if text.strip()]
     return list_sentence(TEXTS_OPENING, texts)
-
-
-def reading_order(quads: np.ndarray) -> np.ndarray:
-    """Indices that put lines of text in reading order: rows from top to bottom, within a row from left to
-    right.
-
-    Two pieces share a row when their heights overlap by more than half of the lower one's height.
-
-    Args:
-        quads: `(N, 4, 2)` corner points x, y.
-
-    Returns:
-        int64 `(N,)` permutation.
-    """
-    boxes = quads_to_boxes(quads)
-    rows: list[list[int]] = []
-    for index in np.argsort((boxes[:, 1] + boxes[:, 3]) / 2, kind="stable"):
-        top, bottom = boxes[index, 1], boxes[index, 3]
-        if rows:
-            # Compared with the row's last piece, so that a slanted line stays one row.
-            last_top, last_bottom = boxes[rows[-1][-1], 1], boxes[rows[-1][-1], 3]
-            shared = min(bottom, last_bottom) - max(top, last_top)
-            if shared > 0.5 * min(bottom - top, last_bottom - last_top):
-                rows[-1].append(int(index))
-                continue
-        rows.append([int(index)])
-    ordered = [index for row in rows for index in sorted(row, key=lambda i: (boxes[i, 0], boxes[i, 1]))]
-    return np.array(ordered, dtype=np.int64)
 
 
 def select_text_lines(text_lines: TextLines, threshold: float) -> TextLines:

@@ -4,10 +4,10 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from ocr_builders import SIGN_TEXTS, draw_sign
 
 from verbalizers import TextLines, build_verbalizer, verbalize_text_lines
-from verbalizers.ocr import pad_slim, reading_order
+from verbalizers.ocr import pad_slim
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +19,12 @@ def reader():
 
 @pytest.fixture(scope="module")
 def sign():
-    picture = Image.new("RGB", (480, 240), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(36)
-    pen.text((250, 126), "Room 17", fill="blue", font=font)
-    pen.text((20, 30), "OPEN 24 HOURS", fill="black", font=font)
-    pen.text((20, 120), "EXIT", fill="red", font=font)
-    return np.asarray(picture)
+    return draw_sign()
 
 
 def test_reader_reads_lines_in_reading_order_when_text_is_clear(reader, sign):
     found = reader.predict([sign])[0]
-    assert found.texts == ("OPEN 24 HOURS", "EXIT", "Room 17")
+    assert found.texts == SIGN_TEXTS
     assert (found.confidence >= 0.85).all()
     assert verbalize_text_lines(found) == "The image includes text descriptions: OPEN 24 HOURS, and EXIT, and Room 17."
     left, top = found.quads[0].min(axis=0)
@@ -71,17 +66,6 @@ def test_reader_names_the_package_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(ImportError, match=r'pip install "moai-vlm\[ocr\]"'):
         build_verbalizer("ocr").predict([np.zeros((4, 4, 3), np.uint8)])
-
-
-def box(x, y, width=10, height=10):
-    return [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
-
-
-def test_reading_order_goes_by_rows_when_heights_overlap():
-    # A row whose pieces differ a little in height, above a lower row that starts further left.
-    quads = np.array([box(60, 3), box(0, 0), box(30, 6), box(0, 20), box(5, 40, 50, 30), box(60, 45)])
-    assert reading_order(quads).tolist() == [1, 2, 0, 3, 4, 5]
-    assert reading_order(np.zeros((0, 4, 2))).tolist() == []
 
 
 def test_verbalize_text_lines_is_one_line_when_text_holds_control_characters():
