@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from .muon import MuonAdamW
@@ -150,13 +151,18 @@ def run_loop(
     start, checkpoints = 0, folder / "checkpoints"
     if (found := latest_checkpoint(checkpoints)) is not None:
         start = load_checkpoint(found, model, optimizer)["step"]
+    elif dist.is_initialized():
+        for value in model.state_dict().values():
+            dist.broadcast(value, src=0)
     stop, saved, began = _Stop(), time.monotonic(), time.monotonic()
     window: dict[str, float] = {}
     for step in range(start, settings.num_steps):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate(step, settings)
-        loss, counts = step_function(step, rank, num_ranks)
-        loss.backward()
+        # On CPUs the fused kernel's bfloat16 backward took 45 % of a step; plain products are 1.7 times faster in all.
+        with sdpa_kernel(SDPBackend.MATH):
+            loss, counts = step_function(step, rank, num_ranks)
+            loss.backward()
         counts = {**counts, "loss_sum": loss.item()}
         is_stopping = _share(parameters, counts, [*count_names, "loss_sum"], stop.is_wished)
         for parameter in parameters:
@@ -214,6 +220,8 @@ def start_ranks(work: Callable[..., None], num_ranks: int, rendezvous: Path, *ar
         rendezvous: A file they meet at; removed first.
         *arguments: Passed on; picklable.
     """
+    # Every new shape makes oneDNN keep a compiled kernel: with the default of 1,024 memory grows by gigabytes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if num_ranks == 1:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         work(0, 1, *arguments)
@@ -224,8 +232,6 @@ def start_ranks(work: Callable[..., None], num_ranks: int, rendezvous: Path, *ar
 
 
 def _join(rank: int, work: Callable[..., None], num_ranks: int, rendezvous: str, arguments: tuple[Any, ...]) -> None:
-    # Every new shape makes oneDNN keep a compiled kernel: with the default of 1,024 memory grows by gigabytes.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=num_ranks)
     try:

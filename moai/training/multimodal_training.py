@@ -6,22 +6,24 @@ expert learns alone; then all experts under trained gates.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from moai.modeling_moai import MoAIForConditionalGeneration
 from moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
 
+from .compressor_pretraining import pad_verbalizations
 from .nano_config import MultimodalSettings
+from .phrase_recall import SLOT_GROUPS, PhraseVocabulary
 from .scene_shards import SceneShard, wait_for_shard
 from .text_pretraining import KIND_NAMES, PromptIds, count_right, sorted_batches
 
-__all__ = ["MultimodalBatch", "MultimodalTask", "Recall", "normalise_pictures", "pack_questions"]
+__all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_questions"]
 
 # CLIP's statistics, as MoAIImageProcessor has them (https://github.com/openai/CLIP).
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
@@ -40,8 +42,8 @@ class MultimodalBatch:
     Attributes:
         auxiliary_input_ids: int64 (S, A).
         auxiliary_attention_mask: int64 (S, A).
-        pixel_values: float32 (S, 3, H, W).
-        auxiliary_pixel_values: float32 (S, 3, H, W).
+        pixel_values: float32 (S, 3, H, W), None when the shard has no pictures.
+        auxiliary_pixel_values: float32 (S, 3, H, W), likewise.
         scene_of_question: int64 (Q,).
         input_ids: int64 (Q, L).
         roles: int64 (Q, L), 0 for answers and padding.
@@ -51,8 +53,8 @@ class MultimodalBatch:
 
     auxiliary_input_ids: torch.Tensor
     auxiliary_attention_mask: torch.Tensor
-    pixel_values: torch.Tensor
-    auxiliary_pixel_values: torch.Tensor
+    pixel_values: torch.Tensor | None
+    auxiliary_pixel_values: torch.Tensor | None
     scene_of_question: torch.Tensor
     input_ids: torch.Tensor
     roles: torch.Tensor
@@ -80,12 +82,14 @@ def pack_questions(
         shard: Tokens, pictures and maps.
         scenes: Scene numbers inside the shard.
         prompt: Fixed ids around a question.
-        image_ids: One picture's placeholders.
+        image_ids: One picture's placeholders; left out when the shard has no pictures.
         questions_per_scene: How many are drawn from each scene, at most.
         longest_answer: Answers are cut to so many tokens.
         rng: Draws the questions.
     """
     rows, roles, answered, kinds, owners = [], [], [], [], []
+    has_pictures = shard.pictures.size > 0
+    image_ids = image_ids if has_pictures else []
     opening = [*prompt.opening, *image_ids]
     for place, scene in enumerate(scenes):
         all_questions = shard.question_range(scene)
@@ -99,14 +103,10 @@ def pack_questions(
             answered.append([0] * (len(opening) + len(asked)) + [1] * len(answer))
             kinds.append(int(shard.kinds[question]) % len(KIND_NAMES))
             owners.append(place)
-    auxiliary = [[prompt.opening[0], *shard.auxiliary_ids(scene).tolist()] for scene in scenes]
-    ids, width = _pad(auxiliary, 0), max(map(len, auxiliary))
-    lengths = torch.tensor([len(row) for row in auxiliary])
     return MultimodalBatch(
-        ids,
-        (torch.arange(width) < lengths[:, None]).long(),
-        normalise_pictures(shard.pictures[scenes]),
-        normalise_pictures(shard.maps[scenes]),
+        *pad_verbalizations(shard, scenes, prompt.opening[0]),
+        normalise_pictures(shard.pictures[scenes]) if has_pictures else None,
+        normalise_pictures(shard.maps[scenes]) if has_pictures else None,
         torch.tensor(owners),
         _pad(rows, 0),
         _pad(roles, 0),
@@ -115,69 +115,34 @@ def pack_questions(
     )
 
 
-class Recall(nn.Module):
-    """Auxiliary objective of training only: what was said must be readable from latents and from image positions.
-
-    Latent i of N tells the tokens around the i-th of N stretches of the verbalization (where the compressor's local
-    heads read), and so does image position j in the middle of the decoder. So compressor and mixers learn to carry
-    words before any question needs them.
-
-    Args:
-        hidden_size: Width D.
-    """
-
-    PER_LATENT, PER_PATCH = 2, 3
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.from_latents = nn.Linear(hidden_size, self.PER_LATENT * hidden_size)
-        self.from_patches = nn.Linear(hidden_size, self.PER_PATCH * hidden_size)
-
-    @staticmethod
-    def loss(
-        head: nn.Linear, states: torch.Tensor, embedding: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean cross entropy and accuracy of the tokens that ``states`` should tell.
-
-        Args:
-            head: One of the two.
-            states: ``(S, N, D)``.
-            embedding: ``(V, D)`` word embeddings.
-            ids: ``(S, A)`` the verbalization.
-            mask: ``(S, A)``.
-        """
-        told = head(states).unflatten(-1, (-1, states.shape[-1]))  # (S, N, tokens per state, D)
-        count, lengths = told.shape[2], mask.sum(dim=1)[:, None]
-        stretches = (torch.arange(told.shape[1]) + 0.5) / told.shape[1]
-        first = (stretches * lengths - 0.5 * count + 0.5).floor().long()  # (S, N)
-        places = first[..., None] + torch.arange(count)
-        kept = (places >= 0) & (places < lengths[..., None])
-        targets = ids.gather(1, places.clamp(0, ids.shape[1] - 1).flatten(1)).view_as(places)[kept]
-        logits = F.linear(told[kept], embedding).float()
-        return F.cross_entropy(logits, targets), (logits.detach().argmax(-1) == targets).float().mean()
-
-
 class MultimodalTask:
     """Steps of multimodal training: step -> shard -> batch -> loss.
 
     Args:
         model: The whole model.
-        settings: The recipe's multimodal part.
+        settings: One of the recipe's parts that train it.
         prompt: Fixed ids.
-        shards: Folder of shards.
+        shards: Folder of shards; pictures are asked about where the shards have some.
+        vocabulary: How to read verbalizations, for ``model.recall``.
     """
 
     def __init__(
-        self, model: MoAIForConditionalGeneration, settings: MultimodalSettings, prompt: PromptIds, shards: Path
+        self,
+        model: MoAIForConditionalGeneration,
+        settings: MultimodalSettings,
+        prompt: PromptIds,
+        shards: Path,
+        vocabulary: PhraseVocabulary,
     ) -> None:
         self.model, self.settings, self.prompt, self.shards = model, settings, prompt, shards
+        self.vocabulary = vocabulary
         self.image_ids = [model.config.image_token_id] * model.config.image_seq_length
         self.kind_weights = torch.tensor([settings.kind_weights.get(name, 1.0) for name in KIND_NAMES])
         self.steps_per_shard = settings.shards.num_scenes // settings.batch_size
         self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
         outcome = [
             f"{word}_{name}"
-            for name in (*KIND_NAMES, "without_auxiliary", "latents", "patches")
+            for name in (*KIND_NAMES, "without_auxiliary", "word", *SLOT_GROUPS)
             for word in ("asked", "right")
         ]
         self.count_names = ["weight", "scenes", *outcome]
@@ -200,24 +165,19 @@ class MultimodalTask:
             np.random.default_rng((step, rank)),
         )
 
-    def _recall(
-        self, batch: MultimodalBatch, latents: torch.Tensor, hidden_states: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        """Losses and accuracies of :class:`Recall`, one question per scene."""
-        first = torch.tensor(
-            [int((batch.scene_of_question == s).nonzero()[0]) for s in batch.scene_of_question.unique()]
-        )
-        start = len(self.prompt.opening)
-        middle = hidden_states[len(hidden_states) // 2][first, start : start + len(self.image_ids)]
-        words = self.model.get_input_embeddings().weight
-        recall, said = self.model.recall, (batch.auxiliary_input_ids, batch.auxiliary_attention_mask)
-        with torch.autocast("cpu", torch.bfloat16):
-            normed = F.layer_norm(middle, middle.shape[-1:])
-            from_latents = recall.loss(recall.from_latents, latents, words, *said)
-            from_patches = recall.loss(
-                recall.from_patches, normed, words, *(rows[batch.scene_of_question[first]] for rows in said)
-            )
-        return *from_latents, *from_patches
+    @torch.no_grad()
+    def observed(self, steps: Iterable[int]) -> list[torch.Tensor]:
+        """Run some steps' batches without learning from them.
+
+        Returns:
+            The ids of each question's language stream, in the order in which the mixers see them.
+        """
+        rows = []
+        for step in steps:
+            self(step, 0, 1)
+            batch = self.batch(step, 0, 1)
+            rows += [ids[roles == LANGUAGE_ROLE] for ids, roles in zip(batch.input_ids, batch.roles, strict=True)]
+        return rows
 
     def routing(self, step: int) -> dict[str, object]:
         """Stage 1: one expert at random, equal on all ranks. Stage 2: the gates."""
@@ -227,43 +187,43 @@ class MultimodalTask:
 
     def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
         """See :data:`moai.training.loop.StepFunction`."""
-        batch, model = self.batch(step, rank, num_ranks), self.model.model
+        batch, model, words = self.batch(step, rank, num_ranks), self.model.model, self.model.get_input_embeddings()
         has_auxiliary = np.random.default_rng((step, 7)).random() >= self.settings.without_auxiliary_share
+        features = auxiliary = None
+        recalled, right = torch.zeros(()), {}
         with torch.autocast("cpu", torch.bfloat16):
-            features = model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
-            auxiliary = None
+            if batch.pixel_values is not None:
+                features = model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
+                features = features[batch.scene_of_question]
             if has_auxiliary:
-                states = model.get_auxiliary_states(
-                    batch.auxiliary_input_ids, batch.auxiliary_attention_mask, batch.auxiliary_pixel_values
-                )
+                said = batch.auxiliary_input_ids, batch.auxiliary_attention_mask
+                states = model.get_auxiliary_states(*said, batch.auxiliary_pixel_values)
                 auxiliary = states[batch.scene_of_question]
-            outputs = model(
+                if self.settings.recall_weight > 0:
+                    recalled, right = self.model.recall(states, words.weight, *said, self.vocabulary)
+            hidden = model(
                 input_ids=batch.input_ids,
                 mm_token_type_ids=batch.roles,
-                image_features=features[batch.scene_of_question],
+                image_features=features,
                 auxiliary_states=auxiliary,
                 routing=self.routing(step),
                 use_cache=False,
                 return_dict=True,
-                output_hidden_states=self.settings.recall_weight > 0,
-            )
-            hidden = outputs.last_hidden_state
+            ).last_hidden_state
             is_target = batch.is_answer[:, 1:]
             logits = self.model.lm_head(hidden[:, :-1][is_target])
         targets = batch.input_ids[:, 1:][is_target]
         groups = torch.arange(len(batch.kinds))[:, None].expand_as(is_target)[is_target]
         weights = self.kind_weights[batch.kinds[groups]]
         loss = (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
+        loss = loss + self.settings.recall_weight * weights.sum() * recalled
         counts = count_right(logits.detach().argmax(-1) == targets, groups, batch.kinds[groups])
-        if has_auxiliary and self.settings.recall_weight > 0:
-            recalled = self._recall(batch, states, outputs.hidden_states)
-            loss = loss + self.settings.recall_weight * weights.sum() * (recalled[0] + recalled[2])
-            counts |= {"asked_latents": 1.0, "right_latents": float(recalled[1])}
-            counts |= {"asked_patches": 1.0, "right_patches": float(recalled[3])}
         if not has_auxiliary:
             counts = {
                 f"{word}_without_auxiliary": sum(counts[f"{word}_{name}"] for name in KIND_NAMES)
                 for word in ("asked", "right")
             }
-        counts |= {"weight": float(weights.sum()), "scenes": float(len(batch.pixel_values))}
+        for name, share in right.items():
+            counts |= {f"asked_{name}": 1.0, f"right_{name}": share}
+        counts |= {"weight": float(weights.sum()), "scenes": float(len(batch.auxiliary_input_ids))}
         return loss, counts

@@ -13,25 +13,33 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
+from moai.modeling_moai import MoAIForConditionalGeneration
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 
 from .checkpointing import latest_checkpoint, load_checkpoint
+from .compressor_pretraining import CompressorTask
+from .expert_initialisation import start_with_reading_order, start_with_word_matching
 from .loop import run_loop, start_ranks
-from .multimodal_training import MultimodalTask, Recall
-from .nano_config import MultimodalSettings, NanoConfig, TextSettings, load_nano_config
+from .multimodal_training import MultimodalTask
+from .nano_config import MultimodalSettings, NanoConfig, PhraseSettings, TextSettings, load_nano_config
 from .nano_models import build_decoder, build_moai, build_processor, prompt_ids
 from .nano_tokenizer import train_nano_tokenizer
+from .phrase_recall import PhraseRecall, PhraseVocabulary
 from .scene_shards import ShardSettings, build_missing_shards, shard_path
 from .text_pretraining import TextTask
 
 __all__ = ["STAGES", "export_nano", "main", "train_nano"]
 
-STAGES = ("tokenizer", "text", "copying", "multimodal", "export")
+STAGES = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal", "export")
+
+#: So many scenes are made on the spot; more in a process of their own, ahead of the trainer.
+SMALL = 4096
 
 
 def _start_builder(settings: ShardSettings, folder: Path, num_shards: int, tokenizer: Path) -> multiprocessing.Process:
@@ -78,13 +86,72 @@ def _pretrained_decoder(config: NanoConfig, out: Path, stages: tuple[str, ...]) 
     return decoder
 
 
-def _train_multimodal(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
+def _train_phrases(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
-    settings, decoder = config.multimodal, _pretrained_decoder(config, out, ("text", "copying"))
-    model = build_moai(config, settings, tokenizer, decoder)
-    model.recall = Recall(model.config.text_config.hidden_size)  # shed again by export
-    task = MultimodalTask(model, settings, prompt_ids(tokenizer), out / "multimodal-shards")
-    run_loop(model.train(), task, task.count_names, settings.loop, out / "multimodal", rank, num_ranks)
+    settings, decoder = config.phrases, _pretrained_decoder(config, out, ("text", "copying"))
+    model = build_moai(config, config.multimodal, tokenizer, decoder)
+    model.recall = PhraseRecall(model.config.text_config.hidden_size)
+    model.requires_grad_(False)
+    model.model.compressor.requires_grad_(True)
+    model.recall.requires_grad_(True)
+    shards, vocabulary = out / "phrases-shards", PhraseVocabulary.from_tokenizer(tokenizer)
+    task = CompressorTask(model, vocabulary, shards, settings.shards.num_scenes, settings.batch_size)
+    run_loop(model.train(), task, task.count_names, settings.loop, out / "phrases", rank, num_ranks)
+
+
+def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokenizer) -> MoAIForConditionalGeneration:
+    """The whole model as the latest stage before pictures left it, with the heads that only training needs."""
+    model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out, ("text", "copying")))
+    model.recall = PhraseRecall(model.config.text_config.hidden_size)
+    return model
+
+
+def _load_last(model: MoAIForConditionalGeneration, out: Path, stages: tuple[str, ...]) -> None:
+    found = [path for stage in stages if (path := latest_checkpoint(out / stage / "checkpoints")) is not None]
+    if found:
+        load_checkpoint(found[-1], model)
+
+
+def _train_phrases(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    settings, model = config.phrases, _model_with_recall(config, out, tokenizer)
+    model.requires_grad_(False)
+    model.model.compressor.requires_grad_(True)
+    model.recall.requires_grad_(True)
+    shards, vocabulary = out / "phrases-shards", PhraseVocabulary.from_tokenizer(tokenizer)
+    task = CompressorTask(model, vocabulary, shards, settings.shards.num_scenes, settings.batch_size)
+    run_loop(model.train(), task, task.count_names, settings.loop, out / "phrases", rank, num_ranks)
+
+
+def _train_questions(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
+    _train_whole("questions", config.questions, rank, num_ranks, config, out)
+
+
+def _train_multimodal(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
+    _train_whole("multimodal", config.multimodal, rank, num_ranks, config, out)
+
+
+def _train_whole(
+    name: str, settings: MultimodalSettings, rank: int, num_ranks: int, config: NanoConfig, out: Path
+) -> None:
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    model = _model_with_recall(config, out, tokenizer)
+    _load_last(model, out, ("phrases", "questions")[: 1 if name == "questions" else 2])
+    vocabulary = PhraseVocabulary.from_tokenizer(tokenizer)
+    task = MultimodalTask(model, settings, prompt_ids(tokenizer), out / f"{name}-shards", vocabulary)
+    if latest_checkpoint(out / name / "checkpoints") is None:
+        _initialise_experts(name, model, task)
+    run_loop(model.train(), task, task.count_names, settings.loop, out / name, rank, num_ranks)
+
+
+@torch.no_grad()
+def _initialise_experts(name: str, model: MoAIForConditionalGeneration, task: MultimodalTask) -> None:
+    """Before a stage's first step; a function of weights and shards alone, so that all ranks agree."""
+    model.eval()
+    if name == "questions":
+        start_with_word_matching(model, lambda: task.observed(range(6)))
+    elif task.batch(0, 0, 1).pixel_values is not None:
+        start_with_reading_order(model, lambda: task.observed(range(6)))
 
 
 def _num_shards(num_steps: int, batch_size: int, settings: ShardSettings) -> int:
@@ -92,12 +159,16 @@ def _num_shards(num_steps: int, batch_size: int, settings: ShardSettings) -> int
 
 
 def _run_ranks(
-    work: Callable[..., None], name: str, settings: TextSettings | MultimodalSettings, config: NanoConfig, out: Path
+    work: Callable[..., None],
+    name: str,
+    settings: TextSettings | PhraseSettings | MultimodalSettings,
+    config: NanoConfig,
+    out: Path,
 ) -> None:
     count = _num_shards(settings.loop.num_steps, settings.batch_size, settings.shards)
     shards, tokenizer = out / f"{name}-shards", out / "tokenizer"
     is_complete = all(shard_path(shards, shard).is_file() for shard in range(count))
-    if config.num_ranks == 1 and not is_complete:
+    if count * settings.shards.num_scenes < SMALL and not is_complete:
         build_missing_shards(settings.shards, shards, range(count), tokenizer)
         is_complete = True
     builder = None if is_complete else _start_builder(settings.shards, shards, count, tokenizer)
@@ -121,7 +192,7 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     found = latest_checkpoint(out / "multimodal" / "checkpoints")
     if found is None:
         raise ValueError(f"expected a trained model in {out / 'multimodal'}, got none. Run stage 'multimodal' first.")
-    model.recall = Recall(model.config.text_config.hidden_size)
+    model.recall = PhraseRecall(model.config.text_config.hidden_size)
     load_checkpoint(found, model)
     del model.recall
     model.generation_config = GenerationConfig(
@@ -154,6 +225,10 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
         _run_ranks(_train_text, "text", config.text, config, out)
     if config.copying is not None and "copying" in stages:
         _run_ranks(_train_copying, "copying", config.copying, config, out)
+    if config.phrases is not None and "phrases" in stages:
+        _run_ranks(_train_phrases, "phrases", config.phrases, config, out)
+    if config.questions is not None and "questions" in stages:
+        _run_ranks(_train_questions, "questions", config.questions, config, out)
     if config.multimodal is not None and "multimodal" in stages:
         _run_ranks(_train_multimodal, "multimodal", config.multimodal, config, out)
     if config.multimodal is not None and "export" in stages:
@@ -165,9 +240,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train moai-nano; resumes what it finds in --out.")
     parser.add_argument("--config", required=True, type=Path, help="recipe, configs/nano.yaml for example")
     parser.add_argument("--out", required=True, type=Path, help="folder for shards, checkpoints and logs")
+    parser.add_argument("--ranks", type=int, help="processes of one thread each; the recipe's number by default")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
     chosen = parser.parse_args(arguments)
-    train_nano(load_nano_config(chosen.config), chosen.out, tuple(chosen.stage or STAGES))
+    config = load_nano_config(chosen.config)
+    if chosen.ranks is not None:
+        config = replace(config, num_ranks=chosen.ranks)
+    train_nano(config, chosen.out, tuple(chosen.stage or STAGES))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import yaml
 from .loop import LoopSettings
 from .scene_shards import ShardSettings
 
-__all__ = ["MultimodalSettings", "NanoConfig", "TextSettings", "load_nano_config"]
+__all__ = ["MultimodalSettings", "NanoConfig", "PhraseSettings", "TextSettings", "load_nano_config"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,21 @@ class TextSettings:
 
 
 @dataclass(frozen=True)
+class PhraseSettings:
+    """Pretraining of the compressor on verbalizations alone.
+
+    Attributes:
+        loop: How to optimise.
+        shards: What to read.
+        batch_size: Scenes per step over all ranks.
+    """
+
+    loop: LoopSettings
+    shards: ShardSettings
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
 class MultimodalSettings:
     """Training of the whole model, first with single random experts, then with gates (paper, section 3.3).
 
@@ -47,7 +62,7 @@ class MultimodalSettings:
         without_auxiliary_share: Share of scenes that come without auxiliary tokens, so that the model still answers
             as well as its eye allows when no verbalizer is there.
         kind_weights: Weight of a kind's answer tokens in the loss, 1 where none is given.
-        recall_weight: Weight of the auxiliary objective :class:`moai.training.multimodal_training.Recall`, 0 = none.
+        recall_weight: Weight of the auxiliary objective :class:`moai.training.phrase_recall.PhraseRecall`, 0 = none.
         vision: Fields of CLIPVisionConfig.
         compressor: Fields of CompressorConfig.
         mixer: Fields of MixerConfig.
@@ -76,6 +91,8 @@ class NanoConfig:
         decoder: Fields of LlamaConfig; the vocabulary is filled in.
         text: Text pretraining.
         copying: A second part of it, from the first one's weights; its scenes ask for the verbalization itself.
+        phrases: Pretraining of the compressor.
+        questions: Compressor, mixers and decoder together without pictures: short sequences, many questions.
         multimodal: Training of the whole model.
         seed: Seed of the initial weights.
         num_ranks: Processes of one thread each.
@@ -85,6 +102,8 @@ class NanoConfig:
     decoder: dict[str, Any]
     text: TextSettings
     copying: TextSettings | None = None
+    phrases: PhraseSettings | None = None
+    questions: MultimodalSettings | None = None
     multimodal: MultimodalSettings | None = None
     seed: int = 0
     num_ranks: int = 1
@@ -95,8 +114,13 @@ def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
     if not isinstance(values, dict) or (unknown := set(values) - set(known)):
         got = sorted(unknown) if isinstance(values, dict) else values
         raise ValueError(f"`{where}` must have fields among {sorted(known)}, got {got}. Correct the spelling.")
-    nested = {"loop": LoopSettings, "shards": ShardSettings, "multimodal": MultimodalSettings}
-    nested |= dict.fromkeys(("text", "copying"), TextSettings)
+    nested = {
+        "loop": LoopSettings,
+        "shards": ShardSettings,
+        "multimodal": MultimodalSettings,
+        "questions": MultimodalSettings,
+    }
+    nested |= dict.fromkeys(("text", "copying"), TextSettings) | {"phrases": PhraseSettings}
     filled = {
         name: _build(nested[name], value, f"{where}.{name}") if name in nested and value is not None else value
         for name, value in values.items()

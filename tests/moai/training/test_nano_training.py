@@ -21,10 +21,12 @@ from moai.training.multimodal_training import MultimodalTask, normalise_pictures
 from moai.training.nano import export_nano, train_nano
 from moai.training.nano_config import load_nano_config
 from moai.training.nano_models import build_moai, build_processor, prompt_ids
+from moai.training.phrase_recall import PhraseVocabulary
 from moai.training.scene_shards import ShardSettings, build_shard, load_shard, save_shard
 from moai.training.text_pretraining import pack_texts
 
 ROOT = Path(__file__).resolve().parents[3]
+TRAINED = ("text", "phrases", "questions", "multimodal")
 
 
 def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
@@ -40,11 +42,22 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
             "num_key_value_heads": 1,
         },
         "text": {"batch_size": 4, "loop": {"num_steps": text_steps, **loop}, "shards": shards},
+        "phrases": {"batch_size": 4, "loop": {"num_steps": 4, **loop}, "shards": {**shards, "seed": 2}},
+        "questions": {
+            "batch_size": 4,
+            "questions_per_scene": 2,
+            "first_stage_steps": 0,
+            "without_auxiliary_share": 0.0,
+            "recall_weight": 0.1,
+            "loop": {"num_steps": 4, **loop},
+            "shards": {**shards, "seed": 3},
+        },
         "multimodal": {
             "batch_size": 4,
             "questions_per_scene": 2,
             "first_stage_steps": 3,
             "without_auxiliary_share": 0.2,
+            "recall_weight": 0.1,
             "loop": {"num_steps": multimodal_steps, **loop},
             "shards": {**shards, "with_pictures": True, "seed": 1},
             "vision": {
@@ -64,6 +77,11 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
 def write_recipe(path: Path, recipe: dict) -> Path:
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+def multimodal_task(model, config, tokenizer, out: Path) -> MultimodalTask:
+    vocabulary = PhraseVocabulary.from_tokenizer(tokenizer)
+    return MultimodalTask(model, config.multimodal, prompt_ids(tokenizer), out / "multimodal-shards", vocabulary)
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -96,7 +114,7 @@ def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
 def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     recipe, unbroken = trained
     out = tmp_path / "run"
-    for name in ("tokenizer", "text-shards", "multimodal-shards"):
+    for name in ("tokenizer", *(f"{stage}-shards" for stage in TRAINED)):
         shutil.copytree(unbroken / name, out / name)
     command = [sys.executable, "-m", "moai.training.nano", "--config", str(recipe), "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -109,7 +127,7 @@ def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     time.sleep(0.2)
     assert latest_checkpoint(out / "multimodal" / "checkpoints") is not None
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    for stage in ("text", "multimodal"):
+    for stage in TRAINED:
         # Another data order or lost moments move the third digit; sums in another order the fifth.
         assert losses(out / stage) == pytest.approx(losses(unbroken / stage), abs=2e-4)
 
@@ -134,7 +152,7 @@ def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(t
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     processor = build_processor(out / "tokenizer", config.multimodal.vision)
     model = build_moai(config, config.multimodal, tokenizer, None)
-    task = MultimodalTask(model, config.multimodal, prompt_ids(tokenizer), out / "multimodal-shards")
+    task = multimodal_task(model, config, tokenizer, out)
     batch = task.batch(0, 0, 1)
     shard = load_shard(out / "multimodal-shards" / "shard-00000.npz")
     image_tokens = model.config.image_seq_length
@@ -159,7 +177,7 @@ def test_answers_never_enter_the_mixture_when_packed(trained):
     config = load_nano_config(recipe)
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     model = build_moai(config, config.multimodal, tokenizer, None)
-    batch = MultimodalTask(model, config.multimodal, prompt_ids(tokenizer), out / "multimodal-shards").batch(1, 0, 1)
+    batch = multimodal_task(model, config, tokenizer, out).batch(1, 0, 1)
     assert (batch.roles[batch.is_answer] == 0).all()
     assert batch.is_answer.any(dim=1).all()
 
