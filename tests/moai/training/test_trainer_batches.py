@@ -1,0 +1,69 @@
+"""The order of samples is a function of seed and step, whatever the number of processes."""
+
+import numpy as np
+import pytest
+
+from moai.training.batch_order import BatchOrder, MicroBatchSampler
+
+LENGTHS = np.random.default_rng(0).integers(10, 400, 103).tolist()
+
+
+def build(**options) -> BatchOrder:
+    return BatchOrder(LENGTHS, **{"batch_size": 8, "micro_batch_size": 2, "seed": 3} | options)
+
+
+@pytest.mark.parametrize("is_length_grouped", [True, False])
+def test_epoch_holds_each_sample_once_when_drawn(is_length_grouped: bool) -> None:
+    order = build(is_length_grouped=is_length_grouped)
+    epochs = []
+    for epoch in range(3):
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        seen = [index for step in steps for index in order.batch(step).tolist()]
+        assert len(seen) == len(set(seen)) == order.steps_per_epoch * 8 == 96
+        epochs.append(seen)
+    assert epochs[0] != epochs[1] and set(epochs[0]) != set(epochs[1])  # others are left over
+
+
+def test_order_depends_on_seed_alone_when_drawn_again() -> None:
+    one, again, other = build(), build(), build(seed=4)
+    steps = [20, 3, 40]
+    assert all((one.batch(step) == again.batch(step)).all() for step in reversed(steps))
+    assert any((one.batch(step) != other.batch(step)).any() for step in steps)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_micro_batches_are_the_same_when_more_processes_share_them(num_ranks: int) -> None:
+    order = build()
+    for step in (0, 5, 30):
+        ranks = [order.micro_batches(step, rank, num_ranks) for rank in range(num_ranks)]
+        interleaved = [ranks[i % num_ranks][i // num_ranks] for i in range(order.num_micro_batches)]
+        assert interleaved == order.micro_batches(step)
+        assert sorted(sum(interleaved, [])) == sorted(order.batch(step).tolist())
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_sampler_goes_on_where_it_stopped_when_begun_later(num_ranks: int) -> None:
+    order = build()
+    for rank in range(num_ranks):
+        whole = list(MicroBatchSampler(order, 0, 30, rank, num_ranks))
+        sampler = MicroBatchSampler(order, 17, 30, rank, num_ranks)
+        assert list(sampler) == whole[17 * 4 // num_ranks :]
+        assert len(sampler) == len(list(sampler))
+
+
+def test_padding_shrinks_when_lengths_are_grouped() -> None:
+    lengths = np.array(LENGTHS)
+
+    def padded(order: BatchOrder) -> int:
+        chunks = [chunk for step in range(order.steps_per_epoch) for chunk in order.micro_batches(step)]
+        return sum(lengths[chunk].max() * len(chunk) for chunk in chunks)
+
+    grouped, random = (padded(build(is_length_grouped=choice)) for choice in (True, False))
+    assert grouped < 0.85 * random
+
+
+def test_order_is_refused_when_batches_cannot_be_formed() -> None:
+    with pytest.raises(ValueError, match=r"at least `optimization\.batch_size` = 104 samples, got 103"):
+        build(batch_size=104)
+    with pytest.raises(ValueError, match="3 processes"):
+        MicroBatchSampler(build(), 0, 1, 0, 3)

@@ -1,0 +1,153 @@
+"""What is trained is exactly what the recipe names; the rest gets no gradient."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from builders import build_tiny_inputs, build_tiny_model
+from training_builders import build_recipe
+
+from moai.training.train_settings import load_settings
+from moai.training.train_step import TrainingStep, count_targets, routing_sums, target_window
+from moai.training.trained_parts import (
+    build_optimizer,
+    count_parts,
+    freeze_parts,
+    part_of,
+    print_parts,
+    set_training_mode,
+)
+
+
+def settings_of(stage: int, **overrides):
+    return load_settings(build_recipe("m", Path("out"), stage, **overrides))
+
+
+def adapt(model, settings):
+    peft = pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
+    from moai.training.model_building import _lora_config
+
+    return peft.get_peft_model(model, _lora_config(model, settings))
+
+
+def batch_of(model) -> dict[str, torch.Tensor]:
+    batch = build_tiny_inputs(model.config, (8, 6), (6, 4))
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    batch["labels"][:, -3:] = batch["input_ids"][:, -3:]
+    batch["mm_token_type_ids"][:, -3:] = 0
+    return batch
+
+
+CASES = {
+    "stage 1": (1, {}, {"projector", "compressor", "mixers", "decoder LoRA"}),
+    "stage 2": (2, {}, {"projector", "compressor", "mixers", "gates", "decoder LoRA"}),
+    "only gates": (
+        2,
+        {"train__decoder": "frozen", "train__projector": False, "train__mixers": False, "train__compressor": True},
+        {"compressor", "gates"},
+    ),
+    "full": (2, {"train__decoder": "full"}, {"projector", "compressor", "mixers", "gates", "decoder"}),
+    "tower": (1, {"train__vision_tower": True, "train__decoder": "frozen"}, {
+        "vision_tower", "projector", "compressor", "mixers",
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_parameters_get_no_gradient_when_a_step_is_made(case: str) -> None:
+    stage, overrides, expected = CASES[case]
+    settings = settings_of(stage, **overrides)
+    model = build_tiny_model()
+    batch = batch_of(model)
+    if settings.train.decoder == "lora":
+        model = adapt(model, settings)
+    freeze_parts(model, settings)
+    set_training_mode(model)
+    optimizer = build_optimizer(model, settings)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    loss, _ = TrainingStep(model)(batch, {"mode": "gated"}, target_window(batch["labels"]))
+    loss.backward()
+    optimizer.step()
+    counts = {row.part: row for row in count_parts(model)}
+    assert {part for part, row in counts.items() if row.num_trained} == expected
+    moved = set()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype == torch.float32
+            moved |= {part_of(name)} if not torch.equal(parameter, before[name]) else set()
+        else:
+            assert parameter.grad is None and torch.equal(parameter, before[name]), name
+    assert moved == expected
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(row.num_trained for row in counts.values()) == trained
+
+
+def test_counts_cover_every_parameter_once_when_adapted(capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_tiny_model()
+    num_parameters = sum(p.numel() for p in model.parameters())
+    settings = settings_of(1)
+    adapted = adapt(model, settings)
+    freeze_parts(adapted, settings)
+    counts = count_parts(adapted)
+    lora = next(row for row in counts if row.part == "decoder LoRA")
+    assert sum(row.num_parameters for row in counts) - lora.num_parameters == num_parameters
+    print_parts(counts)
+    printed = capsys.readouterr().out
+    assert "mixers" in printed and f"{sum(row.num_trained for row in counts):,}" in printed
+
+
+def test_groups_hold_rates_and_decay_when_built() -> None:
+    model = build_tiny_model()
+    settings = settings_of(2, train__decoder="full", optimization__learning_rates={"gates": 0.5})
+    freeze_parts(model, settings)
+    optimizer = build_optimizer(model, settings)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    seen = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            seen.append(name)
+            is_plain = parameter.dim() < 2 or "embed" in name or "latents" in name
+            assert (group["weight_decay"] == 0.0) == is_plain, name
+            assert group["peak"] == (0.5 if "_gate." in name else 1e-3), name
+    assert sorted(seen) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_frozen_tower_stands_still_when_training() -> None:
+    model = build_tiny_model()
+    settings = settings_of(1, train__decoder="frozen")
+    freeze_parts(model, settings)
+    set_training_mode(model)
+    assert not any(module.training for module in model.model.vision_tower.modules())
+    assert model.model.language_model.training and model.model.mixers.training
+
+
+def test_loss_is_the_model_s_own_when_summed_over_answers() -> None:
+    model = build_tiny_model()
+    batch = batch_of(model)
+    loss, routing = TrainingStep(model)(batch, {"mode": "gated"}, target_window(batch["labels"]))
+    assert target_window(batch["labels"]) == 4 and count_targets(batch["labels"]) == 6
+    expected = model(**batch, routing="gated").loss
+    assert torch.allclose(loss / 6, expected, atol=1e-6)
+    tokens = routing[..., 4]
+    assert torch.allclose(routing[..., :3].sum(-1), tokens, atol=1e-4) and not routing.requires_grad
+    patches, words = model.config.image_seq_length, int((batch["mm_token_type_ids"] == 2).sum())
+    assert (tokens[:, 0] == 2 * patches).all() and (tokens[:, 1] == words).all()
+    assert (routing[..., 3] / tokens).max() <= torch.log(torch.tensor(3.0)) + 1e-5
+
+
+def test_routing_sums_keep_their_shape_when_nothing_was_mixed() -> None:
+    assert routing_sums((), 3, torch.device("cpu")).shape == (3, 2, 5)
+
+
+def test_answer_changes_no_logit_before_it_when_replaced() -> None:
+    model = build_tiny_model()
+    batch = batch_of(model)
+    other = {name: value.clone() for name, value in batch.items()}
+    other["input_ids"][:, -1] = (other["input_ids"][:, -1] + 1) % 100 + 3
+    logits = [
+        model(**{name: value for name, value in each.items() if name != "labels"}, routing="gated").logits
+        for each in (batch, other)
+    ]
+    assert torch.equal(logits[0][:, :-1], logits[1][:, :-1])
+    assert not torch.equal(logits[0][:, -1], logits[1][:, -1])

@@ -1,0 +1,85 @@
+"""Several processes, and processes that die: real ones, on the CPU."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from training_builders import build_recipe, learned, run_process, start_process, write_tiny_checkpoint
+
+pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
+pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
+
+from moai.training.processes import check_num_processes  # noqa: E402
+from moai.training.watching import read_log  # noqa: E402
+
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [learned(line) for line in read_log(folder / "log.jsonl")]
+
+
+def kill_after(step: int, recipe: dict, number: int = signal.SIGKILL) -> int:
+    """Start a run and end it as soon as its log tells of a step; its exit code."""
+    process = start_process(recipe)
+    log = Path(recipe["output_folder"]) / "log.jsonl"
+    deadline = time.monotonic() + 300
+    while not any(line["step"] >= step for line in read_log(log)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.mark.slow
+def test_killed_run_equals_an_unbroken_one_when_started_again(checkpoint: Path, tmp_path: Path) -> None:
+    options = {"optimization__num_steps": 9, "saving__every_steps": 2, "train__lora_dropout": 0.1, "seed": 5}
+    run_process(build_recipe(checkpoint, tmp_path / "whole", **options))
+    recipe = build_recipe(checkpoint, tmp_path / "broken", **options)
+    assert kill_after(3, recipe) == -signal.SIGKILL
+    assert kill_after(6, recipe, signal.SIGTERM) == 130  # saves and leaves
+    assert "going on after step" in run_process(recipe)
+    assert lines_of(tmp_path / "broken") == lines_of(tmp_path / "whole")
+    assert [line["step"] for line in lines_of(tmp_path / "broken")] == list(range(1, 10))
+    for name in ("checkpoints/step-00000009/model.safetensors", "checkpoints/step-00000009/optimizer.safetensors"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    final = [(tmp_path / run / "final/adapter_model.safetensors").read_bytes() for run in ("whole", "broken")]
+    assert final[0] == final[1]
+    assert "trained 9 steps" in run_process(recipe)  # once more: nothing is left to do
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_processes_learn_what_one_does_when_the_global_batch_is_the_same(
+    checkpoint: Path, tmp_path: Path, stage: int
+) -> None:
+    options = {"optimization__micro_batch_size": 1, "train__lora_dropout": 0.1}
+    run_process(build_recipe(checkpoint, tmp_path / "one", stage, **options))
+    run_process(build_recipe(checkpoint, tmp_path / "two", stage, num_processes=2, **options), *TWO_PROCESSES)
+    one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
+    assert [line["gradient_norm"] for line in two] == pytest.approx([line["gradient_norm"] for line in one], rel=1e-4)
+    assert [line["routing"]["language"]["auxiliary"] for line in two] == pytest.approx(
+        [line["routing"]["language"]["auxiliary"] for line in one], rel=1e-5
+    )
+
+
+def test_number_of_processes_is_checked_when_fewer_were_started() -> None:
+    check_num_processes(None, 1, {})
+    check_num_processes(2, 2, {"WORLD_SIZE": "2"})
+    with pytest.raises(ValueError, match="expected 2 processes.*got 1.*torchrun"):
+        check_num_processes(2, 1, {})
+    # What `accelerate launch --cpu --num_processes 2` leaves in the environment of its only process.
+    trap = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    trap["ACCELERATE_MIXED_PRECISION"] = "no"
+    with pytest.raises(ValueError, match="single process on CPUs"):
+        check_num_processes(None, 1, trap)
