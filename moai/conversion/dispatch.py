@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import official
+from . import official, psgtr
 from .official_config import looks_official
 from .report import ConversionReport
 from .tensor_folder import TensorFolder
@@ -36,6 +36,7 @@ def _is_official_moai(source: Path) -> bool:
 
 KINDS: tuple[ConversionKind, ...] = (
     ConversionKind(official.KIND, _is_official_moai, official.convert_official_checkpoint),
+    ConversionKind(psgtr.KIND, psgtr.is_psgtr_checkpoint, psgtr.convert_psgtr),
 )
 
 

@@ -6,7 +6,7 @@ Sizes are read from the tensors; nothing is executed: `.safetensors`, or `.pth` 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,15 @@ from verbalizers.psgtr.configuration_psgtr import PSGTRConfig
 from verbalizers.psgtr.image_processing_psgtr import PSGTRImageProcessor
 from verbalizers.psgtr.modeling_psgtr import PSGTRForSceneGraph
 
-__all__ = ["convert_psgtr_checkpoint", "convert_psgtr_head", "convert_resnet", "psgtr_sizes"]
+__all__ = [
+    "convert_psgtr_checkpoint",
+    "convert_psgtr_head",
+    "convert_psgtr_state_dict",
+    "convert_resnet",
+    "looks_like_psgtr",
+    "psgtr_sizes",
+    "read_state_dict",
+]
 
 # Older mmdet numbers a layer's parts, newer names them.
 _MMDET2_NAMES = ((".attentions.0.", ".self_attn."), (".ffns.0.", ".ffn."), (".attentions.1.", ".cross_attn."))
@@ -175,12 +183,46 @@ def convert_psgtr_checkpoint(
     Raises:
         ValueError: the file cannot be opened safely, or keys are missing or left over.
     """
-    state_dict = read_state_dict(source)
+    model = convert_psgtr_state_dict(read_state_dict(source), str(source), class_names, predicate_names)
+    model.save_pretrained(output_dir)
+    PSGTRImageProcessor().save_pretrained(output_dir)
+    return model
+
+
+def looks_like_psgtr(names: Iterable[str]) -> bool:
+    """Whether tensor names are those of a published PSGTR checkpoint."""
+    return {f"bbox_head.{part}_cls_embed.weight" for part in ("sub", "obj", "rel")} <= set(names)
+
+
+def convert_psgtr_state_dict(
+    state_dict: Mapping[str, torch.Tensor],
+    source: str,
+    class_names: Sequence[str] | None = None,
+    predicate_names: Sequence[str] | None = None,
+) -> PSGTRForSceneGraph:
+    """Our model, in evaluation mode, with a published checkpoint's tensors; see `convert_psgtr_checkpoint`.
+
+    Args:
+        state_dict: tensors under official names.
+        source: what errors call the checkpoint.
+        class_names: see there.
+        predicate_names: see there.
+
+    Raises:
+        ValueError: keys are missing or left over.
+    """
+    if not looks_like_psgtr(state_dict):
+        raise ValueError(
+            f"expected a PSGTR checkpoint with bbox_head.sub_cls_embed, obj_cls_embed and rel_cls_embed, got {source} "
+            f"with {sorted(state_dict)[:3]} ... Other models of OpenPSG (MOTIFS, VCTree ...) have other layouts."
+        )
     head = convert_psgtr_head(_with_prefix(state_dict, "bbox_head."))
     backbone = convert_resnet(_with_prefix(state_dict, "backbone."))
     left_over = [name for name in state_dict if not name.startswith(("bbox_head.", "backbone."))]
     if left_over:
         raise ValueError(f"expected keys under bbox_head. and backbone. only, got also {left_over[:5]}.")
+    if not backbone:
+        raise ValueError(f"{source} has no backbone tensors. Save the whole detector's state_dict, not the head's.")
     sizes = psgtr_sizes(head)
     num_labels, num_relations = sizes.pop("num_labels"), sizes.pop("num_relations")
     config = PSGTRConfig(
@@ -196,18 +238,24 @@ def convert_psgtr_checkpoint(
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise ValueError(f"{source} lacks {missing[:5]} and has unknown {unexpected[:5]}. Is it a PSGTR checkpoint?")
-    model.save_pretrained(output_dir)
-    PSGTRImageProcessor().save_pretrained(output_dir)
     return model.eval()
 
 
 def read_state_dict(source: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint file, opened without running any code it may contain."""
+    """Tensors of a checkpoint file, opened without running any code it may contain.
+
+    Raises:
+        ValueError: the file is damaged, or holds more than tensors.
+    """
     path = Path(source)
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file: {error}. Fetch it again.") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - its own error type lives in a module we do not import on principle
@@ -215,7 +263,12 @@ def read_state_dict(source: str | Path) -> dict[str, torch.Tensor]:
             f"{path} holds more than tensors and is not opened, because that could run its code: {error}. Save its "
             "'state_dict' alone as safetensors on a machine where you trust the file."
         ) from error
-    return loaded.get("state_dict", loaded)
+    state_dict = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(state_dict, Mapping) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in state_dict.values()
+    ):
+        raise ValueError(f"expected {path} to hold tensors by name, or them under 'state_dict', got something else.")
+    return dict(state_dict)
 
 
 def resnet_config(backbone: Mapping[str, torch.Tensor]) -> dict:
