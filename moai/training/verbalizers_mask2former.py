@@ -34,6 +34,7 @@ __all__ = ["Mask2FormerSettings", "Mask2FormerTask", "SegmenterWithNames", "buil
 #: Panoptic class of a scene's name; -1 = outside the panoptic vocabulary.
 PANOPTIC_CLASS = np.array([PANOPTIC_NAMES.index(name) if name in PANOPTIC_NAMES else -1 for name in SCENE_NAMES])
 _BACKBONE_STRIDE, _MASK_STRIDE, _LABEL_STRIDE = 16, 4, 2
+_OBJECT_WEIGHT = 3.0  # three cells in four show stuff, which is soon learned
 _LOOK_EVERY = 10  # steps between looks at the last layer's parts of the loss: they cost a matching of their own
 
 
@@ -127,22 +128,26 @@ class SegmenterWithNames(nn.Module):
             class_labels: per image int64 (G,).
 
         Returns:
-            The model's output, the auxiliary loss and the share of stride-16 cells that are named rightly.
+            The model's output, the auxiliary loss and the share of stride-16 cells on objects that are named rightly.
         """
         output = self.segmenter(
             pixel_values=pixel_values, mask_labels=mask_labels, class_labels=class_labels, output_hidden_states=True
         )
         maps, self._maps = self._maps, []
         coarse = self.backbone_namer(maps[2])
+        weight = coarse.new_ones(coarse.shape[1])
+        weight[1 : NUM_OBJECT_NAMES + 1] = _OBJECT_WEIGHT
         offset = int(torch.randint(_BACKBONE_STRIDE, (1,)))  # a random pixel of each cell: on average, all of them
         wanted = names_map[:, offset::_BACKBONE_STRIDE, offset::_BACKBONE_STRIDE]
-        loss = F.cross_entropy(coarse, wanted)
+        loss = F.cross_entropy(coarse, wanted, weight)
         start = int(torch.randint(2, (1,)))
         features = output.pixel_decoder_last_hidden_state[:, :, start::2, start::2]
         first = start * _MASK_STRIDE + int(torch.randint(_MASK_STRIDE, (1,)))
         fine = names_map[:, first :: 2 * _MASK_STRIDE, first :: 2 * _MASK_STRIDE]
-        loss = loss + F.cross_entropy(self.mask_namer(features), fine)
-        return output, loss, (coarse.argmax(1) == wanted).float().mean()
+        loss = loss + F.cross_entropy(self.mask_namer(features), fine, weight)
+        is_object = (wanted > 0) & (wanted <= NUM_OBJECT_NAMES)
+        right = (coarse.argmax(1) == wanted)[is_object].float()
+        return output, loss, right.mean() if len(right) else right.sum()
 
 
 def pixels_of(scenes: Sequence[TrainingScene]) -> torch.Tensor:

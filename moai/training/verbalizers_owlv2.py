@@ -50,6 +50,8 @@ class Owlv2Settings:
         num_merges: Of the tokenizer, trained on the names.
         box_weight: Weight of the boxes' L1 distance.
         giou_weight: Weight of the boxes' generalised IoU.
+        class_weight: Weight of the names' focal loss.
+        first_shard: Where in the shards training starts.
     """
 
     loop: LoopSettings
@@ -59,6 +61,8 @@ class Owlv2Settings:
     num_merges: int = 400
     box_weight: float = 5.0
     giou_weight: float = 2.0
+    class_weight: float = 2.0
+    first_shard: int = 0
 
 
 def train_tokenizer(names: Iterable[str], num_merges: int) -> CLIPTokenizer:
@@ -125,7 +129,11 @@ def initialize_owlv2(model: Owlv2ForObjectDetection, pictures: torch.Tensor) -> 
     embeddings.position_embedding.weight[1:] = 0.5 * _waves(side, width)
     for layer in model.owlv2.vision_model.encoder.layers:
         _imitate_trained_attention(layer.self_attn, config.num_attention_heads)
-    # sigmoid((similarity - 0.4) * 11): nothing at first, everything within reach.
+    for module in (model.class_head, model.box_head, model.objectness_head):
+        for linear in module.modules():  # transformers draws the heads from N(0, 1): boxes would start saturated
+            if isinstance(linear, nn.Linear):
+                nn.init.xavier_uniform_(linear.weight)
+    # sigmoid((similarity - 0.45) * 11): nothing at first, everything within reach.
     head = model.class_head
     head.logit_shift.weight.zero_()
     head.logit_shift.bias.fill_(-0.45)
@@ -254,7 +262,7 @@ class Owlv2Task:
         cell_weights = torch.where(is_object, targets.weights, torch.ones(()))
         class_loss = (entropy.sum(-1) * cell_weights).sum() / total
         is_there = F.binary_cross_entropy_with_logits(objectness, is_object.float())
-        loss = 4.0 * class_loss + box_loss + 0.2 * is_there
+        loss = self.settings.class_weight * class_loss + box_loss + 0.2 * is_there
         with torch.no_grad():
             best = logits[is_object].max(-1)
             right = ((best.indices == targets.names[is_object]).float() * weights).sum() / total

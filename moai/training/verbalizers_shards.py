@@ -47,7 +47,8 @@ class PictureShardSettings:
         image_size: Height and width in pixels that the models see.
         painted_sizes: Sizes in turn at which scenes are painted before they are averaged down.
         seed: Seed of the stream.
-        curriculum: Pairs (first shard, most objects), ascending.
+        curriculum: Triples (first shard, fewest objects, most objects), ascending. Crowded scenes teach more names
+            per second than the test's.
     """
 
     num_shards: int = 32
@@ -55,11 +56,11 @@ class PictureShardSettings:
     image_size: int = 160
     painted_sizes: tuple[int, ...] = (160, 224, 160, 320, 160, 224, 160, 448)
     seed: int = 20
-    curriculum: tuple[tuple[int, int], ...] = ((0, 6),)
+    curriculum: tuple[tuple[int, int, int], ...] = ((0, 1, 6),)
 
-    def most_objects(self, shard: int) -> int:
-        """Largest number of objects in the scenes of a shard."""
-        return [most for first, most in self.curriculum if first <= shard][-1]
+    def num_objects(self, shard: int) -> tuple[int, int]:
+        """Fewest and most objects in the scenes of a shard."""
+        return [(fewest, most) for first, fewest, most in self.curriculum if first <= shard][-1]
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def training_scene(sample: SceneSample, image_size: int) -> TrainingScene:
 
 def build_picture_shard(settings: PictureShardSettings, shard: int) -> PictureShard:
     """Paint one shard: scenes ``shard * num_scenes`` and following of the stream."""
-    objects = (1, settings.most_objects(shard))
+    objects = settings.num_objects(shard)
     streams = [Scenes("train", settings.seed, size, objects, num_questions=1) for size in settings.painted_sizes]
     first = shard * settings.num_scenes
     scenes = [
@@ -213,10 +214,11 @@ class SceneBatches:
         settings: The shards' settings.
         folder: Where they lie.
         batch_size: Scenes per step over all ranks.
+        first_shard: Where the round starts.
     """
 
-    def __init__(self, settings: PictureShardSettings, folder: Path, batch_size: int) -> None:
-        self.settings, self.folder, self.batch_size = settings, folder, batch_size
+    def __init__(self, settings: PictureShardSettings, folder: Path, batch_size: int, first_shard: int = 0) -> None:
+        self.settings, self.folder, self.batch_size, self.first_shard = settings, folder, batch_size, first_shard
         self.steps_per_shard = settings.num_scenes // batch_size
         self._open: tuple[int, PictureShard] | None = None
 
@@ -224,7 +226,7 @@ class SceneBatches:
         """This rank's scenes of a step; from the second time round a shard comes in another order, half of it
         mirrored."""
         visit, within = divmod(step, self.steps_per_shard)
-        shard = visit % self.settings.num_shards
+        shard = (self.first_shard + visit) % self.settings.num_shards
         if self._open is None or self._open[0] != shard:
             self._open = (shard, read_picture_shard(self.folder, shard))
         rng = np.random.default_rng([self.settings.seed, visit])

@@ -1,0 +1,303 @@
+"""How well verbalizers see: panoptic quality, box AP50, relation recall@20 and read lines on test scenes.
+
+    python -m moai.evaluation.verbalizers_benchmark --verbalizers checkpoints/verbalizers --scenes 1000 \
+        --json verbalizers.json
+
+Pictures are painted at 448 pixels; everything runs through the doors that `moai ask` uses. Panoptic quality and average
+precision are torchmetrics' (average precision on pycocotools).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchmetrics.detection import MeanAveragePrecision, PanopticQuality
+from torchmetrics.text import CharErrorRate
+
+from moai.data.scene_vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
+from moai.data.scenes import SceneSample, Scenes
+from verbalizers.base import Verbalizer, build_verbalizer
+from verbalizers.boxes import box_iou
+from verbalizers.structures import Detections, Relations, Segments, TextLines
+from verbalizers.words import strip_coco_suffixes
+
+from .answer_metrics import wilson_interval
+
+__all__ = ["SCORES", "BoxScore", "PanopticScore", "RelationScore", "TextScore", "evaluate_verbalizers", "main"]
+
+RECALL_AT = 20
+MIN_IOU = 0.5
+_BATCH = 8
+
+
+class PanopticScore:
+    """Panoptic quality over the panoptic names that occur; pixels of other names are void.
+
+    Names that the truth does not know count as nothing found.
+    """
+
+    kind = "segmentation"
+
+    def __init__(self) -> None:
+        stuff = {PANOPTIC_NAMES.index(name) for name in STUFF_NAMES}
+        things = set(range(len(PANOPTIC_NAMES))) - stuff
+        self.metric = PanopticQuality(things, stuff, True, return_sq_and_rq=True, return_per_class=True)
+        self.num_things = len(things)
+        self.seen: set[int] = set()
+
+    def update(self, truth: SceneSample, found: Segments) -> None:
+        """Count one scene."""
+        wanted = _category_map(truth.truth.segments)
+        self.seen.update(np.unique(wanted[..., 0][wanted[..., 0] >= 0]).tolist())
+        self.metric.update(torch.from_numpy(_category_map(found))[None], torch.from_numpy(wanted)[None])
+
+    def compute(self) -> dict[str, float]:
+        """Means over names: panoptic, segmentation and recognition quality; panoptic also for things and stuff."""
+        values = self.metric.compute().reshape(-1, 3).numpy()  # one row per name, things first
+        present = np.array([index in self.seen for index in [*self._order()]])
+        things = np.arange(len(values)) < self.num_things
+        names = ("pq", "sq", "rq")
+        result = {name: float(values[present, column].mean()) for column, name in enumerate(names)}
+        result["pq_things"] = float(values[present & things, 0].mean())
+        result["pq_stuff"] = float(values[present & ~things, 0].mean())
+        return result
+
+    def _order(self) -> Iterator[int]:
+        yield from sorted(self.metric.things)
+        yield from sorted(self.metric.stuffs)
+
+
+def _category_map(segments: Segments) -> np.ndarray:
+    """int64 (H, W, 2): category and instance of each pixel, category -1 = none."""
+    table = np.full((max(segments.segment_ids, default=0) + 1, 2), (-1, 0), dtype=np.int64)
+    for number, (identity, name) in enumerate(zip(segments.segment_ids, segments.class_names, strict=True)):
+        plain = strip_coco_suffixes(name)
+        if plain in PANOPTIC_NAMES:
+            table[identity] = PANOPTIC_NAMES.index(plain), number + 1
+    ids = np.where(segments.panoptic_map < len(table), np.maximum(segments.panoptic_map, 0), 0)
+    return table[ids]
+
+
+class BoxScore:
+    """Average precision of boxes at IoU 0.5, for all objects and for those outside the panoptic vocabulary."""
+
+    kind = "detection"
+
+    def __init__(self) -> None:
+        self.names = tuple(OBJECT_CLASSES)
+        self.metric = MeanAveragePrecision(iou_thresholds=[MIN_IOU], class_metrics=True)
+        self.metric.warn_on_many_detections = False
+
+    def update(self, truth: SceneSample, found: Detections) -> None:
+        """Count one scene."""
+        relations = truth.truth.relations
+        rows = [i for i, name in enumerate(relations.object_names) if name in OBJECT_CLASSES]
+        wanted = {
+            "boxes": torch.from_numpy(relations.object_boxes_xyxy[rows]),
+            "labels": torch.tensor([self.names.index(relations.object_names[i]) for i in rows], dtype=torch.long),
+        }
+        known = [i for i, name in enumerate(found.class_names) if name in OBJECT_CLASSES]
+        predicted = {
+            "boxes": torch.from_numpy(found.boxes_xyxy[known]),
+            "labels": torch.tensor([self.names.index(found.class_names[i]) for i in known], dtype=torch.long),
+            "scores": torch.from_numpy(found.confidence[known]),
+        }
+        self.metric.update([predicted], [wanted])
+
+    def compute(self) -> dict[str, float]:
+        """Mean over the names that occur, all, inside and outside the panoptic vocabulary."""
+        result = self.metric.compute()
+        values = dict(zip(result["classes"].reshape(-1).tolist(), result["map_per_class"].reshape(-1).tolist()))
+        values = {self.names[index]: value for index, value in values.items() if value >= 0}
+        outside = [value for name, value in values.items() if name in OUTSIDE_NAMES]
+        inside = [value for name, value in values.items() if name not in OUTSIDE_NAMES]
+        return {
+            "ap50": float(np.mean([*outside, *inside])),
+            "ap50_outside_panoptic": float(np.mean(outside)) if outside else float("nan"),
+            "ap50_inside_panoptic": float(np.mean(inside)) if inside else float("nan"),
+        }
+
+
+class RelationScore:
+    """Recall of relations among the 20 surest, as in scene graph detection: boxes of both objects overlap the true
+    ones by at least 0.5, the predicate is right, and for triplets both names too.
+    """
+
+    kind = "scene_graph"
+
+    def __init__(self) -> None:
+        self.asked, self.right_predicates, self.right_triplets, self.found = 0, 0, 0, 0
+
+    def update(self, truth: SceneSample, found: Relations) -> None:
+        """Count one scene."""
+        wanted = truth.truth.relations
+        order = np.argsort(-found.confidence, kind="stable")[:RECALL_AT]
+        self.asked += len(wanted)
+        self.found += len(found)
+        if not len(order) or found.object_boxes_xyxy is None:
+            return
+        overlaps = box_iou(wanted.object_boxes_xyxy, found.object_boxes_xyxy) >= MIN_IOU
+        names = np.array([[a == b for b in found.object_names] for a in wanted.object_names])
+        for row in range(len(wanted)):
+            subject, object_ = wanted.subject_indices[row], wanted.object_indices[row]
+            subjects, objects = found.subject_indices[order], found.object_indices[order]
+            fits = overlaps[subject, subjects] & overlaps[object_, objects]
+            fits &= np.array([found.predicates[i] == wanted.predicates[row] for i in order])
+            self.right_predicates += bool(fits.any())
+            self.right_triplets += bool((fits & names[subject, subjects] & names[object_, objects]).any())
+
+    def compute(self) -> dict[str, float]:
+        """Shares of all true relations, and how many there were."""
+        return {
+            "predicate_recall_at_20": self.right_predicates / max(self.asked, 1),
+            "triplet_recall_at_20": self.right_triplets / max(self.asked, 1),
+            "relations": self.asked,
+            "relations_found": self.found,
+        }
+
+
+class TextScore:
+    """Lines read letter by letter, case included: of the found lines, the one that overlaps a true line most."""
+
+    kind = "ocr"
+
+    def __init__(self) -> None:
+        self.asked, self.right, self.found = 0, 0, 0
+        self.errors = CharErrorRate()
+
+    def update(self, truth: SceneSample, found: TextLines) -> None:
+        """Count one scene."""
+        wanted = truth.truth.text_lines
+        self.asked += len(wanted)
+        self.found += len(found)
+        if not len(wanted):
+            return
+        boxes = [np.concatenate([lines.quads.min(axis=1), lines.quads.max(axis=1)], axis=1) for lines in (wanted, found)]
+        overlaps = box_iou(*boxes) if len(found) else np.zeros((len(wanted), 1))
+        for row, text in enumerate(wanted.texts):
+            best = int(overlaps[row].argmax())
+            read = found.texts[best] if overlaps[row, best] > 0 else ""
+            self.right += read == text
+            self.errors.update([read], [text])
+
+    def compute(self) -> dict[str, float]:
+        """Share of true lines read exactly, its 95 % interval, and the character error rate."""
+        low, high = wilson_interval(self.right, max(self.asked, 1))
+        result = {"exact_match": self.right / max(self.asked, 1), "exact_match_low": low, "exact_match_high": high}
+        rate = float(self.errors.compute()) if self.asked else float("nan")
+        return {**result, "character_error_rate": rate, "lines": self.asked, "lines_found": self.found}
+
+
+SCORES = {score.kind: score for score in (PanopticScore, BoxScore, RelationScore, TextScore)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one verbalizer reached.
+
+    Attributes:
+        kind: Which intelligence.
+        scores: Name -> value.
+        num_scenes: How many scenes it saw.
+        seconds_per_image: Wall time, painting not counted.
+    """
+
+    kind: str
+    scores: dict[str, float]
+    num_scenes: int
+    seconds_per_image: float
+
+
+def evaluate_verbalizers(
+    verbalizers: Sequence[Verbalizer], num_scenes: int, seed: int = 0, image_size: int = 448, split: str = "test"
+) -> list[Measured]:
+    """Let verbalizers look at scenes, one after the other on the same pictures.
+
+    Args:
+        verbalizers: Of kinds among :data:`SCORES`.
+        num_scenes: The split's first scenes.
+        seed: Of the stream.
+        image_size: Height and width of the pictures in pixels.
+        split: Which scenes.
+
+    Raises:
+        ValueError: A kind that has no score here.
+    """
+    for verbalizer in verbalizers:
+        if verbalizer.kind not in SCORES:
+            raise ValueError(f"expected kinds among {sorted(SCORES)}, got {verbalizer.kind!r}. Leave it out.")
+    scores = [SCORES[verbalizer.kind]() for verbalizer in verbalizers]
+    seconds = [0.0] * len(scores)
+    scenes = iter(Scenes(split, seed=seed, image_size=image_size, num_questions=1, length=num_scenes))
+    while batch := [sample for _, sample in zip(range(_BATCH), scenes)]:
+        images = [sample.image for sample in batch]
+        for position, (verbalizer, score) in enumerate(zip(verbalizers, scores, strict=True)):
+            began = time.perf_counter()
+            findings = verbalizer.predict(images)
+            seconds[position] += time.perf_counter() - began
+            for sample, finding in zip(batch, findings, strict=True):
+                score.update(sample, finding)
+    return [
+        Measured(verbalizer.kind, score.compute(), num_scenes, spent / max(num_scenes, 1))
+        for verbalizer, score, spent in zip(verbalizers, scores, seconds, strict=True)
+    ]
+
+
+def bundled_verbalizers(folder: Path, kinds: Sequence[str]) -> list[Verbalizer]:
+    """The four of a folder of checkpoints, with thresholds that let a ranking metric see the whole ranking.
+
+    Args:
+        folder: Holds ``mask2former-nano``, ``owlv2-nano`` and ``psgtr-nano``.
+        kinds: Which of them.
+    """
+    thresholds = {"subject_threshold": 0.0, "object_threshold": 0.0, "relation_threshold": 0.0}
+    entries: dict[str, tuple[str, dict[str, Any]]] = {
+        "segmentation": ("transformers", {"checkpoint": folder / "mask2former-nano", "mask_threshold": 0.5}),
+        "detection": (
+            "owlv2",
+            {"checkpoint": folder / "owlv2-nano", "vocabulary": tuple(OBJECT_CLASSES), "threshold": 0.02},
+        ),
+        "scene_graph": ("psgtr", {"checkpoint": folder / "psgtr-nano", **thresholds}),
+        "ocr": ("rapidocr", {}),
+    }
+    return [build_verbalizer(kind, entries[kind][0], **entries[kind][1]) for kind in kinds]
+
+
+def markdown_table(measured: Sequence[Measured]) -> str:
+    """One row per measure."""
+    rows = ["| kind | measure | value | scenes |", "| --- | --- | ---: | ---: |"]
+    for result in measured:
+        for name, value in result.scores.items():
+            shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+            rows.append(f"| {result.kind} | {name} | {shown} | {result.num_scenes} |")
+    return "\n".join(rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Measure the bundled verbalizers on test scenes.")
+    parser.add_argument("--verbalizers", required=True, type=Path, help="folder of checkpoints")
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--kind", choices=sorted(SCORES), action="append", help="only this one; may be repeated")
+    parser.add_argument("--json", type=Path, help="file that receives the numbers")
+    chosen = parser.parse_args(arguments)
+    kinds = tuple(chosen.kind or SCORES)
+    measured = evaluate_verbalizers(bundled_verbalizers(chosen.verbalizers, kinds), chosen.scenes, split=chosen.split)
+    print(markdown_table(measured))
+    if chosen.json is not None:
+        known = json.loads(chosen.json.read_text(encoding="utf-8")) if chosen.json.is_file() else {}
+        known |= {result.kind: vars(result) for result in measured}
+        chosen.json.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
