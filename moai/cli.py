@@ -209,6 +209,9 @@ def verbalize(
         bool, typer.Option("--retry-failures", help="DATASET: look again where a verbalizer failed.")
     ] = False,
     json_output: JsonOption = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also print time and peak memory of each verbalizer.")
+    ] = False,
     timeout: TimeoutOption = 60.0,
     debug: DebugOption = False,
 ) -> None:
@@ -224,18 +227,19 @@ def verbalize(
         chosen = [kind.strip() for kind in kinds.split(",")] if kinds else None
         limit = timeout or None
         if selects_dataset(pictures, out):
-            if show or overlay is not None:
-                raise ValueError("expected --show and --overlay with pictures only, got a data set. Leave them out.")
+            if show or overlay is not None or profile:
+                names = "--show, --overlay and --profile"
+                raise ValueError(f"expected {names} with pictures only, got a data set. Leave them out.")
             options = (engine, workers, batch_size, image_folder, column, limit, retry_failures, json_output)
             _exit_for(*verbalize_datasets(pictures, model, verbalizers, chosen, DatasetSettings(out, *options)))
             return
         settings = AnswerSettings(json_output, show or overlay is not None, overlay, timeout_s=limit)
-        _exit_for(verbalize_pictures(pictures, model, verbalizers, chosen, settings), len(pictures))
+        _exit_for(verbalize_pictures(pictures, model, verbalizers, chosen, settings, profile), len(pictures))
 
 
 @app.command(no_args_is_help=True)
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of an official MoAI checkpoint.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of an official MoAI, or file of a PSGTR.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: as it is.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,

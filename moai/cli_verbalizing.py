@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verbalizers import SCENE_FIELDS, Verbalizer, verbalize_scene
+from verbalizers.profiling import Cost, profile_scene
 
 from .checkpoint_lookup import find_checkpoint
+from .cli_profiling import print_costs
 from .cli_rendering import choose_overlay_path, describe_missing, note, print_json, print_words, save_overlay
 from .cli_settings import AnswerSettings, parse_verbalizers
 from .image_loading import load_image
@@ -47,6 +49,7 @@ def verbalize_pictures(
     verbalizers: str | None,
     kinds: Sequence[str] | None,
     settings: AnswerSettings,
+    is_profiling: bool = False,
 ) -> int:
     """Print what the verbalizers find in each picture. The language model is not loaded.
 
@@ -56,6 +59,8 @@ def verbalize_pictures(
         verbalizers: Names separated by commas, instead of those.
         kinds: Only these kinds look and speak; None = all.
         settings: ``is_json``, ``is_drawing``, ``overlay`` and ``timeout_s`` count.
+        is_profiling: Measure each verbalizer alone, then all side by side; print a table, or with ``is_json`` add
+            ``profile`` to each row.
 
     Returns:
         How many pictures could not be read; each was reported.
@@ -66,9 +71,15 @@ def verbalize_pictures(
     stored, looking, absent = choose_verbalizers(model, verbalizers, kinds)
     wanted = list(kinds or stored.kinds)
     num_failed = 0
+    costs: list[list[Cost]] = []
     for index, picture in enumerate(pictures):
         try:
-            scene = complete_scenes([(load_image(picture), None)], looking, settings.timeout_s)[0]
+            image = load_image(picture)
+            if is_profiling:
+                scene, cost = profile_scene(image, looking, settings.timeout_s, is_first=not costs)
+                costs.append(cost)
+            else:
+                scene = complete_scenes([(image, None)], looking, settings.timeout_s)[0]
         except ValueError as error:
             num_failed += 1
             print_json({"image": picture, "error": str(error)}) if settings.is_json else note(f"error: {error}")
@@ -81,9 +92,12 @@ def verbalize_pictures(
             overlay = save_overlay(scene, picture, path)
         if settings.is_json:
             row = {"image": picture, "words": words, "scene": scene.to_dict(), "missing": missing}
-            print_json(row | ({} if overlay is None else {"overlay": str(overlay)}))
+            row |= {} if overlay is None else {"overlay": str(overlay)}
+            print_json(row | ({"profile": [c.to_dict() for c in costs[-1]]} if is_profiling else {}))
         else:
             lines = describe_missing(missing).replace("answered without", "nobody looked for")
             footer = "\n".join(filter(None, [lines, f"overlay: {overlay}" if overlay else ""]))
             print_words(picture, words, footer)
+    if costs and not settings.is_json:
+        print_costs(costs)
     return num_failed

@@ -213,7 +213,7 @@ def relations_from_psgtr(
         object_indices=pairs[:, 1],
         predicates=tuple(predicates[index] for index in best),
         confidence=scores[np.arange(len(best)), best],
-        object_boxes_xyxy=None if boxes is None else to_numpy(boxes).reshape(len(names), -1)[:, :4],
+        object_boxes_xyxy=None if boxes is None else to_numpy(boxes).reshape(len(names), -1 if names else 4)[:, :4],
     )
 
 

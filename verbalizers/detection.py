@@ -148,6 +148,11 @@ class Owlv2Detector(CheckpointVerbalizer):
                 self._embeddings[words] = read_or_write(path, lambda: self._encode(loaded))
             return self._embeddings[words].to(device, dtype)
 
+    def forget_embeddings(self) -> None:
+        """Drop the embeddings in memory; the next image reads them from `cache_dir` or computes them."""
+        with self._text_lock:
+            self._embeddings.clear()
+
     def _encode(self, loaded: SimpleNamespace) -> torch.Tensor:
         import torch
 

@@ -99,6 +99,17 @@ def test_relations_from_psgtr_ignores_column_zero_when_reading_scores():
     assert attributes == found
 
 
+def test_relations_from_psgtr_are_empty_when_no_triplet_is_kept():
+    result = {
+        "labels": torch.zeros(0, dtype=torch.long),
+        "rel_pair_idxes": torch.zeros(0, 2, dtype=torch.long),
+        "rel_dists": torch.zeros(0, 4),
+        "refine_bboxes": torch.zeros(0, 4),
+    }
+    found = relations_from_psgtr(result, ("cat", "dog"), ("on", "in", "under"))
+    assert len(found) == 0 and found.object_names == () and found.object_boxes_xyxy.shape == (0, 4)
+
+
 def test_relations_from_psgtr_tells_two_predicates_of_one_query_apart_when_rels_say_so():
     dists = np.array([[0.1, 0.5, 0.4]] * 2, dtype=np.float32)
     result = {

@@ -1,10 +1,9 @@
 """The OWLv2 door on the real transformers class, tiny and randomly initialised, loaded from disk."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from verbalizer_builders import save_owlv2
 
 from verbalizers import Detections, build_verbalizer
 from verbalizers.detection import select_detections
@@ -14,34 +13,7 @@ WORDS = ("cat", "traffic light", "dog", "teapot")
 
 @pytest.fixture(scope="module")
 def owlv2(tmp_path_factory):
-    from transformers import CLIPTokenizer, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
-
-    folder = tmp_path_factory.mktemp("owlv2")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = ["!", "<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!", model_max_length=16
-    )
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": len(pieces), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2,
-        "pad_token_id": 0,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 32, "patch_size": 8,
-    }  # fmt: skip
-    config = Owlv2Config(text_config=text, vision_config=vision, projection_dim=16)
-    model = Owlv2ForObjectDetection(config)
-    for parameter in model.parameters():  # away from zero, so that scores differ between words
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    image_processor = Owlv2ImageProcessor(size={"height": 32, "width": 32})
-    Owlv2Processor(image_processor, tokenizer).save_pretrained(folder)
-    return folder
+    return save_owlv2(tmp_path_factory.mktemp("owlv2"))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from verbalizer_builders import save_clip_text
 
 from verbalizers import build_verbalizer
 
@@ -160,28 +161,7 @@ def test_load_refuses_when_file_is_no_local_yolo(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A CLIP text model of YOLO-World's width, random weights, with a tokenizer that spells."""
-    import json
-
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = ["!", "<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!")
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=len(pieces), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=16, projection_dim=512, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    model = CLIPTextModelWithProjection(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    return folder
+    return save_clip_text(tmp_path_factory.mktemp("clip"), projection_dim=512)  # YOLO-World's width
 
 
 @pytest.fixture(scope="module")

@@ -1,103 +1,11 @@
 """The segmentation door on real transformers classes, tiny and randomly initialised, loaded from disk."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from verbalizer_builders import NAMES, save_mask2former, save_maskformer, save_oneformer
 
 from verbalizers import Segments, build_verbalizer, pascal_colors, render_segmentation_map, verbalize_segments
-
-NAMES = {0: "person", 1: "sky-other-merged", 2: "grass-merged"}
-
-
-def save_mask2former(folder):
-    from transformers import (
-        Mask2FormerConfig,
-        Mask2FormerForUniversalSegmentation,
-        Mask2FormerImageProcessor,
-        SwinConfig,
-    )
-
-    torch.manual_seed(0)
-    backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = Mask2FormerConfig(
-        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_layers=1,
-        decoder_layers=2, num_attention_heads=2, num_queries=24, encoder_feedforward_dim=16, dim_feedforward=16,
-        id2label=NAMES, label2id={name: index for index, name in NAMES.items()},
-    )  # fmt: skip
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-
-
-def save_maskformer(folder):
-    from transformers import (
-        DetrConfig,
-        MaskFormerConfig,
-        MaskFormerForInstanceSegmentation,
-        MaskFormerImageProcessor,
-        SwinConfig,
-    )
-
-    torch.manual_seed(0)
-    backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    decoder = DetrConfig(
-        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=6,
-    )  # fmt: skip
-    config = MaskFormerConfig(
-        backbone_config=backbone, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32,
-        id2label=NAMES, label2id={name: index for index, name in NAMES.items()},
-    )  # fmt: skip
-    MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
-    MaskFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-
-
-def save_oneformer(folder):
-    """OneFormer is told its task in words: its processor is an image processor and a tokenizer."""
-    from transformers import (
-        CLIPTokenizer,
-        OneFormerConfig,
-        OneFormerForUniversalSegmentation,
-        OneFormerImageProcessor,
-        OneFormerProcessor,
-        SwinConfig,
-    )
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = ["!", "<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!")
-    classes = {str(index): {"name": name, "isthing": int(index == 0)} for index, name in NAMES.items()}
-    (folder / "classes.json").write_text(json.dumps(classes))
-    torch.manual_seed(0)
-    backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = OneFormerConfig(
-        backbone_config=backbone, num_queries=8, hidden_dim=32, mask_dim=32, conv_dim=32, encoder_layers=1,
-        decoder_layers=2, num_attention_heads=2, encoder_feedforward_dim=16, dim_feedforward=16, query_dec_layers=1,
-        task_seq_len=77, text_encoder_width=16, text_encoder_num_layers=1, text_encoder_vocab_size=len(pieces),
-        text_encoder_context_length=77, is_training=False,
-        id2label=NAMES, label2id={name: index for index, name in NAMES.items()},
-    )  # fmt: skip
-    model = OneFormerForUniversalSegmentation(config)
-    with torch.no_grad():  # as born, it takes every query for nothing
-        model.model.transformer_module.decoder.class_embed.bias[-1] = -20
-    model.save_pretrained(folder)
-    image_processor = OneFormerImageProcessor(
-        size={"shortest_edge": 64, "longest_edge": 96}, repo_path=str(folder), class_info_file="classes.json",
-        num_text=4,
-    )  # fmt: skip
-    OneFormerProcessor(image_processor, tokenizer).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
