@@ -110,6 +110,8 @@ def load_text_backbone(text: Any, gguf_file: str | None = None) -> Backbone:
     )
     model, info = AutoModelForCausalLM.from_pretrained(name, dtype="auto", output_loading_info=True, **settings)
     _check_loaded(name, model, info)
+    if gguf_file is not None:  # the weights are plain numbers now; the note that they were packed would be believed
+        model.config.__dict__.pop("quantization_config", None)
     return _split_causal_model(model, is_shared=False)
 
 
