@@ -2,7 +2,8 @@
 
     python -m moai.evaluation.scenes_benchmark --model checkpoints/moai-nano --per-kind 1000 --json evaluation.json
 
-Verbalizations are the truth with realistic noise (`scene_noise`): what is measured is the model, not a detector.
+Verbalizations are the truth with realistic noise (`scene_noise`): what is measured is the model, not a detector. With
+``--real all`` the checkpoint's own verbalizers look at the pictures instead, and the whole chain is measured.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +25,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import moai  # noqa: F401  (registers the Auto classes)
 from moai.data.scenes import QUESTION_KINDS, Scenes, add_noise
+from moai.pipeline_verbalizers import VerbalizerSettings
+from verbalizers import WordSettings
 from verbalizers.base import Verbalizer, build_verbalizer
 from verbalizers.scene import parse_scene, render_segmentation_map, verbalize_scene
 
@@ -31,6 +35,9 @@ from .answer_metrics import is_right, name_f1, wilson_interval
 __all__ = ["AskedQuestion", "collect_questions", "evaluate_scenes", "markdown_table", "summarise"]
 
 CONDITIONS = ("with_auxiliary", "without_auxiliary")
+#: The answer that training questions of the same kind have most often: what a model gets without looking.
+MOST_FREQUENT = "most_frequent"
+_NUM_COUNTED = 2000  # training scenes whose answers are counted
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ def collect_questions(
     split: str = "test",
     kinds: Sequence[str] = QUESTION_KINDS,
     verbalizers: Sequence[Verbalizer] = (),
+    words: WordSettings | None = None,
 ) -> Iterator[AskedQuestion]:
     """Questions of a split in order, up to a number per kind.
 
@@ -75,6 +83,7 @@ def collect_questions(
         split: Which scenes.
         kinds: Which kinds.
         verbalizers: Real ones to look at the pictures, instead of the noisy truth.
+        words: What of their findings is worth saying; None = the defaults.
     """
     missing = dict.fromkeys(kinds, per_kind)
     scenes = Scenes(split, seed=seed, image_size=image_size, num_objects=num_objects, kinds=tuple(kinds))
@@ -88,12 +97,12 @@ def collect_questions(
             found = parse_scene([sample.image], verbalizers)[0]
         else:
             found = add_noise(sample.truth, Random(f"{seed} {sample.index}"), noise)
-        words = verbalize_scene(found)
+        said = verbalize_scene(found, settings=words)
         painted = render_segmentation_map(found.segments, sample.image_size_hw)
         for asked in wanted:
             if missing[asked.kind] > 0:
                 missing[asked.kind] -= 1
-                yield AskedQuestion(asked.kind, asked.question, asked.answer, sample.image, words, painted)
+                yield AskedQuestion(asked.kind, asked.question, asked.answer, sample.image, said, painted)
 
 
 @torch.inference_mode()
@@ -158,6 +167,20 @@ def evaluate_scenes(
     return answered
 
 
+def most_frequent_answers(kinds: Sequence[str] = QUESTION_KINDS, num_scenes: int = _NUM_COUNTED) -> dict[str, str]:
+    """By kind, the commonest answer to the training split's questions.
+
+    Args:
+        kinds: Which kinds.
+        num_scenes: How many scenes are asked about.
+    """
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
+    for sample in Scenes("train", image_size=96, kinds=tuple(kinds), length=num_scenes):
+        for asked in sample.questions:
+            counts[asked.kind][asked.answer] += 1
+    return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items() if answers}
+
+
 def summarise(answered: Sequence[tuple[AskedQuestion, str]]) -> dict[str, dict[str, Any]]:
     """Per kind: questions, accuracy and its 95 % interval; for descriptions the mean F1 of the names mentioned.
 
@@ -205,6 +228,17 @@ def markdown_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def _real_verbalizers(checkpoint: str, kinds: Sequence[str]) -> tuple[list[Verbalizer], VerbalizerSettings]:
+    """The checkpoint's own for "all", else one of each kind with default settings; and what they may say."""
+    if "all" not in kinds:
+        return [build_verbalizer(kind) for kind in kinds], VerbalizerSettings()
+    settings = VerbalizerSettings.load_pretrained(checkpoint)
+    built, absent = settings.build()
+    if absent:
+        raise ImportError(f"expected all verbalizers of {checkpoint}, got none for {absent}. Install what they name.")
+    return built, settings
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Accuracy on test scenes, with and without auxiliary tokens.")
@@ -212,7 +246,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--per-kind", type=int, default=1000, help="questions per kind")
     parser.add_argument("--noise", type=float, default=1.0, help="strength of the verbalizers' errors, 0 = truth")
     parser.add_argument("--kind", choices=QUESTION_KINDS, action="append", help="ask only these")
-    parser.add_argument("--real", action="append", default=[], metavar="VERBALIZER", help="let this one look, e.g. ocr")
+    parser.add_argument(
+        "--real",
+        action="append",
+        default=[],
+        metavar="VERBALIZER",
+        help="let this one look, e.g. ocr; all: the checkpoint's own",
+    )
     parser.add_argument("--image-size", type=int, default=448, help="pixels")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--condition", choices=CONDITIONS, action="append", help="run only this one")
@@ -224,15 +264,16 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     model = AutoModelForImageTextToText.from_pretrained(chosen.model, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(chosen.model)
+    kinds = tuple(chosen.kind or QUESTION_KINDS)
+    verbalizers, spoken = _real_verbalizers(chosen.model, chosen.real)
     questions = collect_questions(
-        chosen.per_kind,
-        chosen.noise,
-        chosen.image_size,
-        kinds=tuple(chosen.kind or QUESTION_KINDS),
-        verbalizers=[build_verbalizer(kind) for kind in chosen.real],
+        chosen.per_kind, chosen.noise, chosen.image_size, kinds=kinds, verbalizers=verbalizers, words=spoken.words
     )
     conditions = tuple(chosen.condition or CONDITIONS)
     answered = evaluate_scenes(model, processor, questions, conditions, chosen.batch_size)
+    if "with_auxiliary" in answered:
+        guessed = most_frequent_answers(kinds)
+        answered[MOST_FREQUENT] = [(item, guessed.get(item.kind, "")) for item, _ in answered["with_auxiliary"]]
     results = {condition: summarise(pairs) for condition, pairs in answered.items()}
     print(table := markdown_table(results))
     for condition, pairs in answered.items():
