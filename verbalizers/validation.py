@@ -15,7 +15,8 @@ def checked_array(value: Any, dtype: type, shape: tuple[int | None, ...], name: 
         array = np.array(value, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{name}` must be numeric, got {type(value).__name__}: {error}. {next_step}") from error
-    if array.size == 0 and array.ndim != len(shape) and 0 not in shape:
+    # "[]" is all that JSON keeps of an empty array, whatever its shape was.
+    if array.size == 0 and array.ndim != len(shape) and (None in shape or 0 in shape):
         array = array.reshape([length if length is not None else 0 for length in shape])
     fits = array.ndim == len(shape) and all(s is None or s == n for s, n in zip(shape, array.shape, strict=True))
     if not fits:

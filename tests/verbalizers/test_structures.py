@@ -30,6 +30,21 @@ def test_scene_survives_json_when_written_and_read():
     assert Scene.from_dict(json.loads(json.dumps(Scene((2, 3)).to_dict()))) == Scene((2, 3))
 
 
+def test_scene_survives_json_when_nothing_was_found():
+    empty = Scene(
+        (2, 3),
+        segments=Segments(np.zeros((2, 3), np.int32), (), (), ()),
+        detections=Detections(np.zeros((0, 4)), (), (), (2, 3)),
+        relations=Relations((), (), (), (), (), np.zeros((0, 4))),
+        text_lines=TextLines(np.zeros((0, 4, 2)), (), ()),
+    )
+    again = Scene.from_dict(json.loads(json.dumps(empty.to_dict())))
+    assert again == empty
+    assert again.relations.object_boxes_xyxy.shape == (0, 4)
+    with pytest.raises(ValueError, match="shape"):
+        TextLines([], ("STOP",), (1.0,))
+
+
 def test_scene_differs_when_one_value_differs():
     scene = make_scene()
     assert scene != dataclasses.replace(scene, segments=None)
