@@ -215,7 +215,7 @@ def build_model(settings: TrainSettings, device: torch.device) -> BuiltModel:
     if settings.train.decoder == "lora":
         require("peft", purpose="`train.decoder: lora`")
         torch.manual_seed(settings.seed)  # adapters start alike on all ranks and after a resume
-        model = _add_adapter(model, settings) if adapter is None else _load_adapter(model, adapter, settings)
+        model = add_adapter(model, settings) if adapter is None else _load_adapter(model, adapter, settings)
         model.peft_config["default"].base_model_name_or_path = base
     elif adapter is not None:
         if settings.model.quantization != "none":
@@ -257,7 +257,13 @@ def _lora_config(model: nn.Module, settings: TrainSettings) -> Any:
     )
 
 
-def _add_adapter(model: nn.Module, settings: TrainSettings) -> nn.Module:
+def add_adapter(model: nn.Module, settings: TrainSettings) -> nn.Module:
+    """Put a new LoRA adapter on a model's decoder, the parts that are trained whole beside it.
+
+    Args:
+        model: A MoAI.
+        settings: The recipe.
+    """
     from peft import get_peft_model
 
     # Trained weights become float32 in `freeze_parts`, whatever PEFT would make of them.

@@ -24,10 +24,10 @@ def settings_of(stage: int, **overrides):
 
 
 def adapt(model, settings):
-    peft = pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
-    from moai.training.model_building import _lora_config
+    pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
+    from moai.training.model_building import add_adapter
 
-    return peft.get_peft_model(model, _lora_config(model, settings))
+    return add_adapter(model, settings)
 
 
 def batch_of(model) -> dict[str, torch.Tensor]:
