@@ -57,7 +57,7 @@ def load_pictures() -> list[np.ndarray]:
         enlarged = source.resize((round(source.width * scale) + 1, round(source.height * scale) + 1))
         left = int(generator.integers(0, enlarged.width - width + 1))
         top = int(generator.integers(0, enlarged.height - height + 1))
-        pictures.append(np.asarray(enlarged.crop((left, top, left + width, top + height))))
+        pictures.append(np.array(enlarged.crop((left, top, left + width, top + height))))
     return pictures
 
 

@@ -80,7 +80,7 @@ def load_yolo(path: str | Path) -> torch.nn.Module:
     from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel, torch_safe_load
 
     if "safe_only" not in inspect.signature(torch_safe_load).parameters:
-        raise ImportError('this ultralytics cannot read a checkpoint safely: pip install -U "ultralytics>=8.4.100"')
+        raise ImportError('this ultralytics cannot read a checkpoint safely: pip install -U "moai-vlm[detection]"')
     try:
         with _loading:
             content, _ = torch_safe_load(str(path.resolve()), safe_only=True)

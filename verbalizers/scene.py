@@ -175,7 +175,7 @@ def as_rgb_array(image: Image.Image | np.ndarray) -> np.ndarray:
         ValueError: neither, or an array of another dtype or shape.
     """
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only, which torch warns about
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         if 0 not in image.shape:
             return image

@@ -1,0 +1,54 @@
+"""The verbalizers' benchmark runs and says what it measured; it asserts no time."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.verbalizer_models import NUM_NAMES, choose_names
+from benchmarks.verbalizers import NUM_PICTURES, load_pictures, main, measure_throughput, to_markdown
+from verbalizers import TextLines, Verbalizer
+
+
+def test_pictures_are_equal_in_size_and_different_when_loaded():
+    pictures = load_pictures()
+    assert len(pictures) == NUM_PICTURES and len({picture.shape for picture in pictures}) == 1
+    assert len({picture.tobytes() for picture in pictures}) == NUM_PICTURES
+
+
+def test_names_are_as_many_as_the_release_asks_for():
+    names, origin = choose_names()
+    assert len(set(names)) == NUM_NAMES and origin
+
+
+class Reader(Verbalizer):
+    kind, backend = "ocr", "none"
+
+    def __init__(self):
+        self.batches = []
+
+    def predict(self, images):
+        self.batches.append(len(images))
+        return [TextLines(np.zeros((0, 4, 2)), (), ()) for _ in images]
+
+
+def test_throughput_alternates_batches_when_measured():
+    import torch
+
+    reader = Reader()
+    table = measure_throughput([reader], [1, 8], 2, torch.device("cpu"))
+    assert reader.batches == [1, 8] * 3  # one warm-up
+    report = to_markdown("a machine", "A model.", [table])
+    assert "| ocr/none |" in report and report.count("\n|") == 3
+
+
+@pytest.mark.slow
+def test_text_cache_is_measured_on_real_models_when_run(tmp_path):
+    pytest.importorskip("timm")
+    arguments = ["--random", "--only", "text-cache", "--rounds", "1", "--threads", "1"]
+    main([*arguments, "--markdown", str(tmp_path / "out.md"), "--json", str(tmp_path / "out.json")])
+    (table,) = json.loads((tmp_path / "out.json").read_text())["tables"]
+    times = table["records"][0]["times_ms"]
+    assert set(times) == {"in memory", "from disk", "computed anew"}
+    assert times["computed anew"][0] > times["in memory"][0]  # 1,847 names more to encode
+    assert "1,847 names" in (tmp_path / "out.md").read_text()
