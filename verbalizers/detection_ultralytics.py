@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +60,21 @@ def import_ultralytics() -> None:
         raise ImportError(f"YOLO models need ultralytics (AGPL-3.0): {line} ({error})") from error
 
 
+@contextmanager
+def _neutral_name(path: Path) -> Iterator[Path]:
+    """The file under a name that ultralytics does not interpret.
+
+    It takes yolov5s.pt for yolov5su.pt and drops quotes, and would download what it then does not find.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        neutral = Path(folder, "model.pt")
+        try:
+            neutral.symlink_to(path.resolve())
+        except OSError:  # Windows without the right to make links
+            shutil.copyfile(path, neutral)
+        yield neutral
+
+
 def load_yolo(path: str | Path) -> torch.nn.Module:
     """Read a local YOLO checkpoint without running anything that it says.
 
@@ -82,8 +100,8 @@ def load_yolo(path: str | Path) -> torch.nn.Module:
     if "safe_only" not in inspect.signature(torch_safe_load).parameters:
         raise ImportError('this ultralytics cannot read a checkpoint safely: pip install -U "moai-vlm[detection]"')
     try:
-        with _loading:
-            content, _ = torch_safe_load(str(path.resolve()), safe_only=True)
+        with _loading, _neutral_name(path) as neutral:
+            content, _ = torch_safe_load(str(neutral), safe_only=True)
     except (TypeError, RuntimeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{str(path)!r} is refused: it is damaged, or no model of ultralytics' own classes, and nothing else in a "
@@ -186,7 +204,9 @@ class UltralyticsDetector(CheckpointVerbalizer):
             dtype = torch.float16
         model = load_yolo(self.checkpoint)
         names, classes = self._teach(model)
-        return SimpleNamespace(model=model.to(device, dtype), names=names, classes=classes, dtype=dtype)
+        # A YOLO head keeps the grid of the last picture's size: two threads with two sizes would mix them up.
+        lock = threading.Lock()
+        return SimpleNamespace(model=model.to(device, dtype), names=names, classes=classes, dtype=dtype, lock=lock)
 
     def _teach(self, model: torch.nn.Module) -> tuple[dict[int, str], list[int] | None]:
         """Give the model its words. Returns its names by class id, and which ids count (None = all)."""
@@ -278,7 +298,8 @@ class UltralyticsDetector(CheckpointVerbalizer):
         letterbox = LetterBox((self.image_size, self.image_size), auto=True, stride=int(model.stride.max()))
         resized = np.stack([letterbox(image=image) for image in images])  # (B, h, w, 3), sides divisible by the stride
         pixels = torch.from_numpy(resized).to(next(model.parameters()).device).permute(0, 3, 1, 2)
-        raw: Any = model(pixels.to(loaded.dtype) / 255)
+        with loaded.lock:
+            raw: Any = model(pixels.to(loaded.dtype) / 255)
         while isinstance(raw, tuple | list):  # boxes come first; behind them training outputs, masks' prototypes
             raw = raw[0]
         rows = non_max_suppression(

@@ -142,6 +142,19 @@ def test_load_refuses_when_a_checkpoint_would_run_code(tmp_path):
     assert not (tmp_path / "was_here").exists()
 
 
+@pytest.mark.parametrize("name", ["yolov5s.pt", "it's mine.pt", "yolo11n.pt"])
+def test_load_reads_the_file_that_is_named_when_ultralytics_knows_another(yolo, tmp_path, monkeypatch, name):
+    """ultralytics takes yolov5s.pt for yolov5su.pt, drops quotes, and downloads what it then misses."""
+    import shutil
+
+    from ultralytics.utils import downloads
+
+    monkeypatch.setattr(downloads, "safe_download", lambda *a, **k: pytest.fail("something was downloaded"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(yolo, tmp_path / name)
+    assert build(name).load().names == dict(enumerate(COLOURS))
+
+
 def test_load_refuses_when_file_is_no_local_yolo(tmp_path, monkeypatch):
     from ultralytics.utils import downloads
 
