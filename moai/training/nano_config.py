@@ -11,7 +11,14 @@ import yaml
 from .loop import LoopSettings
 from .scene_shards import ShardSettings
 
-__all__ = ["MultimodalSettings", "NanoConfig", "PhraseSettings", "TextSettings", "load_nano_config"]
+__all__ = [
+    "MultimodalSettings",
+    "NanoConfig",
+    "PhraseSettings",
+    "TextSettings",
+    "build_nano_config",
+    "load_nano_config",
+]
 
 T = TypeVar("T")
 
@@ -127,14 +134,26 @@ def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
     }
     if "curriculum" in filled:
         filled["curriculum"] = tuple(tuple(pair) for pair in filled["curriculum"])
-    if "kinds" in filled:
-        filled["kinds"] = tuple(filled["kinds"])
-    if "slow_names" in filled:
-        filled["slow_names"] = tuple(filled["slow_names"])
+    for name in ("kinds", "slow_names", "verbalizers"):
+        if name in filled:
+            filled[name] = tuple(filled[name])
     try:
         return kind(**filled)
     except TypeError as error:
         raise ValueError(f"`{where}` is incomplete: {error}. Add the field.") from error
+
+
+def build_nano_config(values: dict[str, Any], where: str) -> NanoConfig:
+    """Check a recipe's values.
+
+    Args:
+        values: What YAML gave.
+        where: Name of the source, for messages.
+
+    Raises:
+        ValueError: A field is unknown or missing.
+    """
+    return _build(NanoConfig, values, where)
 
 
 def load_nano_config(path: str | Path) -> NanoConfig:
@@ -143,5 +162,4 @@ def load_nano_config(path: str | Path) -> NanoConfig:
     Raises:
         ValueError: A field is unknown or missing.
     """
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return _build(NanoConfig, values, Path(path).name)
+    return build_nano_config(yaml.safe_load(Path(path).read_text(encoding="utf-8")), Path(path).name)

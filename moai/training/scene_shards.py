@@ -41,6 +41,8 @@ class ShardSettings:
         sign_probability: How often a scene has a sign with words.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
         with_pictures: Also store the picture and the segmentation map.
+        verbalizers: Kinds that may speak at all, of :data:`verbalizers.scene.SCENE_FIELDS`; leaving some out changes
+            nothing else in a shard.
     """
 
     num_scenes: int = 2048
@@ -54,6 +56,7 @@ class ShardSettings:
     sign_probability: float = 0.6
     partial_share: float = 0.0
     with_pictures: bool = False
+    verbalizers: tuple[str, ...] = tuple(SCENE_FIELDS)
 
     def most_objects(self, shard: int) -> int:
         """Largest number of objects in the scenes of a shard."""
@@ -136,7 +139,8 @@ def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokeniz
     for sample in scenes:
         rng = Random(f"shard {settings.seed} {sample.index}")
         found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
-        spoken = _sample_kinds(rng, settings.partial_share)
+        drawn = _sample_kinds(rng, settings.partial_share)
+        spoken = tuple(kind for kind in drawn if kind in settings.verbalizers)
         words = verbalize_scene(found, spoken)
         auxiliary.append(encode(words))
         for asked in sample.questions:
