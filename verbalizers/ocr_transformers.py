@@ -192,7 +192,7 @@ def cut_out_line(image: np.ndarray, quad: np.ndarray) -> np.ndarray:
     coefficients = _perspective(target, corners)
     picture = Image.fromarray(image)
     line = picture.transform((width, height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC)
-    result = np.asarray(line)
+    result = np.array(line)  # a copy that torch may own
     return np.ascontiguousarray(np.rot90(result)) if height >= 1.5 * width else result
 
 

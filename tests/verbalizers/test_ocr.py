@@ -1,10 +1,12 @@
 """Reading for real: the rapidocr package's own models, no network."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ocr_builders import SIGN_TEXTS, draw_sign
+from PIL import Image
 
 from verbalizers import TextLines, build_verbalizer, verbalize_text_lines
 from verbalizers.ocr import pad_slim
@@ -30,6 +32,24 @@ def test_reader_reads_lines_in_reading_order_when_text_is_clear(reader, sign):
     left, top = found.quads[0].min(axis=0)
     assert abs(left - 20) < 12
     assert abs(top - 35) < 15
+
+
+def test_reader_reads_a_photograph_line_by_line_when_page_is_slanted(reader):
+    """examples/page.png: printed text under uneven light; every line that the model is sure of, from the top."""
+    with Image.open(Path(__file__).parents[2] / "examples" / "page.png") as picture:
+        found = reader.predict([np.asarray(picture.convert("RGB"))])[0]
+    said = [
+        "Region-based segmentation",
+        "Let us first determine markers of the coins and the",
+        "background. These markers are pixels that we can label",
+        "unambiguously as either object or background. Here,",
+        "histogram of grey values:",
+    ]
+    assert [text for text in found.texts if text in said] == said
+    assert len(found) <= 8
+    assert verbalize_text_lines(found).startswith(
+        "The image includes text descriptions: Region-based segmentation, and "
+    )
 
 
 def test_reader_finds_nothing_when_image_is_blank_tiny_or_slim(reader):
