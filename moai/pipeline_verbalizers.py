@@ -13,13 +13,15 @@ The file stands beside ``config.json``. Every key may be left out::
 ``verbalizers`` is what runs by default, ``kinds`` what the model was taught to read (whatever of it is absent from an
 answer's scene is reported as missing), ``words`` what is worth saying. ``map`` says when the painted panoptic map is
 given: "found" where there are segments, "always" (black where there are none, as the release does), or "never".
-``compat`` speaks the release's words, slips included. A path in a verbalizer's ``settings["checkpoint"]`` is taken
-relative to the folder. Without the file: the OCR verbalizer where ``rapidocr`` is installed.
+``compat`` speaks the release's words, slips included. Paths in a verbalizer's settings (``checkpoint``, ``vocabulary``)
+are taken relative to the folder; ``../name`` is a folder beside it, and where that is not there the verbalizer is
+reported as missing. Without the file: the OCR verbalizer where ``rapidocr`` is installed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +46,8 @@ __all__ = [
 VERBALIZERS_FILE = "verbalizers.json"
 MAP_MODES = ("found", "always", "never")
 _ENTRY_KEYS = {"kind", "backend", "settings"}
+_PATH_SETTINGS = {"checkpoint", "vocabulary"}
+_DOTS = ("./", "../")
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,14 @@ class VerbalizerSettings:
 
         Args:
             data: What the file holds.
-            folder: Against which relative ``checkpoint`` settings are resolved.
+            folder: Against which relative paths in settings are resolved.
         """
         values = {"verbalizers": data} if isinstance(data, list) else dict(data)
         unknown = set(values) - {"verbalizers", "kinds", "words", "map", "compat"}
         if unknown:
             raise ValueError(f"expected the keys verbalizers, kinds, words, map, compat, got {sorted(unknown)}.")
         if values.get("verbalizers") is not None:
-            values["verbalizers"] = tuple(_resolve_checkpoint(entry, folder) for entry in values["verbalizers"])
+            values["verbalizers"] = tuple(_resolve_paths(entry, folder) for entry in values["verbalizers"])
         if "kinds" in values:
             values["kinds"] = tuple(values["kinds"])
         if "words" in values:
@@ -142,8 +146,12 @@ class VerbalizerSettings:
             return [], {"ocr": f'not installed: pip install "moai-vlm[{EXTRA_OF_PACKAGE["rapidocr"]}]"'}
         built, absent = [], {}
         for entry in self.verbalizers:
+            settings = entry.get("settings", {})
+            if (path := _find_absent_path(settings)) is not None:
+                absent[entry["kind"]] = f"{path} does not exist: copy it there, or name another in {VERBALIZERS_FILE}"
+                continue
             try:
-                built.append(build_verbalizer(entry["kind"], entry.get("backend"), **entry.get("settings", {})))
+                built.append(build_verbalizer(entry["kind"], entry.get("backend"), **settings))
             except ImportError as error:
                 absent[entry["kind"]] = str(error)
         return built, absent
@@ -154,13 +162,26 @@ class VerbalizerSettings:
         return replace(self, verbalizers=entries)
 
 
-def _resolve_checkpoint(entry: Any, folder: str | Path | None) -> Any:
-    """An entry whose relative ``checkpoint`` setting, where it names something inside ``folder``, is made absolute."""
+def _resolve_paths(entry: Any, folder: str | Path | None) -> Any:
+    """An entry whose settings name paths relative to ``folder``, with those made absolute.
+
+    What does not exist there is left as it is (a name on the hub, a published vocabulary), unless it begins with a dot.
+    """
     settings = entry.get("settings") if isinstance(entry, Mapping) else None
-    checkpoint = settings.get("checkpoint") if isinstance(settings, Mapping) else None
-    if folder is None or not isinstance(checkpoint, str) or not (Path(folder) / checkpoint).exists():
+    if folder is None or not isinstance(settings, Mapping):
         return entry
-    return {**entry, "settings": {**settings, "checkpoint": str(Path(folder) / checkpoint)}}
+    resolved = {}
+    for name in _PATH_SETTINGS & set(settings):
+        value = settings[name]
+        if isinstance(value, str) and (value.startswith(_DOTS) or (Path(folder) / value).exists()):
+            resolved[name] = os.path.normpath(Path(folder) / value)
+    return {**entry, "settings": {**settings, **resolved}}
+
+
+def _find_absent_path(settings: Mapping[str, Any]) -> str | None:
+    """The first path of an entry's settings that is absolute and does not exist."""
+    values = (settings[name] for name in sorted(_PATH_SETTINGS & set(settings)))
+    return next((v for v in values if isinstance(v, str) and os.path.isabs(v) and not os.path.exists(v)), None)
 
 
 def build_named_verbalizers(chosen: Iterable[Verbalizer | str] | str) -> list[Verbalizer]:

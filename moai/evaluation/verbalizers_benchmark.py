@@ -13,7 +13,8 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torchmetrics.detection import MeanAveragePrecision, PanopticQuality
 from torchmetrics.text import CharErrorRate
 
 from moai.data.scene_vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
-from moai.data.scenes import SceneSample, Scenes
+from moai.data.scenes import Scenes, SceneSample
 from verbalizers.base import Verbalizer, build_verbalizer
 from verbalizers.boxes import box_iou
 from verbalizers.structures import Detections, Relations, Segments, TextLines
@@ -115,8 +116,8 @@ class BoxScore:
     def compute(self) -> dict[str, float]:
         """Mean over the names that occur, all, inside and outside the panoptic vocabulary."""
         result = self.metric.compute()
-        values = dict(zip(result["classes"].reshape(-1).tolist(), result["map_per_class"].reshape(-1).tolist()))
-        values = {self.names[index]: value for index, value in values.items() if value >= 0}
+        rows = zip(result["classes"].reshape(-1).tolist(), result["map_per_class"].reshape(-1).tolist(), strict=True)
+        values = {self.names[index]: value for index, value in rows if value >= 0}  # -1: no such object in the truth
         outside = [value for name, value in values.items() if name in OUTSIDE_NAMES]
         inside = [value for name, value in values.items() if name not in OUTSIDE_NAMES]
         return {
@@ -180,7 +181,9 @@ class TextScore:
         self.found += len(found)
         if not len(wanted):
             return
-        boxes = [np.concatenate([lines.quads.min(axis=1), lines.quads.max(axis=1)], axis=1) for lines in (wanted, found)]
+        boxes = [
+            np.concatenate([lines.quads.min(axis=1), lines.quads.max(axis=1)], axis=1) for lines in (wanted, found)
+        ]
         overlaps = box_iou(*boxes) if len(found) else np.zeros((len(wanted), 1))
         for row, text in enumerate(wanted.texts):
             best = int(overlaps[row].argmax())
@@ -237,7 +240,7 @@ def evaluate_verbalizers(
     scores = [SCORES[verbalizer.kind]() for verbalizer in verbalizers]
     seconds = [0.0] * len(scores)
     scenes = iter(Scenes(split, seed=seed, image_size=image_size, num_questions=1, length=num_scenes))
-    while batch := [sample for _, sample in zip(range(_BATCH), scenes)]:
+    while batch := list(islice(scenes, _BATCH)):
         images = [sample.image for sample in batch]
         for position, (verbalizer, score) in enumerate(zip(verbalizers, scores, strict=True)):
             began = time.perf_counter()

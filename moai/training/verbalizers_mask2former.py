@@ -106,7 +106,7 @@ class SegmenterWithNames(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """timm's network."""
+        """Timm's network."""
         return self.segmenter.model.pixel_level_module.encoder._backbone
 
     def _keep_maps(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
@@ -151,7 +151,7 @@ class SegmenterWithNames(nn.Module):
 
 
 def pixels_of(scenes: Sequence[TrainingScene]) -> torch.Tensor:
-    """float (B, 3, H, W) in [-1, 1], channels last in memory."""
+    """Float (B, 3, H, W) in [-1, 1], channels last in memory."""
     images = torch.from_numpy(np.stack([np.ascontiguousarray(scene.image) for scene in scenes]))
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 

@@ -145,7 +145,7 @@ def initialize_owlv2(model: Owlv2ForObjectDetection, pictures: torch.Tensor) -> 
 
 
 def _waves(side: int, width: int) -> torch.Tensor:
-    """float (side * side, width): sines and cosines of x and of y at growing wavelengths."""
+    """Float (side * side, width): sines and cosines of x and of y at growing wavelengths."""
     count = width // 4
     frequencies = math.pi / side * 2 ** torch.linspace(0, math.log2(side), count)
     angles = torch.arange(side)[:, None] * frequencies[None]  # (side, count)

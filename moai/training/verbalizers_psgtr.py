@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -175,7 +174,7 @@ class TripletTask:
         counts = {"scenes": number}
         parts = {"subject": "subject_class", "object": "object_class", "relation": "relation_class"}
         for name, key in (parts | {"giou": "subject_giou"}).items():
-            counts |= {f"right_{name}": float(losses[key]) * number, f"asked_{name}": number}
+            counts |= {f"right_{name}": float(losses[key].detach()) * number, f"asked_{name}": number}
         return torch.stack(list(losses.values())).sum() * number, counts
 
     def _outputs(self, maps: torch.Tensor) -> Any:
@@ -212,16 +211,16 @@ class MaskTask:
         picked = states[-1].gather(1, chosen[..., None].expand(-1, -1, states.shape[-1]))
         drawn = head.draw_masks(picked, projected, memory_map, list(maps[:-1]))
         renumbered = [(torch.arange(len(queries)), triplets) for queries, triplets in matches]
-        losses = mask_loss(SimpleNamespace(**drawn), labels, renumbered, model.config)
+        losses = mask_loss(PSGTROutput(**drawn), labels, renumbered, model.config)
         number = float(len(scenes))
         counts = {"scenes": number}
         for name in ("dice", "focal"):
-            both = float(losses[f"subject_{name}"]) + float(losses[f"object_{name}"])
+            both = float((losses[f"subject_{name}"] + losses[f"object_{name}"]).detach())
             counts |= {f"right_{name}": both / 2 * number, f"asked_{name}": number}
         return torch.stack(list(losses.values())).sum() * number, counts
 
 
 def entity_masks(scene: TrainingScene) -> torch.Tensor:
-    """bool (E, H / 2, W / 2): where each entity is seen."""
+    """Bool (E, H / 2, W / 2): where each entity is seen."""
     small = np.ascontiguousarray(scene.entity_map[::_LABEL_STRIDE, ::_LABEL_STRIDE])
     return torch.from_numpy(small)[None] == torch.arange(1, len(scene.names) + 1)[:, None, None]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from moai.data.scene_vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
-from moai.data.scenes import SceneSample, Scenes
+from moai.data.scenes import Scenes, SceneSample
 from verbalizers.durable_files import replacing
 
 __all__ = [
@@ -223,8 +223,10 @@ class SceneBatches:
         self._open: tuple[int, PictureShard] | None = None
 
     def __call__(self, step: int, rank: int = 0, num_ranks: int = 1) -> list[TrainingScene]:
-        """This rank's scenes of a step; from the second time round a shard comes in another order, half of it
-        mirrored."""
+        """This rank's scenes of a step.
+
+        Every visit to a shard has an order of its own and mirrors other halves of it.
+        """
         visit, within = divmod(step, self.steps_per_shard)
         shard = (self.first_shard + visit) % self.settings.num_shards
         if self._open is None or self._open[0] != shard:

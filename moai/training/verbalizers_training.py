@@ -39,25 +39,27 @@ def _batches(config: VerbalizersConfig, out: Path, batch_size: int, first_shard:
     return SceneBatches(config.shards, out / "shards", batch_size, first_shard)
 
 
-def _paint(config: VerbalizersConfig, out: Path) -> None:
+def _paint(config: VerbalizersConfig, out: Path) -> bool:
     build_picture_shards(config.shards, out / "shards")
+    return True
 
 
-def _train_mask2former(config: VerbalizersConfig, out: Path) -> None:
+def _train_mask2former(config: VerbalizersConfig, out: Path) -> bool:
     settings = config.mask2former
     torch.manual_seed(config.seed)
     model = SegmenterWithNames(settings)
     task = Mask2FormerTask(model, settings, _batches(config, out, settings.batch_size))
-    run_loop(model.train(), task, task.count_names, settings.loop, out / "mask2former")
+    return run_loop(model.train(), task, task.count_names, settings.loop, out / "mask2former")
 
 
-def _write_features(config: VerbalizersConfig, out: Path) -> None:
+def _write_features(config: VerbalizersConfig, out: Path) -> bool:
     model = build_psgtr(config.psgtr).eval()
     load_segmenter_backbone(model, _trained(out / "mask2former"))
     build_feature_shards(model, _batches(config, out, 1), out / "psgtr-features")
+    return True
 
 
-def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
+def _train_triplets(config: VerbalizersConfig, out: Path) -> bool:
     settings = config.psgtr
     torch.manual_seed(config.seed)
     model = build_psgtr(settings)
@@ -65,20 +67,20 @@ def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
     _rest(model.head, ("mask_head", "attention_map"), trained=False)
     batches = FeatureBatches(_batches(config, out, 1), out / "psgtr-features", settings.batch_size)
     task = TripletTask(model, batches)
-    run_loop(model.train(), task, task.count_names, settings.triplets, out / "psgtr-triplets")
+    return run_loop(model.train(), task, task.count_names, settings.triplets, out / "psgtr-triplets")
 
 
-def _train_masks(config: VerbalizersConfig, out: Path) -> None:
+def _train_masks(config: VerbalizersConfig, out: Path) -> bool:
     settings = config.psgtr
     model = build_psgtr(settings)
     load_segmenter_backbone(model, _trained(out / "mask2former"))
     load_checkpoint(_trained(out / "psgtr-triplets"), model)
     _rest(model.head, ("mask_head", "attention_map"), trained=True)
     task = MaskTask(model, _batches(config, out, settings.mask_batch_size))
-    run_loop(model.train(), task, task.count_names, settings.masks, out / "psgtr-masks")
+    return run_loop(model.train(), task, task.count_names, settings.masks, out / "psgtr-masks")
 
 
-def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
+def _train_owlv2(config: VerbalizersConfig, out: Path) -> bool:
     settings = config.owlv2
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(SCENE_NAMES, settings.num_merges)
@@ -87,7 +89,7 @@ def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
         initialize_owlv2(model, pixels_of(_batches(config, out, min(256, config.shards.num_scenes))(0)))
     batches = _batches(config, out, settings.batch_size, settings.first_shard)
     task = Owlv2Task(model, settings, tokenizer, batches)
-    run_loop(model.train(), task, task.count_names, settings.loop, out / "owlv2")
+    return run_loop(model.train(), task, task.count_names, settings.loop, out / "owlv2")
 
 
 def _rest(module: nn.Module, parts: tuple[str, ...], trained: bool) -> None:
@@ -139,7 +141,8 @@ def _save(model: nn.Module, processor: object, folder: Path) -> Path:
     return folder
 
 
-STAGES: dict[str, Callable[[VerbalizersConfig, Path], None]] = {
+#: Name -> work; False = stopped by a signal, to be resumed.
+STAGES: dict[str, Callable[[VerbalizersConfig, Path], bool]] = {
     "shards": _paint,
     "mask2former": _train_mask2former,
     "psgtr-features": _write_features,
@@ -149,18 +152,20 @@ STAGES: dict[str, Callable[[VerbalizersConfig, Path], None]] = {
 }
 
 
-def train_verbalizers(config: VerbalizersConfig, out: Path, stages: tuple[str, ...] = tuple(STAGES)) -> None:
+def train_verbalizers(config: VerbalizersConfig, out: Path, stages: tuple[str, ...] = tuple(STAGES)) -> bool:
     """Run stages, each from where it stopped.
 
     Args:
         config: The recipe.
         out: Folder of everything that arises.
         stages: Which, of :data:`STAGES`.
+
+    Returns:
+        True when all are done, False when a signal stopped one.
     """
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     out.mkdir(parents=True, exist_ok=True)
-    for stage in stages:
-        STAGES[stage](config, out)
+    return all(STAGES[stage](config, out) for stage in stages)
 
 
 def main(arguments: list[str] | None = None) -> None:
