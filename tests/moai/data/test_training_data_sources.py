@@ -274,3 +274,12 @@ def test_exported_scenes_train_like_a_user_s_data_when_they_are_verbalized(
     for mine, other in zip(dataset, stream, strict=False):
         assert (mine.prompt, mine.answer) == (other.prompt, other.answer)
         assert np.array_equal(np.asarray(mine.images[0]), np.asarray(other.images[0]))
+
+
+def test_scenes_are_looked_at_when_real_verbalizers_are_asked(processor: MoAIProcessor) -> None:
+    settings = DataSettings(sources=[{"scenes": SCENES, "verbalizations": "live"}])
+    dataset = build_training_dataset(settings, processor, VerbalizerSettings().with_verbalizers(LOOKING))
+    sample = dataset[2]
+    assert sample.auxiliary_text == verbalize_scene(parse_scene([np.asarray(sample.images[0])], LOOKING)[0])
+    with pytest.raises(ValueError, match="there is no verbalizer"):
+        build_training_dataset(settings, processor, VerbalizerSettings(verbalizers=()))[0]
