@@ -228,7 +228,7 @@ def verbalize(
         limit = timeout or None
         if selects_dataset(pictures, out):
             if show or overlay is not None or profile:
-                names = "--show, --overlay and --profile"
+                names = "--profile, --show and --overlay"
                 raise ValueError(f"expected {names} with pictures only, got a data set. Leave them out.")
             options = (engine, workers, batch_size, image_folder, column, limit, retry_failures, json_output)
             _exit_for(*verbalize_datasets(pictures, model, verbalizers, chosen, DatasetSettings(out, *options)))

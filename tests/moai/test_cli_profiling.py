@@ -44,4 +44,4 @@ def test_profile_says_so_when_nobody_looks_or_a_data_set_is_given(repo_root, tmp
     picture = repo_root / "examples" / "street.jpg"
     assert "nothing to profile" in run("verbalize", picture, "--verbalizers", "none", "--profile").stdout
     result = run("verbalize", repo_root / "examples", "--out", tmp_path / "cache", "--profile")
-    assert result.exit_code == 1 and "--profile with pictures only" in result.stderr
+    assert result.exit_code == 1 and "--overlay with pictures only" in result.stderr
