@@ -40,6 +40,7 @@ EXTRA_OF_PACKAGE = {
     "datasets": "train",
     "pyarrow": "train",
     "tensorboard": "train",
+    "matplotlib": "train",
     "gguf": "train",
     "ray": "cluster",
     "fastapi": "serve",

@@ -41,7 +41,11 @@ class CheckpointError(ValueError):
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that FSDP has spread over ranks, put together on every rank; a copy on the CPU."""
+    """A copy on the CPU; one that FSDP has spread over ranks is put together. All ranks must call it.
+
+    Args:
+        tensor: Any tensor.
+    """
     tensor = tensor.detach()
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return whole.to("cpu", copy=True).contiguous()

@@ -29,6 +29,7 @@ from .train_checkpoints import (
     find_newest_checkpoint,
     read_checkpoint,
     restore_state,
+    whole_tensor,
     write_checkpoint,
 )
 from .train_settings import OptimizationSettings, TrainSettings, load_settings
@@ -252,15 +253,16 @@ class _Loop:
         total, wishes, *routed = self._sum([total, float(wish.is_wished), *routing.flatten().tolist()])
         if not math.isfinite(total):
             raise ValueError(
-                f"the loss of step {step + 1} is {total}. The last checkpoint is untouched; lower "
+                f"expected a finite loss, got {total} at step {step + 1}. The last checkpoint is untouched; lower "
                 "`optimization.learning_rate`, or look at the data of that step."
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
         layers = torch.tensor(routed, dtype=torch.float64).view(shape).tolist()
+        norm = float(whole_tensor(torch.as_tensor(norm)))
         numbers = StepNumbers(total, num_targets, num_tokens, float(settings.optimization.batch_size), 1, layers)
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        return numbers, rate, float(norm), wishes > 0
+        return numbers, rate, norm, wishes > 0
 
     def _routing(self, step: int) -> dict[str, Any]:
         """Stage 1: one expert, drawn from seed and step alone, so that all ranks draw alike."""

@@ -7,12 +7,12 @@ import torch
 from builders import build_tiny_config, build_tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from training_builders import build_recipe
+from training_builders import REPO_ROOT, build_recipe
 
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from moai.training import step_timing  # noqa: E402
-from moai.training.estimate import Cluster, estimate_run, format_table  # noqa: E402
+from moai.training.estimate import Cluster, estimate_run, format_table, main  # noqa: E402
 from moai.training.flop_counting import SampleShape, StepCount, count_step  # noqa: E402
 from moai.training.model_building import add_adapter  # noqa: E402
 from moai.training.train_settings import load_settings  # noqa: E402
@@ -93,3 +93,11 @@ def test_estimate_says_that_nothing_fits_when_memory_is_small() -> None:
 def test_more_gpus_take_less_time_when_the_batch_is_shared() -> None:
     hours = [estimate_run(COUNT, Cluster(n), num_samples=640, batch_size=64).hours for n in (1, 8, 64)]
     assert hours[0] > hours[1] > hours[2]
+
+
+@pytest.mark.slow
+def test_documented_arithmetic_is_the_command_s_when_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (REPO_ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    documented = text.split("<!-- estimate -->")[1].split("<!-- /estimate -->")[0].strip()
+    assert main([]) == 0
+    assert capsys.readouterr().out.strip() == documented
