@@ -46,7 +46,13 @@ __all__ = [
 VERBALIZERS_FILE = "verbalizers.json"
 MAP_MODES = ("found", "always", "never")
 _ENTRY_KEYS = {"kind", "backend", "settings"}
-_PATH_SETTINGS = {"checkpoint", "vocabulary"}
+_PATH_SETTINGS = {
+    "checkpoint",
+    "vocabulary",
+    "recognition_checkpoint",
+    "text_detection_model_dir",
+    "text_recognition_model_dir",
+}
 _DOTS = ("./", "../")
 
 
