@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_ablation import ablate
 from .cli_training import train
 
 __all__ = ["app", "main"]
@@ -269,6 +270,7 @@ def info(json_output: JsonOption = False, debug: DebugOption = False) -> None:
 
 
 app.command(no_args_is_help=True)(train)
+app.command(no_args_is_help=True)(ablate)
 
 if __name__ == "__main__":
     app()
