@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimization.num_steps=100")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     words = parser.parse_args(arguments)
+    import torch
+
     from .train_run import run_training
 
     try:
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if os.environ.get("RANK", "0") != "0":
         return 0 if result.is_finished else EXIT_INTERRUPTED
     if not result.is_finished:

@@ -20,7 +20,7 @@ from .train_settings import TrainSettings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["StopWish", "check_num_processes", "seed_generators", "start_accelerator"]
+__all__ = ["StopWish", "check_num_processes", "ignore_interrupts", "seed_generators", "start_accelerator"]
 
 _TORCHRUN = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N -m moai.training --config FILE"
 
@@ -93,6 +93,15 @@ def seed_generators(*numbers: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Let a process that prepares batches live through Ctrl-C: the loop still needs it to finish its step.
+
+    Args:
+        worker: Its number.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class StopWish:

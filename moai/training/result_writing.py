@@ -51,7 +51,7 @@ def gather_result(model: nn.Module, settings: TrainSettings) -> dict[str, torch.
     if settings.train.decoder == "lora":
         return {
             name: whole_tensor(value)
-            for name, value in model.state_dict().items()
+            for name, value in model.state_dict(keep_vars=True).items()  # ZeRO marks parameters, not their data
             if "lora_" in name or ".modules_to_save." in name
         }
     return {name: whole_tensor(value) for name, value in model.named_parameters() if value.requires_grad}

@@ -46,6 +46,10 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     Args:
         tensor: Any tensor.
     """
+    if hasattr(tensor, "ds_id"):  # in DeepSpeed ZeRO-3's pieces
+        from .zero_sharding import gather_parameter
+
+        return gather_parameter(tensor)
     tensor = tensor.detach()
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return whole.to("cpu", copy=True).contiguous()

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from .batch_order import BatchOrder, MicroBatchSampler
 from .model_building import BuiltModel, build_model, prepare_start
-from .processes import StopWish, seed_generators, start_accelerator
+from .processes import StopWish, ignore_interrupts, seed_generators, start_accelerator
 from .result_writing import gather_result, write_result
 from .train_checkpoints import (
     CheckpointError,
@@ -36,6 +36,7 @@ from .train_settings import OptimizationSettings, TrainSettings, load_settings
 from .train_step import TrainingStep, count_targets, target_window
 from .trained_parts import PartCount, build_optimizer, count_parts, freeze_parts, print_parts, set_training_mode
 from .watching import StepNumbers, Watcher
+from .zero_sharding import collect_zero_state, configure_engine, is_zero, restore_zero_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -122,6 +123,8 @@ def run_training(
         dataset = dataset(processor)
     loop = _Loop(settings, accelerator, model, dataset, collator or _build_collator(processor))
     done, loss = loop.run()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     if done < loop.num_steps:
         return TrainingResult(None, settings.output_folder, done, False, loss, parts)
     state = gather_result(model, settings)
@@ -132,7 +135,6 @@ def run_training(
 
             draw_plots(settings.output_folder)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     return TrainingResult(settings.output_folder / "final", settings.output_folder, done, True, loss, parts)
 
 
@@ -171,6 +173,8 @@ class _Loop:
         self.order = BatchOrder(dataset.lengths, *sizes, settings.seed, chosen.is_length_grouped)
         self.num_steps = chosen.num_steps or max(1, round((chosen.num_epochs or 0) * self.order.steps_per_epoch))
         self.checkpoints = settings.output_folder / "checkpoints"
+        if is_zero(accelerator):
+            configure_engine(accelerator, chosen, self.order.num_micro_batches // accelerator.num_processes)
         set_training_mode(model)
         optimizer = build_optimizer(model, settings)
         self.step_module, self.optimizer = accelerator.prepare(TrainingStep(model), optimizer)
@@ -215,6 +219,7 @@ class _Loop:
             collate_fn=self.collator,
             num_workers=self.settings.num_workers,
             pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),  # the global one would advance by one draw
         )
         return iter(loader)
@@ -224,9 +229,8 @@ class _Loop:
     ) -> tuple[StepNumbers, float, float, bool]:
         """One optimizer step: the loss is the mean over the answer tokens of the whole batch, all ranks together."""
         settings, accelerator = self.settings, self.accelerator
-        rank, num_ranks = accelerator.process_index, accelerator.num_processes
         seed_generators(settings.seed, step)
-        own = [next(batches) for _ in range(self.order.num_micro_batches // num_ranks)]
+        own = [next(batches) for _ in range(self.order.num_micro_batches // accelerator.num_processes)]
         counts = [
             sum(count_targets(batch["labels"]) for batch in own),
             sum(int(batch["attention_mask"].sum()) for batch in own),
@@ -237,20 +241,9 @@ class _Loop:
         factor = learning_rate_factor(step, self.num_steps, settings.optimization)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        total, routing = 0.0, None
-        for place, batch in enumerate(own):
-            seed_generators(settings.seed, step, place * num_ranks + rank)  # the same numbers on any number of ranks
-            is_last = place == len(own) - 1
-            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.step_module):
-                window = target_window(batch["labels"])
-                inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-                loss, sums = self.step_module(inputs, self._routing(step), window)
-                accelerator.backward(loss * (num_ranks / num_targets))  # ranks' gradients are averaged
-            total += loss.item()
-            routing = sums if routing is None else routing + sums
+        loss, routing = self._backward(step, own, num_targets)
         norm = accelerator.clip_grad_norm_(self.step_module.parameters(), settings.optimization.clip_norm or math.inf)
-        shape = tuple(routing.shape)
-        total, wishes, *routed = self._sum([total, float(wish.is_wished), *routing.flatten().tolist()])
+        total, wishes, *routed = self._sum([loss, float(wish.is_wished), *routing.flatten().tolist()])
         if not math.isfinite(total):
             raise ValueError(
                 f"expected a finite loss, got {total} at step {step + 1}. The last checkpoint is untouched; lower "
@@ -258,11 +251,34 @@ class _Loop:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        layers = torch.tensor(routed, dtype=torch.float64).view(shape).tolist()
-        norm = float(whole_tensor(torch.as_tensor(norm)))
+        layers = torch.tensor(routed, dtype=torch.float64).view(routing.shape).tolist()
+        norm = float(whole_tensor(torch.as_tensor(0.0 if norm is None else norm)))
         numbers = StepNumbers(total, num_targets, num_tokens, float(settings.optimization.batch_size), 1, layers)
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         return numbers, rate, norm, wishes > 0
+
+    def _backward(
+        self, step: int, own: Sequence[Mapping[str, torch.Tensor]], num_targets: float
+    ) -> tuple[float, torch.Tensor]:
+        """Add up the gradients of this rank's micro-batches; their summed loss and who spoke."""
+        settings, accelerator = self.settings, self.accelerator
+        rank, num_ranks = accelerator.process_index, accelerator.num_processes
+        total, routing = 0.0, torch.zeros(())
+        for place, batch in enumerate(own):
+            seed_generators(settings.seed, step, place * num_ranks + rank)  # the same numbers on any number of ranks
+            is_last = place == len(own) - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.step_module):
+                window = target_window(batch["labels"])
+                inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+                loss, sums = self.step_module(inputs, self._routing(step), window)
+                scale = num_ranks / num_targets  # ranks' gradients are averaged
+                if is_zero(accelerator):  # whose engine divides by the micro-batches, and steps after the last
+                    scale *= len(own)
+                    accelerator.gradient_state._set_sync_gradients(is_last)
+                accelerator.backward(loss * scale)
+            total += loss.item()
+            routing = sums + routing.to(sums.device)
+        return total, routing
 
     def _routing(self, step: int) -> dict[str, Any]:
         """Stage 1: one expert, drawn from seed and step alone, so that all ranks draw alike."""
@@ -281,7 +297,8 @@ class _Loop:
         return {"settings": self.settings.to_dict(), "num_samples": len(self.dataset), "data_sum": self.data_sum}
 
     def _save(self, done: int, watcher: Watcher | None) -> None:
-        weights, moments = collect_state(self.model, self.optimizer)
+        collect = collect_zero_state if is_zero(self.accelerator) else collect_state
+        weights, moments = collect(self.model, self.optimizer)
         problem = ""
         if watcher is not None:
             state = {**self._state(), "window": asdict(watcher.window)}
@@ -302,7 +319,8 @@ class _Loop:
             return 0, None
         weights, moments, state = read_checkpoint(found)
         _check_same_run(state, self._state(), found)
-        restore_state(self.model, self.optimizer, weights, moments)
+        restore = restore_zero_state if is_zero(self.accelerator) else restore_state
+        restore(self.model, self.optimizer, weights, moments)
         if is_main:
             print(f"going on after step {state['step']} of {self.num_steps} ({found})", flush=True)
         return int(state["step"]), state.get("window")

@@ -198,3 +198,34 @@ def test_second_stage_is_refused_when_it_does_not_fit_the_first(checkpoint: Path
         run_training(build_recipe(tmp_path / "first", tmp_path / "second", 2, train__lora_rank=8))
     with pytest.raises(ValueError, match="multi_modal_projector"):
         run_training(build_recipe(tmp_path / "first", tmp_path / "second", 2))
+
+
+def test_batches_are_the_same_when_other_processes_prepare_them(checkpoint: Path, tmp_path: Path) -> None:
+    for name, workers in (("alone", 0), ("helped", 2)):
+        run_training(build_recipe(checkpoint, tmp_path / name, num_workers=workers, optimization__num_steps=3))
+    alone, helped = ([learned(line) for line in read_log(tmp_path / run / "log.jsonl")] for run in ("alone", "helped"))
+    assert alone == helped
+
+
+def test_tracker_is_named_when_it_is_not_installed(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moai import import_utils
+
+    monkeypatch.setattr(import_utils, "_is_package_available", lambda package: package not in ("tensorboard", "wandb"))
+    for tracker, line in (("tensorboard", r"moai-vlm\[train\]"), ("wandb", "pip install wandb")):
+        with pytest.raises(ImportError, match=line):
+            run_training(build_recipe(checkpoint, tmp_path / "run", watching__report_to=[tracker]))
+
+
+def test_tensorboard_receives_the_numbers_when_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason='needs tensorboard: pip install "moai-vlm[train]"')
+    recipe = build_recipe(checkpoint, tmp_path / "run", optimization__num_steps=1, watching__report_to=["tensorboard"])
+    run_training(recipe)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folders = {file.parent for file in (tmp_path / "run" / "trackers").rglob("events.out.*")}
+    tags = set()
+    for folder in folders:
+        tags |= set(EventAccumulator(str(folder)).Reload().Tags()["scalars"])
+    assert {"loss", "learning_rate", "routing/image/auxiliary", "tokens_per_s"} <= tags

@@ -1,0 +1,55 @@
+"""The doors to training: `python -m moai.training` and `moai train`."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from training_builders import REPO_ROOT, build_recipe, write_tiny_checkpoint
+from typer.testing import CliRunner
+
+pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
+pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
+
+from moai.cli import app  # noqa: E402
+from moai.training.__main__ import main  # noqa: E402
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    content = build_recipe(write_tiny_checkpoint(tmp_path / "base"), tmp_path / "run")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return file
+
+
+def test_command_trains_and_names_the_result_when_run(recipe: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "--config", str(recipe), "optimization.num_steps=1"])
+    assert result.exit_code == 0, result.output
+    assert "decoder LoRA" in result.output and f"the result is in {tmp_path / 'run' / 'final'}" in result.output
+    assert (tmp_path / "run" / "final" / "adapter_model.safetensors").is_file()
+
+
+def test_command_fails_with_one_message_when_a_field_is_unknown(recipe: Path, capsys) -> None:
+    result = CliRunner().invoke(app, ["train", "--config", str(recipe), "optimisation.num_steps=1"])
+    assert result.exit_code == 1 and "Did you mean 'optimization'" in result.output.replace("\n", " ")
+    assert main(["--config", str(recipe), "top_k=9"]) == 1
+    assert capsys.readouterr().err.strip() == "error: `top_k` must be 1 to 3, got 9."
+
+
+def test_help_names_the_overrides_when_asked_for() -> None:
+    result = CliRunner().invoke(app, ["train", "--help"])
+    assert result.exit_code == 0 and "KEY=VALUE" in result.output and "--processes" in result.output
+
+
+@pytest.mark.slow
+def test_bundled_recipes_train_the_bundled_model_when_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPO_ROOT)
+    few = ["optimization.num_steps=2", "optimization.batch_size=4", "optimization.micro_batch_size=2"]
+    for stage, extra in ((1, []), (2, [f"model.path={tmp_path / 'stage1'}"])):
+        scenes = f"data.sources=[{{scenes: {{length: 4, num_questions: 2, image_size: 64, seed: {stage}}}}}]"
+        words = [f"output_folder={tmp_path / f'stage{stage}'}", scenes, *few, *extra]
+        assert main(["--config", f"configs/train_stage{stage}.yaml", *words]) == 0
+    adapter = tmp_path / "stage2" / "final" / "adapter_model.safetensors"
+    assert 1e6 < adapter.stat().st_size < 30e6
