@@ -192,6 +192,23 @@ def test_fresh_parts_begin_anew_when_asked_for(checkpoint: Path, tmp_path: Path)
     assert differing and all(name.startswith("model.compressor.") for name in differing)
 
 
+def test_backbones_become_a_base_and_an_adapter_when_named(checkpoint: Path, tmp_path: Path) -> None:
+    from builders import TINY_COMPRESSOR, TINY_MIXER, TINY_TEXT, TINY_VISION
+    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoProcessor.from_pretrained(checkpoint).tokenizer
+    text = LlamaConfig(**TINY_TEXT | {"vocab_size": len(tokenizer)})
+    LlamaForCausalLM(text).save_pretrained(tmp_path / "text")
+    tokenizer.save_pretrained(tmp_path / "text")
+    CLIPVisionModel(CLIPVisionConfig(**TINY_VISION)).save_pretrained(tmp_path / "vision")
+    recipe = build_recipe(checkpoint, tmp_path / "run", optimization__num_steps=2, saving__every_steps=1)
+    recipe["model"] = {"vision": str(tmp_path / "vision"), "text": str(tmp_path / "text")}
+    recipe["model"] |= {"compressor": TINY_COMPRESSOR, "mixer": TINY_MIXER}
+    result = run_training(recipe)
+    assert (tmp_path / "run" / "base" / "model.safetensors").is_file()
+    assert torch.isfinite(answer(result.folder, batch_of(recipe, result.folder))).all()
+
+
 def test_second_stage_is_refused_when_it_does_not_fit_the_first(checkpoint: Path, tmp_path: Path) -> None:
     run_training(build_recipe(checkpoint, tmp_path / "first", train__projector=False, optimization__num_steps=1))
     with pytest.raises(ValueError, match=r"train\.lora_rank.*= 4"):
