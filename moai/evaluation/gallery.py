@@ -27,7 +27,7 @@ from verbalizers.structures import Scene
 
 __all__ = ["main", "make_gallery"]
 
-_TILE, _CAPTION, _MARGIN, _CAPTION_LINES = 336, 66, 8, 4
+_TILE, _CAPTION, _MARGIN, _CAPTION_LINES = 336, 80, 8, 5
 _PAPER, _INK = (255, 255, 255), (28, 30, 36)
 #: Columns behind the picture: which findings are drawn, and whose words stand below.
 _COLUMNS = (("segments",), ("detections", "text_lines"), ("relations",))
@@ -54,7 +54,7 @@ def make_gallery(pictures: Sequence[Image.Image], scenes: Sequence[Scene], setti
             shown = replace(scene, **hidden)
             sheet.paste(_fitted(shown.draw(picture)), (left, top))
             words = verbalize_scene(shown, tuple(_KIND_OF_FIELD[name] for name in fields), settings=settings.words)
-            lines = textwrap.wrap(words, 56, max_lines=_CAPTION_LINES, placeholder=" ...")
+            lines = textwrap.wrap(words, 46, max_lines=_CAPTION_LINES, placeholder=" ...")
             pen.multiline_text((left, top + _TILE + 4), "\n".join(lines), _INK, font, spacing=2)
     return sheet
 

@@ -255,20 +255,21 @@ def evaluate_verbalizers(
 
 
 def bundled_verbalizers(folder: Path, kinds: Sequence[str]) -> list[Verbalizer]:
-    """The four of a folder of checkpoints, with thresholds that let a ranking metric see the whole ranking.
+    """The four of a folder of checkpoints, with the settings of ``checkpoints/moai-nano/verbalizers.json``.
+
+    Only the detector differs: it looks for all objects' names, and average precision sees its unsure boxes too.
 
     Args:
         folder: Holds ``mask2former-nano``, ``owlv2-nano`` and ``psgtr-nano``.
         kinds: Which of them.
     """
-    thresholds = {"subject_threshold": 0.0, "object_threshold": 0.0, "relation_threshold": 0.0}
+    segmentation = {"threshold": 0.2, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.5}
+    detection = {"vocabulary": tuple(OBJECT_CLASSES), "threshold": 0.05, "nms_threshold": 0.3}
+    graph = {"subject_threshold": 0.2, "object_threshold": 0.2, "relation_threshold": 0.3, "mask_threshold": 0.5}
     entries: dict[str, tuple[str, dict[str, Any]]] = {
-        "segmentation": ("transformers", {"checkpoint": folder / "mask2former-nano", "mask_threshold": 0.5}),
-        "detection": (
-            "owlv2",
-            {"checkpoint": folder / "owlv2-nano", "vocabulary": tuple(OBJECT_CLASSES), "threshold": 0.02},
-        ),
-        "scene_graph": ("psgtr", {"checkpoint": folder / "psgtr-nano", **thresholds}),
+        "segmentation": ("transformers", {"checkpoint": folder / "mask2former-nano", **segmentation}),
+        "detection": ("owlv2", {"checkpoint": folder / "owlv2-nano", **detection}),
+        "scene_graph": ("psgtr", {"checkpoint": folder / "psgtr-nano", "max_triplets": 40, **graph}),
         "ocr": ("rapidocr", {}),
     }
     return [build_verbalizer(kind, entries[kind][0], **entries[kind][1]) for kind in kinds]
