@@ -205,9 +205,7 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(target)
     build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(target)
-    # The OCR is what runs from a wheel, offline; a black map where there are no segments, as in training.
-    settings = {"verbalizers": [{"kind": "ocr", "backend": "rapidocr"}], "map": "always"}
-    (target / "verbalizers.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (target / "verbalizers.json").write_text(json.dumps(config.verbalizer_settings, indent=2) + "\n", encoding="utf-8")
 
 
 def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) -> None:

@@ -22,6 +22,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+#: What runs from a wheel, offline; a black map where there are no segments, as in training.
+OCR_ALONE: dict[str, Any] = {"verbalizers": [{"kind": "ocr", "backend": "rapidocr"}], "map": "always"}
+
 
 @dataclass(frozen=True)
 class TextSettings:
@@ -101,6 +104,7 @@ class NanoConfig:
         phrases: Pretraining of the compressor.
         questions: Compressor, mixers and decoder together without pictures: short sequences, many questions.
         multimodal: Training of the whole model.
+        verbalizer_settings: Content of the checkpoint's ``verbalizers.json`` (see :mod:`moai.pipeline_verbalizers`).
         seed: Seed of the initial weights.
         num_ranks: Processes of one thread each.
     """
@@ -112,6 +116,7 @@ class NanoConfig:
     phrases: PhraseSettings | None = None
     questions: MultimodalSettings | None = None
     multimodal: MultimodalSettings | None = None
+    verbalizer_settings: dict[str, Any] = field(default_factory=lambda: dict(OCR_ALONE))
     seed: int = 0
     num_ranks: int = 1
 
