@@ -23,6 +23,7 @@ __all__ = [
     "is_rapidocr_available",
     "is_ray_available",
     "is_tensorboard_available",
+    "is_timm_available",
     "is_ultralytics_available",
     "is_uvicorn_available",
     "require",
@@ -33,7 +34,7 @@ EXTRA_OF_PACKAGE = {
     "rapidocr": "ocr",
     "onnxruntime": "ocr",
     "ultralytics": "detection",
-    "timm": "detection",
+    "timm": "segmentation",
     "bitsandbytes": "quantization",
     "accelerate": "train",
     "peft": "train",
@@ -110,6 +111,11 @@ def is_pyarrow_available() -> bool:
 def is_tensorboard_available() -> bool:
     """Whether ``tensorboard`` (extra ``train``) is installed."""
     return _is_package_available("tensorboard")
+
+
+def is_timm_available() -> bool:
+    """Whether ``timm`` (extra ``segmentation``) is installed."""
+    return _is_package_available("timm")
 
 
 def is_ray_available() -> bool:

@@ -32,7 +32,7 @@ from transformers.utils import cached_file
 
 from verbalizers import SCENE_FIELDS, Scene, Verbalizer, WordSettings, build_verbalizer, parse_scene
 
-from .import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available
+from .import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available, is_timm_available
 
 __all__ = [
     "MAP_MODES",
@@ -153,8 +153,8 @@ class VerbalizerSettings:
         built, absent = [], {}
         for entry in self.verbalizers:
             settings = entry.get("settings", {})
-            if (path := _find_absent_path(settings)) is not None:
-                absent[entry["kind"]] = f"{path} does not exist: copy it there, or name another in {VERBALIZERS_FILE}"
+            if (reason := _find_obstacle(settings)) is not None:
+                absent[entry["kind"]] = reason
                 continue
             try:
                 built.append(build_verbalizer(entry["kind"], entry.get("backend"), **settings))
@@ -184,10 +184,16 @@ def _resolve_paths(entry: Any, folder: str | Path | None) -> Any:
     return {**entry, "settings": {**settings, **resolved}}
 
 
-def _find_absent_path(settings: Mapping[str, Any]) -> str | None:
-    """The first path of an entry's settings that is absolute and does not exist."""
-    values = (settings[name] for name in sorted(_PATH_SETTINGS & set(settings)))
-    return next((v for v in values if isinstance(v, str) and os.path.isabs(v) and not os.path.exists(v)), None)
+def _find_obstacle(settings: Mapping[str, Any]) -> str | None:
+    """Why a verbalizer with these settings could not look, as far as can be told without loading it."""
+    for name in sorted(_PATH_SETTINGS & set(settings)):
+        path = settings[name]
+        if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path):
+            return f"{path} does not exist: copy it there, or name another in {VERBALIZERS_FILE}"
+    config = Path(str(settings.get("checkpoint", ""))) / "config.json"
+    if config.is_file() and not is_timm_available() and '"timm_backbone"' in config.read_text(encoding="utf-8"):
+        return f'its backbone needs timm: pip install "moai-vlm[{EXTRA_OF_PACKAGE["timm"]}]"'
+    return None
 
 
 def build_named_verbalizers(chosen: Iterable[Verbalizer | str] | str) -> list[Verbalizer]:

@@ -63,3 +63,12 @@ def test_bundled_verbalizers_see_what_is_in_scenes_when_named_by_moai_nano():
         named, wanted = named + len(truth & set(scene.segments.class_names)), wanted + len(truth)
         relations += len(scene.relations)
     assert named > 0.5 * wanted and relations > 0
+
+
+def test_settings_name_the_package_when_a_backbone_needs_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("moai.pipeline_verbalizers.is_timm_available", lambda: False)
+    (tmp_path / "eyes").mkdir()
+    (tmp_path / "eyes" / "config.json").write_text('{"backbone_config": {"model_type": "timm_backbone"}}')
+    write_settings(tmp_path / "model", {"checkpoint": "../eyes"})
+    built, absent = VerbalizerSettings.load(tmp_path / "model").build()
+    assert not built and 'pip install "moai-vlm[segmentation]"' in absent["detection"]
