@@ -111,6 +111,7 @@ def test_wheel_names_command_licence_and_extras_when_built(wheel: zipfile.ZipFil
     assert extras == {
         "ocr",
         "paddleocr",
+        "segmentation",
         "detection",
         "quantization",
         "train",
@@ -126,7 +127,8 @@ def test_requirements_have_lower_bounds_that_installed_versions_meet(
     setup_cfg: configparser.ConfigParser,
 ) -> None:
     texts = _lines(setup_cfg["options"]["install_requires"])
-    for extra in ("ocr", "paddleocr", "quantization", "train", "evaluate", "cluster", "serve", "test", "detection"):
+    extras = ("ocr", "paddleocr", "segmentation", "detection", "quantization", "train", "evaluate", "cluster", "serve")
+    for extra in (*extras, "test"):
         texts += _lines(setup_cfg["options.extras_require"][extra])
     for requirement in map(Requirement, texts):
         if requirement.name == "moai-vlm":

@@ -263,7 +263,7 @@ def bundled_verbalizers(folder: Path, kinds: Sequence[str]) -> list[Verbalizer]:
         folder: Holds ``mask2former-nano``, ``owlv2-nano`` and ``psgtr-nano``.
         kinds: Which of them.
     """
-    segmentation = {"threshold": 0.2, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.5}
+    segmentation = {"threshold": 0.15, "mask_threshold": 0.1, "overlap_mask_area_threshold": 0.3}
     detection = {"vocabulary": tuple(OBJECT_CLASSES), "threshold": 0.05, "nms_threshold": 0.3}
     graph = {"subject_threshold": 0.2, "object_threshold": 0.2, "relation_threshold": 0.3, "mask_threshold": 0.5}
     entries: dict[str, tuple[str, dict[str, Any]]] = {
