@@ -28,7 +28,7 @@ $(BIN)/python:
 
 # The stamps are older than setup.cfg exactly when the dependencies may have changed.
 $(VENV)/.demo-installed: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[ocr]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[ocr,segmentation]"
 	@touch $@
 
 $(VENV)/.test-installed: setup.cfg pyproject.toml | $(BIN)/python

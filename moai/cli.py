@@ -186,7 +186,7 @@ def verbalize(
     ],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Checkpoint whose verbalizers to use; default: the standard ones."),
+        typer.Option("--model", "-m", help="Whose verbalizers look; default: the bundled one's; DATASET: the OCR."),
     ] = None,
     kinds: Annotated[
         str | None, typer.Option("--kinds", help="Only these: segmentation, detection, scene_graph, ocr.")
@@ -217,6 +217,7 @@ def verbalize(
     debug: DebugOption = False,
 ) -> None:
     """Print what computer vision finds in pictures, in words, or keep it for a whole data set (--out)."""
+    from .checkpoint_lookup import list_bundled_checkpoints
     from .cli_settings import AnswerSettings, silence_libraries
     from .cli_verbalizing import verbalize_pictures
 
@@ -234,6 +235,8 @@ def verbalize(
             options = (engine, workers, batch_size, image_folder, column, limit, retry_failures, json_output)
             _exit_for(*verbalize_datasets(pictures, model, verbalizers, chosen, DatasetSettings(out, *options)))
             return
+        if model is None and verbalizers is None and DEFAULT_MODEL in list_bundled_checkpoints():
+            model = DEFAULT_MODEL  # as `moai ask` looks
         settings = AnswerSettings(json_output, show or overlay is not None, overlay, timeout_s=limit)
         _exit_for(verbalize_pictures(pictures, model, verbalizers, chosen, settings, profile), len(pictures))
 

@@ -60,11 +60,12 @@ def test_summarise_counts_right_answers_when_kinds_are_mixed():
     assert "| existence | 2 | 50.0" in text and text.count("\n") == 3
 
 
-def test_bundled_model_reads_and_recognises_far_better_when_it_has_auxiliary_tokens(nano):
-    questions = list(collect_questions(32, noise=1.0, image_size=96, kinds=("reading", "recognition")))
+def test_bundled_model_reads_and_locates_far_better_when_it_has_auxiliary_tokens(nano):
+    kinds = ("reading", "localisation", "recognition", "existence")
+    questions = list(collect_questions(32, noise=1.0, image_size=96, kinds=kinds))
     answered = evaluate_scenes(*nano, questions)
     with_words, without = (summarise(answered[name]) for name in ("with_auxiliary", "without_auxiliary"))
-    for kind in ("reading", "recognition"):
+    for kind in kinds:
         assert with_words[kind]["interval95"][0] > without[kind]["interval95"][1]
 
 
