@@ -76,7 +76,7 @@ def _prepare(settings: AblationConfig, start: Path) -> None:
     """Train tokenizer, decoder and compressor as far as the start needs them."""
     from .training.nano import train_nano
 
-    stages = ("tokenizer", "text", "copying", "phrases", "questions")
+    stages = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal")
     train_nano(settings.start_recipe, start, stages[: stages.index(settings.start_stage) + 1])
 
 

@@ -19,7 +19,7 @@ __all__ = ["GATES", "STAGES", "START", "AblationConfig", "AblationTest", "Varian
 STAGES = ("both", "first", "second")
 GATES = ("trained", "uniform", "random", "random_expert")
 START = "start"
-START_STAGES = ("phrases", "questions")
+START_STAGES = ("phrases", "questions", "multimodal")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ class AblationConfig:
         phrase_steps: Steps in which a compressor with another number of latents learns phrases again.
         start_recipe: The recipe without the ablations' changes, from which a start can be trained.
         start_stage: Stage of :mod:`moai.training.nano` that left the decoder and the compressor that all start from:
-            ``phrases``, or ``questions``, after which they already know questions and few steps are enough.
+            ``phrases``, or ``questions`` or ``multimodal``, after which they already know questions and few steps are
+            enough.
     """
 
     recipe: NanoConfig
@@ -126,8 +127,8 @@ class AblationConfig:
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"`variants` must be at least one, with names of their own, got {names}.")
-        if self.variants[0].weights_of is not None:
-            raise ValueError("The first variant is the reference: it must be trained, without `weights_of`.")
+        if self.variants[0].weights_of not in (None, START):
+            raise ValueError("The first variant is the reference: it must be trained or have `weights_of: start`.")
         if self.start_stage not in START_STAGES:
             raise ValueError(f"`start_stage` must be among {START_STAGES}, got {self.start_stage!r}.")
         if START in names:

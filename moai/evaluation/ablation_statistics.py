@@ -32,7 +32,8 @@ class Comparison:
     Attributes:
         kinds: Those kinds.
         difference: Of the mean over kinds, variant minus reference; paired by question and seed.
-        verdict: ``as in the paper`` (the whole interval lies below 0), ``against the paper`` (above), ``undecided``.
+        verdict: ``as in the paper`` (the whole interval lies below 0), ``against the paper`` (above), ``no difference``
+            (every question was answered equally well), ``undecided``.
     """
 
     kinds: tuple[str, ...]
@@ -110,4 +111,6 @@ def compare(
         verdict = "as in the paper"
     elif difference.low > 0:
         verdict = "against the paper"
+    elif difference.low == difference.high == 0:
+        verdict = "no difference"
     return Comparison(kinds, difference, verdict)

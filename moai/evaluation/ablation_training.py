@@ -1,6 +1,6 @@
 """Training and testing of one variant with one seed, from the common start.
 
-The start is what `moai.training.nano` leaves after its stage `phrases` or `questions`: a tokenizer, a decoder that can
+The start is what `moai.training.nano` leaves after its stage `phrases` or a later one: a tokenizer, a decoder that can
 read verbalizations, a compressor that keeps phrases together. Mixers, gates and all that sees pictures are new.
 """
 
@@ -57,7 +57,7 @@ def check_start(start: Path, stage: str) -> Path:
 
     Args:
         start: Output folder of :mod:`moai.training.nano`.
-        stage: ``phrases`` or ``questions``.
+        stage: ``phrases``, ``questions`` or ``multimodal``.
 
     Raises:
         ValueError: Something is missing; the message says how to make it.

@@ -45,6 +45,14 @@ def test_settings_of_the_repository_cover_the_papers_tables_when_read(config):
     assert {"ocr"} in missing and {"scene_graph"} in missing and {"segmentation", "detection"} in missing
 
 
+def test_settings_of_the_trained_model_train_nothing_when_read():
+    settings = load_ablation_config(SETTINGS.with_name("ablation_trained.yaml"))
+    assert {variant.weights_of for variant in settings.variants} == {"start"}
+    assert settings.recipe.questions.shards.with_pictures
+    assert settings.recipe.questions.shards.image_size == settings.recipe.multimodal.vision["image_size"]
+    assert {variant.top_k for variant in settings.variants} == {1, 2, 3}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -52,7 +60,7 @@ def test_settings_of_the_repository_cover_the_papers_tables_when_read(config):
         ({"variants": [{"name": "a", "label": "a", "table": "t", "gate": "uniform"}]}, "gate"),
         ({"variants": [{"name": "a", "label": "a"}]}, "incomplete"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "gates": "learned"}]}, "learned"),
-        ({"variants": [{"name": "a", "label": "a", "table": "t", "weights_of": "start"}]}, "must be trained"),
+        ({"variants": [{"name": "a", "label": "a", "table": "t", "weights_of": "a"}]}, "must be trained"),
         ({"start_stage": "text"}, "start_stage"),
         ({"test": {"kinds": ["description"]}}, "description"),
     ],
@@ -142,7 +150,7 @@ def test_mean_counts_every_kind_once_when_averaged():
 
 
 @pytest.mark.parametrize(
-    ("share", "verdict"), [(0.3, "as in the paper"), (0.9, "against the paper"), (0.6, "undecided")]
+    ("share", "verdict"), [(0.3, "as in the paper"), (0.9, "against the paper"), (0.6, "no difference")]
 )
 def test_verdict_follows_the_interval_when_compared(config, share, verdict):
     results = made_up(config, {"full": 0.6, "without-ocr": share})
@@ -166,6 +174,16 @@ def test_difference_is_surer_than_its_parts_when_questions_are_paired(config):
     alone = mean_share(right_answers(config, results, config.reference))
     assert found.verdict == "as in the paper"
     assert found.difference.high - found.difference.low < alone.high - alone.low
+
+
+def test_verdict_is_open_when_gains_and_losses_are_as_many(config):
+    kinds = tuple(kind for kind in config.test.kinds for _ in range(60))
+    flipped = [place % 2 == 0 for place in range(len(kinds))]
+    results = {
+        (name, 0): AblationResult(name, 0, "", kinds, tuple(right), 0.0, 0.0)
+        for name, right in (("full", flipped), ("top-1", [not right for right in flipped]))
+    }
+    assert compare(config, results, config.find("top-1")).verdict == "undecided"
 
 
 def test_start_is_compared_with_itself_when_changed_in_the_test(config):

@@ -48,7 +48,7 @@ RECIPE = {
             "patch_size": 16,
         },
         "compressor": {"architecture": "encoder", "num_latents": 4, "num_layers": 1, "num_heads": 2, "head_dim": 16},
-        "mixer": {"layers": [0, 1], "num_heads": 2, "rank": 8},
+        "mixer": {"layers": [0, 1], "num_heads": 2, "rank": 16},
     },
 }
 ABLATION = {
@@ -67,8 +67,7 @@ ABLATION = {
         {"name": "full", "label": "all", "table": "Reference"},
         {"name": "no-ocr", "label": "no OCR", "table": "A", "verbalizers": ["segmentation"], "worse_at": ["reading"]},
         {"name": "first", "label": "stage 1", "table": "B", "stages": "first"},
-        {"name": "second", "label": "stage 2, top-1", "table": "B", "stages": "second", "top_k": 1},
-        {"name": "random", "label": "random weights", "table": "C", "gates": "random"},
+        {"name": "random", "label": "random weights", "table": "C", "stages": "second", "gates": "random"},
         {"name": "latents", "label": "2 latents", "table": "D", "num_latents": 2},
         {"name": "silent", "label": "silent", "table": "E", "weights_of": "full", "verbalizers": []},
         {"name": "start-uniform", "label": "uniform", "table": "F", "weights_of": "start", "gates": "uniform"},
