@@ -95,12 +95,16 @@ def _what_it_took(config: AblationConfig, results: Results) -> str:
     missing = len([v for v in config.variants if not any((v.name, seed) in results for seed in config.seeds)])
     pictures = "with pictures" if training.shards.with_pictures else "without pictures"
     test, first_steps = config.test, training.first_stage_steps
-    text = (
-        f"{len(results)} runs of {len({name for name, _ in results})} variants, {trained} of them trained: "
-        f"{loop.num_steps} steps of {training.batch_size} scenes with at most {training.questions_per_scene} questions "
-        f"each, {pictures}, stage 1 for the first {first_steps} steps where both stages run; start: stage "
-        f"`{config.start_stage}`. Asked: {test.per_kind} questions per kind about test scenes of {test.num_objects[0]} "
-        f"to {test.num_objects[1]} objects, verbalizers' noise {test.noise:g}. Wall-clock time {_duration(seconds)}."
+    text = f"{len(results)} runs of {len({name for name, _ in results})} variants, {trained} of them trained"
+    if trained:
+        text += (
+            f": {loop.num_steps} steps of {training.batch_size} scenes with at most {training.questions_per_scene} "
+            f"questions each, stage 1 for the first {first_steps} steps where both stages run"
+        )
+    text += (
+        f". Start: stage `{config.start_stage}`, {pictures}. Asked: {test.per_kind} questions per kind about scenes "
+        f"of {test.num_objects[0]} to {test.num_objects[1]} objects, verbalizers' noise {test.noise:g}. Wall time "
+        f"{_duration(seconds)}."
     )
     return text + (f" {missing} variants are not finished." if missing else "")
 
