@@ -96,7 +96,8 @@ def silence_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("verbalizers").setLevel(logging.CRITICAL)
+    for name in ("verbalizers", "bitsandbytes"):  # the latter reports each fast path that it does without
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
 
 
