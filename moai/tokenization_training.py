@@ -7,6 +7,7 @@ produces them from text, only the tokenizer's own special-token split does. Sett
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -72,9 +73,11 @@ def train_tokenizer(
     folder.mkdir(parents=True, exist_ok=True)
     longest = max(len(text.encode("utf-8")) for text in sentences)
     try:
+        # Into memory: a file name would be kept inside the model, and with it a path of the machine.
+        written = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
-            model_prefix=str(folder / "tokenizer"),
+            model_writer=written,
             model_type="bpe",
             vocab_size=vocab_size,
             byte_fallback=True,
@@ -95,12 +98,12 @@ def train_tokenizer(
             num_threads=num_threads,
             minloglevel=2,
         )
+        (folder / "tokenizer.model").write_bytes(written.getvalue())
     except RuntimeError as error:
         raise ValueError(
             f"sentencepiece could not build {vocab_size} pieces from {len(sentences)} texts ({error}). Pass more or "
             "longer texts, or a smaller `vocab_size`."
         ) from error
-    (folder / "tokenizer.vocab").unlink(missing_ok=True)
     tokenizer = InternLM2Tokenizer(
         vocab_file=str(folder / "tokenizer.model"), image_token=image_token, chat_tokens=list(chat_tokens)
     )

@@ -156,9 +156,7 @@ def format_table(counts: dict[int, StepCount], clusters: Sequence[Cluster], num_
         num_samples: Per stage.
         batch_size: Samples per optimizer step.
     """
-    head = (
-        "| Stage | Mode | GPUs | Weights | Trained | Activations | Memory per GPU | Micro-batch | Step | Hours |"
-    )
+    head = "| Stage | Mode | GPUs | Weights | Trained | Activations | Memory per GPU | Micro-batch | Step | Hours |"
     lines = [head, "| --- " * 2 + "| ---: " * 8 + "|"]
     for stage, count in counts.items():
         for mode, options in _MODES.items():
