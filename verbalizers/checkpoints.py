@@ -24,6 +24,8 @@ __all__ = ["CheckpointVerbalizer", "from_pretrained", "on_device_stream", "resol
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 _device_locks: dict[torch.device, threading.Lock] = {}
 _registering = threading.Lock()
+# transformers patches torch's defaults while it builds a model: two models at once could get each other's.
+_building = threading.Lock()
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -153,7 +155,8 @@ class CheckpointVerbalizer(Verbalizer):
             if self._loaded is None:
                 device = resolve_device(self.device)
                 home = resolve_device("cpu") if self.offload else device
-                self._loaded = self._load(home, resolve_dtype(self.dtype, device))
+                with _building:
+                    self._loaded = self._load(home, resolve_dtype(self.dtype, device))
             return self._loaded
 
     def unload(self) -> None:
