@@ -75,9 +75,13 @@ def _resample(rows: Sequence[Sequence[np.ndarray]]) -> Share:
 
 
 def share_of(right: Mapping[int, Mapping[str, np.ndarray]], kind: str) -> Share:
-    """Share of right answers of a kind: Wilson's interval with one seed, else bootstrap over questions and seeds."""
+    """Share of right answers of a kind: Wilson's interval with one seed, else bootstrap over questions and seeds.
+
+    Where all seeds answer everything right, or nothing, a bootstrap would be sure of it: Wilson's interval of one seed
+    stands there too.
+    """
     rows = [[of_seed[kind]] for of_seed in right.values()]
-    if len(rows) > 1:
+    if len(rows) > 1 and 0 < np.mean(rows) < 1:
         return _resample(rows)
     hits, asked = int(rows[0][0].sum()), len(rows[0][0])
     return Share(hits / asked, *wilson_interval(hits, asked))

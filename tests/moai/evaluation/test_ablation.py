@@ -135,6 +135,11 @@ def test_share_is_wilsons_when_there_is_one_seed(config):
     assert (found.low, found.high) == wilson_interval(count // 2, count)
 
 
+def test_share_stays_unsure_when_no_seed_is_ever_right():
+    found = share_of({seed: {"reading": np.zeros(50)} for seed in range(2)}, "reading")
+    assert (found.value, found.low, found.high) == (0.0, *wilson_interval(0, 50))
+
+
 def test_interval_widens_when_seeds_disagree():
     rng = np.random.default_rng(0)
     alike = {seed: {"reading": (rng.random(400) < 0.5).astype(float)} for seed in range(3)}
