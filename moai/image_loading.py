@@ -47,6 +47,7 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    ImportError,  # a decoder that is not installed; also what ultralytics' replacement of Image.open raises
 )
 
 

@@ -27,6 +27,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from verbalizers.adapters import to_numpy
 from verbalizers.base import register_verbalizer
@@ -53,11 +54,17 @@ def import_ultralytics() -> None:
     """
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
+    opened_by_pillow = Image.open
     try:
         import ultralytics  # noqa: F401
+        import ultralytics.utils.patches  # noqa: F401
     except ImportError as error:
         line = 'pip install "moai-vlm[detection]"'
         raise ImportError(f"YOLO models need ultralytics (AGPL-3.0): {line} ({error})") from error
+    finally:
+        # It replaces Pillow's own function for the whole process, by one that wants to install pi-heif for every
+        # picture that Pillow does not know. Ours goes on seeing Pillow's errors.
+        Image.open = opened_by_pillow
 
 
 @contextmanager

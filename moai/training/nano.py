@@ -86,19 +86,6 @@ def _pretrained_decoder(config: NanoConfig, out: Path, stages: tuple[str, ...]) 
     return decoder
 
 
-def _train_phrases(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
-    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
-    settings, decoder = config.phrases, _pretrained_decoder(config, out, ("text", "copying"))
-    model = build_moai(config, config.multimodal, tokenizer, decoder)
-    model.recall = PhraseRecall(model.config.text_config.hidden_size)
-    model.requires_grad_(False)
-    model.model.compressor.requires_grad_(True)
-    model.recall.requires_grad_(True)
-    shards, vocabulary = out / "phrases-shards", PhraseVocabulary.from_tokenizer(tokenizer)
-    task = CompressorTask(model, vocabulary, shards, settings.shards.num_scenes, settings.batch_size)
-    run_loop(model.train(), task, task.count_names, settings.loop, out / "phrases", rank, num_ranks)
-
-
 def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokenizer) -> MoAIForConditionalGeneration:
     """The whole model as the latest stage before pictures left it, with the heads that only training needs."""
     model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out, ("text", "copying")))

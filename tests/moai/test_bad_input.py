@@ -246,7 +246,7 @@ def test_answer_comes_and_names_the_kind_when_a_verbalizer_answers_nonsense(pipe
 
 def test_other_findings_are_used_when_one_verbalizer_hangs(pipe):
     hanging = HangingVerbalizer()
-    other = ScriptedVerbalizer("depth", lambda image: "The image is deep.")
+    other = ScriptedVerbalizer("weather", lambda image: "The image is deep.")
     pipe = MoAIPipeline(pipe.model, pipe.processor, [hanging, other])
     try:
         outputs = pipe([draw_picture(0), draw_picture(1)], "What is it?", timeout_s=0.2, **FAST)
