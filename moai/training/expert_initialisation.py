@@ -103,7 +103,7 @@ def start_with_word_matching(model: MoAIForConditionalGeneration, run: Callable[
         rest = (hidden @ own_word.T - targets).square().sum() / (targets - targets.mean(dim=0)).square().sum()
         explained.append(float(1 - rest))
         heads = expert.num_heads
-        turned = [torch.linalg.qr(torch.randn(rank, width // heads)).Q.T for _ in range(heads)]
+        turned = [torch.nn.init.orthogonal_(torch.empty(width // heads, rank)) for _ in range(heads)]
         expert.query.down.copy_(basis @ own_word)
         expert.key.down.copy_(basis)
         for projection in (expert.query, expert.key):

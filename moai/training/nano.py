@@ -40,6 +40,8 @@ STAGES = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal", 
 
 #: So many scenes are made on the spot; more in a process of their own, ahead of the trainer.
 SMALL = 4096
+#: Batches that new experts' first attention is fitted to.
+OBSERVED_STEPS = 6
 
 
 def _start_builder(settings: ShardSettings, folder: Path, num_shards: int, tokenizer: Path) -> multiprocessing.Process:
@@ -135,10 +137,12 @@ def _train_whole(
 def _initialise_experts(name: str, model: MoAIForConditionalGeneration, task: MultimodalTask) -> None:
     """Before a stage's first step; a function of weights and shards alone, so that all ranks agree."""
     model.eval()
+    # No further than training goes: the shards of later steps are never made.
+    steps = range(min(OBSERVED_STEPS, task.settings.loop.num_steps))
     if name == "questions":
-        start_with_word_matching(model, lambda: task.observed(range(6)))
+        start_with_word_matching(model, lambda: task.observed(steps))
     elif task.batch(0, 0, 1).pixel_values is not None:
-        start_with_reading_order(model, lambda: task.observed(range(6)))
+        start_with_reading_order(model, lambda: task.observed(steps))
 
 
 def _num_shards(num_steps: int, batch_size: int, settings: ShardSettings) -> int:
