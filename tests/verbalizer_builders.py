@@ -19,21 +19,25 @@ def build_spelling_tokenizer(folder, **settings):
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!", **settings)
 
 
+def build_swin_config():
+    from transformers import SwinConfig
+
+    return SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+
+
 def save_mask2former(folder):
     from transformers import (
         Mask2FormerConfig,
         Mask2FormerForUniversalSegmentation,
         Mask2FormerImageProcessor,
-        SwinConfig,
     )
 
     torch.manual_seed(0)
-    backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
     config = Mask2FormerConfig(
-        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_layers=1,
+        backbone_config=build_swin_config(), feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_layers=1,
         decoder_layers=2, num_attention_heads=2, num_queries=24, encoder_feedforward_dim=16, dim_feedforward=16,
         id2label=NAMES, label2id={name: index for index, name in NAMES.items()},
     )  # fmt: skip
@@ -48,20 +52,15 @@ def save_maskformer(folder):
         MaskFormerConfig,
         MaskFormerForInstanceSegmentation,
         MaskFormerImageProcessor,
-        SwinConfig,
     )
 
     torch.manual_seed(0)
-    backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
     decoder = DetrConfig(
         d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
         encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=6,
     )  # fmt: skip
     config = MaskFormerConfig(
-        backbone_config=backbone, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32,
+        backbone_config=build_swin_config(), decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32,
         id2label=NAMES, label2id={name: index for index, name in NAMES.items()},
     )  # fmt: skip
     MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
@@ -75,19 +74,14 @@ def save_oneformer(folder):
         OneFormerForUniversalSegmentation,
         OneFormerImageProcessor,
         OneFormerProcessor,
-        SwinConfig,
     )
 
     tokenizer = build_spelling_tokenizer(folder)
     classes = {str(index): {"name": name, "isthing": int(index == 0)} for index, name in NAMES.items()}
     (folder / "classes.json").write_text(json.dumps(classes))
     torch.manual_seed(0)
-    backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
     config = OneFormerConfig(
-        backbone_config=backbone, num_queries=8, hidden_dim=32, mask_dim=32, conv_dim=32, encoder_layers=1,
+        backbone_config=build_swin_config(), num_queries=8, hidden_dim=32, mask_dim=32, conv_dim=32, encoder_layers=1,
         decoder_layers=2, num_attention_heads=2, encoder_feedforward_dim=16, dim_feedforward=16, query_dec_layers=1,
         task_seq_len=77, text_encoder_width=16, text_encoder_num_layers=1, text_encoder_vocab_size=len(tokenizer),
         text_encoder_context_length=77, is_training=False,

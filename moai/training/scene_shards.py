@@ -7,7 +7,6 @@ ahead of the trainer and a killed one leaves nothing half-written.
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,6 +16,8 @@ import numpy as np
 from moai.data.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 from verbalizers.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
+
+from .shard_waiting import wait_for_file
 
 __all__ = ["LISTING_QUESTIONS", "SceneShard", "ShardSettings", "build_shard", "load_shard", "wait_for_shard"]
 
@@ -199,12 +200,7 @@ def wait_for_shard(folder: Path, shard: int, patience_s: float = 600.0) -> Scene
     Raises:
         TimeoutError: It does not come.
     """
-    path, started = shard_path(folder, shard), time.monotonic()
-    while not path.is_file():
-        if time.monotonic() - started > patience_s:
-            raise TimeoutError(f"expected {path} within {patience_s:g} s. Is the builder process alive?")
-        time.sleep(0.2)
-    return load_shard(path)
+    return load_shard(wait_for_file(shard_path(folder, shard), patience_s))
 
 
 def build_missing_shards(settings: ShardSettings, folder: Path, shards: range, tokenizer_folder: Path) -> None:

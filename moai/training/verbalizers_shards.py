@@ -6,7 +6,6 @@ one that the models see, as a verbalizer does with a user's picture.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from PIL import Image
 from moai.data.scene_vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
 from moai.data.scenes import Scenes, SceneSample
 from verbalizers.durable_files import replacing
+
+from .shard_waiting import wait_for_file
 
 __all__ = [
     "NUM_OBJECT_NAMES",
@@ -198,12 +199,7 @@ def read_picture_shard(folder: Path, shard: int, patience_s: float = 600.0) -> P
     Raises:
         TimeoutError: It does not come.
     """
-    path, started = _path(folder, shard), time.monotonic()
-    while not path.is_file():
-        if time.monotonic() - started > patience_s:
-            raise TimeoutError(f"expected {path} within {patience_s:g} s. Is the builder process alive?")
-        time.sleep(0.2)
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(wait_for_file(_path(folder, shard), patience_s), allow_pickle=False) as arrays:
         return PictureShard(**{name: arrays[name] for name in arrays.files})
 
 
