@@ -9,16 +9,29 @@ Pictures are PNG: the same scene is the same file, and the same key of the cache
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from moai.data.scenes import SPLITS, Scenes
 
-__all__ = ["QUESTIONS_FILE", "export_scenes"]
+__all__ = ["QUESTIONS_FILE", "encode_picture", "export_scenes"]
 
 QUESTIONS_FILE = "questions.jsonl"
+
+
+def encode_picture(image: np.ndarray) -> bytes:
+    """A scene's picture as a PNG file; its hash is the picture's key in a cache of verbalizations.
+
+    Args:
+        image: uint8 (H, W, 3).
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def export_scenes(scenes: Scenes, length: int, out: str | Path) -> Path:
@@ -44,7 +57,7 @@ def export_scenes(scenes: Scenes, length: int, out: str | Path) -> Path:
         for index in range(scenes.start, scenes.start + length):
             sample = scenes[index]
             name = f"images/{scenes.split}-{scenes.seed}-{index:07d}.png"
-            Image.fromarray(sample.image).save(folder / name)
+            (folder / name).write_bytes(encode_picture(sample.image))
             for number, asked in enumerate(sample.questions):
                 turns = [{"from": "human", "value": f"<image>\n{asked.question}"}]
                 turns.append({"from": "gpt", "value": asked.answer})

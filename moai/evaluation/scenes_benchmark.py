@@ -3,7 +3,12 @@
     python -m moai.evaluation.scenes_benchmark --model checkpoints/moai-nano --per-kind 1000 --json evaluation.json
 
 Verbalizations are the truth with realistic noise (`scene_noise`): what is measured is the model, not a detector. With
-``--real all`` the checkpoint's own verbalizers look at the pictures instead, and the whole chain is measured.
+``--real all`` the checkpoint's own verbalizers look at the pictures instead, and the whole chain is measured. Looking
+takes most of the time; look once, and ask as often as you like:
+
+    python -m moai.data.scene_export --split test --length 300 --out scenes
+    moai verbalize scenes/questions.jsonl --model checkpoints/moai-nano --out scenes/verbalizations
+    python -m moai.evaluation.scenes_benchmark --model checkpoints/moai-nano --cache scenes/verbalizations
 """
 
 from __future__ import annotations
@@ -24,17 +29,23 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import moai  # noqa: F401  (registers the Auto classes)
-from moai.data.scenes import QUESTION_KINDS, Scenes, add_noise
+from moai.data.findings import Findings, FindingsReader, MissingFindingsError
+from moai.data.scene_export import encode_picture
+from moai.data.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
 from moai.pipeline_verbalizers import VerbalizerSettings
 from verbalizers import WordSettings
 from verbalizers.base import Verbalizer, build_verbalizer
-from verbalizers.scene import parse_scene, render_segmentation_map, verbalize_scene
+from verbalizers.cache import VerbalizationCache
+from verbalizers.scene import parse_scene, verbalize_scene
 
 from .answer_metrics import is_right, name_f1, wilson_interval
+from .text_reader import TextReader
 
 __all__ = ["AskedQuestion", "collect_questions", "evaluate_scenes", "markdown_table", "summarise"]
 
 CONDITIONS = ("with_auxiliary", "without_auxiliary")
+#: A language model without picture that reads the whole verbalization.
+TEXT_READER = "text_reader"
 #: The answer that training questions of the same kind have most often: what a model gets without looking.
 MOST_FREQUENT = "most_frequent"
 _NUM_COUNTED = 2000  # training scenes whose answers are counted
@@ -71,8 +82,9 @@ def collect_questions(
     kinds: Sequence[str] = QUESTION_KINDS,
     verbalizers: Sequence[Verbalizer] = (),
     words: WordSettings | None = None,
+    reader: FindingsReader | None = None,
 ) -> Iterator[AskedQuestion]:
-    """Questions of a split in order, up to a number per kind.
+    """Questions of a split in order, up to a number per kind; fewer where a cache ends before.
 
     Args:
         per_kind: How many of each kind.
@@ -84,6 +96,7 @@ def collect_questions(
         kinds: Which kinds.
         verbalizers: Real ones to look at the pictures, instead of the noisy truth.
         words: What of their findings is worth saying; None = the defaults.
+        reader: Reads what verbalizers found before, in place of looking; asking ends with the first scene it lacks.
     """
     missing = dict.fromkeys(kinds, per_kind)
     scenes = Scenes(split, seed=seed, image_size=image_size, num_objects=num_objects, kinds=tuple(kinds))
@@ -93,16 +106,26 @@ def collect_questions(
         wanted = [asked for asked in sample.questions if missing[asked.kind] > 0]
         if not wanted:
             continue
-        if verbalizers:
-            found = parse_scene([sample.image], verbalizers)[0]
+        if reader is not None:
+            try:
+                findings = reader.read(encode_picture(sample.image), sample.image)
+            except MissingFindingsError:
+                return
         else:
-            found = add_noise(sample.truth, Random(f"{seed} {sample.index}"), noise)
-        said = verbalize_scene(found, settings=words)
-        painted = render_segmentation_map(found.segments, sample.image_size_hw)
+            findings = _look(sample, verbalizers, words, Random(f"{seed} {sample.index}"), noise)
+        painted = findings.paint_map(sample.image_size_hw)
         for asked in wanted:
             if missing[asked.kind] > 0:
                 missing[asked.kind] -= 1
-                yield AskedQuestion(asked.kind, asked.question, asked.answer, sample.image, said, painted)
+                yield AskedQuestion(asked.kind, asked.question, asked.answer, sample.image, findings.text, painted)
+
+
+def _look(
+    sample: SceneSample, verbalizers: Sequence[Verbalizer], words: WordSettings | None, rng: Random, noise: float
+) -> Findings:
+    """What verbalizers find, or what poor ones might have found."""
+    found = parse_scene([sample.image], verbalizers)[0] if verbalizers else add_noise(sample.truth, rng, noise)
+    return Findings(verbalize_scene(found, settings=words), found)
 
 
 @torch.inference_mode()
@@ -142,6 +165,7 @@ def evaluate_scenes(
     questions: Iterable[AskedQuestion],
     conditions: Sequence[str] = CONDITIONS,
     batch_size: int = 32,
+    text_reader: TextReader | None = None,
 ) -> dict[str, list[tuple[AskedQuestion, str]]]:
     """Ask everything under each condition.
 
@@ -151,18 +175,24 @@ def evaluate_scenes(
         questions: What is asked.
         conditions: ``with_auxiliary``, ``without_auxiliary``.
         batch_size: Questions per batch.
+        text_reader: A baseline to ask as well, under the condition ``text_reader``.
 
     Returns:
         By condition: pairs of question and answer.
     """
+    conditions = (*conditions, *([] if text_reader is None else [TEXT_READER]))
     answered: dict[str, list[tuple[AskedQuestion, str]]] = {condition: [] for condition in conditions}
     for batch in _batches(questions, batch_size):
         # Descriptions are long, the rest is short: apart, so that short answers do not wait.
         for is_long in (False, True):
             part = [item for item in batch if (item.kind == "description") == is_long]
             for condition in conditions if part else ():
-                has_auxiliary = condition == "with_auxiliary"
-                given = answer_questions(model, processor, part, has_auxiliary, 160 if is_long else 24)
+                bound = 160 if is_long else 24
+                if condition == TEXT_READER:
+                    texts = [item.auxiliary_text for item in part]
+                    given = text_reader.answer(texts, [item.question for item in part], bound)
+                else:
+                    given = answer_questions(model, processor, part, condition == "with_auxiliary", bound)
                 answered[condition] += zip(part, given, strict=True)
     return answered
 
@@ -253,6 +283,8 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="VERBALIZER",
         help="let this one look, e.g. ocr; all: the checkpoint's own",
     )
+    parser.add_argument("--cache", type=Path, help="verbalizations of the exported test scenes, by moai verbalize")
+    parser.add_argument("--text-reader", type=Path, help="ask this language model too: it reads whole verbalizations")
     parser.add_argument("--image-size", type=int, default=448, help="pixels")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--condition", choices=CONDITIONS, action="append", help="run only this one")
@@ -260,17 +292,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path, help="write the table there")
     parser.add_argument("--show", type=int, default=0, help="print so many answers per condition")
     chosen = parser.parse_args(arguments)
+    if chosen.cache and chosen.real:
+        parser.error("expected --cache or --real, got both. The cache holds what real verbalizers found.")
 
     started = time.monotonic()
     model = AutoModelForImageTextToText.from_pretrained(chosen.model, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(chosen.model)
     kinds = tuple(chosen.kind or QUESTION_KINDS)
     verbalizers, spoken = _real_verbalizers(chosen.model, chosen.real)
+    cached = None if chosen.cache is None else FindingsReader(VerbalizationCache(chosen.cache))
     questions = collect_questions(
-        chosen.per_kind, chosen.noise, chosen.image_size, kinds=kinds, verbalizers=verbalizers, words=spoken.words
+        chosen.per_kind,
+        chosen.noise,
+        chosen.image_size,
+        kinds=kinds,
+        verbalizers=verbalizers,
+        words=spoken.words,
+        reader=cached,
     )
     conditions = tuple(chosen.condition or CONDITIONS)
-    answered = evaluate_scenes(model, processor, questions, conditions, chosen.batch_size)
+    reader = None if chosen.text_reader is None else TextReader.from_pretrained(chosen.text_reader)
+    answered = evaluate_scenes(model, processor, questions, conditions, chosen.batch_size, reader)
+    if not any(answered.values()):
+        parser.error(
+            f"expected findings of test scenes at {chosen.image_size} pixels in {chosen.cache}, got none of the first "
+            "scene. Write and verbalize them: python -m moai.data.scene_export --split test"
+        )
     if "with_auxiliary" in answered:
         guessed = most_frequent_answers(kinds)
         answered[MOST_FREQUENT] = [(item, guessed.get(item.kind, "")) for item, _ in answered["with_auxiliary"]]
@@ -280,6 +327,8 @@ def main(arguments: list[str] | None = None) -> None:
         for item, given in pairs[: chosen.show]:
             print(f"{condition} | {item.kind} | {item.question} | expected: {item.answer} | got: {given}")
     findings = {"real": chosen.real} if chosen.real else {"noise": chosen.noise}
+    if cached is not None:
+        findings = {"verbalizers": cached.settings.verbalizers}
     settings = {"split": "test", "seed": 0, **findings, "image_size": chosen.image_size}
     report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), "results": results}
     if chosen.json:

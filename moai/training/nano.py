@@ -34,7 +34,7 @@ from .phrase_recall import PhraseRecall, PhraseVocabulary
 from .scene_shards import ShardSettings, build_missing_shards, shard_path
 from .text_pretraining import TextTask
 
-__all__ = ["STAGES", "export_nano", "main", "train_nano"]
+__all__ = ["STAGES", "export_nano", "export_text_reader", "main", "train_nano"]
 
 STAGES = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal", "export")
 
@@ -199,6 +199,20 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     (target / "verbalizers.json").write_text(json.dumps(config.verbalizer_settings, indent=2) + "\n", encoding="utf-8")
 
 
+def export_text_reader(config: NanoConfig, out: Path, target: Path) -> None:
+    """Write the decoder as the stage ``text`` left it: the baseline that reads whole verbalizations.
+
+    Args:
+        config: The recipe.
+        out: The run's folder.
+        target: Folder for :meth:`moai.evaluation.text_reader.TextReader.from_pretrained`.
+    """
+    decoder = _pretrained_decoder(config, out, ("text", "copying"))
+    target.mkdir(parents=True, exist_ok=True)
+    decoder.half().save_pretrained(target)
+    InternLM2Tokenizer.from_pretrained(out / "tokenizer").save_pretrained(target)
+
+
 def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) -> None:
     """Run the stages, each from where it stopped.
 
@@ -222,6 +236,8 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
         _run_ranks(_train_multimodal, "multimodal", config.multimodal, config, out)
     if config.multimodal is not None and "export" in stages:
         export_nano(config, out, out / "moai-nano")
+    if "export" in stages:
+        export_text_reader(config, out, out / "text-reader")
 
 
 def main(arguments: list[str] | None = None) -> None:

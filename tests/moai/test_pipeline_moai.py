@@ -113,12 +113,12 @@ def test_pipeline_keeps_two_scenes_apart_when_the_picture_is_the_same(pipe):
 
 def test_verbalize_fills_only_gaps_when_findings_are_brought(folder):
     reader = ScriptedVerbalizer("ocr", read_brightness)
-    mapper = ScriptedVerbalizer("depth", lambda image: "The image is deep.")
+    mapper = ScriptedVerbalizer("weather", lambda image: "The sky is grey.")
     pipe = MoAIPipeline.from_pretrained(folder, verbalizers=[reader, mapper])
     scene = pipe.verbalize(draw_picture(), build_scene())
     assert (reader.num_pictures, mapper.num_pictures) == (0, 1)
-    assert scene.text_lines.texts == ("STOP",) and scene.findings == {"depth": "The image is deep."}
-    assert pipe.describe(scene).endswith("The image is deep.")
+    assert scene.text_lines.texts == ("STOP",) and scene.findings == {"weather": "The sky is grey."}
+    assert pipe.describe(scene).endswith("The sky is grey.")
 
 
 def test_pipeline_names_what_is_missing_when_a_verbalizer_raises(folder):
