@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import moai  # noqa: F401
+from moai.data.findings import FindingsReader
 from moai.evaluation.scenes_benchmark import (
     AskedQuestion,
     answer_questions,
@@ -14,6 +15,11 @@ from moai.evaluation.scenes_benchmark import (
     markdown_table,
     summarise,
 )
+from moai.image_loading import load_image
+from verbalizers.base import build_verbalizer
+from verbalizers.cache import VerbalizationCache
+from verbalizers.cache_building import build_cache
+from verbalizers.cache_sources import read_sources
 
 
 def asked(kind: str, answer: str) -> AskedQuestion:
@@ -85,3 +91,34 @@ def test_command_writes_results_when_run(repo_root_of_module, tmp_path):
     report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert report["results"]["with_auxiliary"]["reading"]["asked"] == 2
     assert (tmp_path / "r.md").read_text(encoding="utf-8").startswith("| question | asked |")
+
+
+@pytest.fixture(scope="module")
+def cached_scenes(tmp_path_factory):
+    """Four test scenes that the OCR has read: the cache's folder."""
+    pytest.importorskip("pyarrow")
+    from moai.data.scene_export import main as export
+
+    folder = tmp_path_factory.mktemp("scenes")
+    export(["--split", "test", "--length", "4", "--image-size", "96", "--out", str(folder)])
+    sources = read_sources(folder / "questions.jsonl")
+    build_cache(sources, [build_verbalizer("ocr")], folder / "cache", load_image, num_workers=0)
+    return folder / "cache"
+
+
+def test_cached_findings_equal_fresh_ones_when_scenes_were_verbalized_before(cached_scenes):
+    reader = FindingsReader(VerbalizationCache(cached_scenes))
+    cached = list(collect_questions(3, image_size=96, kinds=("reading", "existence"), reader=reader))
+    looking = [build_verbalizer("ocr")]
+    fresh = list(collect_questions(3, image_size=96, kinds=("reading", "existence"), verbalizers=looking))
+    assert cached
+    for item, other in zip(cached, fresh, strict=False):
+        assert (item.question, item.answer, item.auxiliary_text) == (other.question, other.answer, other.auxiliary_text)
+        assert (item.auxiliary_image == other.auxiliary_image).all()
+
+
+def test_command_says_what_to_do_when_the_cache_holds_other_pictures(cached_scenes, repo_root_of_module, capsys):
+    folder = repo_root_of_module / "checkpoints" / "moai-nano"
+    with pytest.raises(SystemExit):
+        main(["--model", str(folder), "--cache", str(cached_scenes), "--per-kind", "1", "--image-size", "64"])
+    assert "moai.data.scene_export" in capsys.readouterr().err

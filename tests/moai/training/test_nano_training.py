@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 
+from moai.data.scenes import Scenes
+from moai.evaluation.text_reader import TextReader
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.training.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from moai.training.loop import LoopSettings, learning_rate
@@ -22,8 +24,9 @@ from moai.training.nano import export_nano
 from moai.training.nano_config import load_nano_config
 from moai.training.nano_models import build_moai, build_processor, prompt_ids
 from moai.training.phrase_recall import PhraseVocabulary
-from moai.training.scene_shards import ShardSettings, build_shard, load_shard, save_shard
+from moai.training.scene_shards import SceneShard, ShardSettings, build_shard, load_shard, save_shard
 from moai.training.text_pretraining import pack_texts
+from verbalizers.scene import verbalize_scene
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAINED = ("text", "phrases", "questions", "multimodal")
@@ -150,6 +153,26 @@ def test_exported_checkpoint_answers_when_loaded_back(trained):
     generated = model.generate(**batch, max_new_tokens=3)
     assert generated.shape[1] > batch["input_ids"].shape[1]
     assert all(path.suffix != ".bin" and path.suffix != ".pt" for path in (out / "again").iterdir())
+
+
+def test_text_reader_continues_the_prompts_it_was_trained_on_when_exported(trained):
+    _, out = trained
+    reader = TextReader.from_pretrained(out / "text-reader")
+    scene = next(iter(Scenes("train", image_size=32)))
+    said, asked = verbalize_scene(scene.truth), scene.questions[0]
+    encode = reader.tokenizer.sp_model.encode
+    end = reader.tokenizer.eos_token_id
+    pieces = [encode(said), encode(f" {asked.question}"), [*encode(f" {asked.answer}"), end]]
+    starts = np.cumsum([0, *map(len, pieces)])
+    empty = np.zeros((0, 0, 0, 3), np.uint8)
+    offsets = [starts[index : index + 2] for index in range(3)]
+    tokens = np.array(sum(pieces, []), np.uint16)
+    shard = SceneShard(tokens, *offsets, np.zeros(1, np.int8), np.array([0, 1]), empty, empty)
+    packed = pack_texts(shard, np.array([0]), prompt_ids(reader.tokenizer)).input_ids[0].tolist()
+    assert packed == reader.prompt_ids(said, asked.question) + pieces[2]
+    together = reader.answer([said, "nothing"], [asked.question, "What is there?"], 4)
+    alone = [reader.answer([a], [b], 4)[0] for a, b in ((said, asked.question), ("nothing", "What is there?"))]
+    assert together == alone
 
 
 def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(trained):

@@ -1,0 +1,78 @@
+"""A text-only baseline: a plain language model that reads the whole verbalization in its prompt, and sees no picture.
+
+Compressor and mixers hand on a verbalization in a fixed number of latents. How far MoAI is from a reader of equal
+training tells what that costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from moai.chat_templates import SYSTEM_PROMPT
+from moai.tokenization_internlm2 import InternLM2Tokenizer
+
+__all__ = ["TextReader"]
+
+
+class TextReader:
+    """A decoder as the stage ``text`` of :mod:`moai.training.nano` exports it.
+
+    Args:
+        model: Causal language model in evaluation mode.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: InternLM2Tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> TextReader:
+        """Load both from a folder, in float32.
+
+        Raises:
+            ValueError: It lacks a config or a tokenizer.
+        """
+        folder = Path(folder)
+        for name in ("config.json", "tokenizer.model"):
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"expected a text reader with {name} in {folder}, got none. "
+                    "Export one: python -m moai.training.nano --config configs/nano.yaml --out RUN --stage export"
+                )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return cls(model, InternLM2Tokenizer.from_pretrained(folder))
+
+    def prompt_ids(self, verbalization: str, question: str) -> list[int]:
+        """Ids of a prompt, piece by piece as in training."""
+        encode = self.tokenizer.sp_model.encode
+        pieces = (f"{SYSTEM_PROMPT} ", verbalization, " USER:", f" {question}", " ASSISTANT:")
+        return [self.tokenizer.bos_token_id, *(token for piece in pieces for token in encode(piece))]
+
+    @torch.inference_mode()
+    def answer(self, verbalizations: Sequence[str], questions: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Answers of one batch, greedy.
+
+        Args:
+            verbalizations: What was found, one text per question.
+            questions: What is asked.
+            max_new_tokens: Bound on each answer.
+        """
+        prompts = [self.prompt_ids(said, asked) for said, asked in zip(verbalizations, questions, strict=True)]
+        longest, end = max(map(len, prompts)), self.tokenizer.eos_token_id
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        input_ids = torch.tensor([[end] * (longest - len(prompt)) + prompt for prompt in prompts])
+        attention_mask = (torch.arange(longest) >= (longest - lengths)[:, None]).long()
+        generated = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        texts = self.tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True)
+        return [text.strip() for text in texts]
