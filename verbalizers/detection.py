@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from verbalizers.adapters import detections_from_transformers
 from verbalizers.base import register_verbalizer
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Owlv2Detector", "select_detections", "verbalize_detections"]
+
+
+#: OWLv2's processor pads a picture to a square before it shrinks it: one of 20,000 x 40 pixels would take 26 GB.
+_LONGEST_SIDE = 2048
+
+
+def _without_extremes(image: np.ndarray) -> np.ndarray:
+    """The picture `(H, W, 3)`, uint8, its longest side `_LONGEST_SIDE` at most."""
+    longest = max(image.shape[:2])
+    if longest <= _LONGEST_SIDE:
+        return image
+    height, width = (max(1, round(side * _LONGEST_SIDE / longest)) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def verbalize_detections(
@@ -121,7 +135,11 @@ class Owlv2Detector(CheckpointVerbalizer):
     def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[Detections]:
         model, image_processor = loaded.model, loaded.processor.image_processor
         queries = self.embed_vocabulary()  # (Q, D)
-        inputs = image_processor(images=images, input_data_format="channels_last", return_tensors="pt")
+        inputs = image_processor(
+            images=[_without_extremes(image) for image in images],
+            input_data_format="channels_last",
+            return_tensors="pt",
+        )
         pixel_values = inputs.pixel_values.to(model.device, model.dtype)
         feature_map, _ = model.image_embedder(pixel_values)  # (B, h, w, D)
         features = feature_map.flatten(1, 2)  # (B, h * w, D)

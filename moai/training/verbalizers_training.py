@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import CLIPTokenizer
 
 from .checkpointing import latest_checkpoint, load_checkpoint
 from .loop import run_loop
@@ -83,13 +84,21 @@ def _train_masks(config: VerbalizersConfig, out: Path) -> bool:
 def _train_owlv2(config: VerbalizersConfig, out: Path) -> bool:
     settings = config.owlv2
     torch.manual_seed(config.seed)
-    tokenizer = train_tokenizer(SCENE_NAMES, settings.num_merges)
+    tokenizer = _detector_tokenizer(config, out)
     model = build_owlv2(settings, config.shards.image_size, tokenizer)
     if latest_checkpoint(out / "owlv2" / "checkpoints") is None:
         initialize_owlv2(model, pixels_of(_batches(config, out, min(256, config.shards.num_scenes))(0)))
     batches = _batches(config, out, settings.batch_size, settings.first_shard)
     task = Owlv2Task(model, settings, tokenizer, batches)
     return run_loop(model.train(), task, task.count_names, settings.loop, out / "owlv2")
+
+
+def _detector_tokenizer(config: VerbalizersConfig, out: Path) -> CLIPTokenizer:
+    """The run's tokenizer, trained once: equally frequent pairs are merged in another order every time."""
+    folder = out / "owlv2" / "tokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        train_tokenizer(SCENE_NAMES, config.owlv2.num_merges).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def _rest(module: nn.Module, parts: tuple[str, ...], trained: bool) -> None:
@@ -127,7 +136,7 @@ def export_verbalizers(config: VerbalizersConfig, out: Path, target: Path) -> li
         load_checkpoint(_trained(stages[0]), graph)
         written.append(_save(graph, graph_processor(size), target / "psgtr-nano"))
     if latest_checkpoint(out / "owlv2" / "checkpoints") is not None:
-        tokenizer = train_tokenizer(SCENE_NAMES, config.owlv2.num_merges)
+        tokenizer = _detector_tokenizer(config, out)
         detector = build_owlv2(config.owlv2, size, tokenizer)
         load_checkpoint(_trained(out / "owlv2"), detector)
         written.append(_save(detector, detector_processor(size, tokenizer), target / "owlv2-nano"))

@@ -54,6 +54,22 @@ def test_detector_batch_equals_singles_when_sizes_differ(owlv2, images):
         np.testing.assert_allclose(batched.boxes_xyxy, single.boxes_xyxy, atol=1e-3)
 
 
+def test_detector_pads_no_huge_square_when_a_picture_is_extremely_wide(owlv2, monkeypatch):
+    detector = build(owlv2, threshold=0.0)
+    processor = detector.load().processor.image_processor
+    seen = []
+    preprocess = type(processor).preprocess
+
+    def watch(self, images, *rest, **settings):
+        seen.extend(max(np.asarray(image).shape) for image in images)
+        return preprocess(self, images, *rest, **settings)
+
+    monkeypatch.setattr(type(processor), "preprocess", watch)
+    monkeypatch.setattr("verbalizers.detection._LONGEST_SIDE", 64)
+    (found,) = detector.predict([np.zeros((8, 200, 3), np.uint8)])
+    assert seen == [64] and found.image_size_hw == (8, 200)
+
+
 def count_text_passes(detector):
     calls = []
     detector.load().model.owlv2.text_model.register_forward_hook(lambda *args: calls.append(1))

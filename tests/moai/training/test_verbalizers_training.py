@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import CLIPTokenizer
 
 from moai.data.scenes import Scenes
 from moai.training.checkpointing import latest_checkpoint
@@ -197,6 +198,11 @@ def test_verbalizers_train_resume_and_serve_when_stopped_between_steps(tmp_path,
         "detection", "owlv2", checkpoint=str(folders["owlv2-nano"]), vocabulary=("dog", "zzz"), threshold=0.0
     )
     assert set(detector.predict([image])[0].class_names) <= {"dog", "zzz"}
+    # What training read is what is shipped: a tokenizer trained again orders equally frequent pieces anew.
+    shipped, trained = (
+        CLIPTokenizer.from_pretrained(at) for at in (folders["owlv2-nano"], out / "owlv2" / "tokenizer")
+    )
+    assert shipped(SCENE_NAMES) == trained(SCENE_NAMES)
 
 
 @pytest.mark.parametrize("wrong", [{"owlv2": {**TINY["owlv2"], "hue": 1}}, {"psgtr": {"model": {}}}])
