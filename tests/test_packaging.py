@@ -207,3 +207,12 @@ def test_version_is_told_once_when_both_are_read(setup_cfg: configparser.ConfigP
     moai = pytest.importorskip("moai")
     assert moai.__version__ == setup_cfg["metadata"]["version"]
     assert f"## [{moai.__version__}]" in (REPO_ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_shipped_texts_name_no_path_of_this_machine_when_searched():
+    tops = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "configs", "checkpoints", "examples", "benchmarks")
+    files = [file for top in tops for file in [REPO_ROOT / top, *(REPO_ROOT / top).rglob("*")] if file.is_file()]
+    texts = [file for file in files if file.suffix in {".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".py"}]
+    assert len(texts) > 40
+    found = [file for file in texts if f"{REPO_ROOT}/" in file.read_text(encoding="utf-8")]
+    assert found == []

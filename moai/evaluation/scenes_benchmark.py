@@ -327,8 +327,9 @@ def main(arguments: list[str] | None = None) -> None:
         for item, given in pairs[: chosen.show]:
             print(f"{condition} | {item.kind} | {item.question} | expected: {item.answer} | got: {given}")
     findings = {"real": chosen.real} if chosen.real else {"noise": chosen.noise}
-    if cached is not None:
-        findings = {"verbalizers": cached.settings.verbalizers}
+    if cached is not None:  # names alone: settings hold paths of the machine where the verbalizers looked
+        looked = [f"{entry['kind']}/{entry['backend']}" for entry in cached.settings.verbalizers or ()]
+        findings = {"verbalizers": looked, "fingerprint": cached.cache.fingerprint}
     settings = {"split": "test", "seed": 0, **findings, "image_size": chosen.image_size}
     report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), "results": results}
     if chosen.json:

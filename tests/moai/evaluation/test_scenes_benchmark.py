@@ -117,6 +117,17 @@ def test_cached_findings_equal_fresh_ones_when_scenes_were_verbalized_before(cac
         assert (item.auxiliary_image == other.auxiliary_image).all()
 
 
+def test_report_names_verbalizers_without_paths_when_a_cache_was_asked_about(
+    cached_scenes, repo_root_of_module, tmp_path
+):
+    folder = repo_root_of_module / "checkpoints" / "moai-nano"
+    options = ["--per-kind", "1", "--image-size", "96", "--condition", "with_auxiliary", "--kind", "existence"]
+    main(["--model", str(folder), "--cache", str(cached_scenes), *options, "--json", str(tmp_path / "r.json")])
+    settings = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["verbalizers"] == ["ocr/rapidocr"] and len(settings["fingerprint"]) == 16
+    assert not any("/" in str(value) for name, value in settings.items() if name != "verbalizers")
+
+
 def test_command_says_what_to_do_when_the_cache_holds_other_pictures(cached_scenes, repo_root_of_module, capsys):
     folder = repo_root_of_module / "checkpoints" / "moai-nano"
     with pytest.raises(SystemExit):
