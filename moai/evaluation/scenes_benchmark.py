@@ -258,6 +258,18 @@ def markdown_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def overall_line(condition: str, rows: dict[str, dict[str, Any]]) -> str:
+    """Right answers over all kinds that have one right answer; descriptions have none.
+
+    Args:
+        condition: What the answers were given under.
+        rows: What :func:`summarise` returned.
+    """
+    counted = [row for row in rows.values() if "right" in row]
+    right, asked = (sum(row[name] for row in counted) for name in ("right", "asked"))
+    return f"{condition.replace('_', ' ')}: {right} of {asked} right ({100 * right / max(asked, 1):.1f} %)"
+
+
 def _real_verbalizers(checkpoint: str, kinds: Sequence[str]) -> tuple[list[Verbalizer], VerbalizerSettings]:
     """The checkpoint's own for "all", else one of each kind with default settings; and what they may say."""
     if "all" not in kinds:
@@ -323,6 +335,8 @@ def main(arguments: list[str] | None = None) -> None:
         answered[MOST_FREQUENT] = [(item, guessed.get(item.kind, "")) for item, _ in answered["with_auxiliary"]]
     results = {condition: summarise(pairs) for condition, pairs in answered.items()}
     print(table := markdown_table(results))
+    for condition, rows in results.items():
+        print(overall_line(condition, rows))
     for condition, pairs in answered.items():
         for item, given in pairs[: chosen.show]:
             print(f"{condition} | {item.kind} | {item.question} | expected: {item.answer} | got: {given}")
