@@ -24,6 +24,7 @@ from .sample_batching import (
     group_images_by_question,
     one_per_sample,
     pad_rows,
+    unique_objects,
 )
 from .sample_encoding import SampleEncoder
 from .tokenization_internlm2 import IMAGE_TOKEN, register_internlm2_tokenizer
@@ -268,11 +269,8 @@ class MoAIProcessor(ProcessorMixin):
         _refuse_unknown(kwargs)
         limit = max_length or self.max_length
         prompts, groups = self._prompts_and_pictures(images, text, questions, chat_template)
-        pictures = [
-            load_image(picture, self.max_image_pixels, allow_urls, allow_data_urls=True)
-            for group in groups
-            for picture in group
-        ]
+        given, picture_index = unique_objects([picture for group in groups for picture in group])
+        pictures = [load_image(picture, self.max_image_pixels, allow_urls, allow_data_urls=True) for picture in given]
         data: dict[str, Any] = {}
         if prompts is not None:
             samples = []
@@ -286,7 +284,7 @@ class MoAIProcessor(ProcessorMixin):
                 samples.append(sample)
             data |= self.encoder.pad_samples(samples, padding, padding_side, limit, pad_to_multiple_of)
         if pictures:
-            data["pixel_values"] = compute_pixel_values(self.image_processor, pictures, **images_kwargs)
+            data["pixel_values"] = compute_pixel_values(self.image_processor, pictures, **images_kwargs)[picture_index]
         num_samples = None if prompts is None else len(prompts)
         data |= self._auxiliary_inputs(auxiliary_text, auxiliary_images, num_samples, pad_to_multiple_of)
         if not data:
@@ -354,10 +352,10 @@ class MoAIProcessor(ProcessorMixin):
         maps = one_per_sample(maps, num_samples, "auxiliary pictures")
         if any(item is not None for item in maps):
             black = Image.new("RGB", (1, 1))
-            loaded = [black if item is None else load_image(item, self.max_image_pixels) for item in maps]
-            data["auxiliary_pixel_values"] = compute_map_pixel_values(
-                self.image_processor, loaded, self.auxiliary_map_scale
-            )
+            given, map_index = unique_objects(maps)
+            loaded = [black if item is None else load_image(item, self.max_image_pixels) for item in given]
+            values = compute_map_pixel_values(self.image_processor, loaded, self.auxiliary_map_scale)
+            data["auxiliary_pixel_values"] = values[map_index]
         return data
 
 

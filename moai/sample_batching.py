@@ -22,6 +22,20 @@ def is_nested(images: Sequence[Any]) -> bool:
     return any(isinstance(item, (list, tuple)) for item in images)
 
 
+def unique_objects(items: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """Objects without repetition, by identity: several questions about a picture cost one look at it.
+
+    Args:
+        items: Objects.
+
+    Returns:
+        The different ones in order of appearance, and for every item its place among them.
+    """
+    places: dict[int, int] = {}
+    index = [places.setdefault(id(item), len(places)) for item in items]
+    return [items[index.index(place)] for place in range(len(places))], index
+
+
 def group_images_by_placeholders(images: Any, counts: Sequence[int], image_token: str) -> list[list[Any]]:
     """Give every prompt its pictures, in order.
 

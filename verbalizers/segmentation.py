@@ -58,6 +58,10 @@ def _verbalize_as_released(segments: Segments) -> str:
     return list_sentence(BOXES_OPENING, items)
 
 
+#: Ids below this are coloured by a table of all of them.
+_LARGEST_TABLE = 4096
+
+
 def pascal_colors(indices: np.ndarray) -> np.ndarray:
     """The Pascal VOC colour map for any index below 2**24 (the VOC development kit's bit interleaving).
 
@@ -106,7 +110,9 @@ def render_segmentation_map(
         rows = np.arange(new_height) * height // new_height
         columns = np.arange(new_width) * width // new_width
         ids = ids[rows[:, None], columns[None, :]]
-    # Few distinct ids, many pixels: colour the ids, then look up.
+    # Few distinct ids, many pixels: colour the ids, then look up; sorting pixels is the slow way, for huge ids only.
+    if ids.size and ids.max() < _LARGEST_TABLE:
+        return pascal_colors(np.arange(ids.max() + 1))[ids]
     distinct, positions = np.unique(ids, return_inverse=True)
     return pascal_colors(distinct)[positions.reshape(ids.shape)]
 

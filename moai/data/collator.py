@@ -9,6 +9,7 @@ import torch
 
 from moai.data.training_sample import TrainingSample
 from moai.processing_moai import MoAIProcessor
+from moai.sample_batching import unique_objects
 
 __all__ = ["TrainingCollator"]
 
@@ -21,6 +22,7 @@ class TrainingCollator:
         padding_side: "left" or "right"; the loss is the same.
         pad_to_multiple_of: Round padded lengths up: fewer shapes, for compiled models.
         max_length: Longest sample in tokens; None = the processor's bound.
+        is_sharing: Whether samples of one picture (the same object) leave its pixels and words in the batch once.
     """
 
     def __init__(
@@ -29,9 +31,11 @@ class TrainingCollator:
         padding_side: str = "left",
         pad_to_multiple_of: int | None = None,
         max_length: int | None = None,
+        is_sharing: bool = False,
     ) -> None:
         self.processor, self.padding_side = processor, padding_side
         self.pad_to_multiple_of, self.max_length = pad_to_multiple_of, max_length
+        self.is_sharing = is_sharing
 
     def __call__(self, samples: Sequence[TrainingSample]) -> dict[str, torch.Tensor]:
         """One batch.
@@ -43,7 +47,9 @@ class TrainingCollator:
             `input_ids`, `attention_mask`, `mm_token_type_ids` (0 padding or answer, 1 image, 2 prompt), `labels` (-100
             but on the answer and its end token), each `(B, L)` int64; `pixel_values` `(pictures, 3, H, W)` float32
             where there are pictures; `auxiliary_input_ids`, `auxiliary_attention_mask` `(B, A)` int64 where the data
-            set has verbalizations, `auxiliary_pixel_values` `(B, 3, H, W)` float32 where it has maps.
+            set has verbalizations, `auxiliary_pixel_values` `(B, 3, H, W)` float32 where it has maps. Where something
+            is shared: U <= B rows of the auxiliary inputs and `auxiliary_index` `(B,)` int64, each sample's row; and
+            only different pictures in `pixel_values` with `picture_index` `(pictures,)`.
 
         Raises:
             ValueError: No sample, or one that is too long.
@@ -66,4 +72,28 @@ class TrainingCollator:
             return_tensors="pt",
             **inputs,
         )
-        return dict(batch)
+        return _share(dict(batch), samples) if self.is_sharing else dict(batch)
+
+
+def _share(batch: dict[str, torch.Tensor], samples: Sequence[TrainingSample]) -> dict[str, torch.Tensor]:
+    """Keep equal pictures, maps and verbalizations once."""
+    _, pictures = unique_objects([image for sample in samples for image in sample.images])
+    if len(set(pictures)) < len(pictures):
+        batch["picture_index"] = torch.tensor(pictures)
+        batch["pixel_values"] = batch["pixel_values"][_first_places(pictures)]
+    names = [name for name in batch if name.startswith("auxiliary_")]
+    _, maps = unique_objects([sample.auxiliary_image for sample in samples])
+    looks: dict[tuple[int, str | None], int] = {}
+    index = [
+        looks.setdefault((painted, sample.auxiliary_text), len(looks))
+        for painted, sample in zip(maps, samples, strict=True)
+    ]
+    if names and len(looks) < len(index):
+        batch["auxiliary_index"] = torch.tensor(index)
+        batch |= {name: batch[name][_first_places(index)] for name in names}
+    return batch
+
+
+def _first_places(index: Sequence[int]) -> list[int]:
+    """Where each number of 0, 1, 2, ... appears first."""
+    return [index.index(number) for number in range(max(index) + 1)]

@@ -45,6 +45,7 @@ class ConversationSamples:
 
     Attributes:
         lengths: Tokens per sample.
+        pictures: int64 per sample; the same number = the same pictures.
         findings: As given.
 
     Raises:
@@ -65,19 +66,25 @@ class ConversationSamples:
         self.lengths: list[int] = []
         rows = read_rows(source.path or "", source.image_folder, source.split)
         packed, sizes, owners, turns = [], [], [], []
+        looks: dict[tuple[Any, ...], int] = {}
+        about: list[int] = []
         for row, messages in self._checked(islice(rows, source.limit), report):
             usable = self._usable_turns(row, messages, report)
             if not usable:
                 continue
             pictures = [picture.to_dict() for picture in row.pictures]
+            look = looks.setdefault(_same(row.pictures) or (row.place,), len(looks))
             packed.append(json.dumps([row.place, pictures, messages]).encode())
             sizes.append(len(packed[-1]))
             for turn, length in usable:
                 owners.append(len(packed) - 1)
                 turns.append(turn)
+                about.append(look)
                 self.lengths.append(length)
             report.num_pictures += len(pictures)
         self._packed, self._stops = b"".join(packed), np.cumsum([0, *sizes])
+        self.pictures = np.array(about, np.int64)
+        self._recent: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
         self._owners, self._turns = np.array(owners, np.int64), np.array(turns, np.int32)
 
     def place(self, index: int) -> str:
@@ -93,18 +100,22 @@ class ConversationSamples:
         """
         place, pictures, messages = self._unpack(index)
         turn = int(self._turns[index])
-        shown = sum(len(message["content"]) - 1 for message in messages[:turn])
+        shown = pictures[: sum(len(message["content"]) - 1 for message in messages[:turn])]
+        if self._recent is None or self._recent[0] != _same(shown):  # one after the other asks about the same picture
+            self._recent = _same(shown), self._look(shown)
+        return TrainingSample(place, self._estimator.render(messages[:turn]), text_of(messages[turn]), *self._recent[1])
+
+    def _look(self, pictures: list[Source]) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
+        """Pictures with what was found in them: words and map."""
         images, found = [], []
-        for picture in pictures[:shown]:
+        for picture in pictures:
             try:
                 content = picture.read()
                 images.append(load_image(content, self._processor.max_image_pixels))
             except ValueError as error:
                 raise BadSampleError(f"{_name(picture)}: {error}") from error
             found.append(self._find(content, images[-1]))
-        prompt = self._estimator.render(messages[:turn])
-        text, painted = (None, None) if self.findings is None else _join(found, images, self._has_map)
-        return TrainingSample(place, prompt, text_of(messages[turn]), tuple(images), text, painted)
+        return tuple(images), *((None, None) if self.findings is None else _join(found, images, self._has_map))
 
     def _unpack(self, index: int) -> tuple[str, list[Source], list[dict[str, Any]]]:
         owner = self._owners[index]
@@ -190,6 +201,11 @@ class ConversationSamples:
                     continue
             usable.append((turn, length))
         return usable
+
+
+def _same(pictures: Iterable[Source]) -> tuple[Any, ...]:
+    """Where pictures lie: rows that ask about the same ones agree in it, whatever they call them."""
+    return tuple((item.location, item.split, item.column, item.row, item.item) for item in pictures)
 
 
 def _name(picture: Source) -> str:

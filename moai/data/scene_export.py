@@ -3,6 +3,8 @@
     python -m moai.data.scene_export --out scenes --length 1000
     moai verbalize scenes/questions.jsonl --out scenes/verbalizations
 
+Other questions about the same pictures go into a file of their own: ``--file train.jsonl --kinds counting,reading``.
+
 Pictures are PNG: the same scene is the same file, and the same key of the cache, wherever it is written.
 """
 
@@ -15,8 +17,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
-from moai.data.scenes import SPLITS, Scenes
+from moai.data.scenes import QUESTION_KINDS, SPLITS, Scenes
+from verbalizers.durable_files import replacing
 
 __all__ = ["QUESTIONS_FILE", "encode_picture", "export_scenes"]
 
@@ -34,13 +39,14 @@ def encode_picture(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def export_scenes(scenes: Scenes, length: int, out: str | Path) -> Path:
-    """Write scenes and their questions.
+def export_scenes(scenes: Scenes, length: int, out: str | Path, file_name: str = QUESTIONS_FILE) -> Path:
+    """Write scenes and their questions; pictures that are there already are kept.
 
     Args:
         scenes: The stream; its `start` is the first scene.
         length: Number of scenes.
         out: Folder that receives `images/` and the file of questions.
+        file_name: Name of that file.
 
     Returns:
         The file of questions: one line per question, `{"id", "image", "kind", "conversations"}`.
@@ -52,12 +58,14 @@ def export_scenes(scenes: Scenes, length: int, out: str | Path) -> Path:
         raise ValueError(f"`length` must be at least 1, got {length}.")
     folder = Path(out)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    path = folder / QUESTIONS_FILE
-    with path.open("w", encoding="utf-8") as lines:
-        for index in range(scenes.start, scenes.start + length):
+    path = folder / file_name
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
+        for index in track(range(scenes.start, scenes.start + length), "scenes", console=Console(stderr=True)):
             sample = scenes[index]
             name = f"images/{scenes.split}-{scenes.seed}-{index:07d}.png"
-            (folder / name).write_bytes(encode_picture(sample.image))
+            if not (folder / name).is_file():
+                with replacing(folder / name) as picture:
+                    picture.write_bytes(encode_picture(sample.image))
             for number, asked in enumerate(sample.questions):
                 turns = [{"from": "human", "value": f"<image>\n{asked.question}"}]
                 turns.append({"from": "gpt", "value": asked.answer})
@@ -76,12 +84,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--start", type=int, default=0, help="first scene")
     parser.add_argument("--image-size", type=int, default=448, help="height and width in pixels (default 448)")
     parser.add_argument("--num-questions", type=int, default=7, help="questions per scene at most (default 7)")
+    kinds = ",".join(QUESTION_KINDS)
+    parser.add_argument("--kinds", help=f"kinds of questions, repeated ones are asked more often (default {kinds})")
+    parser.add_argument("--file", default=QUESTIONS_FILE, help=f"name of the file of questions ({QUESTIONS_FILE})")
     chosen = parser.parse_args(arguments)
     try:
         scenes = Scenes(
-            chosen.split, chosen.seed, chosen.image_size, num_questions=chosen.num_questions, start=chosen.start
+            chosen.split,
+            chosen.seed,
+            chosen.image_size,
+            num_questions=chosen.num_questions,
+            kinds=QUESTION_KINDS if chosen.kinds is None else tuple(chosen.kinds.split(",")),
+            start=chosen.start,
         )
-        path = export_scenes(scenes, chosen.length, chosen.out)
+        path = export_scenes(scenes, chosen.length, chosen.out, chosen.file)
     except ValueError as error:
         parser.error(str(error))
     print(path)

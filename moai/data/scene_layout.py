@@ -192,11 +192,11 @@ class _LayoutBuilder:
             return "standing on", zone
         return GROUND_PREDICATES.get((group, ground), "on"), zone
 
-    def place_sign(self) -> bool:
+    def place_sign(self, unseen_share: float | None = None) -> bool:
         """Put up a sign with words, on a post on the ground or flat on a wall."""
         on_wall = self.stuff[0].name == "wall" and self.rng.random() < 0.6
         for _ in range(_ATTEMPTS):
-            sign = sample_sign(self.rng, on_post=not on_wall, width=self.rng.uniform(0.3, 0.52))
+            sign = sample_sign(self.rng, not on_wall, self.rng.uniform(0.3, 0.52), unseen_share)
             x0, y0, x1, y1 = sign.box
             width, height = x1 - x0, y1 - y0
             left = self.rng.uniform(0.01, 0.99 - width)
@@ -255,7 +255,12 @@ def _plan_next(builder: _LayoutBuilder, zone: int, remaining: int) -> list[Group
     return [plan]
 
 
-def sample_layout(rng: Random, num_objects: tuple[int, int] = (1, 6), sign_probability: float = 0.6) -> SceneLayout:
+def sample_layout(
+    rng: Random,
+    num_objects: tuple[int, int] = (1, 6),
+    sign_probability: float = 0.6,
+    unseen_word_share: float | None = None,
+) -> SceneLayout:
     """Draw one scene.
 
     Args:
@@ -263,6 +268,7 @@ def sample_layout(rng: Random, num_objects: tuple[int, int] = (1, 6), sign_proba
         num_objects: smallest and largest number of objects, signs not counted; the largest may be undercut where
             the picture is full.
         sign_probability: how often there is a sign with words; one such scene in five has two.
+        unseen_word_share: see :class:`moai.data.scenes.Scenes`.
     """
     wanted = rng.randint(*num_objects)
     scale = (
@@ -271,7 +277,7 @@ def sample_layout(rng: Random, num_objects: tuple[int, int] = (1, 6), sign_proba
     builder = _LayoutBuilder(rng, scale)
     draw = rng.random()
     for _ in range(0 if draw >= sign_probability else 2 if draw < 0.2 * sign_probability else 1):
-        builder.place_sign()
+        builder.place_sign(unseen_word_share)
     signs, patience = len(builder.objects), 6 + 4 * wanted
     while (placed := len(builder.objects) - signs) < wanted and patience > 0:
         patience -= 1

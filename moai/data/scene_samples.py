@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from moai.data.findings import Findings, FindingsReader
@@ -62,6 +64,7 @@ class SceneSamples:
             scenes.num_questions,
             scenes.kinds,
             scenes.sign_probability,
+            scenes.unseen_word_share,
         )
         count = min(scenes.length, source.limit or scenes.length)
         samples = [
@@ -73,6 +76,8 @@ class SceneSamples:
         if self._limit is not None and longest > self._limit:
             raise ValueError(f"expected at most {self._limit} tokens (`max_length`), scenes have {longest}. Raise it.")
         self.lengths = [longest] * (count * scenes.num_questions)
+        self.pictures = np.repeat(np.arange(count), scenes.num_questions)
+        self._recent: tuple[int, tuple[Any, ...]] | None = None
         report.num_rows += count
         report.num_pictures += count
 
@@ -88,18 +93,23 @@ class SceneSamples:
             BadSampleError: Its prompt cannot be written.
         """
         scene_index, question = divmod(index, self._source.num_questions)
-        scene = self._scenes[self._source.start + scene_index]
         prompt, answer = self._compose(scene_index, question)
+        if self._recent is None or self._recent[0] != scene_index:  # one after the other asks about the same scene
+            self._recent = scene_index, self._look(scene_index)
+        return TrainingSample(self.place(index), prompt, answer, *self._recent[1])
+
+    def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
+        """Picture, words and map of a scene."""
+        scene = self._scenes[self._source.start + scene_index]
         image = Image.fromarray(scene.image)
         if self.findings is None:
-            return TrainingSample(self.place(index), prompt, answer, (image,))
+            return (image,), None, None
         if self._is_live:
             found = self.findings.read(None, image)
         else:
             noisy = add_noise(scene.truth, Random(scene.seed), self._source.noise)
             found = Findings(self.findings.describe(noisy), noisy)
-        painted = found.paint_map(scene.image_size_hw) if self._has_map else None
-        return TrainingSample(self.place(index), prompt, answer, (image,), found.text, painted)
+        return (image,), found.text, found.paint_map(scene.image_size_hw) if self._has_map else None
 
     def _compose(self, scene_index: int, question: int) -> tuple[str, str]:
         """Prompt and answer; a scene with fewer questions repeats them."""

@@ -98,7 +98,9 @@ class SignFace:
         )
 
 
-def _sample_word(rng: Random) -> str:
+def _sample_word(rng: Random, unseen_share: float | None = None) -> str:
+    if unseen_share is not None:
+        return _unseen_word(rng) if rng.random() < unseen_share else rng.choice(SIGN_WORDS)
     draw = rng.random()
     if draw < 0.72:
         return rng.choice(SIGN_WORDS)
@@ -107,24 +109,33 @@ def _sample_word(rng: Random) -> str:
     return str(rng.randint(1, 999))
 
 
-def _sample_lines(rng: Random, upper: bool) -> tuple[str, ...]:
+def _unseen_word(rng: Random) -> str:
+    """Any syllables or digits: who has no word to guess must read letter by letter."""
+    if rng.random() < 0.35:
+        return str(rng.randint(1, 9999))
+    syllables = (rng.choice("bcdfghjklmnprstvwyz") + rng.choice("aeiouy") for _ in range(rng.randint(1, 3)))
+    return "".join(syllables) + (rng.choice("dklmnprst") if rng.random() < 0.4 else "")
+
+
+def _sample_lines(rng: Random, upper: bool, unseen_share: float | None = None) -> tuple[str, ...]:
     draw = rng.random()
-    words = [_sample_word(rng) for _ in range(1 if draw < 0.6 else 2)]
+    words = [_sample_word(rng, unseen_share) for _ in range(1 if draw < 0.6 else 2)]
     words = [word.upper() if upper else word.capitalize() for word in words]
     return (" ".join(words),) if draw < 0.75 and sum(map(len, words)) <= 11 else tuple(words)
 
 
-def sample_sign(rng: Random, on_post: bool, width: float) -> SignFace:
+def sample_sign(rng: Random, on_post: bool, width: float, unseen_share: float | None = None) -> SignFace:
     """A sign whose board's top left corner is near the origin.
 
     Args:
         rng: source of randomness.
         on_post: add a post below the board.
         width: wished width of the board in parts of the picture; short words get a narrower board.
+        unseen_share: share of made-up words and numbers; None = the test split's mixture (28 %).
     """
     font_index = rng.randrange(len(FONT_FILES))
     upper = not FONT_FILES[font_index][1] or rng.random() < 0.6
-    lines = _sample_lines(rng, upper)
+    lines = _sample_lines(rng, upper, unseen_share)
     extents = [text_extent(line, font_index) for line in lines]
     widest = max(extent[2] - extent[0] for extent in extents)
     font_size = min(0.16 if len(lines) == 1 else 0.13, 0.86 * width / widest)

@@ -101,6 +101,7 @@ class Scenes:
         num_questions: questions per scene at most.
         kinds: which of `QUESTION_KINDS` to ask.
         sign_probability: how often a scene has a sign with words.
+        unseen_word_share: share of made-up words and numbers on signs; None = the mixture of the test split, 28 %.
         start: first index of the iteration.
         length: number of scenes of the iteration; None = endless.
 
@@ -117,6 +118,7 @@ class Scenes:
         num_questions: int = 7,
         kinds: tuple[str, ...] = QUESTION_KINDS,
         sign_probability: float = 0.6,
+        unseen_word_share: float | None = None,
         start: int = 0,
         length: int | None = None,
     ) -> None:
@@ -128,18 +130,21 @@ class Scenes:
             raise ValueError(f"`image_size` must be at least 32 pixels, got {image_size}.")
         if not 0 <= sign_probability <= 1:
             raise ValueError(f"`sign_probability` must lie in [0, 1], got {sign_probability}.")
+        if unseen_word_share is not None and not 0 <= unseen_word_share <= 1:
+            raise ValueError(f"`unseen_word_share` must lie in [0, 1] or be None, got {unseen_word_share}.")
         if unknown := set(kinds) - set(QUESTION_KINDS):
             raise ValueError(f"`kinds` must be among {QUESTION_KINDS}, got {sorted(unknown)}. Remove those.")
         self.split, self.seed, self.image_size = split, seed, image_size
         self.num_objects, self.num_questions, self.kinds = (low, high), num_questions, tuple(kinds)
-        self.sign_probability, self.start, self.step = sign_probability, start, 1
+        self.sign_probability, self.unseen_word_share = sign_probability, unseen_word_share
+        self.start, self.step = start, 1
         self.stop = None if length is None else start + length
 
     def __getitem__(self, index: int) -> SceneSample:
         """Make scene number `index` (at least 0), whatever `start` and `length` say."""
         seed = scene_seed(self.seed, self.split, index)
         rng = Random(seed)
-        layout = sample_layout(rng, self.num_objects, self.sign_probability)
+        layout = sample_layout(rng, self.num_objects, self.sign_probability, self.unseen_word_share)
         entities = build_entity_map(layout, self.image_size)
         truth = build_truth(layout, entities)
         questions = ask_questions(truth, rng, self.num_questions, self.kinds)

@@ -47,6 +47,7 @@ class _Part(Protocol):
     """Samples of one source."""
 
     lengths: list[int]
+    pictures: np.ndarray
     findings: FindingsReader | None
 
     def load(self, index: int) -> TrainingSample: ...
@@ -68,6 +69,7 @@ class TrainingDataset(Dataset[TrainingSample]):
     Attributes:
         lengths: Tokens of each sample (pictures, history and answer included), told without decoding or rendering:
             exact but for words that merge across the borders of turns.
+        pictures: int64; samples with the same number are about the same picture.
         report: Bad rows and counts. Worker processes have copies of it.
         has_map: Whether samples carry a painted map.
         has_auxiliary: Whether samples carry words of verbalizers.
@@ -79,6 +81,11 @@ class TrainingDataset(Dataset[TrainingSample]):
         self._stops = list(accumulate(len(part.lengths) for part in parts))
         self.report, self.has_map = report, has_map
         self.lengths: list[int] = [length for part in parts for length in part.lengths]
+        numbers, start = [], 0
+        for part in parts:
+            numbers.append(start + part.pictures)
+            start += 1 + int(part.pictures.max(initial=-1))
+        self.pictures: np.ndarray = np.concatenate(numbers)
         readers = [part.findings for part in parts if part.findings is not None]
         self.has_auxiliary = bool(readers)
         named = [reader for reader in readers if reader.cache is not None] or readers

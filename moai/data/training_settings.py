@@ -67,6 +67,7 @@ class SceneSource:
         num_questions: Samples per scene; every one is a question of its own.
         kinds: Kinds of questions.
         sign_probability: How often a scene has a sign with words.
+        unseen_word_share: Share of made-up words and numbers on signs; None = the test split's mixture, 28 %.
         noise: Strength of the errors that verbalizations made from the truth carry; 0 = the truth.
     """
 
@@ -79,6 +80,7 @@ class SceneSource:
     num_questions: int = 4
     kinds: tuple[str, ...] = QUESTION_KINDS
     sign_probability: float = 0.6
+    unseen_word_share: float | None = None
     noise: float = 1.0
 
     def __post_init__(self) -> None:

@@ -25,9 +25,13 @@ class BatchOrder:
         micro_batch_size: Samples per forward pass.
         seed: Seed.
         is_length_grouped: Samples of similar length meet.
+        pictures: For each sample a number that tells which picture it is about; None = each its own.
+        samples_per_picture: So many samples of one picture stay together, next to each other in a micro-batch; what
+            is left over of a picture joins other pictures' rest.
 
     Raises:
-        ValueError: There are fewer samples than one batch holds.
+        ValueError: There are fewer samples than one batch holds, or `samples_per_picture` does not divide
+            `micro_batch_size`.
     """
 
     def __init__(
@@ -37,13 +41,27 @@ class BatchOrder:
         micro_batch_size: int,
         seed: int = 0,
         is_length_grouped: bool = True,
+        pictures: Sequence[int] | None = None,
+        samples_per_picture: int = 1,
     ) -> None:
         if len(lengths) < batch_size:
             raise ValueError(
                 f"expected at least `optimization.batch_size` = {batch_size} samples, got {len(lengths)}. Choose a "
                 "smaller batch or add data."
             )
+        if micro_batch_size % samples_per_picture:
+            raise ValueError(
+                "expected `optimization.micro_batch_size` to be a multiple of `samples_per_picture`, got "
+                f"{micro_batch_size} and {samples_per_picture}."
+            )
+        if samples_per_picture > 1 and pictures is None:
+            raise ValueError(
+                "`optimization.samples_per_picture` needs a dataset whose `pictures` say which picture each sample is "
+                "about. Set it to 1, or add them."
+            )
         self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.pictures = None if pictures is None else np.asarray(pictures, dtype=np.int64)
+        self.samples_per_picture = samples_per_picture
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.seed, self.is_length_grouped = seed, is_length_grouped
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
@@ -61,17 +79,29 @@ class BatchOrder:
     def _draw_epoch(self, epoch: int) -> np.ndarray:
         """``(steps, batch_size)`` sample indices."""
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.lengths))
+        order = self._draw_clusters(rng)[: self.steps_per_epoch * self.batch_size // self.samples_per_picture]
         if not self.is_length_grouped:
-            return order[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)
-        stretch = self.batch_size * _BATCHES_PER_STRETCH
-        order = order[: self.steps_per_epoch * self.batch_size]
+            return order.reshape(-1, self.batch_size)
+        stretch = self.batch_size // self.samples_per_picture * _BATCHES_PER_STRETCH
         sorted_stretches = [
-            part[np.argsort(-self.lengths[part], kind="stable")]
+            part[np.argsort(-self.lengths[part].max(axis=1), kind="stable")]
             for part in np.split(order, range(stretch, len(order), stretch))
         ]
         batches = np.concatenate(sorted_stretches).reshape(-1, self.batch_size)
         return batches[rng.permutation(len(batches))]
+
+    def _draw_clusters(self, rng: np.random.Generator) -> np.ndarray:
+        """``(clusters, samples_per_picture)`` sample indices in random order, as many of one picture as there are."""
+        order, size = rng.permutation(len(self.lengths)), self.samples_per_picture
+        if self.pictures is None or size == 1:
+            return order[: len(order) // size * size].reshape(-1, size)
+        order = order[np.argsort(self.pictures[order], kind="stable")]
+        _, starts, counts = np.unique(self.pictures[order], return_index=True, return_counts=True)
+        place = np.arange(len(order)) - np.repeat(starts, counts)  # within its picture
+        is_whole = place < np.repeat(counts // size * size, counts)
+        whole, rest = order[is_whole], rng.permutation(order[~is_whole])
+        clusters = np.concatenate([whole, rest[: len(rest) // size * size]]).reshape(-1, size)
+        return clusters[rng.permutation(len(clusters))]
 
     def batch(self, step: int) -> np.ndarray:
         """``(batch_size,)`` sample indices of an optimizer step, longest first where lengths are grouped."""

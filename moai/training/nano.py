@@ -36,8 +36,10 @@ from .text_pretraining import TextTask
 
 __all__ = ["STAGES", "export_nano", "export_text_reader", "main", "train_nano"]
 
-STAGES = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal", "export")
+STAGES = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal", "practice", "export")
 
+#: Stages that train compressor, mixers or both; each starts from the last of those before it that ran.
+_WHOLE_STAGES = ("phrases", "questions", "multimodal", "practice")
 #: So many scenes are made on the spot; more in a process of their own, ahead of the trainer.
 SMALL = 4096
 #: Batches that new experts' first attention is fitted to.
@@ -120,15 +122,19 @@ def _train_multimodal(rank: int, num_ranks: int, config: NanoConfig, out: Path) 
     _train_whole("multimodal", config.multimodal, rank, num_ranks, config, out)
 
 
+def _train_practice(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
+    _train_whole("practice", config.practice, rank, num_ranks, config, out)
+
+
 def _train_whole(
     name: str, settings: MultimodalSettings, rank: int, num_ranks: int, config: NanoConfig, out: Path
 ) -> None:
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     model = _model_with_recall(config, out, tokenizer)
-    _load_last(model, out, ("phrases", "questions")[: 1 if name == "questions" else 2])
+    _load_last(model, out, _WHOLE_STAGES[: _WHOLE_STAGES.index(name)])
     vocabulary = PhraseVocabulary.from_tokenizer(tokenizer)
     task = MultimodalTask(model, settings, prompt_ids(tokenizer), out / f"{name}-shards", vocabulary)
-    if latest_checkpoint(out / name / "checkpoints") is None:
+    if name != "practice" and latest_checkpoint(out / name / "checkpoints") is None:
         _initialise_experts(name, model, task)
     run_loop(model.train(), task, task.count_names, settings.loop, out / name, rank, num_ranks)
 
@@ -180,11 +186,10 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     """
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     model = build_moai(config, config.multimodal, tokenizer, None)
-    found = latest_checkpoint(out / "multimodal" / "checkpoints")
-    if found is None:
+    if latest_checkpoint(out / "multimodal" / "checkpoints") is None:
         raise ValueError(f"expected a trained model in {out / 'multimodal'}, got none. Run stage 'multimodal' first.")
     model.recall = PhraseRecall(model.config.text_config.hidden_size)
-    load_checkpoint(found, model)
+    _load_last(model, out, ("multimodal", "practice"))
     del model.recall
     model.generation_config = GenerationConfig(
         max_new_tokens=160,
@@ -234,6 +239,8 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
         _run_ranks(_train_questions, "questions", config.questions, config, out)
     if config.multimodal is not None and "multimodal" in stages:
         _run_ranks(_train_multimodal, "multimodal", config.multimodal, config, out)
+    if config.practice is not None and "practice" in stages:
+        _run_ranks(_train_practice, "practice", config.practice, config, out)
     if config.multimodal is not None and "export" in stages:
         export_nano(config, out, out / "moai-nano")
     if "export" in stages:

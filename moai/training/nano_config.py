@@ -104,6 +104,7 @@ class NanoConfig:
         phrases: Pretraining of the compressor.
         questions: Compressor, mixers and decoder together without pictures: short sequences, many questions.
         multimodal: Training of the whole model.
+        practice: Compressor, mixers and decoder once more without pictures, where their skills are weakest.
         verbalizer_settings: Content of the checkpoint's ``verbalizers.json`` (see :mod:`moai.pipeline_verbalizers`).
         seed: Seed of the initial weights.
         num_ranks: Processes of one thread each.
@@ -116,6 +117,7 @@ class NanoConfig:
     phrases: PhraseSettings | None = None
     questions: MultimodalSettings | None = None
     multimodal: MultimodalSettings | None = None
+    practice: MultimodalSettings | None = None
     verbalizer_settings: dict[str, Any] = field(default_factory=lambda: dict(OCR_ALONE))
     seed: int = 0
     num_ranks: int = 1
@@ -131,6 +133,7 @@ def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
         "shards": ShardSettings,
         "multimodal": MultimodalSettings,
         "questions": MultimodalSettings,
+        "practice": MultimodalSettings,
     }
     nested |= dict.fromkeys(("text", "copying"), TextSettings) | {"phrases": PhraseSettings}
     filled = {

@@ -40,6 +40,7 @@ class ShardSettings:
         listing_share: Share of scenes with a question for the whole verbalization.
         kinds: Kinds of the generator's questions; one named twice is asked twice as often.
         sign_probability: How often a scene has a sign with words.
+        unseen_word_share: Share of made-up words and numbers on signs; None = the test split's mixture.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
         with_pictures: Also store the picture and the segmentation map.
         verbalizers: Kinds that may speak at all, of :data:`verbalizers.scene.SCENE_FIELDS`; leaving some out changes
@@ -55,6 +56,7 @@ class ShardSettings:
     listing_share: float = 1.0
     kinds: tuple[str, ...] = QUESTION_KINDS
     sign_probability: float = 0.6
+    unseen_word_share: float | None = None
     partial_share: float = 0.0
     with_pictures: bool = False
     verbalizers: tuple[str, ...] = tuple(SCENE_FIELDS)
@@ -133,6 +135,7 @@ def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokeniz
         num_questions=settings.num_questions,
         kinds=settings.kinds,
         sign_probability=settings.sign_probability,
+        unseen_word_share=settings.unseen_word_share,
         start=shard * settings.num_scenes,
         length=settings.num_scenes,
     )

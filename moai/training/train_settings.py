@@ -132,6 +132,8 @@ class OptimizationSettings:
         num_epochs: Passes over the data.
         batch_size: Samples per optimizer step over ALL processes, so that a run means the same on any machine.
         micro_batch_size: Samples per process and forward pass; the rest is gradient accumulation.
+        samples_per_picture: So many samples of one picture go through together and share one pass of vision tower and
+            compressor; must divide ``micro_batch_size``.
         learning_rate: Peak.
         learning_rates: Peaks of single parts: ``decoder``, ``compressor``, ``mixers``, ``gates``, ``projector``,
             ``vision_tower``.
@@ -149,6 +151,7 @@ class OptimizationSettings:
     num_epochs: float | None = None
     batch_size: int = 16
     micro_batch_size: int = 4
+    samples_per_picture: int = 1
     learning_rate: float = 1e-4
     learning_rates: dict[str, float] = field(default_factory=dict)
     warmup_share: float = 0.03
@@ -169,10 +172,16 @@ class OptimizationSettings:
             f"{self.num_steps} and {self.num_epochs}.",
         )
         sizes = (self.batch_size, self.micro_batch_size)
+        together = self.samples_per_picture
         _check(
             min(sizes) >= 1 and self.batch_size % self.micro_batch_size == 0,
             "`optimization.batch_size` must be a multiple of `micro_batch_size`, got "
             f"{self.batch_size} and {self.micro_batch_size}.",
+        )
+        _check(
+            together >= 1 and self.micro_batch_size % together == 0,
+            "`optimization.micro_batch_size` must be a multiple of `samples_per_picture`, got "
+            f"{self.micro_batch_size} and {together}.",
         )
         parts = ("decoder", "compressor", "mixers", "gates", "projector", "vision_tower")
         unknown = sorted(set(self.learning_rates) - set(parts))

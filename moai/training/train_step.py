@@ -81,14 +81,15 @@ class TrainingStep(nn.Module):
         """Compute the loss.
 
         Args:
-            batch: What the collator returned; ``labels`` ``(B, L)`` with -100 for all but answer tokens.
+            batch: What the collator returned; ``labels`` ``(B, L)`` with -100 for all but answer tokens. With
+                ``picture_index`` and ``auxiliary_index`` several samples share one pass of vision tower and compressor.
             routing: Who chooses experts, see :func:`mixer.resolve_routing`.
             window: From :func:`target_window`.
 
         Returns:
             Cross entropy summed over answer tokens, a scalar; and :func:`routing_sums`.
         """
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = self._look_once({name: value for name, value in batch.items() if name != "labels"})
         outputs = self.model(
             **inputs, routing=routing, output_routing=True, logits_to_keep=window, use_cache=False, return_dict=True
         )
@@ -96,3 +97,14 @@ class TrainingStep(nn.Module):
         logits = outputs.logits[:, :-1].float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED, reduction="sum")
         return loss, routing_sums(outputs.routing, self.num_mixers, loss.device)
+
+    def _look_once(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the collator kept once goes through vision tower and compressor once, and is repeated behind them."""
+        core = (self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model).model
+        if (pictures := inputs.pop("picture_index", None)) is not None:
+            features = core.get_image_features(inputs.pop("pixel_values"), return_dict=True).pooler_output
+            inputs["image_features"] = features[pictures]
+        if (rows := inputs.pop("auxiliary_index", None)) is not None:
+            looks = {name: inputs.pop(name) for name in tuple(inputs) if name.startswith("auxiliary_")}
+            inputs["auxiliary_states"] = core.get_auxiliary_states(**looks)[rows]
+        return inputs

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_builders import build_recipe, learned, write_tiny_checkpoint
@@ -18,6 +19,7 @@ from moai.data.collator import TrainingCollator  # noqa: E402
 from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
 from moai.training.train_checkpoints import CheckpointError  # noqa: E402
 from moai.training.train_run import run_training  # noqa: E402
+from moai.training.train_step import TrainingStep, target_window  # noqa: E402
 from moai.training.watching import read_log  # noqa: E402
 
 
@@ -246,3 +248,40 @@ def test_tensorboard_receives_the_numbers_when_asked_for(checkpoint: Path, tmp_p
     for folder in folders:
         tags |= set(EventAccumulator(str(folder)).Reload().Tags()["scalars"])
     assert {"loss", "learning_rate", "routing/image/auxiliary", "tokens_per_s"} <= tags
+
+
+def test_samples_share_a_picture_when_told_without_learning_anything_else(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = build_recipe(checkpoint, tmp_path / "run")
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    dataset = build_training_dataset(DataSettings.from_dict(recipe["data"]), processor)
+    first, second = (np.flatnonzero(dataset.pictures == number) for number in (0, 1))
+    assert len(first) >= 2
+    samples = [dataset[int(index)] for index in (first[0], first[1], second[0])]
+    assert samples[0].images[0] is samples[1].images[0] and samples[1].images[0] is not samples[2].images[0]
+    apart, shared = (TrainingCollator(processor, is_sharing=choice)(samples) for choice in (False, True))
+    assert shared["picture_index"].tolist() == shared["auxiliary_index"].tolist() == [0, 0, 1]
+    assert len(shared["pixel_values"]) == len(shared["auxiliary_input_ids"]) == 2 < len(apart["pixel_values"])
+
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
+    looks = []
+    model.model.compressor.register_forward_hook(lambda module, given, states: looks.append(len(states)))
+    gradients, losses = [], []
+    for batch in (apart, shared):
+        model.zero_grad()
+        loss, sums = TrainingStep(model)(batch, {"mode": "gated"}, target_window(batch["labels"]))
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert looks == [3, 2]
+    torch.testing.assert_close(losses[0], losses[1])
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], value, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_run_learns_when_samples_share_pictures(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = build_recipe(checkpoint, tmp_path / "run")
+    recipe["optimization"] |= {"micro_batch_size": 2, "samples_per_picture": 2}
+    assert run_training(recipe).is_finished
+    with pytest.raises(ValueError, match="multiple of `samples_per_picture`, got 2 and 4"):
+        run_training(recipe, ["optimization.samples_per_picture=4"])
