@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from moai.data.findings import Findings, FindingsReader
-from moai.data.scenes import Scenes, add_noise
+from moai.data.scenes import Scenes, SceneSample, add_noise
 from moai.data.training_report import DataReport
 from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
@@ -54,6 +54,7 @@ class SceneSamples:
         scenes = source.scenes
         if scenes is None:
             raise ValueError("expected a source with `scenes`, got a path.")
+        self._made: tuple[int, SceneSample] | None = None
         self._source, self._limit = scenes, settings.max_length or processor.max_length
         self._is_live = settings.choose_verbalizations(source) == "live"
         self._scenes = Scenes(
@@ -77,7 +78,7 @@ class SceneSamples:
             raise ValueError(f"expected at most {self._limit} tokens (`max_length`), scenes have {longest}. Raise it.")
         self.lengths = [longest] * (count * scenes.num_questions)
         self.pictures = np.repeat(np.arange(count), scenes.num_questions)
-        self._recent: tuple[int, tuple[Any, ...]] | None = None
+        self._seen: tuple[int, tuple[Any, ...]] | None = None
         report.num_rows += count
         report.num_pictures += count
 
@@ -94,13 +95,19 @@ class SceneSamples:
         """
         scene_index, question = divmod(index, self._source.num_questions)
         prompt, answer = self._compose(scene_index, question)
-        if self._recent is None or self._recent[0] != scene_index:  # one after the other asks about the same scene
-            self._recent = scene_index, self._look(scene_index)
-        return TrainingSample(self.place(index), prompt, answer, *self._recent[1])
+        if self._seen is None or self._seen[0] != scene_index:
+            self._seen = scene_index, self._look(scene_index)
+        return TrainingSample(self.place(index), prompt, answer, *self._seen[1])
+
+    def _scene(self, scene_index: int) -> SceneSample:
+        """A scene, kept until another one is wanted: one after the other asks about the same."""
+        if self._made is None or self._made[0] != scene_index:
+            self._made = scene_index, self._scenes[self._source.start + scene_index]
+        return self._made[1]
 
     def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
         """Picture, words and map of a scene."""
-        scene = self._scenes[self._source.start + scene_index]
+        scene = self._scene(scene_index)
         image = Image.fromarray(scene.image)
         if self.findings is None:
             return (image,), None, None
@@ -113,7 +120,7 @@ class SceneSamples:
 
     def _compose(self, scene_index: int, question: int) -> tuple[str, str]:
         """Prompt and answer; a scene with fewer questions repeats them."""
-        questions = self._scenes[self._source.start + scene_index].questions
+        questions = self._scene(scene_index).questions
         if not questions:
             raise BadSampleError(f"scene {self._source.start + scene_index} has no question of these kinds.")
         asked = questions[question % len(questions)]

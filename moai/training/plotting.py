@@ -34,7 +34,11 @@ def draw_plots(folder: Path) -> list[Path]:
     steps = [line["step"] for line in lines]
     loss = Figure(figsize=(7, 4), layout="constrained")
     axes = loss.subplots()
-    axes.plot(steps, [line["loss"] for line in lines])
+    axes.plot(steps, [line["loss"] for line in lines], label="training")
+    if measured := [line for line in lines if "validation_loss" in line]:
+        values = [line["validation_loss"] for line in measured]
+        axes.plot([line["step"] for line in measured], values, marker="o", label="validation")
+        axes.legend()
     axes.set(xlabel="optimizer step", ylabel="loss per answer token (nats)")
     routing = Figure(figsize=(7, 6), layout="constrained")
     for stream, axes in zip(STREAMS, routing.subplots(2, 1, sharex=True), strict=True):

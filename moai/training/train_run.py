@@ -36,6 +36,7 @@ from .train_checkpoints import (
 from .train_settings import OptimizationSettings, TrainSettings, load_settings
 from .train_step import TrainingStep, count_targets, target_window
 from .trained_parts import PartCount, build_optimizer, count_parts, freeze_parts, print_parts, set_training_mode
+from .validation import Validator
 from .watching import StepNumbers, Watcher
 from .zero_sharding import collect_zero_state, configure_engine, is_zero, restore_zero_state
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainingResult", "learning_rate_factor", "run_training"]
 
 #: Settings that a resumed run may change: they leave what is learned as it is, up to rounding.
-_FREE_SETTINGS = ("output_folder", "saving", "watching", "num_processes", "num_workers")
+_FREE_SETTINGS = ("output_folder", "saving", "watching", "validation", "num_processes", "num_workers")
 _FREE_NESTED = {"model": ("gradient_checkpointing", "attn_implementation"), "optimization": ("micro_batch_size",)}
 
 
@@ -119,10 +120,12 @@ def run_training(
     if accelerator.is_main_process:
         print_parts(parts)
     if dataset is None:
-        dataset = _build_dataset(settings, built, accelerator)
+        dataset = _build_dataset(settings.data, built, accelerator)
     elif callable(dataset) and not hasattr(dataset, "__getitem__"):
         dataset = dataset(processor)
     loop = _Loop(settings, accelerator, model, dataset, collator or _build_collator(processor, settings))
+    if settings.validation:
+        loop.validate_on(_build_dataset(settings.validation, built, accelerator, "validation: "))
     done, loss = loop.run()
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -139,14 +142,14 @@ def run_training(
     return TrainingResult(settings.output_folder / "final", settings.output_folder, done, True, loss, parts)
 
 
-def _build_dataset(settings: TrainSettings, built: BuiltModel, accelerator: Accelerator) -> Any:
+def _build_dataset(fields: Mapping[str, Any], built: BuiltModel, accelerator: Accelerator, label: str = "") -> Any:
     from moai.data.training_data import DataSettings, build_training_dataset
     from moai.pipeline_verbalizers import VerbalizerSettings
 
     verbalizers = VerbalizerSettings.load_pretrained(built.start)
-    dataset = build_training_dataset(DataSettings.from_dict(settings.data), built.processor, verbalizers)
+    dataset = build_training_dataset(DataSettings.from_dict(fields), built.processor, verbalizers)
     if accelerator.is_main_process:
-        print(dataset.report.summary(), flush=True)
+        print(label + dataset.report.summary(), flush=True)
     return dataset
 
 
@@ -181,6 +184,13 @@ class _Loop:
         optimizer = build_optimizer(model, settings)
         self.step_module, self.optimizer = accelerator.prepare(TrainingStep(model), optimizer)
         self.data_sum = zlib.crc32(np.asarray(dataset.lengths, dtype=np.int64).tobytes())
+        self.validator: Validator | None = None
+
+    def validate_on(self, dataset: Any) -> None:
+        """Measure the loss on a dataset that is not learned from, now and then."""
+        self.validator = Validator(
+            self.settings, self.accelerator, self.model, self.step_module, dataset, self.collator
+        )
 
     def run(self) -> tuple[int, float | None]:
         """Make the steps that are left; returns how many are done and the last logged loss."""
@@ -192,8 +202,9 @@ class _Loop:
             for step in range(start, self.num_steps):
                 numbers, rate, norm, is_stopping = self._step(step, batches, wish)
                 done = step + 1
+                measured = self._validate(done)
                 if watcher is not None:
-                    watcher.record(done, numbers, rate, norm)
+                    watcher.record(done, numbers, rate, norm, measured)
                 every = self.settings.saving.every_steps
                 if is_stopping or done == self.num_steps or (every and done % every == 0):
                     self._save(done, watcher)
@@ -202,6 +213,12 @@ class _Loop:
                     break
         assert saved == done
         return done, watcher.last_loss if watcher is not None else None
+
+    def _validate(self, done: int) -> float | None:
+        """Validation loss where it is time to measure it."""
+        every = self.settings.watching.validate_every_steps
+        is_due = done == self.num_steps or (every and done % every == 0)
+        return self.validator.measure() if self.validator is not None and is_due else None
 
     def _watch(self, start: int, window: Mapping[str, Any] | None) -> Watcher | None:
         settings, accelerator = self.settings, self.accelerator

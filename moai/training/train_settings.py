@@ -222,6 +222,8 @@ class WatchingSettings:
 
     Attributes:
         every_steps: Optimizer steps between log lines.
+        validate_every_steps: Optimizer steps between measurements of the validation loss, where there is such data;
+            0 = at the end only.
         report_to: Trackers: ``tensorboard``, ``trackio``, ``wandb``.
         project: Name of the project in them.
         is_live: A live table; None = where standard output is a terminal.
@@ -229,6 +231,7 @@ class WatchingSettings:
     """
 
     every_steps: int = 10
+    validate_every_steps: int = 200
     report_to: tuple[str, ...] = ()
     project: str = "moai"
     is_live: bool | None = None
@@ -236,6 +239,8 @@ class WatchingSettings:
 
     def __post_init__(self) -> None:
         _check(self.every_steps >= 1, f"`watching.every_steps` must be at least 1, got {self.every_steps}.")
+        every = self.validate_every_steps
+        _check(every >= 0, f"`watching.validate_every_steps` must be 0 or more, got {every}.")
         unknown = sorted(set(self.report_to) - set(TRACKERS))
         _check(not unknown, f"`watching.report_to` may hold {', '.join(TRACKERS)}, got {unknown}.")
 
@@ -253,6 +258,7 @@ class TrainSettings:
         saving: What is kept.
         watching: What is shown.
         data: Fields of :class:`moai.data.training_data.DataSettings`.
+        validation: The same for samples that are not learned from; their loss is logged and drawn.
         routing: None = the stage's own (``random_expert`` in stage 1, ``gated`` in stage 2), or ``uniform``,
             ``random_expert``, ``gated``: the ablations.
         top_k: Experts mixed per token when the gates decide.
@@ -269,6 +275,7 @@ class TrainSettings:
     saving: SavingSettings = field(default_factory=SavingSettings)
     watching: WatchingSettings = field(default_factory=WatchingSettings)
     data: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
     routing: Literal["gated", "uniform", "random_expert"] | None = None
     top_k: int = 3
     seed: int = 0

@@ -112,7 +112,14 @@ class Watcher:
         if self._live is not None:
             self._live.stop()
 
-    def record(self, step: int, numbers: StepNumbers, learning_rate: float, norm: float) -> None:
+    def record(
+        self,
+        step: int,
+        numbers: StepNumbers,
+        learning_rate: float,
+        norm: float,
+        validation_loss: float | None = None,
+    ) -> None:
         """Take a step's numbers; write, show and send a line where it is time.
 
         Args:
@@ -120,12 +127,15 @@ class Watcher:
             numbers: This step's sums over all ranks.
             learning_rate: Highest rate of the groups.
             norm: Gradient norm before clipping.
+            validation_loss: Where it was measured after this step, which then has a line in any case.
         """
         self.window.add(numbers)
         self._timed.add(numbers)
-        if step % self.settings.every_steps and step != self.num_steps:
+        if step % self.settings.every_steps and step != self.num_steps and validation_loss is None:
             return
         line = self._line(step, learning_rate, norm)
+        if validation_loss is not None:
+            line["validation_loss"] = validation_loss
         self.last_loss = line["loss"]
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -161,6 +171,8 @@ class Watcher:
             "samples/s": f"{line['samples_per_s']:,.2f}",
             "ETA": _duration(line["eta_s"]),
         }
+        if "validation_loss" in line:
+            values["validation loss"] = f"{line['validation_loss']:.4f}"
         for name in values:
             numbers.add_column(name, justify="right")
         numbers.add_row(*values.values())
@@ -184,8 +196,9 @@ def _one_line(line: Mapping[str, Any], num_steps: int) -> str:
         f"{stream} " + "/".join(f"{shares[name]:.2f}" for name in EXPERT_NAMES[stream]) + f" H {shares['entropy']:.2f}"
         for stream, shares in line["routing"].items()
     )
+    measured = f" validation {line['validation_loss']:.4f}" if "validation_loss" in line else ""
     return (
-        f"step {line['step']}/{num_steps} loss {line['loss']:.4f} lr {line['learning_rate']:.2e} "
+        f"step {line['step']}/{num_steps} loss {line['loss']:.4f}{measured} lr {line['learning_rate']:.2e} "
         f"norm {line['gradient_norm']:.3f} {line['tokens_per_s']:.0f} tokens/s {line['samples_per_s']:.2f} samples/s "
         f"ETA {_duration(line['eta_s'])}" + (f" experts {shares}" if shares else "")
     )

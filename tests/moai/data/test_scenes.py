@@ -11,6 +11,7 @@ import pytest
 
 from moai.data.scene_assets import sprite_boxes
 from moai.data.scene_layout import sample_layout
+from moai.data.scene_signs import SIGN_WORDS
 from moai.data.scene_truth import pixel_box
 from moai.data.scene_vocabulary import (
     GROUPS,
@@ -99,6 +100,8 @@ def test_scenes_refuse_settings_when_out_of_range():
         Scenes(kinds=("reading", "singing"))
     with pytest.raises(ValueError, match="sign_probability"):
         Scenes(sign_probability=1.5)
+    with pytest.raises(ValueError, match="unseen_word_share"):
+        Scenes(unseen_word_share=-0.1)
     with pytest.raises(ValueError, match="worker"):
         Scenes().for_worker(2, 2)
 
@@ -229,3 +232,16 @@ def test_plural_of_every_object_name_reads_well_when_formed():
         *("people", "buses", "benches", "knives", "sheep", "scissors", "dogs", "butterflies", "toothbrushes"),
     ]
     assert plural("donkey") == "donkeys"
+
+
+def test_signs_say_words_nobody_has_seen_when_all_are_to_be_made_up():
+    def words(**options) -> list[str]:
+        scenes = Scenes("train", image_size=48, num_objects=(1, 1), sign_probability=1.0, **options)
+        texts = [text for index in range(60) for text in scenes[index].truth.text_lines.texts]
+        return [word.lower() for text in texts for word in text.split()]
+
+    known = set(SIGN_WORDS)
+    assert not known & set(words(unseen_word_share=1.0)) - {"so", "me"}
+    assert set(words(unseen_word_share=0.0)) <= known
+    usual = words()
+    assert usual == words(unseen_word_share=None) and 0.5 < sum(word in known for word in usual) / len(usual) < 0.9

@@ -283,3 +283,34 @@ def test_scenes_are_looked_at_when_real_verbalizers_are_asked(processor: MoAIPro
     assert sample.auxiliary_text == verbalize_scene(parse_scene([np.asarray(sample.images[0])], LOOKING)[0])
     with pytest.raises(ValueError, match="there is no verbalizer"):
         build_training_dataset(settings, processor, VerbalizerSettings(verbalizers=()))[0]
+
+
+def test_export_asks_other_questions_about_kept_pictures_when_another_file_is_named(tmp_path: Path) -> None:
+    from moai.data.scene_export import main
+
+    usual = ["--out", str(tmp_path), "--length", "3", "--image-size", "64"]
+    main(usual)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()}
+    main([*usual, "--num-questions", "6", "--kinds", "counting,recognition,counting", "--file", "more.jsonl"])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()} == before and len(before) == 3
+    rows = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text("utf-8").splitlines()]
+    assert {row["kind"] for row in rows} == {"counting", "recognition"}
+    assert {tmp_path / row["image"] for row in rows} == set(before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "more.jsonl", "questions.jsonl"]
+    with pytest.raises(SystemExit):
+        main([*usual, "--kinds", "singing"])
+
+
+def test_samples_are_about_the_same_picture_when_rows_call_it_differently(
+    tmp_path: Path, processor: MoAIProcessor
+) -> None:
+    from moai.data.scene_export import main
+
+    main(["--out", str(tmp_path), "--length", "2", "--image-size", "64", "--num-questions", "3"])
+    sources = [{"path": str(tmp_path / "questions.jsonl")}, {"scenes": SCENES}]
+    dataset = build_training_dataset(DataSettings(sources=sources, verbalizations="none"), processor)
+    written = [json.loads(line)["image"] for line in (tmp_path / "questions.jsonl").read_text("utf-8").splitlines()]
+    of_file = dataset.pictures[: len(written)].tolist()
+    assert of_file == [sorted(set(written)).index(name) for name in written]
+    assert len(dataset.pictures) == len(dataset) and not set(of_file) & set(dataset.pictures[len(written) :].tolist())
+    assert dataset[0].images[0] is dataset[1].images[0] is not dataset[len(written)].images[0]

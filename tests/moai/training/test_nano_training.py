@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from moai.data.scenes import Scenes
 from moai.evaluation.text_reader import TextReader
@@ -29,7 +30,7 @@ from moai.training.text_pretraining import pack_texts
 from verbalizers.scene import verbalize_scene
 
 ROOT = Path(__file__).resolve().parents[3]
-TRAINED = ("text", "phrases", "questions", "multimodal")
+TRAINED = ("text", "phrases", "questions", "multimodal", "practice")
 
 
 def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
@@ -54,6 +55,14 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
             "recall_weight": 0.1,
             "loop": {"num_steps": 4, **loop},
             "shards": {**shards, "seed": 3},
+        },
+        "practice": {
+            "batch_size": 4,
+            "questions_per_scene": 2,
+            "first_stage_steps": 0,
+            "without_auxiliary_share": 0.0,
+            "loop": {"num_steps": 4, **loop},
+            "shards": {**shards, "seed": 4, "sign_probability": 1.0, "unseen_word_share": 1.0},
         },
         "multimodal": {
             "batch_size": 4,
@@ -139,6 +148,21 @@ def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
     for stage in TRAINED:
         assert losses(out / stage) == losses(unbroken / stage)
+
+
+def test_practice_goes_on_from_the_model_with_pictures_and_is_what_is_exported(trained):
+    _, out = trained
+    weights = {
+        stage: load_file(latest_checkpoint(out / stage / "checkpoints") / "model.safetensors")
+        for stage in ("multimodal", "practice")
+    }
+    name = "model.vision_tower.embeddings.patch_embedding.weight"  # nothing is shown while it practises
+    exported = load_file(out / "moai-nano" / "model.safetensors")
+    assert torch.equal(weights["multimodal"][name], weights["practice"][name])
+    assert torch.equal(exported[name], weights["practice"][name].half())
+    name = "model.compressor.latents.weight"
+    assert not torch.equal(weights["multimodal"][name], weights["practice"][name])
+    assert torch.equal(exported[name], weights["practice"][name].half())
 
 
 def test_exported_checkpoint_answers_when_loaded_back(trained):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_builders import build_recipe, learned, write_tiny_checkpoint
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
@@ -277,6 +278,31 @@ def test_samples_share_a_picture_when_told_without_learning_anything_else(checkp
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], value, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_validation_loss_is_the_models_own_and_changes_nothing_that_is_learned(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    held_out = {"sources": [{"scenes": {"length": 5, "split": "validation", "num_questions": 1, "image_size": 64}}]}
+    watched = build_recipe(checkpoint, tmp_path / "watched", stage=2, train__decoder="full", validation=held_out)
+    watched["watching"] |= {"every_steps": 3, "validate_every_steps": 2}
+    watched["saving"]["dtype"] = "float32"
+    plain = build_recipe(checkpoint, tmp_path / "plain", stage=2, train__decoder="full", saving__dtype="float32")
+    folders = [run_training(recipe).folder for recipe in (watched, plain)]
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+    lines = read_log(tmp_path / "watched" / "log.jsonl")
+    assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4]
+    assert [line["step"] for line in lines] == [2, 3, 4]
+    model = AutoModelForImageTextToText.from_pretrained(folders[0], dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folders[0])
+    dataset = build_training_dataset(DataSettings.from_dict(held_out), processor)
+    batch = TrainingCollator(processor)([dataset[index] for index in range(len(dataset))])
+    with torch.no_grad():
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert lines[-1]["validation_loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_run_learns_when_samples_share_pictures(checkpoint: Path, tmp_path: Path) -> None:
