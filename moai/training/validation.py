@@ -46,9 +46,9 @@ class Validator:
         chunks = [list(range(start, min(start + size, len(dataset)))) for start in range(0, len(dataset), size)]
         # Wrapped models talk to each other in every pass: ranks make equally many, the last ones for nothing.
         rounds = -(-len(chunks) // num_ranks)
-        places = [turn * num_ranks + rank for turn in range(rounds)]
-        self._counts = [place < len(chunks) for place in places]
-        own = [chunks[min(place, len(chunks) - 1)] for place in places]
+        self._places = [turn * num_ranks + rank for turn in range(rounds)]
+        self._num_chunks = len(chunks)
+        own = [chunks[min(place, len(chunks) - 1)] for place in self._places]
         self._batches = DataLoader(dataset, batch_sampler=own, collate_fn=collator, generator=torch.Generator())
 
     def _ranks(self) -> tuple[int, int]:
@@ -62,12 +62,12 @@ class Validator:
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
         try:
-            for number, (batch, counts) in enumerate(zip(self._batches, self._counts, strict=True)):
+            for place, batch in zip(self._places, self._batches, strict=True):
                 inputs = {name: value.to(device) for name, value in batch.items()}
                 # One drawn expert would be one opinion: every batch has its own, the same at every measurement.
-                drawn = routing | {"seed": settings.seed + number} if "random" in settings.routing_mode else routing
+                drawn = routing | {"seed": settings.seed + place} if "random" in settings.routing_mode else routing
                 loss, _ = self.step_module(inputs, drawn, target_window(batch["labels"]))
-                if counts:
+                if place < self._num_chunks:
                     sums += torch.tensor([loss.item(), count_targets(batch["labels"])], dtype=torch.float64)
         finally:
             set_training_mode(self.model)

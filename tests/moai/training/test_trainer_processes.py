@@ -62,11 +62,13 @@ def test_killed_run_equals_an_unbroken_one_when_started_again(checkpoint: Path, 
 def test_two_processes_learn_what_one_does_when_the_global_batch_is_the_same(
     checkpoint: Path, tmp_path: Path, stage: int
 ) -> None:
-    options = {"optimization__micro_batch_size": 1, "train__lora_dropout": 0.1}
+    held_out = {"sources": [{"scenes": {"length": 3, "split": "validation", "num_questions": 1, "image_size": 64}}]}
+    options = {"optimization__micro_batch_size": 1, "train__lora_dropout": 0.1, "validation": held_out}
     run_process(build_recipe(checkpoint, tmp_path / "one", stage, **options))
     run_process(build_recipe(checkpoint, tmp_path / "two", stage, num_processes=2, **options), *TWO_PROCESSES)
     one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
+    assert two[-1]["validation_loss"] == pytest.approx(one[-1]["validation_loss"], rel=1e-5)  # three samples, two ranks
     assert [line["gradient_norm"] for line in two] == pytest.approx([line["gradient_norm"] for line in one], rel=1e-4)
     assert [line["routing"]["language"]["auxiliary"] for line in two] == pytest.approx(
         [line["routing"]["language"]["auxiliary"] for line in one], rel=1e-5
