@@ -76,7 +76,7 @@ def _read_texts(
 ) -> None:
     prompt = prompt_ids(InternLM2Tokenizer.from_pretrained(out / "tokenizer"))
     shards = out / f"{name}-shards"
-    task = TextTask(model, prompt, shards, settings.shards.num_scenes, settings.batch_size, settings.text_weight)
+    task = TextTask(model, prompt, shards, settings.batch_size, settings.text_weight, settings.shards.num_scenes)
     run_loop(model.train(), task, task.count_names, settings.loop, out / name, rank, num_ranks)
 
 

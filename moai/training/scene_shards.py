@@ -7,6 +7,7 @@ ahead of the trainer and a killed one leaves nothing half-written.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,7 +20,15 @@ from verbalizers.scene import SCENE_FIELDS, render_segmentation_map, verbalize_s
 
 from .shard_waiting import wait_for_file
 
-__all__ = ["LISTING_QUESTIONS", "SceneShard", "ShardSettings", "build_shard", "load_shard", "wait_for_shard"]
+__all__ = [
+    "LISTING_QUESTIONS",
+    "SceneShard",
+    "ShardSettings",
+    "build_shard",
+    "join_scenes",
+    "load_shard",
+    "wait_for_shard",
+]
 
 #: Questions of the generator whose answer is a verbalization. Their target in training is the verbalization that the
 #: model was given, word for word: a dense signal whose every token can be known.
@@ -127,7 +136,7 @@ def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokeniz
         tokenizer: Vocabulary; at most 65,535 pieces.
     """
     encode, end = tokenizer.sp_model.encode, tokenizer.eos_token_id
-    scenes = Scenes(
+    stream = Scenes(
         "train",
         seed=settings.seed,
         image_size=settings.image_size,
@@ -139,41 +148,53 @@ def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokeniz
         start=shard * settings.num_scenes,
         length=settings.num_scenes,
     )
-    auxiliary, questions, answers, kinds, first, pictures, maps = [], [], [], [], [0], [], []
-    for sample in scenes:
+    scenes, pictures, maps = [], [], []
+    for sample in stream:
         rng = Random(f"shard {settings.seed} {sample.index}")
         found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
         drawn = _sample_kinds(rng, settings.partial_share)
         spoken = tuple(kind for kind in drawn if kind in settings.verbalizers)
         words = verbalize_scene(found, spoken)
-        auxiliary.append(encode(words))
+        questions: list[tuple[list[int], list[int], int]] = []
         for asked in sample.questions:
-            kind, answer = QUESTION_KINDS.index(asked.kind), asked.answer
             if asked.question in LISTING_QUESTIONS:
                 continue  # its answer is the truth's verbalization, which the model was not given
-            questions.append(encode(f" {asked.question}"))
-            answers.append([*encode(f" {answer}"), end])
-            kinds.append(kind)
+            answer = [*encode(f" {asked.answer}"), end]
+            questions.append((encode(f" {asked.question}"), answer, QUESTION_KINDS.index(asked.kind)))
         if words and rng.random() < settings.listing_share:
-            questions.append(encode(f" {rng.choice(LISTING_QUESTIONS)}"))
-            answers.append([*encode(f" {words}"), end])
-            kinds.append(-1)
-        first.append(len(kinds))
+            questions.append((encode(f" {rng.choice(LISTING_QUESTIONS)}"), [*encode(f" {words}"), end], -1))
+        scenes.append((encode(words), questions))
         if settings.with_pictures:
             pictures.append(sample.image)
             segments = found.segments if "segmentation" in spoken else None
             maps.append(render_segmentation_map(segments, sample.image_size_hw))
-    empty = np.zeros((0, 0, 0, 3), np.uint8)
-    groups = auxiliary, questions, answers
+    return join_scenes(scenes, pictures, maps)
+
+
+def join_scenes(
+    scenes: Sequence[tuple[Sequence[int], Sequence[tuple[Sequence[int], Sequence[int], int]]]],
+    pictures: Sequence[np.ndarray] = (),
+    maps: Sequence[np.ndarray] = (),
+) -> SceneShard:
+    """A shard from scenes.
+
+    Args:
+        scenes: For each the ids of its verbalization, and its questions: ids, ids of the answer, kind.
+        pictures: uint8 (H, W, 3) for each, or none at all.
+        maps: Likewise.
+    """
+    asked = [question for _, questions in scenes for question in questions]
+    groups = [said for said, _ in scenes], [words for words, _, _ in asked], [answer for _, answer, _ in asked]
     starts = np.cumsum([0, *(sum(map(len, group)) for group in groups)])
     offsets = [start + np.cumsum([0, *map(len, group)]) for start, group in zip(starts, groups, strict=False)]
+    empty = np.zeros((0, 0, 0, 3), np.uint8)
     return SceneShard(
         np.array([token for group in groups for ids in group for token in ids], dtype=np.uint16),
         *offsets,
-        np.array(kinds, dtype=np.int8),
-        np.array(first, dtype=np.int64),
-        np.stack(pictures) if pictures else empty,
-        np.stack(maps) if maps else empty,
+        np.array([kind for _, _, kind in asked], dtype=np.int8),
+        np.cumsum([0, *(len(questions) for _, questions in scenes)], dtype=np.int64),
+        np.stack(pictures) if len(pictures) else empty,
+        np.stack(maps) if len(maps) else empty,
     )
 
 

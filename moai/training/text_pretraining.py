@@ -6,6 +6,7 @@ and counts its positions from the verbalization's end, so that a packed row equa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,33 +126,37 @@ class TextTask:
     Args:
         model: A causal decoder.
         prompt: Fixed ids.
-        shards: Folder of shards.
-        num_scenes: Scenes per shard.
+        shards: Folder of shards that are read one after the other, or shards that are read again and again, in another
+            order each time.
         batch_size: Scenes per step, over all ranks.
         text_weight: Weight of the loss on the verbalization itself; answers count 1.
+        num_scenes: Scenes per shard of a folder.
     """
 
     def __init__(
         self,
         model: LlamaForCausalLM,
         prompt: PromptIds,
-        shards: Path,
-        num_scenes: int,
+        shards: Path | Sequence[SceneShard],
         batch_size: int,
         text_weight: float,
+        num_scenes: int = 0,
     ) -> None:
         self.model, self.prompt, self.shards = model, prompt, shards
         self.batch_size, self.text_weight = batch_size, text_weight
-        self.steps_per_shard = num_scenes // batch_size
+        sizes = [num_scenes] if isinstance(shards, Path) else [len(shard) for shard in shards]
+        self._stops = np.cumsum([size // batch_size for size in sizes])
         self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
         outcome = [f"{word}_{name}" for name in KIND_NAMES for word in ("asked", "right")]
         self.count_names = ["weight", "scenes", "tokens", *outcome]
 
     def batch(self, step: int, rank: int, num_ranks: int) -> TextBatch:
         """This rank's share of a step's scenes."""
-        number, place = divmod(step, self.steps_per_shard)
+        turn, place = divmod(step, int(self._stops[-1]))
+        which = int(np.searchsorted(self._stops, place, side="right"))
+        number, place = turn * len(self._stops) + which, place - int(self._stops[which - 1] if which else 0)
         if self._loaded is None or self._loaded[0] != number:
-            shard = wait_for_shard(self.shards, number)
+            shard = wait_for_shard(self.shards, number) if isinstance(self.shards, Path) else self.shards[which]
             self._loaded = number, shard, sorted_batches(shard, self.batch_size, number)
         _, shard, batches = self._loaded
         return pack_texts(shard, batches[place][rank::num_ranks], self.prompt)

@@ -1,0 +1,139 @@
+"""Train the text reader on what real verbalizers found: the baseline of equal training beside moai-nano.
+
+    python -m moai.training.reader_training --reader runs/nano/text-reader --questions runs/scenes/train.jsonl \
+        --cache runs/scenes/verbalizations --out runs/reader
+
+The decoder after the stage ``text`` of :mod:`moai.training.nano` reads whole verbalizations in its prompt and answers
+the questions that :mod:`moai.data.scene_export` wrote. Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from moai.data.findings import FindingsReader
+from moai.data.scenes import QUESTION_KINDS
+from moai.evaluation.text_reader import TextReader
+from moai.tokenization_internlm2 import InternLM2Tokenizer
+from verbalizers import VerbalizationCache
+
+from .loop import LoopSettings, run_loop
+from .nano_models import prompt_ids
+from .scene_shards import SceneShard, ShardSettings, build_shard, join_scenes
+from .text_pretraining import TextTask
+
+__all__ = ["main", "read_questions", "train_reader"]
+
+KINDS = (*QUESTION_KINDS[:-1], *("recognition", "counting", "reading") * 2)
+
+
+def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Tokenizer) -> SceneShard:
+    """Verbalizations from a cache with all questions about their pictures, as tokens.
+
+    Args:
+        files: JSONL of :mod:`moai.data.scene_export`; pictures lie beside it.
+        cache: What `moai verbalize` wrote about them.
+        tokenizer: At most 65,535 pieces.
+
+    Raises:
+        ValueError: A file is not there or holds no question, or the cache does not hold a picture.
+    """
+    encode, end = tokenizer.sp_model.encode, tokenizer.eos_token_id
+    findings = FindingsReader(VerbalizationCache(cache))
+    asked: dict[Path, list[dict]] = {}
+    for file in files:
+        if not file.is_file():
+            raise ValueError(
+                f"expected a file of questions at {file}, got none. Write one: python -m moai.data.scene_export"
+            )
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            asked.setdefault(file.parent / row["image"], []).append(row)
+    if not asked:
+        raise ValueError(f"expected questions in {[str(file) for file in files]}, got none.")
+    scenes = []
+    for picture, rows in asked.items():
+        content = picture.read_bytes()
+        said = findings.read(content, Image.new("RGB", (1, 1))).text
+        questions = []
+        for row in rows:
+            question, answer = (turn["value"] for turn in row["conversations"])
+            words = encode(f" {question.removeprefix('<image>').strip()}")
+            questions.append((words, [*encode(f" {answer}"), end], QUESTION_KINDS.index(row["kind"])))
+        scenes.append((encode(said), questions))
+    return join_scenes(scenes)
+
+
+def train_reader(
+    reader: Path,
+    files: Sequence[Path],
+    cache: Path,
+    out: Path,
+    settings: LoopSettings,
+    batch_size: int = 16,
+    noisy_scenes: int = 1400,
+) -> bool:
+    """Train, or go on; the result is ``out/text-reader``.
+
+    Args:
+        reader: What training starts from, see :meth:`TextReader.from_pretrained`.
+        files: See :func:`read_questions`.
+        cache: See :func:`read_questions`.
+        out: Folder of the run.
+        settings: How to optimise.
+        batch_size: Scenes per step; each with all its questions.
+        noisy_scenes: So many scenes with noisy truth are read along in every pass over the files; 0 = none.
+
+    Returns:
+        Whether all steps are done.
+    """
+    start = TextReader.from_pretrained(reader)
+    shards = [read_questions(files, cache, start.tokenizer)]
+    if noisy_scenes:
+        noisy = ShardSettings(
+            num_scenes=noisy_scenes, num_questions=12, seed=7, truth_share=0.0, listing_share=0.0, kinds=KINDS,
+            sign_probability=1.0, unseen_word_share=0.6,
+        )  # fmt: skip
+        shards.append(build_shard(noisy, 0, start.tokenizer))
+    task = TextTask(start.model, prompt_ids(start.tokenizer), shards, batch_size=batch_size, text_weight=0.1)
+    torch.manual_seed(0)
+    is_done = run_loop(start.model.train(), task, task.count_names, settings, out)
+    if is_done:
+        start.model.half().save_pretrained(out / "text-reader")
+        start.tokenizer.save_pretrained(out / "text-reader")
+    return is_done
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description="Train a text reader on real findings; resumes what it finds in --out."
+    )
+    parser.add_argument("--reader", required=True, type=Path, help="text-reader folder to start from")
+    parser.add_argument(
+        "--questions", required=True, type=Path, nargs="+", help="JSONL files of moai.data.scene_export"
+    )
+    parser.add_argument("--cache", required=True, type=Path, help="folder of moai verbalize --out")
+    parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints, log and result")
+    parser.add_argument("--num-steps", type=int, default=900)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=16, help="scenes per step (default 16)")
+    parser.add_argument("--noisy-scenes", type=int, default=1400, help="scenes with noisy truth beside them")
+    chosen = parser.parse_args(arguments)
+    settings = LoopSettings(chosen.num_steps, chosen.learning_rate, warmup_steps=min(30, chosen.num_steps))
+    begin = partial(train_reader, chosen.reader, chosen.questions, chosen.cache, chosen.out, settings)
+    try:
+        begin(chosen.batch_size, chosen.noisy_scenes)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The text reader of equal training: it reads what verbalizers found, packed as in its own prompts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cache_verbalizers import MeanColour, TwoHalves, load_small
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from moai.data.scene_export import main as export_scenes
+from moai.evaluation.text_reader import TextReader
+from moai.training.nano_tokenizer import train_nano_tokenizer
+from moai.training.reader_training import main, read_questions
+from verbalizers import VerbalizationCache
+from verbalizers.cache_building import build_cache
+from verbalizers.cache_recipe import Recipe
+from verbalizers.cache_rows import hash_content
+from verbalizers.cache_sources import read_sources
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a reader, questions about six scenes and what was found in them."""
+    folder = tmp_path_factory.mktemp("reader")
+    train_nano_tokenizer(folder / "start", vocab_size=640, num_scenes=40)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=640, **sizes)).save_pretrained(folder / "start")
+    usual = ["--out", str(folder), "--length", "6", "--image-size", "48"]
+    export_scenes([*usual, "--num-questions", "3", "--kinds", "existence,reading,counting"])
+    export_scenes([*usual, "--num-questions", "1", "--kinds", "description", "--file", "descriptions.jsonl"])
+    recipe = Recipe.from_verbalizers([TwoHalves(), MeanColour()])
+    build_cache(read_sources(folder / "questions.jsonl"), recipe, folder / "cache", load_small, num_workers=0)
+    return folder
+
+
+def command(run: Path, out: Path, steps: int) -> list[str]:
+    files = ["--questions", str(run / "questions.jsonl"), str(run / "descriptions.jsonl")]
+    sizes = ["--num-steps", str(steps), "--batch-size", "3", "--noisy-scenes", "3", "--learning-rate", "0.01"]
+    return ["--reader", str(run / "start"), *files, "--cache", str(run / "cache"), "--out", str(out), *sizes]
+
+
+def test_shard_holds_every_question_beside_what_was_found(run: Path) -> None:
+    tokenizer = TextReader.from_pretrained(run / "start").tokenizer
+    shard = read_questions([run / "questions.jsonl", run / "descriptions.jsonl"], run / "cache", tokenizer)
+    assert len(shard) == 6
+    cache = VerbalizationCache(run / "cache")
+    rows = [json.loads(line) for line in (run / "questions.jsonl").read_text("utf-8").splitlines()]
+    more = [json.loads(line) for line in (run / "descriptions.jsonl").read_text("utf-8").splitlines()]
+    for number, name in enumerate(dict.fromkeys(row["image"] for row in rows)):
+        said = cache.get(hash_content((run / name).read_bytes())).text
+        assert shard.auxiliary_ids(number).tolist() == tokenizer.sp_model.encode(said) != []
+        asked = [row for row in rows + more if row["image"] == name]
+        places = shard.question_range(number)
+        assert len(places) == len(asked)
+        for place, row in zip(places, asked, strict=True):
+            question, answer = (turn["value"] for turn in row["conversations"])
+            assert tokenizer.decode(shard.question_ids(place)).strip() == question.removeprefix("<image>").strip()
+            assert tokenizer.decode(shard.answer_ids(place), skip_special_tokens=True).strip() == answer
+            assert shard.answer_ids(place)[-1] == tokenizer.eos_token_id
+
+
+def test_reader_learns_when_trained_on_findings(run: Path, tmp_path: Path) -> None:
+    main(command(run, tmp_path / "whole", 12))
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text("utf-8").splitlines()]
+    assert lines[-1]["step"] == 12 and lines[-1]["loss"] < np.log(640)
+    before, after = (
+        TextReader.from_pretrained(folder) for folder in (run / "start", tmp_path / "whole" / "text-reader")
+    )
+    assert not torch.equal(before.model.lm_head.weight, after.model.lm_head.weight)
+    assert after.answer(["nothing"], ["What is there?"], 3)
+    written = (tmp_path / "whole" / "log.jsonl").read_bytes()
+    main(command(run, tmp_path / "whole", 12))
+    assert (tmp_path / "whole" / "log.jsonl").read_bytes() == written  # nothing was left to do
+
+
+def test_missing_questions_are_told_when_the_file_is_not_there(run: Path, tmp_path: Path, capsys) -> None:
+    words = command(run, tmp_path, 2)
+    words[words.index(str(run / "questions.jsonl"))] = str(tmp_path / "none.jsonl")
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "expected a file of questions" in capsys.readouterr().err
