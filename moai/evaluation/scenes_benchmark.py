@@ -46,6 +46,8 @@ __all__ = ["AskedQuestion", "collect_questions", "evaluate_scenes", "markdown_ta
 CONDITIONS = ("with_auxiliary", "without_auxiliary")
 #: A language model without picture that reads the whole verbalization.
 TEXT_READER = "text_reader"
+#: A MoAI that was trained without auxiliary tokens, and sees the picture.
+PICTURE_READER = "trained_without_auxiliary"
 #: The answer that training questions of the same kind have most often: what a model gets without looking.
 MOST_FREQUENT = "most_frequent"
 _NUM_COUNTED = 2000  # training scenes whose answers are counted
@@ -166,6 +168,7 @@ def evaluate_scenes(
     conditions: Sequence[str] = CONDITIONS,
     batch_size: int = 32,
     text_reader: TextReader | None = None,
+    picture_reader: Any = None,
 ) -> dict[str, list[tuple[AskedQuestion, str]]]:
     """Ask everything under each condition.
 
@@ -176,11 +179,14 @@ def evaluate_scenes(
         conditions: ``with_auxiliary``, ``without_auxiliary``.
         batch_size: Questions per batch.
         text_reader: A baseline to ask as well, under the condition ``text_reader``.
+        picture_reader: Another model, of the same processor, to ask with the picture alone, under the condition
+            ``trained_without_auxiliary``.
 
     Returns:
         By condition: pairs of question and answer.
     """
-    conditions = (*conditions, *([] if text_reader is None else [TEXT_READER]))
+    baselines = {PICTURE_READER: picture_reader, TEXT_READER: text_reader}
+    conditions = (*conditions, *(name for name, reader in baselines.items() if reader is not None))
     answered: dict[str, list[tuple[AskedQuestion, str]]] = {condition: [] for condition in conditions}
     for batch in _batches(questions, batch_size):
         # Descriptions are long, the rest is short: apart, so that short answers do not wait.
@@ -191,6 +197,8 @@ def evaluate_scenes(
                 if condition == TEXT_READER:
                     texts = [item.auxiliary_text for item in part]
                     given = text_reader.answer(texts, [item.question for item in part], bound)
+                elif condition == PICTURE_READER:
+                    given = answer_questions(picture_reader, processor, part, False, bound)
                 else:
                     given = answer_questions(model, processor, part, condition == "with_auxiliary", bound)
                 answered[condition] += zip(part, given, strict=True)
@@ -297,6 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--cache", type=Path, help="verbalizations of the exported test scenes, by moai verbalize")
     parser.add_argument("--text-reader", type=Path, help="ask this language model too: it reads whole verbalizations")
+    parser.add_argument("--picture-reader", help="ask this MoAI too, with the picture alone")
     parser.add_argument("--image-size", type=int, default=448, help="pixels")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--condition", choices=CONDITIONS, action="append", help="run only this one")
@@ -308,7 +317,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("expected --cache or --real, got both. The cache holds what real verbalizers found.")
 
     started = time.monotonic()
-    model = AutoModelForImageTextToText.from_pretrained(chosen.model, dtype=torch.float32).eval()
+    model, picture_reader = (
+        None if folder is None else AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        for folder in (chosen.model, chosen.picture_reader)
+    )
     processor = AutoProcessor.from_pretrained(chosen.model)
     kinds = tuple(chosen.kind or QUESTION_KINDS)
     verbalizers, spoken = _real_verbalizers(chosen.model, chosen.real)
@@ -324,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     conditions = tuple(chosen.condition or CONDITIONS)
     reader = None if chosen.text_reader is None else TextReader.from_pretrained(chosen.text_reader)
-    answered = evaluate_scenes(model, processor, questions, conditions, chosen.batch_size, reader)
+    answered = evaluate_scenes(model, processor, questions, conditions, chosen.batch_size, reader, picture_reader)
     if not any(answered.values()):
         parser.error(
             f"expected findings of test scenes at {chosen.image_size} pixels in {chosen.cache}, got none of the first "
