@@ -54,6 +54,7 @@ format: $(VENV)/.test-installed
 
 bench: $(VENV)/.test-installed
 	$(OFFLINE) $(BIN)/python -m benchmarks.forward
+	$(OFFLINE) $(BIN)/python -m benchmarks.verbalizers
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
