@@ -70,7 +70,9 @@ def test_summarise_counts_right_answers_when_kinds_are_mixed():
 
 def test_bundled_model_reads_and_locates_far_better_when_it_has_auxiliary_tokens(nano):
     kinds = ("reading", "localisation", "recognition", "existence")
-    questions = list(collect_questions(32, noise=1.0, image_size=96, kinds=kinds))
+    questions = list(collect_questions(32, noise=1.0, image_size=96, kinds=kinds[:3]))
+    # The picture alone answers two of three: telling the two apart takes more questions.
+    questions += collect_questions(128, noise=1.0, image_size=96, kinds=kinds[3:])
     answered = evaluate_scenes(*nano, questions)
     with_words, without = (summarise(answered[name]) for name in ("with_auxiliary", "without_auxiliary"))
     for kind in kinds:
