@@ -80,7 +80,7 @@ def build_verbalizers(folder: Path, names: Sequence[str], device: str) -> list[V
     """The verbalizers of a folder of checkpoints, and the OCR where `rapidocr` is installed.
 
     Args:
-        folder: With some of mask2former/, owlv2/, psgtr/.
+        folder: With some of mask2former/, owlv2/, psgtr/, or as the bundled ones are called, mask2former-nano/ ...
         names: What the detector looks for.
         device: Of the torch models.
     """
@@ -88,9 +88,10 @@ def build_verbalizers(folder: Path, names: Sequence[str], device: str) -> list[V
 
     built = []
     for part, (kind, backend) in BACKENDS.items():
-        if (folder / part / "config.json").is_file():
+        checkpoint = next((folder / name for name in (part, f"{part}-nano") if (folder / name).is_dir()), None)
+        if checkpoint is not None:
             settings = {"vocabulary": names} if kind == "detection" else {}
-            built.append(build_verbalizer(kind, backend, checkpoint=str(folder / part), device=device, **settings))
+            built.append(build_verbalizer(kind, backend, checkpoint=str(checkpoint), device=device, **settings))
     if importlib.util.find_spec("rapidocr"):
         built.append(build_verbalizer("ocr", "rapidocr"))
     return built

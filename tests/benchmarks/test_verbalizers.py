@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.verbalizer_models import NUM_NAMES, choose_names
+from benchmarks.verbalizer_models import NUM_NAMES, build_verbalizers, choose_names
 from benchmarks.verbalizers import NUM_PICTURES, load_pictures, main, measure_throughput, to_markdown
 from verbalizers import TextLines, Verbalizer
 
@@ -52,3 +52,9 @@ def test_text_cache_is_measured_on_real_models_when_run(tmp_path):
     assert set(times) == {"in memory", "from disk", "computed anew"}
     assert times["computed anew"][0] > times["in memory"][0]  # 1,847 names more to encode
     assert "1,847 names" in (tmp_path / "out.md").read_text()
+
+
+def test_bundled_checkpoints_are_measured_when_no_folder_is_named(repo_root):
+    pytest.importorskip("timm")
+    built = build_verbalizers(repo_root / "checkpoints" / "verbalizers", ("cat",), "cpu")
+    assert [verbalizer.kind for verbalizer in built][:3] == ["segmentation", "detection", "scene_graph"]
