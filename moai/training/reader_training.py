@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from moai.data.findings import FindingsReader
+from moai.data.findings import FindingsReader, MissingFindingsError
 from moai.data.scenes import QUESTION_KINDS
 from moai.evaluation.text_reader import TextReader
 from moai.tokenization_internlm2 import InternLM2Tokenizer
@@ -31,7 +31,8 @@ from .text_pretraining import TextTask
 
 __all__ = ["main", "read_questions", "train_reader"]
 
-KINDS = (*QUESTION_KINDS[:-1], *("recognition", "counting", "reading") * 2)
+#: Of noisy scenes, as in configs/nano_stage2.yaml; descriptions come from a file.
+KINDS = (*(kind for kind in QUESTION_KINDS if kind != "description"), *("recognition", "counting", "reading") * 2)
 
 
 def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Tokenizer) -> SceneShard:
@@ -43,30 +44,38 @@ def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Token
         tokenizer: At most 65,535 pieces.
 
     Raises:
-        ValueError: A file is not there or holds no question, or the cache does not hold a picture.
+        ValueError: A file is not there, holds no question or a malformed line, or the cache does not hold a picture.
     """
     encode, end = tokenizer.sp_model.encode, tokenizer.eos_token_id
     findings = FindingsReader(VerbalizationCache(cache))
-    asked: dict[Path, list[dict]] = {}
+    asked: dict[Path, list[tuple[str, str, str]]] = {}
     for file in files:
         if not file.is_file():
             raise ValueError(
                 f"expected a file of questions at {file}, got none. Write one: python -m moai.data.scene_export"
             )
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            asked.setdefault(file.parent / row["image"], []).append(row)
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                question, answer = (turn["value"] for turn in row["conversations"])
+                asked.setdefault(file.parent / row["image"], []).append((question, answer, row["kind"]))
+            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                wanted = "expected `image`, `kind` and a question with its answer"
+                hint = "Write it anew: python -m moai.data.scene_export"
+                raise ValueError(f"{file}, line {number}: {wanted}, got {error!r}. {hint}") from error
     if not asked:
         raise ValueError(f"expected questions in {[str(file) for file in files]}, got none.")
     scenes = []
     for picture, rows in asked.items():
         content = picture.read_bytes()
-        said = findings.read(content, Image.new("RGB", (1, 1))).text
+        try:
+            said = findings.read(content, Image.new("RGB", (1, 1))).text
+        except MissingFindingsError as error:
+            raise ValueError(f"{picture}: {error}. Run `moai verbalize` on the file of questions.") from error
         questions = []
-        for row in rows:
-            question, answer = (turn["value"] for turn in row["conversations"])
+        for question, answer, kind in rows:
             words = encode(f" {question.removeprefix('<image>').strip()}")
-            questions.append((words, [*encode(f" {answer}"), end], QUESTION_KINDS.index(row["kind"])))
+            questions.append((words, [*encode(f" {answer}"), end], QUESTION_KINDS.index(kind)))
         scenes.append((encode(said), questions))
     return join_scenes(scenes)
 

@@ -82,3 +82,13 @@ def test_missing_questions_are_told_when_the_file_is_not_there(run: Path, tmp_pa
     with pytest.raises(SystemExit):
         main(words)
     assert "expected a file of questions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", ['{"image": "images/train-0-0000000.png", "conv', "[]", '{"image": "x.png", "kind": "reading"}']
+)
+def test_malformed_line_is_named_when_questions_are_read(run: Path, tmp_path: Path, line: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(line + "\n", encoding="utf-8")
+    tokenizer = TextReader.from_pretrained(run / "start").tokenizer
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: expected `image`, `kind`"):
+        read_questions([tmp_path / "bad.jsonl"], run / "cache", tokenizer)
