@@ -17,7 +17,10 @@ __all__ = ["ablate"]
 
 def ablate(
     start: Annotated[
-        Path, typer.Option("--start", help="Folder of `python -m moai.training.nano`: what all variants start from.")
+        Path,
+        typer.Option(
+            "--start", help="What all variants start from: a checkpoint, or a folder of `python -m moai.training.nano`."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for results; finished ones are kept.")] = Path(
         "runs/ablation"
@@ -74,8 +77,11 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
 
 def _prepare(settings: AblationConfig, start: Path) -> None:
     """Train tokenizer, decoder and compressor as far as the start needs them."""
+    from .evaluation.ablation_config import FINISHED
     from .training.nano import train_nano
 
+    if settings.start_stage == FINISHED:
+        raise ValueError("a finished checkpoint needs no --prepare. Leave it out, or set another `start_stage`.")
     stages = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal")
     train_nano(settings.start_recipe, start, stages[: stages.index(settings.start_stage) + 1])
 

@@ -19,7 +19,9 @@ __all__ = ["GATES", "STAGES", "START", "AblationConfig", "AblationTest", "Varian
 STAGES = ("both", "first", "second")
 GATES = ("trained", "uniform", "random", "random_expert")
 START = "start"
-START_STAGES = ("phrases", "questions", "multimodal")
+#: The start is a checkpoint for `from_pretrained`, not a folder of stages.
+FINISHED = "finished"
+START_STAGES = ("phrases", "questions", "multimodal", FINISHED)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class AblationConfig:
         start_recipe: The recipe without the ablations' changes, from which a start can be trained.
         start_stage: Stage of :mod:`moai.training.nano` that left the decoder and the compressor that all start from:
             ``phrases``, or ``questions`` or ``multimodal``, after which they already know questions and few steps are
-            enough.
+            enough; ``finished``: the start is a checkpoint for ``from_pretrained``, such as ``checkpoints/moai-nano``.
     """
 
     recipe: NanoConfig

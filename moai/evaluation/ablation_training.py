@@ -1,7 +1,8 @@
 """Training and testing of one variant with one seed, from the common start.
 
 The start is what `moai.training.nano` leaves after its stage `phrases` or a later one: a tokenizer, a decoder that can
-read verbalizations, a compressor that keeps phrases together. Mixers, gates and all that sees pictures are new.
+read verbalizations, a compressor that keeps phrases together. Mixers, gates and all that sees pictures are new. Or it
+is a finished checkpoint; then mixers and gates alone are new.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from moai.training.nano_models import build_moai, prompt_ids
 from moai.training.phrase_recall import PhraseRecall, PhraseVocabulary
 from moai.training.scene_shards import ShardSettings, build_missing_shards
 
-from .ablation_config import AblationConfig, Variant
+from .ablation_config import FINISHED, AblationConfig, Variant
 from .ablation_questions import AblationQuestion, answer_test
 from .answer_metrics import is_right
 
@@ -40,11 +41,14 @@ __all__ = [
     "examine_variant",
     "hash_start",
     "load_start",
+    "tokenizer_folder",
     "train_variant",
 ]
 
 #: Parts whose weights come from the start; everything else is new.
 TAKEN = ("model.compressor.", "model.language_model.", "lm_head.", "recall.")
+#: What is new where the start is a finished model.
+NEW_IN_FINISHED = ("model.mixers.", "recall.")
 LATENTS = "model.compressor.latents.weight"
 _OBSERVED_STEPS = range(4)
 
@@ -56,12 +60,22 @@ def check_start(start: Path, stage: str) -> Path:
     """The starting checkpoint of a folder.
 
     Args:
-        start: Output folder of :mod:`moai.training.nano`.
-        stage: ``phrases``, ``questions`` or ``multimodal``.
+        start: Output folder of :mod:`moai.training.nano`, or a finished checkpoint.
+        stage: ``phrases``, ``questions``, ``multimodal`` or ``finished``.
+
+    Returns:
+        The folder with `model.safetensors`.
 
     Raises:
         ValueError: Something is missing; the message says how to make it.
     """
+    if stage == FINISHED:
+        if missing := [name for name in ("model.safetensors", "tokenizer.model") if not (start / name).is_file()]:
+            raise ValueError(
+                f"expected a finished checkpoint in {start}, got a folder without {' and '.join(missing)}. Name one "
+                "such as checkpoints/moai-nano, or set `start_stage` to the stage that the folder holds."
+            )
+        return start
     found = latest_checkpoint(start / stage / "checkpoints")
     if found is None or not (start / "tokenizer" / "tokenizer.model").is_file():
         raise ValueError(
@@ -74,8 +88,13 @@ def check_start(start: Path, stage: str) -> Path:
 def hash_start(start: Path, stage: str) -> str:
     """Hash of the starting weights and of the tokenizer."""
     digest = hashlib.sha256((check_start(start, stage) / "model.safetensors").read_bytes())
-    digest.update((start / "tokenizer" / "tokenizer.model").read_bytes())
+    digest.update((tokenizer_folder(start) / "tokenizer.model").read_bytes())
     return digest.hexdigest()
+
+
+def tokenizer_folder(start: Path) -> Path:
+    """Where a start keeps its tokenizer: a finished checkpoint beside the weights, a run in a folder of its own."""
+    return start / "tokenizer" if (start / "tokenizer").is_dir() else start
 
 
 def draw_routing(variant: Variant, stage: str, seed: int, num_layers: int, top_k: int) -> object:
@@ -165,13 +184,17 @@ def _quiet_loop() -> Iterator[None]:
             signal.signal(name, handler)
 
 
+def _is_taken(name: str) -> bool:
+    return name.startswith(TAKEN)
+
+
 def _build_model(
     recipe: NanoConfig,
     variant: Variant,
     tokenizer: InternLM2Tokenizer,
     start: Path,
     seed: int,
-    taken_parts: tuple[str, ...] = TAKEN,
+    is_taken: Callable[[str], bool] = _is_taken,
 ) -> tuple[MoAIForConditionalGeneration, bool]:
     """A model with some parts of the start, all else new; and whether its number of latents is another."""
     compressor = dict(recipe.multimodal.compressor)
@@ -181,7 +204,7 @@ def _build_model(
     model = build_moai(replace(recipe, seed=recipe.seed + 1000 * seed), settings, tokenizer, None)
     model.recall = PhraseRecall(model.config.text_config.hidden_size)
     weights = load_file(start / "model.safetensors")
-    taken = {name: value for name, value in weights.items() if name.startswith(taken_parts)}
+    taken = {name: value for name, value in weights.items() if is_taken(name)}
     own = model.state_dict()
     wanted = own[LATENTS].shape[0] if LATENTS in own else 0
     has_other_latents = LATENTS in taken and taken[LATENTS].shape[0] != wanted
@@ -201,8 +224,9 @@ def _build_model(
 
 def load_start(config: AblationConfig, start: Path) -> MoAIForConditionalGeneration:
     """The whole model of the start, mixers and gates included, in evaluation mode."""
-    tokenizer, weights = InternLM2Tokenizer.from_pretrained(start / "tokenizer"), check_start(start, config.start_stage)
-    return _build_model(config.recipe, config.reference, tokenizer, weights, 0, ("",))[0].eval()
+    weights = check_start(start, config.start_stage)
+    tokenizer = InternLM2Tokenizer.from_pretrained(tokenizer_folder(start))
+    return _build_model(config.recipe, config.reference, tokenizer, weights, 0, lambda name: True)[0].eval()
 
 
 def _shards_of(settings: ShardSettings, needed: int, folder: Path, tokenizer: Path) -> Path:
@@ -258,12 +282,13 @@ def train_variant(
     Raises:
         KeyboardInterrupt: Stopped by Ctrl-C or SIGTERM; a checkpoint is kept.
     """
-    tokenizer = InternLM2Tokenizer.from_pretrained(start / "tokenizer")
+    tokenizer = InternLM2Tokenizer.from_pretrained(tokenizer_folder(start))
     settings, checkpoint = config.settings(variant, seed), check_start(start, config.start_stage)
-    model, has_other_latents = _build_model(config.recipe, variant, tokenizer, checkpoint, seed)
+    taken = (lambda name: not name.startswith(NEW_IN_FINISHED)) if config.start_stage == FINISHED else _is_taken
+    model, has_other_latents = _build_model(config.recipe, variant, tokenizer, checkpoint, seed, taken)
     phrase_scenes = config.phrase_steps * config.recipe.phrases.batch_size if has_other_latents else 0
     needed = max(settings.loop.num_steps * settings.batch_size, phrase_scenes, settings.batch_size * 4)
-    shards = _shards_of(settings.shards, needed, work / "shards", start / "tokenizer")
+    shards = _shards_of(settings.shards, needed, work / "shards", tokenizer_folder(start))
     task = AblationTask(model, settings, tokenizer, shards, variant, seed, progress)
     with _quiet_loop():
         if latest_checkpoint(folder / "checkpoints") is None:
@@ -299,7 +324,7 @@ def examine_variant(
         asked: The test.
         progress: Told how far it is.
     """
-    tokenizer = InternLM2Tokenizer.from_pretrained(start / "tokenizer")
+    tokenizer = InternLM2Tokenizer.from_pretrained(tokenizer_folder(start))
     prompt, size, num_layers = prompt_ids(tokenizer), config.test.batch_size, len(model.model.mixers.layers)
     right: list[bool] = []
     for first in range(0, len(asked), size):

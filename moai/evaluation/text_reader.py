@@ -6,6 +6,7 @@ training tells what that costs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,20 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moai.chat_templates import SYSTEM_PROMPT
+from moai.modeling_moai import MoAIForConditionalGeneration
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 
 __all__ = ["TextReader"]
+
+
+def _decoder_of(folder: Path) -> PreTrainedModel:
+    whole = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    if whole.config.plora_rank:
+        raise ValueError(f"expected a decoder without partial LoRA in {folder}, got rank {whole.config.plora_rank}.")
+    decoder = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=torch.float32)
+    decoder.model.load_state_dict(whole.model.language_model.state_dict())
+    decoder.get_output_embeddings().load_state_dict(whole.get_output_embeddings().state_dict())
+    return decoder
 
 
 class TextReader:
@@ -33,6 +45,9 @@ class TextReader:
     def from_pretrained(cls, folder: str | Path) -> TextReader:
         """Load both from a folder, in float32.
 
+        Args:
+            folder: A text reader; or a whole MoAI, whose decoder alone is taken.
+
         Raises:
             ValueError: It lacks a config or a tokenizer.
         """
@@ -43,8 +58,9 @@ class TextReader:
                     f"expected a text reader with {name} in {folder}, got none. "
                     "Export one: python -m moai.training.nano --config configs/nano.yaml --out RUN --stage export"
                 )
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        return cls(model, InternLM2Tokenizer.from_pretrained(folder))
+        is_whole = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "moai"
+        model = _decoder_of(folder) if is_whole else AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return cls(model.eval(), InternLM2Tokenizer.from_pretrained(folder))
 
     def prompt_ids(self, verbalization: str, question: str) -> list[int]:
         """Ids of a prompt, piece by piece as in training."""

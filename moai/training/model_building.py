@@ -17,6 +17,7 @@ from moai.conversion.atomic_folder import atomic_folder
 from moai.conversion.backbone_processor import build_processor_from_backbones
 from moai.import_utils import require
 from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.pipeline_verbalizers import VERBALIZERS_FILE, VerbalizerSettings
 from moai.processing_moai import MoAIProcessor
 
 from .train_settings import TrainSettings
@@ -136,13 +137,14 @@ def _renew(start: str, settings: TrainSettings) -> MoAIForConditionalGeneration:
 def copy_verbalizer_settings(source: str | Path, target: Path) -> None:
     """Copy ``verbalizers.json``, which says what the model was taught to read, from one folder to another.
 
+    Relative paths in it become absolute: the target may lie elsewhere.
+
     Args:
         source: Folder of a checkpoint; one without the file is no error.
         target: Folder to write to.
     """
-    file = Path(source) / "verbalizers.json"
-    if file.is_file():
-        (target / file.name).write_bytes(file.read_bytes())
+    if (Path(source) / VERBALIZERS_FILE).is_file():
+        VerbalizerSettings.load(Path(source).resolve()).save(target)
 
 
 def base_of(settings: TrainSettings) -> tuple[str, str | None]:

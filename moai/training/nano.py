@@ -20,12 +20,15 @@ import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.pipeline_verbalizers import VERBALIZERS_FILE
+from moai.processing_moai import MoAIProcessor
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 
 from .checkpointing import latest_checkpoint, load_checkpoint
 from .compressor_pretraining import CompressorTask
 from .expert_initialisation import start_with_reading_order, start_with_word_matching
 from .loop import run_loop, start_ranks
+from .model_building import copy_verbalizer_settings
 from .multimodal_training import MultimodalTask
 from .nano_config import MultimodalSettings, NanoConfig, PhraseSettings, TextSettings, load_nano_config
 from .nano_models import build_decoder, build_moai, build_processor, prompt_ids
@@ -34,9 +37,11 @@ from .phrase_recall import PhraseRecall, PhraseVocabulary
 from .scene_shards import ShardSettings, build_missing_shards, shard_path
 from .text_pretraining import TextTask
 
-__all__ = ["STAGES", "export_nano", "export_text_reader", "main", "train_nano"]
+__all__ = ["LATE_STAGES", "STAGES", "export_nano", "export_text_reader", "main", "train_nano"]
 
 STAGES = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal", "practice", "export")
+#: Those that can start from a finished model.
+LATE_STAGES = ("practice", "export")
 
 #: Stages that train compressor, mixers or both; each starts from the last of those before it that ran.
 _WHOLE_STAGES = ("phrases", "questions", "multimodal", "practice")
@@ -91,8 +96,12 @@ def _pretrained_decoder(config: NanoConfig, out: Path, stages: tuple[str, ...]) 
 
 
 def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokenizer) -> MoAIForConditionalGeneration:
-    """The whole model as the latest stage before pictures left it, with the heads that only training needs."""
-    model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out, ("text", "copying")))
+    """The whole model before the stages that train it, with the heads that only training needs."""
+    if config.start is not None:
+        model = MoAIForConditionalGeneration.from_pretrained(config.start, dtype=torch.float32)
+        torch.manual_seed(config.seed + 1)
+    else:
+        model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out, ("text", "copying")))
     model.recall = PhraseRecall(model.config.text_config.hidden_size)
     return model
 
@@ -185,10 +194,9 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
         target: Folder that receives the checkpoint.
     """
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
-    model = build_moai(config, config.multimodal, tokenizer, None)
-    if latest_checkpoint(out / "multimodal" / "checkpoints") is None:
+    if config.start is None and latest_checkpoint(out / "multimodal" / "checkpoints") is None:
         raise ValueError(f"expected a trained model in {out / 'multimodal'}, got none. Run stage 'multimodal' first.")
-    model.recall = PhraseRecall(model.config.text_config.hidden_size)
+    model = _model_with_recall(config, out, tokenizer)
     _load_last(model, out, ("multimodal", "practice"))
     del model.recall
     model.generation_config = GenerationConfig(
@@ -200,8 +208,13 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     )
     target.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(target)
-    build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(target)
-    (target / "verbalizers.json").write_text(json.dumps(config.verbalizer_settings, indent=2) + "\n", encoding="utf-8")
+    if config.start is not None:
+        MoAIProcessor.from_pretrained(config.start).save_pretrained(target)
+        copy_verbalizer_settings(config.start, target)
+    else:
+        build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(target)
+        text = json.dumps(config.verbalizer_settings, indent=2) + "\n"
+        (target / VERBALIZERS_FILE).write_text(text, encoding="utf-8")
 
 
 def export_text_reader(config: NanoConfig, out: Path, target: Path) -> None:
@@ -225,11 +238,20 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
         config: The recipe.
         out: Folder of everything that arises.
         stages: Which to run, of :data:`STAGES`.
+
+    Raises:
+        ValueError: ``config.start`` is given and ``stages`` holds more than :data:`LATE_STAGES`.
     """
+    if config.start is not None and not set(stages) <= set(LATE_STAGES):
+        raise ValueError(
+            f"from a finished model only the stages {LATE_STAGES} can start, got {stages}. Leave the others out."
+        )
     out.mkdir(parents=True, exist_ok=True)
-    if "tokenizer" in stages and not (out / "tokenizer" / "tokenizer.model").is_file():
+    if config.start is not None:
+        InternLM2Tokenizer.from_pretrained(config.start).save_pretrained(out / "tokenizer")
+    elif "tokenizer" in stages and not (out / "tokenizer" / "tokenizer.model").is_file():
         train_nano_tokenizer(out / "tokenizer", **config.tokenizer)
-    if "text" in stages:
+    if config.text is not None and "text" in stages:
         _run_ranks(_train_text, "text", config.text, config, out)
     if config.copying is not None and "copying" in stages:
         _run_ranks(_train_copying, "copying", config.copying, config, out)
@@ -241,9 +263,9 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
         _run_ranks(_train_multimodal, "multimodal", config.multimodal, config, out)
     if config.practice is not None and "practice" in stages:
         _run_ranks(_train_practice, "practice", config.practice, config, out)
-    if config.multimodal is not None and "export" in stages:
+    if (config.multimodal or config.start) is not None and "export" in stages:
         export_nano(config, out, out / "moai-nano")
-    if "export" in stages:
+    if "export" in stages and config.start is None:
         export_text_reader(config, out, out / "text-reader")
 
 
@@ -254,11 +276,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for shards, checkpoints and logs")
     parser.add_argument("--ranks", type=int, help="processes of one thread each; the recipe's number by default")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
+    parser.add_argument("--start", type=Path, help="finished moai-nano to go on from: practice and export only")
     chosen = parser.parse_args(arguments)
     config = load_nano_config(chosen.config)
+    if chosen.start is not None:
+        config = replace(config, start=str(chosen.start))
     if chosen.ranks is not None:
         config = replace(config, num_ranks=chosen.ranks)
-    train_nano(config, chosen.out, tuple(chosen.stage or STAGES))
+    try:
+        train_nano(config, chosen.out, tuple(chosen.stage or (STAGES if config.start is None else LATE_STAGES)))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class MultimodalSettings:
 
 @dataclass(frozen=True)
 class NanoConfig:
-    """Everything that decides what moai-nano becomes.
+    """Everything that decides what moai-nano becomes; a stage that is None is left out.
 
     Attributes:
         tokenizer: ``vocab_size`` and ``num_scenes`` to learn merges from.
@@ -105,19 +105,21 @@ class NanoConfig:
         questions: Compressor, mixers and decoder together without pictures: short sequences, many questions.
         multimodal: Training of the whole model.
         practice: Compressor, mixers and decoder once more without pictures, where their skills are weakest.
+        start: Folder of a finished moai-nano that the stage `practice` starts from; None = the stage before it.
         verbalizer_settings: Content of the checkpoint's ``verbalizers.json`` (see :mod:`moai.pipeline_verbalizers`).
         seed: Seed of the initial weights.
         num_ranks: Processes of one thread each.
     """
 
-    tokenizer: dict[str, int]
-    decoder: dict[str, Any]
-    text: TextSettings
+    tokenizer: dict[str, int] = field(default_factory=dict)
+    decoder: dict[str, Any] = field(default_factory=dict)
+    text: TextSettings | None = None
     copying: TextSettings | None = None
     phrases: PhraseSettings | None = None
     questions: MultimodalSettings | None = None
     multimodal: MultimodalSettings | None = None
     practice: MultimodalSettings | None = None
+    start: str | None = None
     verbalizer_settings: dict[str, Any] = field(default_factory=lambda: dict(OCR_ALONE))
     seed: int = 0
     num_ranks: int = 1

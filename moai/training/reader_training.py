@@ -1,10 +1,10 @@
 """Train the text reader on what real verbalizers found: the baseline of equal training beside moai-nano.
 
-    python -m moai.training.reader_training --reader runs/nano/text-reader --questions runs/scenes/train.jsonl \
+    python -m moai.training.reader_training --reader checkpoints/moai-nano --questions runs/scenes/train.jsonl \
         --cache runs/scenes/verbalizations --out runs/reader
 
-The decoder after the stage ``text`` of :mod:`moai.training.nano` reads whole verbalizations in its prompt and answers
-the questions that :mod:`moai.data.scene_export` wrote. Killed, the same command goes on.
+A decoder (moai-nano's own, or as the stage ``text`` of :mod:`moai.training.nano` left it) reads whole verbalizations in
+its prompt and answers the questions that :mod:`moai.data.scene_export` wrote. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Train a text reader on real findings; resumes what it finds in --out."
     )
-    parser.add_argument("--reader", required=True, type=Path, help="text-reader folder to start from")
+    parser.add_argument("--reader", required=True, type=Path, help="text reader, or MoAI whose decoder is taken")
     parser.add_argument(
         "--questions", required=True, type=Path, nargs="+", help="JSONL files of moai.data.scene_export"
     )

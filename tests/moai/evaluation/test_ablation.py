@@ -45,9 +45,9 @@ def test_settings_of_the_repository_cover_the_papers_tables_when_read(config):
     assert {"ocr"} in missing and {"scene_graph"} in missing and {"segmentation", "detection"} in missing
 
 
-def test_settings_of_the_trained_model_train_nothing_when_read():
-    settings = load_ablation_config(SETTINGS.with_name("ablation_trained.yaml"))
-    assert {variant.weights_of for variant in settings.variants} == {"start"}
+def test_settings_start_from_a_finished_model_with_pictures_when_read():
+    settings = load_ablation_config(SETTINGS)
+    assert settings.start_stage == "finished"
     assert settings.recipe.questions.shards.with_pictures
     assert settings.recipe.questions.shards.image_size == settings.recipe.multimodal.vision["image_size"]
     assert {variant.top_k for variant in settings.variants} == {1, 2, 3}

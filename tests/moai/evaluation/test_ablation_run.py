@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from moai.cli import app
@@ -17,6 +18,7 @@ from moai.evaluation.ablation_config import load_ablation_config
 from moai.evaluation.ablation_questions import answer_test, collect_test
 from moai.evaluation.ablation_training import LATENTS, _build_model, check_start, load_start
 from moai.tokenization_internlm2 import InternLM2Tokenizer
+from moai.training.checkpointing import latest_checkpoint
 from moai.training.nano import train_nano
 from moai.training.nano_models import prompt_ids
 from moai.training.scene_shards import ShardSettings, build_shard
@@ -145,6 +147,24 @@ def test_run_fails_with_the_way_out_when_the_start_is_incomplete(tmp_path):
     config = load_ablation_config(write_settings(tmp_path))
     with pytest.raises(ValueError, match="--prepare"):
         run_ablation(config, tmp_path, tmp_path / "out")
+
+
+def test_mixers_alone_are_new_when_the_start_is_a_finished_model(start, tmp_path):
+    stages = load_ablation_config(write_settings(tmp_path / "stages"))
+    load_start(stages, start).save_pretrained(tmp_path / "model")
+    InternLM2Tokenizer.from_pretrained(start / "tokenizer").save_pretrained(tmp_path / "model")
+    shards = {"seed": 5, "with_pictures": True}
+    training = {**ABLATION["training"], "loop": {"num_steps": 1, "learning_rate": 0.0}, "shards": shards}
+    path = write_settings(tmp_path, {"start_stage": "finished", "training": training})
+    with pytest.raises(ValueError, match="finished checkpoint"):
+        run_ablation(load_ablation_config(path), start, tmp_path / "out")
+    assert len(run_ablation(load_ablation_config(path), tmp_path / "model", tmp_path / "out", ("start-uniform",))) == 2
+    (folder,) = (tmp_path / "out" / "work").glob("full--*")
+    trained = load_file(latest_checkpoint(folder / "checkpoints") / "model.safetensors")
+    begun = load_file(tmp_path / "model" / "model.safetensors")
+    changed = {name for name, value in begun.items() if not torch.equal(value, trained[name])}
+    assert changed
+    assert {name for name in changed if not name.startswith(("model.mixers.", "recall."))} == set()
 
 
 def test_test_is_the_same_for_all_and_unknown_to_training_when_collected(tmp_path):

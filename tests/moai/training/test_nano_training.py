@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from moai.data.scenes import Scenes
 from moai.evaluation.text_reader import TextReader
+from moai.pipeline_verbalizers import VerbalizerSettings
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.training.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from moai.training.loop import LoopSettings, learning_rate
@@ -163,6 +164,27 @@ def test_practice_goes_on_from_the_model_with_pictures_and_is_what_is_exported(t
     name = "model.compressor.latents.weight"
     assert not torch.equal(weights["multimodal"][name], weights["practice"][name])
     assert torch.equal(exported[name], weights["practice"][name].half())
+
+
+def test_finished_model_practises_on_when_named_as_start(trained, tmp_path):
+    _, run = trained
+    start, out = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(run / "moai-nano", start)
+    (tmp_path / "tower").mkdir()
+    entry = {"kind": "segmentation", "backend": "transformers", "settings": {"checkpoint": "../tower"}}
+    (start / "verbalizers.json").write_text(json.dumps({"verbalizers": [entry]}), encoding="utf-8")
+    recipe = write_recipe(tmp_path / "practice.yaml", {"practice": tiny_recipe()["practice"]})
+    command = [*nano_command(recipe, out), "--start", str(start)]
+    subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, out / "moai-nano"))
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["model.compressor.latents.weight"], after["model.compressor.latents.weight"])
+    name = "model.vision_tower.embeddings.patch_embedding.weight"
+    assert torch.equal(before[name], after[name])
+    (copied,) = VerbalizerSettings.load(out / "moai-nano").verbalizers
+    assert copied["settings"] == {"checkpoint": str(tmp_path / "tower")}
+    refused = subprocess.run([*command, "--stage", "text"], env=environment(), capture_output=True, text=True)
+    assert refused.returncode == 2 and "Leave the others out" in refused.stderr
 
 
 def test_exported_checkpoint_answers_when_loaded_back(trained):

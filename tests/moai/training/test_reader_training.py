@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moai.data.scene_export import main as export_scenes
 from moai.evaluation.text_reader import TextReader
+from moai.modeling_moai import MoAIForConditionalGeneration
 from moai.training.nano_tokenizer import train_nano_tokenizer
 from moai.training.reader_training import main, read_questions
 from verbalizers import VerbalizationCache
@@ -74,6 +75,16 @@ def test_reader_learns_when_trained_on_findings(run: Path, tmp_path: Path) -> No
     written = (tmp_path / "whole" / "log.jsonl").read_bytes()
     main(command(run, tmp_path / "whole", 12))
     assert (tmp_path / "whole" / "log.jsonl").read_bytes() == written  # nothing was left to do
+
+
+def test_decoder_alone_reads_when_a_whole_model_is_named() -> None:
+    folder = Path(__file__).resolve().parents[3] / "checkpoints" / "moai-nano"
+    reader, whole = TextReader.from_pretrained(folder), MoAIForConditionalGeneration.from_pretrained(folder)
+    assert type(reader.model) is LlamaForCausalLM
+    weights = whole.float().state_dict()
+    for name, value in reader.model.state_dict().items():
+        assert torch.equal(value, weights[name.replace("model.", "model.language_model.", 1)]), name
+    assert reader.answer(["nothing"], ["Is there a cat?"], 3)[0]
 
 
 def test_missing_questions_are_told_when_the_file_is_not_there(run: Path, tmp_path: Path, capsys) -> None:
