@@ -223,7 +223,13 @@ class _Loop:
     def _watch(self, start: int, window: Mapping[str, Any] | None) -> Watcher | None:
         settings, accelerator = self.settings, self.accelerator
         if settings.watching.report_to:
-            accelerator.init_trackers(settings.watching.project, config=_flat(settings.to_dict()))
+            named, folder = {"name": settings.output_folder.name}, settings.output_folder / "trackers"
+            folder.mkdir(parents=True, exist_ok=True)
+            accelerator.init_trackers(
+                settings.watching.project,
+                config=_flat(settings.to_dict()),
+                init_kwargs={"trackio": named, "wandb": {**named, "dir": str(folder)}},
+            )
         if not accelerator.is_main_process:
             return None
         track = accelerator.log if settings.watching.report_to else None

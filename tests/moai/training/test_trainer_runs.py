@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +251,21 @@ def test_tensorboard_receives_the_numbers_when_asked_for(checkpoint: Path, tmp_p
     for folder in folders:
         tags |= set(EventAccumulator(str(folder)).Reload().Tags()["scalars"])
     assert {"loss", "learning_rate", "routing/image/auxiliary", "tokens_per_s"} <= tags
+
+
+@pytest.mark.parametrize(("tracker", "kept"), [("trackio", "moai.db"), ("wandb", "run-*.wandb")])
+def test_tracker_keeps_the_numbers_on_disk_when_offline(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, kept: str
+) -> None:
+    pytest.importorskip(tracker, reason=f"needs {tracker}: pip install {tracker}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    out = tmp_path / "run"
+    monkeypatch.setenv("TRACKIO_DIR", str(out / "trackers"))  # read when trackio is imported
+    recipe = build_recipe(checkpoint, out, optimization__num_steps=1, watching__report_to=[tracker])
+    command = [sys.executable, "-c", f"from moai.training.train_run import run_training; run_training({recipe!r})"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    assert any(file.stat().st_size for file in (out / "trackers").rglob(kept))
+    assert {file.name for file in tmp_path.iterdir()} == {"run"}
 
 
 def test_samples_share_a_picture_when_told_without_learning_anything_else(checkpoint: Path, tmp_path: Path) -> None:
