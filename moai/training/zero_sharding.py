@@ -1,7 +1,8 @@
 """DeepSpeed ZeRO: its engine told what the recipe says, and its pieces put together and spread again.
 
-Only DeepSpeed's public functions are used (https://deepspeed.readthedocs.io/en/latest/zero3.html), so that checkpoints
-stay what they are elsewhere: safetensors of whole tensors, never pickled, readable on another number of processes.
+DeepSpeed's public functions are used (https://deepspeed.readthedocs.io/en/latest/zero3.html) in place of its own
+checkpoints, so that ours stay what they are elsewhere: safetensors of whole tensors, never pickled, readable on another
+number of processes. AdamW's state before the first step alone has no public door; see :func:`_make_moments`.
 """
 
 from __future__ import annotations
@@ -94,19 +95,48 @@ def restore_zero_state(
         weights: From a checkpoint.
         moments: Likewise.
     """
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+    import deepspeed
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
+    if moments:
+        _make_moments(optimizer)
     step = None
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+        # Of what is computed with and of the optimizer's copy: DeepSpeed equals them after an optimizer step only.
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+            if torch.distributed.get_rank() == 0:
+                parameter.copy_(weights[name])
+        safe_set_local_fp32_param(parameter, _piece(weights[name], parameter))
         for moment in _MOMENTS:
             if f"{name}.{moment}" in moments:
-                safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
+                safe_set_local_optimizer_state(parameter, _piece(moments[f"{name}.{moment}"], parameter), moment)
                 step = moments[f"{name}.step"]
     for tensor in _step_tensors(optimizer) if step is not None else ():
         tensor.copy_(step)  # ZeRO steps all parameters together
+
+
+def _piece(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's piece of a tensor, padded as DeepSpeed pads it.
+
+    Its functions for whole tensors fail where the ranks do not divide the size (0.19).
+    """
+    size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
+    missing = size * torch.distributed.get_world_size() - whole.numel()
+    flat = nn.functional.pad(whole.flatten(), (0, missing))
+    return flat[rank * size : (rank + 1) * size].to(parameter.device)
+
+
+def _make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW the state that its first step would make: DeepSpeed can only fill what is there."""
+    while hasattr(optimizer, "optimizer") and not hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        optimizer = optimizer.optimizer  # accelerate's wrapper, then ZeRO's
+    for flat in optimizer.fp32_partitioned_groups_flat:
+        state = optimizer.optimizer.state[flat]
+        for moment in _MOMENTS:
+            state.setdefault(moment, torch.zeros_like(flat))
+        state.setdefault("step", torch.zeros((), dtype=torch.float32))
 
 
 def _step_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

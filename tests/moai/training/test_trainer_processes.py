@@ -1,12 +1,18 @@
 """Several processes, and processes that die: real ones, on the CPU."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from training_builders import build_recipe, learned, run_process, start_process, write_tiny_checkpoint
+import torch
+import yaml
+from safetensors.torch import load_file
+from training_builders import REPO_ROOT, build_recipe, learned, run_process, start_process, write_tiny_checkpoint
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
@@ -73,6 +79,51 @@ def test_two_processes_learn_what_one_does_when_the_global_batch_is_the_same(
     assert [line["routing"]["language"]["auxiliary"] for line in two] == pytest.approx(
         [line["routing"]["language"]["auxiliary"] for line in one], rel=1e-5
     )
+
+
+#: accelerate (1.15) runs DeepSpeed on accelerators only; told that two processes met over gloo, it runs it on CPUs.
+ZERO_DRIVER = """
+import sys
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+PartialState._prepare_backend = lambda *others, **named: ("gloo", DistributedType.MULTI_CPU)
+from moai.training.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run_zero(recipe: dict, folder: Path) -> str:
+    """Run a recipe under DeepSpeed ZeRO-3 on two CPU processes; its output."""
+    settings = yaml.safe_load((REPO_ROOT / "configs/accelerate/deepspeed_zero3.yaml").read_text(encoding="utf-8"))
+    for name, value in (("settings", settings | {"num_processes": 2, "mixed_precision": "no"}), ("recipe", recipe)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(value), encoding="utf-8")
+    (folder / "driver.py").write_text(ZERO_DRIVER, encoding="utf-8")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(folder / "settings.yaml"))
+    words = (*launcher, str(folder / "driver.py"), "--debug", "--config", str(folder / "recipe.yaml"))
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT), "DS_ACCELERATOR": "cpu"}
+    run = subprocess.run([sys.executable, *words], cwd=folder, env=variables, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_zero_learns_what_one_process_does_and_goes_on_when_stopped(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
+    # Stage 2: all experts take part. In stage 1 ZeRO steps those that were not drawn, with a gradient of zero.
+    run_process(build_recipe(checkpoint, tmp_path / "one", 2))
+    recipe = build_recipe(checkpoint, tmp_path / "two", 2, num_processes=2)
+    run_zero(recipe, tmp_path)
+    one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
+    assert [line["gradient_norm"] for line in two] == pytest.approx([line["gradient_norm"] for line in one], rel=1e-3)
+    last = tmp_path / "two" / "checkpoints" / "step-00000004"
+    unbroken = {name: load_file(last / name) for name in ("model.safetensors", "optimizer.safetensors")}
+    shutil.rmtree(last)
+    assert "going on after step 2" in run_zero(recipe, tmp_path)
+    assert lines_of(tmp_path / "two") == two
+    for name, tensors in unbroken.items():
+        again = load_file(last / name)
+        assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors), name
 
 
 def test_number_of_processes_is_checked_when_fewer_were_started() -> None:
