@@ -23,6 +23,25 @@ from .roles import IMAGE_ROLE, LANGUAGE_ROLE
 from .rotary import make_rotary_stateless
 
 
+class RoutingLog:
+    """What the mixers of one forward pass chose, by decoder layer.
+
+    A plain object on purpose: FSDP2 copies the dicts and dataclasses that are handed to a layer, and what the layer
+    writes into a copy is lost.
+    """
+
+    def __init__(self) -> None:
+        self._by_layer: dict[int, LayerRouting] = {}
+
+    def record(self, layer_idx: int, routing: LayerRouting) -> None:
+        """Keep a layer's gate weights."""
+        self._by_layer[layer_idx] = routing
+
+    def in_order(self) -> tuple[LayerRouting, ...]:
+        """From the first mixed layer to the last."""
+        return tuple(self._by_layer[layer] for layer in sorted(self._by_layer))
+
+
 @dataclass
 class Mixture:
     """What the mixers of one forward pass need; handed down as an argument, never stored on a layer.
@@ -33,7 +52,7 @@ class Mixture:
         image: The image stream.
         language: The prompt language stream.
         routing: How experts are chosen.
-        layer_routing: Filled during the pass: gate weights by decoder layer.
+        log: Filled during the pass.
     """
 
     mixers: Mixers
@@ -41,7 +60,7 @@ class Mixture:
     image: TokenStream
     language: TokenStream
     routing: Routing
-    layer_routing: dict[int, LayerRouting] = field(default_factory=dict)
+    log: RoutingLog = field(default_factory=RoutingLog)
 
     @classmethod
     def from_roles(
@@ -81,7 +100,7 @@ class Mixture:
         """Mix ``(B, L, D)`` states at a decoder layer; layers without a mixer return them as they are."""
         if layer_idx not in self.mixers.layer_indices:
             return hidden_states
-        mixed, self.layer_routing[layer_idx] = self.mixers(
+        mixed, chosen = self.mixers(
             hidden_states,
             layer_idx=layer_idx,
             auxiliary_states=self.auxiliary_states,
@@ -89,6 +108,7 @@ class Mixture:
             language=self.language,
             routing=self.routing,
         )
+        self.log.record(layer_idx, chosen)
         return mixed.to(hidden_states.device)
 
 

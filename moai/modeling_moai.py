@@ -257,7 +257,7 @@ class MoAIModel(MoAIPreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
-        layer_routing = mixture.layer_routing if mixture is not None else {}
+        chosen = mixture.log.in_order() if mixture is not None else ()
         return MoAIModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -265,7 +265,7 @@ class MoAIModel(MoAIPreTrainedModel):
             attentions=outputs.attentions,
             image_hidden_states=image_features,
             auxiliary_hidden_states=auxiliary_states,
-            routing=tuple(layer_routing[layer] for layer in sorted(layer_routing)) if output_routing else None,
+            routing=chosen if output_routing else None,
         )
 
 

@@ -72,8 +72,9 @@ class TrainingStep(nn.Module):
         self.model = model
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.num_mixers = len(inner.model.mixers.layer_indices)
-        # Read by FSDP's wrapping policy, which sees this module only.
-        self._no_split_modules = list(getattr(inner, "_no_split_modules", ()) or ())
+        # Read by FSDP's wrapping policy, which sees this module only and refuses names that it does not find in it.
+        present = {type(module).__name__ for module in model.modules()}
+        self._no_split_modules = sorted(present & set(getattr(inner, "_no_split_modules", ()) or ()))
 
     def forward(
         self, batch: Mapping[str, torch.Tensor], routing: Mapping[str, Any], window: int

@@ -81,25 +81,28 @@ def test_two_processes_learn_what_one_does_when_the_global_batch_is_the_same(
     )
 
 
-#: accelerate (1.15) runs DeepSpeed on accelerators only; told that two processes met over gloo, it runs it on CPUs.
-ZERO_DRIVER = """
+#: accelerate (1.15) shards on accelerators only. Told of processes that meet over gloo, it shards on CPUs as well.
+SHARDING_DRIVER = """
 import sys
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-PartialState._prepare_backend = lambda *others, **named: ("gloo", DistributedType.MULTI_CPU)
+PartialState._prepare_backend = lambda *others, **named: ("gloo", DistributedType.{kind})
+PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 from moai.training.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def run_zero(recipe: dict, folder: Path) -> str:
-    """Run a recipe under DeepSpeed ZeRO-3 on two CPU processes; its output."""
-    settings = yaml.safe_load((REPO_ROOT / "configs/accelerate/deepspeed_zero3.yaml").read_text(encoding="utf-8"))
+def run_sharded(config: str, kind: str, recipe: dict, folder: Path) -> str:
+    """Run a recipe on two CPU processes as a file of configs/accelerate says; its output."""
+    settings = yaml.safe_load((REPO_ROOT / "configs/accelerate" / config).read_text(encoding="utf-8"))
     for name, value in (("settings", settings | {"num_processes": 2, "mixed_precision": "no"}), ("recipe", recipe)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(value), encoding="utf-8")
-    (folder / "driver.py").write_text(ZERO_DRIVER, encoding="utf-8")
+    (folder / "driver.py").write_text(SHARDING_DRIVER.format(kind=kind), encoding="utf-8")
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(folder / "settings.yaml"))
-    words = (*launcher, str(folder / "driver.py"), "--debug", "--config", str(folder / "recipe.yaml"))
+    port = ("--main_process_port", "0")  # any free one
+    words = (*launcher, *port, str(folder / "driver.py"), "--debug", "--config", str(folder / "recipe.yaml"))
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT), "DS_ACCELERATOR": "cpu"}
     run = subprocess.run([sys.executable, *words], cwd=folder, env=variables, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -107,19 +110,26 @@ def run_zero(recipe: dict, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_zero_learns_what_one_process_does_and_goes_on_when_stopped(checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
-    # Stage 2: all experts take part. In stage 1 ZeRO steps those that were not drawn, with a gradient of zero.
-    run_process(build_recipe(checkpoint, tmp_path / "one", 2))
-    recipe = build_recipe(checkpoint, tmp_path / "two", 2, num_processes=2)
-    run_zero(recipe, tmp_path)
+@pytest.mark.parametrize(("stage", "config"), [(1, "fsdp2.yaml"), (2, "fsdp2.yaml"), (2, "deepspeed_zero3.yaml")])
+def test_pieces_learn_what_one_process_does_and_go_on_when_stopped(
+    checkpoint: Path, tmp_path: Path, stage: int, config: str
+) -> None:
+    if config.startswith("deepspeed"):  # stage 2 only: it steps experts that were not drawn, with a gradient of zero
+        pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
+    kind = "MULTI_GPU" if config.startswith("fsdp") else "MULTI_CPU"
+    run_process(build_recipe(checkpoint, tmp_path / "one", stage))
+    recipe = build_recipe(checkpoint, tmp_path / "two", stage, num_processes=2)
+    run_sharded(config, kind, recipe, tmp_path)
     one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
-    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
-    assert [line["gradient_norm"] for line in two] == pytest.approx([line["gradient_norm"] for line in one], rel=1e-3)
+    for name, error in (("loss", 1e-4), ("gradient_norm", 1e-3)):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=error)
+    assert [line["routing"]["language"]["auxiliary"] for line in two] == pytest.approx(
+        [line["routing"]["language"]["auxiliary"] for line in one], rel=1e-4
+    )
     last = tmp_path / "two" / "checkpoints" / "step-00000004"
     unbroken = {name: load_file(last / name) for name in ("model.safetensors", "optimizer.safetensors")}
     shutil.rmtree(last)
-    assert "going on after step 2" in run_zero(recipe, tmp_path)
+    assert "going on after step 2" in run_sharded(config, kind, recipe, tmp_path)
     assert lines_of(tmp_path / "two") == two
     for name, tensors in unbroken.items():
         again = load_file(last / name)
