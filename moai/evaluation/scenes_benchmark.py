@@ -294,6 +294,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Accuracy on test scenes, with and without auxiliary tokens.")
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--per-kind", type=int, default=1000, help="questions per kind")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="validation to choose between checkpoints"
+    )
     parser.add_argument("--noise", type=float, default=1.0, help="strength of the verbalizers' errors, 0 = truth")
     parser.add_argument("--kind", choices=QUESTION_KINDS, action="append", help="ask only these")
     parser.add_argument(
@@ -303,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="VERBALIZER",
         help="let this one look, e.g. ocr; all: the checkpoint's own",
     )
-    parser.add_argument("--cache", type=Path, help="verbalizations of the exported test scenes, by moai verbalize")
+    parser.add_argument("--cache", type=Path, help="verbalizations of the split's exported scenes, by moai verbalize")
     parser.add_argument("--text-reader", type=Path, help="ask this language model too: it reads whole verbalizations")
     parser.add_argument("--picture-reader", help="ask this MoAI too, with the picture alone")
     parser.add_argument("--image-size", type=int, default=448, help="pixels")
@@ -329,6 +332,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen.per_kind,
         chosen.noise,
         chosen.image_size,
+        split=chosen.split,
         kinds=kinds,
         verbalizers=verbalizers,
         words=spoken.words,
@@ -339,8 +343,8 @@ def main(arguments: list[str] | None = None) -> None:
     answered = evaluate_scenes(model, processor, questions, conditions, chosen.batch_size, reader, picture_reader)
     if not any(answered.values()):
         parser.error(
-            f"expected findings of test scenes at {chosen.image_size} pixels in {chosen.cache}, got none of the first "
-            "scene. Write and verbalize them: python -m moai.data.scene_export --split test"
+            f"expected findings of {chosen.split} scenes at {chosen.image_size} pixels in {chosen.cache}, got none of "
+            f"the first scene. Write and verbalize them: python -m moai.data.scene_export --split {chosen.split}"
         )
     if "with_auxiliary" in answered:
         guessed = most_frequent_answers(kinds)
@@ -356,7 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
     if cached is not None:  # names alone: settings hold paths of the machine where the verbalizers looked
         looked = [f"{entry['kind']}/{entry['backend']}" for entry in cached.settings.verbalizers or ()]
         findings = {"verbalizers": looked, "fingerprint": cached.cache.fingerprint}
-    settings = {"split": "test", "seed": 0, **findings, "image_size": chosen.image_size}
+    settings = {"split": chosen.split, "seed": 0, **findings, "image_size": chosen.image_size}
     report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), "results": results}
     if chosen.json:
         chosen.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -90,9 +90,10 @@ def test_command_writes_results_when_run(repo_root_of_module, tmp_path):
     folder = repo_root_of_module / "checkpoints" / "moai-nano"
     main(
         ["--model", str(folder), "--per-kind", "2", "--image-size", "64", "--json", str(tmp_path / "r.json")]
-        + ["--markdown", str(tmp_path / "r.md"), "--picture-reader", str(folder)]
+        + ["--markdown", str(tmp_path / "r.md"), "--picture-reader", str(folder), "--split", "validation"]
     )
     report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert report["settings"]["split"] == "validation"
     assert report["results"]["with_auxiliary"]["reading"]["asked"] == 2
     # The same model in place of one that was trained on pictures alone: it is asked with the picture alone.
     assert report["results"]["trained_without_auxiliary"] == report["results"]["without_auxiliary"]
