@@ -275,7 +275,9 @@ def overall_line(condition: str, rows: dict[str, dict[str, Any]]) -> str:
     """
     counted = [row for row in rows.values() if "right" in row]
     right, asked = (sum(row[name] for row in counted) for name in ("right", "asked"))
-    return f"{condition.replace('_', ' ')}: {right} of {asked} right ({100 * right / max(asked, 1):.1f} %)"
+    low, high = wilson_interval(right, asked) if asked else (0.0, 1.0)
+    share = f"{100 * right / max(asked, 1):.1f} %, {100 * low:.1f}-{100 * high:.1f}"
+    return f"{condition.replace('_', ' ')}: {right} of {asked} right ({share})"
 
 
 def _real_verbalizers(checkpoint: str, kinds: Sequence[str]) -> tuple[list[Verbalizer], VerbalizerSettings]:

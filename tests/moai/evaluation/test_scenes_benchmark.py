@@ -63,7 +63,7 @@ def test_summarise_counts_right_answers_when_kinds_are_mixed():
     low, high = table["existence"]["interval95"]
     assert 0 < low < 0.5 < high < 1
     assert table["description"]["value"] == 1
-    assert overall_line("with_auxiliary", table) == "with auxiliary: 1 of 2 right (50.0 %)"
+    assert overall_line("with_auxiliary", table) == "with auxiliary: 1 of 2 right (50.0 %, 9.5-90.5)"
     text = markdown_table({"with_auxiliary": table, "without_auxiliary": table})
     assert "| existence | 2 | 50.0" in text and text.count("\n") == 3
 
