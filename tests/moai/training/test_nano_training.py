@@ -125,6 +125,12 @@ def test_recipe_of_the_repository_is_valid_when_read():
     assert config.multimodal.vision["image_size"] == config.multimodal.shards.image_size
 
 
+def test_practice_of_the_repository_is_of_one_kind_when_read():
+    whole, alone = (load_nano_config(ROOT / "configs" / name) for name in ("nano.yaml", "nano_practice.yaml"))
+    assert alone.practice.kind_weights == whole.practice.kind_weights
+    assert alone.practice.shards.seed != whole.practice.shards.seed
+
+
 def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
     recipe = tiny_recipe()
     recipe["text"]["batchsize"] = 3

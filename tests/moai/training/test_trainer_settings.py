@@ -93,11 +93,15 @@ def test_file_is_named_when_it_is_no_recipe(tmp_path: Path) -> None:
             load_settings(tmp_path / "wrong.yaml")
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_bundled_recipe_is_right_when_read(stage: int) -> None:
+RECIPES = {"train_stage1": 1, "train_stage2": 2, "moai_smol_stage1": 1, "moai_smol_stage2": 2}
+RECIPES |= {"nano_stage1": 1, "nano_stage2": 2, "nano_again": 2, "nano_counting": 2}
+
+
+@pytest.mark.parametrize(("name", "stage"), RECIPES.items())
+def test_bundled_recipe_is_right_when_read(name: str, stage: int) -> None:
     from moai.data.training_data import DataSettings
 
-    settings = load_settings(REPO_ROOT / "configs" / f"train_stage{stage}.yaml")
+    settings = load_settings(REPO_ROOT / "configs" / f"{name}.yaml")
     assert settings.stage == stage
     assert DataSettings.from_dict(settings.data).sources
 
