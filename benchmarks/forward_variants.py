@@ -10,6 +10,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from benchmarks.release_form import IMAGE_ROLE, LANGUAGE_ROLE, ReleaseForm
 from moai import MoAIConfig, MoAIForConditionalGeneration
+from moai.cache_names import as_keyword, read_cache
 
 OURS, ENCODER, RELEASE, BACKBONE = "ours", "encoder", "release", "backbone"
 VARIANTS = (OURS, ENCODER, RELEASE, BACKBONE)
@@ -143,14 +144,14 @@ class OursRunner:
     def prefill(self) -> torch.Tensor:
         """Return ``(B, 1, V)`` logits; keeps the cache for :meth:`decode`."""
         output = self._forward(self.prompt.roles, use_cache=True, logits_to_keep=1)
-        self.cache = output.past_key_values
+        self.cache = output.cache
         return output.logits
 
     @torch.no_grad()
     def decode(self) -> torch.Tensor:
         """Run decode steps on the filled cache and forget them again."""
         for _ in range(NUM_DECODE_STEPS):
-            output = self.model(input_ids=self.prompt.next_ids, past_key_values=self.cache, use_cache=True)
+            output = self.model(input_ids=self.prompt.next_ids, use_cache=True, **as_keyword(self.cache))
         self.cache.crop(-NUM_DECODE_STEPS)
         return output.logits
 
@@ -218,14 +219,14 @@ class BackboneRunner:
     def prefill(self) -> torch.Tensor:
         """As :meth:`OursRunner.prefill`."""
         output = self._forward(use_cache=True, logits_to_keep=1)
-        self.cache = output.past_key_values
+        self.cache = read_cache(output)
         return output.logits
 
     @torch.no_grad()
     def decode(self) -> torch.Tensor:
         """As :meth:`OursRunner.decode`."""
         for _ in range(NUM_DECODE_STEPS):
-            output = self.model(input_ids=self.prompt.next_ids, past_key_values=self.cache, use_cache=True)
+            output = self.model(input_ids=self.prompt.next_ids, use_cache=True, **as_keyword(self.cache))
         self.cache.crop(-NUM_DECODE_STEPS)
         return output.logits
 

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mixer import resolve_routing
 
+from .cache_names import CACHE_NAME, as_keyword, resolve_cache
 from .roles import infer_roles
 
 AUXILIARY_INPUTS = (
@@ -33,7 +34,7 @@ class MoAIGenerationMixin:
             inputs: Prompt ids; usually given as ``input_ids``.
             *args: See :meth:`transformers.GenerationMixin.generate`.
             output_routing: Also return the prompt's gate weights; needs ``return_dict_in_generate=True``.
-            **kwargs: Likewise.
+            **kwargs: Likewise; a ``cache`` to continue from may also be called ``past_key_values``.
 
         Returns:
             Prompt and new ids ``(B, L + new)``, or an output object; with ``output_routing`` its ``routing`` is a
@@ -42,6 +43,8 @@ class MoAIGenerationMixin:
         Raises:
             ValueError: For chunked prefill or a text-only assistant, which would answer wrongly.
         """
+        if (cache := resolve_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))) is not None:
+            kwargs |= as_keyword(cache)
         if not output_routing:
             return super().generate(inputs, *args, **kwargs)
         log: list[Any] = []
@@ -87,7 +90,7 @@ class MoAIGenerationMixin:
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Before anything is expanded per beam: roles, image features, auxiliary states and routing, once."""
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and int(cache.get_seq_length()) > 0:
             return self._bypass_mixture(inputs_tensor, model_kwargs, int(cache.get_seq_length()))
         if model_kwargs.get("mm_token_type_ids") is None and "inputs_embeds" not in model_kwargs:
@@ -109,7 +112,7 @@ class MoAIGenerationMixin:
         if inputs_tensor.dim() == 2 and (inputs_tensor[:, num_cached:] == self.config.image_token_id).any():
             raise ValueError(
                 "Expected no new picture beside a filled cache, whose prompt has been mixed already, got one. Generate "
-                "from the whole conversation without `past_key_values`."
+                f"from the whole conversation without `{CACHE_NAME}`."
             )
         for name in (*AUXILIARY_INPUTS, *PREFILL_ONLY, "pixel_values", "mm_encoder_outputs"):
             model_kwargs.pop(name, None)
@@ -135,24 +138,26 @@ class MoAIGenerationMixin:
         self,
         input_ids: torch.Tensor,
         *args: Any,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Drop the prompt's inputs once it is in the cache; without a cache every step sees it again."""
+        cache = resolve_cache(cache, past_key_values)
         roles = kwargs.get("mm_token_type_ids")
         if roles is not None and (missing := input_ids.shape[1] - roles.shape[1]) > 0:
             kwargs["mm_token_type_ids"] = F.pad(roles, (0, missing))  # candidates under verification: role 0
         length = kwargs.get("next_sequence_length") or input_ids.shape[1]
-        if length > 1 and past_key_values is not None and not is_first_iteration:
-            is_first_iteration = int(past_key_values.get_seq_length()) == 0  # an assistant's prefill is not told so
+        if length > 1 and cache is not None and not is_first_iteration:
+            is_first_iteration = int(cache.get_seq_length()) == 0  # an assistant's prefill is not told so
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             *args,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **as_keyword(cache),
             **kwargs,
         )
         if not is_first_iteration and kwargs.get("use_cache", True):

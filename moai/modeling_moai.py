@@ -15,6 +15,7 @@ from transformers.utils import can_return_tuple
 from compressor import Compressor, LatentTokens
 from mixer import Gate, LowRankProjection, Mixers, resolve_routing
 
+from .cache_names import CACHE_NAME, as_keyword, read_cache, resolve_cache
 from .configuration_moai import MoAIConfig
 from .decoder import Mixture, initialise_partial_lora, prepare_decoder
 from .generation import MoAIGenerationMixin
@@ -32,7 +33,7 @@ class MoAIPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values", "mixture"]
+    _skip_keys_device_placement = [CACHE_NAME, "mixture"]
     _no_split_modules = ["MixerLayer", "EncoderLayer", "PerceiverLayer"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -188,7 +189,7 @@ class MoAIModel(MoAIPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         mm_token_type_ids: torch.LongTensor | None = None,
         auxiliary_input_ids: torch.LongTensor | None = None,
@@ -201,9 +202,11 @@ class MoAIModel(MoAIPreTrainedModel):
         routing: Any = None,
         output_routing: bool = False,
         prompt_labels: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoAIModelOutputWithPast:
         """See :meth:`MoAIForConditionalGeneration.forward`."""
+        cache = resolve_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
@@ -226,7 +229,7 @@ class MoAIModel(MoAIPreTrainedModel):
             ids = input_ids
             if ids is None and image_features is not None:
                 ids = read_placeholders(inputs_embeds, self.get_input_embeddings(), self.config.image_token_id)
-            prompt = (ids, attention_mask, past_key_values, prompt_labels)
+            prompt = (ids, attention_mask, cache, prompt_labels)
             roles = resolve_roles(*prompt, image_token_id=self.config.image_token_id, is_needed=needs_roles)
         if roles is not None and roles.shape != inputs_embeds.shape[:2]:
             shape = tuple(inputs_embeds.shape[:2])
@@ -254,13 +257,13 @@ class MoAIModel(MoAIPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **as_keyword(cache),
             **kwargs,
         )
         chosen = mixture.log.in_order() if mixture is not None else ()
         return MoAIModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **as_keyword(read_cache(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
@@ -323,7 +326,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         pixel_values: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         mm_token_type_ids: torch.LongTensor | None = None,
         auxiliary_input_ids: torch.LongTensor | None = None,
@@ -339,6 +342,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoAICausalLMOutputWithPast:
         """Predict the next tokens.
@@ -348,7 +352,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             pixel_values: ``(images, 3, H, W)`` in the order of their placeholders.
             attention_mask: ``(B, L)`` 1 = attend.
             position_ids: ``(B, L)``.
-            past_key_values: The decoder's cache.
+            cache: The decoder's cache.
             inputs_embeds: ``(B, L, D)`` instead of ``input_ids``.
             mm_token_type_ids: ``(B, L)`` 1 image, 2 prompt language, 0 padding or answer; inferred when None.
             auxiliary_input_ids: ``(B, A)`` words of the verbalisation.
@@ -364,6 +368,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             labels: ``(B, L)``, -100 = ignore.
             logits_to_keep: Compute only the last positions' logits.
             use_cache: Return a cache.
+            past_key_values: The cache's name before transformers 5.24; ``cache`` wins.
             **kwargs: Passed to the decoder (``output_hidden_states``, ...).
 
         Returns:
@@ -379,7 +384,6 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_token_type_ids=mm_token_type_ids,
             auxiliary_input_ids=auxiliary_input_ids,
@@ -394,6 +398,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             prompt_labels=labels,
             use_cache=use_cache,
             return_dict=True,
+            **as_keyword(resolve_cache(cache, past_key_values)),
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
@@ -407,7 +412,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         return MoAICausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **as_keyword(read_cache(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,

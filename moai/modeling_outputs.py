@@ -6,19 +6,31 @@ from dataclasses import dataclass
 
 import torch
 from transformers import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from mixer import LayerRouting
 
+from .cache_names import CACHE_NAME
+
+
+class _BothCacheNames:
+    """Before 5.24 transformers' outputs know ``past_key_values`` only; later ones answer to both names themselves."""
+
+    if CACHE_NAME != "cache":
+
+        @property
+        def cache(self) -> Cache | None:
+            """The decoder's cache under its new name."""
+            return self.past_key_values
+
 
 @dataclass
-class MoAIModelOutputWithPast(BaseModelOutputWithPast):
+class MoAIModelOutputWithPast(_BothCacheNames, BaseModelOutputWithPast):
     """Output of :class:`MoAIModel`.
 
     Attributes:
         last_hidden_state: ``(B, L, D)`` after the final norm.
-        past_key_values: The decoder's cache.
+        cache: The decoder's cache; ``past_key_values`` is its name before transformers 5.24.
         hidden_states: Embeddings and every layer's output when asked for.
         attentions: Attention weights when asked for (eager attention).
         image_hidden_states: ``(images, patches, D)`` projected image features.
@@ -32,13 +44,13 @@ class MoAIModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class MoAICausalLMOutputWithPast(ModelOutput):
+class MoAICausalLMOutputWithPast(_BothCacheNames, CausalLMOutputWithPast):
     """Output of :class:`MoAIForConditionalGeneration`.
 
     Attributes:
         loss: Mean next-token cross-entropy over labels that are not -100.
         logits: ``(B, L, vocab_size)``, or the last ``logits_to_keep`` positions.
-        past_key_values: The decoder's cache.
+        cache: The decoder's cache; ``past_key_values`` is its name before transformers 5.24.
         hidden_states: Embeddings and every layer's output when asked for.
         attentions: Attention weights when asked for (eager attention).
         image_hidden_states: ``(images, patches, D)`` projected image features.
@@ -46,11 +58,6 @@ class MoAICausalLMOutputWithPast(ModelOutput):
         routing: One :class:`mixer.LayerRouting` per mixer layer when asked for.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     auxiliary_hidden_states: torch.Tensor | None = None
     routing: tuple[LayerRouting, ...] | None = None

@@ -51,7 +51,7 @@ def read_placeholders(inputs_embeds: torch.Tensor, embedding: torch.nn.Module, i
 def resolve_roles(
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
-    past_key_values: Cache | None,
+    cache: Cache | None,
     labels: torch.Tensor | None,
     *,
     image_token_id: int,
@@ -62,7 +62,7 @@ def resolve_roles(
     Args:
         input_ids: ``(B, L)`` or None.
         attention_mask: ``(B, L)``, a 4D mask or None.
-        past_key_values: A cache; a filled one means that the prompt has been mixed before.
+        cache: A cache; a filled one means that the prompt has been mixed before.
         labels: ``(B, L)`` with -100 outside the answer, or None.
         image_token_id: The placeholder's id.
         is_needed: There are pictures or findings to mix: not knowing the roles would give a wrong result.
@@ -74,7 +74,7 @@ def resolve_roles(
         ValueError: If the roles are needed and cannot be inferred.
     """
     reason = None
-    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+    if cache is not None and cache.get_seq_length() > 0:
         reason = "beside a filled cache and new pictures or findings"
     elif input_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
         reason = "with `inputs_embeds` or a 4D mask"

@@ -162,10 +162,10 @@ def test_decoding_step_compiles_into_one_graph_when_asked(plora_rank: int) -> No
     }
     compiled = torch.compile(model, fullgraph=True, backend="eager")  # fullgraph raises where a graph would break
     with torch.no_grad():
-        expected = model(**step, past_key_values=model(**inputs, use_cache=True).past_key_values).logits
-        cache = model(**inputs, use_cache=True).past_key_values
-        assert torch.allclose(words(compiled(**step, past_key_values=cache).logits), words(expected), atol=1e-5)
+        expected = model(**step, cache=model(**inputs, use_cache=True).cache).logits
+        cache = model(**inputs, use_cache=True).cache
+        assert torch.allclose(words(compiled(**step, cache=cache).logits), words(expected), atol=1e-5)
         # and the eager model works as before, pictures included
-        again = model(**step, past_key_values=model(**inputs, use_cache=True).past_key_values).logits
+        again = model(**step, cache=model(**inputs, use_cache=True).cache).logits
     assert torch.equal(again, expected)
     torch._dynamo.reset()

@@ -8,6 +8,7 @@ from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_config,
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache, TextStreamer
 
 from moai import MoAIForConditionalGeneration
+from moai.cache_names import CACHE_NAME, read_cache
 
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
 NUM_NEW = 6
@@ -362,7 +363,7 @@ def test_generate_continues_where_it_stopped_when_given_its_cache(kind: str, rep
     rest = model.generate(
         input_ids=half.sequences,
         attention_mask=mask,
-        past_key_values=half.past_key_values,
+        cache=read_cache(half),
         **again,
         **GREEDY | {"max_new_tokens": NUM_NEW // 2},
     )
@@ -375,9 +376,7 @@ def test_new_pictures_are_refused_when_the_cache_is_filled() -> None:
     first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
     ids = torch.cat([first.sequences, inputs["input_ids"]], dim=1)
     with pytest.raises(ValueError, match="filled cache"):
-        model.generate(
-            input_ids=ids, pixel_values=inputs["pixel_values"], past_key_values=first.past_key_values, **GREEDY
-        )
+        model.generate(input_ids=ids, pixel_values=inputs["pixel_values"], cache=read_cache(first), **GREEDY)
 
 
 def test_a_second_turn_bypasses_the_mixture_when_continued_from_a_cache() -> None:
@@ -388,7 +387,7 @@ def test_a_second_turn_bypasses_the_mixture_when_continued_from_a_cache() -> Non
     question = torch.tensor([[FIRST_WORD_ID + 5, FIRST_WORD_ID + 9, FIRST_WORD_ID + 2]])
     ids = torch.cat([first.sequences, question], dim=1)
     roles = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, ids.shape[1] - inputs["input_ids"].shape[1]))
-    continued = model.generate(input_ids=ids, past_key_values=first.past_key_values, **GREEDY)
+    continued = model.generate(input_ids=ids, cache=read_cache(first), **GREEDY)
     whole = {name: value for name, value in inputs.items() if name not in TOKEN_KEYS}
     assert torch.equal(continued, model.generate(input_ids=ids, mm_token_type_ids=roles, **whole, **GREEDY))
 
@@ -409,3 +408,30 @@ def test_generate_runs_when_half_precision(dtype: torch.dtype) -> None:
     inputs = build_inputs(model)
     for options in ({}, {"num_beams": 2}, {"do_sample": True}):
         assert model.generate(**inputs, **GREEDY | options).shape == (3, inputs["input_ids"].shape[1] + NUM_NEW)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_cache_is_known_by_both_names_when_passed_and_returned(name: str) -> None:
+    model = build()
+    inputs = take_single(build_inputs(model), 0)
+    with torch.no_grad():
+        first = model(**inputs, use_cache=True)
+        assert first.cache is first.past_key_values
+        assert first[CACHE_NAME] is first.cache
+        length = first.cache.get_seq_length()
+        token = first.logits[:, -1:].argmax(dim=-1)
+        step = model(input_ids=token, **{name: first.cache}, use_cache=True)
+        again = model.model(input_ids=token, **{name: step.cache}, use_cache=True)
+    assert length == inputs["input_ids"].shape[1]
+    assert again.cache is again.past_key_values is first.cache
+    assert first.cache.get_seq_length() == length + 2
+
+
+def test_cache_wins_when_both_names_are_given() -> None:
+    model = build()
+    inputs = take_single(build_inputs(model), 0)
+    ours, theirs = DynamicCache(config=model.config.text_config), DynamicCache(config=model.config.text_config)
+    with torch.no_grad():
+        output = model(**inputs, cache=ours, past_key_values=theirs, use_cache=True)
+    assert output.cache is ours
+    assert theirs.get_seq_length() == 0

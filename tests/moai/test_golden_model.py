@@ -141,13 +141,11 @@ def test_decode_step_equals_release_when_cached(golden, model):
             continue
         inputs = golden.inputs(name)
         with torch.no_grad():
-            cache = model(**inputs, use_cache=True).past_key_values
+            cache = model(**inputs, use_cache=True).cache
             token = golden.full[f"{name}.gen.tokens"][:, :1].long()
             mask = torch.cat([inputs["attention_mask"], torch.ones_like(token)], dim=1)
             with captured(model) as states:
-                outputs = model(
-                    token, attention_mask=mask, past_key_values=cache, output_hidden_states=True, use_cache=True
-                )
+                outputs = model(token, attention_mask=mask, cache=cache, output_hidden_states=True, use_cache=True)
         states["hidden.embed"], states["hidden.final_norm"] = outputs.hidden_states[0], outputs.hidden_states[-1]
         assert not [key for key in states if key.startswith("mixer")], "a decoded token must bypass the mixers"
         for quantity, reference in references.items():

@@ -227,7 +227,7 @@ def test_cached_steps_equal_one_pass_when_the_answer_is_fed_token_by_token(plora
             output = model(
                 inputs["input_ids"][:, position : position + 1],
                 attention_mask=mask[:, : position + 1],
-                past_key_values=output.past_key_values,
+                cache=output.cache,
             )
             logits.append(output.logits)
     assert torch.allclose(real_word_logits(torch.cat(logits, dim=1)), real_word_logits(expected), atol=1e-4)

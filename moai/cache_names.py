@@ -1,0 +1,30 @@
+"""The decoder's cache under its two names: transformers 5.24 renamed ``past_key_values`` to ``cache``."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+# Generation, the decoder's arguments and every output class use one name; ours follow the installed release.
+CACHE_NAME = "cache" if any(field.name == "cache" for field in fields(BaseModelOutputWithPast)) else "past_key_values"
+
+
+def resolve_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """Choose between the two names a caller may have used; ``cache`` wins."""
+    return past_key_values if cache is None else cache
+
+
+def as_keyword(cache: Cache | None) -> dict[str, Any]:
+    """Name a cache as the installed transformers does, for a call or an output class."""
+    return {CACHE_NAME: cache}
+
+
+def read_cache(source: Any) -> Cache | None:
+    """Read the cache off a decoder's output."""
+    return getattr(source, CACHE_NAME)
+
+
+__all__ = ["CACHE_NAME", "as_keyword", "read_cache", "resolve_cache"]
