@@ -2,37 +2,44 @@
 #   make demo     set up what is needed and answer a question about the bundled picture, offline
 #   make test     set up what is needed and run the tests
 #   make check    ruff check, ruff format --check, tests (the same as pre-commit and .ci/run)
+#   make test-newest, test-oldest   the fast tests with the newest and the oldest releases that setup.cfg allows
+#   make test-dist   build sdist and wheel, install the wheel in an empty environment and ask it a question
+#   make lock     write constraints/: the exact releases that everything above installs
 #   make bench    print the side-by-side measurements
 PYTHON ?= python3
 VENV ?= .venv
 # Options for every `pip install`, for example an index with CPU-only torch wheels.
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto
+# What pins the releases; empty: the newest that setup.cfg allows.
+CONSTRAINTS ?= constraints/locked.txt
 DEMO_MODEL ?= checkpoints/moai-nano
 DEMO_PICTURE ?= examples/street.jpg
 DEMO_QUESTION ?= What is written on the sign?
 DEMO_OVERLAY ?= outputs/demo_overlay.png
 
 BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+FAST_TESTS = PYTEST_ARGS='-n auto -m "not slow"'
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: demo test check lint format bench clean
+.PHONY: demo test test-newest test-oldest test-dist check lint format lock bench clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "MoAI needs Python 3.10 or newer, '$(PYTHON)' is older. Name another: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "MoAI needs Python 3.11 or newer, '$(PYTHON)' is older. Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "'$(PYTHON)' cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# The stamps are older than setup.cfg exactly when the dependencies may have changed.
-$(VENV)/.demo-installed: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[ocr,segmentation]"
+# The stamps are older than these files exactly when the dependencies may have changed.
+$(VENV)/.demo-installed: setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP_INSTALL) -e ".[ocr,segmentation]"
 	@touch $@
 
-$(VENV)/.test-installed: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[test]"
+$(VENV)/.test-installed: setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP_INSTALL) -e ".[test]"
 	@touch $@ $(VENV)/.demo-installed
 
 demo: $(VENV)/.demo-installed
@@ -41,6 +48,22 @@ demo: $(VENV)/.demo-installed
 
 test: $(VENV)/.test-installed
 	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-newest:
+	rm -f $(VENV)-newest/.test-installed
+	$(MAKE) test VENV=$(VENV)-newest CONSTRAINTS= PIP_ARGS="$(PIP_ARGS) --upgrade --upgrade-strategy eager" $(FAST_TESTS)
+
+test-oldest:
+	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt $(FAST_TESTS)
+
+# Asked from another folder, so that nothing of the source tree can answer.
+test-dist: $(VENV)/.test-installed
+	rm -rf build dist $(VENV)-dist
+	$(BIN)/python -m build --quiet
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) \
+		"$$(echo dist/*.whl)[ocr,segmentation]"
+	cd $(VENV)-dist && $(OFFLINE) bin/moai ask "$(CURDIR)/$(DEMO_PICTURE)" "$(DEMO_QUESTION)" --model "$(CURDIR)/$(DEMO_MODEL)"
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -52,9 +75,20 @@ format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+LOCK = $(BIN)/uv pip compile setup.cfg --universal --python-version 3.11 --upgrade --quiet --no-annotate \
+	--custom-compile-command "make lock"
+
+# paddleocr holds numpy and others back: it has a file of its own.
+lock: $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "uv>=0.9"
+	@mkdir -p constraints
+	$(LOCK) --extra all --extra test --output-file constraints/locked.txt
+	$(LOCK) --extra all --extra test --extra paddleocr --output-file constraints/paddleocr.txt
+	$(LOCK) --extra all --extra test --resolution lowest-direct --output-file constraints/oldest.txt
+
 bench: $(VENV)/.test-installed
 	$(OFFLINE) $(BIN)/python -m benchmarks.forward
 	$(OFFLINE) $(BIN)/python -m benchmarks.verbalizers
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-dist build dist *.egg-info .pytest_cache .ruff_cache

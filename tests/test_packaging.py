@@ -141,6 +141,49 @@ def test_requirements_have_lower_bounds_that_installed_versions_meet(
         assert requirement.specifier.contains(installed, prereleases=True), f"{requirement}, installed: {installed}"
 
 
+def _read_lock(name: str) -> dict[str, list[Requirement]]:
+    """Pins by package; a package has several where they depend on the platform or the interpreter."""
+    pins: dict[str, list[Requirement]] = {}
+    for line in _lines((REPO_ROOT / "constraints" / name).read_text(encoding="utf-8")):
+        assert "://" not in line, f"{name} names a host: {line}"
+        if not line.startswith("#"):
+            pin = Requirement(line)
+            assert [bound.operator for bound in pin.specifier] == ["=="], f"{name} does not pin {line}"
+            pins.setdefault(canonicalize_name(pin.name), []).append(pin)
+    return pins
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("locked.txt", {"paddleocr"}), ("oldest.txt", {"paddleocr"}), ("paddleocr.txt", set())]
+)
+def test_lock_pins_every_requirement_within_its_bounds_when_read(
+    name: str, left_out: set[str], setup_cfg: configparser.ConfigParser
+) -> None:
+    pins = _read_lock(name)
+    extras = setup_cfg["options.extras_require"]
+    texts = _lines(setup_cfg["options"]["install_requires"])
+    texts += [line for extra in set(extras) - left_out for line in _lines(extras[extra])]
+    for requirement in map(Requirement, texts):
+        if requirement.name == "moai-vlm":
+            continue
+        for pin in pins[canonicalize_name(requirement.name)]:
+            (bound,) = pin.specifier
+            assert bound.version in requirement.specifier, f"run `make lock`: {requirement}, but {name} has {pin}"
+
+
+def test_lock_pins_what_is_installed_transitively_when_compared() -> None:
+    locked = _read_lock("locked.txt")
+    for name in ("transformers", "torch", "peft", "datasets", "rapidocr", "timm"):
+        try:
+            needs = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        needed = [
+            need for need in map(Requirement, needs) if need.marker is None or need.marker.evaluate({"extra": ""})
+        ]
+        assert {canonicalize_name(need.name) for need in needed} <= locked.keys()
+
+
 def test_all_extra_names_every_user_facing_extra_when_read(setup_cfg: configparser.ConfigParser) -> None:
     extras = setup_cfg["options.extras_require"]
     (requirement,) = map(Requirement, _lines(extras["all"]))
