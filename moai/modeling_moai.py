@@ -280,6 +280,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # and the decoder's own, which post_init gathers
 
     def __init__(self, config: MoAIConfig) -> None:
         super().__init__(config)
@@ -403,7 +404,8 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         # The placeholder is a slot for pictures, never a word to say.
-        logits[..., self.config.image_token_id] = torch.finfo(logits.dtype).min
+        placeholder = logits.new_full((1,), self.config.image_token_id, dtype=torch.long)
+        logits = logits.index_fill(-1, placeholder, torch.finfo(logits.dtype).min)  # in place, sharded heads refuse
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
