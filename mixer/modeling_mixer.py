@@ -29,16 +29,21 @@ class TokenStream:
     def from_roles(cls, is_member: torch.Tensor) -> TokenStream:
         """Find the tokens of a stream. One host synchronisation, once per prompt, not per layer.
 
+        A traced graph (torch.compile, torch.export) cannot ask how many there are: its streams are as long as the
+        sequence, and the mask says which slots are tokens.
+
         Args:
             is_member: ``(B, L)`` bool.
         """
         counts = is_member.sum(dim=1)
-        longest, shortest = int(counts.max()), int(counts.min())
         # A stable sort of "not a member" brings members to the front in reading order.
-        positions = (~is_member).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-        if shortest == longest:
-            return cls(positions, None)
-        return cls(positions, torch.arange(longest, device=counts.device) < counts[:, None])
+        positions = (~is_member).to(torch.uint8).argsort(dim=1, stable=True)
+        if not torch.compiler.is_compiling():
+            longest, shortest = int(counts.max()), int(counts.min())
+            positions = positions[:, :longest]
+            if shortest == longest:
+                return cls(positions, None)
+        return cls(positions, torch.arange(positions.shape[1], device=counts.device) < counts[:, None])
 
     @property
     def key_mask(self) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ down to every layer; ours is ``mixture``, everything one prompt's mixing needs. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -60,7 +60,7 @@ class Mixture:
     image: TokenStream
     language: TokenStream
     routing: Routing
-    log: RoutingLog = field(default_factory=RoutingLog)
+    log: RoutingLog
 
     @classmethod
     def from_roles(
@@ -94,7 +94,7 @@ class Mixture:
         image, language = TokenStream.from_roles(is_image), TokenStream.from_roles(is_language)
         if image.positions.shape[1] == 0 and language.positions.shape[1] == 0:
             return None
-        return cls(mixers, auxiliary_states, image, language, routing)
+        return cls(mixers, auxiliary_states, image, language, routing, RoutingLog())
 
     def mix(self, hidden_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
         """Mix ``(B, L, D)`` states at a decoder layer; layers without a mixer return them as they are."""

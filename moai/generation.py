@@ -20,7 +20,7 @@ AUXILIARY_INPUTS = (
     "auxiliary_pixel_values",
     "auxiliary_embeds",
 )
-PREFILL_ONLY = ("auxiliary_states", "image_features", "routing", "routing_log")
+PREFILL_ONLY = ("auxiliary_states", "image_features", "mm_token_type_ids", "routing", "routing_log")
 
 
 class MoAIGenerationMixin:
@@ -93,22 +93,26 @@ class MoAIGenerationMixin:
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and int(cache.get_seq_length()) > 0:
             return self._bypass_mixture(inputs_tensor, model_kwargs, int(cache.get_seq_length()))
-        if model_kwargs.get("mm_token_type_ids") is None and "inputs_embeds" not in model_kwargs:
-            mask = model_kwargs.get("attention_mask")
-            model_kwargs["mm_token_type_ids"] = infer_roles(inputs_tensor, self.config.image_token_id, mask)
         auxiliary = {name: model_kwargs.pop(name, None) for name in AUXILIARY_INPUTS}
         if model_kwargs.get("auxiliary_states") is None:
             model_kwargs["auxiliary_states"] = self.get_auxiliary_states(**auxiliary)
         if (features := model_kwargs.pop("image_features", None)) is not None:
             # In this form they are expanded sample by sample, however many pictures each has.
             model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
-        model_kwargs["routing"] = self._resolve_routing(model_kwargs.get("routing"), inputs_tensor.shape[0])
+        sources = ("auxiliary_states", "mm_encoder_outputs", "pixel_values")
+        has_sources = any(model_kwargs.get(name) is not None for name in sources)
+        if has_sources and model_kwargs.get("mm_token_type_ids") is None and "inputs_embeds" not in model_kwargs:
+            mask = model_kwargs.get("attention_mask")
+            model_kwargs["mm_token_type_ids"] = infer_roles(inputs_tensor, self.config.image_token_id, mask)
+        # Only what every step must repeat: an export of the prompt's pass takes tensors, not our objects.
+        if model_kwargs.get("routing") is not None or self.config.mixer_config.routing == "random_expert":
+            model_kwargs["routing"] = self._resolve_routing(model_kwargs.get("routing"), inputs_tensor.shape[0])
         return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
 
     def _bypass_mixture(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], num_cached: int
     ) -> dict[str, Any]:
-        """Continue from a filled cache: pictures and findings are in it, and whatever follows is role 0."""
+        """Continue from a filled cache: pictures and findings are in it, and nothing is mixed."""
         if inputs_tensor.dim() == 2 and (inputs_tensor[:, num_cached:] == self.config.image_token_id).any():
             raise ValueError(
                 "Expected no new picture beside a filled cache, whose prompt has been mixed already, got one. Generate "
@@ -116,7 +120,6 @@ class MoAIGenerationMixin:
             )
         for name in (*AUXILIARY_INPUTS, *PREFILL_ONLY, "pixel_values", "mm_encoder_outputs"):
             model_kwargs.pop(name, None)
-        model_kwargs["mm_token_type_ids"] = inputs_tensor.new_zeros(inputs_tensor.shape[:2], dtype=torch.long)
         return model_kwargs
 
     def _resolve_routing(self, routing: Any, batch_size: int) -> Any:
@@ -146,13 +149,17 @@ class MoAIGenerationMixin:
     ) -> dict[str, Any]:
         """Drop the prompt's inputs once it is in the cache; without a cache every step sees it again."""
         cache = resolve_cache(cache, past_key_values)
-        roles = kwargs.get("mm_token_type_ids")
-        if roles is not None and (missing := input_ids.shape[1] - roles.shape[1]) > 0:
-            kwargs["mm_token_type_ids"] = F.pad(roles, (0, missing))  # candidates under verification: role 0
-        length = kwargs.get("next_sequence_length") or input_ids.shape[1]
-        if length > 1 and cache is not None and not is_first_iteration:
+        num_all = input_ids.shape[1]
+        num_new = kwargs.get("next_sequence_length") or num_all
+        if num_new == num_all > 1 and cache is not None and not is_first_iteration:
             is_first_iteration = int(cache.get_seq_length()) == 0  # an assistant's prefill is not told so
-        inputs = super().prepare_inputs_for_generation(
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in PREFILL_ONLY:  # whatever follows the prompt is role 0 by itself
+                kwargs.pop(name, None)
+        roles = kwargs.get("mm_token_type_ids")
+        if roles is not None and (missing := num_all - roles.shape[1]) > 0:
+            kwargs["mm_token_type_ids"] = F.pad(roles, (0, missing))  # decoded tokens: role 0
+        return super().prepare_inputs_for_generation(
             input_ids,
             *args,
             inputs_embeds=inputs_embeds,
@@ -160,12 +167,6 @@ class MoAIGenerationMixin:
             **as_keyword(cache),
             **kwargs,
         )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in PREFILL_ONLY:
-                inputs.pop(name, None)
-            if length == 1:  # one decoded token is role 0 by itself
-                inputs.pop("mm_token_type_ids", None)
-        return inputs
 
 
 __all__ = ["MoAIGenerationMixin"]

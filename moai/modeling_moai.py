@@ -20,7 +20,7 @@ from .configuration_moai import MoAIConfig
 from .decoder import Mixture, initialise_partial_lora, prepare_decoder
 from .generation import MoAIGenerationMixin
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
-from .projector import MoAIMultiModalProjector
+from .projector import MoAIMultiModalProjector, place_image_features
 from .quantization import with_default_skip_modules
 from .roles import IMAGE_ROLE, infer_positions, read_placeholders, resolve_roles
 
@@ -170,18 +170,6 @@ class MoAIModel(MoAIPreTrainedModel):
             auxiliary_embeds, auxiliary_attention_mask = patches[:, :0], None  # a map without words
         return self.compressor(auxiliary_embeds, auxiliary_attention_mask, patches)
 
-    def _place_image_features(
-        self, inputs_embeds: torch.Tensor, image_mask: torch.Tensor, features: torch.Tensor
-    ) -> torch.Tensor:
-        """Scatter ``(images, patches, D)`` features onto the placeholders of ``(B, L, D)`` embeddings."""
-        num_slots, num_features = int(image_mask.sum()), features.shape[0] * features.shape[1]
-        if num_slots != num_features:
-            raise ValueError(
-                f"Expected {num_features} image tokens ({features.shape[0]} images x {features.shape[1]} patches), got "
-                f"{num_slots} in input_ids. Pass one image per `<image>` and let the processor expand it."
-            )
-        return inputs_embeds.masked_scatter(image_mask[..., None], features.to(inputs_embeds))
-
     @can_return_tuple
     def forward(
         self,
@@ -224,19 +212,20 @@ class MoAIModel(MoAIPreTrainedModel):
             )
 
         roles = mm_token_type_ids
-        if roles is None and inputs_embeds.shape[1] > 1:
-            needs_roles = image_features is not None or auxiliary_states is not None
-            ids = input_ids
-            if ids is None and image_features is not None:
-                ids = read_placeholders(inputs_embeds, self.get_input_embeddings(), self.config.image_token_id)
-            prompt = (ids, attention_mask, cache, prompt_labels)
-            roles = resolve_roles(*prompt, image_token_id=self.config.image_token_id, is_needed=needs_roles)
         if roles is not None and roles.shape != inputs_embeds.shape[:2]:
             shape = tuple(inputs_embeds.shape[:2])
             raise ValueError(f"`mm_token_type_ids` must have the tokens' shape {shape}, got {tuple(roles.shape)}.")
+        if image_features is None and auxiliary_states is None:
+            if input_ids is not None:
+                roles = None  # words alone are the plain decoder's: nothing to look for, which would ask the device
+        elif roles is None and (cache is None or inputs_embeds.shape[1] > 1):  # one token beside a cache is decoded
+            ids, placeholder = input_ids, self.config.image_token_id
+            if ids is None and image_features is not None:
+                ids = read_placeholders(inputs_embeds, self.get_input_embeddings(), placeholder)
+            roles = resolve_roles(ids, attention_mask, cache, prompt_labels, placeholder)
         if image_features is not None:
             slots = input_ids == self.config.image_token_id if input_ids is not None else roles == IMAGE_ROLE
-            inputs_embeds = self._place_image_features(inputs_embeds, slots, image_features)
+            inputs_embeds = place_image_features(inputs_embeds, slots, image_features)
 
         config = self.config.mixer_config
         routing = resolve_routing(
@@ -280,6 +269,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # and the decoder's own, which post_init gathers
 
     def __init__(self, config: MoAIConfig) -> None:
         super().__init__(config)
@@ -403,7 +393,8 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         # The placeholder is a slot for pictures, never a word to say.
-        logits[..., self.config.image_token_id] = torch.finfo(logits.dtype).min
+        placeholder = logits.new_full((1,), self.config.image_token_id, dtype=torch.long)
+        logits = logits.index_fill(-1, placeholder, torch.finfo(logits.dtype).min)  # in place, sharded heads refuse
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils.output_capturing import CompileableContextVar
 
+from .tensor_parallelism import plan_partial_lora
+
 TARGET_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # Linears are called as `self.q_proj(x)` by code that is not ours: the positions reach them through this variable, set
@@ -48,6 +50,7 @@ class LowRankUpdate(nn.Module):
         super().__init__()
         self.lora_a = nn.Parameter(torch.empty(rank, in_features))
         self.lora_b = nn.Parameter(torch.zeros(out_features, rank))
+        self.between = nn.Identity()  # where tensor parallelism makes the narrow states whole
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -57,7 +60,7 @@ class LowRankUpdate(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map ``(..., in_features)`` to ``(..., out_features)``."""
-        return F.linear(F.linear(inputs.to(self.lora_a.dtype), self.lora_a), self.lora_b)
+        return F.linear(self.between(F.linear(inputs.to(self.lora_a.dtype), self.lora_a)), self.lora_b)
 
 
 class PartialLoraLinear(nn.Module):
@@ -118,9 +121,12 @@ def insert_partial_lora(decoder: nn.Module, rank: int, alpha: float) -> None:
         rank: Inner width of each update.
         alpha: Scale numerator.
     """
+    wrapped = set()
     for layer in decoder.layers:
-        for block in (layer.self_attn, layer.mlp):
+        for block in ("self_attn", "mlp"):
             for name in TARGET_LINEARS:
-                linear = getattr(block, name, None)
+                linear = getattr(getattr(layer, block), name, None)
                 if isinstance(linear, nn.Linear):
-                    setattr(block, name, PartialLoraLinear(linear, rank, alpha))
+                    setattr(getattr(layer, block), name, PartialLoraLinear(linear, rank, alpha))
+                    wrapped.add(f"layers.*.{block}.{name}")
+    decoder.tp_plan = plan_partial_lora(decoder.tp_plan, wrapped)

@@ -1,10 +1,11 @@
-"""Vision features to the decoder's width."""
+"""Vision features to the decoder's width, and to their places among its embeddings."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.utils import torch_compilable_check
 
 from .configuration_moai import MoAIConfig
 
@@ -26,3 +27,28 @@ class MoAIMultiModalProjector(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map ``(B, P, vision width)`` to ``(B, P, D)``."""
         return self.linear_2(self.act(self.linear_1(features)))
+
+
+def place_image_features(inputs_embeds: torch.Tensor, image_mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Scatter features onto the placeholders of embeddings, in order.
+
+    Args:
+        inputs_embeds: ``(B, L, D)``.
+        image_mask: ``(B, L)`` bool, True = a placeholder.
+        features: ``(images, patches, D)``.
+
+    Returns:
+        ``(B, L, D)``.
+
+    Raises:
+        ValueError: If there are not as many placeholders as features.
+    """
+    num_slots, num_features = image_mask.sum(), features.shape[0] * features.shape[1]
+    torch_compilable_check(
+        num_slots == num_features,
+        lambda: (
+            f"Expected {num_features} image tokens ({features.shape[0]} images x {features.shape[1]} patches), got "
+            f"{num_slots} in input_ids. Pass one image per `<image>` and let the processor expand it."
+        ),
+    )
+    return inputs_embeds.masked_scatter(image_mask[..., None], features.to(inputs_embeds))

@@ -53,11 +53,9 @@ def resolve_roles(
     attention_mask: torch.Tensor | None,
     cache: Cache | None,
     labels: torch.Tensor | None,
-    *,
     image_token_id: int,
-    is_needed: bool,
-) -> torch.Tensor | None:
-    """Infer the roles for callers that gave none, where they can be inferred.
+) -> torch.Tensor:
+    """Infer the roles for a caller who gave pictures or findings to mix, but no roles.
 
     Args:
         input_ids: ``(B, L)`` or None.
@@ -65,27 +63,26 @@ def resolve_roles(
         cache: A cache; a filled one means that the prompt has been mixed before.
         labels: ``(B, L)`` with -100 outside the answer, or None.
         image_token_id: The placeholder's id.
-        is_needed: There are pictures or findings to mix: not knowing the roles would give a wrong result.
 
     Returns:
-        ``(B, L)`` roles, or None where nothing can be mixed.
+        ``(B, L)`` roles.
 
     Raises:
-        ValueError: If the roles are needed and cannot be inferred.
+        ValueError: If they cannot be inferred: a guess would give a wrong result.
     """
-    reason = None
-    if cache is not None and cache.get_seq_length() > 0:
+    num_cached = 0 if cache is None else cache.get_seq_length()
+    if isinstance(num_cached, torch.Tensor) and torch.compiler.is_compiling():
+        reason = "beside a static cache in a traced graph"
+    elif num_cached > 0:
         reason = "beside a filled cache and new pictures or findings"
     elif input_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
         reason = "with `inputs_embeds` or a 4D mask"
-    if reason is None:
+    else:
         return infer_roles(input_ids, image_token_id, attention_mask, labels)
-    if is_needed:
-        raise ValueError(
-            f"Expected `mm_token_type_ids` {reason}, got none: which tokens are prompt and which are answer cannot be "
-            "told. The processor returns it."
-        )
-    return None
+    raise ValueError(
+        f"Expected `mm_token_type_ids` {reason}, got none: which tokens are prompt and which are answer cannot be "
+        "told. The processor returns it."
+    )
 
 
 def infer_positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
