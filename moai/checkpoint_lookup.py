@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["BUNDLED_FOLDER", "find_checkpoint", "list_bundled_checkpoints"]
+__all__ = ["BUNDLED_FOLDER", "find_checkpoint", "is_hub_name", "list_bundled_checkpoints"]
 
 #: Checkpoints that ship with a clone of the repository stand here, one folder each.
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -18,6 +18,14 @@ def list_bundled_checkpoints() -> dict[str, Path]:
     if not BUNDLED_FOLDER.is_dir():
         return {}
     return {path.parent.name: path.parent for path in sorted(BUNDLED_FOLDER.glob("*/config.json"))}
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether ``text`` has the form ``owner/name`` and means nothing on this disk.
+
+    A folder that is there wins over a name on the hub; where only ``owner`` is a folder, the path was mistyped.
+    """
+    return bool(_HUB_NAME.fullmatch(text)) and not text.startswith(("./", "../")) and not Path(text).parent.is_dir()
 
 
 def find_checkpoint(name_or_path: str | Path) -> str:
@@ -43,7 +51,7 @@ def find_checkpoint(name_or_path: str | Path) -> str:
             " Official weights are turned into this format by `moai convert SRC OUT`." if any(folder.iterdir()) else ""
         )
         raise ValueError(f"expected a checkpoint folder with config.json, got {text!r} without one.{official}")
-    if _HUB_NAME.fullmatch(text) and not text.startswith(("./", "../")) and not folder.parent.is_dir():
+    if is_hub_name(text):
         return text
     known = ", ".join(bundled) or "none in this installation: clone the repository to have them"
     raise ValueError(
