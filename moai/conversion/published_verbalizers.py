@@ -104,7 +104,7 @@ class PublishedVerbalizers:
         words = WordSettings(merge_iou=None)  # its thresholds are the release's by default
         VerbalizerSettings(tuple(entries), words=words, map="always", compat=True).save(folder)
         if self.hub_names():
-            notes.append(f"named on the hub, fetched at the first picture: {', '.join(self.hub_names())}")
+            notes.append(f"named on the hub, fetched where the local cache lacks them: {', '.join(self.hub_names())}")
         return tuple(notes)
 
     def _write_vocabulary(self, folder: Path) -> tuple[str, str]:
