@@ -105,6 +105,8 @@ class PublishedVerbalizers:
         VerbalizerSettings(tuple(entries), words=words, map="always", compat=True).save(folder)
         if self.hub_names():
             notes.append(f"named on the hub, fetched where the local cache lacks them: {', '.join(self.hub_names())}")
+        if self.segmentation == PUBLISHED_SEGMENTER:
+            notes.append("the segmenter's weights are CC BY-NC 4.0 (Mask2Former's model zoo): not for commercial use")
         return tuple(notes)
 
     def _write_vocabulary(self, folder: Path) -> tuple[str, str]:
