@@ -15,7 +15,7 @@ import torch
 
 from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
 
-from .checkpoint_lookup import find_checkpoint
+from .checkpoint_lookup import check_model_type, find_checkpoint
 from .image_loading import ImageSource
 from .modeling_moai import MoAIForConditionalGeneration
 from .pipeline_outputs import MoAIOutput, PipelineError, PromptRouting
@@ -99,6 +99,7 @@ class MoAIPipeline:
             ImportError: A package that was asked for by name is not installed.
         """
         folder = find_checkpoint(name_or_path)
+        check_model_type(folder, revision)
         settings = VerbalizerSettings.load_pretrained(folder, revision)
         if verbalizers is None:
             built, absent = settings.build()

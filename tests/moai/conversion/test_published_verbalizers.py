@@ -11,6 +11,7 @@ from official_checkpoints import write_release
 from psgtr_checkpoints import build_official_psgtr
 from verbalizer_builders import save_mask2former, save_owlv2
 
+from moai import MoAIPipeline
 from moai.conversion import PublishedVerbalizers, convert
 from moai.conversion.published_verbalizers import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
 from moai.pipeline_verbalizers import VerbalizerSettings
@@ -113,3 +114,8 @@ def test_settings_report_a_kind_when_its_backend_is_unknown_here(tmp_path):
     (tmp_path / "verbalizers.json").write_text(json.dumps(entries))
     built, absent = VerbalizerSettings.load(tmp_path).build()
     assert not built and "ocr/of_tomorrow" in absent["ocr"] and "smell" in absent["smell"]
+
+
+def test_pipeline_names_the_command_when_the_checkpoint_is_not_converted_yet(release):
+    with pytest.raises(ValueError, match=rf"got '{release}' with model_type 'internlm2'.*`moai convert {release} OUT`"):
+        MoAIPipeline.from_pretrained(release)
