@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
-__all__ = ["BUNDLED_FOLDER", "find_checkpoint", "list_bundled_checkpoints"]
+__all__ = ["BUNDLED_FOLDER", "check_model_type", "find_checkpoint", "is_hub_name", "list_bundled_checkpoints"]
 
 #: Checkpoints that ship with a clone of the repository stand here, one folder each.
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -18,6 +19,14 @@ def list_bundled_checkpoints() -> dict[str, Path]:
     if not BUNDLED_FOLDER.is_dir():
         return {}
     return {path.parent.name: path.parent for path in sorted(BUNDLED_FOLDER.glob("*/config.json"))}
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether ``text`` has the form ``owner/name`` and means nothing on this disk.
+
+    A folder that is there wins over a name on the hub; where only ``owner`` is a folder, the path was mistyped.
+    """
+    return bool(_HUB_NAME.fullmatch(text)) and not text.startswith(("./", "../")) and not Path(text).parent.is_dir()
 
 
 def find_checkpoint(name_or_path: str | Path) -> str:
@@ -43,10 +52,34 @@ def find_checkpoint(name_or_path: str | Path) -> str:
             " Official weights are turned into this format by `moai convert SRC OUT`." if any(folder.iterdir()) else ""
         )
         raise ValueError(f"expected a checkpoint folder with config.json, got {text!r} without one.{official}")
-    if _HUB_NAME.fullmatch(text) and not text.startswith(("./", "../")) and not folder.parent.is_dir():
+    if is_hub_name(text):
         return text
     known = ", ".join(bundled) or "none in this installation: clone the repository to have them"
     raise ValueError(
         f"expected a checkpoint folder, a hub name (owner/name) or a bundled name ({known}), got {text!r}, "
         "which does not exist. Check the path."
     )
+
+
+def check_model_type(name_or_path: str, revision: str | None = None) -> None:
+    """Check that a checkpoint is a MoAI in this project's format, before anything large is fetched or loaded.
+
+    Args:
+        name_or_path: What :func:`find_checkpoint` gave.
+        revision: Of a hub name.
+
+    Raises:
+        ValueError: It is another model, or MoAI's official format.
+    """
+    from transformers.utils import cached_file
+
+    file = cached_file(name_or_path, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    try:
+        model_type = None if file is None else json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):  # transformers says what is wrong with such a file
+        return
+    if model_type not in (None, "moai"):
+        raise ValueError(
+            f"expected a MoAI checkpoint, got {name_or_path!r} with model_type {model_type!r}. Official weights are "
+            f"turned into this format by `moai convert {name_or_path} OUT`."
+        )

@@ -243,18 +243,43 @@ def verbalize(
 
 @app.command(no_args_is_help=True)
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of an official MoAI, or file of a PSGTR.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Folder or hub name of an official MoAI, or file of a PSGTR.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: as it is.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
+    segmentation: Annotated[
+        str | None, typer.Option("--segmentation", help="Folder or hub name; default: the published segmenter.")
+    ] = None,
+    detection: Annotated[
+        str | None, typer.Option("--detection", help="Folder or hub name; default: the published OWLv2.")
+    ] = None,
+    scene_graph: Annotated[
+        str | None, typer.Option("--scene-graph", help="Folder, hub name or published file of a PSGTR.")
+    ] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option("--vocabulary", help="What the detector looks for: a text file, or lvis+imagenet.")
+    ] = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Turn a released checkpoint into this project's format."""
+    """Turn a released checkpoint into this project's format: moai convert BK-Lee/MoAI-7B moai-7b."""
     with reporting_errors(debug):
+        from .conversion import PublishedVerbalizers
         from .conversion import convert as convert_checkpoint
 
-        report = convert_checkpoint(source, output, dtype=dtype, force=force)
+        names = {"segmentation": segmentation, "detection": detection, "scene_graph": scene_graph}
+        chosen = {name: value for name, value in (names | {"vocabulary": vocabulary}).items() if value is not None}
+        report = convert_checkpoint(
+            source,
+            output,
+            dtype=dtype,
+            force=force,
+            revision=revision,
+            verbalizers=PublishedVerbalizers(**chosen) if chosen else None,
+        )
         if json_output:
             from .cli_rendering import print_json
 

@@ -15,7 +15,7 @@ import torch
 
 from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
 
-from .checkpoint_lookup import find_checkpoint
+from .checkpoint_lookup import check_model_type, find_checkpoint
 from .image_loading import ImageSource
 from .modeling_moai import MoAIForConditionalGeneration
 from .pipeline_outputs import MoAIOutput, PipelineError, PromptRouting
@@ -75,6 +75,7 @@ class MoAIPipeline:
         dtype: str | torch.dtype | None = None,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
+        revision: str | None = None,
         **model_kwargs: Any,
     ) -> MoAIPipeline:
         """Load model, processor and the verbalizers that the checkpoint names.
@@ -87,6 +88,7 @@ class MoAIPipeline:
             dtype: None = float32 on CPU, else the checkpoint's own.
             load_in_4bit: Quantise the decoder to nf4 (bitsandbytes).
             load_in_8bit: Quantise the decoder to 8 bits (bitsandbytes).
+            revision: Branch, tag or commit of a hub name; None = the main branch.
             **model_kwargs: To ``MoAIForConditionalGeneration.from_pretrained``, for example ``attn_implementation``.
 
         Returns:
@@ -97,7 +99,8 @@ class MoAIPipeline:
             ImportError: A package that was asked for by name is not installed.
         """
         folder = find_checkpoint(name_or_path)
-        settings = VerbalizerSettings.load_pretrained(folder)
+        check_model_type(folder, revision)
+        settings = VerbalizerSettings.load_pretrained(folder, revision)
         if verbalizers is None:
             built, absent = settings.build()
         else:
@@ -109,9 +112,9 @@ class MoAIPipeline:
             model_kwargs.setdefault("device_map", {"": device})
         if dtype is None:
             dtype = torch.float32 if device.type == "cpu" else "auto"
-        processor = MoAIProcessor.from_pretrained(folder)
+        processor = MoAIProcessor.from_pretrained(folder, revision=revision or "main")
         model, report = MoAIForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, **model_kwargs
+            folder, dtype=dtype, revision=revision or "main", output_loading_info=True, **model_kwargs
         )
         if report["missing_keys"]:
             lacking = sorted(report["missing_keys"])

@@ -14,8 +14,10 @@ The file stands beside ``config.json``. Every key may be left out::
 answer's scene is reported as missing), ``words`` what is worth saying. ``map`` says when the painted panoptic map is
 given: "found" where there are segments, "always" (black where there are none, as the release does), or "never".
 ``compat`` speaks the release's words, slips included. Paths in a verbalizer's settings (``checkpoint``, ``vocabulary``)
-are taken relative to the folder; ``../name`` is a folder beside it, and where that is not there the verbalizer is
-reported as missing. Without the file: the OCR verbalizer where ``rapidocr`` is installed.
+are taken relative to the folder; ``../name`` is a folder beside it, ``./name`` one inside it (fetched with a checkpoint
+on the hub), and where that is not there the verbalizer is reported as missing, as is one whose backend is unknown here.
+``owner/name`` is fetched from the hub at the first picture. Without the file: the OCR verbalizer where ``rapidocr`` is
+installed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,17 @@ from typing import Any
 from PIL import Image
 from transformers.utils import cached_file
 
-from verbalizers import SCENE_FIELDS, Scene, Verbalizer, WordSettings, build_verbalizer, parse_scene
+from verbalizers import (
+    SCENE_FIELDS,
+    Scene,
+    Verbalizer,
+    WordSettings,
+    available_verbalizers,
+    build_verbalizer,
+    parse_scene,
+)
 
+from .hub_download import download_files
 from .import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available, is_timm_available
 
 __all__ = [
@@ -99,12 +111,22 @@ class VerbalizerSettings:
             raise ValueError(f"{path} is no valid verbalizer settings file: {error}") from error
 
     @classmethod
-    def load_pretrained(cls, name_or_path: str) -> VerbalizerSettings:
-        """Like :meth:`load`, for a folder or a name on the Hugging Face hub."""
+    def load_pretrained(cls, name_or_path: str, revision: str | None = None) -> VerbalizerSettings:
+        """Like :meth:`load`, for a folder or a name on the Hugging Face hub.
+
+        What a hub checkpoint's file names inside the checkpoint (``./verbalizers/detection``) is fetched with it.
+        """
         if Path(name_or_path).is_dir():
             return cls.load(name_or_path)
-        path = cached_file(name_or_path, VERBALIZERS_FILE, _raise_exceptions_for_missing_entries=False)
-        return cls() if path is None else cls.load(Path(path).parent)
+        path = cached_file(
+            name_or_path, VERBALIZERS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        if path is None:
+            return cls()
+        folder = Path(path).parent
+        settings = cls.load(folder)
+        _fetch_parts(name_or_path, folder, settings)
+        return settings
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any] | list[Any], folder: str | Path | None = None) -> VerbalizerSettings:
@@ -153,7 +175,7 @@ class VerbalizerSettings:
         built, absent = [], {}
         for entry in self.verbalizers:
             settings = entry.get("settings", {})
-            if (reason := _find_obstacle(settings)) is not None:
+            if (reason := _find_obstacle(settings) or _find_stranger(entry)) is not None:
                 absent[entry["kind"]] = reason
                 continue
             try:
@@ -184,6 +206,22 @@ def _resolve_paths(entry: Any, folder: str | Path | None) -> Any:
     return {**entry, "settings": {**settings, **resolved}}
 
 
+def _fetch_parts(name: str, folder: Path, settings: VerbalizerSettings) -> None:
+    """Fetch what settings name inside a hub checkpoint, at the commit whose snapshot ``folder`` is.
+
+    What cannot be had stays absent and is reported as missing when the verbalizers are built.
+    """
+    values = [entry.get("settings", {}).get(key) for entry in settings.verbalizers or () for key in _PATH_SETTINGS]
+    inside = [Path(value).relative_to(folder).as_posix() for value in values if _is_within(value, folder)]
+    if inside:
+        with suppress(ValueError):
+            download_files(name, [pattern for part in inside for pattern in (part, f"{part}/*")], folder.name)
+
+
+def _is_within(value: Any, folder: Path) -> bool:
+    return isinstance(value, str) and os.path.isabs(value) and Path(value).is_relative_to(folder)
+
+
 def _find_obstacle(settings: Mapping[str, Any]) -> str | None:
     """Why a verbalizer with these settings could not look, as far as can be told without loading it."""
     for name in sorted(_PATH_SETTINGS & set(settings)):
@@ -194,6 +232,15 @@ def _find_obstacle(settings: Mapping[str, Any]) -> str | None:
     if config.is_file() and not is_timm_available() and '"timm_backbone"' in config.read_text(encoding="utf-8"):
         return f'its backbone needs timm: pip install "moai-vlm[{EXTRA_OF_PACKAGE["timm"]}]"'
     return None
+
+
+def _find_stranger(entry: Mapping[str, Any]) -> str | None:
+    """Why an entry's kind or backend is unknown here: a plug-in or a newer version brought it to the checkpoint."""
+    known = available_verbalizers().get(entry["kind"], ())
+    if known and entry.get("backend", known[0]) in known:
+        return None
+    name = "/".join(filter(None, (entry["kind"], entry.get("backend"))))
+    return f"no verbalizer {name} is installed here: install the plug-in that brings it, or a newer moai-vlm"
 
 
 def build_named_verbalizers(chosen: Iterable[Verbalizer | str] | str) -> list[Verbalizer]:

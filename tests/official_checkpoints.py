@@ -175,3 +175,39 @@ def write_official_checkpoint(
         index = json.dumps({"metadata": {}, "weight_map": weight_map})
         (folder / f"{stem}.{suffix}.index.json").write_text(index, encoding="utf-8")
     return folder
+
+
+def write_release(folder: Path, num_shards: int = 2) -> Path:
+    """A small checkpoint as MoAI-7B is published: sharded weights, config.json, tokenizer.model; and other files.
+
+    Args:
+        folder: To create.
+        num_shards: Weight files.
+    """
+    from builders import build_tiny_config, build_tiny_model
+    from pipeline_builders import TEXTS, VOCAB_SIZE
+
+    from moai.tokenization_training import train_tokenizer
+
+    tokenizer_folder = folder.with_name(f"{folder.name}-tokenizer")
+    tokenizer = train_tokenizer(TEXTS, VOCAB_SIZE, tokenizer_folder)
+    text = {"vocab_size": VOCAB_SIZE + 1, "max_position_embeddings": 2048}
+    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    compressor = {"architecture": "perceiver"}
+    config = build_tiny_config(text=text, compressor=compressor, plora_rank=4, image_token_id=image_token_id)
+    model = build_tiny_model(config=config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)  # choices that no rounding turns over
+        for layer in model.model.language_model.layers:  # one fused linear: one inner side for all three
+            attention = layer.self_attn
+            for linear in (attention.k_proj, attention.v_proj):
+                linear.update.lora_a.copy_(attention.q_proj.update.lora_a)
+    write_official_checkpoint(folder, official_tensors(model), official_config(model), num_shards=num_shards)
+    (folder / "tokenizer.model").write_bytes(
+        (folder.with_name(f"{folder.name}-tokenizer") / "tokenizer.model").read_bytes()
+    )
+    (folder / "README.md").write_text("# MoAI-7B\n", encoding="utf-8")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "pytorch_model.bin").write_bytes(b"not to be fetched")
+    return folder

@@ -99,7 +99,7 @@ def _imagenet_names() -> tuple[str, ...]:
     try:
         from timm.data import ImageNetInfo
     except ImportError as error:
-        raise ImportError('ImageNet names come from timm: pip install "moai-vlm[detection]"') from error
+        raise ImportError('ImageNet names come from timm: pip install "moai-vlm[segmentation]"') from error
     return tuple(text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions())
 
 

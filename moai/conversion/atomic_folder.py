@@ -25,10 +25,7 @@ def atomic_folder(output: str | Path, *, force: bool = False) -> Iterator[Path]:
         ValueError: If ``output`` exists and ``force`` is not given, or is a file.
     """
     output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"Expected a folder to create, got the existing file {output}. Choose another name.")
-    if output.is_dir() and any(output.iterdir()) and not force:
-        raise ValueError(f"{output} exists and is not empty. Choose another folder, or pass force=True (--force).")
+    check_output(output, force=force)
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
@@ -44,6 +41,18 @@ def atomic_folder(output: str | Path, *, force: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def check_output(output: Path, *, force: bool = False) -> None:
+    """Check that a folder may be created, before hours are spent on what it shall hold.
+
+    Raises:
+        ValueError: If ``output`` exists and ``force`` is not given, or is a file.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"Expected a folder to create, got the existing file {output}. Choose another name.")
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise ValueError(f"{output} exists and is not empty. Choose another folder, or pass force=True (--force).")
 
 
 def _make_readable(folder: Path) -> None:

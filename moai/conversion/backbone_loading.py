@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 from transformers.utils import cached_file
 
 from ..configuration_moai import DECODER_FAMILIES
+from ..hub_download import download_checkpoint
 from .internlm2 import build_llama_fields, convert_decoder_tensor, derive_attention_sizes
 from .tensor_folder import TensorFolder, list_names
 
@@ -132,11 +133,7 @@ def read_model_type(name: str) -> str | None:
 
 def resolve_folder(name: str) -> Path:
     """Return the folder itself, or that of a hub repository's weights, configuration and tokenizer."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "tokenizer.model"]))
+    return Path(name) if Path(name).is_dir() else download_checkpoint(name)
 
 
 def _check_family(family: str) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..checkpoint_lookup import is_hub_name
+from ..hub_download import download_checkpoint
 from . import official, psgtr
+from .atomic_folder import check_output
 from .official_config import looks_official
+from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport
 from .tensor_folder import TensorFolder
 
@@ -52,29 +56,62 @@ def convert(
     kind: str | None = None,
     dtype: str | torch.dtype | None = None,
     force: bool = False,
+    revision: str | None = None,
+    verbalizers: PublishedVerbalizers | None = None,
     **settings: Any,
 ) -> ConversionReport:
     """Convert a checkpoint to this project's format, whatever kind it is.
 
     Args:
-        source: Checkpoint folder (or file, for kinds that are files).
+        source: Checkpoint folder (or file, for kinds that are files), or a name on the Hugging Face hub
+            (``"BK-Lee/MoAI-7B"``), which is fetched together with the models in ``verbalizers`` unless
+            ``HF_HUB_OFFLINE=1``. A folder of that name wins.
         output: Folder to create.
         kind: One of :func:`available_conversions`; None finds out.
         dtype: ``float32``, ``float16``, ``bfloat16`` or a torch dtype; None keeps the source's.
         force: Replace an existing output.
+        revision: Branch, tag or commit on the hub; None = the main branch.
+        verbalizers: Who looks for a converted MoAI; None = the published models.
         **settings: Passed to the kind's own function, for example ``image_size``.
 
     Returns:
         An account of what was read and written.
 
     Raises:
-        ValueError: If the source is of no known kind, or its conversion fails.
+        ValueError: If the source is of no known kind or cannot be fetched, or its conversion fails.
     """
-    source, output, stored = Path(source), Path(output), parse_dtype(dtype)
-    if not source.exists():
-        raise ValueError(f"Expected a checkpoint, got {source}, which does not exist. Check the path.")
+    name, source, output, stored = str(source), Path(source), Path(output), parse_dtype(dtype)
+    is_on_hub = not source.exists() and is_hub_name(name)
+    if revision is not None and not is_on_hub:
+        raise ValueError(f"expected a hub name with a revision, got the path {name!r}. Leave the revision out.")
+    if not is_on_hub and not source.exists():
+        raise ValueError(
+            f"Expected a checkpoint, got {name}, which does not exist. Check the path, or give a hub name (owner/name)."
+        )
+    notes: tuple[str, ...] = ()
+    if is_on_hub:
+        check_output(output, force=force)
+        source = download_checkpoint(name, revision)
+        settings["origin"] = f"{name} at {source.name}"
+        notes = _fetch(verbalizers or PublishedVerbalizers())
     handler = _find_kind(source, kind)
-    return handler.convert(source, output, dtype=stored, force=force, **settings)
+    if handler.name == official.KIND:
+        settings["verbalizers"] = verbalizers
+    elif verbalizers is not None:
+        raise ValueError(f"verbalizers are chosen for a MoAI, got a checkpoint of the kind {handler.name!r}.")
+    report = handler.convert(source, output, dtype=stored, force=force, **settings)
+    return replace(report, notes=(*report.notes, *notes))
+
+
+def _fetch(verbalizers: PublishedVerbalizers) -> tuple[str, ...]:
+    """Fetch the models that look into the local cache. One that is not there costs its findings, not the conversion."""
+    notes = []
+    for name in verbalizers.hub_names():
+        try:
+            download_checkpoint(name, is_safetensors_only=True)
+        except ValueError as error:
+            notes.append(f"{name} is not here yet: {error}")
+    return tuple(notes)
 
 
 def _find_kind(source: Path, name: str | None) -> ConversionKind:

@@ -17,9 +17,11 @@ from transformers import GenerationConfig
 from ..configuration_moai import MoAIConfig
 from ..tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
 from .atomic_folder import atomic_folder
+from .model_card import write_card
 from .official_config import OfficialSizes, build_official_config
 from .official_keys import convert_official_tensor
 from .official_processor import build_official_processor
+from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport, FamilyCounter
 from .tensor_folder import TensorFolder, list_names
 from .tensor_writing import DEFAULT_SHARD_BYTES, ShardedWriter
@@ -35,8 +37,12 @@ def convert_official_checkpoint(
     force: bool = False,
     image_size: int | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verbalizers: PublishedVerbalizers | None = None,
+    origin: str | None = None,
 ) -> ConversionReport:
     """Convert an official-format checkpoint folder.
+
+    The folder written is whole: model, processor, ``verbalizers.json`` with what the release looks with, and a card.
 
     Args:
         source: Folder with config.json, weights and tokenizer.model.
@@ -45,6 +51,8 @@ def convert_official_checkpoint(
         force: Replace an existing output folder.
         image_size: Side of pictures in pixels; None takes the source's (490 for the released weights).
         shard_bytes: Size of a weight file; memory needed is about as much.
+        verbalizers: Who looks; None = the published models, by their names on the hub.
+        origin: What report and card call the source, for example a hub name; None = its path in the report.
 
     Returns:
         An account of what was read and written.
@@ -69,6 +77,7 @@ def convert_official_checkpoint(
     config.architectures = ["MoAIForConditionalGeneration"]
 
     with atomic_folder(output, force=force) as folder:
+        notes += (verbalizers or PublishedVerbalizers()).write(folder)  # the quick part: what is wrong fails early
         writer, families = ShardedWriter(folder, shard_bytes), FamilyCounter()
         for key, tensor in weights:
             for name, values in convert_official_tensor(key, tensor, sizes).items():
@@ -83,9 +92,10 @@ def convert_official_checkpoint(
             notes.append(f"no tokenizer.model in {source.name}: no processor was written")
         else:
             build_official_processor(tokenizer, raw_config, config).save_pretrained(folder)
+        write_card(folder, origin or source.name, notes)
     return ConversionReport(
         kind=KIND,
-        source=source,
+        source=origin or source,
         output=output,
         num_source_tensors=len(weights.tensors),
         num_tensors=writer.num_tensors,

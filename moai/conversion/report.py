@@ -14,7 +14,7 @@ class ConversionReport:
 
     Attributes:
         kind: What the source was, for example ``official-moai``.
-        source: The source folder.
+        source: The source folder, or the hub name and commit it was fetched from.
         output: The folder written.
         num_source_tensors: Tensors read; every one was consumed.
         num_tensors: Tensors written.
@@ -28,7 +28,7 @@ class ConversionReport:
     """
 
     kind: str
-    source: Path
+    source: Path | str
     output: Path
     num_source_tensors: int
     num_tensors: int

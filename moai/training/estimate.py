@@ -2,7 +2,7 @@
 
 Operations, parameters and activations are counted on the real model (:mod:`moai.training.flop_counting`). Two things
 are assumed and can be set: the share of a GPU's peak that is reached, and the bandwidth between GPUs. ``--measure``
-finds the first one out where it is run, with a smaller model.
+finds the first one out where it is run, with a smaller model. ``--weights`` tells how large the published models are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from moai.configuration_moai import MoAIConfig
 
 from .flop_counting import SampleShape, StepCount, count_step
 from .train_settings import TrainSettings, load_settings
+from .weight_sizes import count_moai, count_published_verbalizers, format_sizes
 
 __all__ = ["Cluster", "Estimate", "estimate_run", "format_table", "main", "moai_7b_config"]
 
@@ -206,6 +207,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=SampleShape.num_prompt_tokens)
     parser.add_argument("--answer-tokens", type=int, default=SampleShape.num_answer_tokens)
     parser.add_argument("--auxiliary-tokens", type=int, default=SampleShape.num_auxiliary_tokens)
+    parser.add_argument("--weights", action="store_true", help="print only the sizes of the published models")
     parser.add_argument("--measure", action="store_true", help="time real steps of a smaller model on this machine")
     return parser.parse_args(arguments)
 
@@ -237,6 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(measure_efficiency(recipe_of(2, lora_rank=16)))
         return 0
     config = MoAIConfig.from_pretrained(words.model) if words.model else moai_7b_config()
+    if words.weights:
+        sizes = {words.model or "MoAI-7B": count_moai(config), **count_published_verbalizers()}
+        print(format_sizes(sizes, _NF4))
+        return 0
     shape = SampleShape(words.prompt_tokens, words.answer_tokens, words.auxiliary_tokens)
     counts = {stage: count_step(config, recipe_of(stage, words.lora_rank), shape) for stage in (1, 2)}
     machine = (words.memory_gb, words.peak_tflops, words.efficiency, words.bandwidth_gb)

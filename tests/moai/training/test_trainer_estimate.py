@@ -18,6 +18,7 @@ from moai.training.model_building import add_adapter  # noqa: E402
 from moai.training.train_settings import load_settings  # noqa: E402
 from moai.training.train_step import TrainingStep  # noqa: E402
 from moai.training.trained_parts import freeze_parts  # noqa: E402
+from moai.training.weight_sizes import count_moai  # noqa: E402
 
 SHAPE = SampleShape(num_prompt_tokens=7, num_answer_tokens=5, num_auxiliary_tokens=9)
 
@@ -101,3 +102,25 @@ def test_documented_arithmetic_is_the_command_s_when_run(capsys: pytest.CaptureF
     documented = text.split("<!-- estimate -->")[1].split("<!-- /estimate -->")[0].strip()
     assert main([]) == 0
     assert capsys.readouterr().out.strip() == documented
+
+
+def test_sizes_of_the_published_models_are_those_that_the_readme_tells(capsys) -> None:
+    assert main(["--weights"]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(rows) == 3
+    for name, parameters, download, in_16_bits, _, in_4_bits in rows:
+        assert f"|{name}|{parameters}|{download}|{in_16_bits}|{in_4_bits}|" in readme
+
+
+def test_quantized_parameters_are_those_that_bitsandbytes_replaces(tmp_path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from moai import MoAIForConditionalGeneration
+
+    model = build_tiny_model(plora_rank=4)
+    model.save_pretrained(tmp_path)
+    loaded = MoAIForConditionalGeneration.from_pretrained(tmp_path, load_in_4bit=True, device_map={"": "cpu"})
+    replaced = [module for module in loaded.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    size = count_moai(model.config)
+    assert size.num_quantized == sum(module.in_features * module.out_features for module in replaced) > 0
+    assert size.num_parameters == sum(parameter.numel() for parameter in model.parameters())

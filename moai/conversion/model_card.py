@@ -1,0 +1,43 @@
+"""The README.md of a converted checkpoint: whence it is, and what a reader should know before using it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["write_card"]
+
+_HUB_ORIGIN = re.compile(r"([\w.\-]+/[\w.\-]+) at \w+")
+
+
+def write_card(folder: Path, origin: str, notes: Sequence[str]) -> Path:
+    """Write the card.
+
+    Args:
+        folder: Of the checkpoint.
+        origin: What was converted: a folder's name, or ``owner/name at commit``.
+        notes: One sentence each.
+
+    Returns:
+        Its path.
+    """
+    head = ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]
+    if match := _HUB_ORIGIN.fullmatch(origin):
+        head.append(f"base_model: {match[1]}")
+    lines = [
+        *head,
+        "---",
+        "",
+        "# MoAI, converted",
+        "",
+        f"Converted from {origin} by `moai convert` (moai-vlm). The source's licence holds for these weights, each",
+        "computer vision model's own for its weights.",
+        "",
+        "`verbalizers.json` names the models that look, with the thresholds of the released code.",
+        "",
+        *(f"- {note}" for note in notes),
+    ]
+    path = folder / "README.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
