@@ -84,7 +84,8 @@ lock: $(BIN)/python
 	@mkdir -p constraints
 	$(LOCK) --extra all --extra test --output-file constraints/locked.txt
 	$(LOCK) --extra all --extra test --extra paddleocr --output-file constraints/paddleocr.txt
-	$(LOCK) --extra all --extra test --resolution lowest-direct --output-file constraints/oldest.txt
+	$(LOCK) --extra all --extra test --resolution lowest-direct --constraint constraints/oldest.in \
+		--output-file constraints/oldest.txt
 
 bench: $(VENV)/.test-installed
 	$(OFFLINE) $(BIN)/python -m benchmarks.forward

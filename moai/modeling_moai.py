@@ -6,87 +6,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoModel, Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from compressor import Compressor, LatentTokens
-from mixer import Gate, LowRankProjection, Mixers, resolve_routing
+from compressor import Compressor
+from mixer import Mixers, resolve_routing
 
-from .cache_names import CACHE_NAME, as_keyword, read_cache, resolve_cache
+from .cache_names import as_keyword, read_cache, resolve_cache
 from .configuration_moai import MoAIConfig
-from .decoder import Mixture, initialise_partial_lora, prepare_decoder
+from .decoder import Mixture, prepare_decoder
 from .generation import MoAIGenerationMixin
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
+from .pretrained_model import MoAIPreTrainedModel
 from .projector import MoAIMultiModalProjector, place_image_features
-from .quantization import with_default_skip_modules
 from .roles import IMAGE_ROLE, infer_positions, read_placeholders, resolve_roles
-
-
-class MoAIPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation common to the MoAI models."""
-
-    config_class = MoAIConfig
-    config: MoAIConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = [CACHE_NAME, "mixture"]
-    _no_split_modules = ["MixerLayer", "EncoderLayer", "PerceiverLayer"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> MoAIPreTrainedModel:
-        """Load as every Hugging Face model; a bitsandbytes configuration quantises the decoder only.
-
-        Args:
-            *args: See :meth:`transformers.PreTrainedModel.from_pretrained`.
-            **kwargs: Likewise. ``quantization_config`` without ``llm_int8_skip_modules`` gets ours.
-
-        Returns:
-            The model, in evaluation mode.
-        """
-        kwargs = with_default_skip_modules(kwargs)
-        kwargs.setdefault("use_safetensors", True)  # never unpickle
-        return super().from_pretrained(*args, **kwargs)
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
-        """Resize the vocabulary; see :meth:`transformers.PreTrainedModel.resize_token_embeddings`.
-
-        Raises:
-            ValueError: If the image placeholder's id would be lost.
-        """
-        if new_num_tokens is not None and new_num_tokens <= self.config.image_token_id:
-            raise ValueError(
-                f"Expected more tokens than `image_token_id` = {self.config.image_token_id}, got {new_num_tokens}. "
-                "Move the placeholder to a lower id first."
-            )
-        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, LowRankProjection):
-            down_std, up_std = module.init_stds
-            init.normal_(module.down, std=down_std)
-            init.normal_(module.up, std=up_std)
-        elif isinstance(module, Gate):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, LatentTokens):
-            init.normal_(module.weight)
-        elif isinstance(module, nn.Linear):
-            # Compressor and projector meet features of unit variance: keep it, whatever the width.
-            init.normal_(module.weight, std=module.in_features**-0.5)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif not initialise_partial_lora(module):
-            super()._init_weights(module)
 
 
 class MoAIModel(MoAIPreTrainedModel):

@@ -230,8 +230,7 @@ def build_model(settings: TrainSettings, device: torch.device) -> BuiltModel:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     if settings.model.gradient_checkpointing:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        # The reentrant kind loses the mixture's arguments and frozen inputs' gradients.
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner.activation_checkpointing_enable()
     return BuiltModel(model, processor, base, adapter or base)
 
 

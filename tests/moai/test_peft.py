@@ -125,7 +125,7 @@ def test_model_is_as_before_when_the_adapter_is_unloaded(plora_rank: int) -> Non
 def test_training_step_moves_adapters_and_new_parts_when_adapted(plora_rank: int, checkpoints: bool) -> None:
     model = build(plora_rank)
     if checkpoints:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         model.enable_input_require_grads()
     adapted = peft.get_peft_model(model, default_lora_config(model, 4, dropout=0.0)).train()
     inputs = build_tiny_inputs(model.config, (8, 6), (6, 4))

@@ -88,5 +88,5 @@ def test_read_vocabulary_says_what_it_expects_when_the_file_is_wrong(tmp_path):
 def test_load_vocabulary_names_the_extra_when_the_package_is_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setitem(sys.modules, "timm.data", None)
-    with pytest.raises(ImportError, match=r"moai-vlm\[detection\]"):
+    with pytest.raises(ImportError, match=r"moai-vlm\[segmentation\]"):
         load_vocabulary("imagenet")
