@@ -2,8 +2,8 @@
 
     {"kind": "scene_graph", "backend": "geometric"}
 
-in `verbalizers.json`, beside a segmenter or a detector. It looks at no pixel: `geometry.py` measures what others found, this
-file knows names, for whether things are in or on what holds them is a matter of language.
+in `verbalizers.json`, beside a segmenter or a detector. It looks at no pixel: `geometry.py` measures what others found,
+this file knows names, for whether things are in or on what holds them is a matter of language.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m moai.evaluation.relations_benchmark --scenes 1000
     python -m moai.evaluation.relations_benchmark --scenes 200 --model moai-nano
 
-The first command gives `scene_graph/geometric` the true segments and boxes and so measures its geometry alone; the second
-what a checkpoint's segmenter and detector find, beside that checkpoint's own scene graph. Scenes say "driving on" where
-geometry can only say "on": narrower predicates count as what they look like (:data:`SEEN_AS`), the others are not asked
-for. "beside" counts in both directions.
+The first command gives `scene_graph/geometric` the true segments and boxes, which measures its geometry alone; the
+second gives it what a checkpoint's segmenter and detector find, beside that checkpoint's own scene graph. Scenes say
+"driving on" where geometry can only say "on": narrower predicates count as what they look like (:data:`SEEN_AS`), the
+others are not asked for. "beside" counts in both directions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEEN_AS: dict[str, str] = {
     **dict.fromkeys(("standing on", "sitting on", "walking on", "running on", "parked on", "driving on"), "on"),
     "flying over": "over",
 }
-"""Predicates of scenes and what they look like; riding, holding, wearing, hanging and attached are no matter of geometry."""
+"""Predicates of scenes and what they look like; riding, holding, wearing, hanging, attached are not for geometry."""
 
 MIN_IOU = 0.5
 _BATCH = 8
@@ -43,8 +43,8 @@ _BATCH = 8
 class RelationCounts:
     """Hits and misses of one scene graph.
 
-    Found relations are told apart by whether the truth speaks about their pair at all: of two things that happen to stand
-    side by side it says nothing, which makes a relation between them neither right nor wrong.
+    Found relations are told apart by whether the truth speaks about their pair at all: of two things that happen to
+    stand side by side it says nothing, which makes a relation between them neither right nor wrong.
 
     Attributes:
         asked: predicate -> true relations.
@@ -62,7 +62,7 @@ class RelationCounts:
 
         Args:
             truth: with boxes.
-            found: with boxes; objects are the true ones where boxes overlap by at least :data:`MIN_IOU` and names agree.
+            found: with boxes; its objects are true ones where boxes overlap by :data:`MIN_IOU` and names agree.
         """
         wanted = {t for t in _triplets(truth, range(len(truth.object_names))) if t[1] in PREDICATES}
         pairs = {frozenset((s, o)) for s, _, o in _triplets(truth, range(len(truth.object_names)))}
@@ -142,7 +142,7 @@ def _without_relations(truth: Scene) -> Scene:
 def markdown_table(counts: Mapping[str, RelationCounts]) -> str:
     """One row per scene graph and predicate."""
     rows = [
-        "| scene graph | predicate | true ones | recall | found | in pairs that the truth speaks about | of them right |",
+        "| scene graph | predicate | true ones | recall | found | in pairs the truth speaks about | of them right |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, counted in counts.items():
