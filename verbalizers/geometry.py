@@ -179,8 +179,7 @@ def _find_carriers(
     num_objects = len(placed)
     has_mask = np.bincount(placed.object_map[placed.object_map >= 0], minlength=num_objects) > 0
     touch, nearness_below = _measure_bases(placed, has_mask)
-    outline = _measure_outlines(placed.object_map, num_objects)
-    enclosed = np.where(has_mask[:, None] & has_mask, outline, pairs.shared)
+    enclosed = np.where(has_mask, _measure_outlines(placed, has_mask), pairs.shared)
     holds = np.isfinite(placed.holding)
 
     # Masks: the base's lower edge touches the carrier. What is larger than its carrier and touches only its upper rim
@@ -214,13 +213,8 @@ def _measure_bases(placed: PlacedObjects, has_mask: np.ndarray) -> tuple[np.ndar
     base_top = placed.boxes_xyxy[:, 3] - _BASE_SHARE * (placed.boxes_xyxy[:, 3] - placed.boxes_xyxy[:, 1])
     is_base = rows + 1 > base_top[owners]
     owners, below, columns, rows_below = (a[is_base] for a in (owners, below, columns, rows_below))
-    boxes = enumerate(placed.boxes_xyxy)
-    extra = [_find_strip(placed.object_map, index, box) for index, box in boxes if not has_mask[index]]
-    if extra:  # an object without a mask: the strip below its box
-        owners, below, columns, rows_below = (
-            np.concatenate([known, *more])
-            for known, more in zip((owners, below, columns, rows_below), zip(*extra, strict=True), strict=True)
-        )
+    strips = _find_strips(placed.object_map, placed.boxes_xyxy, has_mask)
+    owners, below, columns, rows_below = map(np.append, (owners, below, columns, rows_below), strips)
     touch = _count_pairs(owners, below, num_objects)
     total = np.maximum(np.bincount(owners, minlength=num_objects), 1)[:, None]
     if placed.nearness_map is None:
@@ -262,22 +256,40 @@ def _find_lower_edges(object_map: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(array[keep] for array in (rows, columns, owners, below, rows_below))
 
 
-def _find_strip(object_map: np.ndarray, index: int, box_xyxy: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The pixels just below the middle of a box, as (owners, objects there, columns, rows)."""
+def _find_strips(object_map: np.ndarray, boxes_xyxy: np.ndarray, has_mask: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The pixels just below the middle of the boxes of objects without a mask: their lower edges.
+
+    Returns:
+        Four int arrays `(P,)`: object, the object there (-1 = none, or beyond the picture), column and row.
+    """
     height, width = object_map.shape
-    x0, _, x1, y1 = box_xyxy
-    margin = 0.2 * (x1 - x0)
-    columns = np.arange(min(int(np.floor(x0 + margin)), width - 1), min(int(np.ceil(x1 - margin)), width))
-    rows = np.full(len(columns), min(int(np.ceil(y1)), height - 1))
-    found = object_map[rows, columns] if np.ceil(y1) < height else np.full(len(columns), -1)
-    return np.full(len(columns), index), found, columns, rows
+    strips = [(np.zeros(0, np.int64),) * 4]
+    for index in np.flatnonzero(~has_mask):
+        x0, _, x1, y1 = boxes_xyxy[index]
+        margin = 0.2 * (x1 - x0)
+        columns = np.arange(min(int(np.floor(x0 + margin)), width - 1), min(int(np.ceil(x1 - margin)), width))
+        row = int(np.ceil(y1))
+        found = object_map[row, columns] if row < height else np.full(len(columns), -1)
+        strips.append((np.full(len(columns), index), found, columns, np.full(len(columns), min(row, height - 1))))
+    return tuple(map(np.concatenate, zip(*strips, strict=True)))
 
 
-def _measure_outlines(object_map: np.ndarray, num_objects: int) -> np.ndarray:
+def _measure_outlines(placed: PlacedObjects, has_mask: np.ndarray) -> np.ndarray:
     """Share of each object's outline, on all four sides, that borders on each other's mask; `(N, N)`."""
+    num_objects = len(placed)
     counts, total = np.zeros((num_objects, num_objects)), np.zeros(num_objects)
-    for view in (object_map, object_map[::-1], object_map.T, object_map.T[::-1]):
+    x0, y0, x1, y1 = placed.boxes_xyxy.T
+    height, width = placed.object_map.shape
+    views = (
+        (placed.object_map, (x0, y0, x1, y1)),
+        (placed.object_map[::-1], (x0, height - y1, x1, height - y0)),
+        (placed.object_map.T, (y0, x0, y1, x1)),
+        (placed.object_map.T[::-1], (y0, width - x1, y1, width - x0)),
+    )
+    for view, corners in views:  # each side is the lower one of some view
         _, _, owners, others, _ = _find_lower_edges(view)
+        more_owners, more_others, _, _ = _find_strips(view, np.stack(corners, axis=1), has_mask)
+        owners, others = np.append(owners, more_owners), np.append(others, more_others)
         counts += _count_pairs(owners, others, num_objects)
         total += np.bincount(owners, minlength=num_objects)
     return counts / np.maximum(total, 1)[:, None]
@@ -329,7 +341,7 @@ def _score_front(
     """Nearer, on one line of sight.
 
     Without depth, of two things that stand and meet in the picture the one with the lower foot is nearer. Where the
-    other one is narrower and rises above it, that one may as well sit on it: nothing is said.
+    other one is the narrower, it may as well sit on this one, be worn or held by it: nothing is said.
     """
     amount = 0.6 + 0.4 * _ramp(pairs.shared, settings.min_overlap, 0.5)
     is_met = (pairs.shared >= settings.min_overlap) & ~placed.is_region
@@ -337,11 +349,10 @@ def _score_front(
         step = placed.nearness[:, None] - placed.nearness
         sure = 0.75 + 0.25 * _ramp(step, settings.depth_gap, 3 * settings.depth_gap)
         return np.where(is_met & (step >= settings.depth_gap), amount * sure, 0)
-    feet, tops = placed.boxes_xyxy[:, 3], placed.boxes_xyxy[:, 1]
+    feet = placed.boxes_xyxy[:, 3]
     lead = _ramp((feet[:, None] - feet) / pairs.heights, 0.02, 0.12)
-    may_carry = (pairs.contained_x.T >= 0.85) & (tops < tops[:, None])
     stands = air < 1
-    return np.where(is_met & ~may_carry & stands[:, None] & stands & (enclosed > 0), amount * lead, 0)
+    return np.where(is_met & (pairs.contained_x.T < 0.85) & stands[:, None] & stands & (enclosed > 0), amount * lead, 0)
 
 
 def _choose(

@@ -97,6 +97,14 @@ def test_things_are_in_vehicles_when_enclosed_and_on_them_when_not():
     van = ("van", 30, 40, 120, 100)
     assert ("person", "in", "van") in told(paint(van, ("person", 60, 50, 76, 70)))
     assert ("person", "on", "van") in told(paint(van, ("person", 60, 20, 76, 41)))
+    segments = paint(*MEADOW, ("van", 30, 58, 120, 100))  # the same, of boxes on masks
+    assert ("cat", "in", "van") in told(segments, boxes(("cat", 60, 66, 76, 80)))
+    assert ("cat", "on", "van") in told(segments, boxes(("cat", 60, 44, 76, 60)))
+
+
+def test_nothing_is_in_front_of_what_it_may_wear_or_hold():
+    for hat in (("hat", 66, 20, 80, 32), ("hat", 64, 42, 82, 55)):
+        assert not [key for key in told(paint(("man", 62, 30, 84, 100)), boxes(hat)) if key[1] == "in front of"]
 
 
 def test_gaps_between_segments_are_bridged_when_they_are_thin():
