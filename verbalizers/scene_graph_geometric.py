@@ -16,7 +16,6 @@ import numpy as np
 
 from verbalizers.base import Verbalizer, register_verbalizer
 from verbalizers.boxes import clip_boxes
-from verbalizers.depth import DepthMap
 from verbalizers.geometry import GeometrySettings, PlacedObjects, relate_objects
 from verbalizers.merging import merge_detections
 from verbalizers.structures import Detections, Relations, Scene, Segments
@@ -144,9 +143,10 @@ def _place_objects(
         is_ground=np.array([not _GROUND_KEYS.isdisjoint(name_keys(name)) for name in names], dtype=bool),
         holding=np.array([_holding_of(name) for name in names], dtype=np.float64),
     )
-    depth = scene.findings.get("depth")
-    if isinstance(depth, DepthMap) and names:
-        placed = replace(placed, **_place_depth(depth, placed))
+    # Any finding of the kind will do that has a map such as DepthMap's: uint8 (h, w), 255 = nearest.
+    nearness = getattr(scene.findings.get("depth"), "nearness", None)
+    if nearness is not None and names:
+        placed = replace(placed, **_place_depth(nearness, placed))
     return names, placed, boxes
 
 
@@ -178,21 +178,21 @@ def _holding_of(name: str) -> float:
     return next((share for share, known in _HOLDING_KEYS.items() if not known.isdisjoint(keys)), np.inf)
 
 
-def _place_depth(depth: DepthMap, placed: PlacedObjects) -> dict[str, Any]:
+def _place_depth(nearness: np.ndarray, placed: PlacedObjects) -> dict[str, Any]:
     """Nearness of every map pixel and of every object: the median of its mask, or of its box's middle half."""
     height, width = placed.object_map.shape
-    rows = np.arange(height) * depth.nearness.shape[0] // height
-    columns = np.arange(width) * depth.nearness.shape[1] // width
-    nearness_map = depth.nearness[rows[:, None], columns] / 255
+    rows = np.arange(height) * nearness.shape[0] // height
+    columns = np.arange(width) * nearness.shape[1] // width
+    nearness_map = nearness[rows[:, None], columns] / 255
     flat = placed.object_map.ravel()
     order = np.argsort(flat, kind="stable")
     starts = np.searchsorted(flat[order], np.arange(len(placed) + 1))
-    nearness = np.empty(len(placed))
+    medians = np.empty(len(placed))
     for index, (x0, y0, x1, y1) in enumerate(placed.boxes_xyxy):
         values = nearness_map.ravel()[order[starts[index] : starts[index + 1]]]
         if not values.size:
             left, top = min(int(0.75 * x0 + 0.25 * x1), width - 1), min(int(0.75 * y0 + 0.25 * y1), height - 1)
             right, bottom = max(left + 1, int(0.25 * x0 + 0.75 * x1)), max(top + 1, int(0.25 * y0 + 0.75 * y1))
             values = nearness_map[top:bottom, left:right]
-        nearness[index] = np.median(values)
-    return {"nearness": nearness, "nearness_map": nearness_map}
+        medians[index] = np.median(values)
+    return {"nearness": medians, "nearness_map": nearness_map}
