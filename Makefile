@@ -75,7 +75,7 @@ format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-LOCK = $(BIN)/uv pip compile setup.cfg --universal --python-version 3.11 --upgrade --quiet --no-annotate \
+LOCK = $(BIN)/uv pip compile setup.cfg --universal --python-version 3.11 --upgrade --quiet --no-annotate --constraint constraints/torch.in \
 	--custom-compile-command "make lock"
 
 # paddleocr holds numpy and others back: it has a file of its own.
@@ -84,8 +84,7 @@ lock: $(BIN)/python
 	@mkdir -p constraints
 	$(LOCK) --extra all --extra test --output-file constraints/locked.txt
 	$(LOCK) --extra all --extra test --extra paddleocr --output-file constraints/paddleocr.txt
-	$(LOCK) --extra all --extra test --resolution lowest-direct --constraint constraints/oldest.in \
-		--output-file constraints/oldest.txt
+	$(LOCK) --extra all --extra test --resolution lowest-direct --output-file constraints/oldest.txt
 
 bench: $(VENV)/.test-installed
 	$(OFFLINE) $(BIN)/python -m benchmarks.forward
