@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from compressor import Compressor
+from moai import MoAIConfig
+from moai.training.estimate import moai_7b_config, recipe_of
+from moai.training.flop_counting import SampleShape, count_step
 
 _KERNELS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
 _OPERATORS = tuple(
@@ -94,3 +99,32 @@ def _attention_formula(operator: Any, skipped: list[int]) -> Callable[..., int]:
 
     formula._get_raw = True  # torch's mark for a formula that wants tensors, not shapes
     return formula
+
+
+def describe_moai_7b(num_text_tokens: int = 64, num_words: int = 275) -> str:
+    """One sentence: what the mixture adds to all of MoAI-7B's decoder, partial LoRA left out.
+
+    Args:
+        num_text_tokens: Of the prompt, beside the picture's 1,225.
+        num_words: Of the verbalization, beside the map's 1,225 patches.
+    """
+    config, settings = moai_7b_config(), recipe_of(stage=2)
+    settings = replace(settings, train=replace(settings.train, decoder="frozen"))
+    shape = SampleShape(num_text_tokens - 1, 1, num_words)
+    with_mixers, bare = (
+        count_step(MoAIConfig(compressor=config.compressor, mixer={"layers": layers}), settings, shape).decoder_flops
+        for layers in (config.mixer_config.layers, ())
+    )
+    vision = config.vision_config
+    num_patches = (vision.image_size // vision.patch_size) ** 2
+    with torch.device("meta"):
+        compressor, width = Compressor(config.compressor_config), config.text_config.hidden_size
+        words, patches = torch.empty(1, num_words, width), torch.empty(1, num_patches, width)
+    compressing = count_flops(lambda: compressor(words, None, patches)).total_in_full
+    return (
+        f"All of MoAI-7B, {config.text_config.num_hidden_layers} layers and {len(config.mixer_config.layers)} mixers, "
+        f"a prompt of {num_patches:,} image and {num_text_tokens} text tokens, {num_words} auxiliary words and a map "
+        f"of as many patches, counted without memory and with attention in full: decoder {bare / 1e12:.2f} TFLOP, "
+        f"mixers {(with_mixers - bare) / 1e12:.2f}, compressor {compressing / 1e12:.2f}; "
+        f"a / c = {(with_mixers + compressing) / bare:.3f}."
+    )

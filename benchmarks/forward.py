@@ -36,7 +36,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.flops import count_flops
+from benchmarks.flops import count_flops, describe_moai_7b
 from benchmarks.forward_tables import to_markdown
 from benchmarks.forward_variants import (
     NUM_DECODE_STEPS,
@@ -137,6 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not parsed.no_memory:
         measure_memory(records, parsed)
     print(to_markdown(machine, records))
+    if parsed.size == "7b":
+        print(describe_moai_7b())
     if parsed.json:
         parsed.json.parent.mkdir(parents=True, exist_ok=True)
         report = {"machine": machine, "size": parsed.size, "rounds": parsed.rounds, "records": records}

@@ -1,10 +1,12 @@
 """Operations are counted while a call runs; here they are derived by hand, and both must be equal to the last one."""
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.flops import count_flops
+from benchmarks.flops import count_flops, describe_moai_7b
 from benchmarks.forward_variants import (
     BACKBONE,
     NUM_ANSWER_TOKENS,
@@ -104,3 +106,12 @@ def test_attention_count_is_the_same_when_heads_share_keys(is_causal: bool) -> N
 def test_count_is_nothing_when_nothing_is_multiplied() -> None:
     counted = count_flops(lambda: torch.ones(3) + 1)
     assert (counted.total, counted.total_in_full) == (0, 0)
+
+
+@pytest.mark.slow
+def test_whole_model_is_counted_without_memory_when_described() -> None:
+    printed = describe_moai_7b()
+    decoder, mixers, compressor = (float(number) for number in re.findall(r"(\d+\.\d\d)(?: TFLOP)?[,;]", printed)[-3:])
+    # Seven thousand million parameters, two operations each, 1,289 tokens; and attention.
+    assert 2 * 6.9e9 * 1289 / 1e12 < decoder < 2 * 7.8e9 * 1289 / 1e12
+    assert f"a / c = {(decoder + mixers + compressor) / decoder:.2f}" in printed and mixers > compressor > 0
