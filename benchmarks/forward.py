@@ -23,13 +23,14 @@ Training step  forward, loss on the last 16 tokens, backward; all weights traina
 
 Operations are counted while the call runs (flops.py), times are taken in turn; a ratio is the median of the ratios of
 calls that stood side by side. On a busy machine set OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait for one
-another take the processor from the thread they wait for.
+another take the processor from the thread they wait for. --clock cpu then leaves out the time other programs took.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -50,9 +51,16 @@ from benchmarks.forward_variants import (
 )
 from benchmarks.measurement import describe_machine, measure_in_fresh_process, peak_memory_mib, time_alternating
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
 
 def measure_times(
-    sizes: Sizes, batches: list[int], num_rounds: int, device: torch.device, phases: tuple[str, ...] = PHASES
+    sizes: Sizes,
+    batches: list[int],
+    num_rounds: int,
+    device: torch.device,
+    phases: tuple[str, ...] = PHASES,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict]:
     """Count and time every phase and batch size; one record each."""
     records = []
@@ -66,7 +74,7 @@ def measure_times(
             flops = {}
             for name, call in calls.items():
                 flops[name] = {kind: number // per_call for kind, number in asdict(count_flops(call)).items()}
-            times = time_alternating(calls, num_rounds * per_call, device)
+            times = time_alternating(calls, num_rounds * per_call, device, clock=clock)
             records.append(
                 {
                     "phase": phase,
@@ -116,6 +124,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds per phase and batch size")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time of all threads, for a busy machine"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory measurements")
@@ -133,7 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     device = torch.device(parsed.device)
     machine = describe_machine(device)
-    records = measure_times(SIZES[parsed.size], parsed.batches, parsed.rounds, device, tuple(parsed.phases))
+    machine += ", processor time" if parsed.clock == "cpu" else ""
+    measured = (SIZES[parsed.size], parsed.batches, parsed.rounds, device, tuple(parsed.phases))
+    records = measure_times(*measured, CLOCKS[parsed.clock])
     if not parsed.no_memory:
         measure_memory(records, parsed)
     print(to_markdown(machine, records))

@@ -60,7 +60,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_alternating(
-    calls: Mapping[str, Callable[[], None]], num_rounds: int, device: torch.device, num_warmups: int = 1
+    calls: Mapping[str, Callable[[], None]],
+    num_rounds: int,
+    device: torch.device,
+    num_warmups: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time calls in turn, A B C, C B A, A B C ...: what disturbs the machine disturbs all, a drift cancels.
 
@@ -69,6 +73,8 @@ def time_alternating(
         num_rounds: Timed rounds.
         device: Where the calls run.
         num_warmups: Untimed rounds before.
+        clock: Seconds so far; ``time.process_time`` counts what this process's threads were given, not what they
+            waited while other programs had the processor.
 
     Returns:
         Milliseconds of every round, by name; entry r of each list belongs to the same round.
@@ -81,11 +87,11 @@ def time_alternating(
         for round_index in range(num_warmups + num_rounds):
             for name, call in in_turn[:: 1 if round_index % 2 == 0 else -1]:
                 synchronize(device)
-                start = time.perf_counter()
+                start = clock()
                 call()
                 synchronize(device)
                 if round_index >= num_warmups:
-                    times[name].append((time.perf_counter() - start) * 1e3)
+                    times[name].append((clock() - start) * 1e3)
             gc.collect()
     finally:
         gc.enable()
