@@ -42,6 +42,16 @@ class Spread:
         lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, lower, upper)
 
+    def shown(self, digits: int = 1) -> str:
+        """``median [lower-upper]``."""
+        return f"{self.median:.{digits}f} [{self.lower:.{digits}f}-{self.upper:.{digits}f}]"
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table: the first column of words, the others of numbers."""
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
 
 def synchronize(device: torch.device) -> None:
     """Wait until an accelerator has finished what was asked of it."""
@@ -50,31 +60,38 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_alternating(
-    calls: Mapping[str, Callable[[], None]], num_rounds: int, device: torch.device, num_warmups: int = 1
+    calls: Mapping[str, Callable[[], None]],
+    num_rounds: int,
+    device: torch.device,
+    num_warmups: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time calls in turn, A B C A B C ..., so that what disturbs the machine disturbs all of them.
+    """Time calls in turn, A B C, C B A, A B C ...: what disturbs the machine disturbs all, a drift cancels.
 
     Args:
-        calls: What to time, by name.
+        calls: What to time, by name; calls that are to be compared stand side by side.
         num_rounds: Timed rounds.
         device: Where the calls run.
         num_warmups: Untimed rounds before.
+        clock: Seconds so far; ``time.process_time`` counts what this process's threads were given, not what they
+            waited while other programs had the processor.
 
     Returns:
         Milliseconds of every round, by name; entry r of each list belongs to the same round.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    in_turn = list(calls.items())
     gc.collect()
     gc.disable()
     try:
         for round_index in range(num_warmups + num_rounds):
-            for name, call in calls.items():
+            for name, call in in_turn[:: 1 if round_index % 2 == 0 else -1]:
                 synchronize(device)
-                start = time.perf_counter()
+                start = clock()
                 call()
                 synchronize(device)
                 if round_index >= num_warmups:
-                    times[name].append((time.perf_counter() - start) * 1e3)
+                    times[name].append((clock() - start) * 1e3)
             gc.collect()
     finally:
         gc.enable()

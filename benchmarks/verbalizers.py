@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measurement import Spread, describe_machine, paired_ratio, time_alternating
+from benchmarks.measurement import Spread, describe_machine, markdown_table, paired_ratio, time_alternating
 from benchmarks.verbalizer_models import (
     NUM_NAMES,
     build_verbalizers,
@@ -62,10 +62,6 @@ def load_pictures() -> list[np.ndarray]:
     return pictures
 
 
-def _shown(spread: Spread, digits: int = 1) -> str:
-    return f"{spread.median:.{digits}f} [{spread.lower:.{digits}f}-{spread.upper:.{digits}f}]"
-
-
 def measure_throughput(
     verbalizers: list[Verbalizer], batches: list[int], num_rounds: int, device: torch.device
 ) -> Table:
@@ -82,10 +78,10 @@ def measure_throughput(
         records.append({"verbalizer": name, "times_ms": times})
         row = [name]
         for batch in batches:
-            row.append(_shown(Spread.of([1000 * batch / value for value in times[str(batch)]]), 2))
+            row.append(Spread.of([1000 * batch / value for value in times[str(batch)]]).shown(2))
         first, last = str(batches[0]), str(batches[-1])
         gain = [one * batches[-1] / batches[0] for one in times[first]]
-        rows.append([*row, _shown(paired_ratio(gain, times[last]), 2)])
+        rows.append([*row, paired_ratio(gain, times[last]).shown(2)])
     header = ["verbalizer", *(f"pictures/s, batch {batch}" for batch in batches)]
     header.append(f"batch {batches[-1]} against {batches[0]}")
     return {"title": "Throughput", "header": header, "rows": rows, "records": records}
@@ -113,7 +109,7 @@ def measure_text_cache(folder: Path, num_rounds: int, device: torch.device) -> T
         calls = {"in memory": lambda: detector.predict(picture), "from disk": from_disk, "computed anew": anew}
         times = time_alternating(calls, num_rounds, device)
     rows = [
-        [name, _shown(Spread.of(values)), _shown(paired_ratio(times["computed anew"], values), 2)]
+        [name, Spread.of(values).shown(), paired_ratio(times["computed anew"], values).shown(2)]
         for name, values in times.items()
     ]
     width = detector.load().model.config.text_config.hidden_size
@@ -141,7 +137,7 @@ def measure_scene(verbalizers: list[Verbalizer], num_rounds: int, device: torch.
         times = time_alternating(calls, num_rounds, device)
         records.append({"batch": batch, "times_ms": times})
         ratio = paired_ratio(times["one by one"], times["side by side"])
-        rows.append([str(batch), *(_shown(Spread.of(values)) for values in times.values()), _shown(ratio, 2)])
+        rows.append([str(batch), *(Spread.of(values).shown() for values in times.values()), ratio.shown(2)])
     header = ["batch", "side by side, ms", "one by one, ms", "times faster"]
     kinds = ", ".join(verbalizer.kind for verbalizer in verbalizers)
     return {"title": f"parse_scene: {kinds}", "header": header, "rows": rows, "records": records}
@@ -177,7 +173,7 @@ def measure_cache(verbalizers: list[Verbalizer], num_rounds: int, device: torch.
         times = time_alternating({"cached": cached, "fresh": fresh}, num_rounds, device)
     per_picture = {name: [value / len(encoded) for value in values] for name, values in times.items()}
     ratio = paired_ratio(times["fresh"], times["cached"])
-    rows = [[*(_shown(Spread.of(values), 2) for values in per_picture.values()), _shown(ratio, 0)]]
+    rows = [[*(Spread.of(values).shown(2) for values in per_picture.values()), ratio.shown(0)]]
     header = ["cached (Parquet), ms per picture", "fresh, ms per picture", "times faster"]
     return {"title": "Verbalize once", "header": header, "rows": rows, "records": [{"times_ms": times}]}
 
@@ -190,10 +186,7 @@ def to_markdown(machine: str, models: str, tables: list[Table]) -> str:
         f"{machine}. {models} Pictures of {PICTURE_SIZE[1]} x {PICTURE_SIZE[0]}.",
     ]
     for table in tables:
-        header = table["header"]
-        lines += ["", f"## {table['title']}", "", "| " + " | ".join(header) + " |"]
-        lines.append("| --- |" + " ---: |" * (len(header) - 1))
-        lines += ["| " + " | ".join(row) + " |" for row in table["rows"]]
+        lines += ["", f"## {table['title']}", "", *markdown_table(table["header"], table["rows"])]
     return "\n".join(lines) + "\n"
 
 

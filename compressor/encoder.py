@@ -119,37 +119,53 @@ class EncoderAttention(nn.Module):
     def _split(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def key_value(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values ``(B, H, S, head_dim)`` of ``(B, S, D)`` tokens."""
-        key, value = self.to_key_value(tokens).chunk(2, dim=-1)
-        return self._split(key), self._split(value)
-
-    def attend_text(
+    def forward(
         self,
-        text: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        states: torch.Tensor,
+        patches: torch.Tensor | None,
         text_mask: torch.Tensor,
         tables: RotaryTables,
+        latent_mask: torch.Tensor,
+        updates_text: bool,
     ) -> torch.Tensor:
-        """Words look at words: the update ``(B, A, D)``; ``key`` is already rotated."""
-        query = rotate(self._split(self.to_query(text)), tables)
-        if 0 < self.window < text.shape[1]:
-            attended = windowed_attention(query, key, value, text_mask, self.window)
-        else:
-            # A row without any word must not softmax over nothing: it may see its own padding.
-            mask = text_mask | ~text_mask.any(dim=1, keepdim=True)
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        """Words look at words, latents at everything.
+
+        Args:
+            states: ``(B, A + N, D)`` normed words, then latents.
+            patches: ``(B, P, D)`` normed, or None.
+            text_mask: ``(B, A)`` bool.
+            tables: Of the words' positions.
+            latent_mask: See :meth:`EncoderStack._latent_mask`.
+            updates_text: False leaves the words out of the result.
+
+        Returns:
+            The update of words and latents ``(B, A + N, D)``, or of the latents alone ``(B, N, D)``.
+        """
+        num_words = text_mask.shape[1]
+        source = states if patches is None else torch.cat([states, patches], dim=1)  # (B, S, D)
+        key, value = (self._split(half) for half in self.to_key_value(source).chunk(2, dim=-1))
+        text_key = rotate(key[:, :, :num_words], tables)
+        key = torch.cat([text_key, key[:, :, num_words:]], dim=2)  # (B, H, S, head_dim)
+        # One product for all that ask: few rows each, they would cost nearly as much again apart.
+        query = self._split(self.to_query(states if updates_text else states[:, num_words:]))
+        num_asking = num_words if updates_text else 0
+        latent_mask = latent_mask if latent_mask.dtype == torch.bool else latent_mask.to(query.dtype)
+        attended = F.scaled_dot_product_attention(query[:, :, num_asking:], key, value, attn_mask=latent_mask)
+        if num_asking:
+            text_query = rotate(query[:, :, :num_words], tables)
+            read = self._attend_text(text_query, text_key, value[:, :, :num_words], text_mask)
+            attended = torch.cat([read, attended], dim=2)
         return self.to_output(attended.transpose(1, 2).flatten(2))
 
-    def attend_latents(
-        self, latents: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+    def _attend_text(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, text_mask: torch.Tensor
     ) -> torch.Tensor:
-        """Latents look at everything: the update ``(B, N, D)``; ``mask`` is bool ``(B, 1, 1, S)`` or an added float."""
-        query = self._split(self.to_query(latents))
-        mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.to_output(attended.transpose(1, 2).flatten(2))
+        """Words look at words, ``(B, H, A, head_dim)``; queries and keys are already rotated."""
+        if 0 < self.window < text_mask.shape[1]:
+            return windowed_attention(query, key, value, text_mask, self.window)
+        # A row without any word must not softmax over nothing: it may see its own padding.
+        mask = text_mask | ~text_mask.any(dim=1, keepdim=True)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
 
 
 class EncoderLayer(nn.Module):
@@ -169,27 +185,17 @@ class EncoderLayer(nn.Module):
 
     def forward(
         self,
-        latents: torch.Tensor,
-        text: torch.Tensor,
-        text_mask: torch.Tensor,
+        states: torch.Tensor,
         patches: torch.Tensor | None,
+        text_mask: torch.Tensor,
         tables: RotaryTables,
         latent_mask: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the updated latents ``(B, N, D)`` and words ``(B, A, D)``."""
-        normed_latents, normed_text = self.norm(latents), self.norm(text)
-        text_key, text_value = self.attention.key_value(normed_text)
-        text_key = rotate(text_key, tables)
-        unordered = normed_latents if patches is None else torch.cat([self.norm(patches), normed_latents], dim=1)
-        key, value = self.attention.key_value(unordered)
-        latents = latents + self.attention.attend_latents(
-            normed_latents, torch.cat([text_key, key], dim=2), torch.cat([text_value, value], dim=2), latent_mask
-        )
-        latents = latents + self.feed_forward(latents)
-        if self.updates_text and text.shape[1]:
-            text = text + self.attention.attend_text(normed_text, text_key, text_value, text_mask, tables)
-            text = text + self.feed_forward(text)
-        return latents, text
+    ) -> torch.Tensor:
+        """Return the updated words and latents ``(B, A + N, D)``; the last layer's latents alone ``(B, N, D)``."""
+        normed_patches = None if patches is None else self.norm(patches)
+        update = self.attention(self.norm(states), normed_patches, text_mask, tables, latent_mask, self.updates_text)
+        states = states[:, states.shape[1] - update.shape[1] :] + update
+        return states + self.feed_forward(states)
 
 
 class EncoderStack(nn.Module):
@@ -221,9 +227,10 @@ class EncoderStack(nn.Module):
         text = self.norm_text(text)
         patches = None if patches is None else self.norm_patches(patches)
         latent_mask = self._latent_mask(latents, text_mask, patches)
+        states = torch.cat([text, latents], dim=1)  # (B, A + N, D)
         for layer in self.layers:
-            latents, text = layer(latents, text, text_mask, patches, tables, latent_mask)
-        return latents
+            states = layer(states, patches, text_mask, tables, latent_mask)
+        return states
 
     def _latent_mask(
         self, latents: torch.Tensor, text_mask: torch.Tensor, patches: torch.Tensor | None

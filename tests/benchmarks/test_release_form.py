@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import forward, measurement
 from benchmarks.forward_variants import (
+    NUM_DECODE_STEPS,
     OURS,
     PHASES,
     RELEASE,
@@ -15,7 +16,7 @@ from benchmarks.forward_variants import (
     ReleaseRunner,
     Sizes,
     build_runners,
-    largest_differences,
+    largest_difference,
 )
 
 SMALL = Sizes(hidden_size=64, num_layers=4, image_grid=3, num_text_tokens=20, num_auxiliary_words=5, vocab_size=128)
@@ -30,7 +31,7 @@ def runners(request: pytest.FixtureRequest) -> dict[str, object]:
 @pytest.mark.parametrize("phase", PHASES)
 def test_release_form_equals_ours_when_nothing_is_padded(runners: dict[str, object], phase: str) -> None:
     runners[OURS].prefill(), runners[RELEASE].prefill()
-    assert largest_differences(runners)[phase] < 2e-5
+    assert largest_difference(runners, phase) < 2e-5
 
 
 def test_training_gradients_are_equal_when_both_forms_differentiate(runners: dict[str, object]) -> None:
@@ -72,7 +73,7 @@ def test_times_alternate_when_several_calls_are_measured() -> None:
     order = []
     calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
     times = measurement.time_alternating(calls, num_rounds=2, device=CPU, num_warmups=1)
-    assert "".join(order) == "abcabcabc"
+    assert "".join(order) == "abccbaabc"
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2, "c": 2}
 
 
@@ -88,19 +89,30 @@ def test_peak_memory_counts_what_a_call_holds_when_it_is_freed_again() -> None:
 
 
 def test_memory_process_prints_one_json_object_when_asked(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(forward, "Sizes", lambda **_: SMALL)
+    monkeypatch.setitem(forward.SIZES, "small", SMALL)
     forward.main(["--measure-memory-of", "ours", "prefill", "1", "--threads", "1"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["peak_mib"] >= 0
 
 
-def test_tables_show_every_variant_and_aim_when_printed(capsys) -> None:
-    from rich.console import Console
-
+def test_tables_show_every_variant_and_aim_when_printed() -> None:
     records = forward.measure_times(SMALL, [1, 2], 2, CPU)
     for record in records:
         record["peak_mib"] = dict.fromkeys(VARIANTS, 10.0)
-    forward.print_tables(records, Console(width=200))
-    printed = capsys.readouterr().out
+    printed = forward.to_markdown("a machine", records)
     assert len(records) == len(PHASES) * 2
     for text in ("(a) ours", "(b) release", "(c) backbone", "(>= 2)", "(>= 3)", "(<= 1.10)", "(<= 1.02)", "(<= 0.6)"):
         assert text in printed
+    assert printed.count("| a+ / c |") == len(records) and printed.count("(<= 1.05)") == 2 * len(records)
+
+
+def test_decode_record_is_per_step_when_a_call_runs_several() -> None:
+    (record,) = forward.measure_times(SMALL, [1], 1, CPU, ("decode",))
+    sizes, length = SMALL, SMALL.num_image_tokens + SMALL.num_text_tokens
+    width = sizes.hidden_size
+    linears = (
+        sizes.num_layers * (2 * width**2 + 2 * width**2 // 4 + 3 * width * (7 * width // 2)) + width * sizes.vocab_size
+    )
+    assert record["flops"]["ours"]["products"] == 2 * linears
+    seen = sum(length + step for step in range(1, NUM_DECODE_STEPS + 1)) / NUM_DECODE_STEPS
+    assert record["flops"]["ours"]["attention"] == 4 * width * sizes.num_layers * seen
+    assert len(record["times_ms"]["ours"]) == NUM_DECODE_STEPS
