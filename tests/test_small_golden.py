@@ -36,7 +36,7 @@ def test_outputs_are_the_committed_ones_when_computed(name: str) -> None:
 def test_outputs_are_the_committed_ones_when_another_kernel_attends(name: str) -> None:
     model = build_model(**list_models()[name])
     model.set_attn_implementation("eager")
-    assert 0 < excess(compute_model(model), name) <= 0.5
+    assert excess(compute_model(model), name) <= 0.5
 
 
 @pytest.mark.parametrize("part", ["compressor", "mixers", "multi_modal_projector", "vision_tower", "lora_b", "lm_head"])
