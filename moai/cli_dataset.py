@@ -118,7 +118,7 @@ def verbalize_datasets(
             is_retrying_failures=settings.is_retrying_failures,
             on_progress=show,
         )
-    _print_report(report, recipe, settings.is_json)
+    _print_report(report, settings.is_json)
     return report.num_errors, report.num_sources
 
 
@@ -158,10 +158,10 @@ def _describe_counts(report: BuildReport) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
-def _print_report(report: BuildReport, recipe: Recipe, is_json: bool) -> None:
+def _print_report(report: BuildReport, is_json: bool) -> None:
     if is_json:
         counts = {name: count for name, count in vars(report).items() if name.startswith("num_")}
-        values = {"folder": str(report.folder), "fingerprint": recipe.fingerprint, **counts}
+        values = {"folder": str(report.folder), "fingerprint": report.folder.name, **counts}
         print_json(values | {"failures": dict(report.failures)})
         return
     note(f"{report.num_sources} pictures: {_describe_counts(report)}")

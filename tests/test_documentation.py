@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import textwrap
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import TINY_TEXT, TINY_VISION, build_tiny_inputs
+from official_checkpoints import write_release
 from pipeline_builders import draw_picture, write_tiny_checkpoint
+from training_builders import SHORT_TRAINING
+from typer.testing import CliRunner
+
+from moai.cli import app
+from moai.training.watching import read_log
+from verbalizers import VerbalizationCache
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,31 +103,86 @@ def test_ci_runs_the_commands_that_the_readme_names() -> None:
             assert command in script, f".ci/run does not run `{command}`"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [line for line in _commands("README.md") if line.startswith("moai ")])
-def test_readme_command_runs_when_typed(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shlex
+def _moai_blocks() -> dict[str, list[str]]:
+    """README.md's blocks of ``moai`` commands by the first command's name."""
+    blocks = [
+        [line.split("#")[0].strip() for line in block.splitlines() if line.startswith("moai ")]
+        for block in _code_blocks("README.md", "bash")
+    ]
+    return {block[0].split()[1]: block for block in blocks if block}
 
-    from typer.testing import CliRunner
 
-    from moai.cli import app
-
-    shutil.copytree(REPO_ROOT / "examples", tmp_path / "examples")
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the README's commands find: its examples and recipes, pictures of one's own, a small release as MoAI-7B."""
+    for name in ("examples", "configs"):
+        shutil.copytree(REPO_ROOT / name, tmp_path / name)
+    (tmp_path / "your" / "pictures").mkdir(parents=True)
+    for name in ("street.jpg", "page.png"):
+        shutil.copy(REPO_ROOT / "examples" / name, tmp_path / "your" / "pictures")
+    draw_picture().save(tmp_path / "photo.jpg")
+    (tmp_path / "BK-Lee").mkdir()
+    write_release(tmp_path / "BK-Lee" / "MoAI-7B")  # a folder goes before the hub's repository of that name
     monkeypatch.chdir(tmp_path)
-    arguments = shlex.split(command)[1:]
-    if arguments[0] == "convert":
-        pytest.skip("conversion from a hub is run in tests/moai/test_hub.py")
-    if "moai-7b" in arguments:
-        pytest.skip("the published model is fetched, converted and asked in tests/moai/test_hub.py")
-    if arguments[0] == "train" or "--out" in arguments:
-        pytest.skip("training and its data are run in tests/moai/training and tests/test_finetune_documentation.py")
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    printed = result.stdout.strip().splitlines()[0]  # by the bundled model and four real verbalizers
-    assert printed in (REPO_ROOT / "README.md").read_text(encoding="utf-8")
-    for option, value in zip(arguments, arguments[1:], strict=False):
-        if option == "--overlay":
-            assert Path(value).stat().st_size > 0
+    monkeypatch.setenv("PYTHONPATH", str(REPO_ROOT))
+    monkeypatch.delenv("MOAI_MODEL", raising=False)
+    return tmp_path
+
+
+def _type(commands: list[str]) -> list[str]:
+    """Run commands in order, training cut to two steps; what they print."""
+    printed = []
+    for command in commands:
+        arguments = shlex.split(command)[1:]
+        options = SHORT_TRAINING if arguments[0] == "train" else ()
+        result = CliRunner().invoke(app, [*arguments, *options])
+        assert result.exit_code == 0, f"{command}\n{result.output}"
+        printed.append(result.stdout)
+    return printed
+
+
+def test_readme_blocks_are_all_run_when_counted() -> None:
+    """Each has a test below."""
+    assert set(_moai_blocks()) == {"ask", "convert", "verbalize"}
+    commands = [line for line in _commands("README.md") if line.startswith("moai ")]
+    assert sorted(commands) == sorted(line for block in _moai_blocks().values() for line in block)
+
+
+@pytest.mark.slow
+def test_readme_answers_are_printed_when_typed(workplace: Path) -> None:
+    commands = _moai_blocks()["ask"]
+    readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
+    for printed in _type(commands):  # by the bundled model and four real verbalizers
+        lines = printed.strip().splitlines()
+        assert lines and all(line in readme for line in lines), printed
+    assert (workplace / "overlay.png").stat().st_size > 0
+
+
+def test_readme_converts_and_asks_a_release_when_typed(workplace: Path) -> None:
+    """The same from a hub, with the published verbalizers: tests/moai/test_hub.py."""
+    pytest.importorskip("bitsandbytes")
+    converted, answer = _type(_moai_blocks()["convert"])
+    assert "tensors read, all consumed" in converted and answer.strip()
+    assert {file.name for file in (workplace / "moai-7b").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "verbalizers.json",
+        "README.md",
+    }
+
+
+@pytest.mark.slow
+def test_readme_verbalizes_and_trains_both_stages_when_typed(workplace: Path) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("rapidocr")
+    _type(_moai_blocks()["verbalize"])
+    cache = VerbalizationCache("verbalizations")
+    assert {entry.path for entry in cache} == {"street.jpg", "page.png"} and "PLEASE" in cache["street.jpg"].text
+    for stage in ("stage1", "stage2"):
+        log = read_log(workplace / "outputs" / stage / "log.jsonl")
+        assert [line["step"] for line in log] == [1, 2]
+        assert (workplace / "outputs" / stage / "final" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

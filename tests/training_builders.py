@@ -19,6 +19,13 @@ from moai.tokenization_training import train_tokenizer
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 NUM_SAMPLES = 12
+#: Laid over a recipe of the repository, so that documented commands end soon.
+SHORT_TRAINING = (
+    "optimization.num_steps=2",
+    "optimization.batch_size=2",
+    "optimization.micro_batch_size=2",
+    "watching.every_steps=1",
+)
 _CORPUS = [
     "AI assistant should give answers to the user. USER: how many dogs? ASSISTANT: two dogs, yes.",
     "The image includes bounding box coordinates and their objects: [0.10, 0.20, 0.30, 0.40] cat, and [..] dog.",

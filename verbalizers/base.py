@@ -60,11 +60,14 @@ class Verbalizer(ABC):
     Attributes:
         kind: what it finds; set by `register_verbalizer`.
         backend: with which library; likewise.
+        version: raise it when the class finds something else than before with the same settings: fingerprints
+            then change, and what was cached is found anew. Where the class lives does not count.
         uses: kinds whose findings about the same pictures it reads. It looks after whoever looks for them.
     """
 
     kind: ClassVar[str] = ""
     backend: ClassVar[str] = ""
+    version: ClassVar[int] = 1
     uses: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -99,24 +102,44 @@ class Verbalizer(ABC):
             return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
+    def fingerprint_settings(self) -> dict[str, Any]:
+        """The settings that decide what is found: all of them, unless a subclass leaves some out."""
+        return self.settings()
+
     def fingerprint(self) -> str:
-        """16 hex digits that change when the class, a setting or a checkpoint's content changes.
+        """16 hex digits that change when kind, backend, `version`, a setting or a checkpoint's content changes.
 
         Cached verbalizations are keyed by it. Settings named `checkpoint`, `*_checkpoint` or `*_dir` are read
         through `fingerprint_checkpoint`, so that a copied folder keeps its fingerprint and a retrained one does
         not.
         """
-        return self._fingerprint_of(self.settings())
+        cls = type(self)
+        # Kind and backend name one class. A subclass that is not registered only inherits its parent's.
+        name = [self.kind, self.backend] if cls.is_registered() else [cls.__module__, cls.__qualname__]
+        return self._hash_with_settings([*name, self.version])
 
-    def _fingerprint_of(self, settings: dict[str, Any]) -> str:
+    @classmethod
+    def is_registered(cls) -> bool:
+        """Whether `kind` and `backend` are this very class's."""
+        return "kind" in vars(cls) and "backend" in vars(cls)
+
+    def fingerprint_as(self, module: str, qualname: str) -> str:
+        """The fingerprint by the rule before `version`, when a class counted by where it stood.
+
+        Args:
+            module: where it stood, such as "verbalizers.ocr".
+            qualname: how it was called there.
+        """
+        return self._hash_with_settings([module, qualname, self.kind, self.backend])
+
+    def _hash_with_settings(self, name: list[Any]) -> str:
         settings = {
             name: fingerprint_checkpoint(value)
             if value is not None and (name == "checkpoint" or name.endswith(("_checkpoint", "_dir")))
             else value
-            for name, value in settings.items()
+            for name, value in self.fingerprint_settings().items()
         }
-        identity = [type(self).__module__, type(self).__qualname__, self.kind, self.backend, settings]
-        text = json.dumps(identity, sort_keys=True, default=repr)
+        text = json.dumps([*name, settings], sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -16,11 +16,45 @@ from typing import Any
 from verbalizers.base import Verbalizer, build_verbalizer
 from verbalizers.words import WordSettings
 
-__all__ = ["MANIFEST_FILE", "Recipe", "VerbalizerEntry", "read_manifest"]
+__all__ = ["MANIFEST_FILE", "Recipe", "VerbalizerEntry", "is_made_by", "legacy_fingerprint", "read_manifest"]
 
 MANIFEST_FILE = "verbalization.json"
 #: Raised when rows of an older layout can no longer be read as they are.
 FORMAT_VERSION = 1
+# Where each class stood while fingerprints held module paths. Never changed: caches written then are known by it.
+_FORMER_CLASSES = {
+    ("depth", "transformers"): ("verbalizers.depth", "TransformersDepth"),
+    ("detection", "owlv2"): ("verbalizers.detection", "Owlv2Detector"),
+    ("detection", "ultralytics"): ("verbalizers.detection_ultralytics", "UltralyticsDetector"),
+    ("ocr", "paddleocr"): ("verbalizers.ocr_paddleocr", "PaddleOCRVerbalizer"),
+    ("ocr", "rapidocr"): ("verbalizers.ocr", "RapidOCRVerbalizer"),
+    ("ocr", "transformers"): ("verbalizers.ocr_transformers", "TransformersOCR"),
+    ("scene_graph", "geometric"): ("verbalizers.scene_graph_geometric", "GeometricSceneGraph"),
+    ("scene_graph", "psgtr"): ("verbalizers.scene_graph", "PSGTRVerbalizer"),
+    ("scene_graph", "triplets"): ("verbalizers.scene_graph", "TripletVerbalizer"),
+    ("segmentation", "transformers"): ("verbalizers.segmentation", "TransformersSegmenter"),
+}
+
+
+def legacy_fingerprint(verbalizer: Verbalizer) -> str | None:
+    """Its fingerprint by the rule that held while a class counted by its module path; None = it finds other things now.
+
+    A class outside this package is taken to stand where it stood.
+    """
+    cls = type(verbalizer)
+    if cls.fingerprint is not Verbalizer.fingerprint:  # a rule of its own, which is as it was
+        return verbalizer.fingerprint()
+    if verbalizer.version != Verbalizer.version:
+        return None
+    here = (cls.__module__, cls.__qualname__)
+    name = (verbalizer.kind, verbalizer.backend)
+    return verbalizer.fingerprint_as(*(_FORMER_CLASSES.get(name, here) if cls.is_registered() else here))
+
+
+def is_made_by(entry: Mapping[str, Any], verbalizer: Verbalizer) -> bool:
+    """Whether an entry of a manifest's `verbalizers` stands for this verbalizer, also under its legacy fingerprint."""
+    names_it = (entry["kind"], entry["backend"]) == (verbalizer.kind, verbalizer.backend)
+    return names_it and entry["fingerprint"] in (verbalizer.fingerprint(), legacy_fingerprint(verbalizer))
 
 
 @dataclass(frozen=True)
@@ -32,6 +66,8 @@ class VerbalizerEntry:
         kind, backend: its names in the registry.
         settings: arguments of `build_verbalizer`.
         fingerprint: of the verbalizer, its checkpoint's content included.
+        version: of the class; see `Verbalizer.version`.
+        legacy_fingerprint: the same by the former rule; see the function of that name.
     """
 
     module: str
@@ -39,6 +75,8 @@ class VerbalizerEntry:
     backend: str
     settings: Mapping[str, Any]
     fingerprint: str
+    version: int = Verbalizer.version
+    legacy_fingerprint: str | None = None
 
     def build(self) -> Verbalizer:
         """Build it in this process; no model is loaded yet."""
@@ -86,7 +124,16 @@ class Recipe:
                     "import. Move the class to a module of its own and import it."
                 )
         entries = tuple(
-            VerbalizerEntry(type(v).__module__, v.kind, v.backend, v.settings(), v.fingerprint()) for v in verbalizers
+            VerbalizerEntry(
+                type(v).__module__,
+                v.kind,
+                v.backend,
+                v.settings(),
+                v.fingerprint(),
+                v.version,
+                legacy_fingerprint(v),
+            )
+            for v in verbalizers
         )
         kept = tuple(sorted(kinds if kept_kinds is None else set(kinds) & set(kept_kinds)))
         return cls(entries, words or WordSettings(), compat, None if kept == tuple(sorted(kinds)) else kept)
@@ -102,8 +149,23 @@ class Recipe:
 
         The order of the verbalizers does not count: they look side by side.
         """
-        entries = sorted((entry.kind, entry.backend, entry.fingerprint) for entry in self.entries)
-        identity = [FORMAT_VERSION, entries, asdict(self.words), self.compat]
+        return self._fingerprint_of((entry.kind, entry.backend, entry.fingerprint) for entry in self.entries)
+
+    def fingerprint_in(self, out: str | Path) -> str:
+        """Under which fingerprint a cache keeps this recipe.
+
+        A cache that was written while fingerprints held module paths goes on under the one it has.
+
+        Args:
+            out: the cache; it need not be there yet.
+        """
+        former = [(e.kind, e.backend, e.legacy_fingerprint) for e in self.entries if e.legacy_fingerprint is not None]
+        legacy = self._fingerprint_of(former) if len(former) == len(self.entries) else self.fingerprint
+        is_there = [(Path(out) / name / MANIFEST_FILE).is_file() for name in (self.fingerprint, legacy)]
+        return legacy if is_there == [False, True] else self.fingerprint
+
+    def _fingerprint_of(self, verbalizers: Iterable[tuple[str, ...]]) -> str:
+        identity = [FORMAT_VERSION, sorted(verbalizers), asdict(self.words), self.compat]
         if self.kept_kinds is not None:
             identity.append(self.kept_kinds)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -122,6 +184,7 @@ class Recipe:
                 {
                     "kind": entry.kind,
                     "backend": entry.backend,
+                    "version": entry.version,
                     "settings": json.loads(json.dumps(dict(entry.settings), default=repr)),
                     "fingerprint": entry.fingerprint,
                 }

@@ -39,7 +39,7 @@ class CacheWriter:
     """The one writer of a recipe's folder. Use as a context manager.
 
     Args:
-        out: the cache; the recipe's fingerprint names the folder inside.
+        out: the cache; the recipe's fingerprint there (`Recipe.fingerprint_in`) names the folder inside.
         recipe: what the verbalizations are made with.
         shard_rows: pictures per Parquet shard.
         is_retrying_failures: forget the pictures on which a verbalizer failed, so that they are looked at again.
@@ -59,7 +59,7 @@ class CacheWriter:
         if shard_rows < 1:
             raise ValueError(f"`shard_rows` must be at least 1, got {shard_rows}.")
         import_pyarrow()
-        self.fingerprint, self.shard_rows = recipe.fingerprint, shard_rows
+        self.fingerprint, self.shard_rows = recipe.fingerprint_in(out), shard_rows
         self.folder = Path(out) / self.fingerprint
         if Path(out).is_file():
             raise ValueError(f"expected a folder for --out, got the file {str(out)!r}. Name another.")
@@ -233,7 +233,10 @@ class CacheWriter:
         if (self.folder / MANIFEST_FILE).exists():
             found = read_manifest(self.folder)["fingerprint"]
             if found != self.fingerprint:
-                raise ValueError(f"expected verbalizations of {self.fingerprint} in {self.folder}, got {found}.")
+                raise ValueError(
+                    f"expected verbalizations of {self.fingerprint} in {self.folder}, got {found}. "
+                    "Verbalize into another folder."
+                )
             return
         with replacing(self.folder / MANIFEST_FILE) as temporary:
             temporary.write_text(json.dumps(recipe.to_manifest(), indent=2) + "\n", encoding="utf-8")

@@ -164,9 +164,9 @@ class CheckpointVerbalizer(Verbalizer):
         with self._lock:
             self._loaded = None
 
-    def fingerprint(self) -> str:
-        """As `Verbalizer.fingerprint`; where and in how large batches the model runs does not count."""
-        return self._fingerprint_of({k: v for k, v in self.settings().items() if k not in self._not_fingerprinted})
+    def fingerprint_settings(self) -> dict[str, Any]:
+        """All but where and in how large batches the model runs."""
+        return {k: v for k, v in self.settings().items() if k not in self._not_fingerprinted}
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
         """Look at uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.

@@ -285,15 +285,14 @@ class UltralyticsDetector(CheckpointVerbalizer):
         with self._text_lock:
             return self.vocabulary, read_or_write(path, lambda: encode_with_clip(self.text_checkpoint, self.vocabulary))
 
-    def fingerprint(self) -> str:
-        """As `CheckpointVerbalizer.fingerprint`; the text model and embeddings count by their content too."""
+    def fingerprint_settings(self) -> dict[str, Any]:
+        """As `CheckpointVerbalizer.fingerprint_settings`; the text embeddings count by their content too."""
         from verbalizers.base import fingerprint_checkpoint
 
-        settings = {k: v for k, v in self.settings().items() if k not in self._not_fingerprinted}
-        for name in ("text_checkpoint", "text_embeddings"):
-            if settings[name] is not None:
-                settings[name] = fingerprint_checkpoint(settings[name])
-        return self._fingerprint_of(settings)
+        settings = super().fingerprint_settings()
+        if self.text_embeddings is not None:
+            settings["text_embeddings"] = fingerprint_checkpoint(self.text_embeddings)
+        return settings
 
     def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[Detections]:
         import torch

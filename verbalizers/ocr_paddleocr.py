@@ -67,10 +67,10 @@ class PaddleOCRVerbalizer(Verbalizer):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
-    def fingerprint(self) -> str:
-        """As `Verbalizer.fingerprint`; where and in how large batches the models run does not count."""
+    def fingerprint_settings(self) -> dict[str, Any]:
+        """All but where and in how large batches the models run."""
         ignored = ("device", "cpu_threads", "batch_size")
-        return self._fingerprint_of({k: v for k, v in self.settings().items() if k not in ignored})
+        return {k: v for k, v in self.settings().items() if k not in ignored}
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TextLines]:
         """Read uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.

@@ -151,9 +151,9 @@ class TripletVerbalizer(Verbalizer):
         if not callable(self.model):
             raise ValueError(f"`model` must be callable with a list of images, got {type(self.model).__name__}.")
 
-    def fingerprint(self) -> str:
-        """As `Verbalizer.fingerprint`; the model counts by `name`."""
-        return self._fingerprint_of({k: v for k, v in self.settings().items() if k != "model"})
+    def fingerprint_settings(self) -> dict[str, Any]:
+        """The settings; the model counts by `name`."""
+        return {k: v for k, v in self.settings().items() if k != "model"}
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Relations]:
         """Relations of uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`."""

@@ -21,6 +21,7 @@ from PIL import Image
 from moai.data.training_settings import DataSettings
 from moai.pipeline_verbalizers import VerbalizerSettings
 from verbalizers import SCENE_FIELDS, Scene, VerbalizationCache, WordSettings, parse_scene, verbalize_scene
+from verbalizers.cache_recipe import is_made_by
 from verbalizers.cache_rows import hash_content
 from verbalizers.scene import keep_kinds, render_segmentation_map
 
@@ -172,8 +173,10 @@ class FindingsReader:
     def _check_fingerprints(self) -> None:
         """Hold the verbalizers against those that filled the cache."""
         entries: list[Mapping[str, Any]] = [] if self.cache is None else self.cache.manifest["verbalizers"]
-        for entry, verbalizer in zip(entries, self._verbalizers, strict=False):
-            if verbalizer.fingerprint() != entry["fingerprint"]:
+        verbalizers = {verbalizer.kind: verbalizer for verbalizer in self._verbalizers}
+        for entry in entries:
+            verbalizer = verbalizers.get(entry["kind"])  # one that is not installed has been named already
+            if verbalizer is not None and not is_made_by(entry, verbalizer):
                 raise ValueError(
                     f"the verbalizer {entry['kind']}/{entry['backend']} is not the one that filled the cache (another "
                     "checkpoint or version). Verbalize the missing pictures with `moai verbalize`, or the whole anew."
