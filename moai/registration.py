@@ -1,8 +1,8 @@
-"""Makes AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor and pipelines know MoAI, when they are there.
+"""Makes AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor and pipelines know MoAI, when they are used.
 
-Whoever asks an Auto class about a checkpoint has imported the module of transformers that defines it. So `import moai`
-imports neither transformers nor the model: with Python's import hooks it waits for these modules, and right after one
-of them has run, our module that registers with it at its end is imported. An Auto class that can be used knows MoAI.
+Our modules register their classes with the Auto classes at their end. `import moai` does not import them, and not
+transformers either: it sees to it that each is imported as soon as somebody takes an Auto class that it registers with
+out of its module. An Auto class that one has at hand knows MoAI; to have read a configuration imports no model.
 """
 
 from __future__ import annotations
@@ -13,57 +13,87 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 __all__ = ["register_auto_classes"]
 
-#: Where an Auto class is defined -> which of our modules registers with it.
-REGISTERING_MODULES = {
-    "transformers.models.auto.configuration_auto": "moai.configuration_moai",
-    "transformers.models.auto.modeling_auto": "moai.modeling_moai",
-    "transformers.models.auto.tokenization_auto": "moai.tokenization_internlm2",
-    "transformers.models.auto.image_processing_auto": "moai.image_processing_moai",
-    "transformers.models.auto.processing_auto": "moai.processing_moai",
+#: Module of transformers -> ours that registers with it, and the names that nobody gets without that.
+AUTO_MODULES = {
+    "transformers.models.auto.configuration_auto": ("moai.configuration_moai", {"AutoConfig", "CONFIG_MAPPING"}),
+    "transformers.models.auto.modeling_auto": (
+        "moai.modeling_moai",
+        {
+            "AutoModel",
+            "AutoModelForImageTextToText",
+            "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+            "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+            "MODEL_MAPPING",
+        },
+    ),
+    "transformers.models.auto.tokenization_auto": (
+        "moai.tokenization_internlm2",
+        {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
+    ),
+    "transformers.models.auto.image_processing_auto": (
+        "moai.image_processing_moai",
+        {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
+    ),
+    "transformers.models.auto.processing_auto": (
+        "moai.processing_moai",
+        {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
+    ),
 }
 
 
 def register_auto_classes() -> None:
-    """Register with the Auto classes that are imported now, and with the others as they are; safe to call twice."""
+    """Register with the Auto classes that are imported by now, and have the others wait; safe to call twice."""
     if not any(isinstance(finder, _AutoModuleFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AutoModuleFinder())
-    for theirs, ours in REGISTERING_MODULES.items():
-        if theirs in sys.modules:
+    for theirs, (ours, _) in AUTO_MODULES.items():
+        if theirs in sys.modules:  # somebody may have taken its classes
             importlib.import_module(ours)
 
 
+class _WaitingModule(ModuleType):
+    """A module of Auto classes for as long as nobody has taken one of them; then it is an ordinary one again.
+
+    Importing our module when theirs has run would be too early: transformers imports theirs for its docstrings while
+    other modules, which ours needs, are half imported.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        ours, names = AUTO_MODULES[ModuleType.__getattribute__(self, "__name__")]
+        if name in names:
+            importlib.import_module(ours)  # perhaps half imported, taking AutoModel to register with it at its end
+            self.__class__ = ModuleType
+        return ModuleType.__getattribute__(self, name)
+
+
 class _AutoModuleFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules of Auto classes where every other finder does, and has them followed by ours."""
+    """Finds the modules of Auto classes where every other finder does."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The ordinary specification, with a loader that remembers what to import next."""
-        if fullname not in REGISTERING_MODULES:
+        if fullname not in AUTO_MODULES:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
         if spec is not None:
-            spec.loader = _FollowedLoader(spec.loader, REGISTERING_MODULES[fullname])
+            spec.loader = _WaitingLoader(spec.loader)
         return spec
 
 
-class _FollowedLoader(importlib.abc.Loader):
-    """Runs a module as its own loader does, then imports another one.
+class _WaitingLoader(importlib.abc.Loader):
+    """Runs a module as its own loader does, then has it wait."""
 
-    The other may be half imported, since it is what imports the first: it registers when it comes to its end.
-    """
-
-    def __init__(self, loader: importlib.abc.Loader, follower: str) -> None:
-        self._loader, self._follower = loader, follower
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__.loader = module.__loader__ = self._loader  # an ordinary module for whoever looks at it
+        module.__spec__.loader = module.__loader__ = self._loader  # whoever looks at it sees an ordinary module
         self._loader.exec_module(module)
-        importlib.import_module(self._follower)
+        module.__class__ = _WaitingModule

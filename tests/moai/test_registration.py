@@ -63,6 +63,7 @@ AUTO_CLASSES = {
     "AutoModelForImageTextToText": "MoAIForConditionalGeneration",
 }
 CHECK_ALL = f"""
+import transformers
 loaded = {{name: type(getattr(transformers, name).from_pretrained(folder)).__name__ for name in {list(AUTO_CLASSES)}}}
 assert loaded == {AUTO_CLASSES}, loaded
 """
@@ -84,8 +85,10 @@ def _run(script: str, repo_root: Path) -> None:
         "import moai.modeling_moai, transformers",
         "import moai.processing_moai, transformers",
         "import moai, transformers; transformers.AutoProcessor.from_pretrained(folder)",
-        # It imports AutoModel before it has come to its own end, as every model of transformers does.
+        # These take or import Auto classes before they have come to their own end.
         "import moai, transformers.modeling_layers",
+        "import moai; from transformers import CLIPImageProcessorPil",
+        "import moai, transformers.pipelines",
     ],
 )
 def test_auto_classes_know_moai_when_imports_come_in_this_order(first: str, repo_root: Path) -> None:
@@ -114,12 +117,25 @@ def test_pickled_configuration_builds_its_model_when_nothing_else_was_imported(t
     )
 
 
-def test_module_of_auto_class_looks_ordinary_when_followed_by_ours(repo_root: Path) -> None:
+def test_module_of_auto_class_is_an_ordinary_one_when_its_class_was_taken(repo_root: Path) -> None:
     _run(
-        "import inspect, moai, transformers.models.auto.configuration_auto as module\n"
-        "assert 'moai.configuration_moai' in __import__('sys').modules\n"
+        "import inspect, sys, types, moai, transformers.models.auto.configuration_auto as module\n"
+        "assert 'class AutoConfig' in inspect.getsource(module)\n"
+        "assert type(module.__loader__).__module__ == '_frozen_importlib_external'\n"
         "assert module.__loader__ is module.__spec__.loader\n"
-        "assert module.__loader__.__class__.__module__ == '_frozen_importlib_external'\n"
-        "assert 'class AutoConfig' in inspect.getsource(module)\n",
+        "assert 'moai.configuration_moai' not in sys.modules\n"
+        "assert 'moai' in module.CONFIG_MAPPING and type(module) is types.ModuleType\n",
+        repo_root,
+    )
+
+
+@pytest.mark.slow
+def test_image_text_to_text_pipeline_finds_the_model_when_only_moai_was_imported(repo_root: Path) -> None:
+    _run(
+        "import moai\n"
+        "from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as names\n"
+        "from transformers import pipeline\n"
+        "assert names['moai'] == 'MoAIForConditionalGeneration'\n"
+        "assert type(pipeline('image-text-to-text', folder).model).__name__ == names['moai']\n",
         repo_root,
     )
