@@ -98,7 +98,7 @@ def verbalize_datasets(
     sources = [source for each in datasets for source in read_sources(each, settings.image_folder, settings.column)]
     if not sources:
         raise ValueError(f"expected pictures in {', '.join(datasets)}, got none. Check the path.")
-    recipe = Recipe.from_verbalizers(looking, stored.words, stored.compat)
+    recipe = Recipe.from_verbalizers(looking, stored.words, stored.compat, kinds)
     cuda_devices = _list_cuda_devices()
     num_workers = settings.num_workers
     if num_workers is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verbalizers import SCENE_FIELDS, Verbalizer, verbalize_scene
+from verbalizers.base import add_sources
 from verbalizers.profiling import Cost, profile_scene
+from verbalizers.scene import keep_kinds
 
 from .checkpoint_lookup import find_checkpoint
 from .cli_profiling import print_costs
@@ -25,7 +27,7 @@ def choose_verbalizers(
     Args:
         model: Checkpoint whose ``verbalizers.json`` to use; None = the defaults.
         verbalizers: Names separated by commas, instead of those.
-        kinds: Only these kinds look; None = all.
+        kinds: Only these kinds look, and whoever finds what they use; None = all.
 
     Returns:
         The checkpoint's settings, who looks, and for each kind that cannot be built why.
@@ -40,7 +42,8 @@ def choose_verbalizers(
     unknown = set(kinds or stored.kinds) - set(SCENE_FIELDS) - {v.kind for v in built}
     if unknown:
         raise ValueError(f"unknown kinds {sorted(unknown)}, expected some of {sorted(SCENE_FIELDS)}.")
-    return stored, [v for v in built if kinds is None or v.kind in kinds], absent
+    chosen = [verbalizer for verbalizer in built if kinds is None or verbalizer.kind in kinds]
+    return stored, add_sources(chosen, built), absent
 
 
 def verbalize_pictures(
@@ -57,7 +60,7 @@ def verbalize_pictures(
         pictures: Paths.
         model: Checkpoint whose ``verbalizers.json`` to use; None = the defaults.
         verbalizers: Names separated by commas, instead of those.
-        kinds: Only these kinds look and speak; None = all.
+        kinds: Only these kinds speak, and only they and whoever finds what they use look; None = all.
         settings: ``is_json``, ``is_drawing``, ``overlay`` and ``timeout_s`` count.
         is_profiling: Measure each verbalizer alone, then all side by side; print a table, or with ``is_json`` add
             ``profile`` to each row.
@@ -84,6 +87,7 @@ def verbalize_pictures(
             num_failed += 1
             print_json({"image": picture, "error": str(error)}) if settings.is_json else note(f"error: {error}")
             continue
+        scene = keep_kinds(scene, kinds)
         words = verbalize_scene(scene, compat=stored.compat, settings=stored.words)
         missing = find_missing_kinds(scene, wanted, absent)
         overlay = None

@@ -297,15 +297,8 @@ def complete_scenes(
         known = {kind for kind, name in SCENE_FIELDS.items() if getattr(scene, name) is not None}
         wanted = [v for v in verbalizers if v.kind not in known | set(scene.findings) | set(scene.failures)]
         if wanted:
-            scenes[index] = _merge(scene, parse_scene([picture], wanted, timeout_s)[0])
+            scenes[index] = parse_scene([picture], wanted, timeout_s, [scene])[0]
     return scenes
-
-
-def _merge(scene: Scene, new: Scene) -> Scene:
-    """A scene with the findings of another one added."""
-    fields = {name: getattr(new, name) for name in SCENE_FIELDS.values() if getattr(new, name) is not None}
-    findings, failures = {**scene.findings, **new.findings}, {**scene.failures, **new.failures}
-    return replace(scene, **fields, findings=findings, failures=failures)
 
 
 def find_missing_kinds(scene: Scene, kinds: Iterable[str], absent: Mapping[str, str]) -> dict[str, str]:

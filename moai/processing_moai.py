@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .chat_templates import TURN_HEADERS, default_chat_templates
 from .configuration_moai import MoAIConfig
 from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from .image_processing_moai import compute_map_pixel_values, compute_pixel_values
+from .processor_arguments import MoAIProcessorKwargs, refuse_unknown
 from .sample_batching import (
     as_list,
     group_images_by_placeholders,
@@ -28,6 +29,7 @@ from .sample_batching import (
     unique_objects,
 )
 from .sample_encoding import SampleEncoder
+from .token_offsets import locate_replacements
 from .tokenization_internlm2 import IMAGE_TOKEN
 
 
@@ -51,6 +53,15 @@ class MoAIProcessor(ProcessorMixin):
     Raises:
         ValueError: `num_image_tokens` is missing, or the tokenizer does not know `image_token`.
     """
+
+    valid_processor_kwargs = MoAIProcessorKwargs
+    text_kwargs = {
+        "padding": True,
+        "padding_side": "left",
+        "truncation": False,
+        "add_special_tokens": True,
+        "return_tensors": "pt",
+    }
 
     def __init__(
         self,
@@ -119,6 +130,24 @@ class MoAIProcessor(ProcessorMixin):
         """Settings for ``processor_config.json``."""
         self.__dict__.pop("_encoder", None)  # the parent deep-copies every attribute; this one holds the tokenizer
         return super().to_dict()
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any
+    ) -> MultiModalData:
+        """Count tokens without pictures (transformers' hook for servers that plan ahead).
+
+        Args:
+            image_sizes: Height and width of each picture, in pixels; every size gives as many tokens.
+            **kwargs: Settings of a call, without influence on the count.
+
+        Returns:
+            `num_image_tokens` and `num_image_patches` per picture; both None without `image_sizes`.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        return MultiModalData(
+            num_image_tokens=[self.num_image_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+        )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """Text that stands for one picture (transformers' hook for tools that expand prompts themselves)."""
@@ -224,15 +253,8 @@ class MoAIProcessor(ProcessorMixin):
         questions: str | Sequence[str] | None = None,
         answers: str | Sequence[str] | None = None,
         chat_template: str | None = None,
-        padding: bool | str = True,
-        padding_side: str = "left",
-        pad_to_multiple_of: int | None = None,
-        truncation: bool = False,
-        max_length: int | None = None,
-        add_special_tokens: bool = True,
         allow_urls: bool = False,
-        return_tensors: str | None = "pt",
-        **kwargs: Any,
+        **kwargs: Unpack[MoAIProcessorKwargs],
     ) -> BatchFeature:
         """Build model inputs.
 
@@ -245,17 +267,11 @@ class MoAIProcessor(ProcessorMixin):
             questions: Instead of `text`: plain questions, as data, put into the chat template.
             answers: Training targets, as data; adds `labels`, and EOS behind each answer.
             chat_template: Template (name) for `questions`.
-            padding: True / "longest", "max_length", or False.
-            padding_side: "left" (needed for generation) or "right".
-            pad_to_multiple_of: Round the padded length up.
-            truncation: Whether a question that does not fit `max_length` loses its end, with a warning. Otherwise
-                a `ValueError` names both lengths. Prompts given as `text` are never cut.
-            max_length: Bound in tokens for this call; default is the processor's own.
-            add_special_tokens: Whether BOS is put in front of prompts that do not begin with it.
             allow_urls: Whether http(s) addresses among `images` are followed.
-            return_tensors: "pt", "np", or `None` for lists.
-            **kwargs: `images_kwargs` goes to the image processor. Flags of other processors that cannot apply
-                (`return_mm_token_type_ids`: always returned; `videos=None`) are accepted.
+            **kwargs: Settings as for every transformers processor: those of text (`MoAITextKwargs`: `padding`,
+                `padding_side`, `truncation`, `max_length`, `return_tensors`, ...) and of the image processor
+                (`do_rescale`, `size`, ...), alone or in `text_kwargs`, `images_kwargs` and `common_kwargs`;
+                `return_text_replacement_offsets` tells what each placeholder became.
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids` (0 padding or answer, 1 image, 2 prompt language), each
@@ -266,9 +282,14 @@ class MoAIProcessor(ProcessorMixin):
         Raises:
             ValueError: Counts do not match, a text is empty or too long, or a picture cannot be read.
         """
-        images_kwargs = dict(kwargs.pop("images_kwargs", None) or {})
-        _refuse_unknown(kwargs)
-        limit = max_length or self.max_length
+        refuse_unknown(kwargs, self.image_processor)
+        given = {name: value for name, value in kwargs.items() if value is not None or name == "return_tensors"}
+        merged = self._merge_kwargs(MoAIProcessorKwargs, **given)
+        settings, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
+        return_tensors = settings.get("return_tensors")
+        images_kwargs.pop("return_tensors", None)
+        limit, truncation = settings.get("max_length") or self.max_length, settings["truncation"]
+        add_special_tokens, multiple_of = settings["add_special_tokens"], settings.get("pad_to_multiple_of")
         prompts, groups = self._prompts_and_pictures(images, text, questions, chat_template)
         given, picture_index = unique_objects([picture for group in groups for picture in group])
         pictures = [load_image(picture, self.max_image_pixels, allow_urls, allow_data_urls=True) for picture in given]
@@ -283,14 +304,20 @@ class MoAIProcessor(ProcessorMixin):
                     asked, count = as_list(questions)[index], len(groups[index])
                     sample = self._cut_question(asked, count, chat_template, target, add_special_tokens, limit)
                 samples.append(sample)
-            data |= self.encoder.pad_samples(samples, padding, padding_side, limit, pad_to_multiple_of)
+            if settings.get("return_offsets_mapping"):
+                for prompt, sample in zip(prompts, samples, strict=True):
+                    self.encoder.add_offsets(sample, prompt)
+            data |= self.encoder.pad_samples(samples, settings["padding"], settings["padding_side"], limit, multiple_of)
+            if merged["return_text_replacement_offsets"]:
+                kind = (self.image_token, self.num_image_tokens)
+                data["text_replacement_offsets"] = [locate_replacements(prompt, *kind) for prompt in prompts]
         if pictures:
             data["pixel_values"] = compute_pixel_values(self.image_processor, pictures, **images_kwargs)[picture_index]
         num_samples = None if prompts is None else len(prompts)
-        data |= self._auxiliary_inputs(auxiliary_text, auxiliary_images, num_samples, pad_to_multiple_of)
+        data |= self._auxiliary_inputs(auxiliary_text, auxiliary_images, num_samples, multiple_of)
         if not data:
             raise ValueError("expected pictures, text or questions, got none of them. Pass at least one.")
-        return BatchFeature(data, tensor_type=return_tensors)
+        return BatchFeature(data, return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def _prompts_and_pictures(
         self, images: Any, text: Any, questions: Any, chat_template: str | None
@@ -358,20 +385,6 @@ class MoAIProcessor(ProcessorMixin):
             values = compute_map_pixel_values(self.image_processor, loaded, self.auxiliary_map_scale)
             data["auxiliary_pixel_values"] = values[map_index]
         return data
-
-
-def _refuse_unknown(kwargs: dict[str, Any]) -> None:
-    """Accept what transformers' callers pass to every processor; refuse what would be silently ignored."""
-    for name in (
-        "return_mm_token_type_ids",
-        "return_attention_mask",
-        "return_token_type_ids",
-        "sanitize_control_tokens",
-    ):
-        kwargs.pop(name, None)
-    given = [name for name, value in kwargs.items() if value is not None]
-    if given:
-        raise TypeError(f"MoAIProcessor got unknown arguments {given}. See help(MoAIProcessor.__call__).")
 
 
 AutoProcessor.register(MoAIConfig, MoAIProcessor, exist_ok=True)

@@ -95,13 +95,13 @@ def group_images_by_question(images: Any, num_questions: int) -> list[list[Any]]
 
 
 def pad_rows(
-    rows: Sequence[Sequence[int]],
-    value: int,
+    rows: Sequence[Sequence[Any]],
+    value: Any,
     side: str = "left",
     length: int | None = None,
     multiple_of: int | None = None,
-) -> list[list[int]]:
-    """Pad rows of integers to one length.
+) -> list[list[Any]]:
+    """Pad rows of integers (or of spans) to one length.
 
     Args:
         rows: B rows of any length.

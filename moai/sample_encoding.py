@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .control_tokens import ControlTokenGuard
 from .roles import IMAGE_ROLE, LANGUAGE_ROLE
 from .sample_batching import pad_rows
+from .token_offsets import expand_placeholders, locate_tokens
 
 #: Label of positions that carry no loss (the ignore index of `torch.nn.functional.cross_entropy`).
 IGNORE_INDEX = -100
@@ -75,6 +76,23 @@ class SampleEncoder:
             "labels": [IGNORE_INDEX] * len(expanded) + target,
         }
 
+    def add_offsets(self, sample: dict[str, list], prompt: str) -> None:
+        """Add `offset_mapping`, the characters of each token in the prompt with its placeholders expanded.
+
+        Args:
+            sample: What `encode_sample` made of the prompt, without an answer.
+            prompt: The rendered prompt.
+
+        Raises:
+            ValueError: The sample has an answer, which stands in no prompt, or the tokenizer is not a fast one.
+        """
+        if "labels" in sample:
+            raise ValueError("`return_offsets_mapping` tells where a prompt's tokens stand. Leave `answers` out.")
+        spans = locate_tokens(self.guard, prompt)
+        spans = expand_placeholders(self.guard.encode(prompt), spans, self.image_token_id, self.num_image_tokens)
+        num_special = len(sample["input_ids"]) - len(spans)  # BOS stands nowhere
+        sample["offset_mapping"] = [(0, 0)] * num_special + spans
+
     def _ends_turn_header(self, prompt: str, ids: list[int]) -> bool:
         """Whether a prompt ends in a line break or control token, behind which an answer begins without a space."""
         return prompt[-1].isspace() or ids[-1] in self.guard.forbidden_ids
@@ -136,12 +154,18 @@ class SampleEncoder:
             raise ValueError("`padding='max_length'` needs `max_length`, got none. Pass max_length=... as well.")
         rows = {"input_ids": [sample["input_ids"] for sample in samples]}
         rows["attention_mask"] = [[1] * len(ids) for ids in rows["input_ids"]]
-        for key in ("mm_token_type_ids", "labels"):
+        for key in ("mm_token_type_ids", "labels", "offset_mapping"):
             if key in samples[0]:
                 rows[key] = [sample[key] for sample in samples]
         if padding in (False, "do_not_pad"):
             return rows
-        fill = {"input_ids": self.pad_id, "attention_mask": 0, "mm_token_type_ids": NO_ROLE, "labels": IGNORE_INDEX}
+        fill = {
+            "input_ids": self.pad_id,
+            "attention_mask": 0,
+            "mm_token_type_ids": NO_ROLE,
+            "labels": IGNORE_INDEX,
+            "offset_mapping": (0, 0),
+        }
         target = length if padding == "max_length" else None
         return {key: pad_rows(values, fill[key], side, target, multiple_of) for key, values in rows.items()}
 

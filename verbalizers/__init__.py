@@ -21,6 +21,7 @@ from verbalizers.ocr_paddleocr import PaddleOCRVerbalizer
 from verbalizers.ocr_transformers import TransformersOCR
 from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_finding, verbalize_scene
 from verbalizers.scene_graph import verbalize_relations
+from verbalizers.scene_graph_geometric import GeometricSceneGraph
 from verbalizers.segmentation import pascal_colors, render_segmentation_map, verbalize_segments
 from verbalizers.structures import Detections, Finding, Relations, Scene, Segments, TextLines, register_finding
 from verbalizers.words import WordSettings, join_sentences
@@ -31,6 +32,7 @@ __all__ = [
     "DepthMap",
     "Detections",
     "Finding",
+    "GeometricSceneGraph",
     "PaddleOCRVerbalizer",
     "Relations",
     "Scene",

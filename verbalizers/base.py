@@ -14,22 +14,27 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from verbalizers.structures import Scene
 
 __all__ = [
     "ENTRY_POINT_GROUP",
     "Verbalizer",
+    "add_sources",
     "available_verbalizers",
     "build_verbalizer",
     "find_drawing",
     "find_words",
     "fingerprint_checkpoint",
     "load_plugins",
+    "order_by_use",
     "register_drawing",
     "register_verbalizer",
     "register_words",
@@ -51,10 +56,16 @@ class Verbalizer(ABC):
 
     Subclasses are usually dataclasses whose fields are their settings (checkpoint, thresholds, device). They
     load their model on first use, not when built, and may be called from any thread.
+
+    Attributes:
+        kind: what it finds; set by `register_verbalizer`.
+        backend: with which library; likewise.
+        uses: kinds whose findings about the same pictures it reads. It looks after whoever looks for them.
     """
 
     kind: ClassVar[str] = ""
     backend: ClassVar[str] = ""
+    uses: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
@@ -67,6 +78,20 @@ class Verbalizer(ABC):
             One finding per image, in order; for the four built-in kinds Segments, Detections, Relations,
             TextLines.
         """
+
+    def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[Any]:
+        """Look at a batch of images about which others have spoken; `parse_scene` calls this.
+
+        A verbalizer that `uses` other kinds overrides it; the rest look at the images alone.
+
+        Args:
+            images: as for `predict`.
+            scenes: what is known about each image. A kind that it uses may be absent, or have failed.
+
+        Returns:
+            As `predict`.
+        """
+        return self.predict(images)
 
     def settings(self) -> dict[str, Any]:
         """The dataclass fields (or public attributes) this verbalizer was built with."""
@@ -93,6 +118,37 @@ class Verbalizer(ABC):
         identity = [type(self).__module__, type(self).__qualname__, self.kind, self.backend, settings]
         text = json.dumps(identity, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def order_by_use(verbalizers: Iterable[Verbalizer]) -> list[list[Verbalizer]]:
+    """Groups whose members may look side by side: each verbalizer stands in a group behind those of the kinds it uses.
+
+    Raises:
+        ValueError: some use each other's findings.
+    """
+    waiting, groups = list(verbalizers), []
+    while waiting:
+        kinds = {verbalizer.kind for verbalizer in waiting}
+        ready = [verbalizer for verbalizer in waiting if kinds.isdisjoint(verbalizer.uses)]
+        if not ready:
+            names = [f"{v.kind}/{v.backend} uses {list(v.uses)}" for v in waiting]
+            raise ValueError(f"expected verbalizers that do not wait for each other, got {names}. Drop one of them.")
+        groups.append(ready)
+        waiting = [verbalizer for verbalizer in waiting if verbalizer not in ready]
+    return groups
+
+
+def add_sources(chosen: Iterable[Verbalizer], available: Iterable[Verbalizer]) -> list[Verbalizer]:
+    """The chosen ones and whoever of the available ones finds what they use, in the order of the latter.
+
+    Args:
+        chosen: a part of `available`.
+        available: at most one per kind.
+    """
+    available, kinds = list(available), {verbalizer.kind for verbalizer in chosen}
+    for group in reversed(order_by_use(available)):
+        kinds.update(*(verbalizer.uses for verbalizer in group if verbalizer.kind in kinds))
+    return [verbalizer for verbalizer in available if verbalizer.kind in kinds]
 
 
 def fingerprint_checkpoint(checkpoint: str | Path) -> str:

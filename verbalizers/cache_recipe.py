@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,24 @@ class Recipe:
         entries: the verbalizers.
         words: what is worth saying.
         compat: whether the release's very words are said.
+        kept_kinds: kinds whose findings are kept and said, where others look only because these use what they find;
+            None = all.
     """
 
     entries: tuple[VerbalizerEntry, ...]
     words: WordSettings = field(default_factory=WordSettings)
     compat: bool = False
+    kept_kinds: tuple[str, ...] | None = None
 
     @classmethod
     def from_verbalizers(
-        cls, verbalizers: Sequence[Verbalizer], words: WordSettings | None = None, compat: bool = False
+        cls,
+        verbalizers: Sequence[Verbalizer],
+        words: WordSettings | None = None,
+        compat: bool = False,
+        kept_kinds: Iterable[str] | None = None,
     ) -> Recipe:
-        """The recipe of ready verbalizers.
+        """The recipe of ready verbalizers; see the class for the rest.
 
         Raises:
             ValueError: there is none, two share a kind, or one lives in a script where no other process finds it.
@@ -81,7 +88,8 @@ class Recipe:
         entries = tuple(
             VerbalizerEntry(type(v).__module__, v.kind, v.backend, v.settings(), v.fingerprint()) for v in verbalizers
         )
-        return cls(entries, words or WordSettings(), compat)
+        kept = tuple(sorted(kinds if kept_kinds is None else set(kinds) & set(kept_kinds)))
+        return cls(entries, words or WordSettings(), compat, None if kept == tuple(sorted(kinds)) else kept)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -96,6 +104,8 @@ class Recipe:
         """
         entries = sorted((entry.kind, entry.backend, entry.fingerprint) for entry in self.entries)
         identity = [FORMAT_VERSION, entries, asdict(self.words), self.compat]
+        if self.kept_kinds is not None:
+            identity.append(self.kept_kinds)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def build(self) -> list[Verbalizer]:
@@ -119,7 +129,7 @@ class Recipe:
             ],
             "words": asdict(self.words),
             "compat": self.compat,
-        }
+        } | ({} if self.kept_kinds is None else {"kept_kinds": list(self.kept_kinds)})
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

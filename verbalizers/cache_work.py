@@ -11,7 +11,7 @@ from verbalizers.base import Verbalizer
 from verbalizers.cache_recipe import Recipe
 from verbalizers.cache_rows import encode_found, hash_content
 from verbalizers.cache_sources import Source
-from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_finding, verbalize_scene
+from verbalizers.scene import SCENE_FIELDS, keep_kinds, parse_scene, verbalize_finding, verbalize_scene
 from verbalizers.structures import Scene
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _read(work: Work) -> bytes:
 
 
 def _pack(work: Work, scene: Scene, recipe: Recipe) -> Outcome:
-    scene = _without_unsayable(scene, recipe)
+    scene = _without_unsayable(keep_kinds(scene, recipe.kept_kinds), recipe)
     text = verbalize_scene(scene, compat=recipe.compat, settings=recipe.words)
     seen = tuple(kind for kind in recipe.kinds if kind not in scene.failures)
     found = encode_found(work.content_hash, scene, text)

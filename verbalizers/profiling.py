@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from verbalizers.base import Verbalizer
-from verbalizers.scene import SCENE_FIELDS, parse_scene
+from verbalizers.base import Verbalizer, order_by_use
+from verbalizers.scene import as_rgb_array, parse_scene
 from verbalizers.structures import Scene
 
 __all__ = ["TOGETHER", "Cost", "profile_scene"]
@@ -66,33 +66,28 @@ def profile_scene(
     Returns:
         What was found, and one cost per verbalizer, then, where there are several, that of all side by side.
     """
-    fields: dict[str, Any] = {"findings": {}, "failures": {}}
     costs = []
-    scene: Scene | None = None
+    image = as_rgb_array(image)
+    scene = Scene(image_size_hw=image.shape[:2])
     gc.collect()  # once: what earlier work left behind is nobody's memory
-    for verbalizer in verbalizers:
+    for verbalizer in (each for group in order_by_use(verbalizers) for each in group):
 
-        def look(chosen: tuple[Verbalizer, ...] = (verbalizer,)) -> Scene:
-            return parse_scene([image], chosen, timeout_s)[0]
+        def look(chosen: tuple[Verbalizer, ...] = (verbalizer,), known: tuple[Scene, ...] = (scene,)) -> Scene:
+            return parse_scene([image], chosen, timeout_s, known)[0]
 
         first_seconds = None
         scene, seconds, peaks = _measure(look)
+        failure = scene.failures.get(verbalizer.kind, "")
         if is_first:
             first_seconds = seconds
-            if not scene.failures:
+            if not failure:
                 scene, seconds, _ = _measure(look)
-        failure = scene.failures.get(verbalizer.kind, "")
         costs.append(Cost(f"{verbalizer.kind}/{verbalizer.backend}", seconds, first_seconds, *peaks, failure))
-        fields["findings"] |= scene.findings
-        fields["failures"] |= scene.failures
-        fields |= {name: getattr(scene, name) for name in SCENE_FIELDS.values() if getattr(scene, name) is not None}
-    if scene is None:
-        return parse_scene([image], ())[0], []
     if len(verbalizers) > 1:
         together, seconds, peaks = _measure(lambda: parse_scene([image], verbalizers, timeout_s)[0])
         failure = "; ".join(f"{kind}: {reason}" for kind, reason in together.failures.items())
         costs.append(Cost(TOGETHER, seconds, None, *peaks, failure))
-    return Scene(scene.image_size_hw, **fields), costs
+    return scene, costs
 
 
 def _measure(look: Callable[[], Scene]) -> tuple[Scene, float, tuple[float, float | None]]:

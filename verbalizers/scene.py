@@ -1,7 +1,7 @@
 """From images to scenes, and from scenes to words.
 
-`parse_scene` runs all verbalizers side by side and never fails because one of them did; `verbalize_scene` is
-pure.
+`parse_scene` runs verbalizers side by side, then those that use what these found, and never fails because one of them
+did; `verbalize_scene` is pure.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from verbalizers.base import Verbalizer, find_words
+from verbalizers.base import Verbalizer, find_words, order_by_use
 from verbalizers.detection import verbalize_detections
 from verbalizers.merging import merge_scene
 from verbalizers.ocr import verbalize_text_lines
@@ -25,7 +25,15 @@ from verbalizers.segmentation import render_segmentation_map, verbalize_segments
 from verbalizers.structures import Detections, Finding, Relations, Scene, Segments, TextLines
 from verbalizers.words import WordSettings, join_sentences
 
-__all__ = ["SCENE_FIELDS", "parse_scene", "render_segmentation_map", "verbalize_finding", "verbalize_scene"]
+__all__ = [
+    "SCENE_FIELDS",
+    "join_scenes",
+    "keep_kinds",
+    "parse_scene",
+    "render_segmentation_map",
+    "verbalize_finding",
+    "verbalize_scene",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +146,11 @@ def parse_scene(
     images: Sequence[Image.Image | np.ndarray],
     verbalizers: Iterable[Verbalizer],
     timeout_s: float | None = None,
+    known: Sequence[Scene | None] | None = None,
 ) -> list[Scene]:
     """Run every verbalizer on a batch of images, side by side in threads.
+
+    Those that use other kinds' findings (`Verbalizer.uses`) look afterwards and are given what is known by then.
 
     A verbalizer that raises leaves its field empty and is named in `Scene.failures`; if it raised on the
     batch it is asked again image by image, so that one bad image does not lose the others. One that exceeds
@@ -150,12 +161,14 @@ def parse_scene(
         images: PIL images or uint8 `(H, W, 3)` RGB arrays; sizes may differ.
         verbalizers: at most one per kind.
         timeout_s: seconds each verbalizer has for the batch; None = no limit.
+        known: what was found in each image before (None = nothing): read by those that use it, and part of the answer.
 
     Returns:
         One scene per image, in order.
 
     Raises:
-        ValueError: an image is no RGB picture, two verbalizers share a kind, or the time-out is not positive.
+        ValueError: an image is no RGB picture or its known scene of another size, two verbalizers share a kind or wait
+            for each other, or the time-out is not positive.
     """
     arrays = [as_rgb_array(image) for image in images]
     verbalizers = list(verbalizers)
@@ -164,8 +177,41 @@ def parse_scene(
         raise ValueError(f"expected at most one verbalizer per kind, got {kinds}. Drop one or register a new kind.")
     if timeout_s is not None and timeout_s <= 0:
         raise ValueError(f"`timeout_s` must be positive or None, got {timeout_s}.")
-    outcomes = _run_side_by_side(verbalizers, arrays, timeout_s) if arrays else {}
-    return [_collect(i, array.shape[:2], outcomes) for i, array in enumerate(arrays)]
+    scenes = _start_scenes(arrays, known)
+    for group in order_by_use(verbalizers):
+        outcomes = _run_side_by_side(group, arrays, scenes, timeout_s) if arrays else {}
+        scenes = [join_scenes(scene, _collect(i, scene.image_size_hw, outcomes)) for i, scene in enumerate(scenes)]
+    return scenes
+
+
+def _start_scenes(arrays: list[np.ndarray], known: Sequence[Scene | None] | None) -> list[Scene]:
+    scenes = [None] * len(arrays) if known is None else list(known)
+    if len(scenes) != len(arrays):
+        raise ValueError(f"`known` must hold one scene per image ({len(arrays)}), got {len(scenes)}. None = nothing.")
+    for index, array in enumerate(arrays):
+        scenes[index] = scenes[index] or Scene(image_size_hw=array.shape[:2])
+        if scenes[index].image_size_hw != array.shape[:2]:
+            raise ValueError(
+                f"expected a scene of {array.shape[:2]} pixels (height, width) for image {index}, got one of "
+                f"{scenes[index].image_size_hw}. A scene belongs to the picture that it was found in."
+            )
+    return scenes
+
+
+def join_scenes(scene: Scene, new: Scene) -> Scene:
+    """A scene with the findings and failures of another one of the same picture added; the new ones win."""
+    fields = {name: getattr(new, name) for name in SCENE_FIELDS.values() if getattr(new, name) is not None}
+    findings, failures = {**scene.findings, **new.findings}, {**scene.failures, **new.failures}
+    return replace(scene, **fields, findings=findings, failures=failures)
+
+
+def keep_kinds(scene: Scene, kinds: Iterable[str] | None) -> Scene:
+    """A scene with the findings of these kinds alone (None = all); failures stay, the kept ones may rest on them."""
+    if kinds is None:
+        return scene
+    kept = set(kinds)
+    dropped = {name: None for kind, name in SCENE_FIELDS.items() if kind not in kept}
+    return replace(scene, **dropped, findings={kind: f for kind, f in scene.findings.items() if kind in kept})
 
 
 def as_rgb_array(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -184,13 +230,13 @@ def as_rgb_array(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def _run_side_by_side(
-    verbalizers: list[Verbalizer], arrays: list[np.ndarray], timeout_s: float | None
+    verbalizers: list[Verbalizer], arrays: list[np.ndarray], scenes: list[Scene], timeout_s: float | None
 ) -> dict[str, _Outcome]:
     finished: dict[str, _Outcome] = {}
     _stuck[:] = [(v, thread) for v, thread in _stuck if thread.is_alive()]
 
     def work(verbalizer: Verbalizer) -> None:
-        finished[verbalizer.kind] = _predict_safely(verbalizer, arrays)
+        finished[verbalizer.kind] = _predict_safely(verbalizer, arrays, scenes)
 
     threads = []
     for verbalizer in verbalizers:
@@ -213,16 +259,16 @@ def _run_side_by_side(
     return {**finished, **outcomes}
 
 
-def _predict_safely(verbalizer: Verbalizer, arrays: list[np.ndarray]) -> _Outcome:
+def _predict_safely(verbalizer: Verbalizer, arrays: list[np.ndarray], scenes: list[Scene]) -> _Outcome:
     try:
-        return _Outcome(_predict_checked(verbalizer, arrays))
+        return _Outcome(_predict_checked(verbalizer, arrays, scenes))
     except Exception as error:  # noqa: BLE001 - foreign code may raise anything; the answer must come
         if len(arrays) == 1:
             return _failed(verbalizer, arrays, _describe(error))
     outcome = _Outcome([None] * len(arrays))
     for index, array in enumerate(arrays):
         try:
-            outcome.findings[index] = _predict_checked(verbalizer, [array])[0]
+            outcome.findings[index] = _predict_checked(verbalizer, [array], [scenes[index]])[0]
         except Exception as error:  # noqa: BLE001 - as above
             outcome.failures[index] = _describe(error)
     if outcome.failures:
@@ -230,8 +276,8 @@ def _predict_safely(verbalizer: Verbalizer, arrays: list[np.ndarray]) -> _Outcom
     return outcome
 
 
-def _predict_checked(verbalizer: Verbalizer, arrays: list[np.ndarray]) -> list[Any]:
-    findings = verbalizer.predict(arrays)
+def _predict_checked(verbalizer: Verbalizer, arrays: list[np.ndarray], scenes: list[Scene]) -> list[Any]:
+    findings = verbalizer.predict_with(arrays, scenes)
     if not isinstance(findings, list) or len(findings) != len(arrays):
         got = f"{len(findings)} findings" if isinstance(findings, list) else type(findings).__name__
         raise ValueError(f"predict must return a list of {len(arrays)} findings, one per image, got {got}.")

@@ -22,7 +22,7 @@ from moai.data.training_settings import DataSettings
 from moai.pipeline_verbalizers import VerbalizerSettings
 from verbalizers import SCENE_FIELDS, Scene, VerbalizationCache, WordSettings, parse_scene, verbalize_scene
 from verbalizers.cache_rows import hash_content
-from verbalizers.scene import render_segmentation_map
+from verbalizers.scene import keep_kinds, render_segmentation_map
 
 __all__ = ["Findings", "FindingsReader", "MissingFindingsError", "settings_of_cache"]
 
@@ -56,7 +56,7 @@ def settings_of_cache(cache: VerbalizationCache) -> VerbalizerSettings:
     entries = [{key: entry[key] for key in ("kind", "backend", "settings")} for entry in manifest["verbalizers"]]
     return VerbalizerSettings(
         tuple(entries),
-        tuple(entry["kind"] for entry in entries),
+        tuple(manifest.get("kept_kinds", [entry["kind"] for entry in entries])),
         WordSettings(**manifest["words"]),
         compat=manifest["compat"],
     )
@@ -90,6 +90,7 @@ class FindingsReader:
         self.cache = cache
         self.settings = settings or VerbalizerSettings()
         self.is_looking, self.kinds, self.timeout_s = is_looking, kinds, timeout_s
+        self._kept_kinds = None if cache is None else cache.manifest.get("kept_kinds")
         self._verbalizers: list[Any] = []
         self._process: int | None = None
 
@@ -133,7 +134,7 @@ class FindingsReader:
             return Findings(found.text if self.kinds is None else self.describe(found.scene), found.scene)
         if not self.is_looking:
             raise MissingFindingsError("the cache of verbalizations does not hold it")
-        scene = parse_scene([picture], self._build(), self.timeout_s)[0]
+        scene = keep_kinds(parse_scene([picture], self._build(), self.timeout_s)[0], self._kept_kinds)
         return Findings(self.describe(scene), scene)
 
     def describe(self, scene: Scene) -> str:
@@ -149,6 +150,8 @@ class FindingsReader:
         if self.cache is None and not self.is_looking:  # scenes' truth, which has all kinds
             return self.kinds is None or "segmentation" in self.kinds
         named = {entry["kind"] for entry in self.settings.verbalizers or ()}
+        if self._kept_kinds is not None:
+            named &= set(self._kept_kinds)
         return "segmentation" in named and (self.kinds is None or "segmentation" in self.kinds)
 
     def _build(self) -> list[Any]:

@@ -1,0 +1,85 @@
+"""Where tokens stand in their prompt, for callers that mark parts of it (transformers' assistant masks)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .control_tokens import BREAK_MARK, ControlTokenGuard
+
+Span = tuple[int, int]
+
+
+def locate_tokens(guard: ControlTokenGuard, text: str) -> list[Span]:
+    """Find the characters of every id that `guard.encode(text)` gives.
+
+    Args:
+        guard: The tokenizer with its line between prompt and data.
+        text: A rendered prompt; its break marks are characters of it, as for `apply_chat_template`.
+
+    Returns:
+        Start and end of each token.
+
+    Raises:
+        ValueError: The tokenizer cannot tell (only those of the tokenizers library can).
+    """
+    if not guard.tokenizer.is_fast:
+        raise ValueError(
+            f"`return_offsets_mapping` needs a fast tokenizer, got {type(guard.tokenizer).__name__}. Load one with "
+            "AutoTokenizer, or leave offsets (and `return_assistant_tokens_mask`) out."
+        )
+    spans: list[Span] = []
+    start = 0
+    for index, piece in enumerate(text.split(BREAK_MARK)):
+        if piece:
+            # As `encode_continuation`: a line break in front keeps sentencepiece models from inserting a space.
+            lead = "\n" if index else ""
+            found = guard.tokenizer(lead + piece, add_special_tokens=False, return_offsets_mapping=True)
+            skipped = len(guard.encode(lead)) if lead else 0
+            spans += [
+                (max(0, begin - len(lead)) + start, max(0, end - len(lead)) + start)
+                for begin, end in found["offset_mapping"][skipped:]
+            ]
+        start += len(piece) + len(BREAK_MARK)
+    return spans
+
+
+def expand_placeholders(ids: list[int], spans: list[Span], image_token_id: int, num_image_tokens: int) -> list[Span]:
+    """Spans after each placeholder became `num_image_tokens` of them, side by side."""
+    expanded: list[Span] = []
+    shift = 0
+    for token, (start, end) in zip(ids, spans, strict=True):
+        count, width = (num_image_tokens if token == image_token_id else 1), end - start
+        expanded += [(start + shift + width * index, end + shift + width * index) for index in range(count)]
+        shift += width * (count - 1)
+    return expanded
+
+
+def locate_replacements(text: str, image_token: str, num_image_tokens: int) -> list[dict[str, Any]]:
+    """Tell what each placeholder of a prompt became, in transformers' form.
+
+    Args:
+        text: A rendered prompt.
+        image_token: The placeholder; one broken by a mark is data and does not count.
+        num_image_tokens: How many of them stand for one picture.
+
+    Returns:
+        Per placeholder `type`, `span` in `text`, `new_span` in the expanded text, `text` and `replacement`.
+    """
+    replacement = image_token * num_image_tokens
+    found = []
+    for index, match in enumerate(re.finditer(re.escape(image_token), text)):
+        start = match.start() + index * (len(replacement) - len(image_token))
+        found.append(
+            {
+                "type": "image",
+                "span": match.span(),
+                "new_span": (start, start + len(replacement)),
+                "text": image_token,
+                "replacement": replacement,
+            }
+        )
+    return found
+
+
+__all__ = ["expand_placeholders", "locate_replacements", "locate_tokens"]
