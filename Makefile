@@ -88,6 +88,7 @@ lock: $(BIN)/python
 		--output-file constraints/oldest.txt
 
 bench: $(VENV)/.test-installed
+	$(OFFLINE) $(BIN)/python -m benchmarks.cold_start
 	$(OFFLINE) $(BIN)/python -m benchmarks.forward
 	$(OFFLINE) $(BIN)/python -m benchmarks.verbalizers
 
