@@ -87,6 +87,7 @@ lock: $(BIN)/python
 	$(LOCK) --extra all --extra test --resolution lowest-direct --output-file constraints/oldest.txt
 
 bench: $(VENV)/.test-installed
+	$(OFFLINE) $(BIN)/python -m benchmarks.cold_start
 	$(OFFLINE) $(BIN)/python -m benchmarks.forward
 	$(OFFLINE) $(BIN)/python -m benchmarks.verbalizers
 

@@ -1,20 +1,21 @@
 """MoAI (Mixture of All Intelligence) on Hugging Face: a vision-language model that lets computer vision look first.
 
-Importing this package registers the model with transformers' Auto classes. No computer-vision backend is imported.
+Importing this package lets transformers' Auto classes know the model. Names are imported on first use: no torch, no
+transformers, no computer-vision backend before that.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from .import_utils import check_first_party_packages
+from .registration import register_auto_classes
 
-check_first_party_packages()
-
-from .registration import register_auto_classes  # noqa: E402
-
-register_auto_classes()
-
-from .configuration_moai import MoAIConfig  # noqa: E402
-from .modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel  # noqa: E402
-from .processing_moai import MoAIProcessor  # noqa: E402
-from .tokenization_internlm2 import InternLM2Tokenizer  # noqa: E402
+if TYPE_CHECKING:
+    from .configuration_moai import MoAIConfig
+    from .modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel
+    from .pipeline_moai import MoAIOutput, MoAIPipeline
+    from .processing_moai import MoAIProcessor
+    from .tokenization_internlm2 import InternLM2Tokenizer
 
 __all__ = [
     "InternLM2Tokenizer",
@@ -29,11 +30,32 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+_MODULE_OF_NAME = {
+    "InternLM2Tokenizer": "tokenization_internlm2",
+    "MoAIConfig": "configuration_moai",
+    "MoAIForConditionalGeneration": "modeling_moai",
+    "MoAIModel": "modeling_moai",
+    "MoAIOutput": "pipeline_moai",
+    "MoAIPipeline": "pipeline_moai",
+    "MoAIPreTrainedModel": "modeling_moai",
+    "MoAIProcessor": "processing_moai",
+}
+
+check_first_party_packages()
+register_auto_classes()
+
 
 def __getattr__(name: str) -> object:
-    """Import the pipeline, and with it the verbalizers' package, on first use."""
-    if name in ("MoAIPipeline", "MoAIOutput"):
-        from . import pipeline_moai
+    """Import a public name, or a module that holds one, on first use."""
+    if name in _MODULE_OF_NAME:
+        value = getattr(importlib.import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
+    elif name in _MODULE_OF_NAME.values():
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module 'moai' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-        return getattr(pipeline_moai, name)
-    raise AttributeError(f"module 'moai' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

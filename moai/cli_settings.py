@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
 
+from .checkpoint_lookup import find_checkpoint
+
 if TYPE_CHECKING:
     from .pipeline_moai import MoAIPipeline
 
@@ -41,6 +43,9 @@ class AnswerSettings:
     max_new_tokens: int = 128
     routing: str | None = None
     generate: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parse_routing(self.routing)  # wrong weights are told before anything is loaded
 
     def to_kwargs(self) -> dict[str, Any]:
         """Arguments of :meth:`MoAIPipeline.answer_each`."""
@@ -79,12 +84,19 @@ def load_pipeline(model: str, verbalizers: str | None, is_debugging: bool, **set
         verbalizers: None = the checkpoint's; names separated by commas; "none".
         is_debugging: Let the libraries talk.
         **settings: To :meth:`MoAIPipeline.from_pretrained`.
+
+    Raises:
+        ValueError: No such checkpoint or verbalizer; known before torch is imported.
     """
+    from .pipeline_verbalizers import build_named_verbalizers
+
+    folder, names = find_checkpoint(model), parse_verbalizers(verbalizers)
+    chosen = None if names is None else build_named_verbalizers(names)
     from .pipeline_moai import MoAIPipeline
 
     if not is_debugging:
         silence_libraries()
-    return MoAIPipeline.from_pretrained(model, parse_verbalizers(verbalizers), **settings)
+    return MoAIPipeline.from_pretrained(folder, chosen, **settings)
 
 
 def silence_libraries() -> None:

@@ -169,4 +169,6 @@ class MoAIConfig(PreTrainedConfig):
         return (size // patch) ** 2 + class_token
 
 
+AutoConfig.register(MoAIConfig.model_type, MoAIConfig, exist_ok=True)
+
 __all__ = ["DECODER_FAMILIES", "MoAIConfig"]

@@ -4,7 +4,6 @@ The one place that names the extras of ``setup.cfg``. Everything else asks
 ``is_rapidocr_available()`` or calls ``require("rapidocr")`` and gets the exact line to type.
 """
 
-import importlib.metadata
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
@@ -180,8 +179,10 @@ def check_first_party_packages() -> None:
                 f"MoAI's own package `{package}` is not installed beside `moai`. "
                 "Reinstall with: pip install --force-reinstall --no-deps moai-vlm"
             )
+        from importlib.metadata import packages_distributions  # slow to import, seldom needed
+
         place = spec.origin or ", ".join(folders)
-        owners = importlib.metadata.packages_distributions().get(package, [])
+        owners = packages_distributions().get(package, [])
         strangers = [owner for owner in owners if owner != "moai-vlm"] or [package]
         raise ImportError(
             f"MoAI's own package `{package}` is hidden by another one of the same name at {place}. "

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers.utils import cached_file
 
 from verbalizers import (
     SCENE_FIELDS,
@@ -118,6 +117,8 @@ class VerbalizerSettings:
         """
         if Path(name_or_path).is_dir():
             return cls.load(name_or_path)
+        from transformers.utils import cached_file
+
         path = cached_file(
             name_or_path, VERBALIZERS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
         )

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
+from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .chat_templates import TURN_HEADERS, default_chat_templates
+from .configuration_moai import MoAIConfig
 from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
-from .image_processing_moai import MoAIImageProcessor, compute_map_pixel_values, compute_pixel_values
+from .image_processing_moai import compute_map_pixel_values, compute_pixel_values
 from .processor_arguments import MoAIProcessorKwargs, refuse_unknown
 from .sample_batching import (
     as_list,
@@ -29,7 +30,7 @@ from .sample_batching import (
 )
 from .sample_encoding import SampleEncoder
 from .token_offsets import locate_replacements
-from .tokenization_internlm2 import IMAGE_TOKEN, register_internlm2_tokenizer
+from .tokenization_internlm2 import IMAGE_TOKEN
 
 
 class MoAIProcessor(ProcessorMixin):
@@ -386,14 +387,4 @@ class MoAIProcessor(ProcessorMixin):
         return data
 
 
-def register_processing(config_class: type) -> None:
-    """Make AutoProcessor, AutoImageProcessor and AutoTokenizer know the classes of this package.
-
-    Args:
-        config_class: `MoAIConfig`.
-    """
-    AutoProcessor.register(config_class, MoAIProcessor, exist_ok=True)
-    # Both names lead to the Pillow form: pixels must not depend on whether torchvision is installed.
-    pinned = {"pil": MoAIImageProcessor, "torchvision": MoAIImageProcessor}
-    AutoImageProcessor.register(config_class, image_processor_classes=pinned, exist_ok=True)
-    register_internlm2_tokenizer(config_class)
+AutoProcessor.register(MoAIConfig, MoAIProcessor, exist_ok=True)

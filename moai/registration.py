@@ -1,21 +1,99 @@
-"""Makes AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor and pipelines know MoAI."""
+"""Makes AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor and pipelines know MoAI, when they are used.
+
+Our modules register their classes with the Auto classes at their end. `import moai` does not import them, and not
+transformers either: it sees to it that each is imported as soon as somebody takes an Auto class that it registers with
+out of its module. An Auto class that one has at hand knows MoAI; to have read a configuration imports no model.
+"""
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+import importlib
+import importlib.abc
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
-from .configuration_moai import MoAIConfig
-from .modeling_moai import MoAIForConditionalGeneration, MoAIModel
-from .processing_moai import register_processing
+__all__ = ["register_auto_classes"]
+
+#: Module of transformers -> ours that registers with it, and the names that nobody gets without that.
+AUTO_MODULES = {
+    "transformers.models.auto.configuration_auto": ("moai.configuration_moai", {"AutoConfig", "CONFIG_MAPPING"}),
+    "transformers.models.auto.modeling_auto": (
+        "moai.modeling_moai",
+        {
+            "AutoModel",
+            "AutoModelForImageTextToText",
+            "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+            "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+            "MODEL_MAPPING",
+        },
+    ),
+    "transformers.models.auto.tokenization_auto": (
+        "moai.tokenization_internlm2",
+        {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
+    ),
+    "transformers.models.auto.image_processing_auto": (
+        "moai.image_processing_moai",
+        {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
+    ),
+    "transformers.models.auto.processing_auto": (
+        "moai.processing_moai",
+        {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
+    ),
+}
 
 
 def register_auto_classes() -> None:
-    """Register configuration, models, processor and tokenizer; safe to call twice."""
-    AutoConfig.register(MoAIConfig.model_type, MoAIConfig, exist_ok=True)
-    AutoModel.register(MoAIConfig, MoAIModel, exist_ok=True)
-    AutoModelForImageTextToText.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
-    register_processing(MoAIConfig)
-    # Pipelines find a registered class through the auto mapping; `transformers serve` (5.23) looks for its name in
-    # this plain table only. The table is read by key elsewhere, and no built-in model is called "moai".
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
+    """Register with the Auto classes that are imported by now, and have the others wait; safe to call twice."""
+    if not any(isinstance(finder, _AutoModuleFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AutoModuleFinder())
+    for theirs, (ours, _) in AUTO_MODULES.items():
+        if theirs in sys.modules:  # somebody may have taken its classes
+            importlib.import_module(ours)
+
+
+class _WaitingModule(ModuleType):
+    """A module of Auto classes for as long as nobody has taken one of them; then it is an ordinary one again.
+
+    Importing our module when theirs has run would be too early: transformers imports theirs for its docstrings while
+    other modules, which ours needs, are half imported.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        ours, names = AUTO_MODULES[ModuleType.__getattribute__(self, "__name__")]
+        if name in names:
+            importlib.import_module(ours)  # perhaps half imported, taking AutoModel to register with it at its end
+            self.__class__ = ModuleType
+        return ModuleType.__getattribute__(self, name)
+
+
+class _AutoModuleFinder(importlib.abc.MetaPathFinder):
+    """Finds the modules of Auto classes where every other finder does."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in AUTO_MODULES:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
+        if spec is not None:
+            spec.loader = _WaitingLoader(spec.loader)
+        return spec
+
+
+class _WaitingLoader(importlib.abc.Loader):
+    """Runs a module as its own loader does, then has it wait."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__.loader = module.__loader__ = self._loader  # whoever looks at it sees an ordinary module
+        self._loader.exec_module(module)
+        module.__class__ = _WaitingModule

@@ -20,6 +20,8 @@ from transformers import AutoTokenizer
 from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
+from .configuration_moai import MoAIConfig
+
 #: Turn markers of InternLM2 / InternLM-XComposer2 chat: opens a turn, closes a turn.
 CHAT_TOKENS: tuple[str, str] = ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]")
 #: Placeholder of one picture (added token of the released MoAI tokenizer).
@@ -176,15 +178,6 @@ class InternLM2Tokenizer(SentencePieceBackend):
         return text + (self.sp_model.decode(run) if run else "")
 
 
-def register_internlm2_tokenizer(config_class: type) -> None:
-    """Make `AutoTokenizer` find `InternLM2Tokenizer` (by the class name in ``tokenizer_config.json`` or by config).
-
-    Args:
-        config_class: Configuration class whose checkpoints use this tokenizer when they name none (`MoAIConfig`).
-    """
-    AutoTokenizer.register(config_class, tokenizer_class=InternLM2Tokenizer, exist_ok=True)
-
-
 def _resolve_layout(layout: str, add_bos_token: bool | None, add_eos_token: bool | None) -> str:
     """Merge the layout with InternLM2's two switches; ValueError on an unknown layout."""
     if layout not in _LAYOUTS:
@@ -267,3 +260,7 @@ def _wire_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise ValueError("message is cut off")
         yield tag >> 3, data[position : position + length]
         position += length
+
+
+# For checkpoints whose tokenizer_config.json names the class, and for those of ours that name none.
+AutoTokenizer.register(MoAIConfig, tokenizer_class=InternLM2Tokenizer, exist_ok=True)
