@@ -198,7 +198,7 @@ def measure(arguments: argparse.Namespace, folder: Path, device: torch.device) -
         "scene": lambda v: measure_scene(v, arguments.rounds, device),
         "cache": lambda v: measure_cache(v, arguments.rounds, device),
     }
-    from moai.data.scene_vocabulary import OBJECT_CLASSES
+    from moai.scenes.vocabulary import OBJECT_CLASSES
 
     verbalizers = build_verbalizers(folder, tuple(OBJECT_CLASSES), str(device))
     return [sections[name](verbalizers) for name in arguments.only]

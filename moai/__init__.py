@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from .import_utils import check_first_party_packages
+from .moved_modules import answer_to_old_names
 from .registration import register_auto_classes
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _MODULE_OF_NAME = {
 }
 
 check_first_party_packages()
+answer_to_old_names()
 register_auto_classes()
 
 

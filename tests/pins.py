@@ -175,7 +175,9 @@ def collect_names() -> dict[str, list[str]]:
         for path in sorted((REPO_ROOT / package).rglob("*.py")):
             if names := sorted(_public_names(ast.parse(path.read_text(encoding="utf-8")))):
                 found[_module_name(path)] = names
-    return found
+    from moai.moved_modules import MOVED_MODULES
+
+    return found | {old: found[present] for old, present in MOVED_MODULES.items() if present in found}
 
 
 def _public_names(tree: ast.Module) -> set[str]:

@@ -39,6 +39,7 @@ MAY_IMPORT_VERBALIZERS = (
     "moai/conversion/psgtr.py",  # `moai convert` is one door for all checkpoints, a verbalizer's too
     "moai/conversion/published_verbalizers.py",  # what the release looks with: words and names, nobody looks
     "moai/data/",
+    "moai/scenes/",
     "moai/training/",
     "moai/evaluation/",
     "moai/serving/",
@@ -172,6 +173,13 @@ def test_moai_file_knows_verbalizers_only_when_the_law_names_it(path: Path) -> N
         assert _relative(path).startswith(MAY_IMPORT_VERBALIZERS), (
             f"{_relative(path)} imports verbalizers; only {MAY_IMPORT_VERBALIZERS} may"
         )
+
+
+@_each("moai/scenes")
+def test_scenes_need_nothing_of_moai_when_they_run(path: Path) -> None:
+    """Scenes are drawn and described in verbalizers' structures; what is done with them is others' work."""
+    moai = {name for name in _imports(path, import_time_only=False) if name.split(".")[0] == "moai"}
+    assert {name for name in moai if not name.startswith("moai.scenes")} == set()
 
 
 @_each("moai")

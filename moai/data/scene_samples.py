@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from moai.data.findings import Findings, FindingsReader
-from moai.data.scenes import Scenes, SceneSample, add_noise
 from moai.data.training_report import DataReport
 from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
 from moai.processing_moai import MoAIProcessor
+from moai.scenes.scenes import Scenes, SceneSample, add_noise
 
 __all__ = ["SceneSamples"]
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from moai.data.scenes import QUESTION_KINDS, SPLITS
+from moai.scenes.scenes import QUESTION_KINDS, SPLITS
 
 __all__ = ["CHECKS", "MAPS", "MISSING_ACTIONS", "VERBALIZATIONS", "DataSettings", "SceneSource", "SourceSettings"]
 
@@ -55,7 +55,7 @@ def _build(kind: type[T], values: Any, where: str) -> T:
 
 @dataclass(frozen=True)
 class SceneSource:
-    """Synthetic scenes (`moai.data.scenes`) as training samples.
+    """Synthetic scenes (`moai.scenes.scenes`) as training samples.
 
     Attributes:
         length: Number of scenes.
@@ -132,7 +132,7 @@ class SourceSettings:
         if self.verbalizations == "cache" and self.scenes is not None:
             raise ValueError(
                 "scenes are painted on the fly and stand in no cache; choose truth, live or none, or write them to "
-                "files first (python -m moai.data.scene_export) and verbalize those."
+                "files first (python -m moai.scenes.export) and verbalize those."
             )
 
 

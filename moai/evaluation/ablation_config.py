@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from moai.data.scenes import QUESTION_KINDS
+from moai.scenes.scenes import QUESTION_KINDS
 from moai.training.nano_config import MultimodalSettings, NanoConfig, build_nano_config
 from verbalizers.scene import SCENE_FIELDS
 

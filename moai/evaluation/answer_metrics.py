@@ -6,7 +6,7 @@ import math
 import re
 from functools import lru_cache
 
-from moai.data.scene_vocabulary import OBJECT_CLASSES, STUFF_NAMES, plural
+from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES, plural
 
 __all__ = ["box_iou", "is_right", "mentioned_names", "name_f1", "parse_box", "wilson_interval"]
 

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from moai.checkpoint_lookup import find_checkpoint
-from moai.data.scene_assets import load_font
-from moai.data.scenes import Scenes
 from moai.image_loading import load_image
 from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.scenes.asset_loading import load_font
+from moai.scenes.scenes import Scenes
 from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_scene
 from verbalizers.structures import Scene
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moai.data.scenes import Scenes, SceneSample
 from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.scenes.scenes import Scenes, SceneSample
 from verbalizers import Relations, Scene, Verbalizer, build_verbalizer, parse_scene
 from verbalizers.boxes import box_iou
 from verbalizers.geometry import PREDICATES

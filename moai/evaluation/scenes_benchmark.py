@@ -6,7 +6,7 @@ Verbalizations are the truth with realistic noise (`scene_noise`): what is measu
 ``--real all`` the checkpoint's own verbalizers look at the pictures instead, and the whole chain is measured. Looking
 takes most of the time; look once, and ask as often as you like:
 
-    python -m moai.data.scene_export --split test --length 300 --out scenes
+    python -m moai.scenes.export --split test --length 300 --out scenes
     moai verbalize scenes/questions.jsonl --model checkpoints/moai-nano --out scenes/verbalizations
     python -m moai.evaluation.scenes_benchmark --model checkpoints/moai-nano --cache scenes/verbalizations
 """
@@ -30,9 +30,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import moai  # noqa: F401  (registers the Auto classes)
 from moai.data.findings import Findings, FindingsReader, MissingFindingsError
-from moai.data.scene_export import encode_picture
-from moai.data.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
 from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.scenes.export import encode_picture
+from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
 from verbalizers import WordSettings
 from verbalizers.base import Verbalizer, build_verbalizer
 from verbalizers.cache import VerbalizationCache
@@ -346,7 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not any(answered.values()):
         parser.error(
             f"expected findings of {chosen.split} scenes at {chosen.image_size} pixels in {chosen.cache}, got none of "
-            f"the first scene. Write and verbalize them: python -m moai.data.scene_export --split {chosen.split}"
+            f"the first scene. Write and verbalize them: python -m moai.scenes.export --split {chosen.split}"
         )
     if "with_auxiliary" in answered:
         guessed = most_frequent_answers(kinds)

@@ -23,8 +23,8 @@ import torch
 from torchmetrics.detection import MeanAveragePrecision, PanopticQuality
 from torchmetrics.text import CharErrorRate
 
-from moai.data.scene_vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
-from moai.data.scenes import Scenes, SceneSample
+from moai.scenes.scenes import Scenes, SceneSample
+from moai.scenes.vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
 from verbalizers.base import Verbalizer, build_verbalizer
 from verbalizers.boxes import box_iou
 from verbalizers.structures import Detections, Relations, Segments, TextLines

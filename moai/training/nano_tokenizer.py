@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from random import Random
 
 from moai.chat_templates import SYSTEM_PROMPT
-from moai.data.scene_signs import SIGN_WORDS
-from moai.data.scenes import Scenes, add_noise
+from moai.scenes.scenes import Scenes, add_noise
+from moai.scenes.signs import SIGN_WORDS
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.tokenization_training import train_tokenizer
 from verbalizers.scene import verbalize_scene

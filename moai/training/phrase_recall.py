@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moai.data.scene_questions import REGIONS, region_of
+from moai.scenes.questions import REGIONS, region_of
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 from verbalizers.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
 

@@ -4,7 +4,7 @@
         --cache runs/scenes/verbalizations --out runs/reader
 
 A decoder (moai-nano's own, or as the stage ``text`` of :mod:`moai.training.nano` left it) reads whole verbalizations in
-its prompt and answers the questions that :mod:`moai.data.scene_export` wrote. Killed, the same command goes on.
+its prompt and answers the questions that :mod:`moai.scenes.export` wrote. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from moai.data.findings import FindingsReader, MissingFindingsError
-from moai.data.scenes import QUESTION_KINDS
 from moai.evaluation.text_reader import TextReader
+from moai.scenes.scenes import QUESTION_KINDS
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 from verbalizers import VerbalizationCache
 
@@ -39,7 +39,7 @@ def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Token
     """Verbalizations from a cache with all questions about their pictures, as tokens.
 
     Args:
-        files: JSONL of :mod:`moai.data.scene_export`; pictures lie beside it.
+        files: JSONL of :mod:`moai.scenes.export`; pictures lie beside it.
         cache: What `moai verbalize` wrote about them.
         tokenizer: At most 65,535 pieces.
 
@@ -52,7 +52,7 @@ def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Token
     for file in files:
         if not file.is_file():
             raise ValueError(
-                f"expected a file of questions at {file}, got none. Write one: python -m moai.data.scene_export"
+                f"expected a file of questions at {file}, got none. Write one: python -m moai.scenes.export"
             )
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
             try:
@@ -61,7 +61,7 @@ def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Token
                 asked.setdefault(file.parent / row["image"], []).append((question, answer, row["kind"]))
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 wanted = "expected `image`, `kind` and a question with its answer"
-                hint = "Write it anew: python -m moai.data.scene_export"
+                hint = "Write it anew: python -m moai.scenes.export"
                 raise ValueError(f"{file}, line {number}: {wanted}, got {error!r}. {hint}") from error
     if not asked:
         raise ValueError(f"expected questions in {[str(file) for file in files]}, got none.")
@@ -126,9 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Train a text reader on real findings; resumes what it finds in --out."
     )
     parser.add_argument("--reader", required=True, type=Path, help="text reader, or MoAI whose decoder is taken")
-    parser.add_argument(
-        "--questions", required=True, type=Path, nargs="+", help="JSONL files of moai.data.scene_export"
-    )
+    parser.add_argument("--questions", required=True, type=Path, nargs="+", help="JSONL files of moai.scenes.export")
     parser.add_argument("--cache", required=True, type=Path, help="folder of moai verbalize --out")
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints, log and result")
     parser.add_argument("--num-steps", type=int, default=900)

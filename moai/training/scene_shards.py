@@ -14,7 +14,7 @@ from random import Random
 
 import numpy as np
 
-from moai.data.scenes import QUESTION_KINDS, Scenes, add_noise
+from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 from verbalizers.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 

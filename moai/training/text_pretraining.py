@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from moai.data.scenes import QUESTION_KINDS
+from moai.scenes.scenes import QUESTION_KINDS
 
 from .scene_shards import SceneShard, wait_for_shard
 

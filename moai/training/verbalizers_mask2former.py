@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
-from moai.data.scene_vocabulary import PANOPTIC_NAMES, STUFF_NAMES
+from moai.scenes.vocabulary import PANOPTIC_NAMES, STUFF_NAMES
 
 from .loop import LoopSettings
 from .verbalizers_backbone import (

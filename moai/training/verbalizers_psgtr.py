@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from moai.data.scene_vocabulary import PREDICATES
+from moai.scenes.vocabulary import PREDICATES
 from verbalizers.durable_files import replacing
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor, PSGTROutput
 from verbalizers.psgtr.loss_psgtr import mask_loss, match_triplets, triplet_loss

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moai.data.scene_vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
-from moai.data.scenes import Scenes, SceneSample
+from moai.scenes.scenes import Scenes, SceneSample
+from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
 from verbalizers.durable_files import replacing
 
 from .shard_waiting import wait_for_file

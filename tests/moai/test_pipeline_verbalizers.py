@@ -5,8 +5,8 @@ import json
 import pytest
 
 from moai.checkpoint_lookup import BUNDLED_FOLDER
-from moai.data.scenes import Scenes
 from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.scenes.scenes import Scenes
 from verbalizers.scene import parse_scene
 
 SMALL = BUNDLED_FOLDER / "verbalizers"

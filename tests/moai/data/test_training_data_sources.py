@@ -210,7 +210,7 @@ def test_scenes_give_the_same_samples_when_worker_processes_read_them(processor:
 
 
 def test_scenes_truth_is_said_without_errors_when_noise_is_zero(processor: MoAIProcessor) -> None:
-    from moai.data.scenes import Scenes
+    from moai.scenes.scenes import Scenes
 
     dataset = build_training_dataset(DataSettings(sources=[{"scenes": SCENES | {"noise": 0}}]), processor)
     noisy = build_training_dataset(DataSettings(sources=[{"scenes": SCENES | {"noise": 3}}]), processor)
@@ -262,7 +262,7 @@ def test_path_is_refused_when_it_holds_no_conversations(
 def test_exported_scenes_train_like_a_user_s_data_when_they_are_verbalized(
     tmp_path: Path, processor: MoAIProcessor
 ) -> None:
-    from moai.data.scene_export import main
+    from moai.scenes.export import main
 
     main(["--out", str(tmp_path), "--length", "2", "--image-size", "64", "--num-questions", "2"])
     path = tmp_path / "questions.jsonl"
@@ -286,7 +286,7 @@ def test_scenes_are_looked_at_when_real_verbalizers_are_asked(processor: MoAIPro
 
 
 def test_export_asks_other_questions_about_kept_pictures_when_another_file_is_named(tmp_path: Path) -> None:
-    from moai.data.scene_export import main
+    from moai.scenes.export import main
 
     usual = ["--out", str(tmp_path), "--length", "3", "--image-size", "64"]
     main(usual)
@@ -304,7 +304,7 @@ def test_export_asks_other_questions_about_kept_pictures_when_another_file_is_na
 def test_samples_are_about_the_same_picture_when_rows_call_it_differently(
     tmp_path: Path, processor: MoAIProcessor
 ) -> None:
-    from moai.data.scene_export import main
+    from moai.scenes.export import main
 
     main(["--out", str(tmp_path), "--length", "2", "--image-size", "64", "--num-questions", "3"])
     sources = [{"path": str(tmp_path / "questions.jsonl")}, {"scenes": SCENES}]

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moai.data.scenes import Scenes
 from moai.evaluation.relations_benchmark import RelationCounts, count_relations, main
+from moai.scenes.scenes import Scenes
 from verbalizers import Relations
 
 BOXES = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [0, 20, 40, 40]], np.float32)

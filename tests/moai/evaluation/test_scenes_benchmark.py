@@ -104,7 +104,7 @@ def test_command_writes_results_when_run(repo_root_of_module, tmp_path):
 def cached_scenes(tmp_path_factory):
     """Four test scenes that the OCR has read: the cache's folder."""
     pytest.importorskip("pyarrow")
-    from moai.data.scene_export import main as export
+    from moai.scenes.export import main as export
 
     folder = tmp_path_factory.mktemp("scenes")
     export(["--split", "test", "--length", "4", "--image-size", "96", "--out", str(folder)])
@@ -139,4 +139,4 @@ def test_command_says_what_to_do_when_the_cache_holds_other_pictures(cached_scen
     folder = repo_root_of_module / "checkpoints" / "moai-nano"
     with pytest.raises(SystemExit):
         main(["--model", str(folder), "--cache", str(cached_scenes), "--per-kind", "1", "--image-size", "64"])
-    assert "moai.data.scene_export" in capsys.readouterr().err
+    assert "moai.scenes.export" in capsys.readouterr().err

@@ -8,8 +8,6 @@ import pytest
 pytest.importorskip("torchmetrics")
 pytest.importorskip("pycocotools")
 
-from moai.data.scene_vocabulary import OBJECT_CLASSES  # noqa: E402
-from moai.data.scenes import Scenes  # noqa: E402
 from moai.evaluation.verbalizers_benchmark import (  # noqa: E402
     BoxScore,
     PanopticScore,
@@ -17,6 +15,8 @@ from moai.evaluation.verbalizers_benchmark import (  # noqa: E402
     TextScore,
     evaluate_verbalizers,
 )
+from moai.scenes.scenes import Scenes  # noqa: E402
+from moai.scenes.vocabulary import OBJECT_CLASSES  # noqa: E402
 from verbalizers.base import Verbalizer  # noqa: E402
 from verbalizers.structures import Detections, Relations, Segments, TextLines  # noqa: E402
 

@@ -15,9 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from moai.data.scenes import Scenes
 from moai.evaluation.text_reader import TextReader
 from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.scenes.scenes import Scenes
 from moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.training.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from moai.training.loop import LoopSettings, learning_rate

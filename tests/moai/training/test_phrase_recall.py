@@ -6,8 +6,8 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from moai.configuration_moai import MoAIConfig
-from moai.data.scene_questions import REGIONS
 from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.scenes.questions import REGIONS
 from moai.training.expert_initialisation import start_with_reading_order, start_with_word_matching
 from moai.training.nano_tokenizer import train_nano_tokenizer
 from moai.training.phrase_recall import SLOT_GROUPS, PhraseRecall, PhraseVocabulary, places_of_latents

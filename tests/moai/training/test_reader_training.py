@@ -9,9 +9,9 @@ import torch
 from cache_verbalizers import MeanColour, TwoHalves, load_small
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moai.data.scene_export import main as export_scenes
 from moai.evaluation.text_reader import TextReader
 from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.scenes.export import main as export_scenes
 from moai.training.nano_tokenizer import train_nano_tokenizer
 from moai.training.reader_training import main, read_questions
 from verbalizers import VerbalizationCache

@@ -9,7 +9,7 @@ import torch
 import yaml
 from transformers import CLIPTokenizer
 
-from moai.data.scenes import Scenes
+from moai.scenes.scenes import Scenes
 from moai.training.checkpointing import latest_checkpoint
 from moai.training.muon import MuonAdamW, orthogonalized
 from moai.training.verbalizers_backbone import backbone_config, fold_frozen_norms, freeze_early_stages

@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 
-from moai.data.scene_vocabulary import GROUPS, OBJECT_CLASSES, PREDICATES, STUFF_NAMES
+from moai.scenes.vocabulary import GROUPS, OBJECT_CLASSES, PREDICATES, STUFF_NAMES
 from verbalizers.structures import Detections, Relations, Scene, Segments, TextLines
 
 __all__ = ["NoiseRates", "add_noise"]

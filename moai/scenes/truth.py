@@ -11,9 +11,9 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from moai.data.scene_assets import sprite_mask
-from moai.data.scene_layout import PlacedObject, SceneLayout
-from moai.data.scene_vocabulary import OBJECT_CLASSES
+from moai.scenes.asset_loading import sprite_mask
+from moai.scenes.layout import PlacedObject, SceneLayout
+from moai.scenes.vocabulary import OBJECT_CLASSES
 from verbalizers.structures import Detections, Relations, Scene, Segments, TextLines
 
 __all__ = ["EntityMap", "build_entity_map", "build_truth", "pixel_box"]

@@ -6,10 +6,10 @@ Everything is decided here, so truth, questions and pixels of one seed always ag
 from dataclasses import dataclass
 from random import Random
 
-from moai.data.scene_groups import GroupMember, GroupPlan, plan_copies, plan_group, plan_single
-from moai.data.scene_settings import GROUND_PREDICATES, ZONE_GROUPS, StuffRegion, sample_setting, stuff_at
-from moai.data.scene_signs import SignFace, sample_sign
-from moai.data.scene_vocabulary import GROUPS, OBJECT_CLASSES, PERSON_POSES
+from moai.scenes.groups import GroupMember, GroupPlan, plan_copies, plan_group, plan_single
+from moai.scenes.settings import GROUND_PREDICATES, ZONE_GROUPS, StuffRegion, sample_setting, stuff_at
+from moai.scenes.signs import SignFace, sample_sign
+from moai.scenes.vocabulary import GROUPS, OBJECT_CLASSES, PERSON_POSES
 
 __all__ = ["PlacedObject", "SceneLayout", "sample_layout"]
 
@@ -268,7 +268,7 @@ def sample_layout(
         num_objects: smallest and largest number of objects, signs not counted; the largest may be undercut where
             the picture is full.
         sign_probability: how often there is a sign with words; one such scene in five has two.
-        unseen_word_share: see :class:`moai.data.scenes.Scenes`.
+        unseen_word_share: see :class:`moai.scenes.scenes.Scenes`.
     """
     wanted = rng.randint(*num_objects)
     scale = (

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from moai.data.scene_assets import FONT_FILES, load_font, sprite_boxes, sprite_mask, text_extent
-from moai.data.scene_contact_sheet import save_contact_sheet
-from moai.data.scene_rendering import render_scene
-from moai.data.scene_textures import STUFF_TEXTURES, paint_texture
-from moai.data.scene_vocabulary import STUFF_NAMES
-from moai.data.scenes import Scenes
+from moai.scenes.asset_loading import FONT_FILES, load_font, sprite_boxes, sprite_mask, text_extent
+from moai.scenes.contact_sheet import save_contact_sheet
+from moai.scenes.rendering import render_scene
+from moai.scenes.scenes import Scenes
+from moai.scenes.textures import STUFF_TEXTURES, paint_texture
+from moai.scenes.vocabulary import STUFF_NAMES
 
 
 def test_picture_is_rgb_of_the_asked_size_when_painted():
@@ -54,7 +54,7 @@ def _unfinished(layout):
     """The picture before light and noise, which differ wherever the number of objects differs."""
     from unittest import mock
 
-    with mock.patch("moai.data.scene_rendering._finish", lambda canvas, rng, size: np.asarray(canvas)):
+    with mock.patch("moai.scenes.rendering._finish", lambda canvas, rng, size: np.asarray(canvas)):
         return render_scene(layout, 128).astype(np.int32)
 
 

@@ -5,12 +5,12 @@ import math
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance
 
-from moai.data.scene_assets import load_font, sprite_picture, text_extent
-from moai.data.scene_layout import PlacedObject, SceneLayout
-from moai.data.scene_signs import SignFace
-from moai.data.scene_textures import paint_texture, smooth_noise
-from moai.data.scene_truth import pixel_box, sign_polygons
-from moai.data.scene_vocabulary import OBJECT_CLASSES
+from moai.scenes.asset_loading import load_font, sprite_picture, text_extent
+from moai.scenes.layout import PlacedObject, SceneLayout
+from moai.scenes.signs import SignFace
+from moai.scenes.textures import paint_texture, smooth_noise
+from moai.scenes.truth import pixel_box, sign_polygons
+from moai.scenes.vocabulary import OBJECT_CLASSES
 
 __all__ = ["render_scene"]
 

@@ -7,9 +7,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from moai.data.scene_questions import QUESTION_KINDS, REGIONS, ask_questions, format_box, region_of
-from moai.data.scene_vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES, indefinite, plural
-from moai.data.scenes import Scenes
+from moai.scenes.questions import QUESTION_KINDS, REGIONS, ask_questions, format_box, region_of
+from moai.scenes.scenes import Scenes
+from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES, indefinite, plural
 from verbalizers.scene import verbalize_scene
 from verbalizers.structures import Detections, Relations, Scene, Segments, TextLines
 

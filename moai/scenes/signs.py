@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from random import Random
 
-from moai.data.scene_assets import FONT_FILES, text_extent
+from moai.scenes.asset_loading import FONT_FILES, text_extent
 
 __all__ = ["SIGN_WORDS", "SignFace", "sample_sign"]
 

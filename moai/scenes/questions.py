@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from moai.data.scene_vocabulary import (
+from moai.scenes.vocabulary import (
     GROUPS,
     OBJECT_CLASSES,
     STUFF_NAMES,

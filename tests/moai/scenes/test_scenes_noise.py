@@ -5,9 +5,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from moai.data.scene_noise import NoiseRates, add_noise
-from moai.data.scene_vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
-from moai.data.scenes import Scenes
+from moai.scenes.noise import NoiseRates, add_noise
+from moai.scenes.scenes import Scenes
+from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
 from verbalizers.scene import verbalize_scene
 
 _NOTHING = dict.fromkeys(NoiseRates.__dataclass_fields__, 0.0)

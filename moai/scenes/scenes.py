@@ -1,6 +1,6 @@
 """Scenes: an endless, seeded stream of pictures whose truth is known, with questions about them.
 
-    from moai.data.scenes import Scenes
+    from moai.scenes.scenes import Scenes
 
     scenes = Scenes(split="train", image_size=448)
     sample = scenes[0]
@@ -22,10 +22,10 @@ from random import Random
 
 import numpy as np
 
-from moai.data.scene_layout import SceneLayout, sample_layout
-from moai.data.scene_noise import add_noise
-from moai.data.scene_questions import QUESTION_KINDS, SceneQuestion, ask_questions
-from moai.data.scene_truth import EntityMap, build_entity_map, build_truth
+from moai.scenes.layout import SceneLayout, sample_layout
+from moai.scenes.noise import add_noise
+from moai.scenes.questions import QUESTION_KINDS, SceneQuestion, ask_questions
+from moai.scenes.truth import EntityMap, build_entity_map, build_truth
 from verbalizers.scene import verbalize_scene
 from verbalizers.structures import Scene
 
@@ -82,7 +82,7 @@ class SceneSample:
     @cached_property
     def image(self) -> np.ndarray:
         """uint8 (H, W, 3) RGB, painted on first use."""
-        from moai.data.scene_rendering import render_scene
+        from moai.scenes.rendering import render_scene
 
         return render_scene(self.layout, self.image_size)
 
@@ -174,7 +174,7 @@ class Scenes:
 def main() -> None:
     """Command line: write a contact sheet, or print scenes as text."""
     parser = argparse.ArgumentParser(
-        prog="python -m moai.data.scenes", description="Synthetic scenes whose truth is known."
+        prog="python -m moai.scenes.scenes", description="Synthetic scenes whose truth is known."
     )
     parser.add_argument("--contact-sheet", metavar="FILE", help="write example pictures to a .jpg or .png")
     parser.add_argument("--pictures", type=int, default=16, help="pictures on the sheet (default 16)")
@@ -185,7 +185,7 @@ def main() -> None:
     if arguments.contact_sheet is None and arguments.show is None:
         parser.error("nothing to do: give --contact-sheet FILE or --show INDEX")
     if arguments.contact_sheet is not None:
-        from moai.data.scene_contact_sheet import save_contact_sheet
+        from moai.scenes.contact_sheet import save_contact_sheet
 
         save_contact_sheet(arguments.contact_sheet, arguments.pictures, arguments.seed)
         print(f"wrote {arguments.contact_sheet}")

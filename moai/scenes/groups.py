@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from moai.data.scene_assets import sprite_boxes
-from moai.data.scene_vocabulary import GROUPS, OBJECT_CLASSES, PERSON_POSES, ObjectClass
+from moai.scenes.asset_loading import sprite_boxes
+from moai.scenes.vocabulary import GROUPS, OBJECT_CLASSES, PERSON_POSES, ObjectClass
 
 __all__ = ["GroupMember", "GroupPlan", "plan_copies", "plan_group", "plan_single"]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from moai.data.scene_assets import load_font
-from moai.data.scene_questions import QUESTION_KINDS
-from moai.data.scene_settings import SETTINGS
-from moai.data.scenes import Scenes, SceneSample
+from moai.scenes.asset_loading import load_font
+from moai.scenes.questions import QUESTION_KINDS
+from moai.scenes.scenes import Scenes, SceneSample
+from moai.scenes.settings import SETTINGS
 
 __all__ = ["make_contact_sheet", "save_contact_sheet"]
 

@@ -1,6 +1,6 @@
 """Build the sprite sheet of the scenes from Google's Noto colour emoji font and our own drawings.
 
-    python -m moai.data.scene_asset_building NotoColorEmoji.ttf
+    python -m moai.scenes.asset_building NotoColorEmoji.ttf
 
 writes `sprites.png` (all pictures cropped to what is visible, packed in rows) and `sprites.json` (name -> list of
 [x, y, width, height] in the sheet) into the package's assets. Needs Pillow with raqm, because skin tones and genders
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from moai.data.scene_drawings import render_drawing
-from moai.data.scene_vocabulary import OBJECT_CLASSES
+from moai.scenes.drawings import render_drawing
+from moai.scenes.vocabulary import OBJECT_CLASSES
 
 __all__ = ["build_sprite_sheet", "main"]
 

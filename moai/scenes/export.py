@@ -1,6 +1,6 @@
 """Scenes as files: pictures and LLaVA-format questions, to be verbalized and trained on like a user's own data.
 
-    python -m moai.data.scene_export --out scenes --length 1000
+    python -m moai.scenes.export --out scenes --length 1000
     moai verbalize scenes/questions.jsonl --out scenes/verbalizations
 
 Other questions about the same pictures go into a file of their own: ``--file train.jsonl --kinds counting,reading``.
@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from moai.data.scenes import QUESTION_KINDS, SPLITS, Scenes
+from moai.scenes.scenes import QUESTION_KINDS, SPLITS, Scenes
 from verbalizers.durable_files import replacing
 
 __all__ = ["QUESTIONS_FILE", "encode_picture", "export_scenes"]
@@ -76,7 +76,7 @@ def export_scenes(scenes: Scenes, length: int, out: str | Path, file_name: str =
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m moai.data.scene_export", description="Write scenes as files.")
+    parser = argparse.ArgumentParser(prog="python -m moai.scenes.export", description="Write scenes as files.")
     parser.add_argument("--out", required=True, help="folder that receives pictures and questions")
     parser.add_argument("--length", type=int, default=1000, help="number of scenes (default 1000)")
     parser.add_argument("--split", default="train", choices=SPLITS)

@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from moai.data.scene_assets import sprite_boxes
-from moai.data.scene_layout import sample_layout
-from moai.data.scene_signs import SIGN_WORDS
-from moai.data.scene_truth import pixel_box
-from moai.data.scene_vocabulary import (
+from moai.scenes.asset_loading import sprite_boxes
+from moai.scenes.layout import sample_layout
+from moai.scenes.scenes import SPLITS, Scenes, scene_seed
+from moai.scenes.signs import SIGN_WORDS
+from moai.scenes.truth import pixel_box
+from moai.scenes.vocabulary import (
     GROUPS,
     OBJECT_CLASSES,
     OUTSIDE_NAMES,
@@ -22,7 +23,6 @@ from moai.data.scene_vocabulary import (
     STUFF_NAMES,
     plural,
 )
-from moai.data.scenes import SPLITS, Scenes, scene_seed
 from verbalizers.scene import verbalize_scene
 
 _MANY = 60
@@ -36,7 +36,7 @@ def samples():
 
 _DIGEST = """
 import hashlib
-from moai.data.scenes import Scenes
+from moai.scenes.scenes import Scenes
 
 def digest(start, stop):
     sha = hashlib.sha256()

@@ -1,0 +1,57 @@
+"""Modules that were moved, under the names they had: old imports work, and say where to look."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+__all__ = ["MOVED_MODULES", "answer_to_old_names"]
+
+_SCENE_MODULES = (
+    "contact_sheet", "drawings", "export", "groups", "layout", "noise", "questions", "rendering", "settings", "signs",
+    "textures", "truth", "vocabulary",
+)  # fmt: skip
+
+#: Old name -> present name.
+MOVED_MODULES = {
+    "moai.data.scenes": "moai.scenes.scenes",
+    "moai.data.scene_asset_building": "moai.scenes.asset_building",
+    "moai.data.scene_assets": "moai.scenes.asset_loading",
+    **{f"moai.data.scene_{name}": f"moai.scenes.{name}" for name in _SCENE_MODULES},
+}
+
+
+def answer_to_old_names() -> None:
+    """Let `import` find moved modules under their old names; safe to call twice."""
+    if not any(isinstance(finder, _MovedModuleFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_MovedModuleFinder())
+
+
+class _MovedModuleFinder(importlib.abc.MetaPathFinder):
+    """Asked last, when nothing of that name was found."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in MOVED_MODULES:
+            return None
+        return ModuleSpec(fullname, _MovedModuleLoader())
+
+
+class _MovedModuleLoader(importlib.abc.Loader):
+    """Answers with the module itself, not with a copy: a class is the same class under both names."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        present = MOVED_MODULES[spec.name]
+        warnings.warn(f"`{spec.name}` is now `{present}`.", DeprecationWarning, stacklevel=2)
+        self._module = importlib.import_module(present)
+        self._identity = {name: getattr(self._module, name) for name in ("__spec__", "__loader__", "__package__")}
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module).update(self._identity)  # the import system has written the old name's into it

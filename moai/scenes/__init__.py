@@ -1,0 +1,1 @@
+"""Synthetic Scenes: images, what is in them, and questions about them, drawn from seeds."""
