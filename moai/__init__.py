@@ -8,15 +8,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 from .import_utils import check_first_party_packages
-from .moved_modules import answer_to_old_names
+from .moved_modules import MOVED_MODULES, answer_to_old_names
 from .registration import register_auto_classes
 
 if TYPE_CHECKING:
     from .configuration_moai import MoAIConfig
     from .modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel
     from .pipeline_moai import MoAIOutput, MoAIPipeline
-    from .processing_moai import MoAIProcessor
-    from .tokenization_internlm2 import InternLM2Tokenizer
+    from .processing.processing_moai import MoAIProcessor
+    from .processing.tokenization_internlm2 import InternLM2Tokenizer
 
 __all__ = [
     "InternLM2Tokenizer",
@@ -32,14 +32,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULE_OF_NAME = {
-    "InternLM2Tokenizer": "tokenization_internlm2",
+    "InternLM2Tokenizer": "processing.tokenization_internlm2",
     "MoAIConfig": "configuration_moai",
     "MoAIForConditionalGeneration": "modeling_moai",
     "MoAIModel": "modeling_moai",
     "MoAIOutput": "pipeline_moai",
     "MoAIPipeline": "pipeline_moai",
     "MoAIPreTrainedModel": "modeling_moai",
-    "MoAIProcessor": "processing_moai",
+    "MoAIProcessor": "processing.processing_moai",
 }
 
 check_first_party_packages()
@@ -53,6 +53,8 @@ def __getattr__(name: str) -> object:
         value = getattr(importlib.import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
     elif name in _MODULE_OF_NAME.values():
         value = importlib.import_module(f".{name}", __name__)
+    elif (old := f"{__name__}.{name}") in MOVED_MODULES:
+        value = importlib.import_module(old)
     else:
         raise AttributeError(f"module 'moai' has no attribute {name!r}")
     globals()[name] = value

@@ -21,8 +21,8 @@ from verbalizers.cache_writing import ERRORS_FILE
 
 from .cli_rendering import note, print_json, print_plain
 from .cli_verbalizing import choose_verbalizers
-from .image_loading import load_image
 from .import_utils import require
+from .processing.image_loading import load_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from .checkpoint_lookup import find_checkpoint
 from .cli_profiling import print_costs
 from .cli_rendering import choose_overlay_path, describe_missing, note, print_json, print_words, save_overlay
 from .cli_settings import AnswerSettings, parse_verbalizers
-from .image_loading import load_image
 from .pipeline_verbalizers import VerbalizerSettings, build_named_verbalizers, complete_scenes, find_missing_kinds
+from .processing.image_loading import load_image
 
 __all__ = ["choose_verbalizers", "verbalize_pictures"]
 

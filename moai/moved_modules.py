@@ -16,6 +16,11 @@ _SCENE_MODULES = (
     "contact_sheet", "drawings", "export", "groups", "layout", "noise", "questions", "rendering", "settings", "signs",
     "textures", "truth", "vocabulary",
 )  # fmt: skip
+_PROCESSING_MODULES = (
+    "chat_templates", "control_tokens", "image_loading", "image_processing_moai", "processing_moai",
+    "processor_arguments", "sample_batching", "sample_encoding", "token_offsets", "tokenization_internlm2",
+    "tokenization_training",
+)  # fmt: skip
 
 #: Old name -> present name.
 MOVED_MODULES = {
@@ -23,17 +28,18 @@ MOVED_MODULES = {
     "moai.data.scene_asset_building": "moai.scenes.asset_building",
     "moai.data.scene_assets": "moai.scenes.asset_loading",
     **{f"moai.data.scene_{name}": f"moai.scenes.{name}" for name in _SCENE_MODULES},
+    **{f"moai.{name}": f"moai.processing.{name}" for name in _PROCESSING_MODULES},
 }
 
 
 def answer_to_old_names() -> None:
     """Let `import` find moved modules under their old names; safe to call twice."""
     if not any(isinstance(finder, _MovedModuleFinder) for finder in sys.meta_path):
-        sys.meta_path.append(_MovedModuleFinder())
+        sys.meta_path.insert(0, _MovedModuleFinder())
 
 
 class _MovedModuleFinder(importlib.abc.MetaPathFinder):
-    """Asked last, when nothing of that name was found."""
+    """Asked first: an old file that an installation left behind must not be a second copy of a module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

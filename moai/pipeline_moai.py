@@ -16,13 +16,13 @@ import torch
 from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
 
 from .checkpoint_lookup import check_model_type, find_checkpoint
-from .image_loading import ImageSource
 from .modeling_moai import MoAIForConditionalGeneration
 from .pipeline_outputs import MoAIOutput, PipelineError, PromptRouting
 from .pipeline_queries import Query, pair_queries, select_routing
 from .pipeline_streaming import AnswerStream, CallbackStreamer
 from .pipeline_verbalizers import VerbalizerSettings, build_named_verbalizers, complete_scenes, find_missing_kinds
-from .processing_moai import MoAIProcessor
+from .processing.image_loading import ImageSource
+from .processing.processing_moai import MoAIProcessor
 
 __all__ = ["DEFAULT_TIMEOUT_S", "MoAIOutput", "MoAIPipeline", "PipelineError"]
 

@@ -13,8 +13,8 @@ from PIL import Image
 from verbalizers import Scene
 
 from .configuration_moai import MoAIConfig
-from .image_loading import ImageSource, load_image
-from .processing_moai import MoAIProcessor
+from .processing.image_loading import ImageSource, load_image
+from .processing.processing_moai import MoAIProcessor
 
 __all__ = ["Query", "pair_queries", "select_routing"]
 

@@ -31,15 +31,15 @@ AUTO_MODULES = {
         },
     ),
     "transformers.models.auto.tokenization_auto": (
-        "moai.tokenization_internlm2",
+        "moai.processing.tokenization_internlm2",
         {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
     ),
     "transformers.models.auto.image_processing_auto": (
-        "moai.image_processing_moai",
+        "moai.processing.image_processing_moai",
         {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
     ),
     "transformers.models.auto.processing_auto": (
-        "moai.processing_moai",
+        "moai.processing.processing_moai",
         {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
     ),
 }

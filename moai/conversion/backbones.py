@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..configuration_moai import MoAIConfig
 from ..partial_lora import TARGET_LINEARS
-from ..tokenization_internlm2 import IMAGE_TOKEN
+from ..processing.tokenization_internlm2 import IMAGE_TOKEN
 from .backbone_loading import Backbone, load_text_backbone, load_vision_backbone
 from .backbone_processor import load_backbone_tokenizer
 

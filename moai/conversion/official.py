@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from ..configuration_moai import MoAIConfig
-from ..tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
+from ..processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
 from .atomic_folder import atomic_folder
 from .model_card import write_card
 from .official_config import OfficialSizes, build_official_config

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..configuration_moai import MoAIConfig
-from ..image_processing_moai import MoAIImageProcessor
-from ..processing_moai import MoAIProcessor
-from ..tokenization_internlm2 import InternLM2Tokenizer
+from ..processing.image_processing_moai import MoAIImageProcessor
+from ..processing.processing_moai import MoAIProcessor
+from ..processing.tokenization_internlm2 import InternLM2Tokenizer
 
 PIXEL_RANGE = 255
 

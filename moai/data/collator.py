@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from moai.data.training_sample import TrainingSample
-from moai.processing_moai import MoAIProcessor
-from moai.sample_batching import unique_objects
+from moai.processing.processing_moai import MoAIProcessor
+from moai.processing.sample_batching import unique_objects
 
 __all__ = ["TrainingCollator"]
 

@@ -18,8 +18,8 @@ from moai.data.findings import Findings, FindingsReader, MissingFindingsError
 from moai.data.training_report import DataReport, Problem
 from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample, text_of
 from moai.data.training_settings import DataSettings, SourceSettings
-from moai.image_loading import IMAGE_FORMATS, load_image
-from moai.processing_moai import MoAIProcessor
+from moai.processing.image_loading import IMAGE_FORMATS, load_image
+from moai.processing.processing_moai import MoAIProcessor
 from verbalizers.cache_sources import Source
 
 __all__ = ["ConversationSamples"]

@@ -12,7 +12,7 @@ from moai.data.findings import Findings, FindingsReader
 from moai.data.training_report import DataReport
 from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
-from moai.processing_moai import MoAIProcessor
+from moai.processing.processing_moai import MoAIProcessor
 from moai.scenes.scenes import Scenes, SceneSample, add_noise
 
 __all__ = ["SceneSamples"]

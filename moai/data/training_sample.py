@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from moai.processing_moai import MoAIProcessor
+from moai.processing.processing_moai import MoAIProcessor
 
 __all__ = ["BadSampleError", "LengthEstimator", "TrainingSample", "text_of"]
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from moai.modeling_moai import MoAIForConditionalGeneration
-from moai.tokenization_internlm2 import InternLM2Tokenizer
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.training.checkpointing import latest_checkpoint
 from moai.training.compressor_pretraining import CompressorTask
 from moai.training.expert_initialisation import start_with_reading_order, start_with_word_matching

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from moai.checkpoint_lookup import find_checkpoint
-from moai.image_loading import load_image
 from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.processing.image_loading import load_image
 from moai.scenes.asset_loading import load_font
 from moai.scenes.scenes import Scenes
 from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_scene

@@ -18,7 +18,7 @@ from moai.conversion.backbone_processor import build_processor_from_backbones
 from moai.import_utils import require
 from moai.modeling_moai import MoAIForConditionalGeneration
 from moai.pipeline_verbalizers import VERBALIZERS_FILE, VerbalizerSettings
-from moai.processing_moai import MoAIProcessor
+from moai.processing.processing_moai import MoAIProcessor
 
 from .train_settings import TrainSettings
 

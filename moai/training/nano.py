@@ -21,8 +21,8 @@ from transformers import GenerationConfig, LlamaForCausalLM
 
 from moai.modeling_moai import MoAIForConditionalGeneration
 from moai.pipeline_verbalizers import VERBALIZERS_FILE
-from moai.processing_moai import MoAIProcessor
-from moai.tokenization_internlm2 import InternLM2Tokenizer
+from moai.processing.processing_moai import MoAIProcessor
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 
 from .checkpointing import latest_checkpoint, load_checkpoint
 from .compressor_pretraining import CompressorTask

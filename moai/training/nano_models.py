@@ -9,12 +9,12 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from mixer import Mixers
-from moai.chat_templates import DEMO_CHAT_TEMPLATE
 from moai.configuration_moai import MoAIConfig
-from moai.image_processing_moai import MoAIImageProcessor
 from moai.modeling_moai import MoAIForConditionalGeneration
-from moai.processing_moai import MoAIProcessor
-from moai.tokenization_internlm2 import InternLM2Tokenizer
+from moai.processing.chat_templates import DEMO_CHAT_TEMPLATE
+from moai.processing.image_processing_moai import MoAIImageProcessor
+from moai.processing.processing_moai import MoAIProcessor
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 
 from .nano_config import MultimodalSettings, NanoConfig
 from .text_pretraining import PromptIds
@@ -57,7 +57,7 @@ def build_processor(tokenizer_folder: Path, vision: dict[str, Any]) -> MoAIProce
 def prompt_ids(tokenizer: InternLM2Tokenizer) -> PromptIds:
     """Ids around a question, taken from the tokenizer itself."""
     encode = tokenizer.sp_model.encode
-    from moai.chat_templates import SYSTEM_PROMPT
+    from moai.processing.chat_templates import SYSTEM_PROMPT
 
     opening = [tokenizer.bos_token_id, *encode(f"{SYSTEM_PROMPT} ")]
     return PromptIds(tuple(opening), tuple(encode(" USER:")), tuple(encode(" ASSISTANT:")))

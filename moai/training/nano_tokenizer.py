@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterator
 from random import Random
 
-from moai.chat_templates import SYSTEM_PROMPT
+from moai.processing.chat_templates import SYSTEM_PROMPT
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.processing.tokenization_training import train_tokenizer
 from moai.scenes.scenes import Scenes, add_noise
 from moai.scenes.signs import SIGN_WORDS
-from moai.tokenization_internlm2 import InternLM2Tokenizer
-from moai.tokenization_training import train_tokenizer
 from verbalizers.scene import verbalize_scene
 from verbalizers.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
 

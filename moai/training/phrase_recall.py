@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.questions import REGIONS, region_of
-from moai.tokenization_internlm2 import InternLM2Tokenizer
 from verbalizers.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
 
 __all__ = ["SLOT_GROUPS", "PhraseRecall", "PhraseVocabulary", "places_of_latents"]

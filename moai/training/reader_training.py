@@ -20,8 +20,8 @@ from PIL import Image
 
 from moai.data.findings import FindingsReader, MissingFindingsError
 from moai.evaluation.text_reader import TextReader
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS
-from moai.tokenization_internlm2 import InternLM2Tokenizer
 from verbalizers import VerbalizationCache
 
 from .loop import LoopSettings, run_loop

@@ -14,8 +14,8 @@ from random import Random
 
 import numpy as np
 
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
-from moai.tokenization_internlm2 import InternLM2Tokenizer
 from verbalizers.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
 from .shard_waiting import wait_for_file

@@ -34,7 +34,7 @@ from moai.conversion.backbone_processor import build_processor_from_backbones
 from moai.import_utils import require
 from moai.modeling_moai import MoAIForConditionalGeneration
 from moai.pipeline_verbalizers import VerbalizerSettings
-from moai.processing_moai import MoAIProcessor
+from moai.processing.processing_moai import MoAIProcessor
 
 __all__ = ["build_smol", "find_packaged_gguf"]
 

@@ -83,7 +83,7 @@ def _run(script: str, repo_root: Path) -> None:
         "import moai, transformers",
         "import transformers; transformers.AutoProcessor; transformers.AutoModel; import moai",
         "import moai.modeling_moai, transformers",
-        "import moai.processing_moai, transformers",
+        "import moai.processing.processing_moai, transformers",
         "import moai, transformers; transformers.AutoProcessor.from_pretrained(folder)",
         # These take or import Auto classes before they have come to their own end.
         "import moai, transformers.modeling_layers",
@@ -101,7 +101,7 @@ def test_configuration_is_known_without_the_model_when_only_it_is_asked_for(repo
         "from transformers import AutoConfig\n"
         "config = AutoConfig.from_pretrained(folder)\n"
         "assert type(config).__name__ == 'MoAIConfig' and isinstance(config, moai.MoAIConfig)\n"
-        "assert 'moai.modeling_moai' not in sys.modules and 'moai.processing_moai' not in sys.modules\n",
+        "assert 'moai.modeling_moai' not in sys.modules and 'moai.processing.processing_moai' not in sys.modules\n",
         repo_root,
     )
 

@@ -13,7 +13,7 @@ from processing_builders import FORGERIES
 from moai import MoAIForConditionalGeneration, MoAIProcessor
 from moai.data.collator import TrainingCollator
 from moai.data.training_data import DataSettings, TrainingDataset, build_training_dataset
-from moai.image_loading import load_image
+from moai.processing.image_loading import load_image
 from verbalizers.cache_building import build_cache
 from verbalizers.cache_recipe import Recipe
 from verbalizers.cache_sources import read_sources

@@ -15,8 +15,8 @@ from moai import MoAIProcessor
 from moai.data.collator import TrainingCollator
 from moai.data.findings import FindingsReader
 from moai.data.training_data import DataSettings, build_training_dataset
-from moai.image_loading import load_image
 from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.processing.image_loading import load_image
 from verbalizers import VerbalizationCache, parse_scene, render_segmentation_map, verbalize_scene
 from verbalizers.cache_building import build_cache
 from verbalizers.cache_recipe import Recipe

@@ -17,7 +17,7 @@ from moai.evaluation.ablation import load_results, run_ablation
 from moai.evaluation.ablation_config import load_ablation_config
 from moai.evaluation.ablation_questions import answer_test, collect_test
 from moai.evaluation.ablation_training import LATENTS, _build_model, check_start, load_start
-from moai.tokenization_internlm2 import InternLM2Tokenizer
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.training.checkpointing import latest_checkpoint
 from moai.training.nano import train_nano
 from moai.training.nano_models import prompt_ids

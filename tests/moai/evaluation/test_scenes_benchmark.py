@@ -16,7 +16,7 @@ from moai.evaluation.scenes_benchmark import (
     overall_line,
     summarise,
 )
-from moai.image_loading import load_image
+from moai.processing.image_loading import load_image
 from verbalizers.base import build_verbalizer
 from verbalizers.cache import VerbalizationCache
 from verbalizers.cache_building import build_cache

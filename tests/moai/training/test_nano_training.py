@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from moai.evaluation.text_reader import TextReader
 from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import Scenes
-from moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.training.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from moai.training.loop import LoopSettings, learning_rate
 from moai.training.multimodal_training import MultimodalTask, normalise_pictures

@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from ..configuration_moai import MoAIConfig
 from .chat_templates import TURN_HEADERS, default_chat_templates
-from .configuration_moai import MoAIConfig
 from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from .image_processing_moai import compute_map_pixel_values, compute_pixel_values
@@ -40,7 +40,7 @@ class MoAIProcessor(ProcessorMixin):
         image_processor: Makes `pixel_values`; `MoAIImageProcessor` reproduces the release.
         tokenizer: Any Hugging Face tokenizer that knows `image_token`.
         chat_template: Jinja template, or {"default": ..., "demo": ...}. `None` takes the released prompts, or ChatML
-            where the tokenizer speaks it (`moai.chat_templates`).
+            where the tokenizer speaks it (`moai.processing.chat_templates`).
         image_token: Placeholder of one picture.
         num_image_tokens: Patch tokens per picture (1225 for 490x490 px and patches of 14 px).
         auxiliary_map_scale: Factor on the panoptic map's 0..255 colours before normalisation. 1 is right; 1/255

@@ -12,7 +12,7 @@ import torch
 from encoded_pictures import GRADIENT, encode
 from PIL import Image
 
-from moai.image_loading import DEFAULT_MAX_PIXELS, ImageLoadError, load_image
+from moai.processing.image_loading import DEFAULT_MAX_PIXELS, ImageLoadError, load_image
 
 
 def png_header(width: int, height: int) -> bytes:

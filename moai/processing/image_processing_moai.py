@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from .configuration_moai import MoAIConfig
+from ..configuration_moai import MoAIConfig
 
 
 class MoAIImageProcessor(CLIPImageProcessorPil):

@@ -13,10 +13,10 @@ from PIL import Image
 from processing_builders import FORGERIES, PATCHES, RED, question_ids
 
 from moai import MoAIProcessor
-from moai.control_tokens import BREAK_MARK
-from moai.image_processing_moai import MoAIImageProcessor
-from moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
-from moai.tokenization_training import train_tokenizer
+from moai.processing.control_tokens import BREAK_MARK
+from moai.processing.image_processing_moai import MoAIImageProcessor
+from moai.processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
+from moai.processing.tokenization_training import train_tokenizer
 
 # ---------------------------------------------------------------- data is no control
 

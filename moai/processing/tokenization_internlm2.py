@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from .configuration_moai import MoAIConfig
+from ..configuration_moai import MoAIConfig
 
 #: Turn markers of InternLM2 / InternLM-XComposer2 chat: opens a turn, closes a turn.
 CHAT_TOKENS: tuple[str, str] = ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]")

@@ -10,7 +10,7 @@ import pytest
 from encoded_pictures import GRADIENT, encode
 from PIL import Image
 
-from moai.image_loading import ImageLoadError, is_url, load_image
+from moai.processing.image_loading import ImageLoadError, is_url, load_image
 
 # ---------------------------------------------------------------- addresses
 

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..roles import IMAGE_ROLE, LANGUAGE_ROLE
 from .control_tokens import ControlTokenGuard
-from .roles import IMAGE_ROLE, LANGUAGE_ROLE
 from .sample_batching import pad_rows
 from .token_offsets import expand_placeholders, locate_tokens
 

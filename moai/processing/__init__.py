@@ -1,0 +1,1 @@
+"""Images, prompts and verbalizations become model inputs: tokenizer, image processor, processor."""
