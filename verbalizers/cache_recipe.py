@@ -53,8 +53,10 @@ def legacy_fingerprint(verbalizer: Verbalizer) -> str | None:
 
 def is_made_by(entry: Mapping[str, Any], verbalizer: Verbalizer) -> bool:
     """Whether an entry of a manifest's `verbalizers` stands for this verbalizer, also under its legacy fingerprint."""
-    names_it = (entry["kind"], entry["backend"]) == (verbalizer.kind, verbalizer.backend)
-    return names_it and entry["fingerprint"] in (verbalizer.fingerprint(), legacy_fingerprint(verbalizer))
+    if (entry["kind"], entry["backend"]) != (verbalizer.kind, verbalizer.backend):
+        return False
+    # One after the other: each reads the checkpoint.
+    return entry["fingerprint"] == verbalizer.fingerprint() or entry["fingerprint"] == legacy_fingerprint(verbalizer)
 
 
 @dataclass(frozen=True)
