@@ -38,7 +38,7 @@ def _memory(record: dict) -> list[str]:
 
 
 def _operations(count: FlopCount) -> str:
-    return f"{count.products / 1e9:.2f} + {count.attention / 1e9:.2f}"
+    return f"{count.products / 1e9:.4g} + {count.attention / 1e9:.4g}"
 
 
 def to_markdown(machine: str, records: list[dict]) -> str:
