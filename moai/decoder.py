@@ -18,6 +18,7 @@ from transformers import initialization as init
 
 from mixer import LayerRouting, Mixers, Routing, TokenStream
 
+from .derived_classes import derive_class
 from .partial_lora import LowRankUpdate, image_positions_scope, insert_partial_lora
 from .roles import IMAGE_ROLE, LANGUAGE_ROLE
 from .rotary import make_rotary_stateless
@@ -114,7 +115,7 @@ class Mixture:
 
 @cache
 def mixing_attention_class(attention_class: type[nn.Module]) -> type[nn.Module]:
-    """Subclass an attention class so that it mixes what it sees. Keeps the name, which sharding rules match."""
+    """Subclass an attention class so that it mixes what it sees."""
 
     def forward(
         self: nn.Module,
@@ -127,7 +128,7 @@ def mixing_attention_class(attention_class: type[nn.Module]) -> type[nn.Module]:
             hidden_states = mixture.mix(hidden_states, self.layer_idx)
         return attention_class.forward(self, hidden_states, *args, **kwargs)
 
-    return type(attention_class.__name__, (attention_class,), {"forward": forward, "__module__": __name__})
+    return derive_class(attention_class, mixing_attention_class, forward=forward, __module__=__name__)
 
 
 @cache
@@ -144,7 +145,7 @@ def partial_lora_layer_class(layer_class: type[nn.Module]) -> type[nn.Module]:
         with image_positions_scope(image_positions):
             return layer_class.forward(self, hidden_states, *args, **kwargs)
 
-    return type(layer_class.__name__, (layer_class,), {"forward": forward, "__module__": __name__})
+    return derive_class(layer_class, partial_lora_layer_class, forward=forward, __module__=__name__)
 
 
 def initialise_partial_lora(module: nn.Module) -> bool:
@@ -166,7 +167,7 @@ def partial_lora_decoder_class(decoder_class: type[nn.Module]) -> type[nn.Module
 
     # The module stays the original's: transformers reads its source to learn about attention implementations.
     fields = {"_init_weights": _init_weights, "__module__": decoder_class.__module__}
-    return type(decoder_class.__name__, (decoder_class,), fields)
+    return derive_class(decoder_class, partial_lora_decoder_class, **fields)
 
 
 def prepare_decoder(decoder: nn.Module, plora_rank: int, plora_alpha: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForImageTextToText, Cache, GenerationMixin
+from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -349,7 +349,8 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
 
 
 AutoModel.register(MoAIConfig, MoAIModel, exist_ok=True)
-AutoModelForImageTextToText.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
+for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    _auto_class.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
 # Pipelines find a registered class through the auto mapping; `transformers serve` (5.23) looks for its name in this
 # plain table only. The table is read by key elsewhere, and no built-in model is called "moai".
 MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)

@@ -25,8 +25,10 @@ AUTO_MODULES = {
         {
             "AutoModel",
             "AutoModelForImageTextToText",
+            "AutoModelForMultimodalLM",
             "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
             "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+            "MODEL_FOR_MULTIMODAL_LM_MAPPING",
             "MODEL_MAPPING",
         },
     ),

@@ -13,6 +13,8 @@ from functools import cache
 import torch
 from torch import nn
 
+from .derived_classes import derive_class
+
 
 def dynamic_ntk_frequencies(
     lengths: torch.Tensor, *, theta: float, factor: float, max_position_embeddings: int, head_dim: int
@@ -54,7 +56,7 @@ def stateless_dynamic_class(rotary_class: type[nn.Module]) -> type[nn.Module]:
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
-    return type(rotary_class.__name__, (rotary_class,), {"forward": forward, "__module__": __name__})
+    return derive_class(rotary_class, stateless_dynamic_class, forward=forward, __module__=__name__)
 
 
 def make_rotary_stateless(decoder: nn.Module) -> None:
