@@ -134,6 +134,7 @@ def ask(
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16.")] = None,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="nf4 decoder (bitsandbytes).")] = False,
     load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="int8 decoder (bitsandbytes).")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing beside answers and errors.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Ask about pictures: moai ask street.png "What is written on the sign?"."""
@@ -152,6 +153,7 @@ def ask(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             routing=routing,
+            is_quiet=quiet,
             generate={"num_beams": num_beams} if num_beams > 1 else {},
         )
         scenes = [read_scene(path) for path in scene or []]
@@ -159,7 +161,7 @@ def ask(
             raise ValueError(f"expected one --scene per picture ({len(pictures)}), got {len(scenes)}.")
         choice: dict[str, Any] = {"device": device, "dtype": dtype}
         choice |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
-        load = partial(load_pipeline, model, verbalizers, debug, **choice)
+        load = partial(load_pipeline, model, verbalizers, debug, quiet, **choice)
         if questions is not None:
             _exit_for(answer_file(load, model, questions, out, settings, max_errors, overwrite), None)
         else:

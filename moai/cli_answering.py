@@ -61,13 +61,13 @@ def answer_pictures(
         elif output.error is not None:
             note(f"error: {output.error}")
         elif is_interactive:
-            print_panel(picture, question, output.answer, footer_of(output, overlay))
+            print_panel(picture, question, output.answer, _footer(output, overlay, settings))
         elif "stream" in kwargs:
             print(flush=True)
-            note(footer_of(output, overlay))
+            note(_footer(output, overlay, settings))
         else:
             print_plain(output.answer if len(pictures) == 1 else f"{picture}\t{' '.join(output.answer.split())}")
-            note(footer_of(output, overlay))
+            note(_footer(output, overlay, settings))
     return num_failed
 
 
@@ -87,11 +87,15 @@ def _stream_pictures(
             output = next(pipeline.answer_each(picture, question, scene, stream=panel.add, **kwargs))
             overlay = _draw(output, picture, index, len(pictures), settings)
             if output.error is None:
-                panel.finish(output.answer, footer_of(output, overlay))
+                panel.finish(output.answer, _footer(output, overlay, settings))
             else:
                 num_failed += 1
                 panel.finish("", f"error: {output.error}")
     return num_failed
+
+
+def _footer(output: MoAIOutput, overlay: Path | None, settings: AnswerSettings) -> str:
+    return "" if settings.is_quiet else footer_of(output, overlay)
 
 
 def _draw(output: MoAIOutput, picture: str, index: int, num_pictures: int, settings: AnswerSettings) -> Path | None:

@@ -55,7 +55,7 @@ def answer_file(
     _check_errors(len(problems), max_errors, questions)
     answers = None if out is None else AnswerFile(out, model, is_overwriting)
     open_rows = rows if answers is None else answers.select_open(rows)
-    if answers is not None and len(open_rows) < len(rows):
+    if answers is not None and len(open_rows) < len(rows) and not settings.is_quiet:
         note(f"{len(rows) - len(open_rows)} of {len(rows)} questions are answered in {out} already")
     num_errors, writer = len(problems), answers or AnswerPrinter(model)
     pipeline = load() if open_rows else None
@@ -68,7 +68,7 @@ def answer_file(
                     num_errors += 1
                     note(f"skipped: {questions}:{row.line}: {output.error}")
             _check_errors(num_errors, max_errors, questions)
-    if answers is not None:
+    if answers is not None and not settings.is_quiet:
         note(f"{len(open_rows) + len(problems) - num_errors} questions answered, see {out}")
     return num_errors
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from verbalizers import Scene
 
 from .checkpoint_lookup import find_checkpoint
+from .cli_rendering import note
 
 if TYPE_CHECKING:
     from .pipeline_moai import MoAIPipeline
@@ -31,6 +32,7 @@ class AnswerSettings:
         batch_size: Pictures per pass.
         max_new_tokens: Longest answer.
         routing: None, a mode's name, or ``"0.5,0.3,0.2"``.
+        is_quiet: Say nothing beside answers and errors.
         generate: Further arguments of ``generate``.
     """
 
@@ -42,6 +44,7 @@ class AnswerSettings:
     batch_size: int = 8
     max_new_tokens: int = 128
     routing: str | None = None
+    is_quiet: bool = False
     generate: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,13 +79,18 @@ def parse_routing(text: str | None) -> Any:
     return weights
 
 
-def load_pipeline(model: str, verbalizers: str | None, is_debugging: bool, **settings: Any) -> MoAIPipeline:
+def load_pipeline(
+    model: str, verbalizers: str | None, is_debugging: bool, is_quiet: bool = False, **settings: Any
+) -> MoAIPipeline:
     """Load a model for the command line: no progress bars or warnings between a user and the answer.
+
+    A checkpoint that knows few pictures says so, once, on standard error.
 
     Args:
         model: Folder, bundled name or hub name.
         verbalizers: None = the checkpoint's; names separated by commas; "none".
         is_debugging: Let the libraries talk.
+        is_quiet: Do not tell which pictures the checkpoint knows.
         **settings: To :meth:`MoAIPipeline.from_pretrained`.
 
     Raises:
@@ -96,7 +104,10 @@ def load_pipeline(model: str, verbalizers: str | None, is_debugging: bool, **set
 
     if not is_debugging:
         silence_libraries()
-    return MoAIPipeline.from_pretrained(folder, chosen, **settings)
+    pipeline = MoAIPipeline.from_pretrained(folder, chosen, **settings)
+    if (domain := pipeline.model.config.domain) and not is_quiet:
+        note(f"{model} knows {domain} only: its answers about other pictures are guesses")
+    return pipeline
 
 
 def silence_libraries() -> None:

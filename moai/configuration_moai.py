@@ -36,6 +36,8 @@ class MoAIConfig(PreTrainedConfig):
         auxiliary_map_scale: Factor on the panoptic map's 0..255 colours before normalisation. 1 is right;
             1/255 reproduces the almost black maps that released weights were trained with.
         tie_word_embeddings: Share the word embedding with the output head.
+        domain: The only pictures that the weights know ("synthetic Scenes"), of which `moai ask` tells the user; None =
+            no such limit is known. Change it when they have learned others.
     """
 
     model_type = "moai"
@@ -82,6 +84,7 @@ class MoAIConfig(PreTrainedConfig):
     plora_alpha: float = 256.0
     auxiliary_map_scale: float = 1.0
     tie_word_embeddings: bool = False
+    domain: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -95,6 +98,8 @@ class MoAIConfig(PreTrainedConfig):
             raise ValueError(f"`auxiliary_map_scale` must be positive, got {self.auxiliary_map_scale}.")
         if self.plora_rank < 0:
             raise ValueError(f"`plora_rank` must be 0 (none) or more, got {self.plora_rank}.")
+        if self.domain is not None and not isinstance(self.domain, str):
+            raise ValueError(f"`domain` must be words or None, got {self.domain!r}.")
         if self.image_seq_length is None:
             self.image_seq_length = self._count_image_tokens()
         if self.image_seq_length < 1:

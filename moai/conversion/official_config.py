@@ -2,7 +2,7 @@
 
 The release hard-codes most sizes of MoAI-7B; its config.json is InternLM2's. Checkpoints of other sizes say what shapes
 cannot (heads, scales) in extra fields: ``image_token_index``, ``mixer_heads``, ``plora_alpha``, ``vision``,
-``compressor``. Where they are absent, the release's constants hold.
+``compressor``. Where they are absent, the release's constants hold. :attr:`MoAIConfig.domain` is kept.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def build_official_config(
         plora_alpha=float(config.get("plora_alpha", plora_rank or 1)),
         auxiliary_map_scale=1 / 255,
         tie_word_embeddings="output.weight" not in shapes,
+        domain=config.get("domain"),
     )
     return moai_config, OfficialSizes(attention, bool(plora_rank), grid, vocab_size, mixer_layers)
 

@@ -27,7 +27,7 @@ __all__ = ["average_checkpoints", "main"]
 def average_checkpoints(folders: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Path:
     """Write the mean of some checkpoints' weights.
 
-    The first one's processor, generation settings, verbalizers and precision are kept; sums are taken in float32.
+    The first one's processor, generation settings, verbalizers, domain and precision are kept; sums are in float32.
 
     Args:
         folders: Two or more whole models of one shape.
@@ -63,7 +63,7 @@ def average_checkpoints(folders: Sequence[str | Path], out: str | Path, *, force
 
 def _check_shape(config: MoAIConfig, first: Path, folder: Path) -> None:
     """Refuse a model whose configuration differs in more than where and how it is stored."""
-    ignored = {"dtype", "_name_or_path", "transformers_version", "architectures"}
+    ignored = {"dtype", "_name_or_path", "transformers_version", "architectures", "domain"}
     ours, theirs = (
         {name: value for name, value in one.to_dict().items() if name not in ignored}
         for one in (config, MoAIConfig.from_pretrained(folder))

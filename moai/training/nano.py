@@ -199,6 +199,7 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     model = _model_with_recall(config, out, tokenizer)
     _load_last(model, out, ("multimodal", "practice"))
     del model.recall
+    model.config.domain = model.config.domain or config.domain  # a start from before this was noted lacks it
     model.generation_config = GenerationConfig(
         max_new_tokens=160,
         do_sample=False,

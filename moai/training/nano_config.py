@@ -15,6 +15,7 @@ __all__ = [
     "MultimodalSettings",
     "NanoConfig",
     "PhraseSettings",
+    "SCENES_DOMAIN",
     "TextSettings",
     "build_nano_config",
     "load_nano_config",
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 #: What runs from a wheel, offline; a black map where there are no segments, as in training.
 OCR_ALONE: dict[str, Any] = {"verbalizers": [{"kind": "ocr", "backend": "rapidocr"}], "map": "always"}
+
+SCENES_DOMAIN = "synthetic Scenes (docs/scenes.md)"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class NanoConfig:
         practice: Compressor, mixers and decoder once more without pictures, where their skills are weakest.
         start: Folder of a finished moai-nano that the stage `practice` starts from; None = the stage before it.
         verbalizer_settings: Content of the checkpoint's ``verbalizers.json`` (see :mod:`moai.pipeline_verbalizers`).
+        domain: The only pictures that the checkpoint says it knows (`MoAIConfig.domain`).
         seed: Seed of the initial weights.
         num_ranks: Processes of one thread each.
     """
@@ -121,6 +125,7 @@ class NanoConfig:
     practice: MultimodalSettings | None = None
     start: str | None = None
     verbalizer_settings: dict[str, Any] = field(default_factory=lambda: dict(OCR_ALONE))
+    domain: str = SCENES_DOMAIN
     seed: int = 0
     num_ranks: int = 1
 

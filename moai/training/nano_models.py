@@ -83,6 +83,7 @@ def build_moai(
             mixer=dict(settings.mixer),
             image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
             tie_word_embeddings=True,
+            domain=config.domain,
         )
     )
     _start_as_copies(model.model.mixers)

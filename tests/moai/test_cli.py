@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from moai.cli import app
 from moai.cli_rendering import choose_overlay_path, printable
 from moai.question_files import AnswerFile, read_questions
+from moai.training.nano_config import SCENES_DOMAIN
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,45 @@ def test_ask_answers_the_others_when_one_picture_is_bad(workplace):
     assert "bad.png" in result.stderr
     rows = [json.loads(line) for line in ask("a.png", "bad.png", "What is it?", "--json").stdout.splitlines()]
     assert rows[0]["answer"] and rows[1]["answer"] is None and "bad.png" in rows[1]["error"]
+
+
+@pytest.fixture
+def knows_drawings(workplace, folder, monkeypatch):
+    """A checkpoint that says which pictures it knows, and what is told about it."""
+    shutil.copytree(folder, workplace / "drawings")
+    config = json.loads((folder / "config.json").read_text())
+    (workplace / "drawings" / "config.json").write_text(json.dumps(config | {"domain": "drawings\x1b[31m"}))
+    monkeypatch.setenv("MOAI_MODEL", "drawings")
+    return "drawings knows drawings\ufffd[31m only: its answers about other pictures are guesses"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--batch-size", 1)])
+def test_ask_tells_once_what_the_checkpoint_knows_when_it_has_a_domain(knows_drawings, options):
+    told = ask("a.png", "b.png", "a.png", "What is it?", *options)
+    assert told.exit_code == 0 and told.stderr.splitlines()[0] == knows_drawings
+    assert told.output.count(knows_drawings) == 1 and knows_drawings not in told.stdout
+    quiet = ask("a.png", "b.png", "a.png", "What is it?", *options, "--quiet")
+    assert quiet.stdout == told.stdout and quiet.stderr == ""
+
+
+def test_question_file_tells_once_what_the_checkpoint_knows_when_it_is_asked(workplace, knows_drawings):
+    write_lines(workplace / "q.jsonl", *ROWS)
+    told = ask("--questions", "q.jsonl", "--out", "answers.jsonl")
+    assert told.stderr.count(knows_drawings) == 1 and told.stdout == ""
+    assert knows_drawings not in ask("--questions", "q.jsonl", "--out", "answers.jsonl").stderr  # nobody is asked
+    write_lines(workplace / "q.jsonl", *ROWS, {"image": "nowhere.png", "question": "What?"})
+    quiet = ask("--questions", "q.jsonl", "--out", "quiet.jsonl", "-q")
+    assert [line.split(":")[0] for line in quiet.stderr.splitlines()] == ["skipped"]  # errors are told
+    assert read_lines(workplace / "quiet.jsonl")[:-1] == read_lines(workplace / "answers.jsonl")
+
+
+def test_ask_tells_nothing_about_domains_when_the_checkpoint_has_none(workplace):
+    assert "only: its answers" not in ask("a.png", "What is it?").output
+
+
+def test_bundled_checkpoint_knows_scenes_when_its_configuration_is_read(repo_root):
+    config = json.loads((repo_root / "checkpoints" / "moai-nano" / "config.json").read_text())
+    assert config["domain"] == SCENES_DOMAIN
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,15 @@ def test_configuration_round_trips_when_saved(tmp_path, family: str) -> None:
     assert MoAIConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
+def test_domain_is_kept_when_it_is_saved_and_absent_when_none(tmp_path) -> None:
+    build_tiny_config(domain="drawings").save_pretrained(tmp_path / "some")
+    build_tiny_config().save_pretrained(tmp_path / "none")
+    assert AutoConfig.from_pretrained(tmp_path / "some").domain == "drawings"
+    assert AutoConfig.from_pretrained(tmp_path / "none").domain is None
+    with pytest.raises(ValueError, match="`domain` must be words or None, got"):
+        build_tiny_config(domain=["drawings"])
+
+
 def test_configuration_takes_ready_parts_when_given_objects() -> None:
     vision = CLIPVisionConfig(**{name: value for name, value in TINY_VISION.items() if name != "model_type"})
     text = LlamaConfig(**TINY_TEXT)

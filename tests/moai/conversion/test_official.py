@@ -100,6 +100,14 @@ def test_conversion_keeps_logits_when_files_vary(tmp_path, suffix, num_shards):
     assert_same_logits(original, tmp_path / "ours")
 
 
+@pytest.mark.parametrize("domain", ["drawings", None])
+def test_conversion_keeps_the_domain_when_there_is_one(tmp_path, domain):
+    original = build_original()
+    config = official_config(original) | ({} if domain is None else {"domain": domain})
+    convert(write_official_checkpoint(tmp_path / "official", official_tensors(original), config), tmp_path / "ours")
+    assert assert_same_logits(original, tmp_path / "ours").config.domain == domain
+
+
 def test_conversion_writes_shards_when_they_must_be_small(tmp_path):
     original = build_original()
     source = write_official_checkpoint(tmp_path / "official", official_tensors(original), official_config(original))

@@ -15,11 +15,12 @@ from moai.training.averaging import average_checkpoints, main
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three tiny models; the third has other latents."""
     folder = tmp_path_factory.mktemp("models")
-    first = write_tiny_checkpoint(folder / "first")
+    first = write_tiny_checkpoint(folder / "first", domain="drawings")
     model = AutoModelForImageTextToText.from_pretrained(first, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
+    model.config.domain = None
     model.half().save_pretrained(folder / "second")
     compressor = dict(model.config.compressor) | {"num_latents": 6}
     write_tiny_checkpoint(folder / "third", compressor=compressor)
@@ -34,7 +35,7 @@ def test_average_is_the_mean_and_loads_when_written(checkpoints: list[Path], tmp
     for name, value in weights[2].items():
         assert value.dtype == weights[0][name].dtype
         torch.testing.assert_close(value.float(), (weights[0][name].float() + weights[1][name].float()) / 2)
-    AutoModelForImageTextToText.from_pretrained(tmp_path / "mean")
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "mean").config.domain == "drawings"
     AutoProcessor.from_pretrained(tmp_path / "mean")
 
 

@@ -23,7 +23,7 @@ from moai.training.checkpointing import latest_checkpoint, load_checkpoint, save
 from moai.training.loop import LoopSettings, learning_rate
 from moai.training.multimodal_training import MultimodalTask, normalise_pictures
 from moai.training.nano import export_nano
-from moai.training.nano_config import load_nano_config
+from moai.training.nano_config import SCENES_DOMAIN, load_nano_config
 from moai.training.nano_models import build_moai, build_processor, prompt_ids
 from moai.training.phrase_recall import PhraseVocabulary
 from moai.training.scene_shards import SceneShard, ShardSettings, build_shard, load_shard, save_shard
@@ -178,10 +178,14 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path):
     shutil.copytree(run / "moai-nano", start)
     (tmp_path / "tower").mkdir()
     entry = {"kind": "segmentation", "backend": "transformers", "settings": {"checkpoint": "../tower"}}
+    told = json.loads((start / "config.json").read_text(encoding="utf-8"))
+    assert told.pop("domain") == SCENES_DOMAIN
+    (start / "config.json").write_text(json.dumps(told), encoding="utf-8")  # as before domains were told
     (start / "verbalizers.json").write_text(json.dumps({"verbalizers": [entry]}), encoding="utf-8")
     recipe = write_recipe(tmp_path / "practice.yaml", {"practice": tiny_recipe()["practice"]})
     command = [*nano_command(recipe, out), "--start", str(start)]
     subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    assert json.loads((out / "moai-nano" / "config.json").read_text(encoding="utf-8"))["domain"] == SCENES_DOMAIN
     before, after = (load_file(folder / "model.safetensors") for folder in (start, out / "moai-nano"))
     assert before.keys() == after.keys()
     assert not torch.equal(before["model.compressor.latents.weight"], after["model.compressor.latents.weight"])
