@@ -129,15 +129,15 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _type(commands: list[str]) -> list[str]:
-    """Run commands in order, training cut to two steps; what they print."""
+def _type(commands: list[str], is_told: bool = False) -> list[str]:
+    """Run commands in order, training cut to two steps; what they print, on standard error too if ``is_told``."""
     printed = []
     for command in commands:
         arguments = shlex.split(command)[1:]
         options = SHORT_TRAINING if arguments[0] == "train" else ()
         result = CliRunner().invoke(app, [*arguments, *options])
         assert result.exit_code == 0, f"{command}\n{result.output}"
-        printed.append(result.stdout)
+        printed.append(result.output if is_told else result.stdout)
     return printed
 
 
@@ -152,10 +152,17 @@ def test_readme_blocks_are_all_run_when_counted() -> None:
 def test_readme_answers_are_printed_when_typed(workplace: Path) -> None:
     commands = _moai_blocks()["ask"]
     readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
-    for printed in _type(commands):  # by the bundled model and four real verbalizers
+    for printed in _type(commands, is_told=True):  # by the bundled model and four real verbalizers
         lines = printed.strip().splitlines()
         assert lines and all(line in readme for line in lines), printed
     assert (workplace / "overlay.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_examples_photograph_is_answered_as_printed_when_typed(workplace: Path) -> None:
+    section = (REPO_ROOT / "examples" / "README.md").read_text(encoding="utf-8").split("## A photograph\n")[1]
+    commands, shown = re.findall(r"^```\w*\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)[:2]
+    assert "".join(_type(commands.splitlines(), is_told=True)) == shown
 
 
 def test_readme_converts_and_asks_a_release_when_typed(workplace: Path) -> None:
