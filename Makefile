@@ -46,8 +46,9 @@ demo: $(VENV)/.demo-installed
 	@mkdir -p $(dir $(DEMO_OVERLAY))
 	$(OFFLINE) $(BIN)/moai ask "$(DEMO_PICTURE)" "$(DEMO_QUESTION)" --model "$(DEMO_MODEL)" --overlay "$(DEMO_OVERLAY)"
 
+# One thread per worker: there is a worker per core.
 test: $(VENV)/.test-installed
-	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-newest:
 	rm -f $(VENV)-newest/.test-installed
