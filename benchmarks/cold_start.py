@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     num_rounds = parser.parse_args(arguments).rounds
     print(describe_machine(torch.device("cpu")))
     for title, pairs, is_wall in (("processor time", IMPORTS, False), ("wall time", COMMANDS, True)):
-        print(f"\n| {title}, seconds | beside | ours | beside | ratio |\n| --- | --- | --- | --- | --- |")
+        print(f"\n| {title}, seconds | beside | ours | the other | ratio |\n| --- | --- | --- | --- | --- |")
         print("\n".join(measure(pairs, num_rounds, is_wall)), flush=True)
 
 
