@@ -137,7 +137,11 @@ def describe_module(name: str) -> list[str]:
 
     is_package = (REPO_ROOT / name.replace(".", "/") / "__main__.py").is_file()
     main = importlib.import_module(f"{name}.__main__" if is_package else name).main
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", leave):
+    # `--threads` defaults to this machine's number.
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_args", leave),
+        mock.patch("torch.get_num_threads", return_value=1),
+    ):
         try:
             main()
         except _ParserFoundError as found:
