@@ -8,7 +8,7 @@ from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_config,
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache, TextStreamer
 
 from moai import MoAIForConditionalGeneration
-from moai.cache_names import CACHE_NAME, read_cache
+from moai.cache_names import read_cache
 
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
 NUM_NEW = 6
@@ -408,30 +408,3 @@ def test_generate_runs_when_half_precision(dtype: torch.dtype) -> None:
     inputs = build_inputs(model)
     for options in ({}, {"num_beams": 2}, {"do_sample": True}):
         assert model.generate(**inputs, **GREEDY | options).shape == (3, inputs["input_ids"].shape[1] + NUM_NEW)
-
-
-@pytest.mark.parametrize("name", ["cache", "past_key_values"])
-def test_cache_is_known_by_both_names_when_passed_and_returned(name: str) -> None:
-    model = build()
-    inputs = take_single(build_inputs(model), 0)
-    with torch.no_grad():
-        first = model(**inputs, use_cache=True)
-        assert first.cache is first.past_key_values
-        assert first[CACHE_NAME] is first.cache
-        length = first.cache.get_seq_length()
-        token = first.logits[:, -1:].argmax(dim=-1)
-        step = model(input_ids=token, **{name: first.cache}, use_cache=True)
-        again = model.model(input_ids=token, **{name: step.cache}, use_cache=True)
-    assert length == inputs["input_ids"].shape[1]
-    assert again.cache is again.past_key_values is first.cache
-    assert first.cache.get_seq_length() == length + 2
-
-
-def test_cache_wins_when_both_names_are_given() -> None:
-    model = build()
-    inputs = take_single(build_inputs(model), 0)
-    ours, theirs = DynamicCache(config=model.config.text_config), DynamicCache(config=model.config.text_config)
-    with torch.no_grad():
-        output = model(**inputs, cache=ours, past_key_values=theirs, use_cache=True)
-    assert output.cache is ours
-    assert theirs.get_seq_length() == 0
