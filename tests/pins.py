@@ -125,7 +125,9 @@ def _describe_typer(command: Any) -> list[str]:
         words += ["required"] if parameter.required else _describe_default(parameter.default)
         words += [f"env {parameter.envvar}"] if parameter.envvar else []
         words += ["several"] if parameter.nargs == -1 or getattr(parameter, "multiple", False) else []
-        lines.append(f"{' | '.join(words)}: {parameter.help or ''}")
+        # An argument's help is kept by new releases of typer only.
+        told = "" if parameter.param_type_name == "argument" else parameter.help or ""
+        lines.append(f"{' | '.join(words)}: {told}")
     return lines
 
 
