@@ -8,12 +8,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 from .import_utils import check_first_party_packages
+from .models.registry import register_auto_classes
 from .moved_modules import MOVED_MODULES, answer_to_old_names
-from .registration import register_auto_classes
 
 if TYPE_CHECKING:
-    from .configuration_moai import MoAIConfig
-    from .modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel
+    from .models.moai.configuration_moai import MoAIConfig
+    from .models.moai.modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel
     from .pipeline_moai import MoAIOutput, MoAIPipeline
     from .processing.processing_moai import MoAIProcessor
     from .processing.tokenization_internlm2 import InternLM2Tokenizer
@@ -33,12 +33,12 @@ __version__ = "0.1.0"
 
 _MODULE_OF_NAME = {
     "InternLM2Tokenizer": "processing.tokenization_internlm2",
-    "MoAIConfig": "configuration_moai",
-    "MoAIForConditionalGeneration": "modeling_moai",
-    "MoAIModel": "modeling_moai",
+    "MoAIConfig": "models.moai.configuration_moai",
+    "MoAIForConditionalGeneration": "models.moai.modeling_moai",
+    "MoAIModel": "models.moai.modeling_moai",
     "MoAIOutput": "pipeline_moai",
     "MoAIPipeline": "pipeline_moai",
-    "MoAIPreTrainedModel": "modeling_moai",
+    "MoAIPreTrainedModel": "models.moai.modeling_moai",
     "MoAIProcessor": "processing.processing_moai",
 }
 

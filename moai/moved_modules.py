@@ -22,6 +22,12 @@ _PROCESSING_MODULES = (
     "tokenization_training",
 )  # fmt: skip
 
+_MODEL_MODULES = (
+    "adapters", "cache_names", "configuration_moai", "derived_classes", "generation", "modeling_moai",
+    "modeling_outputs", "partial_lora", "pretrained_model", "projector", "quantization", "roles", "rotary",
+    "tensor_parallelism",
+)  # fmt: skip
+
 #: Old name -> present name.
 MOVED_MODULES = {
     "moai.data.scenes": "moai.scenes.scenes",
@@ -29,6 +35,10 @@ MOVED_MODULES = {
     "moai.data.scene_assets": "moai.scenes.asset_loading",
     **{f"moai.data.scene_{name}": f"moai.scenes.{name}" for name in _SCENE_MODULES},
     **{f"moai.{name}": f"moai.processing.{name}" for name in _PROCESSING_MODULES},
+    **{f"moai.{name}": f"moai.models.moai.{name}" for name in _MODEL_MODULES},
+    "moai.checkpointing": "moai.models.moai.gradient_checkpointing",
+    "moai.decoder": "moai.models.moai.injection",
+    "moai.registration": "moai.models.registry",
 }
 
 

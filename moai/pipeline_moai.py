@@ -16,7 +16,7 @@ import torch
 from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
 
 from .checkpoint_lookup import check_model_type, find_checkpoint
-from .modeling_moai import MoAIForConditionalGeneration
+from .models.moai.modeling_moai import MoAIForConditionalGeneration
 from .pipeline_outputs import MoAIOutput, PipelineError, PromptRouting
 from .pipeline_queries import Query, pair_queries, select_routing
 from .pipeline_streaming import AnswerStream, CallbackStreamer

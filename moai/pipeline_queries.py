@@ -12,7 +12,7 @@ from PIL import Image
 
 from verbalizers import Scene
 
-from .configuration_moai import MoAIConfig
+from .models.moai.configuration_moai import MoAIConfig
 from .processing.image_loading import ImageSource, load_image
 from .processing.processing_moai import MoAIProcessor
 

@@ -45,7 +45,12 @@ MAY_IMPORT_VERBALIZERS = (
     "moai/serving/",
 )
 # Joining: running verbalizers and holding the model in one file.
-MODEL_NAMES = {"moai.modeling_moai", "moai.decoder", "moai.MoAIForConditionalGeneration", "moai.MoAIModel"}
+MODEL_NAMES = {
+    "moai.models.moai.modeling_moai",
+    "moai.models.moai.injection",
+    "moai.MoAIForConditionalGeneration",
+    "moai.MoAIModel",
+}
 VERBALIZER_RUNNERS = {"parse_scene", "build_verbalizer"}
 MAY_JOIN_VERBALIZERS_AND_MODEL = ("moai/pipeline_moai.py",)
 

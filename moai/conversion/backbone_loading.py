@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from ..configuration_moai import DECODER_FAMILIES
 from ..hub_download import download_checkpoint
+from ..models.moai.configuration_moai import DECODER_FAMILIES
 from .internlm2 import build_llama_fields, convert_decoder_tensor, derive_attention_sizes
 from .tensor_folder import TensorFolder, list_names
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ..configuration_moai import MoAIConfig
+from ..models.moai.configuration_moai import MoAIConfig
 from ..processing.image_processing_moai import MoAIImageProcessor
 from ..processing.processing_moai import MoAIProcessor
 from ..processing.tokenization_internlm2 import IMAGE_TOKEN, InternLM2Tokenizer

@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..configuration_moai import MoAIConfig
-from ..partial_lora import TARGET_LINEARS
+from ..models.moai.configuration_moai import MoAIConfig
+from ..models.moai.partial_lora import TARGET_LINEARS
 from ..processing.tokenization_internlm2 import IMAGE_TOKEN
 from .backbone_loading import Backbone, load_text_backbone, load_vision_backbone
 from .backbone_processor import load_backbone_tokenizer

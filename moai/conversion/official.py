@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from ..configuration_moai import MoAIConfig
+from ..models.moai.configuration_moai import MoAIConfig
 from ..processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
 from .atomic_folder import atomic_folder
 from .model_card import write_card
@@ -133,7 +133,7 @@ def check_completeness(weights: TensorFolder, config: MoAIConfig, sizes: Officia
     Raises:
         ValueError: Naming every kind of mismatch: unknown source keys, missing and surplus targets, wrong shapes.
     """
-    from ..modeling_moai import MoAIForConditionalGeneration
+    from ..models.moai.modeling_moai import MoAIForConditionalGeneration
 
     with torch.device("meta"):
         expected = MoAIForConditionalGeneration(config).state_dict()

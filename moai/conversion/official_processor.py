@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..configuration_moai import MoAIConfig
+from ..models.moai.configuration_moai import MoAIConfig
 from ..processing.image_processing_moai import MoAIImageProcessor
 from ..processing.processing_moai import MoAIProcessor
 from ..processing.tokenization_internlm2 import InternLM2Tokenizer

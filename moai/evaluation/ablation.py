@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 
 from .ablation_config import START, AblationConfig, Variant
 from .ablation_questions import AblationQuestion, collect_test

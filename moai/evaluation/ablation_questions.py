@@ -8,9 +8,9 @@ from random import Random
 import numpy as np
 import torch
 
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
-from moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
 from moai.scenes.scenes import Scenes, add_noise
 from moai.training.multimodal_training import normalise_pictures
 from moai.training.text_pretraining import PromptIds

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.training.checkpointing import latest_checkpoint
 from moai.training.compressor_pretraining import CompressorTask

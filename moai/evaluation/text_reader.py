@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.chat_templates import SYSTEM_PROMPT
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 

@@ -13,10 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-from ..configuration_moai import MoAIConfig
 
 
 class MoAIImageProcessor(CLIPImageProcessorPil):
@@ -80,9 +77,3 @@ def compute_map_pixel_values(image_processor: Any, maps: Sequence[Image.Image], 
         )
         values = (values - mean) / std
     return values.astype(np.float32)
-
-
-# Both names lead to the Pillow form: pixels must not depend on whether torchvision is installed.
-AutoImageProcessor.register(
-    MoAIConfig, image_processor_classes={"pil": MoAIImageProcessor, "torchvision": MoAIImageProcessor}, exist_ok=True
-)

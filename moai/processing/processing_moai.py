@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from PIL import Image
-from transformers import AutoProcessor, BatchFeature
+from transformers import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from ..configuration_moai import MoAIConfig
 from .chat_templates import TURN_HEADERS, default_chat_templates
 from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
@@ -385,6 +384,3 @@ class MoAIProcessor(ProcessorMixin):
             values = compute_map_pixel_values(self.image_processor, loaded, self.auxiliary_map_scale)
             data["auxiliary_pixel_values"] = values[map_index]
         return data
-
-
-AutoProcessor.register(MoAIConfig, MoAIProcessor, exist_ok=True)

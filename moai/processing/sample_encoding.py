@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..roles import IMAGE_ROLE, LANGUAGE_ROLE
 from .control_tokens import ControlTokenGuard
 from .sample_batching import pad_rows
 from .token_offsets import expand_placeholders, locate_tokens
+from .token_roles import IMAGE_ROLE, LANGUAGE_ROLE
 
 #: Label of positions that carry no loss (the ignore index of `torch.nn.functional.cross_entropy`).
 IGNORE_INDEX = -100
-#: Role of padding and answers (the other two come from `moai.roles`).
+#: Role of padding and answers (the other two come from `moai.models.moai.roles`).
 NO_ROLE = 0
 
 

@@ -16,11 +16,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers import AutoTokenizer
 from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
-
-from ..configuration_moai import MoAIConfig
 
 #: Turn markers of InternLM2 / InternLM-XComposer2 chat: opens a turn, closes a turn.
 CHAT_TOKENS: tuple[str, str] = ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]")
@@ -260,7 +257,3 @@ def _wire_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise ValueError("message is cut off")
         yield tag >> 3, data[position : position + length]
         position += length
-
-
-# For checkpoints whose tokenizer_config.json names the class, and for those of ours that name none.
-AutoTokenizer.register(MoAIConfig, tokenizer_class=InternLM2Tokenizer, exist_ok=True)

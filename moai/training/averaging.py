@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from moai.configuration_moai import MoAIConfig
 from moai.conversion.atomic_folder import atomic_folder
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.configuration_moai import MoAIConfig
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.processing_moai import MoAIProcessor
 
 from .model_building import copy_verbalizer_settings, is_adapter_folder

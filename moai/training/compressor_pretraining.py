@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 
 from .phrase_recall import SLOT_GROUPS, PhraseVocabulary
 from .scene_shards import SceneShard, wait_for_shard

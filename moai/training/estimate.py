@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moai.configuration_moai import MoAIConfig
+from moai.models.moai.configuration_moai import MoAIConfig
 
 from .flop_counting import SampleShape, StepCount, count_step
 from .train_settings import TrainSettings, load_settings

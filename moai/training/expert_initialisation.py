@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 
 from mixer.experts import Expert
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 
 from .phrase_recall import SLOT_GROUPS
 

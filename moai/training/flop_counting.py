@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixer import Gate, resolve_routing
 from mixer.configuration_mixer import NUM_EXPERTS
-from moai.configuration_moai import MoAIConfig
-from moai.decoder import Mixture
-from moai.modeling_moai import MoAIForConditionalGeneration
-from moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
+from moai.models.moai.configuration_moai import MoAIConfig
+from moai.models.moai.injection import Mixture
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
 
 from .model_building import add_adapter
 from .train_settings import TrainSettings

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from moai.modeling_moai import MoAIForConditionalGeneration
-from moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
 
 from .compressor_pretraining import pad_verbalizations
 from .nano_config import MultimodalSettings

@@ -9,8 +9,8 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from mixer import Mixers
-from moai.configuration_moai import MoAIConfig
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.configuration_moai import MoAIConfig
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.chat_templates import DEMO_CHAT_TEMPLATE
 from moai.processing.image_processing_moai import MoAIImageProcessor
 from moai.processing.processing_moai import MoAIProcessor

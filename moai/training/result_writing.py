@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from moai.conversion.atomic_folder import atomic_folder
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.pipeline_verbalizers import VerbalizerSettings
 
 from .model_building import BuiltModel, base_of, copy_verbalizer_settings
@@ -123,7 +123,7 @@ def _write_merged(built: BuiltModel, state: Mapping[str, torch.Tensor], folder: 
 
 
 def _stored_dtype(start: str) -> torch.dtype:
-    from moai.configuration_moai import MoAIConfig
+    from moai.models.moai.configuration_moai import MoAIConfig
 
     dtype = MoAIConfig.from_pretrained(start).dtype
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype or "float32"))

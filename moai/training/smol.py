@@ -32,7 +32,7 @@ from moai.conversion.backbone_loading import (
 )
 from moai.conversion.backbone_processor import build_processor_from_backbones
 from moai.import_utils import require
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.pipeline_verbalizers import VerbalizerSettings
 from moai.processing.processing_moai import MoAIProcessor
 

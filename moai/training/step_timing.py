@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from moai.configuration_moai import MoAIConfig
-from moai.modeling_moai import MoAIForConditionalGeneration
-from moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
+from moai.models.moai.configuration_moai import MoAIConfig
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
 
 from .flop_counting import SampleShape, count_step
 from .model_building import add_adapter

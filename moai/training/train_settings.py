@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from moai.partial_lora import TARGET_LINEARS
+from moai.models.moai.partial_lora import TARGET_LINEARS
 
 from .settings_reading import apply_overrides, parse_fields, read_yaml
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from moai.configuration_moai import MoAIConfig
-from moai.modeling_moai import MoAIForConditionalGeneration
-from moai.quantization import COMPUTE_DTYPE_MODULES
+from moai.models.moai.configuration_moai import MoAIConfig
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.quantization import COMPUTE_DTYPE_MODULES
 
 __all__ = ["ModelSize", "count_moai", "count_published_verbalizers", "format_sizes"]
 

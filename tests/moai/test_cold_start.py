@@ -68,7 +68,7 @@ def test_import_loads_no_other_module_of_ours_when_fresh(repo_root: Path) -> Non
         "import json, sys, moai\n"
         f"print(json.dumps(sorted(name for name in sys.modules if name.split('.')[0] in {packages})))"
     )
-    assert _run(script, repo_root) == ["moai", "moai.import_utils", "moai.moved_modules", "moai.registration"]
+    assert _run(script, repo_root) == ["moai", "moai.import_utils", "moai.moved_modules", "moai.models.registry"]
 
 
 def test_public_names_are_all_there_when_looked_at() -> None:
@@ -82,7 +82,7 @@ def test_public_names_are_all_there_when_looked_at() -> None:
 
 
 def test_modules_of_public_names_are_attributes_when_only_moai_was_imported(repo_root: Path) -> None:
-    script = "import json, moai; print(json.dumps(moai.configuration_moai.MoAIConfig is moai.MoAIConfig))"
+    script = "import json, moai; print(json.dumps(moai.models.moai.configuration_moai.MoAIConfig is moai.MoAIConfig))"
     assert _run(script, repo_root) is True
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from moai.configuration_moai import MoAIConfig
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.configuration_moai import MoAIConfig
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.scenes.questions import REGIONS
 from moai.training.expert_initialisation import start_with_reading_order, start_with_word_matching
 from moai.training.nano_tokenizer import train_nano_tokenizer

@@ -10,7 +10,7 @@ from cache_verbalizers import MeanColour, TwoHalves, load_small
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moai.evaluation.text_reader import TextReader
-from moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.scenes.export import main as export_scenes
 from moai.training.nano_tokenizer import train_nano_tokenizer
 from moai.training.reader_training import main, read_questions

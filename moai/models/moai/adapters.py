@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .import_utils import require
+from ...import_utils import require
 from .partial_lora import TARGET_LINEARS
 
 if TYPE_CHECKING:

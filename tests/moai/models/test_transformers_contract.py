@@ -1,7 +1,7 @@
 """What transformers promises of every model, asked of MoAI: weights, initialisation, embeddings, devices, declarations.
 
 transformers checks its own models with test mixins that its wheel does not bring. This module and
-tests/moai/test_transformers_contract_running.py ask the same questions in our words, of two decoder families. What
+tests/moai/models/test_transformers_contract_running.py ask the same questions in our words, of two decoder families. What
 stands elsewhere is not repeated: bit-equal round trips of other variants and pickled weights (test_save_load.py),
 statistics of new parts (test_modeling_checkpoints.py), quantisation (test_quantization.py), adapters (test_peft.py).
 """
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from moai import MoAIConfig, MoAIForConditionalGeneration, MoAIModel
-from moai.cache_names import CACHE_NAME
+from moai.models.moai.cache_names import CACHE_NAME
 
 FAMILIES = ("llama", "qwen3")
 DYNAMIC_ROPE = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}

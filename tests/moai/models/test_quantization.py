@@ -8,8 +8,8 @@ from builders import build_tiny_inputs, build_tiny_model
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from moai import MoAIForConditionalGeneration
-from moai.adapters import default_lora_config
-from moai.quantization import COMPUTE_DTYPE_MODULES, with_default_skip_modules
+from moai.models.moai.adapters import default_lora_config
+from moai.models.moai.quantization import COMPUTE_DTYPE_MODULES, with_default_skip_modules
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "moai-vlm[quantization]"')
 

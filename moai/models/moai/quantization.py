@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import copy
 from typing import Any
 
-from .import_utils import require
+from ...import_utils import require
 
 # Matched by transformers from the start of a module's full name or as a suffix. The low-rank factors of experts and
 # partial LoRA are bare parameters and need no entry.

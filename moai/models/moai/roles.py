@@ -1,11 +1,11 @@
-"""Roles of tokens (``mm_token_type_ids``): what is picture, what is prompt, what must bypass the mixture."""
+"""Inferring the roles of tokens (``mm_token_type_ids``): image, prompt, or neither."""
 
 from __future__ import annotations
 
 import torch
 from transformers import Cache
 
-IMAGE_ROLE, LANGUAGE_ROLE = 1, 2  # 0 = padding, answer or decoded token
+from ...processing.token_roles import BYPASS_ROLE, IMAGE_ROLE, LANGUAGE_ROLE
 
 
 def infer_roles(
@@ -14,7 +14,7 @@ def infer_roles(
     attention_mask: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Tell image, prompt language and bypass (padding, answers) apart.
+    """Infer which tokens are image, which prompt, and which bypass the mixture (padding, answers).
 
     Args:
         input_ids: ``(B, L)``.
@@ -30,7 +30,7 @@ def infer_roles(
     if labels is not None:
         is_prompt = is_prompt & ((labels != -100).cumsum(dim=1) == 0)
     is_image = input_ids == image_token_id
-    return torch.where(is_prompt, torch.where(is_image, IMAGE_ROLE, LANGUAGE_ROLE), 0)
+    return torch.where(is_prompt, torch.where(is_image, IMAGE_ROLE, LANGUAGE_ROLE), BYPASS_ROLE)
 
 
 def read_placeholders(inputs_embeds: torch.Tensor, embedding: torch.nn.Module, image_token_id: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaModel
 
 from moai.conversion.internlm2 import build_rope_parameters, derive_attention_sizes, split_fused_rows
 from moai.conversion.position_table import resize_position_table
-from moai.decoder import prepare_decoder
-from moai.partial_lora import image_positions_scope
+from moai.models.moai.injection import prepare_decoder
+from moai.models.moai.partial_lora import image_positions_scope
 
 
 @pytest.fixture(scope="module")

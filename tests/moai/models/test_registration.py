@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from moai import MoAIConfig, MoAIForConditionalGeneration, MoAIModel, MoAIProcessor
-from moai.registration import register_auto_classes
+from moai.models.registry import register_auto_classes
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def _run(script: str, repo_root: Path) -> None:
     [
         "import moai, transformers",
         "import transformers; transformers.AutoProcessor; transformers.AutoModel; import moai",
-        "import moai.modeling_moai, transformers",
+        "import moai.models.moai.modeling_moai, transformers",
         "import moai.processing.processing_moai, transformers",
         "import moai, transformers; transformers.AutoProcessor.from_pretrained(folder)",
         # These take or import Auto classes before they have come to their own end.
@@ -101,7 +101,7 @@ def test_configuration_is_known_without_the_model_when_only_it_is_asked_for(repo
         "from transformers import AutoConfig\n"
         "config = AutoConfig.from_pretrained(folder)\n"
         "assert type(config).__name__ == 'MoAIConfig' and isinstance(config, moai.MoAIConfig)\n"
-        "assert 'moai.modeling_moai' not in sys.modules and 'moai.processing.processing_moai' not in sys.modules\n",
+        "assert 'moai.models.moai.modeling_moai' not in sys.modules and 'moai.processing.processing_moai' not in sys.modules\n",
         repo_root,
     )
 
@@ -112,7 +112,7 @@ def test_pickled_configuration_builds_its_model_when_nothing_else_was_imported(t
     _run(
         f"import pickle\nconfig = pickle.load(open({str(tmp_path / 'config.pickle')!r}, 'rb'))\n"
         "from transformers import AutoModel\n"
-        "assert type(AutoModel.from_config(config)).__module__ == 'moai.modeling_moai'\n",
+        "assert type(AutoModel.from_config(config)).__module__ == 'moai.models.moai.modeling_moai'\n",
         repo_root,
     )
 
@@ -123,7 +123,7 @@ def test_module_of_auto_class_is_an_ordinary_one_when_its_class_was_taken(repo_r
         "assert 'class AutoConfig' in inspect.getsource(module)\n"
         "assert type(module.__loader__).__module__ == '_frozen_importlib_external'\n"
         "assert module.__loader__ is module.__spec__.loader\n"
-        "assert 'moai.configuration_moai' not in sys.modules\n"
+        "assert 'moai.models.moai.configuration_moai' not in sys.modules\n"
         "assert 'moai' in module.CONFIG_MAPPING and type(module) is types.ModuleType\n",
         repo_root,
     )

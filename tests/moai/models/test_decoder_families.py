@@ -8,7 +8,7 @@ from builders import FAMILIES, IMAGE_TOKEN_ID, build_tiny_config, build_tiny_inp
 from transformers import AutoModel
 
 from moai import MoAIForConditionalGeneration
-from moai.partial_lora import TARGET_LINEARS, PartialLoraLinear
+from moai.models.moai.partial_lora import TARGET_LINEARS, PartialLoraLinear
 
 
 def words(logits: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def test_partial_lora_scale_is_alpha_over_rank_when_applied() -> None:
     model = build_tiny_model(plora_rank=4, plora_alpha=6.0)
     linear = model.model.language_model.layers[0].self_attn.q_proj
     assert linear.scaling == 1.5
-    from moai.partial_lora import image_positions_scope
+    from moai.models.moai.partial_lora import image_positions_scope
 
     states = torch.randn(1, 2, 64)
     expected = linear.base_layer(states) + 1.5 * states @ linear.update.lora_a.T @ linear.update.lora_b.T

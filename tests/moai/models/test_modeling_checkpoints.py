@@ -9,7 +9,7 @@ from builders import IMAGE_TOKEN_ID, build_tiny_config, build_tiny_inputs, build
 from compressor import LatentTokens
 from mixer import Gate, LowRankProjection
 from moai import MoAIForConditionalGeneration
-from moai.partial_lora import LowRankUpdate
+from moai.models.moai.partial_lora import LowRankUpdate
 
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
 

@@ -17,8 +17,8 @@ from mixer import Mixers, resolve_routing
 
 from .cache_names import as_keyword, read_cache, resolve_cache
 from .configuration_moai import MoAIConfig
-from .decoder import Mixture, prepare_decoder
 from .generation import MoAIGenerationMixin
+from .injection import Mixture, prepare_decoder
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
 from .pretrained_model import MoAIPreTrainedModel
 from .projector import MoAIMultiModalProjector, place_image_features
@@ -225,7 +225,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         Returns:
             The model; the backbones' weights are untouched, compressor, mixers and projector are new.
         """
-        from .conversion.backbones import build_from_backbones
+        from ...conversion.backbones import build_from_backbones
 
         return build_from_backbones(cls, vision, text, **kwargs)
 

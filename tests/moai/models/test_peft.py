@@ -9,7 +9,7 @@ from builders import FAMILIES, build_tiny_inputs, build_tiny_model
 peft = pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from moai import MoAIForConditionalGeneration  # noqa: E402
-from moai.adapters import decoder_linears_pattern, default_lora_config  # noqa: E402
+from moai.models.moai.adapters import decoder_linears_pattern, default_lora_config  # noqa: E402
 
 LINEARS_PER_LAYER = 7
 

@@ -7,7 +7,7 @@ import torch
 from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_inputs, build_tiny_model, real_word_logits
 
 from moai import MoAIForConditionalGeneration
-from moai.roles import infer_roles
+from moai.models.moai.roles import infer_roles
 
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
 TOKEN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")

@@ -34,7 +34,7 @@ class _SumGradient(TensorParallelLayer):
 
 
 class PartialLoraParallel(TensorParallelLayer):
-    """Style of a :class:`moai.partial_lora.LowRankUpdate`.
+    """Style of a :class:`moai.models.moai.partial_lora.LowRankUpdate`.
 
     Args:
         factor: Name of the factor that is cut.

@@ -15,7 +15,7 @@ from transformers.exporters.utils import decompose_prefill_decode
 from transformers.integrations.executorch import convert_and_export_with_cache
 
 from moai import MoAIForConditionalGeneration
-from moai.cache_names import as_keyword
+from moai.models.moai.cache_names import as_keyword
 
 CACHE_LENGTH = 32
 
@@ -73,7 +73,7 @@ def test_exported_stages_answer_as_the_model_when_generate_captured_them(family:
 
 
 def test_documented_export_answers_as_the_model_when_copied() -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / "docs" / "deployment.md").read_text(encoding="utf-8")
     block = next(code for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "DynamoExporter" in code)
     model = build_tiny_model()
     names: dict[str, Any] = {"model": model, "inputs": build_tiny_inputs(model.config)}

@@ -14,9 +14,9 @@ from compressor import LatentTokens
 from mixer import Gate, LowRankProjection
 
 from .cache_names import CACHE_NAME
-from .checkpointing import without_reentrance
 from .configuration_moai import MoAIConfig
-from .decoder import initialise_partial_lora
+from .gradient_checkpointing import without_reentrance
+from .injection import initialise_partial_lora
 from .quantization import with_default_skip_modules
 
 

@@ -19,9 +19,12 @@ __all__ = ["register_auto_classes"]
 
 #: Module of transformers -> ours that registers with it, and the names that nobody gets without that.
 AUTO_MODULES = {
-    "transformers.models.auto.configuration_auto": ("moai.configuration_moai", {"AutoConfig", "CONFIG_MAPPING"}),
+    "transformers.models.auto.configuration_auto": (
+        "moai.models.moai.configuration_moai",
+        {"AutoConfig", "CONFIG_MAPPING"},
+    ),
     "transformers.models.auto.modeling_auto": (
-        "moai.modeling_moai",
+        "moai.models.moai.modeling_moai",
         {
             "AutoModel",
             "AutoModelForImageTextToText",
@@ -33,15 +36,15 @@ AUTO_MODULES = {
         },
     ),
     "transformers.models.auto.tokenization_auto": (
-        "moai.processing.tokenization_internlm2",
+        "moai.models.moai.auto_tokenizer",
         {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
     ),
     "transformers.models.auto.image_processing_auto": (
-        "moai.processing.image_processing_moai",
+        "moai.models.moai.auto_image_processor",
         {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
     ),
     "transformers.models.auto.processing_auto": (
-        "moai.processing.processing_moai",
+        "moai.models.moai.auto_processor",
         {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
     ),
 }

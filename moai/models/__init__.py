@@ -1,0 +1,1 @@
+"""Models, one folder each; the registry makes transformers' Auto classes know them."""

@@ -1,0 +1,1 @@
+"""The MoAI model: configuration, the mixture in a decoder, generation, saving and adapters."""
