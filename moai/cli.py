@@ -219,7 +219,7 @@ def verbalize(
     debug: DebugOption = False,
 ) -> None:
     """Print what computer vision finds in pictures, in words, or keep it for a whole data set (--out)."""
-    from .checkpoint_lookup import list_bundled_checkpoints
+    from .checkpoints.io.lookup import list_bundled_checkpoints
     from .cli_settings import AnswerSettings, silence_libraries
     from .cli_verbalizing import verbalize_pictures
 
@@ -269,8 +269,8 @@ def convert(
 ) -> None:
     """Turn a released checkpoint into this project's format: moai convert BK-Lee/MoAI-7B moai-7b."""
     with reporting_errors(debug):
-        from .conversion import PublishedVerbalizers
-        from .conversion import convert as convert_checkpoint
+        from .checkpoints.convert import PublishedVerbalizers
+        from .checkpoints.convert import convert as convert_checkpoint
 
         names = {"segmentation": segmentation, "detection": detection, "scene_graph": scene_graph}
         chosen = {name: value for name, value in (names | {"vocabulary": vocabulary}).items() if value is not None}

@@ -18,7 +18,7 @@ def collect_info() -> dict[str, Any]:
     from verbalizers import available_verbalizers
 
     from . import __version__
-    from .checkpoint_lookup import list_bundled_checkpoints
+    from .checkpoints.io.lookup import list_bundled_checkpoints
     from .import_utils import EXTRA_OF_PACKAGE
 
     optional = {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
 
-from .checkpoint_lookup import find_checkpoint
+from .checkpoints.io.lookup import find_checkpoint
 from .cli_rendering import note
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def load_pipeline(
     Raises:
         ValueError: No such checkpoint or verbalizer; known before torch is imported.
     """
-    from .pipeline_verbalizers import build_named_verbalizers
+    from .checkpoints.io.verbalizer_settings import build_named_verbalizers
 
     folder, names = find_checkpoint(model), parse_verbalizers(verbalizers)
     chosen = None if names is None else build_named_verbalizers(names)

@@ -9,11 +9,16 @@ from verbalizers.base import add_sources
 from verbalizers.profiling import Cost, profile_scene
 from verbalizers.scene import keep_kinds
 
-from .checkpoint_lookup import find_checkpoint
+from .checkpoints.io.lookup import find_checkpoint
+from .checkpoints.io.verbalizer_settings import (
+    VerbalizerSettings,
+    build_named_verbalizers,
+    complete_scenes,
+    find_missing_kinds,
+)
 from .cli_profiling import print_costs
 from .cli_rendering import choose_overlay_path, describe_missing, note, print_json, print_words, save_overlay
 from .cli_settings import AnswerSettings, parse_verbalizers
-from .pipeline_verbalizers import VerbalizerSettings, build_named_verbalizers, complete_scenes, find_missing_kinds
 from .processing.image_loading import load_image
 
 __all__ = ["choose_verbalizers", "verbalize_pictures"]

@@ -27,6 +27,12 @@ _MODEL_MODULES = (
     "modeling_outputs", "partial_lora", "pretrained_model", "projector", "quantization", "roles", "rotary",
     "tensor_parallelism",
 )  # fmt: skip
+_BACKBONE_MODULES = ("backbone_loading", "backbone_processor", "backbones", "internlm2")
+_CHECKPOINT_MODULES = ("atomic_folder", "tensor_folder", "tensor_writing")
+_CONVERSION_MODULES = (
+    "dispatch", "model_card", "official", "official_config", "official_keys", "official_processor", "position_table",
+    "psgtr", "published_verbalizers", "report",
+)  # fmt: skip
 
 #: Old name -> present name.
 MOVED_MODULES = {
@@ -38,6 +44,13 @@ MOVED_MODULES = {
     **{f"moai.{name}": f"moai.models.moai.{name}" for name in _MODEL_MODULES},
     "moai.checkpointing": "moai.models.moai.gradient_checkpointing",
     "moai.decoder": "moai.models.moai.injection",
+    **{f"moai.conversion.{name}": f"moai.models.moai.{name}" for name in _BACKBONE_MODULES},
+    **{f"moai.conversion.{name}": f"moai.checkpoints.io.{name}" for name in _CHECKPOINT_MODULES},
+    **{f"moai.conversion.{name}": f"moai.checkpoints.convert.{name}" for name in _CONVERSION_MODULES},
+    "moai.checkpoint_lookup": "moai.checkpoints.io.lookup",
+    "moai.conversion": "moai.checkpoints.convert",
+    "moai.hub_download": "moai.checkpoints.io.hub_download",
+    "moai.pipeline_verbalizers": "moai.checkpoints.io.verbalizer_settings",
     "moai.registration": "moai.models.registry",
 }
 

@@ -15,12 +15,17 @@ import torch
 
 from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
 
-from .checkpoint_lookup import check_model_type, find_checkpoint
+from .checkpoints.io.lookup import check_model_type, find_checkpoint
+from .checkpoints.io.verbalizer_settings import (
+    VerbalizerSettings,
+    build_named_verbalizers,
+    complete_scenes,
+    find_missing_kinds,
+)
 from .models.moai.modeling_moai import MoAIForConditionalGeneration
 from .pipeline_outputs import MoAIOutput, PipelineError, PromptRouting
 from .pipeline_queries import Query, pair_queries, select_routing
 from .pipeline_streaming import AnswerStream, CallbackStreamer
-from .pipeline_verbalizers import VerbalizerSettings, build_named_verbalizers, complete_scenes, find_missing_kinds
 from .processing.image_loading import ImageSource
 from .processing.processing_moai import MoAIProcessor
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from moai import MoAIForConditionalGeneration
-from moai.conversion import convert_official_checkpoint
+from moai.checkpoints.convert import convert_official_checkpoint
 
 IMAGE_ROLE, LANGUAGE_ROLE = 1, 2
 

@@ -36,8 +36,8 @@ ALLOWED_IN_MODEL_FOLDER = {"torch", "transformers", "huggingface_hub", "safetens
 MAY_IMPORT_VERBALIZERS = (
     "moai/pipeline_",
     "moai/cli",
-    "moai/conversion/psgtr.py",  # `moai convert` is one door for all checkpoints, a verbalizer's too
-    "moai/conversion/published_verbalizers.py",  # what the release looks with: words and names, nobody looks
+    "moai/checkpoints/convert/psgtr.py",  # `moai convert` is one door for all checkpoints, a verbalizer's too
+    "moai/checkpoints/convert/published_verbalizers.py",  # what the release looks with: words and names, nobody looks
     "moai/data/",
     "moai/scenes/",
     "moai/training/",

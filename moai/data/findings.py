@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.training_settings import DataSettings
-from moai.pipeline_verbalizers import VerbalizerSettings
 from verbalizers import SCENE_FIELDS, Scene, VerbalizationCache, WordSettings, parse_scene, verbalize_scene
 from verbalizers.cache_recipe import is_made_by
 from verbalizers.cache_rows import hash_content

@@ -19,13 +19,13 @@ from typing import Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.conversation_samples import ConversationSamples
 from moai.data.findings import FindingsReader, MissingFindingsError
 from moai.data.scene_samples import SceneSamples
 from moai.data.training_report import DataReport
 from moai.data.training_sample import BadSampleError, TrainingSample
 from moai.data.training_settings import DataSettings, SceneSource, SourceSettings
-from moai.pipeline_verbalizers import VerbalizerSettings
 from moai.processing.processing_moai import MoAIProcessor
 
 __all__ = [

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from moai.checkpoint_lookup import find_checkpoint
-from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.processing.image_loading import load_image
 from moai.scenes.asset_loading import load_font
 from moai.scenes.scenes import Scenes

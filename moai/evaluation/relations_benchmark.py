@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.scenes.scenes import Scenes, SceneSample
 from verbalizers import Relations, Scene, Verbalizer, build_verbalizer, parse_scene
 from verbalizers.boxes import box_iou
 from verbalizers.geometry import PREDICATES
 
-from ..checkpoint_lookup import find_checkpoint
+from ..checkpoints.io.lookup import find_checkpoint
 
 __all__ = ["SEEN_AS", "RelationCounts", "count_relations", "main"]
 

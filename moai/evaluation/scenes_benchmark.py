@@ -29,8 +29,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import moai  # noqa: F401  (registers the Auto classes)
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.findings import Findings, FindingsReader, MissingFindingsError
-from moai.pipeline_verbalizers import VerbalizerSettings
 from moai.scenes.export import encode_picture
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
 from verbalizers import WordSettings

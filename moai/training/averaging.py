@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from moai.conversion.atomic_folder import atomic_folder
+from moai.checkpoints.io.atomic_folder import atomic_folder
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.processing_moai import MoAIProcessor

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from moai.checkpoint_lookup import ADAPTER_CONFIG, find_checkpoint
-from moai.conversion.atomic_folder import atomic_folder
-from moai.conversion.backbone_processor import build_processor_from_backbones
+from moai.checkpoints.io.atomic_folder import atomic_folder
+from moai.checkpoints.io.lookup import ADAPTER_CONFIG, find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.import_utils import require
 from moai.models.moai.adapters import PROJECTOR, default_lora_config
+from moai.models.moai.backbone_processor import build_processor_from_backbones
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.pipeline_verbalizers import VERBALIZERS_FILE, VerbalizerSettings
 from moai.processing.processing_moai import MoAIProcessor
 
 from .train_settings import TrainSettings

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
+from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.pipeline_verbalizers import VERBALIZERS_FILE
 from moai.processing.processing_moai import MoAIProcessor
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 

@@ -109,7 +109,7 @@ class NanoConfig:
         multimodal: Training of the whole model.
         practice: Compressor, mixers and decoder once more without pictures, where their skills are weakest.
         start: Folder of a finished moai-nano that the stage `practice` starts from; None = the stage before it.
-        verbalizer_settings: Content of the checkpoint's ``verbalizers.json`` (see :mod:`moai.pipeline_verbalizers`).
+        verbalizer_settings: Content of the checkpoint's ``verbalizers.json``.
         domain: The only pictures that the checkpoint says it knows (`MoAIConfig.domain`).
         seed: Seed of the initial weights.
         num_ranks: Processes of one thread each.

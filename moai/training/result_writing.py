@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from moai.conversion.atomic_folder import atomic_folder
+from moai.checkpoints.io.atomic_folder import atomic_folder
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.pipeline_verbalizers import VerbalizerSettings
 
 from .model_building import BuiltModel, base_of, copy_verbalizer_settings
 from .train_checkpoints import whole_tensor

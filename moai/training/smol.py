@@ -22,18 +22,18 @@ import torch
 from transformers import AutoConfig
 
 from mixer.configuration_mixer import evenly_spaced_layers
-from moai.checkpoint_lookup import find_checkpoint, list_bundled_checkpoints
-from moai.conversion.atomic_folder import atomic_folder
-from moai.conversion.backbone_loading import (
+from moai.checkpoints.io.atomic_folder import atomic_folder
+from moai.checkpoints.io.lookup import find_checkpoint, list_bundled_checkpoints
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
+from moai.import_utils import require
+from moai.models.moai.backbone_loading import (
     INTERNLM2_MODEL_TYPE,
     load_text_backbone,
     read_model_type,
     split_gguf_path,
 )
-from moai.conversion.backbone_processor import build_processor_from_backbones
-from moai.import_utils import require
+from moai.models.moai.backbone_processor import build_processor_from_backbones
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.pipeline_verbalizers import VerbalizerSettings
 from moai.processing.processing_moai import MoAIProcessor
 
 __all__ = ["build_smol", "find_packaged_gguf"]

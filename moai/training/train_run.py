@@ -143,8 +143,8 @@ def run_training(
 
 
 def _build_dataset(fields: Mapping[str, Any], built: BuiltModel, accelerator: Accelerator, label: str = "") -> Any:
+    from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
     from moai.data.training_data import DataSettings, build_training_dataset
-    from moai.pipeline_verbalizers import VerbalizerSettings
 
     verbalizers = VerbalizerSettings.load_pretrained(built.start)
     dataset = build_training_dataset(DataSettings.from_dict(fields), built.processor, verbalizers)

@@ -9,7 +9,7 @@ import torch
 from golden_outputs import GoldenMoAI, load_golden_model
 
 from mixer import Mixers, Routing, TokenStream
-from moai.conversion.official_keys import EXPERTS
+from moai.checkpoints.convert.official_keys import EXPERTS
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from pipeline_builders import (
 )
 
 from moai import MoAIOutput, MoAIPipeline
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.pipeline_outputs import PipelineError
-from moai.pipeline_verbalizers import VerbalizerSettings
 
 FAST = {"max_new_tokens": 6}
 QUESTIONS = ["What is it?", "How many dogs are there?", "Where is the cat? There are two. It is on the left."]
@@ -288,7 +288,7 @@ def test_from_pretrained_refuses_when_weights_are_missing(folder, tmp_path):
 
 
 def test_from_pretrained_names_the_kind_when_its_package_is_missing(folder, monkeypatch):
-    monkeypatch.setattr("moai.pipeline_verbalizers.is_rapidocr_available", lambda: False)
+    monkeypatch.setattr("moai.checkpoints.io.verbalizer_settings.is_rapidocr_available", lambda: False)
     output = MoAIPipeline.from_pretrained(folder)(draw_picture(), "What is it?", **FAST)
     assert output.answer and 'pip install "moai-vlm[ocr]"' in output.missing["ocr"]
 

@@ -10,10 +10,10 @@ from pipeline_builders import draw_picture, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 from moai import MoAIPipeline
-from moai.checkpoint_lookup import BUNDLED_FOLDER
+from moai.checkpoints.io.lookup import BUNDLED_FOLDER
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings, complete_scenes
 from moai.cli import app
 from moai.data.findings import FindingsReader
-from moai.pipeline_verbalizers import VerbalizerSettings, complete_scenes
 from verbalizers import Scene, Segments, VerbalizationCache, parse_scene, verbalize_scene
 from verbalizers.cache_recipe import Recipe
 

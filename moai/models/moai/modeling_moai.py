@@ -215,7 +215,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
 
     @classmethod
     def from_backbones(cls, vision: Any, text: Any, **kwargs: Any) -> MoAIForConditionalGeneration:
-        """Build a new MoAI from two pretrained folders or hub names; see :func:`moai.conversion.backbones`.
+        """Build a new MoAI from two pretrained folders or hub names; see :func:`moai.models.moai.backbones`.
 
         Args:
             vision: Folder, hub name or loaded vision tower (CLIP, SigLIP, ...).
@@ -225,7 +225,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         Returns:
             The model; the backbones' weights are untouched, compressor, mixers and projector are new.
         """
-        from ...conversion.backbones import build_from_backbones
+        from .backbones import build_from_backbones
 
         return build_from_backbones(cls, vision, text, **kwargs)
 

@@ -12,10 +12,10 @@ from pipeline_builders import draw_picture, write_tiny_checkpoint
 from torch.utils.data import DataLoader
 
 from moai import MoAIProcessor
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.collator import TrainingCollator
 from moai.data.findings import FindingsReader
 from moai.data.training_data import DataSettings, build_training_dataset
-from moai.pipeline_verbalizers import VerbalizerSettings
 from moai.processing.image_loading import load_image
 from verbalizers import VerbalizationCache, parse_scene, render_segmentation_map, verbalize_scene
 from verbalizers.cache_building import build_cache

@@ -11,8 +11,8 @@ from golden_outputs import GoldenMoAI, load_golden_model
 
 from mixer import Routing
 from moai import MoAIForConditionalGeneration
-from moai.conversion.official_config import build_official_config
-from moai.conversion.official_keys import convert_official_tensor
+from moai.checkpoints.convert.official_config import build_official_config
+from moai.checkpoints.convert.official_keys import convert_official_tensor
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import torch
 from golden_outputs import GoldenMoAI, load_golden_model
 from transformers import LlamaConfig, LlamaModel
 
-from moai.conversion.internlm2 import build_rope_parameters, derive_attention_sizes, split_fused_rows
-from moai.conversion.position_table import resize_position_table
+from moai.checkpoints.convert.position_table import resize_position_table
 from moai.models.moai.injection import prepare_decoder
+from moai.models.moai.internlm2 import build_rope_parameters, derive_attention_sizes, split_fused_rows
 from moai.models.moai.partial_lora import image_positions_scope
 
 

@@ -101,7 +101,8 @@ def test_configuration_is_known_without_the_model_when_only_it_is_asked_for(repo
         "from transformers import AutoConfig\n"
         "config = AutoConfig.from_pretrained(folder)\n"
         "assert type(config).__name__ == 'MoAIConfig' and isinstance(config, moai.MoAIConfig)\n"
-        "assert 'moai.models.moai.modeling_moai' not in sys.modules and 'moai.processing.processing_moai' not in sys.modules\n",
+        "assert 'moai.models.moai.modeling_moai' not in sys.modules\n"
+        "assert 'moai.processing.processing_moai' not in sys.modules\n",
         repo_root,
     )
 

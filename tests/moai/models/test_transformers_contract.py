@@ -1,7 +1,7 @@
 """What transformers promises of every model, asked of MoAI: weights, initialisation, embeddings, devices, declarations.
 
 transformers checks its own models with test mixins that its wheel does not bring. This module and
-tests/moai/models/test_transformers_contract_running.py ask the same questions in our words, of two decoder families. What
+test_transformers_contract_running.py ask the same questions in our words, of two decoder families. What
 stands elsewhere is not repeated: bit-equal round trips of other variants and pickled weights (test_save_load.py),
 statistics of new parts (test_modeling_checkpoints.py), quantisation (test_quantization.py), adapters (test_peft.py).
 """

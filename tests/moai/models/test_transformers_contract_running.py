@@ -1,6 +1,6 @@
 """What transformers promises of every model, asked of MoAI: forward, training, generation, processor.
 
-The other half of tests/moai/models/test_transformers_contract.py. What stands elsewhere is not repeated: roles, routing and
+The other half of test_transformers_contract.py. What stands elsewhere is not repeated: roles, routing and
 labels (test_modeling_moai.py), encoding once, assistants and chat turns (test_generation.py), one compiled graph
 (test_decoder_families.py), the processor's keywords (test_processor_arguments.py) and prompts (test_processing_*.py).
 """

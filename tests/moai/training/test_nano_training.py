@@ -15,8 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.evaluation.text_reader import TextReader
-from moai.pipeline_verbalizers import VerbalizerSettings
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import Scenes
 from moai.training.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint

@@ -8,8 +8,8 @@ from smol_builders import write_small_decoder
 from transformers import AutoModelForCausalLM
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.checkpoint_lookup import find_checkpoint
-from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.training.smol import find_packaged_gguf, main
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from ..checkpoint_lookup import is_hub_name
-from ..hub_download import download_checkpoint
+from ..io.lookup import is_hub_name
+from ..io.hub_download import download_checkpoint
 from . import official, psgtr
-from .atomic_folder import check_output
+from ..io.atomic_folder import check_output
 from .official_config import looks_official
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport
-from .tensor_folder import TensorFolder
+from ..io.tensor_folder import TensorFolder
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from official_checkpoints import write_release
 from pipeline_builders import draw_picture
 from verbalizer_builders import save_mask2former, save_owlv2
 
-from moai.checkpoint_lookup import is_hub_name
-from moai.conversion import PublishedVerbalizers, convert
-from moai.conversion.published_verbalizers import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
+from moai.checkpoints.io.lookup import is_hub_name
+from moai.checkpoints.convert import PublishedVerbalizers, convert
+from moai.checkpoints.convert.published_verbalizers import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
 
 pytestmark = pytest.mark.slow
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
+REPO_ROOT = Path(__file__).resolve().parents[3]
 RELEASE = "BK-Lee/MoAI-7B"
 PIECE = 1 << 16
 #: The command line, downloading in pieces that fit small files; by default they are 10 MB.

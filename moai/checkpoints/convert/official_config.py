@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.moai.configuration_moai import MoAIConfig
-from .internlm2 import AttentionSizes, build_llama_fields, derive_attention_sizes
+from ...models.moai.configuration_moai import MoAIConfig
+from ...models.moai.internlm2 import AttentionSizes, build_llama_fields, derive_attention_sizes
 
 VISION_PREFIX = "vit.vision_tower.vision_model."
 COMPRESSOR_PREFIX = "moai_compressor."

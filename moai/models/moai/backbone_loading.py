@@ -12,10 +12,10 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from ..hub_download import download_checkpoint
-from ..models.moai.configuration_moai import DECODER_FAMILIES
+from ...checkpoints.io.hub_download import download_checkpoint
+from ...checkpoints.io.tensor_folder import TensorFolder, list_names
+from .configuration_moai import DECODER_FAMILIES
 from .internlm2 import build_llama_fields, convert_decoder_tensor, derive_attention_sizes
-from .tensor_folder import TensorFolder, list_names
 
 INTERNLM2_MODEL_TYPE = "internlm2"
 
@@ -179,7 +179,7 @@ def _own_tensors(model: PreTrainedModel, is_shared: bool) -> dict[str, torch.Ten
 
 
 def _load_internlm2(folder: Path) -> Backbone:
-    """InternLM2's own format: fused projections, split here; see :mod:`moai.conversion.internlm2`."""
+    """InternLM2's own format: fused projections, split here; see :mod:`moai.models.moai.internlm2`."""
     raw_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = TensorFolder(folder)
     sizes = derive_attention_sizes(raw_config, weights.shapes)

@@ -7,7 +7,7 @@ import torch
 from psgtr_checkpoints import build_official_psgtr
 from safetensors.torch import load_file, save_file
 
-from moai.conversion import available_conversions, convert
+from moai.checkpoints.convert import available_conversions, convert
 from verbalizers import build_verbalizer
 from verbalizers.psgtr import PSGTRForSceneGraph
 

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from ..models.moai.configuration_moai import MoAIConfig
-from ..processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
-from .atomic_folder import atomic_folder
+from ...models.moai.configuration_moai import MoAIConfig
+from ...processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
+from ..io.atomic_folder import atomic_folder
 from .model_card import write_card
 from .official_config import OfficialSizes, build_official_config
 from .official_keys import convert_official_tensor
 from .official_processor import build_official_processor
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport, FamilyCounter
-from .tensor_folder import TensorFolder, list_names
-from .tensor_writing import DEFAULT_SHARD_BYTES, ShardedWriter
+from ..io.tensor_folder import TensorFolder, list_names
+from ..io.tensor_writing import DEFAULT_SHARD_BYTES, ShardedWriter
 
 KIND = "official-moai"
 
@@ -133,7 +133,7 @@ def check_completeness(weights: TensorFolder, config: MoAIConfig, sizes: Officia
     Raises:
         ValueError: Naming every kind of mismatch: unknown source keys, missing and surplus targets, wrong shapes.
     """
-    from ..models.moai.modeling_moai import MoAIForConditionalGeneration
+    from ...models.moai.modeling_moai import MoAIForConditionalGeneration
 
     with torch.device("meta"):
         expected = MoAIForConditionalGeneration(config).state_dict()

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from .internlm2 import convert_decoder_tensor
+from ...models.moai.internlm2 import convert_decoder_tensor
 from .official_config import COMPRESSOR_PREFIX, VISION_PREFIX, OfficialSizes
 from .position_table import resize_position_table
 

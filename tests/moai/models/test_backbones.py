@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.conversion.backbone_processor import build_processor_from_backbones
+from moai.models.moai.backbone_processor import build_processor_from_backbones
 
 VISION = {name: value for name, value in TINY_VISION.items() if name != "model_type"}
 NEW = {"compressor": {"num_latents": 4, "num_heads": 2, "head_dim": 16}, "mixer": {"rank": 8, "layers": [1, 3]}}

@@ -15,11 +15,11 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..models.moai.configuration_moai import MoAIConfig
-from ..models.moai.partial_lora import TARGET_LINEARS
-from ..processing.tokenization_internlm2 import IMAGE_TOKEN
+from ...processing.tokenization_internlm2 import IMAGE_TOKEN
 from .backbone_loading import Backbone, load_text_backbone, load_vision_backbone
 from .backbone_processor import load_backbone_tokenizer
+from .configuration_moai import MoAIConfig
+from .partial_lora import TARGET_LINEARS
 
 _WRAPPED_LINEAR = re.compile(rf"(layers\.\d+\.\w+\.(?:{'|'.join(TARGET_LINEARS)}))\.(weight|bias)")
 NEW_PARTS = ("model.multi_modal_projector.", "model.compressor.", "model.mixers.")
@@ -44,9 +44,9 @@ def build_from_backbones(
     Args:
         cls: ``MoAIForConditionalGeneration`` or a subclass.
         vision: Folder, hub name or loaded model of a vision tower (CLIP, SigLIP, DINOv2, ...), see
-            :func:`moai.conversion.backbone_loading.load_vision_backbone`.
+            :func:`moai.models.moai.backbone_loading.load_vision_backbone`.
         text: Folder, hub name, .gguf file or loaded model of a causal decoder (Llama, SmolLM2, InternLM2, Mistral,
-            Qwen2, Qwen3), see :func:`moai.conversion.backbone_loading.load_text_backbone`. Loaded models are copied.
+            Qwen2, Qwen3), see :func:`moai.models.moai.backbone_loading.load_text_backbone`. Loaded models are copied.
         compressor: Fields of :class:`compressor.CompressorConfig`.
         mixer: Fields of :class:`mixer.MixerConfig`.
         image_token_id: Id of ``<image>``. None takes the id that the language model's tokenizer has or will give it

@@ -15,8 +15,8 @@ from typing import Any
 from verbalizers import WordSettings
 from verbalizers.vocabularies import available_vocabularies, load_vocabulary
 
-from ..checkpoint_lookup import is_hub_name
-from ..pipeline_verbalizers import VerbalizerSettings
+from ..io.lookup import is_hub_name
+from ..io.verbalizer_settings import VerbalizerSettings
 from .psgtr import convert_psgtr, is_psgtr_checkpoint
 
 __all__ = ["PUBLISHED_DETECTOR", "PUBLISHED_SEGMENTER", "PublishedVerbalizers"]

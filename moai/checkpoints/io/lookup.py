@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["BUNDLED_FOLDER", "check_model_type", "find_checkpoint", "is_hub_name", "list_bundled_checkpoints"]
 
 #: Checkpoints that ship with a clone of the repository stand here, one folder each.
-BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
+BUNDLED_FOLDER = Path(__file__).resolve().parents[3] / "checkpoints"
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+")
 

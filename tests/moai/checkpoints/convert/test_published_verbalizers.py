@@ -12,9 +12,9 @@ from psgtr_checkpoints import build_official_psgtr
 from verbalizer_builders import save_mask2former, save_owlv2
 
 from moai import MoAIPipeline
-from moai.conversion import PublishedVerbalizers, convert
-from moai.conversion.published_verbalizers import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
-from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.checkpoints.convert import PublishedVerbalizers, convert
+from moai.checkpoints.convert.published_verbalizers import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_conversion_names_the_package_when_the_detectors_names_need_one(tmp_path
     def lacks(source):
         raise ImportError('ImageNet names come from timm: pip install "moai-vlm[segmentation]"')
 
-    monkeypatch.setattr("moai.conversion.published_verbalizers.load_vocabulary", lacks)
+    monkeypatch.setattr("moai.checkpoints.convert.published_verbalizers.load_vocabulary", lacks)
     report = convert(release, tmp_path / "ours")
     assert any('pip install "moai-vlm[segmentation]"' in note for note in report.notes)
     detection = VerbalizerSettings.load(tmp_path / "ours").verbalizers[1]

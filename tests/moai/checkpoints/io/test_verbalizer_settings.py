@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from moai.checkpoint_lookup import BUNDLED_FOLDER
-from moai.pipeline_verbalizers import VerbalizerSettings
+from moai.checkpoints.io.lookup import BUNDLED_FOLDER
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.scenes.scenes import Scenes
 from verbalizers.scene import parse_scene
 
@@ -66,7 +66,7 @@ def test_bundled_verbalizers_see_what_is_in_scenes_when_named_by_moai_nano():
 
 
 def test_settings_name_the_package_when_a_backbone_needs_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("moai.pipeline_verbalizers.is_timm_available", lambda: False)
+    monkeypatch.setattr("moai.checkpoints.io.verbalizer_settings.is_timm_available", lambda: False)
     (tmp_path / "eyes").mkdir()
     (tmp_path / "eyes" / "config.json").write_text('{"backbone_config": {"model_type": "timm_backbone"}}')
     write_settings(tmp_path / "model", {"checkpoint": "../eyes"})

@@ -43,7 +43,7 @@ from verbalizers import (
 )
 
 from .hub_download import download_files
-from .import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available, is_timm_available
+from ...import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available, is_timm_available
 
 __all__ = [
     "MAP_MODES",

@@ -9,11 +9,11 @@ from typing import Any
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ..models.moai.configuration_moai import MoAIConfig
-from ..processing.image_processing_moai import MoAIImageProcessor
-from ..processing.processing_moai import MoAIProcessor
-from ..processing.tokenization_internlm2 import IMAGE_TOKEN, InternLM2Tokenizer
+from ...processing.image_processing_moai import MoAIImageProcessor
+from ...processing.processing_moai import MoAIProcessor
+from ...processing.tokenization_internlm2 import IMAGE_TOKEN, InternLM2Tokenizer
 from .backbone_loading import INTERNLM2_MODEL_TYPE, read_model_type, resolve_folder, split_gguf_path
+from .configuration_moai import MoAIConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -21,7 +21,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 def build_processor_from_backbones(
     vision: str | Path, text: str | Path, config: MoAIConfig, *, gguf_file: str | None = None
 ) -> MoAIProcessor:
-    """Build the processor that fits a model of :func:`moai.conversion.backbones.build_from_backbones`.
+    """Build the processor that fits a model of :func:`moai.models.moai.backbones.build_from_backbones`.
 
     Args:
         vision: Folder or hub name of the vision backbone; its ``preprocessor_config.json`` gives mean and standard

@@ -13,7 +13,7 @@ from golden_outputs import GoldenMoAI, convert_golden
 from official_checkpoints import official_config, official_tensors, write_official_checkpoint
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.conversion import available_conversions, convert, convert_official_checkpoint
+from moai.checkpoints.convert import available_conversions, convert, convert_official_checkpoint
 
 PERCEIVER = {"architecture": "perceiver"}
 CASES = {

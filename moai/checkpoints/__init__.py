@@ -1,0 +1,1 @@
+"""Checkpoints: their folders and files (io), and released ones in this project's format (convert)."""

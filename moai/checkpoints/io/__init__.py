@@ -1,0 +1,1 @@
+"""Where checkpoints lie, and reading and writing their files."""
