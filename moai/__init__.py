@@ -14,7 +14,7 @@ from .moved_modules import MOVED_MODULES, answer_to_old_names
 if TYPE_CHECKING:
     from .models.moai.configuration_moai import MoAIConfig
     from .models.moai.modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel
-    from .pipeline_moai import MoAIOutput, MoAIPipeline
+    from .pipeline.pipeline_moai import MoAIOutput, MoAIPipeline
     from .processing.processing_moai import MoAIProcessor
     from .processing.tokenization_internlm2 import InternLM2Tokenizer
 
@@ -36,8 +36,8 @@ _MODULE_OF_NAME = {
     "MoAIConfig": "models.moai.configuration_moai",
     "MoAIForConditionalGeneration": "models.moai.modeling_moai",
     "MoAIModel": "models.moai.modeling_moai",
-    "MoAIOutput": "pipeline_moai",
-    "MoAIPipeline": "pipeline_moai",
+    "MoAIOutput": "pipeline.pipeline_moai",
+    "MoAIPipeline": "pipeline.pipeline_moai",
     "MoAIPreTrainedModel": "models.moai.modeling_moai",
     "MoAIProcessor": "processing.processing_moai",
 }
@@ -48,11 +48,9 @@ register_auto_classes()
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name, or a module that holds one, on first use."""
+    """Import a public name, or a module under the name it had, on first use."""
     if name in _MODULE_OF_NAME:
         value = getattr(importlib.import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
-    elif name in _MODULE_OF_NAME.values():
-        value = importlib.import_module(f".{name}", __name__)
     elif (old := f"{__name__}.{name}") in MOVED_MODULES:
         value = importlib.import_module(old)
     else:

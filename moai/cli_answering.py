@@ -22,8 +22,8 @@ from .cli_rendering import (
 from .cli_settings import AnswerSettings
 
 if TYPE_CHECKING:
-    from .pipeline_moai import MoAIPipeline
-    from .pipeline_outputs import MoAIOutput
+    from .pipeline.outputs import MoAIOutput
+    from .pipeline.pipeline_moai import MoAIPipeline
 
 __all__ = ["answer_pictures"]
 

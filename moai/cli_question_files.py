@@ -10,11 +10,11 @@ from verbalizers import Scene
 
 from .cli_rendering import note, print_json
 from .cli_settings import AnswerSettings, read_scene
-from .question_files import AnswerFile, QuestionRow, read_questions
+from .data.question_files import AnswerFile, QuestionRow, read_questions
 
 if TYPE_CHECKING:
-    from .pipeline_moai import MoAIPipeline
-    from .pipeline_outputs import MoAIOutput
+    from .pipeline.outputs import MoAIOutput
+    from .pipeline.pipeline_moai import MoAIPipeline
 
 __all__ = ["answer_file"]
 
@@ -93,7 +93,7 @@ def _answer_rows(
     pipeline: MoAIPipeline, rows: Sequence[QuestionRow], folder: Path, settings: AnswerSettings
 ) -> Iterator[tuple[QuestionRow, MoAIOutput]]:
     """Answers of some rows, in order; a row whose scene cannot be read has an error instead."""
-    from .pipeline_outputs import MoAIOutput
+    from .pipeline.outputs import MoAIOutput
 
     scenes: dict[int, Scene | None] = {}
     failures: dict[int, str] = {}

@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from .pipeline_outputs import MoAIOutput
+    from .pipeline.outputs import MoAIOutput
 
 __all__ = [
     "choose_overlay_path",

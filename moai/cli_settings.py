@@ -14,7 +14,7 @@ from .checkpoints.io.lookup import find_checkpoint
 from .cli_rendering import note
 
 if TYPE_CHECKING:
-    from .pipeline_moai import MoAIPipeline
+    from .pipeline.pipeline_moai import MoAIPipeline
 
 __all__ = ["AnswerSettings", "load_pipeline", "parse_routing", "parse_verbalizers", "read_scene", "silence_libraries"]
 
@@ -100,7 +100,7 @@ def load_pipeline(
 
     folder, names = find_checkpoint(model), parse_verbalizers(verbalizers)
     chosen = None if names is None else build_named_verbalizers(names)
-    from .pipeline_moai import MoAIPipeline
+    from .pipeline.pipeline_moai import MoAIPipeline
 
     if not is_debugging:
         silence_libraries()

@@ -50,6 +50,11 @@ MOVED_MODULES = {
     "moai.checkpoint_lookup": "moai.checkpoints.io.lookup",
     "moai.conversion": "moai.checkpoints.convert",
     "moai.hub_download": "moai.checkpoints.io.hub_download",
+    "moai.pipeline_moai": "moai.pipeline.pipeline_moai",
+    "moai.pipeline_outputs": "moai.pipeline.outputs",
+    "moai.pipeline_queries": "moai.pipeline.queries",
+    "moai.pipeline_streaming": "moai.pipeline.streaming",
+    "moai.question_files": "moai.data.question_files",
     "moai.pipeline_verbalizers": "moai.checkpoints.io.verbalizer_settings",
     "moai.registration": "moai.models.registry",
 }

@@ -52,7 +52,7 @@ MODEL_NAMES = {
     "moai.MoAIModel",
 }
 VERBALIZER_RUNNERS = {"parse_scene", "build_verbalizer"}
-MAY_JOIN_VERBALIZERS_AND_MODEL = ("moai/pipeline_moai.py",)
+MAY_JOIN_VERBALIZERS_AND_MODEL = ("moai/pipeline/pipeline_moai.py",)
 
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common"}
 HEAVY_PACKAGES = {
@@ -195,7 +195,7 @@ def test_moai_file_joins_verbalizers_and_model_only_when_it_is_the_pipeline(path
     called = {ast.unparse(node.func).split(".")[-1] for node in ast.walk(tree) if isinstance(node, ast.Call)}
     model_names = _imports(path, import_time_only=False) & MODEL_NAMES
     assert not (called & VERBALIZER_RUNNERS and model_names), (
-        f"{_relative(path)} runs verbalizers and the model; that is moai/pipeline_moai.py's work"
+        f"{_relative(path)} runs verbalizers and the model; that is moai/pipeline/pipeline_moai.py's work"
     )
 
 

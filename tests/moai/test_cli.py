@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from moai.cli import app
 from moai.cli_rendering import choose_overlay_path, printable
-from moai.question_files import AnswerFile, read_questions
+from moai.data.question_files import AnswerFile, read_questions
 from moai.training.nano_config import SCENES_DOMAIN
 
 
@@ -241,7 +241,7 @@ def test_question_file_continues_without_loss_when_killed_in_the_middle_of_a_lin
     first_line = whole.index(b"\n") + 1
     (workplace / "answers.jsonl").write_bytes(whole[: first_line + 30])
     asked = []
-    from moai.pipeline_moai import MoAIPipeline
+    from moai.pipeline.pipeline_moai import MoAIPipeline
 
     original = MoAIPipeline.answer_each
     monkeypatch.setattr(

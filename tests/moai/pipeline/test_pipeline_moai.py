@@ -16,7 +16,7 @@ from pipeline_builders import (
 
 from moai import MoAIOutput, MoAIPipeline
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
-from moai.pipeline_outputs import PipelineError
+from moai.pipeline.outputs import PipelineError
 
 FAST = {"max_new_tokens": 6}
 QUESTIONS = ["What is it?", "How many dogs are there?", "Where is the cat? There are two. It is on the left."]

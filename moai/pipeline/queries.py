@@ -12,9 +12,9 @@ from PIL import Image
 
 from verbalizers import Scene
 
-from .models.moai.configuration_moai import MoAIConfig
-from .processing.image_loading import ImageSource, load_image
-from .processing.processing_moai import MoAIProcessor
+from ..models.moai.configuration_moai import MoAIConfig
+from ..processing.image_loading import ImageSource, load_image
+from ..processing.processing_moai import MoAIProcessor
 
 __all__ = ["Query", "pair_queries", "select_routing"]
 

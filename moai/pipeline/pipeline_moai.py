@@ -15,19 +15,19 @@ import torch
 
 from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
 
-from .checkpoints.io.lookup import check_model_type, find_checkpoint
-from .checkpoints.io.verbalizer_settings import (
+from ..checkpoints.io.lookup import check_model_type, find_checkpoint
+from ..checkpoints.io.verbalizer_settings import (
     VerbalizerSettings,
     build_named_verbalizers,
     complete_scenes,
     find_missing_kinds,
 )
-from .models.moai.modeling_moai import MoAIForConditionalGeneration
-from .pipeline_outputs import MoAIOutput, PipelineError, PromptRouting
-from .pipeline_queries import Query, pair_queries, select_routing
-from .pipeline_streaming import AnswerStream, CallbackStreamer
-from .processing.image_loading import ImageSource
-from .processing.processing_moai import MoAIProcessor
+from ..models.moai.modeling_moai import MoAIForConditionalGeneration
+from ..processing.image_loading import ImageSource
+from ..processing.processing_moai import MoAIProcessor
+from .outputs import MoAIOutput, PipelineError, PromptRouting
+from .queries import Query, pair_queries, select_routing
+from .streaming import AnswerStream, CallbackStreamer
 
 __all__ = ["DEFAULT_TIMEOUT_S", "MoAIOutput", "MoAIPipeline", "PipelineError"]
 

@@ -1,0 +1,1 @@
+"""The pipeline: images and questions in, verbalizers and the model run together, answers out."""
