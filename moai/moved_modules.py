@@ -33,6 +33,7 @@ _CONVERSION_MODULES = (
     "dispatch", "model_card", "official", "official_config", "official_keys", "official_processor", "position_table",
     "psgtr", "published_verbalizers", "report",
 )  # fmt: skip
+_COMMAND_MODULES = ("answering", "dataset", "info", "profiling", "question_files", "rendering", "verbalizing")
 
 #: Old name -> present name.
 MOVED_MODULES = {
@@ -42,6 +43,10 @@ MOVED_MODULES = {
     **{f"moai.data.scene_{name}": f"moai.scenes.{name}" for name in _SCENE_MODULES},
     **{f"moai.{name}": f"moai.processing.{name}" for name in _PROCESSING_MODULES},
     **{f"moai.{name}": f"moai.models.moai.{name}" for name in _MODEL_MODULES},
+    **{f"moai.cli_{name}": f"moai.cli.{name}" for name in _COMMAND_MODULES},
+    "moai.cli_ablation": "moai.cli.ablate",
+    "moai.cli_settings": "moai.cli.answer_settings",
+    "moai.cli_training": "moai.cli.train",
     "moai.checkpointing": "moai.models.moai.gradient_checkpointing",
     "moai.decoder": "moai.models.moai.injection",
     **{f"moai.conversion.{name}": f"moai.models.moai.{name}" for name in _BACKBONE_MODULES},

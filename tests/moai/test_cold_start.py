@@ -88,7 +88,7 @@ def test_public_names_are_all_there_when_looked_at() -> None:
 
 
 def test_modules_of_public_names_are_attributes_when_only_moai_was_imported(repo_root: Path) -> None:
-    script = "import json, moai; print(json.dumps(moai.models.moai.configuration_moai.MoAIConfig is moai.MoAIConfig))"
+    script = "import json, moai; print(json.dumps(moai.configuration_moai.MoAIConfig is moai.MoAIConfig))"
     assert _run(script, repo_root) is True
 
 

@@ -16,7 +16,7 @@ def test_module_is_the_same_object_when_imported_under_its_old_name(old: str) ->
     module = importlib.import_module(present)
     assert importlib.import_module(old) is module
     assert module.__name__ == module.__spec__.name == present
-    assert module.__package__ == present.rpartition(".")[0]
+    assert module.__package__ == module.__spec__.parent
 
 
 def test_old_name_says_the_new_one_when_imported() -> None:

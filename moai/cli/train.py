@@ -11,6 +11,9 @@ from typing import Annotated
 
 import typer
 
+from .errors import reporting_errors
+from .options import DebugOption
+
 __all__ = ["launch_processes", "train"]
 
 
@@ -22,23 +25,21 @@ def train(
     processes: Annotated[
         int, typer.Option("--processes", min=1, help="Processes on this machine; several on CPUs meet through gloo.")
     ] = 1,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Train one stage: moai train --config configs/train_stage1.yaml optimization.num_steps=100.
 
     The same command again goes on after a kill. Exit codes: 0 = done, 1 = failed, 130 = stopped, with a checkpoint.
     """
-    from .cli import reporting_errors
-
     with reporting_errors(debug):
         words = ["--config", str(config), *(overrides or [])]
         if processes > 1:
             raise typer.Exit(launch_processes(processes, [*words, f"num_processes={processes}"]))
         if not debug:
-            from .cli_settings import silence_libraries
+            from .answer_settings import silence_libraries
 
             silence_libraries()
-        from .training.__main__ import main
+        from ..training.__main__ import main
 
         code = main([*words, "--debug"])  # errors become messages here
         if code:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
 
-from .checkpoints.io.lookup import find_checkpoint
-from .cli_rendering import note
+from ..checkpoints.io.lookup import find_checkpoint
+from .rendering import note
 
 if TYPE_CHECKING:
-    from .pipeline.pipeline_moai import MoAIPipeline
+    from ..pipeline.pipeline_moai import MoAIPipeline
 
 __all__ = ["AnswerSettings", "load_pipeline", "parse_routing", "parse_verbalizers", "read_scene", "silence_libraries"]
 
@@ -96,11 +96,11 @@ def load_pipeline(
     Raises:
         ValueError: No such checkpoint or verbalizer; known before torch is imported.
     """
-    from .checkpoints.io.verbalizer_settings import build_named_verbalizers
+    from ..checkpoints.io.verbalizer_settings import build_named_verbalizers
 
     folder, names = find_checkpoint(model), parse_verbalizers(verbalizers)
     chosen = None if names is None else build_named_verbalizers(names)
-    from .pipeline.pipeline_moai import MoAIPipeline
+    from ..pipeline.pipeline_moai import MoAIPipeline
 
     if not is_debugging:
         silence_libraries()

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
 
-from .cli_rendering import note, print_json
-from .cli_settings import AnswerSettings, read_scene
-from .data.question_files import AnswerFile, QuestionRow, read_questions
+from ..data.question_files import AnswerFile, QuestionRow, read_questions
+from .answer_settings import AnswerSettings, read_scene
+from .rendering import note, print_json
 
 if TYPE_CHECKING:
-    from .pipeline.outputs import MoAIOutput
-    from .pipeline.pipeline_moai import MoAIPipeline
+    from ..pipeline.outputs import MoAIOutput
+    from ..pipeline.pipeline_moai import MoAIPipeline
 
 __all__ = ["answer_file"]
 
@@ -93,7 +93,7 @@ def _answer_rows(
     pipeline: MoAIPipeline, rows: Sequence[QuestionRow], folder: Path, settings: AnswerSettings
 ) -> Iterator[tuple[QuestionRow, MoAIOutput]]:
     """Answers of some rows, in order; a row whose scene cannot be read has an error instead."""
-    from .pipeline.outputs import MoAIOutput
+    from ..pipeline.outputs import MoAIOutput
 
     scenes: dict[int, Scene | None] = {}
     failures: dict[int, str] = {}

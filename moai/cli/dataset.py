@@ -19,10 +19,10 @@ from verbalizers.cache_recipe import Recipe
 from verbalizers.cache_sources import is_dataset, read_sources
 from verbalizers.cache_writing import ERRORS_FILE
 
-from .cli_rendering import note, print_json, print_plain
-from .cli_verbalizing import choose_verbalizers
-from .import_utils import require
-from .processing.image_loading import load_image
+from ..import_utils import require
+from ..processing.image_loading import load_image
+from .rendering import note, print_json, print_plain
+from .verbalizing import choose_verbalizers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

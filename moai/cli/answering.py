@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
 
-from .cli_rendering import (
+from .answer_settings import AnswerSettings
+from .rendering import (
     choose_overlay_path,
     footer_of,
     is_terminal,
@@ -19,11 +20,10 @@ from .cli_rendering import (
     print_plain,
     save_overlay,
 )
-from .cli_settings import AnswerSettings
 
 if TYPE_CHECKING:
-    from .pipeline.outputs import MoAIOutput
-    from .pipeline.pipeline_moai import MoAIPipeline
+    from ..pipeline.outputs import MoAIOutput
+    from ..pipeline.pipeline_moai import MoAIPipeline
 
 __all__ = ["answer_pictures"]
 

@@ -9,17 +9,17 @@ from verbalizers.base import add_sources
 from verbalizers.profiling import Cost, profile_scene
 from verbalizers.scene import keep_kinds
 
-from .checkpoints.io.lookup import find_checkpoint
-from .checkpoints.io.verbalizer_settings import (
+from ..checkpoints.io.lookup import find_checkpoint
+from ..checkpoints.io.verbalizer_settings import (
     VerbalizerSettings,
     build_named_verbalizers,
     complete_scenes,
     find_missing_kinds,
 )
-from .cli_profiling import print_costs
-from .cli_rendering import choose_overlay_path, describe_missing, note, print_json, print_words, save_overlay
-from .cli_settings import AnswerSettings, parse_verbalizers
-from .processing.image_loading import load_image
+from ..processing.image_loading import load_image
+from .answer_settings import AnswerSettings, parse_verbalizers
+from .profiling import print_costs
+from .rendering import choose_overlay_path, describe_missing, note, print_json, print_words, save_overlay
 
 __all__ = ["choose_verbalizers", "verbalize_pictures"]
 

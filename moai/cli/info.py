@@ -1,4 +1,4 @@
-"""What is installed here: the report of ``moai info``."""
+"""``moai info``: what is installed here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import importlib.metadata
 import platform
 from typing import Any
 
-__all__ = ["collect_info", "print_info"]
+from .errors import reporting_errors
+from .options import DebugOption, JsonOption
+
+__all__ = ["collect_info", "info", "print_info"]
 
 _LIBRARIES = ("torch", "transformers", "safetensors", "numpy", "pillow", "sentencepiece")
 
@@ -17,9 +20,9 @@ def collect_info() -> dict[str, Any]:
 
     from verbalizers import available_verbalizers
 
-    from . import __version__
-    from .checkpoints.io.lookup import list_bundled_checkpoints
-    from .import_utils import EXTRA_OF_PACKAGE
+    from .. import __version__
+    from ..checkpoints.io.lookup import list_bundled_checkpoints
+    from ..import_utils import EXTRA_OF_PACKAGE
 
     optional = {}
     for package, extra in EXTRA_OF_PACKAGE.items():
@@ -47,7 +50,7 @@ def _find_version(package: str) -> str | None:
 def print_info(report: dict[str, Any], is_json: bool = False) -> None:
     """Show what :func:`collect_info` found."""
     if is_json:
-        from .cli_rendering import print_json
+        from .rendering import print_json
 
         print_json(report)
         return
@@ -59,3 +62,9 @@ def print_info(report: dict[str, Any], is_json: bool = False) -> None:
                 print(f"  {key:<16}{shown}")
         else:
             print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def info(json_output: JsonOption = False, debug: DebugOption = False) -> None:
+    """Print versions, verbalizers, optional packages and bundled checkpoints."""
+    with reporting_errors(debug):
+        print_info(collect_info(), json_output)

@@ -12,7 +12,7 @@ from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 from moai.cli import app
-from moai.cli_rendering import choose_overlay_path, printable
+from moai.cli.rendering import choose_overlay_path, printable
 from moai.data.question_files import AnswerFile, read_questions
 from moai.training.nano_config import SCENES_DOMAIN
 
@@ -70,7 +70,7 @@ def test_ask_prints_the_same_answer_when_streaming(workplace):
 @pytest.mark.parametrize("option", ["--stream", "--no-stream"])
 def test_ask_shows_panels_when_on_a_terminal(workplace, monkeypatch, option):
     plain = ask("a.png", "What is it?").stdout.strip()
-    monkeypatch.setattr("moai.cli_answering.is_terminal", lambda: True)
+    monkeypatch.setattr("moai.cli.answering.is_terminal", lambda: True)
     result = ask("a.png", "nowhere.png", "What is it?", option)
     assert result.exit_code == 3
     assert plain in result.stdout and "a.png" in result.stdout and "answered without detection, ocr" in result.stdout
@@ -258,7 +258,7 @@ def test_question_file_continues_without_loss_when_killed_in_the_middle_of_a_lin
 def test_question_file_loads_no_model_when_everything_is_answered(workplace, monkeypatch):
     write_lines(workplace / "q.jsonl", *ROWS)
     ask("--questions", "q.jsonl", "--out", "answers.jsonl")
-    monkeypatch.setattr("moai.cli_settings.silence_libraries", lambda: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("moai.cli.answer_settings.silence_libraries", lambda: pytest.fail("the model was loaded"))
     assert ask("--questions", "q.jsonl", "--out", "answers.jsonl").exit_code == 0
 
 

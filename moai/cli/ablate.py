@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .errors import reporting_errors
+from .options import DebugOption
+
 if TYPE_CHECKING:
-    from .evaluation.ablation import AblationResult
-    from .evaluation.ablation_config import AblationConfig
+    from ..evaluation.ablation import AblationResult
+    from ..evaluation.ablation_config import AblationConfig
 
 __all__ = ["ablate"]
 
@@ -33,23 +36,21 @@ def ablate(
     ] = None,
     prepare: Annotated[bool, typer.Option("--prepare", help="First train what the start lacks (long).")] = False,
     report_only: Annotated[bool, typer.Option("--report", help="Run nothing; write table and plot anew.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Train and test the paper's variants: verbalizers, stages, top-k, gates, latents.
 
     The same command again goes on after Ctrl-C or a kill. Table and plot are written whenever it ends.
     """
-    from .cli import reporting_errors
-
     with reporting_errors(debug):
         if not debug:
-            from .cli_settings import silence_libraries
+            from .answer_settings import silence_libraries
 
             silence_libraries()
         from dataclasses import replace
 
-        from .evaluation.ablation import load_results
-        from .evaluation.ablation_config import load_ablation_config
+        from ..evaluation.ablation import load_results
+        from ..evaluation.ablation_config import load_ablation_config
 
         if not config.is_file():
             raise ValueError(f"expected the settings in {config}, got no such file. Name them with --config.")
@@ -77,8 +78,8 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
 
 def _prepare(settings: AblationConfig, start: Path) -> None:
     """Train tokenizer, decoder and compressor as far as the start needs them."""
-    from .evaluation.ablation_config import FINISHED
-    from .training.nano import train_nano
+    from ..evaluation.ablation_config import FINISHED
+    from ..training.nano import train_nano
 
     if settings.start_stage == FINISHED:
         raise ValueError("a finished checkpoint needs no --prepare. Leave it out, or set another `start_stage`.")
@@ -90,7 +91,7 @@ def _run(settings: AblationConfig, start: Path, out: Path, only: tuple[str, ...]
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from .evaluation.ablation import run_ablation
+    from ..evaluation.ablation import run_ablation
 
     console = Console(stderr=True, highlight=False)
     bar = Progress(
@@ -115,7 +116,7 @@ def _run(settings: AblationConfig, start: Path, out: Path, only: tuple[str, ...]
 
 def _write(settings: AblationConfig, results: dict[tuple[str, int], AblationResult], target: Path) -> None:
     """Table and plot, side by side; without matplotlib the table alone."""
-    from .evaluation.ablation_report import draw_ablation, markdown_report, write_markdown
+    from ..evaluation.ablation_report import draw_ablation, markdown_report, write_markdown
 
     plot: Path | None = target.with_suffix(".png")
     try:

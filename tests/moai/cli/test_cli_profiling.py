@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moai.cli import app
-from moai.cli_profiling import summarise_costs
+from moai.cli.profiling import summarise_costs
 from verbalizers.profiling import Cost
 
 

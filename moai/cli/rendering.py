@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from .pipeline.outputs import MoAIOutput
+    from ..pipeline.outputs import MoAIOutput
 
 __all__ = [
     "choose_overlay_path",
@@ -174,7 +174,7 @@ def save_overlay(scene: Any, picture: str, path: Path) -> Path:
     Raises:
         ValueError: Its format is not one that pictures are saved in.
     """
-    from .processing.image_loading import load_image
+    from ..processing.image_loading import load_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

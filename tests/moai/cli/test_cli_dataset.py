@@ -12,7 +12,7 @@ from pipeline_builders import draw_picture
 from typer.testing import CliRunner
 
 from moai.cli import app
-from moai.cli_dataset import selects_dataset
+from moai.cli.dataset import selects_dataset
 from verbalizers import VerbalizationCache
 
 FAKES = ("--verbalizers", "segmentation/two_halves,detection/mean_colour", "--workers", 0)

@@ -1,0 +1,54 @@
+"""The command line ``moai``: one file per command.
+
+Commands parse, call one function, print. Exit codes: 0 = all done (an answer without some of the verbalizers counts as
+done and says so); 1 = failed; 2 = wrong usage; 3 = some of several images or questions were skipped, the others are
+answered; 130 = interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .ablate import ablate
+from .ask import ask
+from .convert import convert
+from .info import info
+from .train import train
+from .verbalize import verbalize
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="moai",
+    help="A vision-language model that reads what specialised computer vision sees.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from .. import __version__
+
+        print(f"moai-vlm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Entry point; see the commands."""
+
+
+app.command(no_args_is_help=True)(ask)
+app.command(no_args_is_help=True)(verbalize)
+app.command(no_args_is_help=True)(convert)
+app.command()(info)
+app.command(no_args_is_help=True)(train)
+app.command(no_args_is_help=True)(ablate)

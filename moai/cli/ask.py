@@ -1,0 +1,101 @@
+"""``moai ask``: questions about images."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import EXIT_USAGE, exit_for, fail, reporting_errors
+from .options import (
+    DEFAULT_MODEL,
+    DebugOption,
+    JsonOption,
+    ModelOption,
+    OverlayOption,
+    ShowOption,
+    TimeoutOption,
+    VerbalizersOption,
+)
+
+__all__ = ["ask"]
+
+
+def ask(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar='PICTURE... "QUESTION"', help="Pictures, then one question.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    show: ShowOption = False,
+    overlay: OverlayOption = None,
+    json_output: JsonOption = False,
+    scene: Annotated[
+        list[Path] | None, typer.Option("--scene", help="Findings of your own (JSON); once per picture, in order.")
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", help='JSONL of {"image", "question", "id", "scene"} instead.')
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSONL for the answers; a killed run goes on.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start --out anew.")] = False,
+    max_errors: Annotated[int, typer.Option("--max-errors", min=0, help="Bad lines to skip in --questions.")] = 10,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Word by word; default: terminal.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures per pass.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 128,
+    num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; 1 = greedy.")] = 1,
+    routing: Annotated[
+        str | None, typer.Option("--routing", help="gated, uniform, random_expert, or weights such as 0.5,0.3,0.2.")
+    ] = None,
+    verbalizers: VerbalizersOption = None,
+    timeout: TimeoutOption = 60.0,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16.")] = None,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="nf4 decoder (bitsandbytes).")] = False,
+    load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="int8 decoder (bitsandbytes).")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing beside answers and errors.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Ask about pictures: moai ask street.png "What is written on the sign?"."""
+    from .answer_settings import AnswerSettings, load_pipeline, read_scene
+    from .answering import answer_pictures
+    from .question_files import answer_file
+
+    with reporting_errors(debug):
+        pictures, question = _split_arguments(arguments or [], questions, debug)
+        settings = AnswerSettings(
+            is_json=json_output,
+            is_drawing=show or overlay is not None,
+            overlay=overlay,
+            is_streaming=False if num_beams > 1 else stream,
+            timeout_s=timeout or None,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            routing=routing,
+            is_quiet=quiet,
+            generate={"num_beams": num_beams} if num_beams > 1 else {},
+        )
+        scenes = [read_scene(path) for path in scene or []]
+        if scenes and len(scenes) != len(pictures):
+            raise ValueError(f"expected one --scene per picture ({len(pictures)}), got {len(scenes)}.")
+        choice: dict[str, Any] = {"device": device, "dtype": dtype}
+        choice |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        load = partial(load_pipeline, model, verbalizers, debug, quiet, **choice)
+        if questions is not None:
+            exit_for(answer_file(load, model, questions, out, settings, max_errors, overwrite), None)
+        else:
+            exit_for(answer_pictures(load(), pictures, question, scenes, settings), len(pictures))
+
+
+def _split_arguments(arguments: list[str], questions: Path | None, is_debugging: bool) -> tuple[list[str], str]:
+    """Pictures and the question; none where a file of questions is given."""
+    if questions is not None:
+        if arguments:
+            fail('expected either PICTURE... "QUESTION" or --questions FILE, got both.', False, EXIT_USAGE)
+        return [], ""
+    if len(arguments) < 2 or (arguments[-1].strip() and Path(arguments[-1]).is_file()):
+        got = " ".join(repr(argument) for argument in arguments) or "nothing"
+        fail(f"expected one or more pictures and then a question in quotes, got {got}.", False, EXIT_USAGE)
+    return arguments[:-1], arguments[-1]

@@ -1,0 +1,75 @@
+"""``moai verbalize``: what computer vision finds in images, as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import exit_for, reporting_errors
+from .options import DEFAULT_MODEL, DebugOption, JsonOption, OverlayOption, ShowOption, TimeoutOption, VerbalizersOption
+
+__all__ = ["verbalize"]
+
+
+def verbalize(
+    pictures: Annotated[
+        list[str],
+        typer.Argument(metavar="PICTURE...|DATASET", help="Pictures; or a folder, .jsonl, LLaVA .json."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Whose verbalizers look; default: the bundled one's; DATASET: the OCR."),
+    ] = None,
+    kinds: Annotated[
+        str | None, typer.Option("--kinds", help="Only these: segmentation, detection, scene_graph, ocr.")
+    ] = None,
+    verbalizers: VerbalizersOption = None,
+    show: ShowOption = False,
+    overlay: OverlayOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="DATASET: folder for Parquet shards; a killed run goes on.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="DATASET: local (processes) or ray (a cluster).")] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="DATASET: processes; default: one per GPU or two cores.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="DATASET: pictures per pass.")] = 8,
+    image_folder: Annotated[
+        Path | None, typer.Option("--image-folder", help="DATASET: where the paths in a JSON file begin.")
+    ] = None,
+    column: Annotated[str | None, typer.Option("--column", help="DATASET: column of a datasets folder.")] = None,
+    retry_failures: Annotated[
+        bool, typer.Option("--retry-failures", help="DATASET: look again where a verbalizer failed.")
+    ] = False,
+    json_output: JsonOption = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also print time and peak memory of each verbalizer.")
+    ] = False,
+    timeout: TimeoutOption = 60.0,
+    debug: DebugOption = False,
+) -> None:
+    """Print what computer vision finds in pictures, in words, or keep it for a whole data set (--out)."""
+    from ..checkpoints.io.lookup import list_bundled_checkpoints
+    from .answer_settings import AnswerSettings, silence_libraries
+    from .verbalizing import verbalize_pictures
+
+    with reporting_errors(debug):
+        from .dataset import DatasetSettings, selects_dataset, verbalize_datasets
+
+        if not debug:
+            silence_libraries()
+        chosen = [kind.strip() for kind in kinds.split(",")] if kinds else None
+        limit = timeout or None
+        if selects_dataset(pictures, out):
+            if show or overlay is not None or profile:
+                names = "--profile, --show and --overlay"
+                raise ValueError(f"expected {names} with pictures only, got a data set. Leave them out.")
+            options = (engine, workers, batch_size, image_folder, column, limit, retry_failures, json_output)
+            exit_for(*verbalize_datasets(pictures, model, verbalizers, chosen, DatasetSettings(out, *options)))
+            return
+        if model is None and verbalizers is None and DEFAULT_MODEL in list_bundled_checkpoints():
+            model = DEFAULT_MODEL  # as `moai ask` looks
+        settings = AnswerSettings(json_output, show or overlay is not None, overlay, timeout_s=limit)
+        exit_for(verbalize_pictures(pictures, model, verbalizers, chosen, settings, profile), len(pictures))
