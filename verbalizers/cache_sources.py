@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +17,14 @@ from typing import Any
 __all__ = [
     "PICTURE_SUFFIXES",
     "BadSource",
+    "DatasetRow",
     "Source",
     "count_pictures",
     "is_dataset",
     "open_rows",
     "picture_columns",
+    "read_json_rows",
+    "row_with_files",
     "read_sources",
 ]
 
@@ -111,6 +114,23 @@ class BadSource:
         return self.path
 
 
+@dataclass(frozen=True)
+class DatasetRow:
+    """One row of a data set, as its file holds it.
+
+    Attributes:
+        place: `train.jsonl:7` for a line; `train.json[7]` and `data[train/7]` for an element or row counted from 0.
+        value: the parsed row; None where it cannot be read.
+        pictures: its pictures, not yet opened.
+        problem: why it cannot be used; None = it can.
+    """
+
+    place: str
+    value: Any = None
+    pictures: tuple[Source, ...] = ()
+    problem: str | None = None
+
+
 def _check_file(path: str, max_bytes: int) -> None:
     """Refuse all but a regular file of bearable size: a pipe would block for ever, a device never end."""
     if "://" in path[:12]:
@@ -174,10 +194,8 @@ def read_sources(
             "which does not exist. Check the path."
         )
     start = path.parent if image_folder is None else Path(image_folder)
-    if path.suffix.lower() == ".jsonl":
-        return list(_read_entries(_parse_lines(path), name, start))
-    if path.suffix.lower() == ".json":
-        return list(_read_entries(_parse_list(path), name, start))
+    if path.suffix.lower() in (".json", ".jsonl"):
+        return list(_read_entries(path, name, start))
     return [Source(_in_unicode(path.resolve().parent.name), _in_unicode(name), _in_unicode(name), str(path))]
 
 
@@ -201,60 +219,111 @@ def _read_folder(folder: Path, name: str) -> Iterator[Source]:
             yield Source(_in_unicode(name), path, path, str(location))
 
 
-def _parse_lines(path: Path) -> Iterator[tuple[str, Any]]:
+def read_json_rows(path: Path, folder: Path) -> Iterator[DatasetRow]:
+    """Read the rows of a `.json` list or a `.jsonl` file, in order; no picture is opened.
+
+    A line of a `.jsonl` that cannot be read is a row with a problem. A list that breaks off ends there: where its next
+    element begins is unknown.
+
+    Args:
+        path: the file; a byte order mark in front of it, or of a line of a `.jsonl`, is skipped.
+        folder: where relative picture paths begin.
+
+    Raises:
+        ValueError: it is no UTF-8, no list, or the list breaks off.
+    """
+    dataset = path.resolve().name
+    if path.suffix.lower() == ".jsonl":
+        return (row_with_files(f"{path.name}:{line}", entry, dataset, folder) for line, entry in _parse_lines(path))
+    return (row_with_files(f"{path.name}[{index}]", entry, dataset, folder) for index, entry in _parse_list(path))
+
+
+def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> DatasetRow:
+    """A row whose pictures are files: `image` (LLaVA) or `images` (TRL), a path or a list of them.
+
+    Args:
+        place: where the row stands.
+        entry: the parsed row, or the exception that stands for it.
+        dataset: name of the data set.
+        folder: where relative paths begin.
+    """
+    place = _in_unicode(place)
+    if isinstance(entry, Exception):
+        return DatasetRow(place, problem=f"expected a JSON object, got something else ({entry})")
+    if not isinstance(entry, Mapping):
+        return DatasetRow(place, problem=f"expected a JSON object, got a {type(entry).__name__}")
+    value = entry.get("image") if entry.get("image") is not None else entry.get("images")
+    paths = [] if value is None else value if isinstance(value, list) else [value]
+    pictures = []
+    for path in paths:
+        if not isinstance(path, str) or not path.strip() or "\0" in path:
+            return DatasetRow(place, entry, problem=f"expected the path of a picture, got {str(path)[:80]!r}")
+        location = path if "://" in path[:12] else str(folder / path)
+        row_id = str(entry["id"]) if entry.get("id") is not None else path
+        pictures.append(Source(_in_unicode(dataset), _in_unicode(row_id), _in_unicode(path), location))
+    return DatasetRow(place, entry, tuple(pictures))
+
+
+def _parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers and parsed lines; an exception stands for a line that is no JSON."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line.decode("utf-8-sig"))
+                yield number, json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                entry = error
-            is_talk = isinstance(entry, Mapping) and ("conversations" in entry or "messages" in entry)
-            if not is_talk or _picture_of(entry) is not None:
-                yield f"{path.name}:{number}", entry
+                yield number, error
 
 
-def _picture_of(entry: Mapping[str, Any]) -> Any:
-    """The picture or pictures of an entry, under LLaVA's name or TRL's.
-
-    Mixtures for training hold conversations without a picture: there is nothing to look at in them.
-    """
-    return entry.get("image") if entry.get("image") is not None else entry.get("images")
-
-
-def _parse_list(path: Path) -> Iterator[tuple[str, Any]]:
+def _parse_list(path: Path) -> Iterator[tuple[int, Any]]:
+    """Elements of a JSON list, numbered from 0; the list is never held in parsed form."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"expected a JSON list of objects with `image` in {str(path)!r}, got: {error}.") from error
-    if not isinstance(entries, list):
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected a JSON list in UTF-8 in {str(path)!r}, got: {error}.") from error
+    decoder, position = json.JSONDecoder(), _skip(text, 0)
+    if text[position : position + 1] != "[":
         raise ValueError(
-            f"expected a JSON list of objects with `image` in {str(path)!r}, got a {type(entries).__name__}. "
-            "One object per line belongs in a .jsonl file."
+            f"expected a JSON list of objects in {str(path)!r}, got something else. One object per line belongs in a "
+            ".jsonl file."
         )
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, Mapping) or _picture_of(entry) is not None:
-            yield f"{path.name}[{index}]", entry
+    position, index = _skip(text, position + 1), 0
+    while text[position : position + 1] != "]":
+        try:
+            entry, position = decoder.raw_decode(text, position)
+            position = _skip(text, position)
+            if text[position : position + 1] not in (",", "]"):
+                raise json.JSONDecodeError("Expecting ',' or ']' behind an element", text, position)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"expected a JSON list of objects in {str(path)!r}, got: {error}.") from error
+        yield index, entry
+        index += 1
+        if text[position] == ",":
+            position = _skip(text, position + 1)
 
 
-def _read_entries(entries: Iterable[tuple[str, Any]], dataset: str, folder: Path) -> Iterator[Source | BadSource]:
-    dataset = _in_unicode(dataset)
-    for place, entry in entries:
-        place = _in_unicode(place)
-        if isinstance(entry, Exception):
-            yield BadSource(dataset, place, f"expected a JSON object, got something else ({entry})")
-            continue
-        image = _picture_of(entry) if isinstance(entry, Mapping) else None
-        images = image if isinstance(image, list) else [image]
-        if not images or not all(isinstance(path, str) and path.strip() and "\0" not in path for path in images):
-            yield BadSource(dataset, place, f"expected an object whose `image` is a path, got {str(entry)[:120]}")
-            continue
-        row_id = entry.get("id")
-        for path in images:
-            name = path if row_id is None else str(row_id)
-            location = path if "://" in path[:12] else str(folder / path)
-            yield Source(dataset, _in_unicode(name), _in_unicode(path), location)
+def _skip(text: str, position: int) -> int:
+    """The next position that holds no white space."""
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _read_entries(path: Path, dataset: str, folder: Path) -> Iterator[Source | BadSource]:
+    """The pictures of a JSON file's rows.
+
+    Mixtures for training hold conversations without a picture, and LLaVA's lists rows of text alone: there is nothing
+    to look at in them. A line of a `.jsonl` that is no conversation was meant to name a picture.
+    """
+    for row in read_json_rows(path, folder):
+        is_talk = isinstance(row.value, Mapping) and ("conversations" in row.value or "messages" in row.value)
+        if row.problem is not None:
+            yield BadSource(_in_unicode(dataset), row.place, row.problem)
+        elif not row.pictures and path.suffix.lower() == ".jsonl" and not is_talk:
+            problem = f"expected an object whose `image` is a path, got {str(row.value)[:120]}"
+            yield BadSource(_in_unicode(dataset), row.place, problem)
+        yield from row.pictures
 
 
 def open_rows(location: str) -> Mapping[str | None, Any]:

@@ -67,7 +67,7 @@ def test_data_set_is_refused_when_it_is_none(tmp_path):
     (tmp_path / "object.json").write_text('{"image": "a.png"}')
     (tmp_path / "broken.json").write_text("[")
     for name, message in (
-        ("object.json", "got a dict. One object per line belongs in a .jsonl"),
+        ("object.json", "got something else. One object per line belongs in a .jsonl"),
         ("broken.json", "expected a JSON list"),
         ("absent", "does not exist"),
     ):

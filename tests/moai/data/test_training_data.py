@@ -202,15 +202,24 @@ def test_bad_row_is_named_and_skipped_when_the_limit_allows(
         build(path, processor)
 
 
-def test_bad_row_is_named_by_its_line_when_the_file_is_a_list(tmp_path: Path, processor: MoAIProcessor) -> None:
+def test_bad_row_is_named_by_its_index_when_the_file_is_a_list(tmp_path: Path, processor: MoAIProcessor) -> None:
     good = llava_rows()[1]
     path = write_rows(tmp_path, [json.dumps(good, indent=1), good | {"image": "absent.png"}], "train.json")
-    line = 1 + path.read_text().split("absent.png")[0].count("\n") + 1
     (problem,) = build(path, processor, max_bad_rows=1).report.problems
-    assert problem.place == f"train.json:{line - 1}"
+    assert problem.place == "train.json[1]"
     path.write_text(path.read_text().replace("]\n}", "]\n} x", 1))
-    with pytest.raises(ValueError, match=r"train\.json:\d+: expected ',' or ']'"):
+    with pytest.raises(ValueError, match=r"train\.json.*',' or '\]'.*line \d+"):
         build(path, processor)
+
+
+def test_verbalizing_and_training_read_the_same_rows_when_a_file_has_byte_order_marks(
+    tmp_path: Path, processor: MoAIProcessor
+) -> None:
+    good = llava_rows()[1]
+    path = write_rows(tmp_path, [good], "train.jsonl")
+    path.write_bytes(2 * (b"\xef\xbb\xbf" + path.read_bytes().rstrip(b"\n") + b"\n"))  # two such files, joined
+    assert len(build(path, processor)) == 2
+    assert [source.path for source in read_sources(path)] == 2 * [good["image"]]
 
 
 def test_too_long_sample_is_named_by_its_turn_when_only_it_exceeds_the_limit(
