@@ -6,7 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 ROUTING_MODES = ("gated", "random_expert", "uniform")
-NUM_EXPERTS = 3  # per stream: auxiliary, the other modality, itself (paper, section 3.2)
+#: What the three experts of each stream attend to, in the order of weights and gates: auxiliary, the other modality,
+#: the stream itself (paper, section 3.2).
+IMAGE_EXPERTS = ("auxiliary", "language", "image")
+LANGUAGE_EXPERTS = ("auxiliary", "image", "language")
+NUM_EXPERTS = len(IMAGE_EXPERTS)
 
 
 @dataclass

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 
+from mixer import IMAGE_EXPERTS as IMAGE_SOURCES
+from mixer import LANGUAGE_EXPERTS as LANGUAGE_SOURCES
 from mixer import LayerRouting
 from verbalizers import Scene
 
 __all__ = ["IMAGE_SOURCES", "LANGUAGE_SOURCES", "MoAIOutput", "PipelineError", "PromptRouting"]
-
-# What each stream's three experts draw on, in the order of the gate's weights.
-IMAGE_SOURCES = ("auxiliary", "language", "image")
-LANGUAGE_SOURCES = ("auxiliary", "image", "language")
 
 
 @dataclass(frozen=True, eq=False)

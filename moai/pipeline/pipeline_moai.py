@@ -1,7 +1,7 @@
-"""MoAIPipeline: picture + question -> answer. The only file that joins the verbalizers and the model.
+"""MoAIPipeline: image + question -> answer. The only file that joins the verbalizers and the model.
 
-Picture -> findings (verbalizers) -> words and map -> ``MoAIProcessor`` -> ``generate`` -> words. A verbalizer that
-fails or is not there costs its findings, never the answer; ``MoAIOutput.missing`` says which and why.
+Image -> scene (verbalizers) -> text and map -> ``MoAIProcessor`` -> ``generate`` -> text. A verbalizer that fails or
+is not there costs its findings, never the answer; ``MoAIOutput.missing`` says which and why.
 """
 
 from __future__ import annotations
@@ -252,15 +252,14 @@ class MoAIPipeline:
         seen: dict[Any, Scene] = {}
         for start in range(0, len(queries), batch_size):
             batch = queries[start : start + batch_size]
-            for query in batch:
-                self._prepare(query, max_new_tokens)
+            self.prepare_queries(batch, max_new_tokens)
             usable = [query for query in batch if query.error is None]
             if on_error == "raise" and len(usable) < len(batch):
                 # What stands before the bad one is still answered: nobody waits for it twice.
                 first_bad = next(query.index for query in batch if query.error is not None)
                 usable = [query for query in usable if query.index < first_bad]
-            self._see(usable, seen, timeout_s, is_completing_scenes)
-            answers = self._answer(usable, routing, len(queries), stream, generate_kwargs)
+            self.verbalize_queries(usable, seen, timeout_s, is_completing_scenes)
+            answers = self.generate_answers(usable, routing, stream, **generate_kwargs)
             still_to_come = {query.key for query in queries[start + batch_size :]}
             seen = {key: scene for key, scene in seen.items() if key in still_to_come}
             for query in batch:
@@ -295,54 +294,87 @@ class MoAIPipeline:
             raise ValueError(
                 "expected one picture and one question to stream, got a list. Call the pipeline for lists."
             )
-        return AnswerStream(lambda **hooks: self(image, question, scene, **settings, **hooks))
+        return AnswerStream(lambda **hooks: self(image, question, scene, **settings, **hooks), self.processor.tokenizer)
 
-    def _prepare(self, query: Query, max_new_tokens: int) -> None:
-        """Read the picture and the question; what is wrong with either is noted, not raised."""
-        try:
-            query.load_picture(self.processor.max_image_pixels)
-            query.build_prompt(self.processor, self.model.config, max_new_tokens)
-        except ValueError as error:
-            query.fail(error)
+    # ------------------------------------------------------------------ the stages of an answer
 
-    def _see(self, queries: list[Query], seen: dict[Any, Scene], timeout_s: float | None, is_completing: bool) -> None:
-        """Give every query its scene; a picture that stands there several times is looked at once."""
-        new = {q.key: (q.picture, q.scene) for q in queries if q.key not in seen and (q.scene is None or is_completing)}
+    def prepare_queries(self, queries: Sequence[Query], max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> None:
+        """First stage: read the images and render the prompts; what is wrong is noted in ``query.error``, not raised.
+
+        Args:
+            queries: From :func:`moai.pipeline.queries.pair_queries`; ``picture`` and ``prompt`` are filled in.
+            max_new_tokens: Tokens of the model's context that are kept for the answer.
+        """
+        for query in queries:
+            try:
+                query.load_picture(self.processor.max_image_pixels)
+                query.build_prompt(self.processor, self.model.config, max_new_tokens)
+            except ValueError as error:
+                query.fail(error)
+
+    def verbalize_queries(
+        self,
+        queries: Sequence[Query],
+        seen: dict[Any, Scene] | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        is_completing_scenes: bool = False,
+    ) -> None:
+        """Second stage: give every query its scene; an image that several queries ask about is looked at once.
+
+        Args:
+            queries: Prepared queries; ``scene`` is filled in.
+            seen: Scenes by ``query.key``, of earlier queries too; new ones are added.
+            timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
+            is_completing_scenes: Also run the verbalizers whose findings a given scene lacks.
+        """
+        seen = {} if seen is None else seen
+        wanting = [query for query in queries if query.scene is None or is_completing_scenes]
+        new = {query.key: (query.picture, query.scene) for query in wanting if query.key not in seen}
         if new:
-            found = complete_scenes(list(new.values()), self.verbalizers, timeout_s)
-            seen |= zip(new, found, strict=True)
+            seen |= zip(new, complete_scenes(list(new.values()), self.verbalizers, timeout_s), strict=True)
         for query in queries:
             query.scene = seen.get(query.key, query.scene)
 
-    def _answer(
+    def generate_answers(
         self,
-        queries: list[Query],
-        routing: Any,
-        num_queries: int,
-        stream: Callable[[str], None] | None,
-        generate_kwargs: dict[str, Any],
+        queries: Sequence[Query],
+        routing: Any = None,
+        stream: Callable[[str], None] | None = None,
+        output_routing: bool = False,
+        **generate_kwargs: Any,
     ) -> dict[int, MoAIOutput]:
-        """Generate for one batch; returns outputs by the queries' indices."""
+        """Third stage: generate the answers of one batch.
+
+        Args:
+            queries: Prepared and verbalized queries.
+            routing: See :meth:`answer_each`.
+            stream: Called with each piece of the only query's answer.
+            output_routing: Hand back the gate weights of the prompt.
+            **generate_kwargs: To ``generate``.
+
+        Returns:
+            Outputs by ``query.index``.
+        """
         outputs: dict[int, MoAIOutput] = {}
         # Whether a map is given changes what the compressor reads: a batch gives it to all or to none of its rows.
         for has_map in (False, True):
             group = [query for query in queries if self._has_map(query.scene) is has_map]
             if not group:
                 continue
-            words = [self.describe(query.scene) for query in group]
+            texts = [self.describe(query.scene) for query in group]
             inputs = self.processor(
                 images=[query.picture for query in group],
                 text=[query.prompt for query in group],
-                auxiliary_text=words,
+                auxiliary_text=texts,
                 auxiliary_images=[_paint_map(query.scene) for query in group] if has_map else None,
                 padding=True,
                 return_tensors="pt",
             ).to(self.model.device, dtype=self.model.dtype)
-            chosen = select_routing(routing, [query.index for query in group], num_queries)
-            answers, layers = self._generate(inputs, chosen, stream, **generate_kwargs)
+            chosen = select_routing(routing, [query.index for query in group], group[0].num_queries)
+            answers, layers = self._generate(inputs, chosen, stream, output_routing, **generate_kwargs)
             for row, query in enumerate(group):
                 missing = find_missing_kinds(query.scene, self.settings.kinds, self.absent)
-                outputs[query.index] = MoAIOutput(answers[row], query.scene, words[row], layers[row], missing)
+                outputs[query.index] = MoAIOutput(answers[row], query.scene, texts[row], layers[row], missing)
         return outputs
 
     def _has_map(self, scene: Scene) -> bool:

@@ -85,7 +85,7 @@ class Query:
         if not isinstance(self.question, str) or not self.question.strip():
             got = "an empty one" if isinstance(self.question, str) else type(self.question).__name__
             raise ValueError(f"expected a question, got {got}. Ask something, for example 'What is this?'.")
-        self.prompt = processor.build_prompts(self.question)[0]
+        self.prompt = processor.encoder.encode_prompt(processor.build_prompts(self.question)[0])
         length = len(processor.encoder.encode_sample(self.prompt)["input_ids"])
         limit = count_readable_tokens(processor, config, max_new_tokens)
         if limit is not None and length > limit:

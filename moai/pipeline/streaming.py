@@ -1,20 +1,19 @@
-"""Answers piece by piece: for a callback in the same thread, and as an iterator with the work in another."""
+"""Streaming of answers: to a callback in the same thread, or as an iterator over the text of another thread."""
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, TextStreamer
+from transformers import StoppingCriteria, TextIteratorStreamer, TextStreamer
 
 __all__ = ["AnswerStream", "CallbackStreamer"]
 
 
 class CallbackStreamer(TextStreamer):
-    """Hands every finished piece of new text to a function.
+    """Streamer that calls a function with every finished piece of new text.
 
     Args:
         tokenizer: Decodes.
@@ -32,7 +31,7 @@ class CallbackStreamer(TextStreamer):
 
 
 class _StopWhenSet(StoppingCriteria):
-    """Ends a generation when its reader has left."""
+    """Stopping criterion: an event is set."""
 
     def __init__(self, event: threading.Event) -> None:
         self.event = event
@@ -45,18 +44,20 @@ class AnswerStream:
     """An answer that is being written. Iterate once; then ``output`` holds the whole of it.
 
     Args:
-        answer: Called in a thread of its own with ``stream`` (a callback) and ``stopping_criteria``; returns the
+        answer: Called in a thread of its own with ``streamer`` and ``stopping_criteria`` for ``generate``; returns the
             output.
+        tokenizer: Decodes the pieces.
 
     Attributes:
         output: What ``answer`` returned; None until the iteration has ended.
     """
 
-    def __init__(self, answer: Callable[..., Any]) -> None:
+    def __init__(self, answer: Callable[..., Any], tokenizer: Any) -> None:
         self.output: Any = None
-        self._pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._stop = threading.Event()
         self._answer = answer
+        self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stop = threading.Event()
+        self._error: Exception | None = None
         self._iterator = self._read()
 
     def __iter__(self) -> Iterator[str]:
@@ -67,7 +68,7 @@ class AnswerStream:
         return next(self._iterator)
 
     def close(self) -> None:
-        """Stop writing; what was written so far has been handed over."""
+        """Stop generating; what was generated so far has been handed over."""
         self._iterator.close()
         self._stop.set()
 
@@ -76,17 +77,17 @@ class AnswerStream:
         worker = threading.Thread(target=self._work, name="moai-answer", daemon=True)
         worker.start()
         try:
-            while isinstance(piece := self._pieces.get(), str):
-                yield piece
-            if isinstance(piece, BaseException):
-                raise piece
+            yield from filter(None, self._streamer)
         finally:
             self._stop.set()
             worker.join()
+        if self._error is not None:
+            raise self._error
 
     def _work(self) -> None:
         try:
-            self.output = self._answer(stream=self._pieces.put, stopping_criteria=[_StopWhenSet(self._stop)])
-            self._pieces.put(None)
+            self.output = self._answer(streamer=self._streamer, stopping_criteria=[_StopWhenSet(self._stop)])
         except Exception as error:  # noqa: BLE001 - raised again in the reader's thread
-            self._pieces.put(error)
+            self._error = error
+        finally:
+            self._streamer.on_finalized_text("", stream_end=True)  # a generation that failed has not ended the stream

@@ -62,19 +62,36 @@ class ControlTokenGuard:
         Raises:
             ValueError: The tokenizer makes a control token out of single characters, so it cannot be kept out.
         """
+        return self._escape(text)[0]
+
+    def encode_data(self, text: str) -> list[int]:
+        """Ids of data, without BOS or EOS: what :meth:`encode` makes of the escaped text.
+
+        Args:
+            text: User text, OCR text: anything that must not steer.
+
+        Raises:
+            ValueError: As :meth:`escape`.
+        """
+        return self._escape(text)[1]
+
+    def _escape(self, text: str) -> tuple[str, list[int]]:
+        """The escaped text, and the ids that show it to be harmless."""
         # Lone surrogates (possible in JSON) are no text that a tokenizer could encode: they become U+FFFD.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace(BREAK_MARK, "")
         cuts = [match.start() + 1 for match in self._pattern.finditer(text)]
         escaped = BREAK_MARK.join(text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True))
-        if self.forbidden_ids.isdisjoint(self.encode(escaped)):
-            return escaped
+        ids = self.encode(escaped)
+        if self.forbidden_ids.isdisjoint(ids):
+            return escaped, ids
         # A normaliser (full-width letters, ligatures) can form a literal that the text does not spell.
         escaped = BREAK_MARK.join(text)
-        found = self.forbidden_ids.intersection(self.encode(escaped))
+        ids = self.encode(escaped)
+        found = self.forbidden_ids.intersection(ids)
         if found:
             names = self.tokenizer.convert_ids_to_tokens(sorted(found))
             raise ValueError(f"expected text, got characters that this tokenizer reads as {names}. Remove them.")
-        return escaped
+        return escaped, ids
 
     def encode(self, text: str) -> list[int]:
         """Encode a prompt without BOS or EOS; break marks separate and vanish."""

@@ -294,7 +294,7 @@ class MoAIProcessor(ProcessorMixin):
         pictures = [load_image(picture, self.max_image_pixels, allow_urls, allow_data_urls=True) for picture in given]
         data: dict[str, Any] = {}
         if prompts is not None:
-            samples = []
+            prompts, samples = [self.encoder.encode_prompt(prompt) for prompt in prompts], []
             for index, target in enumerate(one_per_sample(answers, len(prompts), "answers")):
                 sample = self.encoder.encode_sample(prompts[index], target, add_special_tokens)
                 if limit is not None and len(sample["input_ids"]) > limit:
@@ -345,7 +345,7 @@ class MoAIProcessor(ProcessorMixin):
     ) -> dict[str, list[int]]:
         """Drop as much of a question's end as does not fit; warn with both numbers."""
         guard = self.encoder.guard
-        ids = guard.encode(guard.escape(question))
+        ids = guard.encode_data(question)
         kept = len(ids)
         while kept > 0:
             shortened = self.tokenizer.decode(ids[:kept]).rstrip("\ufffd")  # a character cut between its bytes

@@ -13,12 +13,20 @@ from dataclasses import dataclass
 from .control_tokens import ControlTokenGuard
 from .sample_batching import pad_rows
 from .token_offsets import expand_placeholders, locate_tokens
-from .token_roles import IMAGE_ROLE, LANGUAGE_ROLE
+from .token_roles import BYPASS_ROLE, IMAGE_ROLE, LANGUAGE_ROLE
 
 #: Label of positions that carry no loss (the ignore index of `torch.nn.functional.cross_entropy`).
 IGNORE_INDEX = -100
-#: Role of padding and answers (the other two come from `moai.models.moai.roles`).
-NO_ROLE = 0
+
+
+class EncodedPrompt(str):
+    """A rendered prompt that brings its token ids along: whoever has measured it need not tokenize it again.
+
+    Attributes:
+        ids: As the tokenizer reads the prompt, placeholders not expanded.
+    """
+
+    ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,18 @@ class SampleEncoder:
         tokenizer = self.guard.tokenizer
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
+    def encode_prompt(self, prompt: str) -> EncodedPrompt:
+        """Tokenize a rendered prompt once; an encoded one is handed back as it is.
+
+        Args:
+            prompt: Its placeholders and control tokens count.
+        """
+        if isinstance(prompt, EncodedPrompt):
+            return prompt
+        encoded = EncodedPrompt(prompt)
+        encoded.ids = self.guard.encode(prompt)
+        return encoded
+
     def encode_sample(
         self, prompt: str, answer: str | None = None, add_special_tokens: bool = True
     ) -> dict[str, list[int]]:
@@ -59,7 +79,7 @@ class SampleEncoder:
         Returns:
             `input_ids` (placeholders expanded), `mm_token_type_ids`, and `labels` if there is an answer.
         """
-        ids = self.guard.encode(prompt)
+        ids = self.encode_prompt(prompt).ids
         bos = self.guard.tokenizer.bos_token
         if add_special_tokens and not (bos and prompt.startswith(bos)):
             ids = self.guard.prefix_ids + ids
@@ -72,7 +92,7 @@ class SampleEncoder:
         target = self.encode_answer(answer, is_mid_line=not self._ends_turn_header(prompt, ids))
         return {
             "input_ids": expanded + target,
-            "mm_token_type_ids": roles + [NO_ROLE] * len(target),
+            "mm_token_type_ids": roles + [BYPASS_ROLE] * len(target),
             "labels": [IGNORE_INDEX] * len(expanded) + target,
         }
 
@@ -89,7 +109,7 @@ class SampleEncoder:
         if "labels" in sample:
             raise ValueError("`return_offsets_mapping` tells where a prompt's tokens stand. Leave `answers` out.")
         spans = locate_tokens(self.guard, prompt)
-        spans = expand_placeholders(self.guard.encode(prompt), spans, self.image_token_id, self.num_image_tokens)
+        spans = expand_placeholders(self.encode_prompt(prompt).ids, spans, self.image_token_id, self.num_image_tokens)
         num_special = len(sample["input_ids"]) - len(spans)  # BOS stands nowhere
         sample["offset_mapping"] = [(0, 0)] * num_special + spans
 
@@ -121,7 +141,7 @@ class SampleEncoder:
         """
         if text is not None and not isinstance(text, str):
             raise ValueError(f"auxiliary text {index} must be a string or None, got {type(text).__name__}.")
-        ids = self.guard.prefix_ids + self.guard.encode(self.guard.escape(text or ""))
+        ids = self.guard.prefix_ids + self.guard.encode_data(text or "")
         if limit is not None and len(ids) > limit:
             warnings.warn(
                 f"auxiliary text {index} has {len(ids)} tokens and was cut to its first {limit} "
@@ -162,7 +182,7 @@ class SampleEncoder:
         fill = {
             "input_ids": self.pad_id,
             "attention_mask": 0,
-            "mm_token_type_ids": NO_ROLE,
+            "mm_token_type_ids": BYPASS_ROLE,
             "labels": IGNORE_INDEX,
             "offset_mapping": (0, 0),
         }

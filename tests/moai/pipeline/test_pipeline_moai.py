@@ -17,6 +17,8 @@ from pipeline_builders import (
 from moai import MoAIOutput, MoAIPipeline
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.pipeline.outputs import PipelineError
+from moai.pipeline.queries import pair_queries
+from moai.processing.control_tokens import ControlTokenGuard
 
 FAST = {"max_new_tokens": 6}
 QUESTIONS = ["What is it?", "How many dogs are there?", "Where is the cat? There are two. It is on the left."]
@@ -197,6 +199,26 @@ def test_stream_stops_generating_when_closed(pipe):
     stream.close()
     assert stream.output is not None  # the worker has ended
     assert len(pipe.processor.tokenizer.encode(stream.output.answer)) < 400
+
+
+def test_prompt_is_tokenized_once_when_a_question_is_answered(pipe, monkeypatch):
+    encoded = []
+    encode = ControlTokenGuard.encode
+    monkeypatch.setattr(ControlTokenGuard, "encode", lambda guard, text: encoded.append(text) or encode(guard, text))
+    output = pipe(draw_picture(), "How many lamps?", **FAST)
+    (prompt,) = pipe.processor.build_prompts("How many lamps?")
+    assert encoded.count(prompt) == 1
+    assert output.auxiliary_text and encoded.count(output.auxiliary_text) == 1
+
+
+def test_stages_answer_as_the_pipeline_does_when_called_one_by_one(pipe):
+    queries = pair_queries([draw_picture(), b"no image"], "What is it?")
+    pipe.prepare_queries(queries)
+    assert queries[1].error.startswith("item 1") and queries[0].error is None
+    pipe.verbalize_queries(queries[:1])
+    answers = pipe.generate_answers(queries[:1], **FAST)
+    assert answers[0].answer == pipe(draw_picture(), "What is it?", **FAST).answer
+    assert answers[0].scene is queries[0].scene
 
 
 def test_routing_shares_sum_to_one_when_asked_for(pipe):
