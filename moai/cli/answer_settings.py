@@ -25,11 +25,11 @@ class AnswerSettings:
 
     Attributes:
         is_json: One JSON object per answer on standard output.
-        is_drawing: Save an overlay of each picture.
+        is_drawing: Save an overlay of each image.
         overlay: Where; None = the working directory.
         is_streaming: Show pieces as they come; None = on a terminal.
-        timeout_s: Seconds per picture for a verbalizer.
-        batch_size: Pictures per pass.
+        timeout_s: Seconds per image for a verbalizer.
+        batch_size: Images per pass.
         max_new_tokens: Longest answer.
         routing: None, a mode's name, or ``"0.5,0.3,0.2"``.
         is_quiet: Say nothing beside answers and errors.
@@ -84,13 +84,13 @@ def load_pipeline(
 ) -> MoAIPipeline:
     """Load a model for the command line: no progress bars or warnings between a user and the answer.
 
-    A checkpoint that knows few pictures says so, once, on standard error.
+    A checkpoint that knows few images says so, once, on standard error.
 
     Args:
         model: Folder, bundled name or hub name.
         verbalizers: None = the checkpoint's; names separated by commas; "none".
         is_debugging: Let the libraries talk.
-        is_quiet: Do not tell which pictures the checkpoint knows.
+        is_quiet: Do not tell which images the checkpoint knows.
         **settings: To :meth:`MoAIPipeline.from_pretrained`.
 
     Raises:
@@ -106,7 +106,7 @@ def load_pipeline(
         silence_libraries()
     pipeline = MoAIPipeline.from_pretrained(folder, chosen, **settings)
     if (domain := pipeline.model.config.domain) and not is_quiet:
-        note(f"{model} knows {domain} only: its answers about other pictures are guesses")
+        note(f"{model} knows {domain} only: its answers about other images are guesses")
     return pipeline
 
 

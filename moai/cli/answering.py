@@ -1,4 +1,4 @@
-"""The work behind ``moai ask PICTURE... QUESTION``: answer, and show each answer as it comes."""
+"""The work behind ``moai ask IMAGE... QUESTION``: answer, and show each answer as it comes."""
 
 from __future__ import annotations
 
@@ -29,51 +29,51 @@ __all__ = ["answer_pictures"]
 
 
 def answer_pictures(
-    pipeline: MoAIPipeline, pictures: Sequence[str], question: str, scenes: Sequence[Scene], settings: AnswerSettings
+    pipeline: MoAIPipeline, images: Sequence[str], question: str, scenes: Sequence[Scene], settings: AnswerSettings
 ) -> int:
-    """Ask one question about each picture and show the answers as they come.
+    """Ask one question about each image and show the answers as they come.
 
     Args:
         pipeline: The pipeline.
-        pictures: Paths.
+        images: Paths.
         question: The question.
-        scenes: One per picture, or none.
+        scenes: One per image, or none.
         settings: How.
 
     Returns:
-        How many pictures got no answer; each was reported.
+        How many images got no answer; each was reported.
     """
     is_interactive = is_terminal() and not settings.is_json
     kwargs = settings.to_kwargs() | {"on_error": "skip", "batch_size": settings.batch_size}
     if is_interactive and settings.is_streaming is not False:
-        return _stream_pictures(pipeline, pictures, question, scenes, settings, kwargs)
-    if settings.is_streaming and not settings.is_json and len(pictures) == 1:
+        return _stream_images(pipeline, images, question, scenes, settings, kwargs)
+    if settings.is_streaming and not settings.is_json and len(images) == 1:
         kwargs["stream"] = lambda piece: print(piece, end="", flush=True)
     num_failed = 0
-    outputs = pipeline.answer_each(list(pictures), question, list(scenes) or None, **kwargs)
-    for index, (picture, output) in enumerate(zip(pictures, outputs, strict=True)):
+    outputs = pipeline.answer_each(list(images), question, list(scenes) or None, **kwargs)
+    for index, (image, output) in enumerate(zip(images, outputs, strict=True)):
         if output.error is not None:
             num_failed += 1
-        overlay = _draw(output, picture, index, len(pictures), settings)
+        overlay = _draw(output, image, index, len(images), settings)
         if settings.is_json:
-            row = {"image": picture, "question": question, **output.to_dict()}
+            row = {"image": image, "question": question, **output.to_dict()}
             print_json(row | ({} if overlay is None else {"overlay": str(overlay)}))
         elif output.error is not None:
             note(f"error: {output.error}")
         elif is_interactive:
-            print_panel(picture, question, output.answer, _footer(output, overlay, settings))
+            print_panel(image, question, output.answer, _footer(output, overlay, settings))
         elif "stream" in kwargs:
             print(flush=True)
             note(_footer(output, overlay, settings))
         else:
-            print_plain(output.answer if len(pictures) == 1 else f"{picture}\t{' '.join(output.answer.split())}")
+            print_plain(output.answer if len(images) == 1 else f"{image}\t{' '.join(output.answer.split())}")
             note(_footer(output, overlay, settings))
     return num_failed
 
 
-def _stream_pictures(
+def _stream_images(
     pipeline: MoAIPipeline,
-    pictures: Sequence[str],
+    images: Sequence[str],
     question: str,
     scenes: Sequence[Scene],
     settings: AnswerSettings,
@@ -81,11 +81,11 @@ def _stream_pictures(
 ) -> int:
     """One growing panel after the other."""
     num_failed = 0
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         scene = scenes[index] if scenes else None
-        with live_answer(picture, question) as panel:
-            output = next(pipeline.answer_each(picture, question, scene, stream=panel.add, **kwargs))
-            overlay = _draw(output, picture, index, len(pictures), settings)
+        with live_answer(image, question) as panel:
+            output = next(pipeline.answer_each(image, question, scene, stream=panel.add, **kwargs))
+            overlay = _draw(output, image, index, len(images), settings)
             if output.error is None:
                 panel.finish(output.answer, _footer(output, overlay, settings))
             else:
@@ -98,8 +98,8 @@ def _footer(output: MoAIOutput, overlay: Path | None, settings: AnswerSettings) 
     return "" if settings.is_quiet else footer_of(output, overlay)
 
 
-def _draw(output: MoAIOutput, picture: str, index: int, num_pictures: int, settings: AnswerSettings) -> Path | None:
+def _draw(output: MoAIOutput, image: str, index: int, num_images: int, settings: AnswerSettings) -> Path | None:
     if not settings.is_drawing or output.scene is None:
         return None
-    path = choose_overlay_path(picture, settings.overlay, index, num_pictures)
-    return save_overlay(output.scene, picture, path)
+    path = choose_overlay_path(image, settings.overlay, index, num_images)
+    return save_overlay(output.scene, image, path)

@@ -25,14 +25,14 @@ __all__ = ["ask"]
 
 def ask(
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar='PICTURE... "QUESTION"', help="Pictures, then one question.")
+        list[str] | None, typer.Argument(metavar='IMAGE... "QUESTION"', help="Images, then one question.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     show: ShowOption = False,
     overlay: OverlayOption = None,
     json_output: JsonOption = False,
     scene: Annotated[
-        list[Path] | None, typer.Option("--scene", help="Findings of your own (JSON); once per picture, in order.")
+        list[Path] | None, typer.Option("--scene", help="Findings of your own (JSON); once per image, in order.")
     ] = None,
     questions: Annotated[
         Path | None, typer.Option("--questions", help='JSONL of {"image", "question", "id", "scene"} instead.')
@@ -43,7 +43,7 @@ def ask(
     stream: Annotated[
         bool | None, typer.Option("--stream/--no-stream", help="Word by word; default: terminal.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures per pass.")] = 8,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per pass.")] = 8,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 128,
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; 1 = greedy.")] = 1,
     routing: Annotated[
@@ -58,13 +58,13 @@ def ask(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing beside answers and errors.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Ask about pictures: moai ask street.png "What is written on the sign?"."""
+    """Ask about images: moai ask street.png "What is written on the sign?"."""
     from .answer_settings import AnswerSettings, load_pipeline, read_scene
     from .answering import answer_pictures
     from .question_files import answer_file
 
     with reporting_errors(debug):
-        pictures, question = _split_arguments(arguments or [], questions, debug)
+        images, question = _split_arguments(arguments or [], questions, debug)
         settings = AnswerSettings(
             is_json=json_output,
             is_drawing=show or overlay is not None,
@@ -78,24 +78,24 @@ def ask(
             generate={"num_beams": num_beams} if num_beams > 1 else {},
         )
         scenes = [read_scene(path) for path in scene or []]
-        if scenes and len(scenes) != len(pictures):
-            raise ValueError(f"expected one --scene per picture ({len(pictures)}), got {len(scenes)}.")
+        if scenes and len(scenes) != len(images):
+            raise ValueError(f"expected one --scene per image ({len(images)}), got {len(scenes)}.")
         choice: dict[str, Any] = {"device": device, "dtype": dtype}
         choice |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         load = partial(load_pipeline, model, verbalizers, debug, quiet, **choice)
         if questions is not None:
             exit_for(answer_file(load, model, questions, out, settings, max_errors, overwrite), None)
         else:
-            exit_for(answer_pictures(load(), pictures, question, scenes, settings), len(pictures))
+            exit_for(answer_pictures(load(), images, question, scenes, settings), len(images))
 
 
 def _split_arguments(arguments: list[str], questions: Path | None, is_debugging: bool) -> tuple[list[str], str]:
-    """Pictures and the question; none where a file of questions is given."""
+    """Images and the question; none where a file of questions is given."""
     if questions is not None:
         if arguments:
-            fail('expected either PICTURE... "QUESTION" or --questions FILE, got both.', False, EXIT_USAGE)
+            fail('expected either IMAGE... "QUESTION" or --questions FILE, got both.', False, EXIT_USAGE)
         return [], ""
     if len(arguments) < 2 or (arguments[-1].strip() and Path(arguments[-1]).is_file()):
         got = " ".join(repr(argument) for argument in arguments) or "nothing"
-        fail(f"expected one or more pictures and then a question in quotes, got {got}.", False, EXIT_USAGE)
+        fail(f"expected one or more images and then a question in quotes, got {got}.", False, EXIT_USAGE)
     return arguments[:-1], arguments[-1]

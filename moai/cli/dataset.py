@@ -1,4 +1,4 @@
-"""The work behind ``moai verbalize DATASET --out DIR``: look at every picture of a data set once, for good."""
+"""The work behind ``moai verbalize DATASET --out DIR``: look at every image of a data set once, for good."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class DatasetSettings:
         out: The cache folder; None = the user has named none.
         engine: ``"local"`` or ``"ray"``.
         num_workers: Processes; 0 = this one; None = one per GPU, or else one per two cores, at most 8.
-        batch_size: Pictures that a worker takes at once.
+        batch_size: Images that a worker takes at once.
         image_folder: Where the paths in a ``.json`` or ``.jsonl`` begin; None = beside the file.
-        column: Column of the pictures in a ``datasets`` folder.
-        timeout_s: Seconds per picture for each verbalizer; None = no limit.
-        is_retrying_failures: Look again at pictures on which a verbalizer failed.
+        column: Column of the images in a ``datasets`` folder.
+        timeout_s: Seconds per image for each verbalizer; None = no limit.
+        is_retrying_failures: Look again at images on which a verbalizer failed.
         is_json: Print the report as one JSON object.
     """
 
@@ -58,7 +58,7 @@ class DatasetSettings:
 
 
 def selects_dataset(arguments: Sequence[str], out: Path | None) -> bool:
-    """Whether the arguments of ``moai verbalize`` name data sets rather than pictures to look at now."""
+    """Whether the arguments of ``moai verbalize`` name data sets rather than images to look at now."""
     return out is not None or any(is_dataset(argument) for argument in arguments)
 
 
@@ -69,10 +69,10 @@ def verbalize_datasets(
     kinds: Sequence[str] | None,
     settings: DatasetSettings,
 ) -> tuple[int, int]:
-    """Verbalize the pictures of data sets into Parquet shards; what is there already is not looked at again.
+    """Verbalize the images of data sets into Parquet shards; what is there already is not looked at again.
 
     Args:
-        datasets: Folders, ``.json`` or ``.jsonl`` files, ``datasets`` folders, or pictures.
+        datasets: Folders, ``.json`` or ``.jsonl`` files, ``datasets`` folders, or images.
         model: Checkpoint whose ``verbalizers.json`` to use; None = the defaults.
         verbalizers: Names separated by commas, instead of those.
         kinds: Only these kinds look; None = all.
@@ -82,7 +82,7 @@ def verbalize_datasets(
         How many entries could not be read, and how many there were.
 
     Raises:
-        ValueError: No ``--out``, no verbalizer, no picture, or what :func:`build_cache` refuses.
+        ValueError: No ``--out``, no verbalizer, no image, or what :func:`build_cache` refuses.
         ImportError: An optional package is not installed.
     """
     if settings.out is None:
@@ -97,7 +97,7 @@ def verbalize_datasets(
         raise ValueError("expected at least one verbalizer, got none. Name some with --verbalizers, ocr for example.")
     sources = [source for each in datasets for source in read_sources(each, settings.image_folder, settings.column)]
     if not sources:
-        raise ValueError(f"expected pictures in {', '.join(datasets)}, got none. Check the path.")
+        raise ValueError(f"expected images in {', '.join(datasets)}, got none. Check the path.")
     recipe = Recipe.from_verbalizers(looking, stored.words, stored.compat, kinds)
     cuda_devices = _list_cuda_devices()
     num_workers = settings.num_workers
@@ -164,7 +164,7 @@ def _print_report(report: BuildReport, is_json: bool) -> None:
         values = {"folder": str(report.folder), "fingerprint": report.folder.name, **counts}
         print_json(values | {"failures": dict(report.failures)})
         return
-    note(f"{report.num_sources} pictures: {_describe_counts(report)}")
+    note(f"{report.num_sources} images: {_describe_counts(report)}")
     for kind, count in report.failures.items():
         note(f"{kind} failed on {count} of them: the reasons stand in their scenes, --retry-failures looks again")
     if report.num_errors:

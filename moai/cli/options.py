@@ -13,10 +13,10 @@ ModelOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per result.")]
 ShowOption = Annotated[bool, typer.Option("--show", help="Save a drawing of what was found and print its path.")]
 OverlayOption = Annotated[
-    Path | None, typer.Option("--overlay", help="Where --show saves (implies it); a folder for several pictures.")
+    Path | None, typer.Option("--overlay", help="Where --show saves (implies it); a folder for several images.")
 ]
 TimeoutOption = Annotated[
-    float, typer.Option("--timeout", min=0.0, help="Seconds per picture that a verbalizer has; 0 = no limit.")
+    float, typer.Option("--timeout", min=0.0, help="Seconds per image that a verbalizer has; 0 = no limit.")
 ]
 VerbalizersOption = Annotated[
     str | None, typer.Option("--verbalizers", help="Names such as ocr,ocr/rapidocr instead of the checkpoint's; none.")

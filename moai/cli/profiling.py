@@ -13,18 +13,18 @@ from verbalizers.profiling import Cost
 __all__ = ["print_costs", "summarise_costs"]
 
 
-def summarise_costs(pictures: Sequence[Sequence[Cost]]) -> list[dict[str, str]]:
-    """One row per verbalizer over all pictures, ready to be shown.
+def summarise_costs(images: Sequence[Sequence[Cost]]) -> list[dict[str, str]]:
+    """One row per verbalizer over all images, ready to be shown.
 
     Args:
-        pictures: The costs of each picture, as :func:`verbalizers.profiling.profile_scene` gives them.
+        images: The costs of each image, as :func:`verbalizers.profiling.profile_scene` gives them.
 
     Returns:
-        Rows with ``verbalizer``, ``first look``, ``seconds`` (median, and the range of several pictures),
+        Rows with ``verbalizer``, ``first look``, ``seconds`` (median, and the range of several images),
         ``peak MiB``, ``peak GPU MiB`` and ``failed``.
     """
     by_name: dict[str, list[Cost]] = {}
-    for costs in pictures:
+    for costs in images:
         for cost in costs:
             by_name.setdefault(cost.name, []).append(cost)
     rows = []
@@ -48,14 +48,14 @@ def summarise_costs(pictures: Sequence[Sequence[Cost]]) -> list[dict[str, str]]:
     return rows
 
 
-def print_costs(pictures: Sequence[Sequence[Cost]]) -> None:
+def print_costs(images: Sequence[Sequence[Cost]]) -> None:
     """Print the table; columns that are empty throughout are left out."""
-    rows = summarise_costs(pictures)
+    rows = summarise_costs(images)
     if not rows:
         Console().print("no verbalizer looked, nothing to profile")
         return
     table = Table(
-        title=f"Seconds per picture ({len(pictures)} looked at; the first look loads the model), memory above before"
+        title=f"Seconds per image ({len(images)} looked at; the first look loads the model), memory above before"
     )
     for column in rows[0]:
         if any(row[column] for row in rows):

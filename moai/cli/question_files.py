@@ -36,7 +36,7 @@ def answer_file(
     Args:
         load: Loads the pipeline; called only where something is left to do.
         model: Its name, for the answers.
-        questions: The file of questions; pictures and scenes are named relative to its folder.
+        questions: The file of questions; images and scenes are named relative to its folder.
         out: The file of answers; a killed run is continued. None = standard output.
         settings: How; ``is_json`` adds scene and routing to every answer.
         max_errors: So many bad lines and failed questions are reported and skipped; one more ends the run.

@@ -41,7 +41,7 @@ def is_terminal() -> bool:
 
 
 def printable(text: str) -> str:
-    """Text without control characters: what stands on a picture must not steer a terminal."""
+    """Text without control characters: what stands on an image must not steer a terminal."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
 
 
@@ -74,7 +74,7 @@ def render_answer(name: str, question: str, answer: str, footer: str = "") -> Pa
     """The panel of one answer.
 
     Args:
-        name: The picture.
+        name: The image.
         question: What was asked.
         answer: What is known of the answer by now.
         footer: Lines below it: what was missing, where the overlay is.
@@ -95,7 +95,7 @@ class LiveAnswer:
 
     Args:
         live: The live region.
-        name: The picture.
+        name: The image.
         question: What was asked.
     """
 
@@ -135,50 +135,50 @@ def print_words(name: str, words: str, footer: str = "") -> None:
         note(footer)
 
 
-def choose_overlay_path(picture: str, chosen: Path | None, index: int, num_pictures: int) -> Path:
-    """Where a picture's overlay goes.
+def choose_overlay_path(image: str, chosen: Path | None, index: int, num_images: int) -> Path:
+    """Where an image's overlay goes.
 
     Args:
-        picture: Path of the picture.
-        chosen: What the user named: a file, or for several pictures a folder; None = beside where the command runs.
-        index: Place of the picture among them.
-        num_pictures: How many there are.
+        image: Path of the image.
+        chosen: What the user named: a file, or for several images a folder; None = beside where the command runs.
+        index: Place of the image among them.
+        num_images: How many there are.
 
     Raises:
-        ValueError: The overlay would replace its own picture.
+        ValueError: The overlay would replace its own image.
     """
-    prefix = f"{index + 1}_" if num_pictures > 1 else ""
-    name = f"{prefix}{Path(picture).stem}_overlay.png"
+    prefix = f"{index + 1}_" if num_images > 1 else ""
+    name = f"{prefix}{Path(image).stem}_overlay.png"
     if chosen is None:
         path = Path(name)
-    elif num_pictures > 1 or chosen.is_dir():
+    elif num_images > 1 or chosen.is_dir():
         path = chosen / name
     else:
         path = chosen if chosen.suffix else chosen.with_suffix(".png")
-    if path.exists() and path.resolve() == Path(picture).resolve():
-        raise ValueError(f"the overlay would replace the picture {picture!r} itself. Name another --overlay.")
+    if path.exists() and path.resolve() == Path(image).resolve():
+        raise ValueError(f"the overlay would replace the image {image!r} itself. Name another --overlay.")
     return path
 
 
-def save_overlay(scene: Any, picture: str, path: Path) -> Path:
-    """Draw what was found over a picture and save it.
+def save_overlay(scene: Any, image: str, path: Path) -> Path:
+    """Draw what was found over an image and save it.
 
     Args:
         scene: What was found.
-        picture: Path of the picture.
+        image: Path of the image.
         path: Where to save; folders are made.
 
     Returns:
         ``path``.
 
     Raises:
-        ValueError: Its format is not one that pictures are saved in.
+        ValueError: Its format is not one that images are saved in.
     """
     from ..processing.image_loading import load_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        scene.draw(load_image(picture)).save(path)
+        scene.draw(load_image(image)).save(path)
     except (KeyError, ValueError) as error:
         raise ValueError(f"the overlay cannot be saved as {path}: {error}. Name a .png file.") from error
     return path

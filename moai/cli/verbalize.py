@@ -14,9 +14,9 @@ __all__ = ["verbalize"]
 
 
 def verbalize(
-    pictures: Annotated[
+    images: Annotated[
         list[str],
-        typer.Argument(metavar="PICTURE...|DATASET", help="Pictures; or a folder, .jsonl, LLaVA .json."),
+        typer.Argument(metavar="IMAGE...|DATASET", help="Images; or a folder, .jsonl, LLaVA .json."),
     ],
     model: Annotated[
         str | None,
@@ -35,7 +35,7 @@ def verbalize(
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="DATASET: processes; default: one per GPU or two cores.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="DATASET: pictures per pass.")] = 8,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="DATASET: images per pass.")] = 8,
     image_folder: Annotated[
         Path | None, typer.Option("--image-folder", help="DATASET: where the paths in a JSON file begin.")
     ] = None,
@@ -50,7 +50,7 @@ def verbalize(
     timeout: TimeoutOption = 60.0,
     debug: DebugOption = False,
 ) -> None:
-    """Print what computer vision finds in pictures, in words, or keep it for a whole data set (--out)."""
+    """Print what computer vision finds in images, in words, or keep it for a whole data set (--out)."""
     from ..checkpoints.io.lookup import list_bundled_checkpoints
     from .answer_settings import AnswerSettings, silence_libraries
     from .verbalizing import verbalize_pictures
@@ -62,14 +62,14 @@ def verbalize(
             silence_libraries()
         chosen = [kind.strip() for kind in kinds.split(",")] if kinds else None
         limit = timeout or None
-        if selects_dataset(pictures, out):
+        if selects_dataset(images, out):
             if show or overlay is not None or profile:
                 names = "--profile, --show and --overlay"
-                raise ValueError(f"expected {names} with pictures only, got a data set. Leave them out.")
+                raise ValueError(f"expected {names} with images only, got a data set. Leave them out.")
             options = (engine, workers, batch_size, image_folder, column, limit, retry_failures, json_output)
-            exit_for(*verbalize_datasets(pictures, model, verbalizers, chosen, DatasetSettings(out, *options)))
+            exit_for(*verbalize_datasets(images, model, verbalizers, chosen, DatasetSettings(out, *options)))
             return
         if model is None and verbalizers is None and DEFAULT_MODEL in list_bundled_checkpoints():
             model = DEFAULT_MODEL  # as `moai ask` looks
         settings = AnswerSettings(json_output, show or overlay is not None, overlay, timeout_s=limit)
-        exit_for(verbalize_pictures(pictures, model, verbalizers, chosen, settings, profile), len(pictures))
+        exit_for(verbalize_pictures(images, model, verbalizers, chosen, settings, profile), len(images))

@@ -52,17 +52,17 @@ def choose_verbalizers(
 
 
 def verbalize_pictures(
-    pictures: Sequence[str],
+    images: Sequence[str],
     model: str | None,
     verbalizers: str | None,
     kinds: Sequence[str] | None,
     settings: AnswerSettings,
     is_profiling: bool = False,
 ) -> int:
-    """Print what the verbalizers find in each picture. The language model is not loaded.
+    """Print what the verbalizers find in each image. The language model is not loaded.
 
     Args:
-        pictures: Paths.
+        images: Paths.
         model: Checkpoint whose ``verbalizers.json`` to use; None = the defaults.
         verbalizers: Names separated by commas, instead of those.
         kinds: Only these kinds speak, and only they and whoever finds what they use look; None = all.
@@ -71,7 +71,7 @@ def verbalize_pictures(
             ``profile`` to each row.
 
     Returns:
-        How many pictures could not be read; each was reported.
+        How many images could not be read; each was reported.
 
     Raises:
         ValueError: An unknown kind or verbalizer.
@@ -80,9 +80,9 @@ def verbalize_pictures(
     wanted = list(kinds or stored.kinds)
     num_failed = 0
     costs: list[list[Cost]] = []
-    for index, picture in enumerate(pictures):
+    for index, path in enumerate(images):
         try:
-            image = load_image(picture)
+            image = load_image(path)
             if is_profiling:
                 scene, cost = profile_scene(image, looking, settings.timeout_s, is_first=not costs)
                 costs.append(cost)
@@ -90,23 +90,23 @@ def verbalize_pictures(
                 scene = complete_scenes([(image, None)], looking, settings.timeout_s)[0]
         except ValueError as error:
             num_failed += 1
-            print_json({"image": picture, "error": str(error)}) if settings.is_json else note(f"error: {error}")
+            print_json({"image": path, "error": str(error)}) if settings.is_json else note(f"error: {error}")
             continue
         scene = keep_kinds(scene, kinds)
         words = verbalize_scene(scene, compat=stored.compat, settings=stored.words)
         missing = find_missing_kinds(scene, wanted, absent)
         overlay = None
         if settings.is_drawing:
-            path = choose_overlay_path(picture, settings.overlay, index, len(pictures))
-            overlay = save_overlay(scene, picture, path)
+            target = choose_overlay_path(path, settings.overlay, index, len(images))
+            overlay = save_overlay(scene, path, target)
         if settings.is_json:
-            row = {"image": picture, "words": words, "scene": scene.to_dict(), "missing": missing}
+            row = {"image": path, "words": words, "scene": scene.to_dict(), "missing": missing}
             row |= {} if overlay is None else {"overlay": str(overlay)}
             print_json(row | ({"profile": [c.to_dict() for c in costs[-1]]} if is_profiling else {}))
         else:
             lines = describe_missing(missing).replace("answered without", "nobody looked for")
             footer = "\n".join(filter(None, [lines, f"overlay: {overlay}" if overlay else ""]))
-            print_words(picture, words, footer)
+            print_words(path, words, footer)
     if costs and not settings.is_json:
         print_costs(costs)
     return num_failed

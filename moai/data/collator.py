@@ -22,7 +22,7 @@ class TrainingCollator:
         padding_side: "left" or "right"; the loss is the same.
         pad_to_multiple_of: Round padded lengths up: fewer shapes, for compiled models.
         max_length: Longest sample in tokens; None = the processor's bound.
-        is_sharing: Whether samples of one picture (the same object) leave its pixels and words in the batch once.
+        is_sharing: Whether samples of one image (the same object) leave its pixels and words in the batch once.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class TrainingCollator:
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids` (0 padding or answer, 1 image, 2 prompt), `labels` (-100
-            but on the answer and its end token), each `(B, L)` int64; `pixel_values` `(pictures, 3, H, W)` float32
-            where there are pictures; `auxiliary_input_ids`, `auxiliary_attention_mask` `(B, A)` int64 where the data
+            but on the answer and its end token), each `(B, L)` int64; `pixel_values` `(images, 3, H, W)` float32
+            where there are images; `auxiliary_input_ids`, `auxiliary_attention_mask` `(B, A)` int64 where the data
             set has verbalizations, `auxiliary_pixel_values` `(B, 3, H, W)` float32 where it has maps. Where something
             is shared: U <= B rows of the auxiliary inputs and `auxiliary_index` `(B,)` int64, each sample's row; and
-            only different pictures in `pixel_values` with `picture_index` `(pictures,)`.
+            only different images in `pixel_values` with `picture_index` `(images,)`.
 
         Raises:
             ValueError: No sample, or one that is too long.
@@ -76,11 +76,11 @@ class TrainingCollator:
 
 
 def _share(batch: dict[str, torch.Tensor], samples: Sequence[TrainingSample]) -> dict[str, torch.Tensor]:
-    """Keep equal pictures, maps and verbalizations once."""
-    _, pictures = unique_objects([image for sample in samples for image in sample.images])
-    if len(set(pictures)) < len(pictures):
-        batch["picture_index"] = torch.tensor(pictures)
-        batch["pixel_values"] = batch["pixel_values"][_first_places(pictures)]
+    """Keep equal images, maps and verbalizations once."""
+    _, images = unique_objects([image for sample in samples for image in sample.images])
+    if len(set(images)) < len(images):
+        batch["picture_index"] = torch.tensor(images)
+        batch["pixel_values"] = batch["pixel_values"][_first_places(images)]
     names = [name for name in batch if name.startswith("auxiliary_")]
     _, maps = unique_objects([sample.auxiliary_image for sample in samples])
     looks: dict[tuple[int, str | None], int] = {}

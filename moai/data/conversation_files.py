@@ -27,11 +27,11 @@ _DATASETS_FILES = ("state.json", "dataset_dict.json")
 def read_rows(
     path: str | Path, image_folder: str | Path | None = None, split: str | None = None
 ) -> Iterator[ConversationRow]:
-    """The rows of a file or folder, in order; no picture is opened.
+    """The rows of a file or folder, in order; no image is opened.
 
     Args:
         path: `.json` (a list), `.jsonl`, `.parquet`, a folder of Parquet files, or one that save_to_disk wrote.
-        image_folder: Where relative picture paths begin; None = beside the file.
+        image_folder: Where relative image paths begin; None = beside the file.
         split: Split of a `datasets` folder that has several.
 
     Raises:
@@ -57,7 +57,7 @@ def _is_table(folder: Path) -> bool:
 
 
 def _read_table(path: Path, split: str | None, folder: Path) -> Iterator[ConversationRow]:
-    """Rows of a `datasets` table; its pictures are read from it later, row by row."""
+    """Rows of a `datasets` table; its images are read from it later, row by row."""
     splits = open_rows(str(path))
     if split is None and len(splits) == 1:
         split = next(iter(splits))

@@ -1,4 +1,4 @@
-"""Samples of one file of conversations: checked once, kept packed, pictures read when they are needed."""
+"""Samples of one file of conversations: checked once, kept packed, images read when they are needed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ConversationSamples:
 
     Attributes:
         lengths: Tokens per sample.
-        pictures: int64 per sample; the same number = the same pictures.
+        images: int64 per sample; the same number = the same images.
         findings: As given.
 
     Raises:
@@ -72,16 +72,16 @@ class ConversationSamples:
             usable = self._usable_turns(row, messages, report)
             if not usable:
                 continue
-            pictures = [picture.to_dict() for picture in row.pictures]
+            images = [image.to_dict() for image in row.pictures]
             look = looks.setdefault(_same(row.pictures) or (row.place,), len(looks))
-            packed.append(json.dumps([row.place, pictures, messages]).encode())
+            packed.append(json.dumps([row.place, images, messages]).encode())
             sizes.append(len(packed[-1]))
             for turn, length in usable:
                 owners.append(len(packed) - 1)
                 turns.append(turn)
                 about.append(look)
                 self.lengths.append(length)
-            report.num_pictures += len(pictures)
+            report.num_pictures += len(images)
         self._packed, self._stops = b"".join(packed), np.cumsum([0, *sizes])
         self.pictures = np.array(about, np.int64)
         self._recent: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
@@ -92,35 +92,35 @@ class ConversationSamples:
         return self._unpack(index)[0]
 
     def load(self, index: int) -> TrainingSample:
-        """Make one sample: its pictures are read and decoded, its prompt is rendered.
+        """Make one sample: its images are read and decoded, its prompt is rendered.
 
         Raises:
-            BadSampleError: A picture cannot be read.
-            MissingFindingsError: The cache lacks a picture.
+            BadSampleError: An image cannot be read.
+            MissingFindingsError: The cache lacks an image.
         """
-        place, pictures, messages = self._unpack(index)
+        place, images, messages = self._unpack(index)
         turn = int(self._turns[index])
-        shown = pictures[: sum(len(message["content"]) - 1 for message in messages[:turn])]
-        if self._recent is None or self._recent[0] != _same(shown):  # one after the other asks about the same picture
+        shown = images[: sum(len(message["content"]) - 1 for message in messages[:turn])]
+        if self._recent is None or self._recent[0] != _same(shown):  # one after the other asks about the same image
             self._recent = _same(shown), self._look(shown)
         return TrainingSample(place, self._estimator.render(messages[:turn]), text_of(messages[turn]), *self._recent[1])
 
-    def _look(self, pictures: list[Source]) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
-        """Pictures with what was found in them: words and map."""
+    def _look(self, sources: list[Source]) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
+        """Images with the predictions about them, as text and map."""
         images, found = [], []
-        for picture in pictures:
+        for source in sources:
             try:
-                content = picture.read()
+                content = source.read()
                 images.append(load_image(content, self._processor.max_image_pixels))
             except ValueError as error:
-                raise BadSampleError(f"{_name(picture)}: {error}") from error
+                raise BadSampleError(f"{_name(source)}: {error}") from error
             found.append(self._find(content, images[-1]))
         return tuple(images), *((None, None) if self.findings is None else _join(found, images, self._has_map))
 
     def _unpack(self, index: int) -> tuple[str, list[Source], list[dict[str, Any]]]:
         owner = self._owners[index]
-        place, pictures, messages = json.loads(self._packed[self._stops[owner] : self._stops[owner + 1]])
-        return f"{place} turn {self._turns[index] + 1}", [Source(**fields) for fields in pictures], messages
+        place, images, messages = json.loads(self._packed[self._stops[owner] : self._stops[owner + 1]])
+        return f"{place} turn {self._turns[index] + 1}", [Source(**fields) for fields in images], messages
 
     def _find(self, content: bytes, image: Image.Image) -> Findings:
         if self.findings is None:
@@ -137,11 +137,11 @@ class ConversationSamples:
     def _checked(
         self, rows: Iterable[ConversationRow], report: DataReport
     ) -> Iterator[tuple[ConversationRow, list[dict[str, Any]]]]:
-        """Rows whose turns and pictures are good; the others go to the report. Pictures are read by threads."""
+        """Rows whose turns and images are good; the others go to the report. Images are read by threads."""
         rows = iter(rows)
         with ThreadPoolExecutor(_CHECKING_THREADS) as threads:
             while block := list(islice(rows, _ROWS_IN_FLIGHT)):
-                for row, (problem, missing) in zip(block, threads.map(self._check_pictures, block), strict=True):
+                for row, (problem, missing) in zip(block, threads.map(self._check_images, block), strict=True):
                     report.num_rows += 1
                     messages = None if problem is not None else self._parse(row, report)
                     if problem is not None:
@@ -157,32 +157,32 @@ class ConversationSamples:
             messages = parse_conversation(row.value, len(row.pictures))
             if len(row.pictures) > self._settings.max_images:
                 limit = self._settings.max_images
-                raise ValueError(f"expected at most {limit} pictures (`max_images`), got {len(row.pictures)}")
+                raise ValueError(f"expected at most {limit} images (`max_images`), got {len(row.pictures)}")
             return messages
         except ValueError as error:
             report.add(row.place, str(error))
             return None
 
-    def _check_pictures(self, row: ConversationRow) -> tuple[str | None, list[str]]:
-        """What is wrong with a row's pictures, and which of them the cache lacks."""
+    def _check_images(self, row: ConversationRow) -> tuple[str | None, list[str]]:
+        """What is wrong with a row's images, and which of them the cache lacks."""
         if row.problem is not None:
             return row.problem, []
         missing = []
         wants_cache = self.findings is not None and self.findings.cache is not None
-        for picture in row.pictures[: self._settings.max_images]:
+        for image in row.pictures[: self._settings.max_images]:
             try:
                 if self._settings.check_pictures == "path":
-                    picture.check()
+                    image.check()
                     continue
-                content = picture.read()
+                content = image.read()
                 if self._settings.check_pictures == "decode":
                     load_image(content, self._processor.max_image_pixels)
                 else:
                     _check_header(content, self._processor.max_image_pixels)
             except ValueError as error:
-                return f"{_name(picture)}: {error}", []
+                return f"{_name(image)}: {error}", []
             if wants_cache and not self.findings.knows(content):
-                missing.append(_name(picture))
+                missing.append(_name(image))
         return None, missing
 
     def _usable_turns(
@@ -203,29 +203,29 @@ class ConversationSamples:
         return usable
 
 
-def _same(pictures: Iterable[Source]) -> tuple[Any, ...]:
-    """Where pictures lie: rows that ask about the same ones agree in it, whatever they call them."""
-    return tuple((item.location, item.split, item.column, item.row, item.item) for item in pictures)
+def _same(images: Iterable[Source]) -> tuple[Any, ...]:
+    """Where images lie: rows that ask about the same ones agree in it, whatever they call them."""
+    return tuple((item.location, item.split, item.column, item.row, item.item) for item in images)
 
 
-def _name(picture: Source) -> str:
-    return picture.path or f"picture {picture.item} of row {picture.row}"
+def _name(image: Source) -> str:
+    return image.path or f"image {image.item} of row {image.row}"
 
 
 def _check_header(content: bytes, max_pixels: int) -> None:
-    """Whether bytes begin as a picture of a size that may be decoded."""
+    """Whether bytes begin as an image of a size that may be decoded."""
     Image.init()  # or Pillow knows a few formats only, and not even those in every thread
     try:
-        with Image.open(io.BytesIO(content), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN]) as picture:
-            width, height = picture.size
+        with Image.open(io.BytesIO(content), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN]) as image:
+            width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a picture, got {len(content)} bytes that are none ({error})") from error
+        raise ValueError(f"expected an image, got {len(content)} bytes that are none ({error})") from error
     if width * height > max_pixels:
         raise ValueError(f"expected at most {max_pixels} pixels, got {width}x{height}")
 
 
 def _join(found: list[Findings], images: list[Image.Image], has_map: bool) -> tuple[str, np.ndarray | None]:
-    """Words and map of one sample: several pictures are numbered, their maps stand side by side."""
+    """Words and map of one sample: several images are numbered, their maps stand side by side."""
     if len(found) == 1:
         text = found[0].text
     else:

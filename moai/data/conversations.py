@@ -1,7 +1,7 @@
 """One shape for conversations: LLaVA's `conversations` and TRL's `messages` become the same list of messages.
 
 A message is ``{"role": "system" | "user" | "assistant", "content": [{"type": "image"}, ..., {"type": "text", "text":
-words}]}``, as transformers' chat templates read it. Texts stay data: the literal placeholder makes a picture only where
+words}]}``, as transformers' chat templates read it. Texts stay data: the literal placeholder makes an image only where
 LLaVA's format says so, in a human turn.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["LLAVA_PLACEHOLDER", "answer_turns", "parse_conversation"]
 
-#: LLaVA's mark of a picture inside a human turn.
+#: LLaVA's mark of an image inside a human turn.
 LLAVA_PLACEHOLDER = "<image>"
 _LLAVA_ROLES = {
     "human": "user",
@@ -31,13 +31,13 @@ def parse_conversation(row: Any, num_pictures: int) -> list[dict[str, Any]]:
     Args:
         row: A mapping with `messages` (TRL's shape: `role` and `content`, text or parts), or with `conversations`
             (LLaVA's: `from` and `value`).
-        num_pictures: Pictures that the row brings along.
+        num_pictures: Images that the row brings along.
 
     Returns:
-        Messages; where no turn says where the pictures stand, they stand in the first user turn.
+        Messages; where no turn says where the images stand, they stand in the first user turn.
 
     Raises:
-        ValueError: It is neither, a turn is malformed or out of order, or its pictures cannot be told.
+        ValueError: It is neither, a turn is malformed or out of order, or its images cannot be told.
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"expected an object with `conversations` or `messages`, got {_show(row)}")
@@ -48,7 +48,7 @@ def parse_conversation(row: Any, num_pictures: int) -> list[dict[str, Any]]:
     else:
         raise ValueError(f"expected `conversations` or `messages`, got the keys {sorted(map(str, row))[:12]}")
     _check_order(messages)
-    _place_pictures(messages, num_pictures)
+    _place_images(messages, num_pictures)
     return messages
 
 
@@ -81,7 +81,7 @@ def _message(role: str, num_images: int, text: str) -> dict[str, Any]:
 
 
 def _parse_llava(turn: Any, number: int) -> dict[str, Any]:
-    """`{"from": ..., "value": ...}`; placeholders in a human turn are pictures, elsewhere they are words."""
+    """`{"from": ..., "value": ...}`; placeholders in a human turn are images, elsewhere they are words."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"turn {number}: expected an object with `from` and `value`, got {_show(turn)}")
     speaker = turn.get("from")
@@ -96,7 +96,7 @@ def _parse_llava(turn: Any, number: int) -> dict[str, Any]:
 
 
 def _parse_message(turn: Any, number: int) -> dict[str, Any]:
-    """`{"role": ..., "content": text or parts}`; pictures are parts of type "image", text is always words."""
+    """`{"role": ..., "content": text or parts}`; images are parts of type "image", text is always words."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"turn {number}: expected an object with `role` and `content`, got {_show(turn)}")
     role, content = turn.get("role"), turn.get("content")
@@ -116,7 +116,7 @@ def _parse_message(turn: Any, number: int) -> dict[str, Any]:
         else:
             raise ValueError(f"turn {number}: expected parts of type image or text, got {_show(part)}")
     if num_images and role == "assistant":
-        raise ValueError(f"turn {number}: an answer holds a picture; a language model answers with words only")
+        raise ValueError(f"turn {number}: an answer holds an image; a language model answers with words only")
     return _message(role, num_images, " ".join(word for word in words if word))
 
 
@@ -125,7 +125,7 @@ def _text_of(message: Mapping[str, Any]) -> str:
 
 
 def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Every answer follows a question, nothing but pictures goes without words, and there is an answer."""
+    """Every answer follows a question, nothing but images goes without words, and there is an answer."""
     expected = "user"
     for number, message in enumerate(messages, start=1):
         role = message["role"]
@@ -142,13 +142,13 @@ def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError("expected at least one answer of the assistant, got none")
 
 
-def _place_pictures(messages: list[dict[str, Any]], num_pictures: int) -> None:
-    """Hold placeholders against pictures; where there is no placeholder, the first question gets the pictures."""
+def _place_images(messages: list[dict[str, Any]], num_pictures: int) -> None:
+    """Hold placeholders against images; where there is no placeholder, the first question gets the images."""
     num_placed = sum(part["type"] == "image" for message in messages for part in message["content"])
     if num_placed == 0 and num_pictures > 0:
         first = next(message for message in messages if message["role"] == "user")
         first["content"] = [{"type": "image"}] * num_pictures + first["content"]
     elif num_placed != num_pictures:
         raise ValueError(
-            f"expected as many pictures as the turns mention, got {num_pictures} pictures and {num_placed} mentions"
+            f"expected as many images as the turns mention, got {num_pictures} images and {num_placed} mentions"
         )

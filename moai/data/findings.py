@@ -1,7 +1,7 @@
-"""What the verbalizers found in a picture: out of the cache, looked at now, or nothing.
+"""What the verbalizers found in an image: out of the cache, looked at now, or nothing.
 
     findings = FindingsReader.from_settings(DataSettings(sources="train.jsonl", cache="cache"))
-    found = findings.read(picture_bytes, picture)  # found.text, found.scene
+    found = findings.read(picture_bytes, image)  # found.text, found.scene
 
 Training and evaluation read the same words through it. It travels to worker processes; verbalizers are built in the
 process that needs them.
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 class MissingFindingsError(ValueError):
-    """The cache does not hold a picture."""
+    """The cache does not hold an image."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the model may read about one picture.
+    """What the model may read about one image.
 
     Attributes:
         text: What was found, in words.
@@ -64,14 +64,14 @@ def settings_of_cache(cache: VerbalizationCache) -> VerbalizerSettings:
 
 
 class FindingsReader:
-    """Reads or makes the findings of single pictures.
+    """Reads or makes the findings of single images.
 
     Args:
         cache: Where to look first; None = nowhere.
         settings: Verbalizers and choice of words; None = the cache's, or the defaults.
-        is_looking: Whether the verbalizers look at a picture that the cache lacks (or at all, without a cache).
+        is_looking: Whether the verbalizers look at an image that the cache lacks (or at all, without a cache).
         kinds: Kinds that are said, in this order; None = all that were found.
-        timeout_s: Seconds per picture for each live verbalizer; None = no limit.
+        timeout_s: Seconds per image for each live verbalizer; None = no limit.
 
     Attributes:
         settings: The verbalizers and words in use; a model trained on these findings is to be saved with them.
@@ -117,15 +117,15 @@ class FindingsReader:
         return {**self.__dict__, "_verbalizers": [], "_process": None}
 
     def knows(self, content: bytes) -> bool:
-        """Whether the cache holds a picture, by its encoded bytes."""
+        """Whether the cache holds an image, by its encoded bytes."""
         return self.cache is not None and hash_content(content) in self.cache
 
-    def read(self, content: bytes | None, picture: Image.Image | np.ndarray) -> Findings:
-        """The findings of one picture.
+    def read(self, content: bytes | None, image: Image.Image | np.ndarray) -> Findings:
+        """The findings of one image.
 
         Args:
             content: Its encoded bytes, the key of the cache; None = it was never a file.
-            picture: The decoded picture, upright, for the verbalizers to look at where they must.
+            image: The decoded image, upright, for the verbalizers to look at where they must.
 
         Raises:
             MissingFindingsError: The cache does not hold it, and nobody may look now.
@@ -135,7 +135,7 @@ class FindingsReader:
             return Findings(found.text if self.kinds is None else self.describe(found.scene), found.scene)
         if not self.is_looking:
             raise MissingFindingsError("the cache of verbalizations does not hold it")
-        scene = keep_kinds(parse_scene([picture], self._build(), self.timeout_s)[0], self._kept_kinds)
+        scene = keep_kinds(parse_scene([image], self._build(), self.timeout_s)[0], self._kept_kinds)
         return Findings(self.describe(scene), scene)
 
     def describe(self, scene: Scene) -> str:
@@ -179,7 +179,7 @@ class FindingsReader:
             if verbalizer is not None and not is_made_by(entry, verbalizer):
                 raise ValueError(
                     f"the verbalizer {entry['kind']}/{entry['backend']} is not the one that filled the cache (another "
-                    "checkpoint or version). Verbalize the missing pictures with `moai verbalize`, or the whole anew."
+                    "checkpoint or version). Verbalize the missing images with `moai verbalize`, or the whole anew."
                 )
 
     def settings_with_map(self, has_map: bool) -> VerbalizerSettings:

@@ -18,7 +18,7 @@ class QuestionRow:
 
     Attributes:
         id: The line's ``id``; its line number where it has none.
-        image: Path of the picture as written.
+        image: Path of the image as written.
         question: The question.
         scene: Findings brought along: the path of a scene file, the scene itself as a mapping, or None.
         line: Line number, from 1.

@@ -88,7 +88,7 @@ class SceneSamples:
         return f"scenes {self._source.split}/{self._source.seed}:{self._source.start + scene} question {question + 1}"
 
     def load(self, index: int) -> TrainingSample:
-        """Make one sample: paint its picture, find what is in it.
+        """Make one sample: paint its image, find what is in it.
 
         Raises:
             BadSampleError: Its prompt cannot be written.
@@ -106,7 +106,7 @@ class SceneSamples:
         return self._made[1]
 
     def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
-        """Picture, words and map of a scene."""
+        """Image, words and map of a scene."""
         scene = self._scene(scene_index)
         image = Image.fromarray(scene.image)
         if self.findings is None:

@@ -58,7 +58,7 @@ class _Part(Protocol):
 class TrainingDataset(Dataset[TrainingSample]):
     """Samples of all sources, one source after the other.
 
-    `dataset[i]` depends on `i` alone, in every process and on every run. A sample whose picture turns out unreadable
+    `dataset[i]` depends on `i` alone, in every process and on every run. A sample whose image turns out unreadable
     only when it is needed is replaced by the next readable one, and counts as a bad row.
 
     Args:
@@ -67,9 +67,9 @@ class TrainingDataset(Dataset[TrainingSample]):
         has_map: Whether samples carry a painted map.
 
     Attributes:
-        lengths: Tokens of each sample (pictures, history and answer included), told without decoding or rendering:
+        lengths: Tokens of each sample (images, history and answer included), told without decoding or rendering:
             exact but for words that merge across the borders of turns.
-        pictures: int64; samples with the same number are about the same picture.
+        images: int64; samples with the same number are about the same image.
         report: Bad rows and counts. Worker processes have copies of it.
         has_map: Whether samples carry a painted map.
         has_auxiliary: Whether samples carry words of verbalizers.
@@ -142,7 +142,7 @@ def build_training_dataset(
     Args:
         settings: What to read.
         processor: Whose prompts, lengths and limits count.
-        verbalizer_settings: Who looks at pictures where no cache is named: those of the starting checkpoint
+        verbalizer_settings: Who looks at images where no cache is named: those of the starting checkpoint
             (`VerbalizerSettings.load(folder)`); None = the defaults.
 
     Returns:

@@ -36,9 +36,9 @@ class DataReport:
         max_bad_rows: Most problems before it is an error.
         num_rows: Rows read.
         num_samples: Training samples made of them.
-        num_pictures: Pictures that the samples' rows show.
-        problems: Malformed rows, unreadable pictures, too long samples: skipped.
-        missing: Pictures without an entry in the cache of verbalizations.
+        num_pictures: Images that the samples' rows show.
+        problems: Malformed rows, unreadable images, too long samples: skipped.
+        missing: Images without an entry in the cache of verbalizations.
         missing_action: What happens with those.
     """
 
@@ -75,7 +75,7 @@ class DataReport:
         """
         if not self.missing:
             return
-        text = f"{len(self.missing)} pictures are not in the cache {cache!r}:\n{_list(self.missing)}"
+        text = f"{len(self.missing)} images are not in the cache {cache!r}:\n{_list(self.missing)}"
         if self.missing_action == "error":
             raise ValueError(
                 f"{text}\nRun `moai verbalize DATASET --out {cache}` once more, or set `on_missing` to skip, live or "
@@ -90,11 +90,11 @@ class DataReport:
 
     def summary(self) -> str:
         """One line for people."""
-        text = f"{self.num_samples} samples from {self.num_rows} rows with {self.num_pictures} pictures"
+        text = f"{self.num_samples} samples from {self.num_rows} rows with {self.num_pictures} images"
         if self.problems:
             text += f", {len(self.problems)} skipped"
         if self.missing:
-            text += f", {len(self.missing)} pictures without verbalization ({self.missing_action})"
+            text += f", {len(self.missing)} images without verbalization ({self.missing_action})"
         return text
 
 

@@ -27,7 +27,7 @@ class TrainingSample:
         place: Where it comes from: file, line and turn, or scene.
         prompt: Rendered prompt; its placeholders and control tokens count, those of its data are defused.
         answer: The words to learn, as data.
-        images: Its pictures, RGB, in the order of the placeholders.
+        images: Its images, RGB, in the order of the placeholders.
         auxiliary_text: What verbalizers found; None = the data set has no auxiliary input.
         auxiliary_image: Painted panoptic map `(H, W, 3)` uint8; None = the data set has no maps.
     """
@@ -48,7 +48,7 @@ def text_of(message: Mapping[str, Any]) -> str:
 class LengthEstimator:
     """Tokens of samples, from the tokens of their words: every text is encoded once, no template is rendered.
 
-    What the template adds per turn and per picture is measured once. Words that merge with the template's at the
+    What the template adds per turn and per image is measured once. Words that merge with the template's at the
     border of a turn make the estimate differ by a token.
 
     Args:
@@ -80,18 +80,18 @@ class LengthEstimator:
 
     @cached_property
     def _overhead(self) -> dict[str, int]:
-        """What the template adds: to the first question, per earlier answer, per further question, per picture."""
+        """What the template adds: to the first question, per earlier answer, per further question, per image."""
         user, reply, system = (
             {"role": role, "content": [{"type": "text", "text": "a"}]} for role in ("user", "assistant", "system")
         )
-        picture = {"role": "user", "content": [{"type": "image"}, *user["content"]]}
+        image = {"role": "user", "content": [{"type": "image"}, *user["content"]]}
         word = self.count("a")
         first = self.measure(self.render([user]))
         return {
             "first": first - word,
             "round": self.measure(self.render([user, reply, user])) - first - 2 * word,
             "system": self.measure(self.render([system, user])) - first - word,
-            "image": self.measure(self.render([picture])) - first,
+            "image": self.measure(self.render([image])) - first,
         }
 
     def lengths(self, messages: Sequence[Mapping[str, Any]], turns: Sequence[int]) -> list[int]:

@@ -23,9 +23,9 @@ __all__ = ["CHECKS", "MAPS", "MISSING_ACTIONS", "VERBALIZATIONS", "DataSettings"
 
 #: Where verbalizations come from.
 VERBALIZATIONS = ("cache", "live", "truth", "none")
-#: What happens to a picture that the cache does not hold.
+#: What happens to an image that the cache does not hold.
 MISSING_ACTIONS = ("error", "skip", "live", "empty")
-#: How closely pictures are looked at before training begins.
+#: How closely images are looked at before training begins.
 CHECKS = ("path", "content", "decode")
 #: Whether the painted panoptic map is given.
 MAPS = ("auto", "always", "never")
@@ -103,7 +103,7 @@ class SourceSettings:
         path: `.json` / `.jsonl` (LLaVA's `image` + `conversations`, or `images` + `messages`), `.parquet`, a folder
             of Parquet files, or a folder that `datasets`' save_to_disk wrote.
         scenes: Instead of `path`: synthetic scenes.
-        image_folder: Where relative picture paths begin; None = beside the file.
+        image_folder: Where relative image paths begin; None = beside the file.
         split: Split of a `datasets` folder that has several.
         limit: Use only the first rows, this many; None = all.
         verbalizations: One of `VERBALIZATIONS` for this source; None = as `DataSettings` says.
@@ -143,22 +143,22 @@ class DataSettings:
     Attributes:
         sources: Where samples come from; their order is the order of the dataset.
         verbalizations: Where verbalizations come from: "cache" (`moai verbalize`), "live" (the verbalizers look at
-            each picture when it is read: slow), "truth" (scenes only), "none" (no auxiliary input at all). None =
+            each image when it is read: slow), "truth" (scenes only), "none" (no auxiliary input at all). None =
             "cache" where `cache` is named, else "live"; for scenes "truth".
         cache: The folder that `moai verbalize DATASET --out` wrote.
         fingerprint: Which verbalizations inside it; None = the only ones there.
-        on_missing: What to do with a picture that the cache lacks: "error", "skip" its row, look at it "live", or
+        on_missing: What to do with an image that the cache lacks: "error", "skip" its row, look at it "live", or
             train on it with "empty" findings.
         kinds: Kinds of findings that are said, in this order; None = all that were found.
         map: Whether the painted panoptic map is an input: "always", "never", or "auto" = where segmentation is among
             the verbalizers.
-        timeout_s: Seconds per picture for each live verbalizer; None = no limit.
-        max_length: Longest sample in tokens, pictures and answer included; None = as the processor says.
-        max_images: Most pictures in one sample.
-        max_bad_rows: How many malformed rows, unreadable pictures and too long samples are skipped before it is an
+        timeout_s: Seconds per image for each live verbalizer; None = no limit.
+        max_length: Longest sample in tokens, images and answer included; None = as the processor says.
+        max_images: Most images in one sample.
+        max_bad_rows: How many malformed rows, unreadable images and too long samples are skipped before it is an
             error.
         check_pictures: What is looked at before training: "path" (the file is there), "content" (its bytes are read:
-            it is a picture, and the cache holds it), or "decode" (every pixel).
+            it is an image, and the cache holds it), or "decode" (every pixel).
         chat_template: Template (name) of prompts; None = the processor's default.
     """
 

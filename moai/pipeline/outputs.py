@@ -64,7 +64,7 @@ class MoAIOutput:
 
     Attributes:
         answer: The model's words; None where there is an ``error``.
-        scene: What the verbalizers found; None where the picture could not be read.
+        scene: What the verbalizers found; None where the image could not be read.
         auxiliary_text: The findings in words, as the model read them.
         routing: Gate weights per mixer layer when asked for, else None.
         missing: Kind -> why this intelligence did not contribute. The answer was given without it.
@@ -91,7 +91,7 @@ class MoAIOutput:
 
 
 class PipelineError(ValueError):
-    """One picture or question of a list cannot be answered.
+    """One image or question of a list cannot be answered.
 
     Attributes:
         index: Which one.

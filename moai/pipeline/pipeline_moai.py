@@ -31,18 +31,18 @@ from .streaming import AnswerStream, CallbackStreamer
 
 __all__ = ["DEFAULT_TIMEOUT_S", "MoAIOutput", "MoAIPipeline", "PipelineError"]
 
-#: Seconds per picture after which a verbalizer is given up.
+#: Seconds per image after which a verbalizer is given up.
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_MAX_NEW_TOKENS = 128
 
 
 class MoAIPipeline:
-    """Answers questions about pictures.
+    """Answers questions about images.
 
     Args:
         model: The model, in evaluation mode on its device.
         processor: Its processor.
-        verbalizers: Ready verbalizers, at most one per kind; empty = answers rest on the picture alone.
+        verbalizers: Ready verbalizers, at most one per kind; empty = answers rest on the image alone.
         settings: What the model was taught to read and how it is said.
         absent: Kinds whose verbalizer could not be built, and why.
 
@@ -66,7 +66,7 @@ class MoAIPipeline:
         got = (processor.image_token_id, processor.num_image_tokens)
         if wanted != got:
             raise ValueError(
-                f"expected a processor with image token id {wanted[0]} and {wanted[1]} tokens per picture, as the "
+                f"expected a processor with image token id {wanted[0]} and {wanted[1]} tokens per image, as the "
                 f"model has, got {got[0]} and {got[1]}. Load both from one folder."
             )
 
@@ -97,7 +97,7 @@ class MoAIPipeline:
             **model_kwargs: To ``MoAIForConditionalGeneration.from_pretrained``, for example ``attn_implementation``.
 
         Returns:
-            The pipeline. No verbalizer has loaded its model yet: each does so at its first picture.
+            The pipeline. No verbalizer has loaded its model yet: each does so at its first image.
 
         Raises:
             ValueError: No such checkpoint, weights missing from it, or an unknown verbalizer.
@@ -145,23 +145,23 @@ class MoAIPipeline:
         scenes: Scene | Sequence[Scene | None] | None = None,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
     ) -> Scene | list[Scene]:
-        """Look at pictures once; hand the scenes to many calls as ``scenes=``.
+        """Look at images once; hand the scenes to many calls as ``scenes=``.
 
         Args:
-            images: One picture or a list of them.
-            scenes: Findings brought along, one per picture (None = nothing): only kinds that they lack are looked for.
-            timeout_s: Seconds per picture after which a verbalizer is given up; None = no limit.
+            images: One image or a list of them.
+            scenes: Findings brought along, one per image (None = nothing): only kinds that they lack are looked for.
+            timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
 
         Returns:
-            One scene per picture.
+            One scene per image.
 
         Raises:
-            ValueError: A picture cannot be read, or a scene belongs to a picture of another size.
+            ValueError: An image cannot be read, or a scene belongs to an image of another size.
         """
         queries = pair_queries(images, "", scenes)
         for query in queries:
-            query.load_picture(self.processor.max_image_pixels)
-        found = complete_scenes([(q.picture, q.scene) for q in queries], self.verbalizers, timeout_s)
+            query.load(self.processor.max_image_pixels)
+        found = complete_scenes([(q.image, q.scene) for q in queries], self.verbalizers, timeout_s)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def describe(self, scene: Scene) -> str:
@@ -177,19 +177,19 @@ class MoAIPipeline:
         scenes: Scene | Sequence[Scene | None] | None = None,
         **settings: Any,
     ) -> MoAIOutput | list[MoAIOutput]:
-        """Answer one question about one picture, or a list.
+        """Answer one question about one image, or a list.
 
         Args:
-            images: One picture (path, bytes, PIL, array) or a list; one picture goes with every question.
-            questions: One question or a list; one question goes with every picture.
-            scenes: Findings already at hand, one per picture (or one for the only picture): used as they are.
+            images: One image (path, bytes, PIL, array) or a list; one image goes with every question.
+            questions: One question or a list; one question goes with every image.
+            scenes: Findings already at hand, one per image (or one for the only image): used as they are.
             **settings: As for :meth:`answer_each`.
 
         Returns:
             One output where both are single, else a list in the order of the longer one.
 
         Raises:
-            PipelineError: A picture or question cannot be used (``on_error="raise"``); it names which one and holds
+            PipelineError: An image or question cannot be used (``on_error="raise"``); it names which one and holds
                 the answers given before it.
             ValueError: Counts do not match, or a setting is wrong.
         """
@@ -227,10 +227,10 @@ class MoAIPipeline:
             scenes: Likewise.
             routing: Mode, mapping or weights for the mixtures; see :func:`mixer.resolve_routing`.
             output_routing: Hand back the gate weights of the prompt.
-            timeout_s: Seconds per picture after which a verbalizer is given up; None = no limit.
+            timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
             max_new_tokens: Longest answer in tokens.
             stream: Called with each piece of the answer as it comes; the batch size is 1 then.
-            batch_size: Pictures per pass.
+            batch_size: Images per pass.
             on_error: "raise", or "skip": the output of what cannot be answered has ``error`` set, in its place.
             is_completing_scenes: Also run the verbalizers whose findings a given scene lacks.
             **generate_kwargs: To ``generate``: ``num_beams``, ``do_sample``, ``temperature``, ...
@@ -281,7 +281,7 @@ class MoAIPipeline:
         """Answer piece by piece: ``for piece in pipeline.stream(image, question): print(piece, end="")``.
 
         Args:
-            image: One picture.
+            image: One image.
             question: One question.
             scene: Findings already at hand.
             **settings: As for :meth:`answer_each`.
@@ -291,9 +291,7 @@ class MoAIPipeline:
             loop early stops the generation.
         """
         if isinstance(image, (list, tuple)) or not isinstance(question, str):
-            raise ValueError(
-                "expected one picture and one question to stream, got a list. Call the pipeline for lists."
-            )
+            raise ValueError("expected one image and one question to stream, got a list. Call the pipeline for lists.")
         return AnswerStream(lambda **hooks: self(image, question, scene, **settings, **hooks), self.processor.tokenizer)
 
     # ------------------------------------------------------------------ the stages of an answer
@@ -302,12 +300,12 @@ class MoAIPipeline:
         """First stage: read the images and render the prompts; what is wrong is noted in ``query.error``, not raised.
 
         Args:
-            queries: From :func:`moai.pipeline.queries.pair_queries`; ``picture`` and ``prompt`` are filled in.
+            queries: From :func:`moai.pipeline.queries.pair_queries`; ``image`` and ``prompt`` are filled in.
             max_new_tokens: Tokens of the model's context that are kept for the answer.
         """
         for query in queries:
             try:
-                query.load_picture(self.processor.max_image_pixels)
+                query.load(self.processor.max_image_pixels)
                 query.build_prompt(self.processor, self.model.config, max_new_tokens)
             except ValueError as error:
                 query.fail(error)
@@ -329,7 +327,7 @@ class MoAIPipeline:
         """
         seen = {} if seen is None else seen
         wanting = [query for query in queries if query.scene is None or is_completing_scenes]
-        new = {query.key: (query.picture, query.scene) for query in wanting if query.key not in seen}
+        new = {query.key: (query.image, query.scene) for query in wanting if query.key not in seen}
         if new:
             seen |= zip(new, complete_scenes(list(new.values()), self.verbalizers, timeout_s), strict=True)
         for query in queries:
@@ -363,7 +361,7 @@ class MoAIPipeline:
                 continue
             texts = [self.describe(query.scene) for query in group]
             inputs = self.processor(
-                images=[query.picture for query in group],
+                images=[query.image for query in group],
                 text=[query.prompt for query in group],
                 auxiliary_text=texts,
                 auxiliary_images=[_paint_map(query.scene) for query in group] if has_map else None,

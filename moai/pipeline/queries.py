@@ -1,4 +1,4 @@
-"""One picture with one question on its way through the pipeline: pairing, checks, the prompt."""
+"""One image with one question on its way through the pipeline: pairing, checks, the prompt."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["Query", "pair_queries", "select_routing"]
 
 @dataclass(eq=False)
 class Query:
-    """A picture and a question.
+    """An image and a question.
 
     Attributes:
         index: Place in the caller's list.
-        source: The picture as given.
+        source: The image as given.
         question: The question as given.
         scene: Findings at hand, or None.
         num_queries: Length of the caller's list.
-        picture: The picture, read.
+        image: The image, read.
         prompt: The prompt, built.
         error: Why it cannot be answered; names the place where there are several.
         cause: The exception behind ``error``.
@@ -40,14 +40,14 @@ class Query:
     question: str
     scene: Scene | None
     num_queries: int
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     prompt: str | None = None
     error: str | None = None
     cause: Exception | None = None
 
     @property
     def key(self) -> Any:
-        """Equal for queries about the same picture (path or object) with the same findings at hand."""
+        """Equal for queries about the same image (path or object) with the same findings at hand."""
         if isinstance(self.source, (str, os.PathLike)):
             return os.fspath(self.source), id(self.scene)
         return id(self.source), id(self.scene)
@@ -63,18 +63,18 @@ class Query:
         self.cause = error
         self.error = f"{self.name}: {error}" if self.num_queries > 1 else str(error)
 
-    def load_picture(self, max_pixels: int) -> None:
-        """Read the picture and see whether a given scene belongs to it.
+    def load(self, max_pixels: int) -> None:
+        """Read the image and see whether a given scene belongs to it.
 
         Raises:
-            ValueError: The picture cannot be read, or the scene is none or of another size.
+            ValueError: The image cannot be read, or the scene is none or of another size.
         """
-        self.picture = load_image(self.source, max_pixels)
-        _check_scene(self.scene, self.picture)
+        self.image = load_image(self.source, max_pixels)
+        _check_scene(self.scene, self.image)
 
     def release(self) -> None:
-        """Let go of pixels and prompt: a long list of pictures must not fill the memory."""
-        self.picture = self.prompt = None
+        """Let go of pixels and prompt: a long list of images must not fill the memory."""
+        self.image = self.prompt = None
 
     def build_prompt(self, processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> None:
         """Put the question, as data, into the chat template and see whether the model can read that much.
@@ -90,7 +90,7 @@ class Query:
         limit = count_readable_tokens(processor, config, max_new_tokens)
         if limit is not None and length > limit:
             raise ValueError(
-                f"expected a prompt of at most {limit} tokens (picture included, {max_new_tokens} kept for the answer),"
+                f"expected a prompt of at most {limit} tokens (image included, {max_new_tokens} kept for the answer),"
                 f" got {length} for a question of {len(self.question.split())} words. Shorten the question."
             )
 
@@ -106,19 +106,19 @@ def count_readable_tokens(processor: MoAIProcessor, config: MoAIConfig, max_new_
     return min(known) if known else None
 
 
-def _check_scene(scene: Scene | None, picture: Image.Image) -> None:
-    """Check that a given scene describes the picture."""
+def _check_scene(scene: Scene | None, image: Image.Image) -> None:
+    """Check that a given scene describes the image."""
     if scene is None:
         return
     if not isinstance(scene, Scene):
         raise ValueError(
             f"expected a verbalizers.Scene, got {type(scene).__name__}. Build one with Scene.from_dict(...)."
         )
-    picture_size_hw = (picture.height, picture.width)
-    if tuple(scene.image_size_hw) != picture_size_hw:
+    image_size_hw = (image.height, image.width)
+    if tuple(scene.image_size_hw) != image_size_hw:
         raise ValueError(
-            f"expected a scene of the picture's height and width {picture_size_hw} (EXIF orientation applied), got one "
-            f"of {tuple(scene.image_size_hw)}. Pass the scene that was made from this picture."
+            f"expected a scene of the image's height and width {image_size_hw} (EXIF orientation applied), got one "
+            f"of {tuple(scene.image_size_hw)}. Pass the scene that was made from this image."
         )
 
 
@@ -127,34 +127,32 @@ def pair_queries(
     questions: str | Sequence[str],
     scenes: Scene | Sequence[Scene | None] | None = None,
 ) -> list[Query]:
-    """Pair pictures, questions and scenes; a single one goes with all of the others.
+    """Pair images, questions and scenes; a single one goes with all of the others.
 
     Raises:
         ValueError: The numbers do not fit, or there is nothing.
     """
-    pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+    given = list(images) if isinstance(images, (list, tuple)) else [images]
     asked = list(questions) if isinstance(questions, (list, tuple)) else [questions]
-    if not pictures or not asked:
+    if not given or not asked:
         raise ValueError(
-            f"expected pictures and questions, got {len(pictures)} and {len(asked)}. Pass at least one of each."
+            f"expected images and questions, got {len(given)} and {len(asked)}. Pass at least one of each."
         )
-    found = list(scenes) if isinstance(scenes, (list, tuple)) else [scenes] * len(pictures)
-    if isinstance(scenes, Scene) and len(pictures) != 1:
-        raise ValueError(
-            f"expected one scene per picture ({len(pictures)}), got a single one. Pass a list; None = none."
-        )
-    if len(found) != len(pictures):
-        raise ValueError(f"expected one scene per picture ({len(pictures)}), got {len(found)}. None stands for none.")
-    if len(pictures) == 1:
-        pictures, found = pictures * len(asked), found * len(asked)
+    found = list(scenes) if isinstance(scenes, (list, tuple)) else [scenes] * len(given)
+    if isinstance(scenes, Scene) and len(given) != 1:
+        raise ValueError(f"expected one scene per image ({len(given)}), got a single one. Pass a list; None = none.")
+    if len(found) != len(given):
+        raise ValueError(f"expected one scene per image ({len(given)}), got {len(found)}. None stands for none.")
+    if len(given) == 1:
+        given, found = given * len(asked), found * len(asked)
     elif len(asked) == 1:
-        asked = asked * len(pictures)
-    if len(pictures) != len(asked):
+        asked = asked * len(given)
+    if len(given) != len(asked):
         raise ValueError(
-            f"expected as many pictures as questions, or one of either, got {len(pictures)} pictures and {len(asked)} "
-            "questions. Repeat the picture for each of its questions."
+            f"expected as many images as questions, or one of either, got {len(given)} images and {len(asked)} "
+            "questions. Repeat the image for each of its questions."
         )
-    rows = zip(pictures, asked, found, strict=True)
+    rows = zip(given, asked, found, strict=True)
     return [Query(index, *row, num_queries=len(asked)) for index, row in enumerate(rows)]
 
 

@@ -1,8 +1,8 @@
 """The prompts: Jinja chat templates of the released MoAI, and ChatML for other decoders.
 
 The release writes one prompt for evaluation (InternLM2's turn markers) and one for its demo (``USER:`` /
-``ASSISTANT:``); both open with the same sentence followed by the picture. A conversation renders to exactly these
-strings when it holds one picture and one question.
+``ASSISTANT:``); both open with the same sentence followed by the image. A conversation renders to exactly these
+strings when it holds one image and one question.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SYSTEM_PROMPT = "AI assistant should give helpful and detailed answers to user a
 #: Turn headers that are plain words, in the demo prompt: no tokenizer knows them as control tokens.
 TURN_HEADERS = ("USER:", "ASSISTANT:")
 
-# Shared head: the system sentence, then one placeholder per picture of the whole conversation.
+# Shared head: the system sentence, then one placeholder per image of the whole conversation.
 _HEAD = (
     "{%- macro text(message) -%}"
     "{%- if message['content'] is string -%}{{- message['content'] -}}"
@@ -27,18 +27,18 @@ _HEAD = (
     "{%- macro pictures(message) -%}"
     "{%- if message['content'] is not string -%}"
     "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{- PICTURE -}}{%- endif -%}"
+    "{%- if part['type'] == 'image' -%}{{- IMAGE -}}{%- endif -%}"
     "{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
     "{%- if messages[0]['role'] == 'system' -%}{{- text(messages[0]) -}}"
     "{%- else -%}{{- SYSTEM -}}{%- endif -%}"
 ).replace("SYSTEM", repr(SYSTEM_PROMPT))
-_SPACED_PICTURE = "' ' + (image_token | default('<image>'))"
+_SPACED_IMAGE = "' ' + (image_token | default('<image>'))"
 
 #: Evaluation prompt of the release (arch_moai.py, eval_process): InternLM2 turn markers.
 MOAI_CHAT_TEMPLATE = (
-    _HEAD.replace("PICTURE", _SPACED_PICTURE) + "{%- for message in messages -%}{{- pictures(message) -}}{%- endfor -%}"
+    _HEAD.replace("IMAGE", _SPACED_IMAGE) + "{%- for message in messages -%}{{- pictures(message) -}}{%- endfor -%}"
     "{{- ' ' -}}"
     "{%- for message in messages -%}"
     "{%- if message['role'] != 'system' -%}"
@@ -50,7 +50,7 @@ MOAI_CHAT_TEMPLATE = (
 
 #: Demo prompt of the release (arch_moai.py, demo_process).
 DEMO_CHAT_TEMPLATE = (
-    _HEAD.replace("PICTURE", _SPACED_PICTURE) + "{%- for message in messages -%}{{- pictures(message) -}}{%- endfor -%}"
+    _HEAD.replace("IMAGE", _SPACED_IMAGE) + "{%- for message in messages -%}{{- pictures(message) -}}{%- endfor -%}"
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'user' -%}{{- ' USER: ' -}}{{- text(message) -}}"
     "{%- elif message['role'] == 'assistant' -%}{{- ' ASSISTANT: ' -}}{{- text(message) -}}{{- eos_token -}}"
@@ -59,10 +59,10 @@ DEMO_CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"
 )
 
-#: ChatML (Qwen, SmolLM2 and others); pictures stand in front of the text of their own turn.
+#: ChatML (Qwen, SmolLM2 and others); images stand in front of the text of their own turn.
 CHATML_CHAT_TEMPLATE = (
     "{{- '<|im_start|>system\\n' -}}"
-    + _HEAD.replace("PICTURE", "(image_token | default('<image>')) + '\\n'")
+    + _HEAD.replace("IMAGE", "(image_token | default('<image>')) + '\\n'")
     + "{{- '<|im_end|>\\n' -}}"
     "{%- for message in messages -%}"
     "{%- if message['role'] != 'system' -%}"

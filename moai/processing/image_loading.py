@@ -1,4 +1,4 @@
-"""One door for pictures: whatever a user hands over becomes an upright RGB picture or a clear error.
+"""One door for images: whatever a user hands over becomes an upright RGB image or a clear error.
 
 The size is read from the file's header and bounded BEFORE any pixel is decoded: Pillow itself objects only above
 178.9 megapixels, and a 600 KB PNG may unpack to hundreds of megabytes. Formats are an explicit list (EPS, for one,
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-#: Largest picture that is decoded by default, in pixels.
+#: Largest image that is decoded by default, in pixels.
 DEFAULT_MAX_PIXELS = 64_000_000
 #: Largest file, byte string or download that is read by default.
 DEFAULT_MAX_BYTES = 256 * 2**20
@@ -52,7 +52,7 @@ _DECODER_ERRORS = (
 
 
 class ImageLoadError(ValueError):
-    """A picture could not be read; the message says what was expected, what came, and what to do."""
+    """An image could not be read; the message says what was expected, what came, and what to do."""
 
 
 def is_url(source: object) -> bool:
@@ -71,13 +71,13 @@ def load_image(
     allow_data_urls: bool = False,
     max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> Image.Image:
-    """Load one picture as RGB, upright, first frame.
+    """Load one image as RGB, upright, first frame.
 
-    Transparent pictures are laid on white; 16-bit values are scaled to 8 bits; CMYK is converted without its colour
+    Transparent images are laid on white; 16-bit values are scaled to 8 bits; CMYK is converted without its colour
     profile; the EXIF orientation is applied.
 
     Args:
-        source: Path, encoded bytes, binary file, PIL picture, or array: (H, W), (H, W, 1|3|4) or (1|3|4, H, W) of
+        source: Path, encoded bytes, binary file, PIL image, or array: (H, W), (H, W, 1|3|4) or (1|3|4, H, W) of
             dtype bool, uint8, uint16, another integer within 0..255, or float within 0..1; torch tensors likewise.
             Where both layouts fit, arrays are read with channels last and tensors with channels first.
         max_pixels: Most pixels (height x width) that are decoded.
@@ -87,13 +87,13 @@ def load_image(
         max_bytes: Most bytes that are read from a file or a download.
 
     Returns:
-        A new PIL picture of mode RGB.
+        A new PIL image of mode RGB.
 
     Raises:
-        ImageLoadError: Not a picture, damaged, too large, or a source that is not allowed.
+        ImageLoadError: Not an image, damaged, too large, or a source that is not allowed.
     """
     if isinstance(source, Image.Image):
-        return _finish(source, "PIL picture", max_pixels)
+        return _finish(source, "PIL image", max_pixels)
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
         return _from_array(_to_numpy(source), max_pixels, channels_first=hasattr(source, "detach"))
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -110,8 +110,8 @@ def load_image(
     if hasattr(source, "read"):
         return _from_bytes(source.read(max_bytes + 1), "binary file", max_pixels, max_bytes)
     raise ImageLoadError(
-        f"expected a picture as path, bytes, PIL picture or array, got {type(source).__name__}. "
-        "Pass one of these, one picture at a time."
+        f"expected an image as path, bytes, PIL image or array, got {type(source).__name__}. "
+        "Pass one of these, one image at a time."
     )
 
 
@@ -128,16 +128,14 @@ def _from_path(path: str | os.PathLike[str], max_pixels: int, max_bytes: int) ->
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageLoadError(
-            f"expected the path of a picture, got {name}, which does not exist. Check the path."
+            f"expected the path of an image, got {name}, which does not exist. Check the path."
         ) from error
     except (OSError, ValueError) as error:
-        raise ImageLoadError(
-            f"expected the path of a picture, got {name}, which cannot be opened ({error})."
-        ) from error
+        raise ImageLoadError(f"expected the path of an image, got {name}, which cannot be opened ({error}).") from error
     if stat.S_ISDIR(status.st_mode):
-        raise ImageLoadError(f"expected a picture file, got the directory {name}. Name one file inside it.")
+        raise ImageLoadError(f"expected an image file, got the directory {name}. Name one file inside it.")
     if not stat.S_ISREG(status.st_mode):
-        raise ImageLoadError(f"expected a picture file, got {name}, which is no regular file. Pass its bytes instead.")
+        raise ImageLoadError(f"expected an image file, got {name}, which is no regular file. Pass its bytes instead.")
     if status.st_size > max_bytes:
         raise ImageLoadError(
             f"expected at most {max_bytes} bytes, got {name} with {status.st_size}. Shrink it or raise `max_bytes`."
@@ -150,17 +148,17 @@ def _from_path(path: str | os.PathLike[str], max_pixels: int, max_bytes: int) ->
 
 
 def _from_bytes(data: bytes, name: str, max_pixels: int, max_bytes: int) -> Image.Image:
-    """Decode an encoded picture, header first."""
+    """Decode an encoded image, header first."""
     if not isinstance(data, bytes):
         raise ImageLoadError(f"expected a file opened in binary mode, got {type(data).__name__}. Open it with 'rb'.")
     if not data:
-        raise ImageLoadError(f"expected an encoded picture, got {name} with zero bytes. Save or download it again.")
+        raise ImageLoadError(f"expected an encoded image, got {name} with zero bytes. Save or download it again.")
     if len(data) > max_bytes:
         raise ImageLoadError(f"expected at most {max_bytes} bytes, got more in {name}. Shrink it or raise `max_bytes`.")
     Image.init()
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
     try:
-        picture = Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own bound, whatever `max_pixels` says; the second where warnings are errors.
         counted = re.search(r"\((\d+ pixels)\)", str(error))
@@ -168,55 +166,55 @@ def _from_bytes(data: bytes, name: str, max_pixels: int, max_bytes: int) -> Imag
     except _DECODER_ERRORS as error:
         start = data[:16]
         raise ImageLoadError(
-            f"expected a picture ({', '.join(formats)}), got {name}, whose content is not one (it begins with "
+            f"expected an image ({', '.join(formats)}), got {name}, whose content is not one (it begins with "
             f"{start!r}). Check that the file is what its name says."
         ) from error
-    with picture:
-        return _finish(picture, name, max_pixels)
+    with image:
+        return _finish(image, name, max_pixels)
 
 
 def _too_many_pixels(name: str, got: str, max_pixels: int) -> ImageLoadError:
     return ImageLoadError(
-        f"expected at most {max_pixels} pixels, got {name} with {got}. Shrink the picture or raise `max_pixels`."
+        f"expected at most {max_pixels} pixels, got {name} with {got}. Shrink the image or raise `max_pixels`."
     )
 
 
-def _finish(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """Bound, decode, turn upright, convert to RGB."""
-    width, height = picture.size
+    width, height = image.size
     if width < 1 or height < 1:
         raise ImageLoadError(
-            f"expected at least 1x1 pixels, got {name} of {width}x{height}. Pass a picture with pixels."
+            f"expected at least 1x1 pixels, got {name} of {width}x{height}. Pass an image with pixels."
         )
     if width * height > max_pixels:
         raise _too_many_pixels(name, f"{width}x{height} = {width * height} pixels", max_pixels)
     try:
-        picture.load()
+        image.load()
     except (*_DECODER_ERRORS, MemoryError) as error:
         raise ImageLoadError(
-            f"expected a whole picture, got {name}, which is damaged or cut off ({error}). Download or save it again."
+            f"expected a whole image, got {name}, which is damaged or cut off ({error}). Download or save it again."
         ) from error
     try:
-        picture = ImageOps.exif_transpose(picture)
+        image = ImageOps.exif_transpose(image)
     except _DECODER_ERRORS:
         pass  # A damaged EXIF block says nothing about the pixels, which are whole: keep them as they lie.
     try:
-        return _to_rgb(picture, name)
+        return _to_rgb(image, name)
     except ImageLoadError:
         raise
     except _DECODER_ERRORS as error:
         raise ImageLoadError(
-            f"expected a picture that converts to RGB, got {name} of mode {picture.mode} ({error}). Save it as RGB."
+            f"expected an image that converts to RGB, got {name} of mode {image.mode} ({error}). Save it as RGB."
         ) from error
 
 
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert any Pillow mode to RGB, values scaled to 8 bits, transparency laid on white."""
-    mode = picture.mode
+    mode = image.mode
     if mode.startswith("I;16"):
-        return _gray((np.asarray(picture).astype(np.uint32) * 255 + 32767) // 65535)
+        return _gray((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535)
     if mode == "I":
-        values = np.asarray(picture)
+        values = np.asarray(image)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:
             raise ImageLoadError(
@@ -224,16 +222,16 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
             )
         return _gray(values if high <= 255 else (values.astype(np.uint32) * 255 + 32767) // 65535)
     if mode == "F":
-        values = np.asarray(picture)
+        values = np.asarray(image)
         in_unit = bool(np.isfinite(values).all()) and values.min() >= 0 and values.max() <= 1
         if not in_unit and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
             raise ImageLoadError(f"expected finite floats within 0..1 or 0..255, got others in {name}. Rescale it.")
         return _gray(np.rint(values * 255 if in_unit else values))
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        rgba = (picture.convert("LA") if mode == "La" else picture).convert("RGBA")
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 def _gray(values: np.ndarray) -> Image.Image:
@@ -260,7 +258,7 @@ def _from_array(array: np.ndarray, max_pixels: int, channels_first: bool) -> Ima
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or 0 in shape:
         raise ImageLoadError(
             f"expected an array of shape (H, W), (H, W, 1|3|4) or (1|3|4, H, W), got {shape}. "
-            "Pass one picture at a time: batch[0], not batch."
+            "Pass one image at a time: batch[0], not batch."
         )
     height, width = array.shape[:2]
     if height * width > max_pixels:
@@ -303,7 +301,7 @@ def _read_url(url: str, allow_urls: bool, allow_data_urls: bool, max_bytes: int)
         )
     if not allow_urls:
         raise ImageLoadError(
-            f"expected a local picture, got the address {_clip(url)}. Download it first, or pass allow_urls=True if "
+            f"expected a local image, got the address {_clip(url)}. Download it first, or pass allow_urls=True if "
             "you trust it."
         )
     # An explicit list of handlers: build_opener would add file and ftp.
@@ -326,7 +324,7 @@ def _read_url(url: str, allow_urls: bool, allow_data_urls: bool, max_bytes: int)
         raise
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise ImageLoadError(
-            f"expected a picture at {_clip(url)}, got no answer from it ({error}). Check the address."
+            f"expected an image at {_clip(url)}, got no answer from it ({error}). Check the address."
         ) from error
     return data
 
@@ -335,12 +333,12 @@ def _read_data_url(url: str, allow_data_urls: bool, max_bytes: int) -> bytes:
     """Bytes inside a ``data:...;base64,`` string."""
     if not allow_data_urls:
         raise ImageLoadError(
-            f"expected a local picture, got a data URL ({_clip(url, 40)}). Decode it to bytes, or pass "
+            f"expected a local image, got a data URL ({_clip(url, 40)}). Decode it to bytes, or pass "
             "allow_data_urls=True."
         )
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise ImageLoadError(f"expected data:image/...;base64,..., got {_clip(url, 40)}. Encode the picture as base64.")
+        raise ImageLoadError(f"expected data:image/...;base64,..., got {_clip(url, 40)}. Encode the image as base64.")
     if len(payload) > (max_bytes + 2) // 3 * 4:
         raise ImageLoadError(
             f"expected at most {max_bytes} bytes, got more in a data URL. Shrink it or raise `max_bytes`."

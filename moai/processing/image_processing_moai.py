@@ -2,7 +2,7 @@
 
 The released evaluation resizes with Pillow's bilinear filter straight to 490x490, the aspect ratio not kept
 (its dataset mappers: detectron2 ``T.Resize``); so does this class. (The release's demo.py resizes without
-antialiasing instead; large pictures alias there, so that is not reproduced.) transformers' CLIP image processor does
+antialiasing instead; large images alias there, so that is not reproduced.) transformers' CLIP image processor does
 the work in its Pillow form: the torchvision form differs by up to 0.03 after a resize and torchvision stays optional.
 """
 
@@ -34,28 +34,28 @@ class MoAIImageProcessor(CLIPImageProcessorPil):
         super().__init__(**kwargs)
 
 
-def compute_pixel_values(image_processor: Any, pictures: Sequence[Image.Image], **settings: Any) -> np.ndarray:
+def compute_pixel_values(image_processor: Any, images: Sequence[Image.Image], **settings: Any) -> np.ndarray:
     """Run any Hugging Face image processor.
 
     Args:
         image_processor: The processor; its own settings apply.
-        pictures: P RGB pictures of any size.
+        images: P RGB images of any size.
         **settings: Overrides for this call.
 
     Returns:
         (P, 3, H, W) float32.
     """
-    planes = image_processor(list(pictures), **settings)["pixel_values"]
+    planes = image_processor(list(images), **settings)["pixel_values"]
     return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes])
 
 
 def compute_map_pixel_values(image_processor: Any, maps: Sequence[Image.Image], scale: float = 1.0) -> np.ndarray:
-    """Normalise panoptic colour maps like pictures.
+    """Normalise panoptic colour maps like images.
 
     They are resized to the nearest pixel: a blend of two segments' colours would be the colour of a third.
 
     Args:
-        image_processor: The pictures' own processor.
+        image_processor: The images' own processor.
         maps: B RGB maps of any size.
         scale: Factor on the 0..255 colours. 1 is right; 1/255 reproduces the release, which stacks its 0..1 map as
             float16 and then normalises it as if it were 0..255 (arch_moai.py, eval_process): almost black.

@@ -1,4 +1,4 @@
-"""MoAIProcessor: pictures + text + auxiliary text and map -> model inputs. It never sees a verbalizer.
+"""MoAIProcessor: images + text + auxiliary text and map -> model inputs. It never sees a verbalizer.
 
 The work is in its neighbours: `image_loading` and `image_processing_moai` (pixels), `chat_templates` and
 `control_tokens` (prompts), `sample_encoding` and `sample_batching` (rows of integers).
@@ -33,21 +33,21 @@ from .tokenization_internlm2 import IMAGE_TOKEN
 
 
 class MoAIProcessor(ProcessorMixin):
-    """Turns pictures, prompts and auxiliary findings into a batch for `MoAIForConditionalGeneration`.
+    """Turns images, prompts and auxiliary findings into a batch for `MoAIForConditionalGeneration`.
 
     Args:
         image_processor: Makes `pixel_values`; `MoAIImageProcessor` reproduces the release.
         tokenizer: Any Hugging Face tokenizer that knows `image_token`.
         chat_template: Jinja template, or {"default": ..., "demo": ...}. `None` takes the released prompts, or ChatML
             where the tokenizer speaks it (`moai.processing.chat_templates`).
-        image_token: Placeholder of one picture.
-        num_image_tokens: Patch tokens per picture (1225 for 490x490 px and patches of 14 px).
+        image_token: Placeholder of one image.
+        num_image_tokens: Patch tokens per image (1225 for 490x490 px and patches of 14 px).
         auxiliary_map_scale: Factor on the panoptic map's 0..255 colours before normalisation. 1 is right; 1/255
             reproduces the release, whose map is 0..1 but normalised as 0..255 (after one pass through float16), and
             is needed for its weights.
         max_length: Longest sequence in tokens, image tokens and answer included; `None` sets no bound.
         max_auxiliary_length: Longest auxiliary text in tokens. Longer ones lose their end, with a warning.
-        max_image_pixels: Largest picture that is decoded, in pixels.
+        max_image_pixels: Largest image that is decoded, in pixels.
 
     Raises:
         ValueError: `num_image_tokens` is missing, or the tokenizer does not know `image_token`.
@@ -76,7 +76,7 @@ class MoAIProcessor(ProcessorMixin):
     ) -> None:
         if not isinstance(num_image_tokens, int) or num_image_tokens < 1:
             raise ValueError(
-                f"`num_image_tokens` must be the number of patch tokens per picture, got {num_image_tokens!r}. "
+                f"`num_image_tokens` must be the number of patch tokens per image, got {num_image_tokens!r}. "
                 "Pass (height // patch_size) * (width // patch_size), or the model's config.image_seq_length."
             )
         self.image_token = image_token
@@ -133,14 +133,14 @@ class MoAIProcessor(ProcessorMixin):
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any
     ) -> MultiModalData:
-        """Count tokens without pictures (transformers' hook for servers that plan ahead).
+        """Count tokens without images (transformers' hook for servers that plan ahead).
 
         Args:
-            image_sizes: Height and width of each picture, in pixels; every size gives as many tokens.
+            image_sizes: Height and width of each image, in pixels; every size gives as many tokens.
             **kwargs: Settings of a call, without influence on the count.
 
         Returns:
-            `num_image_tokens` and `num_image_patches` per picture; both None without `image_sizes`.
+            `num_image_tokens` and `num_image_patches` per image; both None without `image_sizes`.
         """
         if image_sizes is None:
             return MultiModalData()
@@ -149,7 +149,7 @@ class MoAIProcessor(ProcessorMixin):
         )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        """Text that stands for one picture (transformers' hook for tools that expand prompts themselves)."""
+        """Text that stands for one image (transformers' hook for tools that expand prompts themselves)."""
         return self.image_token * self.num_image_tokens
 
     def apply_chat_template(
@@ -164,8 +164,8 @@ class MoAIProcessor(ProcessorMixin):
 
         Args:
             conversation: Messages as in transformers: {"role": ..., "content": text or list of parts}, one
-                conversation or a list of them. A picture is a part {"type": "image", "image": ...}; the literal
-                `image_token` inside a text makes no picture.
+                conversation or a list of them. An image is a part {"type": "image", "image": ...}; the literal
+                `image_token` inside a text makes no image.
             chat_template: Template or name of one; `None` takes "default".
             sanitize_control_tokens: Whether control tokens inside texts are kept from steering. On by default.
             **kwargs: As in transformers (`add_generation_prompt`, `tokenize`, `return_dict`, `processor_kwargs`).
@@ -215,11 +215,11 @@ class MoAIProcessor(ProcessorMixin):
         num_images: int | Sequence[int] = 1,
         chat_template: str | None = None,
     ) -> list[str]:
-        """Prompts for questions about pictures; question text is data.
+        """Prompts for questions about images; question text is data.
 
         Args:
             questions: One question or several.
-            num_images: Pictures per question: one number for all or one each.
+            num_images: Images per question: one number for all or one each.
             chat_template: Template or name of one ("demo" for the release's demo prompt).
 
         Returns:
@@ -258,7 +258,7 @@ class MoAIProcessor(ProcessorMixin):
         """Build model inputs.
 
         Args:
-            images: Pictures (anything `load_image` reads): one, a flat list, or one list per prompt.
+            images: Images (anything `load_image` reads): one, a flat list, or one list per prompt.
             text: Prompts whose control tokens and placeholders COUNT (from `apply_chat_template`). Never put user
                 text in here by hand: use `questions`.
             auxiliary_text: What the verbalizers said, one string per prompt (`None` = nothing). Data.
@@ -274,12 +274,12 @@ class MoAIProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids` (0 padding or answer, 1 image, 2 prompt language), each
-            (B, L) int64; `pixel_values` (pictures, 3, H, W) float32; where auxiliary inputs are given
+            (B, L) int64; `pixel_values` (images, 3, H, W) float32; where auxiliary inputs are given
             `auxiliary_input_ids`, `auxiliary_attention_mask` (B, A) int64, `auxiliary_pixel_values` (B, 3, H, W)
             float32; with `answers` also `labels` (B, L), -100 where no loss is taken.
 
         Raises:
-            ValueError: Counts do not match, a text is empty or too long, or a picture cannot be read.
+            ValueError: Counts do not match, a text is empty or too long, or an image cannot be read.
         """
         refuse_unknown(kwargs, self.image_processor)
         given = {name: value for name, value in kwargs.items() if value is not None or name == "return_tensors"}
@@ -289,9 +289,9 @@ class MoAIProcessor(ProcessorMixin):
         images_kwargs.pop("return_tensors", None)
         limit, truncation = settings.get("max_length") or self.max_length, settings["truncation"]
         add_special_tokens, multiple_of = settings["add_special_tokens"], settings.get("pad_to_multiple_of")
-        prompts, groups = self._prompts_and_pictures(images, text, questions, chat_template)
-        given, picture_index = unique_objects([picture for group in groups for picture in group])
-        pictures = [load_image(picture, self.max_image_pixels, allow_urls, allow_data_urls=True) for picture in given]
+        prompts, groups = self._prompts_and_images(images, text, questions, chat_template)
+        given, image_index = unique_objects([image for group in groups for image in group])
+        loaded = [load_image(image, self.max_image_pixels, allow_urls, allow_data_urls=True) for image in given]
         data: dict[str, Any] = {}
         if prompts is not None:
             prompts, samples = [self.encoder.encode_prompt(prompt) for prompt in prompts], []
@@ -310,18 +310,18 @@ class MoAIProcessor(ProcessorMixin):
             if merged["return_text_replacement_offsets"]:
                 kind = (self.image_token, self.num_image_tokens)
                 data["text_replacement_offsets"] = [locate_replacements(prompt, *kind) for prompt in prompts]
-        if pictures:
-            data["pixel_values"] = compute_pixel_values(self.image_processor, pictures, **images_kwargs)[picture_index]
+        if loaded:
+            data["pixel_values"] = compute_pixel_values(self.image_processor, loaded, **images_kwargs)[image_index]
         num_samples = None if prompts is None else len(prompts)
         data |= self._auxiliary_inputs(auxiliary_text, auxiliary_images, num_samples, multiple_of)
         if not data:
-            raise ValueError("expected pictures, text or questions, got none of them. Pass at least one.")
+            raise ValueError("expected images, text or questions, got none of them. Pass at least one.")
         return BatchFeature(data, return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
-    def _prompts_and_pictures(
+    def _prompts_and_images(
         self, images: Any, text: Any, questions: Any, chat_template: str | None
     ) -> tuple[list[str] | None, list[list[Any]]]:
-        """Prompts and, for each of them, its pictures."""
+        """Prompts and, for each of them, its images."""
         if text is not None and questions is not None:
             raise ValueError("expected `text` or `questions`, got both. `text` is a whole prompt, a question is data.")
         if questions is not None:
@@ -361,7 +361,7 @@ class MoAIProcessor(ProcessorMixin):
                 return sample
             kept -= excess
         raise ValueError(
-            f"`max_length` is {limit} tokens, which leaves no room for a question beside {num_images} pictures of "
+            f"`max_length` is {limit} tokens, which leaves no room for a question beside {num_images} images of "
             f"{self.num_image_tokens} tokens and the answer. Raise `max_length`."
         )
 
@@ -376,7 +376,7 @@ class MoAIProcessor(ProcessorMixin):
             rows = [self.encoder.encode_auxiliary(index, item, limit) for index, item in enumerate(texts)]
             data["auxiliary_input_ids"] = pad_rows(rows, self.encoder.pad_id, multiple_of=multiple_of)
             data["auxiliary_attention_mask"] = pad_rows([[1] * len(r) for r in rows], 0, multiple_of=multiple_of)
-        maps = one_per_sample(maps, num_samples, "auxiliary pictures")
+        maps = one_per_sample(maps, num_samples, "auxiliary images")
         if any(item is not None for item in maps):
             black = Image.new("RGB", (1, 1))
             given, map_index = unique_objects(maps)

@@ -1,4 +1,4 @@
-"""What `MoAIProcessor` takes beside pictures and texts: transformers' keyword protocol, and nothing that is no one's.
+"""What `MoAIProcessor` takes beside images and texts: transformers' keyword protocol, and nothing that is no one's.
 
 Settings may stand alone (`padding=True`, `do_rescale=False`), in a dictionary of their kind (`text_kwargs`,
 `images_kwargs`) or, what both kinds know, in `common_kwargs`; transformers sorts them. What no one would read is
@@ -52,12 +52,12 @@ class MoAIProcessorKwargs(ProcessingKwargs, total=False):
     text_kwargs: MoAITextKwargs
 
 
-#: Stand beside the settings of text and pictures.
+#: Stand beside the settings of text and images.
 _PROCESSOR_NAMES = frozenset({"return_mm_token_type_ids", "return_text_replacement_offsets"})
 
 
 def refuse_unknown(kwargs: Mapping[str, Any], image_processor: Any) -> None:
-    """Refuse an argument that neither text nor picture processing would read.
+    """Refuse an argument that neither text nor image processing would read.
 
     Args:
         kwargs: The caller's; None counts as not given.

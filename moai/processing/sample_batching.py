@@ -1,4 +1,4 @@
-"""Plain rules of a batch: which picture belongs to which prompt, and how rows of unequal length are padded."""
+"""Plain rules of a batch: which image belongs to which prompt, and how rows of unequal length are padded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list of samples: lists and tuples as they are, a stack of pictures (4-D array) by its rows, else one sample."""
+    """A list of samples: lists and tuples as they are, a stack of images (4-D array) by its rows, else one sample."""
     if isinstance(value, (list, tuple)):
         return list(value)
     if getattr(value, "ndim", 0) == 4:
@@ -18,12 +18,12 @@ def as_list(value: Any) -> list[Any]:
 
 
 def is_nested(images: Sequence[Any]) -> bool:
-    """Whether pictures come grouped, one list per prompt."""
+    """Whether images come grouped, one list per prompt."""
     return any(isinstance(item, (list, tuple)) for item in images)
 
 
 def unique_objects(items: Sequence[Any]) -> tuple[list[Any], list[int]]:
-    """Objects without repetition, by identity: several questions about a picture cost one look at it.
+    """Objects without repetition, by identity: several questions about an image cost one look at it.
 
     Args:
         items: Objects.
@@ -37,34 +37,34 @@ def unique_objects(items: Sequence[Any]) -> tuple[list[Any], list[int]]:
 
 
 def group_images_by_placeholders(images: Any, counts: Sequence[int], image_token: str) -> list[list[Any]]:
-    """Give every prompt its pictures, in order.
+    """Give every prompt its images, in order.
 
     Args:
-        images: `None`, one picture, a flat list, or one list per prompt.
+        images: `None`, one image, a flat list, or one list per prompt.
         counts: Placeholders in each prompt.
         image_token: The placeholder, for messages.
 
     Returns:
-        One list of pictures per prompt.
+        One list of images per prompt.
 
     Raises:
-        ValueError: Pictures and placeholders do not match; the message has both numbers.
+        ValueError: Images and placeholders do not match; the message has both numbers.
     """
     flat = [] if images is None else as_list(images)
-    hint = f"Write one {image_token} per picture; inside a question or other data the literal does not count."
+    hint = f"Write one {image_token} per image; inside a question or other data the literal does not count."
     if is_nested(flat):
         if len(flat) != len(counts):
-            raise ValueError(f"expected one list of pictures per prompt: {len(counts)} prompts, got {len(flat)} lists.")
+            raise ValueError(f"expected one list of images per prompt: {len(counts)} prompts, got {len(flat)} lists.")
         groups = [list(group) for group in flat]
         for index, (group, count) in enumerate(zip(groups, counts, strict=True)):
             if len(group) != count:
                 raise ValueError(
-                    f"prompt {index} has {count} {image_token} placeholders but {len(group)} pictures. {hint}"
+                    f"prompt {index} has {count} {image_token} placeholders but {len(group)} images. {hint}"
                 )
         return groups
     if len(flat) != sum(counts):
         raise ValueError(
-            f"{len(counts)} prompts have {sum(counts)} {image_token} placeholders but {len(flat)} pictures were given. "
+            f"{len(counts)} prompts have {sum(counts)} {image_token} placeholders but {len(flat)} images were given. "
             f"{hint}"
         )
     stops = np.cumsum(counts).tolist()
@@ -72,10 +72,10 @@ def group_images_by_placeholders(images: Any, counts: Sequence[int], image_token
 
 
 def group_images_by_question(images: Any, num_questions: int) -> list[list[Any]]:
-    """Give every question its pictures: grouped lists as they are, one each for a flat list, all to a single question.
+    """Give every question its images: grouped lists as they are, one each for a flat list, all to a single question.
 
     Raises:
-        ValueError: The numbers of pictures and questions do not fit; the message has both.
+        ValueError: The numbers of images and questions do not fit; the message has both.
     """
     if images is None:
         return [[] for _ in range(num_questions)]
@@ -85,11 +85,11 @@ def group_images_by_question(images: Any, num_questions: int) -> list[list[Any]]
     elif num_questions == 1:
         groups = [flat]
     else:
-        groups = [[picture] for picture in flat]
+        groups = [[image] for image in flat]
     if len(groups) != num_questions:
         raise ValueError(
-            f"got {len(groups)} pictures (or lists of them) for {num_questions} questions. Pass one per question, or a "
-            "list of lists for several pictures each."
+            f"got {len(groups)} images (or lists of them) for {num_questions} questions. Pass one per question, or a "
+            "list of lists for several images each."
         )
     return groups
 

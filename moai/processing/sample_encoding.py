@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .control_tokens import ControlTokenGuard
 from .sample_batching import pad_rows
 from .token_offsets import expand_placeholders, locate_tokens
-from .token_roles import BYPASS_ROLE, IMAGE_ROLE, LANGUAGE_ROLE
+from .token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 
 #: Label of positions that carry no loss (the ignore index of `torch.nn.functional.cross_entropy`).
 IGNORE_INDEX = -100
@@ -35,7 +35,7 @@ class SampleEncoder:
 
     Args:
         guard: The tokenizer with its line between prompt and data.
-        image_token: Placeholder of one picture.
+        image_token: Placeholder of one image.
         num_image_tokens: Tokens that one placeholder becomes.
     """
 
@@ -92,7 +92,7 @@ class SampleEncoder:
         target = self.encode_answer(answer, is_mid_line=not self._ends_turn_header(prompt, ids))
         return {
             "input_ids": expanded + target,
-            "mm_token_type_ids": roles + [BYPASS_ROLE] * len(target),
+            "mm_token_type_ids": roles + [NO_ROLE] * len(target),
             "labels": [IGNORE_INDEX] * len(expanded) + target,
         }
 
@@ -182,7 +182,7 @@ class SampleEncoder:
         fill = {
             "input_ids": self.pad_id,
             "attention_mask": 0,
-            "mm_token_type_ids": BYPASS_ROLE,
+            "mm_token_type_ids": NO_ROLE,
             "labels": IGNORE_INDEX,
             "offset_mapping": (0, 0),
         }
@@ -191,10 +191,10 @@ class SampleEncoder:
 
     def too_long(self, index: int, sample: dict[str, list[int]], limit: int, can_cut: bool) -> ValueError:
         """The error for a sample above the limit, with both numbers."""
-        length, pictures = len(sample["input_ids"]), sample["input_ids"].count(self.image_token_id)
+        length, images = len(sample["input_ids"]), sample["input_ids"].count(self.image_token_id)
         advice = "Shorten the question, raise `max_length`, or pass truncation=True to drop its end."
         if not can_cut:
             advice = "Shorten the text or raise `max_length`; only plain `questions` can be truncated."
         return ValueError(
-            f"prompt {index} has {length} tokens ({pictures} of them for pictures), `max_length` is {limit}. {advice}"
+            f"prompt {index} has {length} tokens ({images} of them for images), `max_length` is {limit}. {advice}"
         )

@@ -61,7 +61,7 @@ def locate_replacements(text: str, image_token: str, num_image_tokens: int) -> l
     Args:
         text: A rendered prompt.
         image_token: The placeholder; one broken by a mark is data and does not count.
-        num_image_tokens: How many of them stand for one picture.
+        num_image_tokens: How many of them stand for one image.
 
     Returns:
         Per placeholder `type`, `span` in `text`, `new_span` in the expanded text, `text` and `replacement`.

@@ -21,7 +21,7 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 #: Turn markers of InternLM2 / InternLM-XComposer2 chat: opens a turn, closes a turn.
 CHAT_TOKENS: tuple[str, str] = ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]")
-#: Placeholder of one picture (added token of the released MoAI tokenizer).
+#: Placeholder of one image (added token of the released MoAI tokenizer).
 IMAGE_TOKEN = "<image>"
 
 #: A piece that steers the model rather than spelling text: ``[UNUSED_TOKEN_7]``, ``<|im_start|>``, ``<s>``. A plain
@@ -45,7 +45,7 @@ class InternLM2Tokenizer(SentencePieceBackend):
         eos_token: Ends an answer.
         pad_token: Padding; the release pads with ``</s>`` (id 2) and so do we. Masks come from `attention_mask`,
             never from this id.
-        image_token: Placeholder for one picture. Takes its id from the sentencepiece model if it is a piece of it,
+        image_token: Placeholder for one image. Takes its id from the sentencepiece model if it is a piece of it,
             otherwise the first id after the vocabulary (300 pieces -> id 300). `None` adds none.
         chat_tokens: Turn markers. Those that are pieces of the model become special tokens (skipped by
             `decode(skip_special_tokens=True)`); markers that the model does not know are ignored.

@@ -36,7 +36,7 @@ def train_tokenizer(
         vocab_size: Rows of the embedding table: `len(tokenizer) == vocab_size` exactly, image token included.
         out_dir: Folder that receives `tokenizer.model` and the tokenizer's JSON files; created when missing.
         chat_tokens: Literals that open and close a turn. Reserved right after `<unk>`, `<s>`, `</s>`.
-        image_token: Placeholder literal for one picture. Reserved after the chat tokens.
+        image_token: Placeholder literal for one image. Reserved after the chat tokens.
         user_defined_symbols: Strings that always become one piece of ordinary text (fixed phrases, say). A space
             inside one may be written as a space.
         required_characters: Characters that get a piece of their own even where `texts` lack them; others that are

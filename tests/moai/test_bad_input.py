@@ -219,7 +219,7 @@ def test_long_question_is_answered_when_the_model_can_read_it(pipe):
 
 def test_placeholders_and_pictures_must_match_when_a_prompt_is_given(pipe):
     processor = pipe.processor
-    with pytest.raises(ValueError, match=r"2 <image> placeholders but 1 picture"):
+    with pytest.raises(ValueError, match=r"2 <image> placeholders but 1 image"):
         processor(images=[draw_picture()], text=["<image><image> What?"])
     with pytest.raises(ValueError, match="0 <image> placeholders"):
         processor(images=[draw_picture()], text=["What?"])

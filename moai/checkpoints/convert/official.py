@@ -49,7 +49,7 @@ def convert_official_checkpoint(
         output: Folder to create. It appears only when everything succeeded.
         dtype: Store floating tensors in this dtype; None keeps theirs.
         force: Replace an existing output folder.
-        image_size: Side of pictures in pixels; None takes the source's (490 for the released weights).
+        image_size: Side of images in pixels; None takes the source's (490 for the released weights).
         shard_bytes: Size of a weight file; memory needed is about as much.
         verbalizers: Who looks; None = the published models, by their names on the hub.
         origin: What report and card call the source, for example a hub name; None = its path in the report.

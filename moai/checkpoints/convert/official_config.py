@@ -67,7 +67,7 @@ def build_official_config(
         config: The source's config.json.
         shapes: Shapes of the source's tensors by name.
         tokenizer_image_token_id: The tokenizer's id of ``<image>``; it decides, as in the release.
-        image_size: Side of pictures in pixels; None takes the source's.
+        image_size: Side of images in pixels; None takes the source's.
 
     Returns:
         The configuration and what the key rules need.

@@ -1,4 +1,4 @@
-"""The processor that prepares pictures and prompts as the released code does."""
+"""The processor that prepares images and prompts as the released code does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP's learned position table for another picture size."""
+"""CLIP's learned position table for another image size."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ given: "found" where there are segments, "always" (black where there are none, a
 ``compat`` speaks the release's words, slips included. Paths in a verbalizer's settings (``checkpoint``, ``vocabulary``)
 are taken relative to the folder; ``../name`` is a folder beside it, ``./name`` one inside it (fetched with a checkpoint
 on the hub), and where that is not there the verbalizer is reported as missing, as is one whose backend is unknown here.
-``owner/name`` is fetched from the hub at the first picture. Without the file: the OCR verbalizer where ``rapidocr`` is
+``owner/name`` is fetched from the hub at the first image. Without the file: the OCR verbalizer where ``rapidocr`` is
 installed.
 """
 
@@ -273,17 +273,17 @@ def complete_scenes(
     verbalizers: Sequence[Verbalizer],
     timeout_s: float | None,
 ) -> list[Scene]:
-    """Look at pictures; where a scene is at hand, only for what it lacks.
+    """Look at images; where a scene is at hand, only for what it lacks.
 
     A kind whose finding stands in the scene, be it empty, or which has failed on it, is not looked for again.
 
     Args:
-        items: Pictures, each with the findings at hand or None.
+        items: Images, each with the findings at hand or None.
         verbalizers: Who can look.
-        timeout_s: Seconds per picture after which a verbalizer is given up; None = no limit.
+        timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
 
     Returns:
-        One scene per picture, in order.
+        One scene per image, in order.
     """
     scenes = [scene for _, scene in items]
     blank = [index for index, scene in enumerate(scenes) if scene is None]
@@ -293,11 +293,11 @@ def complete_scenes(
         for index, scene in zip(blank, found, strict=True):
             scenes[index] = scene
     for index in set(range(len(items))) - set(blank):
-        picture, scene = items[index]
+        image, scene = items[index]
         known = {kind for kind, name in SCENE_FIELDS.items() if getattr(scene, name) is not None}
         wanted = [v for v in verbalizers if v.kind not in known | set(scene.findings) | set(scene.failures)]
         if wanted:
-            scenes[index] = parse_scene([picture], wanted, timeout_s, [scene])[0]
+            scenes[index] = parse_scene([image], wanted, timeout_s, [scene])[0]
     return scenes
 
 

@@ -27,7 +27,7 @@ def build_processor_from_backbones(
         vision: Folder or hub name of the vision backbone; its ``preprocessor_config.json`` gives mean and standard
             deviation (CLIP's where there is none).
         text: Folder, hub name or .gguf file of the language model.
-        config: The model's configuration: picture size, patch tokens, id of ``<image>``.
+        config: The model's configuration: image size, patch tokens, id of ``<image>``.
         gguf_file: GGUF file inside ``text``.
 
     Returns:

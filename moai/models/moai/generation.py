@@ -1,4 +1,4 @@
-"""How MoAI generates: pictures and findings are encoded once per call, the mixture runs on the prompt only."""
+"""How MoAI generates: images and findings are encoded once per call, the mixture runs on the prompt only."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class MoAIGenerationMixin:
         if not isinstance(assistant, MoAIGenerationMixin):
             raise ValueError(
                 f"Expected a MoAI as assistant, got the text-only {type(assistant).__name__}: it cannot see the "
-                "picture. Use another MoAI, or prompt_lookup_num_tokens."
+                "image. Use another MoAI, or prompt_lookup_num_tokens."
             )
         ours, theirs = self.config.text_config.hidden_size, assistant.config.text_config.hidden_size
         if ours != theirs:
@@ -97,7 +97,7 @@ class MoAIGenerationMixin:
         if model_kwargs.get("auxiliary_states") is None:
             model_kwargs["auxiliary_states"] = self.get_auxiliary_states(**auxiliary)
         if (features := model_kwargs.pop("image_features", None)) is not None:
-            # In this form they are expanded sample by sample, however many pictures each has.
+            # In this form they are expanded sample by sample, however many images each has.
             model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
         sources = ("auxiliary_states", "mm_encoder_outputs", "pixel_values")
         has_sources = any(model_kwargs.get(name) is not None for name in sources)
@@ -112,10 +112,10 @@ class MoAIGenerationMixin:
     def _bypass_mixture(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], num_cached: int
     ) -> dict[str, Any]:
-        """Continue from a filled cache: pictures and findings are in it, and nothing is mixed."""
+        """Continue from a filled cache: images and findings are in it, and nothing is mixed."""
         if inputs_tensor.dim() == 2 and (inputs_tensor[:, num_cached:] == self.config.image_token_id).any():
             raise ValueError(
-                "Expected no new picture beside a filled cache, whose prompt has been mixed already, got one. Generate "
+                "Expected no new image beside a filled cache, whose prompt has been mixed already, got one. Generate "
                 f"from the whole conversation without `{CACHE_NAME}`."
             )
         for name in (*AUXILIARY_INPUTS, *PREFILL_ONLY, "pixel_values", "mm_encoder_outputs"):

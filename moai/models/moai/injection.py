@@ -90,7 +90,7 @@ class Mixture:
             )
         is_image, is_language = roles == IMAGE_ROLE, roles == LANGUAGE_ROLE
         if auxiliary_states is None:
-            # A sample with neither picture nor findings is plain text, alone or in a batch: the plain decoder's.
+            # A sample with neither image nor findings is plain text, alone or in a batch: the plain decoder's.
             is_language = is_language & is_image.any(dim=1, keepdim=True)
         image, language = TokenStream.from_roles(is_image), TokenStream.from_roles(is_language)
         if image.positions.shape[1] == 0 and language.positions.shape[1] == 0:

@@ -328,7 +328,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        # The placeholder is a slot for pictures, never a word to say.
+        # The placeholder is a slot for images, never a word to say.
         placeholder = logits.new_full((1,), self.config.image_token_id, dtype=torch.long)
         logits = logits.index_fill(-1, placeholder, torch.finfo(logits.dtype).min)  # in place, sharded heads refuse
         loss = None

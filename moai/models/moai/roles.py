@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import Cache
 
-from ...processing.token_roles import BYPASS_ROLE, IMAGE_ROLE, LANGUAGE_ROLE
+from ...processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 
 
 def infer_roles(
@@ -30,11 +30,11 @@ def infer_roles(
     if labels is not None:
         is_prompt = is_prompt & ((labels != -100).cumsum(dim=1) == 0)
     is_image = input_ids == image_token_id
-    return torch.where(is_prompt, torch.where(is_image, IMAGE_ROLE, LANGUAGE_ROLE), BYPASS_ROLE)
+    return torch.where(is_prompt, torch.where(is_image, IMAGE_ROLE, LANGUAGE_ROLE), NO_ROLE)
 
 
 def read_placeholders(inputs_embeds: torch.Tensor, embedding: torch.nn.Module, image_token_id: int) -> torch.Tensor:
-    """Read ids off embeddings, as far as pictures need them.
+    """Read ids off embeddings, as far as images need them.
 
     Args:
         inputs_embeds: ``(B, L, D)``.
@@ -55,7 +55,7 @@ def resolve_roles(
     labels: torch.Tensor | None,
     image_token_id: int,
 ) -> torch.Tensor:
-    """Infer the roles for a caller who gave pictures or findings to mix, but no roles.
+    """Infer the roles for a caller who gave images or findings to mix, but no roles.
 
     Args:
         input_ids: ``(B, L)`` or None.
@@ -74,7 +74,7 @@ def resolve_roles(
     if isinstance(num_cached, torch.Tensor) and torch.compiler.is_compiling():
         reason = "beside a static cache in a traced graph"
     elif num_cached > 0:
-        reason = "beside a filled cache and new pictures or findings"
+        reason = "beside a filled cache and new images or findings"
     elif input_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
         reason = "with `inputs_embeds` or a 4D mask"
     else:

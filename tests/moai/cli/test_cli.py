@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, folder):
-    """A folder with two pictures and findings for them; commands run inside it."""
+    """A folder with two images and findings for them; commands run inside it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MOAI_MODEL", str(folder))
     for seed, name in enumerate(("a.png", "b.png")):
@@ -83,8 +83,8 @@ def test_show_saves_an_overlay_when_asked(workplace):
     for index, name in enumerate(("a", "b")):
         path = workplace / f"{index + 1}_{name}_overlay.png"
         assert path.name in result.output
-        overlay, picture = Image.open(path), Image.open(workplace / f"{name}.png")
-        assert overlay.size == picture.size and overlay.tobytes() != picture.convert("RGB").tobytes()
+        overlay, image = Image.open(path), Image.open(workplace / f"{name}.png")
+        assert overlay.size == image.size and overlay.tobytes() != image.convert("RGB").tobytes()
 
 
 def test_overlay_goes_where_it_is_told_when_a_path_is_given(workplace):
@@ -96,9 +96,9 @@ def test_overlay_goes_where_it_is_told_when_a_path_is_given(workplace):
 def test_overlay_never_replaces_its_picture_when_named_alike(workplace):
     before = (workplace / "a.png").read_bytes()
     result = ask("a.png", "What is it?", "--overlay", "a.png")
-    assert result.exit_code == 1 and "replace the picture" in result.stderr
+    assert result.exit_code == 1 and "replace the image" in result.stderr
     assert (workplace / "a.png").read_bytes() == before
-    with pytest.raises(ValueError, match="replace the picture"):
+    with pytest.raises(ValueError, match="replace the image"):
         choose_overlay_path("a.png", workplace / "a.png", 0, 1)
 
 
@@ -114,12 +114,12 @@ def test_ask_answers_the_others_when_one_picture_is_bad(workplace):
 
 @pytest.fixture
 def knows_drawings(workplace, folder, monkeypatch):
-    """A checkpoint that says which pictures it knows, and what is told about it."""
+    """A checkpoint that says which images it knows, and what is told about it."""
     shutil.copytree(folder, workplace / "drawings")
     config = json.loads((folder / "config.json").read_text())
     (workplace / "drawings" / "config.json").write_text(json.dumps(config | {"domain": "drawings\x1b[31m"}))
     monkeypatch.setenv("MOAI_MODEL", "drawings")
-    return "drawings knows drawings\ufffd[31m only: its answers about other pictures are guesses"
+    return "drawings knows drawings\ufffd[31m only: its answers about other images are guesses"
 
 
 @pytest.mark.parametrize("options", [(), ("--json",), ("--batch-size", 1)])
@@ -164,7 +164,7 @@ def test_bundled_checkpoint_knows_scenes_when_its_configuration_is_read(repo_roo
         (["a.png", "What?", "--scene", "a.png"], 1, "is no scene"),
         (["a.png", "What?", "--routing", "0.5,0.5"], 1, "three weights"),
         (["a.png", "What?", "--routing", "magic"], 1, "magic"),
-        (["a.png", "b.png", "What?", "--scene", "scene.json"], 1, "one --scene per picture"),
+        (["a.png", "b.png", "What?", "--scene", "scene.json"], 1, "one --scene per image"),
         (["a.png", "What?", "--questions", "q.jsonl"], 2, "got both"),
         (["--questions", "nowhere.jsonl"], 1, "nowhere.jsonl"),
     ],
@@ -335,7 +335,7 @@ def test_version_is_the_distributions_when_printed():
 def test_module_runs_as_a_command_when_called_with_python(repo_root):
     command = [sys.executable, "-m", "moai", "ask", "nowhere.png"]
     result = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 2 and re.match("error: expected one or more pictures", result.stderr)
+    assert result.returncode == 2 and re.match("error: expected one or more images", result.stderr)
 
 
 def test_printable_text_cannot_steer_a_terminal_when_it_holds_escapes():

@@ -26,12 +26,12 @@ def run(*arguments):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A folder of two pictures and a damaged one, in the working directory."""
+    """A folder of two images and a damaged one, in the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for seed, name in enumerate(("a.png", "b.png")):
         draw_picture(seed).save(tmp_path / "photos" / name)
-    (tmp_path / "photos" / "damaged.jpg").write_bytes(b"no picture at all")
+    (tmp_path / "photos" / "damaged.jpg").write_bytes(b"no image at all")
     return tmp_path / "photos"
 
 
@@ -39,10 +39,10 @@ def test_folder_becomes_a_cache_when_out_is_given(photos):
     result = run("photos", "--out", "cache", *FAKES)
     cache = VerbalizationCache("cache")
     assert result.exit_code == 3 and result.stdout.strip() == str(cache.folder)
-    assert "3 pictures: 2 verbalized, 1 unreadable" in result.stderr and "errors.jsonl" in result.stderr
+    assert "3 images: 2 verbalized, 1 unreadable" in result.stderr and "errors.jsonl" in result.stderr
     assert [entry.path for entry in cache] == ["a.png", "b.png"]
     (error,) = cache.errors()
-    assert error["path"] == "damaged.jpg" and "expected a picture" in error["reason"]
+    assert error["path"] == "damaged.jpg" and "expected an image" in error["reason"]
 
 
 def test_report_is_json_and_nothing_is_done_twice_when_run_again(photos):
@@ -70,9 +70,9 @@ def test_command_says_what_is_missing_when_it_cannot_begin(photos):
     for arguments, message in (
         (["photos"], "expected --out DIR"),
         (["photos", "--out", "cache", "--verbalizers", "none"], "expected at least one verbalizer"),
-        (["empty", "--out", "cache", *FAKES], "expected pictures in empty, got none"),
+        (["empty", "--out", "cache", *FAKES], "expected images in empty, got none"),
         (["photos", "--out", "cache", *FAKES, "--engine", "abacus"], "must be one of ('local', 'ray')"),
-        (["photos", "--out", "cache", *FAKES, "--show"], "--show and --overlay with pictures only"),
+        (["photos", "--out", "cache", *FAKES, "--show"], "--show and --overlay with images only"),
         (["absent.jsonl", "--out", "cache", *FAKES], "does not exist"),
         (["photos", "--out", photos / "a.png", *FAKES], "got the file"),
     ):

@@ -42,7 +42,7 @@ def any_processor(request: pytest.FixtureRequest, processor: MoAIProcessor) -> M
 
 
 def llava_rows() -> list[dict]:
-    """Three turns, one turn, and one without a picture."""
+    """Three turns, one turn, and one without an image."""
     talk = [("<image>\nHow many dogs?", ANSWERS[0]), ("Where is the cat?", ANSWERS[1])]
     turns = [{"from": who, "value": text} for pair in talk for who, text in zip(("human", "gpt"), pair, strict=True)]
     single = [{"from": "human", "value": "What is written?\n<image>"}, {"from": "gpt", "value": ANSWERS[2]}]
@@ -55,7 +55,7 @@ def llava_rows() -> list[dict]:
 
 
 def write_rows(folder: Path, rows: list, name: str = "train.jsonl") -> Path:
-    """Rows and four pictures on disk; a row that is text is written as it is."""
+    """Rows and four images on disk; a row that is text is written as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(4):
         draw_picture(index, 30 + index, 40).save(folder / f"{index}.png")
@@ -179,7 +179,7 @@ def bad_rows() -> list[tuple[object, str]]:
         (good | {"image": "absent.png"}, "absent.png"),
         (good | {"image": "broken.png"}, "broken.png"),
         (good | {"image": 7}, "path of a picture"),
-        (good | {"image": ["0.png", "1.png"]}, "2 pictures and 1 mentions"),
+        (good | {"image": ["0.png", "1.png"]}, "2 images and 1 mentions"),
         (good | {"conversations": [ask]}, "at least one answer"),
         (good | {"conversations": [reply, ask]}, "user first"),
         (good | {"conversations": [ask, reply | {"value": "  "}]}, "expected words from the assistant"),
@@ -193,7 +193,7 @@ def test_bad_row_is_named_and_skipped_when_the_limit_allows(
     tmp_path: Path, processor: MoAIProcessor, row: object, reason: str
 ) -> None:
     path = write_rows(tmp_path, [llava_rows()[1], row, llava_rows()[2]])
-    (tmp_path / "broken.png").write_bytes(b"no picture at all")
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
     dataset = build(path, processor, max_bad_rows=1)
     assert [sample.answer for sample in dataset] == ["STOP", "yes"]
     (problem,) = dataset.report.problems

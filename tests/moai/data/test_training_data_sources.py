@@ -36,9 +36,9 @@ def messages(answer: str, num_pictures: int = 1) -> list[dict]:
 
 
 def build_table() -> Dataset:
-    """TRL's shape; row 1 shows two pictures, row 2 none."""
-    pictures = [[draw_picture(0)], [draw_picture(1), draw_picture(2, 30, 90)], []]
-    rows = {"images": pictures, "messages": [messages(f"answer {len(each)}", len(each)) for each in pictures]}
+    """TRL's shape; row 1 shows two images, row 2 none."""
+    images = [[draw_picture(0)], [draw_picture(1), draw_picture(2, 30, 90)], []]
+    rows = {"images": images, "messages": [messages(f"answer {len(each)}", len(each)) for each in images]}
     return Dataset.from_dict(rows).cast_column("images", List(Image()))
 
 
@@ -58,8 +58,8 @@ def write_table(folder: Path, form: str) -> Path:
         (folder / "table").mkdir()
         table.to_parquet(folder / "table" / "part-0.parquet")
         return folder / "table"
-    for index, picture in enumerate([draw_picture(0), draw_picture(1), draw_picture(2, 30, 90)]):
-        picture.save(folder / f"{index}.png")
+    for index, image in enumerate([draw_picture(0), draw_picture(1), draw_picture(2, 30, 90)]):
+        image.save(folder / f"{index}.png")
     paths = [["0.png"], ["1.png", "2.png"], []]
     lines = [{"images": each, "messages": row["messages"]} for each, row in zip(paths, build_table(), strict=True)]
     (folder / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -98,13 +98,13 @@ def test_row_is_refused_when_it_has_more_pictures_than_allowed(tmp_path: Path, p
     settings = DataSettings(sources=str(path), verbalizations="none", max_images=1, max_bad_rows=1)
     report = build_training_dataset(settings, processor).report
     assert [str(problem) for problem in report.problems] == [
-        "table.jsonl:2: expected at most 1 pictures (`max_images`), got 2"
+        "table.jsonl:2: expected at most 1 images (`max_images`), got 2"
     ]
 
 
 @pytest.fixture
 def half_cached(tmp_path: Path) -> tuple[Path, Path]:
-    """Three rows of one picture each, two of them verbalized."""
+    """Three rows of one image each, two of them verbalized."""
     rows = []
     for index in range(3):
         draw_picture(index).save(tmp_path / f"{index}.png")
@@ -118,7 +118,7 @@ def test_missing_verbalizations_are_listed_when_they_are_an_error(
     half_cached: tuple[Path, Path], processor: MoAIProcessor
 ) -> None:
     path, cache = half_cached
-    with pytest.raises(ValueError, match=r"1 pictures are not in the cache(.|\n)*all\.jsonl:2: 1\.png(.|\n)*moai verb"):
+    with pytest.raises(ValueError, match=r"1 images are not in the cache(.|\n)*all\.jsonl:2: 1\.png(.|\n)*moai verb"):
         build_training_dataset(DataSettings(sources=str(path), cache=cache), processor)
     late = build_training_dataset(DataSettings(sources=str(path), cache=cache, check_pictures="path"), processor)
     assert late[0].answer == "answer 0"

@@ -165,7 +165,7 @@ def test_decoding_step_compiles_into_one_graph_when_asked(plora_rank: int) -> No
         expected = model(**step, cache=model(**inputs, use_cache=True).cache).logits
         cache = model(**inputs, use_cache=True).cache
         assert torch.allclose(words(compiled(**step, cache=cache).logits), words(expected), atol=1e-5)
-        # and the eager model works as before, pictures included
+        # and the eager model works as before, images included
         again = model(**step, cache=model(**inputs, use_cache=True).cache).logits
     assert torch.equal(again, expected)
     torch._dynamo.reset()

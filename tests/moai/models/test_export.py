@@ -148,4 +148,4 @@ def test_words_alone_wait_for_the_device_as_rarely_as_the_plain_decoder(num_toke
     assert counts[1] <= counts[0] and counts[2] <= counts[0]
     with torch.no_grad(), HostReads() as reads:
         model(**build_tiny_inputs(model.config))
-    assert reads.count > counts[0]  # a picture's prompt does ask: the counter sees it
+    assert reads.count > counts[0]  # an image's prompt does ask: the counter sees it

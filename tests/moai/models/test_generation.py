@@ -131,7 +131,7 @@ def test_pictures_and_findings_are_encoded_once_when_generating(options: dict) -
     num_samples = inputs["input_ids"].shape[0]
     calls = Calls(model)
     model.generate(**inputs, **GREEDY | options)
-    # The pictures once, the panoptic maps once, the compressor once; none of them per beam.
+    # The images once, the panoptic maps once, the compressor once; none of them per beam.
     assert calls.counts["vision_tower"] == 2 and calls.counts["compressor"] == 1
     assert calls.rows["vision_tower"] == num_samples and calls.rows["compressor"] == num_samples
     assert calls.counts["language_model"] > 1
@@ -358,7 +358,7 @@ def test_generate_continues_where_it_stopped_when_given_its_cache(kind: str, rep
     )
     num_new = half.sequences.shape[1] - inputs["input_ids"].shape[1]
     mask = torch.cat([inputs["attention_mask"], torch.ones(3, num_new, dtype=torch.long)], dim=1)
-    # Pictures and findings are in the cache; giving them again must not hurt, as chat loops do.
+    # Images and findings are in the cache; giving them again must not hurt, as chat loops do.
     again = {name: value for name, value in inputs.items() if name not in TOKEN_KEYS} if repeats_inputs else {}
     rest = model.generate(
         input_ids=half.sequences,

@@ -147,7 +147,7 @@ def test_plain_text_goes_through_the_plain_decoder_when_there_is_nothing_to_mix(
     hidden = model.model.language_model(ids).last_hidden_state
     with torch.no_grad():
         assert torch.equal(real_word_logits(model(ids).logits), real_word_logits(model.lm_head(hidden)))
-        # and in a batch with a picture beside it
+        # and in a batch with an image beside it
         inputs = build_tiny_inputs(model.config, (5, 3), has_map=False)
         inputs = {name: value for name, value in inputs.items() if not name.startswith("auxiliary")}
         alone = model(**inputs).logits
@@ -197,7 +197,7 @@ def test_inputs_embeds_equal_input_ids_when_roles_are_given() -> None:
         assert torch.equal(model(**inputs, inputs_embeds=embeds).logits, expected)
         del inputs["mm_token_type_ids"]  # placeholders can be read off their embedding
         assert torch.equal(model(**inputs, inputs_embeds=embeds).logits, expected)
-        del inputs["pixel_values"]  # what is picture and what is word cannot
+        del inputs["pixel_values"]  # what is image and what is word cannot
         with pytest.raises(ValueError, match="mm_token_type_ids"):
             model(**inputs, inputs_embeds=embeds)
 

@@ -353,8 +353,8 @@ def test_steps_are_told_when_generation_returns_a_dictionary(family: str, num_be
 
 
 def ask(words: str, num_pictures: int = 1) -> list[dict[str, Any]]:
-    pictures = [{"type": "image", "image": RED}] * num_pictures
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": words}]}]
+    images = [{"type": "image", "image": RED}] * num_pictures
+    return [{"role": "user", "content": [*images, {"type": "text", "text": words}]}]
 
 
 def test_batch_has_the_declared_names_when_everything_is_given(processor: MoAIProcessor) -> None:
@@ -393,7 +393,7 @@ def test_processor_speaks_as_its_parts_when_each_is_asked(processor: MoAIProcess
     ids = [processor.tokenizer(text)["input_ids"] for text in words]
     assert processor.batch_decode(ids) == processor.tokenizer.batch_decode(ids)
     assert processor.decode(ids[0]) == processor.tokenizer.decode(ids[0])
-    pictures = processor.image_processor(RED, return_tensors="pt")["pixel_values"]
-    assert torch.equal(processor(images=RED, questions="a")["pixel_values"], pictures)
-    with pytest.raises(ValueError, match="image"):  # a placeholder without its picture
+    images = processor.image_processor(RED, return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(images=RED, questions="a")["pixel_values"], images)
+    with pytest.raises(ValueError, match="image"):  # a placeholder without its image
         processor(text=f"{processor.image_token} a")

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 
 def read_brightness(image: np.ndarray):
-    """Another word for every picture, so that findings handed to the wrong picture are noticed."""
+    """Another word for every image, so that findings handed to the wrong image are noticed."""
     return build_text_lines(f"SIGN {int(image.astype(np.int64).sum()) % 9973}")
 
 
@@ -57,10 +57,10 @@ def test_pipeline_answers_one_output_when_asked_one_question(pipe):
 
 
 def test_pipeline_list_equals_singles_when_scenes_and_lengths_differ(pipe):
-    pictures = [draw_picture(seed) for seed in range(3)]
+    images = [draw_picture(seed) for seed in range(3)]
     scenes = [None, build_scene(), None]
-    together = pipe(pictures, QUESTIONS, scenes, output_routing=True, **FAST)
-    alone = [pipe(p, q, s, output_routing=True, **FAST) for p, q, s in zip(pictures, QUESTIONS, scenes, strict=True)]
+    together = pipe(images, QUESTIONS, scenes, output_routing=True, **FAST)
+    alone = [pipe(p, q, s, output_routing=True, **FAST) for p, q, s in zip(images, QUESTIONS, scenes, strict=True)]
     assert [fields_of(output) for output in together] == [fields_of(output) for output in alone]
     assert len({output.answer for output in together}) > 1
     for one, other in zip(together, alone, strict=True):
@@ -70,8 +70,8 @@ def test_pipeline_list_equals_singles_when_scenes_and_lengths_differ(pipe):
 
 
 def test_pipeline_gives_the_same_answers_when_the_batch_is_smaller(pipe):
-    pictures = [draw_picture(seed) for seed in range(3)]
-    large, small = (pipe(pictures, QUESTIONS, batch_size=size, **FAST) for size in (3, 2))
+    images = [draw_picture(seed) for seed in range(3)]
+    large, small = (pipe(images, QUESTIONS, batch_size=size, **FAST) for size in (3, 2))
     assert [fields_of(output) for output in large] == [fields_of(output) for output in small]
 
 
@@ -99,17 +99,17 @@ def test_pipeline_looks_once_when_a_path_is_repeated(pipe, reader, tmp_path):
 
 
 def test_pipeline_does_not_look_when_scenes_are_given(pipe, reader):
-    picture = draw_picture()
-    scene = pipe.verbalize(picture)
+    image = draw_picture()
+    scene = pipe.verbalize(image)
     assert reader.num_pictures == 1
-    again = [pipe(picture, question, scene, **FAST) for question in QUESTIONS]
+    again = [pipe(image, question, scene, **FAST) for question in QUESTIONS]
     assert reader.num_pictures == 1
     assert all(output.scene is scene for output in again)
 
 
 def test_pipeline_keeps_two_scenes_apart_when_the_picture_is_the_same(pipe):
-    picture, scenes = draw_picture(), [build_scene(word="STOP"), build_scene(word="OPEN")]
-    outputs = pipe([picture, picture], "What is it?", scenes, **FAST)
+    image, scenes = draw_picture(), [build_scene(word="STOP"), build_scene(word="OPEN")]
+    outputs = pipe([image, image], "What is it?", scenes, **FAST)
     assert [output.scene.text_lines.texts for output in outputs] == [("STOP",), ("OPEN",)]
 
 
@@ -159,33 +159,33 @@ def test_pipeline_keeps_other_findings_when_one_picture_breaks_a_verbalizer(fold
 
 
 def test_pipeline_error_names_the_picture_and_keeps_answers_when_one_is_bad(pipe, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    pictures = [draw_picture(0), draw_picture(1), tmp_path / "broken.png", draw_picture(2)]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = [draw_picture(0), draw_picture(1), tmp_path / "broken.png", draw_picture(2)]
     with pytest.raises(PipelineError, match=r"item 2 \(.*broken\.png\)") as caught:
-        pipe(pictures, "What is it?", batch_size=2, **FAST)
+        pipe(images, "What is it?", batch_size=2, **FAST)
     assert caught.value.index == 2
     assert [output.answer for output in caught.value.outputs] == [
-        output.answer for output in pipe(pictures[:2], "What is it?", **FAST)
+        output.answer for output in pipe(images[:2], "What is it?", **FAST)
     ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_pipeline_keeps_the_others_when_bad_ones_are_skipped(pipe, tmp_path, batch_size):
     (tmp_path / "broken.png").write_bytes(b"")
-    pictures = [draw_picture(0), tmp_path / "broken.png", draw_picture(2), draw_picture(3)]
+    images = [draw_picture(0), tmp_path / "broken.png", draw_picture(2), draw_picture(3)]
     questions = ["What is it?", "What is it?", "  ", "Where is the cat?"]
-    outputs = pipe(pictures, questions, on_error="skip", batch_size=batch_size, **FAST)
+    outputs = pipe(images, questions, on_error="skip", batch_size=batch_size, **FAST)
     assert [output.error is None for output in outputs] == [True, False, False, True]
     assert "broken.png" in outputs[1].error and "item 2" in outputs[2].error
-    good = [pipe(pictures[i], questions[i], **FAST).answer for i in (0, 3)]
+    good = [pipe(images[i], questions[i], **FAST).answer for i in (0, 3)]
     assert [outputs[0].answer, outputs[3].answer] == good
 
 
 def test_stream_pieces_join_to_the_answer_when_read_to_the_end(pipe):
-    picture = draw_picture()
-    stream = pipe.stream(picture, "What is it?", **FAST)
+    image = draw_picture()
+    stream = pipe.stream(image, "What is it?", **FAST)
     pieces = list(stream)
-    assert "".join(pieces).strip() == stream.output.answer == pipe(picture, "What is it?", **FAST).answer
+    assert "".join(pieces).strip() == stream.output.answer == pipe(image, "What is it?", **FAST).answer
 
 
 def test_stream_raises_in_the_reader_when_the_question_is_empty(pipe):
@@ -234,19 +234,19 @@ def test_routing_shares_sum_to_one_when_asked_for(pipe):
 
 
 def test_routing_weights_go_to_their_question_when_given_per_question(pipe):
-    picture, num_layers = draw_picture(), len(pipe.model.config.mixer_config.layers)
+    image, num_layers = draw_picture(), len(pipe.model.config.mixer_config.layers)
     weights = torch.eye(3)[:, None, None].expand(3, num_layers, 2, 3)
-    outputs = pipe(picture, QUESTIONS, routing=weights, output_routing=True, batch_size=2, **FAST)
+    outputs = pipe(image, QUESTIONS, routing=weights, output_routing=True, batch_size=2, **FAST)
     for index, output in enumerate(outputs):
         assert torch.equal(output.routing[0].image[0], torch.eye(3)[index])
     with pytest.raises(ValueError, match="each of the 3 questions"):
-        pipe(picture, QUESTIONS, routing=weights[:2], **FAST)
+        pipe(image, QUESTIONS, routing=weights[:2], **FAST)
 
 
 def test_routing_rows_are_their_samples_when_searching_with_beams(pipe):
-    pictures = [draw_picture(seed) for seed in range(2)]
-    beams = pipe(pictures, QUESTIONS[:2], output_routing=True, num_beams=3, **FAST)
-    greedy = pipe(pictures, QUESTIONS[:2], output_routing=True, **FAST)
+    images = [draw_picture(seed) for seed in range(2)]
+    beams = pipe(images, QUESTIONS[:2], output_routing=True, num_beams=3, **FAST)
+    greedy = pipe(images, QUESTIONS[:2], output_routing=True, **FAST)
     for one, other in zip(beams, greedy, strict=True):
         torch.testing.assert_close(one.routing[0].language, other.routing[0].language, atol=1e-5, rtol=1e-4)
 
@@ -257,8 +257,8 @@ def test_pipeline_restores_itself_when_saved(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "copy")
     copy = MoAIPipeline.from_pretrained(tmp_path / "copy")
     assert copy.verbalizers == [] and copy.settings.map == "always" and copy.settings.kinds == ("ocr",)
-    picture, scene = draw_picture(), build_scene()
-    assert copy(picture, "What is it?", scene, **FAST).answer == pipe(picture, "What is it?", scene, **FAST).answer
+    image, scene = draw_picture(), build_scene()
+    assert copy(image, "What is it?", scene, **FAST).answer == pipe(image, "What is it?", scene, **FAST).answer
 
 
 def test_map_settings_decide_what_the_model_sees_when_there_are_segments(pipe, monkeypatch):
@@ -278,8 +278,8 @@ def test_map_settings_decide_what_the_model_sees_when_there_are_segments(pipe, m
     ("images", "questions", "scenes", "message"),
     [
         ([], "What?", None, "got 0 and 1"),
-        (["a", "b"], ["x", "y", "z"], None, "got 2 pictures and 3 questions"),
-        (["a", "b"], "x", [None], "one scene per picture"),
+        (["a", "b"], ["x", "y", "z"], None, "got 2 images and 3 questions"),
+        (["a", "b"], "x", [None], "one scene per image"),
     ],
 )
 def test_pipeline_names_both_counts_when_they_do_not_fit(pipe, images, questions, scenes, message):

@@ -1,4 +1,4 @@
-"""Every kind of picture a user may hand over: the right RGB pixels, or an error that says what to do."""
+"""Every kind of image a user may hand over: the right RGB pixels, or an error that says what to do."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["path", "str", "bytes", "bytearray", "file", "pil", "array"])
 def test_load_image_gives_same_pixels_when_source_kind_differs(tmp_path: pathlib.Path, kind: str) -> None:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(encode(Image.fromarray(GRADIENT)))
     sources = {
         "path": path,
@@ -39,15 +39,15 @@ def test_load_image_gives_same_pixels_when_source_kind_differs(tmp_path: pathlib
         "pil": Image.open(path),
         "array": GRADIENT,
     }
-    picture = load_image(sources[kind])
-    assert picture.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(picture), GRADIENT)
+    image = load_image(sources[kind])
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), GRADIENT)
 
 
 def test_load_image_returns_copy_when_given_rgb_picture() -> None:
     source = Image.fromarray(GRADIENT)
-    picture = load_image(source)
-    picture.putpixel((0, 0), (255, 255, 255))
+    image = load_image(source)
+    image.putpixel((0, 0), (255, 255, 255))
     np.testing.assert_array_equal(np.asarray(source), GRADIENT)
 
 
@@ -147,8 +147,8 @@ def test_load_image_does_not_wait_when_path_is_pipe(tmp_path: pathlib.Path) -> N
 
 
 def test_load_image_gives_one_pixel_when_picture_is_1x1() -> None:
-    picture = load_image(encode(Image.new("RGB", (1, 1), (9, 8, 7))))
-    assert picture.size == (1, 1) and picture.getpixel((0, 0)) == (9, 8, 7)
+    image = load_image(encode(Image.new("RGB", (1, 1), (9, 8, 7))))
+    assert image.size == (1, 1) and image.getpixel((0, 0)) == (9, 8, 7)
 
 
 @pytest.mark.parametrize(("side", "pixels"), [(30_000, 900_000_000), (9_000, 81_000_000)])
@@ -165,8 +165,8 @@ def test_load_image_refuses_before_decoding_when_header_is_huge(
 
 @pytest.mark.parametrize("source", ["bytes", "pil", "array"])
 def test_load_image_applies_bound_when_max_pixels_is_given(source: str) -> None:
-    picture = Image.fromarray(GRADIENT)
-    item = {"bytes": encode(picture), "pil": picture, "array": GRADIENT}[source]
+    image = Image.fromarray(GRADIENT)
+    item = {"bytes": encode(image), "pil": image, "array": GRADIENT}[source]
     assert load_image(item, max_pixels=30).size == (5, 6)
     with pytest.raises(ImageLoadError, match="at most 29 pixels.*5x6 = 30"):
         load_image(item, max_pixels=29)
@@ -174,7 +174,7 @@ def test_load_image_applies_bound_when_max_pixels_is_given(source: str) -> None:
 
 def test_load_image_applies_bound_when_max_bytes_is_given(tmp_path: pathlib.Path) -> None:
     data = encode(Image.fromarray(GRADIENT))
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     for source in (path, data, io.BytesIO(data)):
         with pytest.raises(ImageLoadError, match=f"at most {len(data) - 1} bytes"):
@@ -194,21 +194,21 @@ def test_load_image_converts_when_jpeg_is_cmyk() -> None:
 def test_load_image_scales_when_values_have_16_bits(mode: str) -> None:
     values = np.array([[0, 257, 32896], [65535, 128, 129]])
     dtype = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
-    picture = Image.frombytes(mode, (3, 2), values.astype(dtype).tobytes())
+    image = Image.frombytes(mode, (3, 2), values.astype(dtype).tobytes())
     expected = np.array([[0, 1, 128], [255, 0, 1]])  # rounded value / 257
-    np.testing.assert_array_equal(np.asarray(load_image(picture))[..., 1], expected)
+    np.testing.assert_array_equal(np.asarray(load_image(image))[..., 1], expected)
 
 
 def test_load_image_scales_when_png_file_has_16_bits() -> None:
     values = np.array([[0, 65535], [257 * 7, 257 * 200]], np.uint16)
-    picture = load_image(encode(Image.fromarray(values)))
-    np.testing.assert_array_equal(np.asarray(picture)[..., 0], [[0, 255], [7, 200]])
+    image = load_image(encode(Image.fromarray(values)))
+    np.testing.assert_array_equal(np.asarray(image)[..., 0], [[0, 255], [7, 200]])
 
 
 def test_load_image_keeps_values_when_integers_fit_8_bits() -> None:
-    picture = Image.fromarray(np.array([[0, 255], [7, 200]], np.int32))
-    assert picture.mode == "I"
-    np.testing.assert_array_equal(np.asarray(load_image(picture))[..., 2], [[0, 255], [7, 200]])
+    image = Image.fromarray(np.array([[0, 255], [7, 200]], np.int32))
+    assert image.mode == "I"
+    np.testing.assert_array_equal(np.asarray(load_image(image))[..., 2], [[0, 255], [7, 200]])
 
 
 @pytest.mark.parametrize("values", [[[-1, 5]], [[0, 70_000]]])
@@ -238,10 +238,10 @@ def test_load_image_lays_on_white_when_picture_has_alpha(mode: str) -> None:
 
 
 def test_load_image_lays_on_white_when_palette_has_transparent_entry() -> None:
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([10, 20, 30, 40, 50, 60])
-    picture.putpixel((1, 0), 1)
-    data = encode(picture, transparency=0)
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    data = encode(image, transparency=0)
     assert Image.open(io.BytesIO(data)).mode == "P"
     np.testing.assert_array_equal(np.asarray(load_image(data))[0], [[255, 255, 255], [40, 50, 60]])
 
@@ -279,8 +279,8 @@ def test_load_image_turns_upright_when_exif_says_rotated(orientation: int) -> No
     }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = load_image(encode(Image.fromarray(GRADIENT), exif=exif))
-    np.testing.assert_array_equal(np.asarray(picture), turns[orientation](GRADIENT))
+    image = load_image(encode(Image.fromarray(GRADIENT), exif=exif))
+    np.testing.assert_array_equal(np.asarray(image), turns[orientation](GRADIENT))
 
 
 # ---------------------------------------------------------------- arrays

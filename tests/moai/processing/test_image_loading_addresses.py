@@ -23,10 +23,10 @@ from moai.processing.image_loading import ImageLoadError, is_url, load_image
         ("file:///etc/passwd", True),
         ("ftp://a/b", True),
         ("data:image/png;base64,AA", True),
-        ("picture.png", False),
-        ("/tmp/http/picture.png", False),
-        ("C:\\pictures\\a.png", False),
-        ("dir:name/picture.png", False),
+        ("image.png", False),
+        ("/tmp/http/image.png", False),
+        ("C:\\images\\a.png", False),
+        ("dir:name/image.png", False),
         (pathlib.Path("a.png"), False),
         (b"http://a", False),
     ],
@@ -73,7 +73,7 @@ def test_load_image_refuses_address_when_not_allowed(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("socket.create_connection", refuse)
     with pytest.raises(ImageLoadError, match="allow_urls=True"):
-        load_image("http://127.0.0.1:9/picture.png")
+        load_image("http://127.0.0.1:9/image.png")
 
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://host/a.png", "gopher://host/a"])

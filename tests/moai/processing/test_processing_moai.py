@@ -1,4 +1,4 @@
-"""The processor against the released inputs; the layout of its batches; pictures and placeholders; saving."""
+"""The processor against the released inputs; the layout of its batches; images and placeholders; saving."""
 
 import copy
 import json
@@ -220,10 +220,10 @@ def test_auxiliary_map_is_nearly_black_when_released_scale_is_set(processor: MoA
 
 def test_pictures_are_resized_with_pillow_when_size_differs(processor: MoAIProcessor) -> None:
     """As the released evaluation: bilinear, to the square (here a rectangle), aspect ratio not kept."""
-    picture = np.random.default_rng(0).integers(0, 255, (50, 31, 3), dtype=np.uint8)
-    expected = np.asarray(Image.fromarray(picture).resize((42, 28), Image.Resampling.BILINEAR), np.float32) / 255
+    image = np.random.default_rng(0).integers(0, 255, (50, 31, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((42, 28), Image.Resampling.BILINEAR), np.float32) / 255
     mean, std = (np.array(v) for v in (processor.image_processor.image_mean, processor.image_processor.image_std))
-    values = processor(images=picture)["pixel_values"][0].permute(1, 2, 0).numpy()
+    values = processor(images=image)["pixel_values"][0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(values, (expected - mean) / std, atol=1e-5)
 
 
@@ -232,7 +232,7 @@ def test_pictures_of_any_mode_are_accepted_when_given(processor: MoAIProcessor, 
     assert processor(images=Image.new(mode, (5, 4)), questions="dogs?")["pixel_values"].shape == (1, 3, 28, 42)
 
 
-# ---------------------------------------------------------------- pictures and placeholders
+# ---------------------------------------------------------------- images and placeholders
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_processor_names_both_numbers_when_pictures_and_placeholders_differ(
 def test_processor_names_both_numbers_when_pictures_and_questions_differ(
     processor: MoAIProcessor, questions: list[str]
 ) -> None:
-    with pytest.raises(ValueError, match=f"3 pictures.*{len(questions)} questions"):
+    with pytest.raises(ValueError, match=f"3 images.*{len(questions)} questions"):
         processor(images=[RED] * 3, questions=questions)
 
 
@@ -273,7 +273,7 @@ def test_pictures_reach_their_prompts_when_grouped(processor: MoAIProcessor, ima
 
 def test_processor_names_both_numbers_when_custom_template_writes_no_placeholder(processor: MoAIProcessor) -> None:
     template = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
-    with pytest.raises(ValueError, match="prompt 0 has 0 <image> placeholders but 1 pictures"):
+    with pytest.raises(ValueError, match="prompt 0 has 0 <image> placeholders but 1 images"):
         processor(images=RED, questions="dogs?", chat_template=template)
 
 

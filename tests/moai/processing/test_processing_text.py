@@ -76,8 +76,8 @@ def test_lone_surrogate_becomes_replacement_character_when_question_holds_one(pr
 # ---------------------------------------------------------------- conversations
 
 
-def conversation(question: str, picture: object = RED) -> list[dict]:
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+def conversation(question: str, image: object = RED) -> list[dict]:
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 
 
@@ -211,7 +211,7 @@ def test_processor_names_both_lengths_when_question_has_ten_thousand_words(proce
     length = processor(questions=question, max_length=100_000)["input_ids"].shape[1]
     assert length > 10_000
     with pytest.raises(
-        ValueError, match=rf"{length} tokens \(0 of them for pictures\), `max_length` is 500.*truncation=True"
+        ValueError, match=rf"{length} tokens \(0 of them for images\), `max_length` is 500.*truncation=True"
     ):
         processor(questions=question)
     with pytest.raises(ValueError, match=f"{length} tokens.*only plain `questions`"):

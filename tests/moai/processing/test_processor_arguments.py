@@ -49,7 +49,7 @@ def test_settings_mean_the_same_when_given_alone_or_by_kind(processor: MoAIProce
     assert batch["input_ids"].shape == (1, 120) and isinstance(batch["input_ids"], np.ndarray)
     length = plain["input_ids"].shape[1]
     assert batch["attention_mask"][0].tolist() == [1] * length + [0] * (120 - length)
-    assert batch["pixel_values"].max() > 100 * plain["pixel_values"].max(), "the pictures were rescaled all the same"
+    assert batch["pixel_values"].max() > 100 * plain["pixel_values"].max(), "the images were rescaled all the same"
 
 
 def test_image_processor_settings_apply_to_the_call_only_when_flat(processor: MoAIProcessor) -> None:
