@@ -1,4 +1,4 @@
-"""Settings of the compressor."""
+"""Configuration of the compressor."""
 
 from __future__ import annotations
 

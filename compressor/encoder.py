@@ -1,4 +1,4 @@
-"""Our compressor: an encoder that knows the order of the words it compresses.
+"""Encoder compressor (the default): a transformer encoder with rotary positions over the auxiliary text.
 
 Latents attend to words, map patches and each other; words attend to words within a window, with rotary positions; the
 patches of the segmentation map arrive from a vision tower with their 2-D positions and are read, not rewritten. So the
@@ -18,7 +18,7 @@ RotaryTables = tuple[torch.Tensor, torch.Tensor]
 
 
 def rotary_tables(text_mask: torch.Tensor, head_dim: int, theta: float) -> RotaryTables:
-    """Cosines and sines of the words' positions, counted over attended words so that padding shifts nothing.
+    """Cosines and sines of the text tokens' positions, counted over attended tokens so that padding shifts nothing.
 
     Args:
         text_mask: ``(B, A)`` bool.
@@ -35,14 +35,14 @@ def rotary_tables(text_mask: torch.Tensor, head_dim: int, theta: float) -> Rotar
 
 
 def rotate(states: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
-    """Turn ``(B, H, A, head_dim)`` queries or keys by their positions."""
+    """Apply rotary positions to ``(B, H, A, head_dim)`` queries or keys."""
     cosine, sine = (table.to(states.dtype) for table in tables)
     first, second = states.chunk(2, dim=-1)
     return states * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
 def local_reading_bias(text_mask: torch.Tensor, num_latents: int, num_heads: int) -> torch.Tensor:
-    """Distances that let latent i read the i-th stretch of the text, as one reads along a line.
+    """Attention bias by distance: latent i attends to the i-th stretch of the text.
 
     Without it latents start by averaging the whole text, and have to discover order from the loss alone.
 
@@ -103,7 +103,7 @@ def windowed_attention(
 
 
 class EncoderAttention(nn.Module):
-    """One set of projections for words, patches and latents.
+    """Attention with one set of projections for text tokens, patches and latents.
 
     Args:
         config: Widths.
@@ -128,7 +128,7 @@ class EncoderAttention(nn.Module):
         latent_mask: torch.Tensor,
         updates_text: bool,
     ) -> torch.Tensor:
-        """Words look at words, latents at everything.
+        """Attend: text tokens to text tokens, latents to everything.
 
         Args:
             states: ``(B, A + N, D)`` normed words, then latents.
@@ -160,7 +160,7 @@ class EncoderAttention(nn.Module):
     def _attend_text(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, text_mask: torch.Tensor
     ) -> torch.Tensor:
-        """Words look at words, ``(B, H, A, head_dim)``; queries and keys are already rotated."""
+        """Self-attention of the text tokens, ``(B, H, A, head_dim)``; queries and keys are already rotated."""
         if 0 < self.window < text_mask.shape[1]:
             return windowed_attention(query, key, value, text_mask, self.window)
         # A row without any word must not softmax over nothing: it may see its own padding.
@@ -169,7 +169,7 @@ class EncoderAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Pre-norm layer over words and latents, with the patches as read-only memory.
+    """Pre-norm layer over text tokens and latents, with the patches as read-only memory.
 
     Args:
         config: Widths.
@@ -191,7 +191,7 @@ class EncoderLayer(nn.Module):
         tables: RotaryTables,
         latent_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the updated words and latents ``(B, A + N, D)``; the last layer's latents alone ``(B, N, D)``."""
+        """Return the updated text tokens and latents ``(B, A + N, D)``; of the last layer the latents ``(B, N, D)``."""
         normed_patches = None if patches is None else self.norm(patches)
         update = self.attention(self.norm(states), normed_patches, text_mask, tables, latent_mask, self.updates_text)
         states = states[:, states.shape[1] - update.shape[1] :] + update
@@ -199,7 +199,7 @@ class EncoderLayer(nn.Module):
 
 
 class EncoderStack(nn.Module):
-    """All layers, behind one normalisation per kind of input: bare word embeddings are far from unit variance.
+    """All layers, after one normalisation per kind of input: word embeddings are far from unit variance.
 
     Args:
         config: Widths and depth.
@@ -235,7 +235,7 @@ class EncoderStack(nn.Module):
     def _latent_mask(
         self, latents: torch.Tensor, text_mask: torch.Tensor, patches: torch.Tensor | None
     ) -> torch.Tensor:
-        """What latents may see: bool ``(B, 1, 1, S)``, or with local heads an added float ``(B, H, N, S)``."""
+        """Attention mask of the latents: bool ``(B, 1, 1, S)``; float ``(B, H, N, S)``, added, with local heads."""
         num_unordered = latents.shape[1] + (0 if patches is None else patches.shape[1])
         visible = torch.cat([text_mask, text_mask.new_ones(text_mask.shape[0], num_unordered)], dim=1)[:, None, None]
         num_local, num_heads = self.config.num_local_heads, self.config.num_heads

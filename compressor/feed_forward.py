@@ -1,4 +1,4 @@
-"""The feed-forward both architectures share."""
+"""Feed-forward of both architectures."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ STACKS: dict[str, type[nn.Module]] = {"encoder": EncoderStack, "perceiver": Perc
 
 
 class LatentTokens(nn.Module):
-    """The learned latents; a module of their own so that their initialisation is theirs alone.
+    """The learned latents; a module of their own so that nothing else initialises them.
 
     Args:
         num_latents: Number N.
@@ -26,7 +26,7 @@ class LatentTokens(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the latents from a unit normal, as the release's resampler does."""
+        """Initialise the latents from a unit normal, as the release's resampler does."""
         nn.init.normal_(self.weight)
 
     def forward(self, batch_size: int) -> torch.Tensor:
@@ -54,7 +54,7 @@ class Compressor(nn.Module):
         text_mask: torch.Tensor | None = None,
         patch_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Compress.
+        """Compress auxiliary tokens.
 
         Args:
             text_embeds: ``(B, A, D)`` word embeddings of the verbalisation; A may be 0.

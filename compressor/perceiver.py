@@ -1,4 +1,4 @@
-"""The release's compressor: a perceiver resampler without positions."""
+"""Perceiver compressor of the release: a resampler without positions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PerceiverLayer(nn.Module):
 
 
 class PerceiverStack(nn.Module):
-    """All layers. Permuting the auxiliary tokens does not change the result: it reads a bag of words.
+    """All layers. Permuting the auxiliary tokens does not change the result.
 
     Args:
         config: Widths and depth.

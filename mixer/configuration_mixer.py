@@ -1,4 +1,4 @@
-"""Settings of the mixture: where mixers sit, how large their experts are, how they are routed."""
+"""Configuration of the mixer layers."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class LowRankProjection(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Draw both factors anew."""
+        """Reinitialize both factors."""
         for factor, std in zip((self.down, self.up), self.init_stds, strict=True):
             nn.init.normal_(factor, std=std)
 

@@ -1,4 +1,4 @@
-"""The gate of one stream: how much each token listens to each of its three experts."""
+"""Gate of one stream: weights of the three experts, per token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Gate(nn.Module):
     def forward(
         self, tokens: torch.Tensor, available: torch.Tensor | None = None, top_k: int = NUM_EXPERTS
     ) -> torch.Tensor:
-        """Weigh the experts.
+        """Compute the experts' weights.
 
         Args:
             tokens: ``(B, N, D)`` tokens of the stream.

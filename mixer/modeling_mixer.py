@@ -15,7 +15,7 @@ from .routing import IMAGE, LANGUAGE, Routing
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Where one stream's tokens stand in a padded batch, packed to the front of their own padded batch.
+    """Positions of one stream's tokens in a padded batch, packed to the front of a batch of their own.
 
     Attributes:
         positions: ``(B, N)`` int64 positions in the sequence, N the largest count in the batch.
@@ -27,7 +27,7 @@ class TokenStream:
 
     @classmethod
     def from_roles(cls, is_member: torch.Tensor) -> TokenStream:
-        """Find the tokens of a stream. One host synchronisation, once per prompt, not per layer.
+        """Locate the tokens of a stream. One host synchronisation per prompt, not per layer.
 
         A traced graph (torch.compile, torch.export) cannot ask how many there are: its streams are as long as the
         sequence, and the mask says which slots are tokens.
@@ -61,7 +61,7 @@ class TokenStream:
         return torch.full((self.positions.shape[0], 1), present, device=self.positions.device)
 
     def to(self, device: torch.device) -> TokenStream:
-        """Follow the hidden states to their device: layers of one model may sit on several."""
+        """Move to the device of the hidden states: layers of one model may be on several."""
         if self.positions.device == device:
             return self
         return TokenStream(self.positions.to(device), None if self.mask is None else self.mask.to(device))
@@ -78,7 +78,7 @@ class TokenStream:
         return tokens.unflatten(0, self.positions.shape)
 
     def scatter(self, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Put ``(B, N, D)`` tokens back into a copy of ``(B, L, D)`` hidden states; padding slots are dropped."""
+        """Write ``(B, N, D)`` tokens into a copy of ``(B, L, D)`` hidden states; padding slots are dropped."""
         if self.mask is not None:
             # Padding slots point at other positions of their row: give those back what stands there. Each of
             # them is a distinct position outside the stream, so no index occurs twice.
@@ -254,7 +254,7 @@ class Mixers(nn.Module):
 
 
 def _report(weights: torch.Tensor, stream: TokenStream) -> tuple[torch.Tensor, torch.Tensor]:
-    """Zero the weights of padding slots and spell the mask out."""
+    """Build the routing report of a layer: zero weights in padding slots, explicit masks."""
     mask = stream.mask
     if mask is None:
         mask = torch.ones(weights.shape[:2], dtype=torch.bool, device=weights.device)

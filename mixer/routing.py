@@ -1,4 +1,4 @@
-"""Who decides which expert speaks: stage-1 chance, stage-2 gates, top-k, or the caller."""
+"""Expert routing: random, gated, top-k or fixed weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Routing:
                 raise ValueError(f"Expected a routing of {num_layers} mixer layers, got one of {len(given)}.")
 
     def fixed_weights(self, layer: int, stream: int) -> torch.Tensor | None:
-        """Token-independent weights ``(B or 1, 1, 3)`` of a mixer layer's stream; None where the gate decides."""
+        """Fixed weights ``(B or 1, 1, 3)`` of a mixer layer's stream; None where the gate computes them."""
         if self.weights is None:
             return None
         return self.weights[:, layer, stream].unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Knows the optional packages: whether each is there, and what to type when it is not.
+"""Optional packages: whether each is installed, and the line that installs it.
 
 The one place that names the extras of ``setup.cfg``. Everything else asks
 ``is_rapidocr_available()`` or calls ``require("rapidocr")`` and gets the exact line to type.

@@ -1,4 +1,4 @@
-"""Modules that were moved, under the names they had: old imports work, and say where to look."""
+"""Moved modules under their former names: old imports work, with a DeprecationWarning."""
 
 from __future__ import annotations
 

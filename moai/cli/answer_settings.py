@@ -1,4 +1,4 @@
-"""From options to objects: settings of an answer, the pipeline, scene files."""
+"""Objects from command-line options: settings of an answer, the pipeline, scene files."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def load_pipeline(
 
 
 def silence_libraries() -> None:
-    """Keep log lines and progress bars of the libraries off the terminal: results say themselves what is missing."""
+    """Switch off the libraries' log lines and progress bars: results say themselves what is missing."""
     import logging
     import warnings
 

@@ -1,4 +1,4 @@
-"""The work behind ``moai ask IMAGE... QUESTION``: answer, and show each answer as it comes."""
+"""``moai ask IMAGE... QUESTION``: answers, shown as they come."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _stream_images(
     settings: AnswerSettings,
     kwargs: dict[str, Any],
 ) -> int:
-    """One growing panel after the other."""
+    """Stream the answers, one growing panel after the other."""
     num_failed = 0
     for index, image in enumerate(images):
         scene = scenes[index] if scenes else None

@@ -1,4 +1,4 @@
-"""The work behind ``moai verbalize DATASET --out DIR``: look at every image of a data set once, for good."""
+"""``moai verbalize DATASET --out DIR``: verbalizations of a data set, kept for training."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _list_cuda_devices() -> list[str]:
 
 @contextmanager
 def _progress_bar(num_sources: int) -> Iterator[Callable[[BuildReport], None]]:
-    """A bar on standard error, where a person reads it."""
+    """Progress bar on standard error, where that is a terminal."""
     columns = [SpinnerColumn(), TextColumn("verbalizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     bar = Progress(
         *columns, TextColumn("{task.fields[counts]}"), console=Console(stderr=True), disable=not sys.stderr.isatty()

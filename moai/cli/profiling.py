@@ -1,4 +1,4 @@
-"""What ``moai verbalize --profile`` prints: time and memory of each verbalizer."""
+"""``moai verbalize --profile``: time and memory of each verbalizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work behind ``moai ask --questions FILE --out FILE``: bad lines are skipped, a killed run is continued."""
+"""``moai ask --questions FILE --out FILE``: bad lines are skipped, a killed run is continued."""
 
 from __future__ import annotations
 

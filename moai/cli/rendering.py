@@ -1,4 +1,4 @@
-"""What the command line shows: panels on a terminal, plain lines in a pipe, overlays on disk."""
+"""Rendering of results: panels on a terminal, plain lines in a pipe, overlays on disk."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ __all__ = [
 
 
 def is_terminal() -> bool:
-    """Whether standard output is read by a person."""
+    """Whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def printable(text: str) -> str:
-    """Text without control characters: what stands on an image must not steer a terminal."""
+    """Text without control characters: text read in an image must not control a terminal."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
 
 
 def note(message: str) -> None:
-    """Tell the user something beside the result, on standard error; nothing for an empty message."""
+    """Print a note on standard error; nothing for an empty message."""
     if not message:
         return
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(message), style="dim"))
 
 
 def print_plain(text: str) -> None:
-    """One line for a pipe."""
+    """Print one line."""
     print(printable(text), flush=True)
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """One JSON object on one line."""
+    """Print one JSON object on one line."""
     print(json.dumps(values, ensure_ascii=False), flush=True)
 
 
 def describe_missing(missing: Mapping[str, str]) -> str:
-    """One line per reason: who did not contribute."""
+    """Describe missing verbalizations, one line per reason."""
     kinds_of: dict[str, list[str]] = {}
     for kind, reason in missing.items():
         kinds_of.setdefault(reason, []).append(kind)
@@ -91,7 +91,7 @@ def print_panel(name: str, question: str, answer: str, footer: str = "") -> None
 
 
 class LiveAnswer:
-    """A panel that grows with its answer.
+    """Terminal panel that grows with its answer.
 
     Args:
         live: The live region.
@@ -124,7 +124,7 @@ def live_answer(name: str, question: str) -> Iterator[LiveAnswer]:
 
 
 def print_words(name: str, words: str, footer: str = "") -> None:
-    """What was found, in words."""
+    """Print a verbalization."""
     if is_terminal():
         shown = words or "nothing was found"
         body = [Text(printable(shown))] + ([Text(""), Text(printable(footer), style="dim")] if footer else [])
@@ -136,7 +136,7 @@ def print_words(name: str, words: str, footer: str = "") -> None:
 
 
 def choose_overlay_path(image: str, chosen: Path | None, index: int, num_images: int) -> Path:
-    """Where an image's overlay goes.
+    """Choose the path of an image's overlay.
 
     Args:
         image: Path of the image.
@@ -161,7 +161,7 @@ def choose_overlay_path(image: str, chosen: Path | None, index: int, num_images:
 
 
 def save_overlay(scene: Any, image: str, path: Path) -> Path:
-    """Draw what was found over an image and save it.
+    """Draw a scene over its image and save it.
 
     Args:
         scene: What was found.
@@ -185,7 +185,7 @@ def save_overlay(scene: Any, image: str, path: Path) -> Path:
 
 
 def footer_of(output: MoAIOutput, overlay: Path | None) -> str:
-    """What stands below an answer."""
+    """Footer of an answer's panel."""
     lines = [describe_missing(output.missing)] if output.missing else []
     if overlay is not None:
         lines.append(f"overlay: {overlay}")

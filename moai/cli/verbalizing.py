@@ -1,4 +1,4 @@
-"""The work behind ``moai verbalize``: look and tell, without a language model."""
+"""``moai verbalize``: verbalizations of images, without the language model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training samples to one batch of model inputs."""
+"""Collation of training samples to batches of model inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One shape for conversations: LLaVA's `conversations` and TRL's `messages` become the same list of messages.
+"""Parsing of conversations: LLaVA's `conversations` and TRL's `messages` to the same list of messages.
 
 A message is ``{"role": "system" | "user" | "assistant", "content": [{"type": "image"}, ..., {"type": "text", "text":
 words}]}``, as transformers' chat templates read it. Texts stay data: the literal placeholder makes an image only where
@@ -143,7 +143,7 @@ def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _place_images(messages: list[dict[str, Any]], num_pictures: int) -> None:
-    """Hold placeholders against images; where there is no placeholder, the first question gets the images."""
+    """Match placeholders and images; without placeholders the first question gets the images."""
     num_placed = sum(part["type"] == "image" for message in messages for part in message["content"])
     if num_placed == 0 and num_pictures > 0:
         first = next(message for message in messages if message["role"] == "user")

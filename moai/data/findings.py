@@ -1,4 +1,4 @@
-"""What the verbalizers found in an image: out of the cache, looked at now, or nothing.
+"""Verbalizations of training images: read from a cache, made now, or left out.
 
     findings = FindingsReader.from_settings(DataSettings(sources="train.jsonl", cache="cache"))
     found = findings.read(picture_bytes, image)  # found.text, found.scene
@@ -36,10 +36,10 @@ class MissingFindingsError(ValueError):
 
 @dataclass(frozen=True)
 class Findings:
-    """What the model may read about one image.
+    """Verbalization of one image: scene and text.
 
     Attributes:
-        text: What was found, in words.
+        text: Print a verbalization.
         scene: What was found; None = nobody looked.
     """
 
@@ -52,7 +52,7 @@ class Findings:
 
 
 def settings_of_cache(cache: VerbalizationCache) -> VerbalizerSettings:
-    """The verbalizers and words behind a cache, as a checkpoint's `verbalizers.json` names them."""
+    """Verbalizers and text settings of a cache, as a checkpoint's `verbalizers.json` names them."""
     manifest = cache.manifest
     entries = [{key: entry[key] for key in ("kind", "backend", "settings")} for entry in manifest["verbalizers"]]
     return VerbalizerSettings(
@@ -139,7 +139,7 @@ class FindingsReader:
         return Findings(self.describe(scene), scene)
 
     def describe(self, scene: Scene) -> str:
-        """A scene in the chosen words; kinds that nobody looked for are silent."""
+        """Verbalization of a scene; kinds without a verbalizer are left out."""
         kinds = self.kinds
         if kinds is not None:
             known = {*SCENE_FIELDS, *scene.findings, *scene.failures}
@@ -171,7 +171,7 @@ class FindingsReader:
         return self._verbalizers
 
     def _check_fingerprints(self) -> None:
-        """Hold the verbalizers against those that filled the cache."""
+        """Check the verbalizers against those that filled the cache."""
         entries: list[Mapping[str, Any]] = [] if self.cache is None else self.cache.manifest["verbalizers"]
         verbalizers = {verbalizer.kind: verbalizer for verbalizer in self._verbalizers}
         for entry in entries:

@@ -1,4 +1,4 @@
-"""Questions from a JSONL file, answers into another: bad lines named, a killed run continued, nothing written twice."""
+"""JSONL files of questions and of answers: bad lines are named, a killed run continues, nothing is written twice."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _parse_row(line: bytes, number: int) -> QuestionRow:
 
 
 class AnswerFile:
-    """A JSONL file of answers that only grows, and that a later run continues.
+    """Append-only JSONL file of answers, which a later run continues.
 
     Every answer is one whole line, on disk before the next batch begins. Opening a file that a killed run left
     drops a torn last line and the rows that hold an ``error`` (they are tried again), by replacing it in one step.

@@ -1,4 +1,4 @@
-"""Samples of synthetic scenes: painted when they are needed, verbalized from their truth or by real verbalizers."""
+"""Samples of synthetic scenes: rendered on demand, verbalized from their truth or by real verbalizers."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class SceneSamples:
         return f"scenes {self._source.split}/{self._source.seed}:{self._source.start + scene} question {question + 1}"
 
     def load(self, index: int) -> TrainingSample:
-        """Make one sample: paint its image, find what is in it.
+        """Make one sample: render its image, verbalize it.
 
         Raises:
             BadSampleError: Its prompt cannot be written.
@@ -100,13 +100,13 @@ class SceneSamples:
         return TrainingSample(self.place(index), prompt, answer, *self._seen[1])
 
     def _scene(self, scene_index: int) -> SceneSample:
-        """A scene, kept until another one is wanted: one after the other asks about the same."""
+        """The scene of a sample; the last one is kept, for samples of one scene follow each other."""
         if self._made is None or self._made[0] != scene_index:
             self._made = scene_index, self._scenes[self._source.start + scene_index]
         return self._made[1]
 
     def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
-        """Image, words and map of a scene."""
+        """Image, verbalization and map of a scene."""
         scene = self._scene(scene_index)
         image = Image.fromarray(scene.image)
         if self.findings is None:

@@ -122,7 +122,7 @@ class TrainingDataset(Dataset[TrainingSample]):
         return self._parts[number], index - (self._stops[number] - len(self._parts[number].lengths))
 
     def _with_inputs(self, sample: TrainingSample) -> TrainingSample:
-        """The same inputs in every sample: a batch gives words and map to all of its rows or to none."""
+        """Give every sample the same kinds of inputs: a batch has text and map in all of its rows or in none."""
         text = (sample.auxiliary_text or "") if self.has_auxiliary else None
         painted = sample.auxiliary_image
         if self.has_map and painted is None:

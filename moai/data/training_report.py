@@ -1,4 +1,4 @@
-"""What was wrong with training data: every row named, up to the number that the user allows."""
+"""Report of a training data set: counts, and the rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that is not trained on, or not as it stands.
+    """A row that cannot be used as it is.
 
     Attributes:
         place: File and line, or table and row.
@@ -51,7 +51,7 @@ class DataReport:
     missing_action: str = "error"
 
     def add(self, place: str, reason: str) -> None:
-        """Note a bad row.
+        """Record a bad row.
 
         Raises:
             ValueError: There are more than `max_bad_rows` now.
@@ -68,7 +68,7 @@ class DataReport:
             )
 
     def close_missing(self, cache: str | None) -> None:
-        """Say what the cache lacks.
+        """Raise or report where the cache lacks images.
 
         Raises:
             ValueError: It lacks something and `missing_action` is "error".
@@ -89,7 +89,7 @@ class DataReport:
         return counts | {"problems": [vars(p) for p in self.problems], "missing": [vars(p) for p in self.missing]}
 
     def summary(self) -> str:
-        """One line for people."""
+        """One line of text."""
         text = f"{self.num_samples} samples from {self.num_rows} rows with {self.num_pictures} images"
         if self.problems:
             text += f", {len(self.problems)} skipped"

@@ -1,4 +1,4 @@
-"""One training sample, and how long it will be in tokens."""
+"""Training samples and their length in tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BadSampleError(ValueError):
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """What the collator turns into one row of a batch.
+    """One training sample: a row of a batch before it is encoded.
 
     Attributes:
         place: Where it comes from: file, line and turn, or scene.
@@ -41,12 +41,12 @@ class TrainingSample:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """The words of a message as `parse_conversation` returns it."""
+    """Text of a message as `parse_conversation` returns it."""
     return message["content"][-1]["text"]
 
 
 class LengthEstimator:
-    """Tokens of samples, from the tokens of their words: every text is encoded once, no template is rendered.
+    """Lengths of samples in tokens, estimated from their texts: each is encoded once, no template is rendered.
 
     What the template adds per turn and per image is measured once. Words that merge with the template's at the
     border of a turn make the estimate differ by a token.
@@ -80,7 +80,7 @@ class LengthEstimator:
 
     @cached_property
     def _overhead(self) -> dict[str, int]:
-        """What the template adds: to the first question, per earlier answer, per further question, per image."""
+        """Tokens that the template adds: to the first question, per earlier answer, per further question, per image."""
         user, reply, system = (
             {"role": role, "content": [{"type": "text", "text": "a"}]} for role in ("user", "assistant", "system")
         )

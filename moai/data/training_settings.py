@@ -1,4 +1,4 @@
-"""What a training run reads: files of conversations, synthetic scenes, and where their verbalizations come from.
+"""Settings of training data: conversation files, synthetic scenes, and the source of their verbalizations.
 
 As YAML, every key but `sources` optional::
 
@@ -138,7 +138,7 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """All that training reads, and how carefully.
+    """Settings of all training data.
 
     Attributes:
         sources: Where samples come from; their order is the order of the dataset.
@@ -199,7 +199,7 @@ class DataSettings:
             raise ValueError("verbalizations come from a cache, but `cache` names no folder. Name the --out folder.")
 
     def choose_verbalizations(self, source: SourceSettings) -> str:
-        """Where one source's verbalizations come from; one of `VERBALIZATIONS`."""
+        """The source of one data source's verbalizations; one of `VERBALIZATIONS`."""
         if source.verbalizations is not None:
             return source.verbalizations
         chosen = self.verbalizations or ("live" if self.cache is None else "cache")

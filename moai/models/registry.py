@@ -1,4 +1,4 @@
-"""Makes AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor and pipelines know MoAI, when they are used.
+"""Registration with transformers' AutoConfig, AutoModel, AutoModelForImageTextToText, AutoTokenizer and AutoProcessor.
 
 Our modules register their classes with the Auto classes at their end. `import moai` does not import them, and not
 transformers either: it sees to it that each is imported as soon as somebody takes an Auto class that it registers with
@@ -51,7 +51,7 @@ AUTO_MODULES = {
 
 
 def register_auto_classes() -> None:
-    """Register with the Auto classes that are imported by now, and have the others wait; safe to call twice."""
+    """Register with the Auto classes that are imported by now, and with the others on first use; safe to call twice."""
     if not any(isinstance(finder, _AutoModuleFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AutoModuleFinder())
     for theirs, (ours, _) in AUTO_MODULES.items():
@@ -60,7 +60,7 @@ def register_auto_classes() -> None:
 
 
 class _WaitingModule(ModuleType):
-    """A module of Auto classes for as long as nobody has taken one of them; then it is an ordinary one again.
+    """Module of Auto classes that registers MoAI when one of them is first read; then it is an ordinary module again.
 
     Importing our module when theirs has run would be too early: transformers imports theirs for its docstrings while
     other modules, which ours needs, are half imported.
@@ -75,7 +75,7 @@ class _WaitingModule(ModuleType):
 
 
 class _AutoModuleFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules of Auto classes where every other finder does."""
+    """Import finder of the modules of Auto classes."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -90,7 +90,7 @@ class _AutoModuleFinder(importlib.abc.MetaPathFinder):
 
 
 class _WaitingLoader(importlib.abc.Loader):
-    """Runs a module as its own loader does, then has it wait."""
+    """Loader that makes the loaded module a :class:`_WaitingModule`."""
 
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader

@@ -1,4 +1,4 @@
-"""What the pipeline hands back."""
+"""Outputs of the pipeline."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PromptRouting:
         )
 
     def shares(self) -> dict[str, Any]:
-        """Mean weight of every expert per stream, as plain numbers: who was listened to."""
+        """Mean weight of every expert per stream, as plain numbers."""
         return {
             "layer": self.layer_idx,
             "image": _mean_shares(self.image, IMAGE_SOURCES),
@@ -60,7 +60,7 @@ def _mean_shares(weights: torch.Tensor, names: tuple[str, ...]) -> dict[str, flo
 
 @dataclass(frozen=True, eq=False)
 class MoAIOutput:
-    """One answer and what it rests on.
+    """One answer with its scene, auxiliary text and routing.
 
     Attributes:
         answer: The model's words; None where there is an ``error``.

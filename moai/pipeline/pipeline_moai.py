@@ -145,7 +145,7 @@ class MoAIPipeline:
         scenes: Scene | Sequence[Scene | None] | None = None,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
     ) -> Scene | list[Scene]:
-        """Look at images once; hand the scenes to many calls as ``scenes=``.
+        """Run the verbalizers; the scenes can be passed to many calls as ``scenes=``.
 
         Args:
             images: One image or a list of them.
@@ -165,7 +165,7 @@ class MoAIPipeline:
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def describe(self, scene: Scene) -> str:
-        """A scene in words, as the model reads them."""
+        """Verbalization of a scene, as the model reads it."""
         return verbalize_scene(scene, compat=self.settings.compat, settings=self.settings.words)
 
     # ------------------------------------------------------------------ answering
@@ -219,7 +219,7 @@ class MoAIPipeline:
         is_completing_scenes: bool = False,
         **generate_kwargs: Any,
     ) -> Iterator[MoAIOutput]:
-        """Like calling the pipeline, but every answer is handed over as soon as its batch is done.
+        """Like calling the pipeline, but every answer is yielded as soon as its batch is done.
 
         Args:
             images: See :meth:`__call__`.
@@ -388,7 +388,7 @@ class MoAIPipeline:
         output_routing: bool,
         **generate_kwargs: Any,
     ) -> tuple[list[str], list[tuple[PromptRouting, ...] | None]]:
-        """New words and, when asked for, routing of every row."""
+        """Generated text and, when asked for, routing of every row."""
         if stream is not None:
             generate_kwargs["streamer"] = CallbackStreamer(self.processor.tokenizer, stream)
         generate_kwargs = {"do_sample": False} | generate_kwargs

@@ -54,17 +54,17 @@ class Query:
 
     @property
     def name(self) -> str:
-        """How a message calls this query: its place, and its path where it has one."""
+        """Name of this query in messages: its index, and its path where it has one."""
         path = f" ({os.fspath(self.source)})" if isinstance(self.source, (str, os.PathLike)) else ""
         return f"item {self.index}{path}"
 
     def fail(self, error: Exception) -> None:
-        """Note why there will be no answer."""
+        """Record why there will be no answer."""
         self.cause = error
         self.error = f"{self.name}: {error}" if self.num_queries > 1 else str(error)
 
     def load(self, max_pixels: int) -> None:
-        """Read the image and see whether a given scene belongs to it.
+        """Load the image and check that a given scene belongs to it.
 
         Raises:
             ValueError: The image cannot be read, or the scene is none or of another size.
@@ -73,11 +73,11 @@ class Query:
         _check_scene(self.scene, self.image)
 
     def release(self) -> None:
-        """Let go of pixels and prompt: a long list of images must not fill the memory."""
+        """Drop image and prompt: a long list of images must not fill the memory."""
         self.image = self.prompt = None
 
     def build_prompt(self, processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> None:
-        """Put the question, as data, into the chat template and see whether the model can read that much.
+        """Put the question, as data, into the chat template and check that it fits the model's context.
 
         Raises:
             ValueError: The question is empty, no text, or too long; the message has both numbers.

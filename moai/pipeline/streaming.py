@@ -41,7 +41,7 @@ class _StopWhenSet(StoppingCriteria):
 
 
 class AnswerStream:
-    """An answer that is being written. Iterate once; then ``output`` holds the whole of it.
+    """Stream of an answer's text. Iterate once; then ``output`` holds the whole answer.
 
     Args:
         answer: Called in a thread of its own with ``streamer`` and ``stopping_criteria`` for ``generate``; returns the

@@ -1,4 +1,4 @@
-"""One door for images: whatever a user hands over becomes an upright RGB image or a clear error.
+"""Image loading: paths, bytes, arrays, tensors and Pillow images to upright RGB images, or a clear error.
 
 The size is read from the file's header and bounded BEFORE any pixel is decoded: Pillow itself objects only above
 178.9 megapixels, and a 600 KB PNG may unpack to hundreds of megabytes. Formats are an explicit list (EPS, for one,

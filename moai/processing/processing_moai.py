@@ -1,4 +1,4 @@
-"""MoAIProcessor: images + text + auxiliary text and map -> model inputs. It never sees a verbalizer.
+"""MoAIProcessor: images, text, auxiliary text and map -> model inputs. It knows no verbalizer.
 
 The work is in its neighbours: `image_loading` and `image_processing_moai` (pixels), `chat_templates` and
 `control_tokens` (prompts), `sample_encoding` and `sample_batching` (rows of integers).
@@ -33,7 +33,7 @@ from .tokenization_internlm2 import IMAGE_TOKEN
 
 
 class MoAIProcessor(ProcessorMixin):
-    """Turns images, prompts and auxiliary findings into a batch for `MoAIForConditionalGeneration`.
+    """Turns images, prompts, auxiliary text and maps into a batch for `MoAIForConditionalGeneration`.
 
     Args:
         image_processor: Makes `pixel_values`; `MoAIImageProcessor` reproduces the release.

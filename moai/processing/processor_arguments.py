@@ -1,4 +1,4 @@
-"""What `MoAIProcessor` takes beside images and texts: transformers' keyword protocol, and nothing that is no one's.
+"""Keyword arguments of `MoAIProcessor`: transformers' protocol; unknown ones are refused.
 
 Settings may stand alone (`padding=True`, `do_rescale=False`), in a dictionary of their kind (`text_kwargs`,
 `images_kwargs`) or, what both kinds know, in `common_kwargs`; transformers sorts them. What no one would read is

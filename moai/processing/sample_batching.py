@@ -1,4 +1,4 @@
-"""Plain rules of a batch: which image belongs to which prompt, and how rows of unequal length are padded."""
+"""Batching: assignment of images to prompts, and padding of rows of unequal length."""
 
 from __future__ import annotations
 

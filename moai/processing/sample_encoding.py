@@ -1,4 +1,4 @@
-"""From strings to rows of integers: prompts, answers and auxiliary texts of single samples.
+"""Encoding of single samples: prompts, answers and auxiliary texts to token ids.
 
 What is "language" (role 2) follows the released code: every attended prompt token that is no image token, BOS
 included. Answer tokens and padding have role 0, so the mixers leave them alone.
@@ -20,7 +20,7 @@ IGNORE_INDEX = -100
 
 
 class EncodedPrompt(str):
-    """A rendered prompt that brings its token ids along: whoever has measured it need not tokenize it again.
+    """A rendered prompt with its token ids, so that it is tokenized once.
 
     Attributes:
         ids: As the tokenizer reads the prompt, placeholders not expanded.

@@ -1,4 +1,4 @@
-"""Where tokens stand in their prompt, for callers that mark parts of it (transformers' assistant masks)."""
+"""Character offsets of tokens in their prompt (for transformers' assistant masks)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def expand_placeholders(ids: list[int], spans: list[Span], image_token_id: int, 
 
 
 def locate_replacements(text: str, image_token: str, num_image_tokens: int) -> list[dict[str, Any]]:
-    """Tell what each placeholder of a prompt became, in transformers' form.
+    """Locate the expanded placeholders of a prompt, in transformers' form.
 
     Args:
         text: A rendered prompt.

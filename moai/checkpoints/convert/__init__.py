@@ -1,4 +1,4 @@
-"""Checkpoints and backbones of others turned into MoAI's."""
+"""Conversion of released checkpoints to this project's format."""
 
 from .dispatch import available_conversions, convert, parse_dtype
 from .official import convert_official_checkpoint

@@ -1,4 +1,4 @@
-"""One door for every kind of checkpoint that can be converted."""
+"""Conversion of any kind of checkpoint: finds its kind and calls the converter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..io.tensor_folder import TensorFolder
 
 @dataclass(frozen=True)
 class ConversionKind:
-    """A kind of source and what handles it.
+    """A kind of checkpoint: how it is recognised and converted.
 
     Attributes:
         name: For example ``official-moai``.
@@ -104,7 +104,8 @@ def convert(
 
 
 def _fetch(verbalizers: PublishedVerbalizers) -> tuple[str, ...]:
-    """Fetch the models that look into the local cache. One that is not there costs its findings, not the conversion."""
+    """Download the verbalizers' models to the local cache. A missing one is reported, and does not stop the
+    conversion."""
     notes = []
     for name in verbalizers.hub_names():
         try:

@@ -1,4 +1,4 @@
-"""The README.md of a converted checkpoint: whence it is, and what a reader should know before using it."""
+"""Model card of a converted checkpoint: its origin, licence and limits."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class OfficialSizes:
 
 
 def looks_official(shapes: Shapes) -> bool:
-    """Tell an official-format MoAI checkpoint by its names."""
+    """Whether tensor names are those of an official-format MoAI checkpoint."""
     return any(key.startswith(COMPRESSOR_PREFIX) for key in shapes) or any(_MIXER_KEY.match(key) for key in shapes)
 
 
@@ -123,7 +123,7 @@ def _check_parts(shapes: Shapes) -> None:
 
 
 def _image_token_id(config: dict[str, Any], from_tokenizer: int | None, embedding_rows: int, output_rows: int) -> int:
-    """The release overwrites config.json's id with its tokenizer's; a bare checkpoint puts it behind the words."""
+    """Id of the image token: the tokenizer's, as in the release; without a tokenizer the first free one."""
     if from_tokenizer is not None:
         return from_tokenizer
     declared = config.get("image_token_index")

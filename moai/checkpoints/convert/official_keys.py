@@ -1,4 +1,4 @@
-"""Which tensor of an official-format checkpoint becomes which of ours."""
+"""Mapping of an official-format checkpoint's tensors to this project's names."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def convert_official_tensor(key: str, tensor: torch.Tensor, sizes: OfficialSizes
 
 
 def fit_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
-    """Cut a vocabulary table or fill it up with zero rows (the image placeholder is neither read nor spoken)."""
+    """Cut a vocabulary table or fill it up with zero rows (the image placeholder is neither read nor generated)."""
     if table.shape[0] >= rows:
         return table[:rows]
     return torch.cat([table, table.new_zeros(rows - table.shape[0], table.shape[1])])

@@ -117,7 +117,7 @@ def load_text_backbone(text: Any, gguf_file: str | None = None) -> Backbone:
 
 
 def split_gguf_path(name: str, gguf_file: str | None) -> tuple[str, str | None]:
-    """Take the path of a .gguf file apart: transformers wants folder and file."""
+    """Split the path of a .gguf file into folder and file name, as transformers wants them."""
     if gguf_file is None and name.endswith(".gguf"):
         return str(Path(name).parent), Path(name).name
     return name, gguf_file
@@ -145,7 +145,7 @@ def _check_family(family: str) -> None:
 
 
 def _check_loaded(name: str, model: PreTrainedModel, info: Any) -> None:
-    """Refuse what transformers only warns of: it fills what a file lacks with random values."""
+    """Raise where transformers only warns: it initialises missing weights at random."""
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         wrong = missing or sorted(str(entry) for entry in info["mismatched_keys"])

@@ -56,7 +56,7 @@ def build_processor_from_backbones(
 def load_backbone_tokenizer(
     text: str | Path, gguf_file: str | None = None, *, is_optional: bool = False
 ) -> PreTrainedTokenizerBase | None:
-    """Load a language model's tokenizer and teach it ``<image>``.
+    """Load a language model's tokenizer and add ``<image>`` to it.
 
     Args:
         text: Folder, hub name or .gguf file.

@@ -93,7 +93,7 @@ def _feature_strategy(vision_config: PreTrainedConfig) -> str:
 
 
 def _choose_image_token_id(text: Any, gguf_file: str | None, decoder: Backbone) -> int:
-    """Where the tokenizer will put ``<image>``; behind the last row when there is no tokenizer to ask."""
+    """Id that the tokenizer will give ``<image>``; behind the last row when there is no tokenizer."""
     rows = decoder.config.vocab_size
     tokenizer = (
         None if isinstance(text, PreTrainedModel) else load_backbone_tokenizer(text, gguf_file, is_optional=True)
@@ -110,7 +110,7 @@ def _choose_image_token_id(text: Any, gguf_file: str | None, decoder: Backbone) 
 
 
 def _with_vocabulary(decoder: Backbone, rows: int) -> Backbone:
-    """Append rows to embedding and head: their means, the usual neutral start. They are neither read nor spoken."""
+    """Append rows to embedding and head: their means, the usual neutral start. They are neither read nor generated."""
     missing = rows - decoder.config.vocab_size
     if not missing:
         return decoder
@@ -147,7 +147,7 @@ def _resolve_dtype(dtype: torch.dtype | str | None, tower: Backbone, decoder: Ba
 
 @contextmanager
 def _expecting_new_parts() -> Iterator[None]:
-    """Quieten transformers, which warns of every weight it draws: all of them are meant, and checked below."""
+    """Silence transformers' warnings about newly initialised weights: they are meant, and checked below."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -157,7 +157,7 @@ def _expecting_new_parts() -> Iterator[None]:
 
 
 def _check_all_placed(info: Any) -> None:
-    """Every backbone tensor has found its place, and only new parts were drawn."""
+    """Check that every backbone tensor was used and that only new parts were initialised."""
     lost = sorted(info["unexpected_keys"]) + sorted(str(entry) for entry in info["mismatched_keys"])
     drawn = [key for key in info["missing_keys"] if not key.startswith(NEW_PARTS) and ".update.lora_" not in key]
     assert not lost, f"backbone tensors without place: {lost}"

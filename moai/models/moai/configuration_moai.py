@@ -1,4 +1,4 @@
-"""MoAIConfig: what a MoAI is made of."""
+"""Configuration of MoAI models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes made at run time for instances of other people's modules."""
+"""Subclasses made at run time for instances of other libraries' modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How MoAI generates: images and findings are encoded once per call, the mixture runs on the prompt only."""
+"""Generation: images and verbalizations are encoded once per call, the mixture runs on the prompt only."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class MoAIGenerationMixin:
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
     def _check_assistant(self, assistant: Any) -> None:
-        """A draft model is given our image features and auxiliary states: it must be able to take them."""
+        """Check that a draft model accepts our image features and auxiliary states."""
         if assistant is None:
             return
         if not isinstance(assistant, MoAIGenerationMixin):
@@ -89,7 +89,7 @@ class MoAIGenerationMixin:
     def _maybe_prepare_encoder_kwargs_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """Before anything is expanded per beam: roles, image features, auxiliary states and routing, once."""
+        """Compute roles, image features, auxiliary states and routing once, before anything is expanded per beam."""
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and int(cache.get_seq_length()) > 0:
             return self._bypass_mixture(inputs_tensor, model_kwargs, int(cache.get_seq_length()))
@@ -112,7 +112,7 @@ class MoAIGenerationMixin:
     def _bypass_mixture(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], num_cached: int
     ) -> dict[str, Any]:
-        """Continue from a filled cache: images and findings are in it, and nothing is mixed."""
+        """Continue from a filled cache: the images and verbalizations are in it, and nothing is mixed."""
         if inputs_tensor.dim() == 2 and (inputs_tensor[:, num_cached:] == self.config.image_token_id).any():
             raise ValueError(
                 "Expected no new image beside a filled cache, whose prompt has been mixed already, got one. Generate "
@@ -147,7 +147,7 @@ class MoAIGenerationMixin:
         is_first_iteration: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Drop the prompt's inputs once it is in the cache; without a cache every step sees it again."""
+        """Drop the prompt's inputs once they are in the cache; without a cache every step gets them again."""
         cache = resolve_cache(cache, past_key_values)
         num_all = input_ids.shape[1]
         num_new = kwargs.get("next_sequence_length") or num_all

@@ -1,4 +1,4 @@
-"""How the mixture enters a Hugging Face decoder.
+"""Injection of the mixture into a Hugging Face decoder: subclasses of its attention, layer and decoder classes.
 
 The decoder stays a plain LlamaModel, Qwen2Model, ...: same modules, same state-dict keys. Only the classes of its
 layers and of their attention are exchanged for subclasses made here. A decoder passes unknown keyword arguments
@@ -25,7 +25,7 @@ from .rotary import make_rotary_stateless
 
 
 class RoutingLog:
-    """What the mixers of one forward pass chose, by decoder layer.
+    """Gate weights of one forward pass, by decoder layer.
 
     A plain object on purpose: FSDP2 copies the dicts and dataclasses that are handed to a layer, and what the layer
     writes into a copy is lost.
@@ -39,13 +39,13 @@ class RoutingLog:
         self._by_layer[layer_idx] = routing
 
     def in_order(self) -> tuple[LayerRouting, ...]:
-        """From the first mixed layer to the last."""
+        """Routing of the mixed layers, in the decoder's order."""
         return tuple(self._by_layer[layer] for layer in sorted(self._by_layer))
 
 
 @dataclass
 class Mixture:
-    """What the mixers of one forward pass need; handed down as an argument, never stored on a layer.
+    """Inputs of the mixers in one forward pass; passed down as an argument, never stored on a layer.
 
     Attributes:
         mixers: The model's mixers.
@@ -67,7 +67,7 @@ class Mixture:
     def from_roles(
         cls, mixers: Mixers, roles: torch.Tensor | None, auxiliary_states: torch.Tensor | None, routing: Routing
     ) -> Mixture | None:
-        """Find the streams of a prompt.
+        """Build the mixture of a prompt from its token roles.
 
         Args:
             mixers: The model's mixers.
@@ -115,7 +115,7 @@ class Mixture:
 
 @cache
 def mixing_attention_class(attention_class: type[nn.Module]) -> type[nn.Module]:
-    """Subclass an attention class so that it mixes what it sees."""
+    """Subclass an attention class so that it mixes its input first."""
 
     def forward(
         self: nn.Module,
@@ -133,7 +133,7 @@ def mixing_attention_class(attention_class: type[nn.Module]) -> type[nn.Module]:
 
 @cache
 def partial_lora_layer_class(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """Subclass a decoder layer so that its linears know which positions are images."""
+    """Subclass a decoder layer so that its partial LoRA linears get the image positions."""
 
     def forward(
         self: nn.Module,
@@ -159,7 +159,7 @@ def initialise_partial_lora(module: nn.Module) -> bool:
 
 @cache
 def partial_lora_decoder_class(decoder_class: type[nn.Module]) -> type[nn.Module]:
-    """Subclass a decoder so that it initialises the updates among its own modules: transformers asks it, not us."""
+    """Subclass a decoder so that it initialises the partial LoRA updates: transformers asks the decoder."""
 
     def _init_weights(self: nn.Module, module: nn.Module) -> None:
         if not initialise_partial_lora(module):
@@ -171,7 +171,7 @@ def partial_lora_decoder_class(decoder_class: type[nn.Module]) -> type[nn.Module
 
 
 def prepare_decoder(decoder: nn.Module, plora_rank: int, plora_alpha: float) -> None:
-    """Let a freshly built Hugging Face decoder mix, in place.
+    """Prepare a freshly built Hugging Face decoder for the mixture, in place.
 
     Args:
         decoder: LlamaModel, MistralModel, Qwen2Model, Qwen3Model, ...

@@ -1,4 +1,4 @@
-"""InternLM2's tensors as a Hugging Face Llama's.
+"""Conversion of InternLM2's tensors and configuration to those of a Hugging Face Llama.
 
 InternLM2 (arXiv 2403.17297) is a Llama with other names and one fused projection: the rows of ``wqkv`` stand per
 key-value head, its query heads first, then its key, then its value. Partial LoRA (InternLM-XComposer2, arXiv

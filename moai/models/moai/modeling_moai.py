@@ -79,7 +79,7 @@ class MoAIModel(MoAIPreTrainedModel):
         auxiliary_pixel_values: torch.Tensor | None = None,
         auxiliary_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """Compress the auxiliary tokens: the words' embeddings joined with the panoptic map's patch features.
+        """Compress the auxiliary tokens: embeddings of the verbalization and patch features of the panoptic map.
 
         Args:
             auxiliary_input_ids: ``(B, A)`` ids of the verbalisation.

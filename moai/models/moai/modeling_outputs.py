@@ -1,4 +1,4 @@
-"""What the models return."""
+"""Outputs of the models."""
 
 from __future__ import annotations
 

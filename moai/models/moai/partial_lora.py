@@ -25,7 +25,7 @@ _image_positions = CompileableContextVar("image_positions")
 
 @contextmanager
 def image_positions_scope(positions: torch.Tensor | None) -> Iterator[None]:
-    """Tell the partial LoRA linears below which positions are images.
+    """Context in which the partial LoRA linears know the image positions.
 
     Args:
         positions: ``(B, L)`` bool, or None for no image at all (every decoding step).
@@ -92,7 +92,7 @@ class PartialLoraLinear(nn.Module):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> PartialLoraLinear:
-        """Let PEFT take its adapter out of ``base_layer``; our own update stays.
+        """Remove PEFT's adapter from ``base_layer``; the partial LoRA update stays.
 
         PEFT takes whatever has a ``base_layer`` for an adapter of its own and would throw the update away; a module
         with this method it asks instead.

@@ -1,4 +1,4 @@
-"""What every MoAI model shares: loading, initialisation, checkpointing, the declarations that transformers reads."""
+"""Base class of MoAI models: loading, initialisation, checkpointing and the declarations that transformers reads."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class MoAIPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
     ) -> None:
-        """Both of transformers' doors to checkpointing end here; see :func:`without_reentrance`."""
+        """Both of transformers' ways to switch checkpointing on end here; see :func:`without_reentrance`."""
         if enable:
             gradient_checkpointing_func = without_reentrance(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)

@@ -1,4 +1,4 @@
-"""Vision features to the decoder's width, and to their places among its embeddings."""
+"""Projector: vision features to the decoder's width, and to their positions among its embeddings."""
 
 from __future__ import annotations
 

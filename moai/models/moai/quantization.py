@@ -1,4 +1,4 @@
-"""True 4-bit and 8-bit: the decoder's linears are quantised, everything small stays in compute dtype."""
+"""Quantization to 4 and 8 bits: the decoder's linears are quantized, small modules stay in the compute dtype."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMPUTE_DTYPE_MODULES = (
 
 
 def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Fill in which modules a bitsandbytes configuration must leave alone, where the caller has not said.
+    """Fill in the modules that a bitsandbytes configuration must not quantize, where the caller names none.
 
     Args:
         kwargs: Keyword arguments of ``from_pretrained``.

@@ -34,7 +34,7 @@ def infer_roles(
 
 
 def read_placeholders(inputs_embeds: torch.Tensor, embedding: torch.nn.Module, image_token_id: int) -> torch.Tensor:
-    """Read ids off embeddings, as far as images need them.
+    """Recover the positions of image placeholders from embeddings.
 
     Args:
         inputs_embeds: ``(B, L, D)``.
@@ -55,7 +55,7 @@ def resolve_roles(
     labels: torch.Tensor | None,
     image_token_id: int,
 ) -> torch.Tensor:
-    """Infer the roles for a caller who gave images or findings to mix, but no roles.
+    """Infer the roles for a caller who passed images or auxiliary inputs, but no roles.
 
     Args:
         input_ids: ``(B, L)`` or None.
@@ -86,7 +86,7 @@ def resolve_roles(
 
 
 def infer_positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Positions of the last ``length`` tokens, padding not counted: a padded row is placed like the row alone.
+    """Position ids of the last ``length`` tokens, padding not counted: a padded row gets those of the row alone.
 
     Args:
         attention_mask: ``(B, past + length)`` 1 = attend.

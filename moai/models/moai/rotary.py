@@ -1,4 +1,4 @@
-"""Dynamic (NTK) rotary positions without memory: every row of every call gets the frequencies of its own length.
+"""Stateless dynamic (NTK) rotary positions: every row of every call gets the frequencies of its own length.
 
 transformers' implementation keeps the frequencies of the longest prompt seen so far until one shorter than
 ``max_position_embeddings`` arrives, and stretches a whole batch by its longest row. A prompt then reads differently
@@ -40,7 +40,7 @@ def dynamic_ntk_frequencies(
 
 @cache
 def stateless_dynamic_class(rotary_class: type[nn.Module]) -> type[nn.Module]:
-    """Subclass a decoder's rotary embedding so that it keeps nothing between calls."""
+    """Subclass a decoder's rotary embedding so that it keeps no state between calls."""
 
     @torch.no_grad()
     def forward(self: nn.Module, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,7 +60,7 @@ def stateless_dynamic_class(rotary_class: type[nn.Module]) -> type[nn.Module]:
 
 
 def make_rotary_stateless(decoder: nn.Module) -> None:
-    """Let a decoder with dynamic rotary positions forget between calls, in place; others stay as they are.
+    """Make dynamic rotary positions stateless, in place; other decoders stay as they are.
 
     Args:
         decoder: A Hugging Face decoder with ``rotary_emb``.

@@ -1,4 +1,4 @@
-"""Partial LoRA under tensor parallelism: each update is cut as the linear beside it.
+"""Partial LoRA under tensor parallelism: each update is sharded like the linear beside it.
 
 transformers cuts the linears that a decoder's plan names, column- or rowwise. A wrapped linear is cut as before under
 its new name. Of its update's two factors one is cut in the same way; the other, and the few numbers that pass between
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _SumGradient(TensorParallelLayer):
-    """A module whose output is whole and whose gradient is one share per process: sum the shares."""
+    """Sum of the gradient's shares, for a module whose output is whole on every process."""
 
     def transform_output_post_forward(self, module: nn.Module, output: Any, mesh: DeviceMesh) -> torch.Tensor:
         from torch.distributed.tensor import DTensor, Partial, Replicate
