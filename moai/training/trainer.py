@@ -1,4 +1,4 @@
-"""One stage of training from a recipe to a result; :func:`run_training` is the door.
+"""The trainer: the steps of a run on a task, from its last checkpoint to its end; and MoAI's two stages on it.
 
 Built on accelerate (https://huggingface.co/docs/accelerate) and a loop of its own: batches and random numbers are
 functions of seed and step, which is what makes a resumed run equal to an unbroken one, bit by bit on CPUs.
@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
 
-from .batch_order import BatchOrder, MicroBatchSampler
-from .model_building import BuiltModel, build_model, prepare_start
-from .processes import StopWish, ignore_interrupts, seed_generators, start_accelerator
-from .result_writing import gather_result, write_result
-from .train_checkpoints import (
+from .checkpoints import (
     CheckpointError,
     collect_state,
     find_newest_checkpoint,
@@ -33,17 +25,22 @@ from .train_checkpoints import (
     whole_tensor,
     write_checkpoint,
 )
-from .train_settings import OptimizationSettings, TrainSettings, load_settings
-from .train_step import TrainingStep, count_targets, target_window
-from .trained_parts import PartCount, build_optimizer, count_parts, freeze_parts, print_parts, set_training_mode
+from .metrics_logging import MetricsLogger, StepNumbers
+from .moai_task import MoAITask
+from .model_building import BuiltModel, build_model, prepare_start
+from .optimizers import build_optimizers, learning_rate_factor
+from .processes import InterruptHandler, seed_generators, start_accelerator
+from .result_writing import gather_result, write_result
+from .task import Batch, Task
+from .train_settings import OptimizationSettings, RunSettings, TrainSettings, load_settings
+from .trained_parts import PartCount, count_parts, freeze_parts, print_parts
 from .validation import Validator
-from .watching import StepNumbers, Watcher
 from .zero_sharding import collect_zero_state, configure_engine, is_zero, restore_zero_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TrainingResult", "learning_rate_factor", "run_training"]
+__all__ = ["Trainer", "TrainingResult", "learning_rate_factor", "run_training"]
 
 #: Settings that a resumed run may change: they leave what is learned as it is, up to rounding.
 _FREE_SETTINGS = ("output_folder", "saving", "watching", "validation", "num_processes", "num_workers")
@@ -69,21 +66,6 @@ class TrainingResult:
     is_finished: bool
     loss: float | None
     parts: list[PartCount]
-
-
-def learning_rate_factor(step: int, num_steps: int, settings: OptimizationSettings) -> float:
-    """Factor on the peak rate at a zero-based step: linear rise, then a cosine down to ``final_share``.
-
-    Args:
-        step: Steps done before this one.
-        num_steps: Of the whole run.
-        settings: ``warmup_share`` and ``final_share``.
-    """
-    warmup = math.ceil(settings.warmup_share * num_steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, num_steps - warmup)
-    return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def run_training(
@@ -123,13 +105,13 @@ def run_training(
         dataset = _build_dataset(settings.data, built, accelerator)
     elif callable(dataset) and not hasattr(dataset, "__getitem__"):
         dataset = dataset(processor)
-    loop = _Loop(settings, accelerator, model, dataset, collator or _build_collator(processor, settings))
-    if settings.validation:
-        loop.validate_on(_build_dataset(settings.validation, built, accelerator, "validation: "))
-    done, loss = loop.run()
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    if done < loop.num_steps:
+    validation = (
+        _build_dataset(settings.validation, built, accelerator, "validation: ") if settings.validation else None
+    )
+    task = MoAITask(settings, model, dataset, collator or _build_collator(processor, settings), validation)
+    trainer = Trainer(settings, task, task.num_steps, accelerator)
+    done, loss = trainer.run()
+    if done < trainer.num_steps:
         return TrainingResult(None, settings.output_folder, done, False, loss, parts)
     state = gather_result(model, settings)
     if accelerator.is_main_process:
@@ -159,60 +141,70 @@ def _build_collator(processor: Any, settings: TrainSettings) -> Callable[[list[A
     return TrainingCollator(processor, is_sharing=settings.optimization.samples_per_picture > 1)
 
 
-class _Loop:
-    """The steps of a run on one process of it."""
+class Trainer:
+    """The steps of a run on one process of it.
 
-    def __init__(
-        self,
-        settings: TrainSettings,
-        accelerator: Accelerator,
-        model: nn.Module,
-        dataset: Any,
-        collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
-    ) -> None:
+    Args:
+        settings: How to optimise, what to save and to show, and where.
+        task: What is trained, on what; frozen parameters have no gradient.
+        num_steps: Optimizer steps of the whole run.
+        accelerator: From :func:`.processes.start_accelerator`.
+
+    Raises:
+        ValueError: The settings do not fit the processes.
+    """
+
+    def __init__(self, settings: RunSettings, task: Task, num_steps: int, accelerator: Accelerator) -> None:
         chosen = settings.optimization
-        self.settings, self.accelerator, self.model = settings, accelerator, model
-        self.dataset, self.collator = dataset, collator
-        sizes = (chosen.batch_size, chosen.micro_batch_size)
-        order = (settings.seed, chosen.is_length_grouped, getattr(dataset, "pictures", None))
-        self.order = BatchOrder(dataset.lengths, *sizes, *order, chosen.samples_per_picture)
-        self.num_steps = chosen.num_steps or max(1, round((chosen.num_epochs or 0) * self.order.steps_per_epoch))
+        self.settings, self.task, self.num_steps, self.accelerator = settings, task, num_steps, accelerator
         self.checkpoints = settings.output_folder / "checkpoints"
+        num_micro_batches, num_ranks = chosen.batch_size // chosen.micro_batch_size, accelerator.num_processes
+        if num_micro_batches % num_ranks:
+            raise ValueError(
+                f"expected `optimization.batch_size` to be a multiple of micro_batch_size x processes, got "
+                f"{chosen.batch_size}, {chosen.micro_batch_size} and {num_ranks} processes."
+            )
+        self.num_own = num_micro_batches // num_ranks
+        if is_zero(accelerator) and chosen.optimizer != "adamw":
+            raise ValueError("DeepSpeed takes one optimizer. Set `optimization.optimizer: adamw`.")
         if is_zero(accelerator):
-            configure_engine(accelerator, chosen, self.order.num_micro_batches // accelerator.num_processes)
-        set_training_mode(model)
-        optimizer = build_optimizer(model, settings)
-        self.step_module, self.optimizer = accelerator.prepare(TrainingStep(model), optimizer)
-        self.data_sum = zlib.crc32(np.asarray(dataset.lengths, dtype=np.int64).tobytes())
-        self.validator: Validator | None = None
-
-    def validate_on(self, dataset: Any) -> None:
-        """Measure the loss on a dataset that is not learned from, now and then."""
-        self.validator = Validator(
-            self.settings, self.accelerator, self.model, self.step_module, dataset, self.collator
-        )
+            configure_engine(accelerator, chosen, self.num_own)
+        task.set_training_mode()
+        optimizers = build_optimizers(task.model, chosen, task.part_of)
+        self.wrapped, *self.optimizers = accelerator.prepare(task, *optimizers)
+        self.validator = Validator(accelerator, task, self.wrapped) if task.num_validation_batches else None
 
     def run(self) -> tuple[int, float | None]:
-        """Make the steps that are left; returns how many are done and the last logged loss."""
+        """Make the steps that are left.
+
+        Returns:
+            How many are done, fewer than all after Ctrl-C or SIGTERM; and the last logged loss, on the main process.
+
+        Raises:
+            ValueError: A loss is not finite, a step has no targets, or a checkpoint does not fit or cannot be written.
+        """
         start, window = self._resume()
-        watcher = self._watch(start, window)
-        batches = self._batches(start)
+        logger = self._start_logger(start, window)
+        accelerator = self.accelerator
+        batches = self.task.batches(start, self.num_steps, accelerator.process_index, accelerator.num_processes)
         done, saved = start, start
-        with watcher if watcher is not None else contextlib.nullcontext(), StopWish() as wish:
+        with logger if logger is not None else contextlib.nullcontext(), InterruptHandler() as interrupts:
             for step in range(start, self.num_steps):
-                numbers, rate, norm, is_stopping = self._step(step, batches, wish)
+                numbers, rate, norm, is_stopping = self._step(step, batches, interrupts)
                 done = step + 1
                 measured = self._validate(done)
-                if watcher is not None:
-                    watcher.record(done, numbers, rate, norm, measured)
+                if logger is not None:
+                    logger.record(done, numbers, rate, norm, measured)
                 every = self.settings.saving.every_steps
                 if is_stopping or done == self.num_steps or (every and done % every == 0):
-                    self._save(done, watcher)
+                    self._save(done, logger)
                     saved = done
                 if is_stopping:
                     break
         assert saved == done
-        return done, watcher.last_loss if watcher is not None else None
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        return done, logger.last_loss if logger is not None else None
 
     def _validate(self, done: int) -> float | None:
         """Validation loss where it is time to measure it."""
@@ -220,7 +212,7 @@ class _Loop:
         is_due = done == self.num_steps or (every and done % every == 0)
         return self.validator.measure() if self.validator is not None and is_due else None
 
-    def _watch(self, start: int, window: Mapping[str, Any] | None) -> Watcher | None:
+    def _start_logger(self, start: int, window: Mapping[str, Any] | None) -> MetricsLogger | None:
         settings, accelerator = self.settings, self.accelerator
         if settings.watching.report_to:
             named, folder = {"name": settings.output_folder.name}, settings.output_folder / "trackers"
@@ -233,106 +225,88 @@ class _Loop:
         if not accelerator.is_main_process:
             return None
         track = accelerator.log if settings.watching.report_to else None
-        return Watcher(settings.watching, settings.output_folder, self.num_steps, start, window, track)
-
-    def _batches(self, start: int) -> Iterator[Mapping[str, torch.Tensor]]:
-        accelerator = self.accelerator
-        ranks = (accelerator.process_index, accelerator.num_processes)
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=MicroBatchSampler(self.order, start, self.num_steps, *ranks),
-            collate_fn=self.collator,
-            num_workers=self.settings.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-            worker_init_fn=ignore_interrupts,
-            generator=torch.Generator(),  # the global one would advance by one draw
-        )
-        return iter(loader)
+        report = self.task.report
+        return MetricsLogger(settings.watching, settings.output_folder, self.num_steps, start, window, track, report)
 
     def _step(
-        self, step: int, batches: Iterator[Mapping[str, torch.Tensor]], wish: StopWish
+        self, step: int, batches: Iterator[Batch], interrupts: InterruptHandler
     ) -> tuple[StepNumbers, float, float, bool]:
-        """One optimizer step: the loss is the mean over the answer tokens of the whole batch, all ranks together."""
+        """One optimizer step: the loss is the mean over the targets of the whole batch, all ranks together."""
         settings, accelerator = self.settings, self.accelerator
         seed_generators(settings.seed, step)
-        own = [next(batches) for _ in range(self.order.num_micro_batches // accelerator.num_processes)]
-        counts = [
-            sum(count_targets(batch["labels"]) for batch in own),
-            sum(int(batch["attention_mask"].sum()) for batch in own),
-        ]
-        num_targets, num_tokens = self._sum(counts)
+        own = [next(batches) for _ in range(self.num_own)]
+        sums = [sum(batch.num_targets for batch in own), sum(batch.num_tokens for batch in own)]
+        num_targets, num_tokens = self._sum(torch.tensor(sums, dtype=torch.float64)).tolist()
         if num_targets == 0:
             raise ValueError(f"expected answer tokens in the batch of step {step + 1}, got none. Check its labels.")
         factor = learning_rate_factor(step, self.num_steps, settings.optimization)
-        for group in self.optimizer.param_groups:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
             group["lr"] = group["peak"] * factor
-        loss, routing = self._backward(step, own, num_targets)
-        norm = accelerator.clip_grad_norm_(self.step_module.parameters(), settings.optimization.clip_norm or math.inf)
-        total, wishes, *routed = self._sum([loss, float(wish.is_wished), *routing.flatten().tolist()])
-        if not math.isfinite(total):
+        loss, counters = self._backward(step, own, num_targets)
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.optimization.clip_norm or math.inf)
+        values = [loss, float(interrupts.is_interrupted)]
+        flat = [value.double().flatten().cpu() for value in counters.values()]
+        total, wishes, *counted = self._sum(torch.cat([torch.tensor(values, dtype=torch.float64), *flat])).split(
+            [1, 1, *(value.numel() for value in flat)]
+        )
+        if not torch.isfinite(total):
             raise ValueError(
-                f"expected a finite loss, got {total} at step {step + 1}. The last checkpoint is untouched; lower "
+                f"expected a finite loss, got {total.item()} at step {step + 1}. The last checkpoint is untouched; lower "
                 "`optimization.learning_rate`, or look at the data of that step."
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        layers = torch.tensor(routed, dtype=torch.float64).view(routing.shape).tolist()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        named = zip(counters.items(), counted, strict=True)
+        counters = {name: summed.view(value.shape) for (name, value), summed in named}
         norm = float(whole_tensor(torch.as_tensor(0.0 if norm is None else norm)))
-        numbers = StepNumbers(total, num_targets, num_tokens, float(settings.optimization.batch_size), 1, layers)
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
-        return numbers, rate, norm, wishes > 0
+        num_samples = float(settings.optimization.batch_size)
+        numbers = StepNumbers(total.item(), num_targets, num_tokens, num_samples, 1, counters)
+        return numbers, max(group["lr"] for group in groups), norm, wishes.item() > 0
 
-    def _backward(
-        self, step: int, own: Sequence[Mapping[str, torch.Tensor]], num_targets: float
-    ) -> tuple[float, torch.Tensor]:
-        """Add up the gradients of this rank's micro-batches; their summed loss and who spoke."""
+    def _backward(self, step: int, own: Sequence[Batch], num_targets: float) -> tuple[float, dict[str, torch.Tensor]]:
+        """Add up the gradients of this rank's micro-batches; their summed loss and counters."""
+        from accelerate.utils import send_to_device
+
         settings, accelerator = self.settings, self.accelerator
         rank, num_ranks = accelerator.process_index, accelerator.num_processes
-        total, routing = 0.0, torch.zeros(())
+        total, sums = 0.0, {}
         for place, batch in enumerate(own):
             seed_generators(settings.seed, step, place * num_ranks + rank)  # the same numbers on any number of ranks
             is_last = place == len(own) - 1
-            sharing = contextlib.nullcontext() if is_last else accelerator.no_sync(self.step_module)
+            sharing = contextlib.nullcontext() if is_last else accelerator.no_sync(self.wrapped)
             with sharing, _attention_kernels(accelerator.device, settings.optimization):
-                window = target_window(batch["labels"])
-                inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-                loss, sums = self.step_module(inputs, self._routing(step), window)
+                loss, counters = self.wrapped(send_to_device(batch.inputs, accelerator.device, non_blocking=True))
                 scale = num_ranks / num_targets  # ranks' gradients are averaged
                 if is_zero(accelerator):  # whose engine divides by the micro-batches, and steps after the last
                     scale *= len(own)
                     accelerator.gradient_state._set_sync_gradients(is_last)
                 accelerator.backward(loss * scale)
             total += loss.item()
-            routing = sums + routing.to(sums.device)
-        return total, routing
+            sums = {name: value + sums[name] if sums else value for name, value in counters.items()}
+        return total, sums
 
-    def _routing(self, step: int) -> dict[str, Any]:
-        """Stage 1: one expert, drawn from seed and step alone, so that all ranks draw alike."""
-        settings = self.settings
-        routing: dict[str, Any] = {"mode": settings.routing_mode, "top_k": settings.top_k}
-        if settings.routing_mode == "random_expert":
-            routing["seed"] = int(np.random.SeedSequence((settings.seed, step, 1)).generate_state(1)[0])
-        return routing
-
-    def _sum(self, values: Sequence[float]) -> list[float]:
-        """Add numbers up over ranks."""
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        return self.accelerator.reduce(tensor, reduction="sum").tolist()
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add numbers up over ranks; float64 on the CPU."""
+        return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()
 
     def _state(self) -> dict[str, Any]:
-        return {"settings": self.settings.to_dict(), "num_samples": len(self.dataset), "data_sum": self.data_sum}
+        return {"settings": self.settings.to_dict(), **self.task.identity()}
 
-    def _save(self, done: int, watcher: Watcher | None) -> None:
-        collect = collect_zero_state if is_zero(self.accelerator) else collect_state
-        weights, moments = collect(self.model, self.optimizer)
+    def _save(self, done: int, logger: MetricsLogger | None) -> None:
+        if is_zero(self.accelerator):
+            weights, moments = collect_zero_state(self.task.model, *self.optimizers)
+        else:
+            weights, moments = collect_state(self.task.model, self.optimizers)
         problem = ""
-        if watcher is not None:
-            state = {**self._state(), "window": asdict(watcher.window)}
+        if logger is not None:
+            state = {**self._state(), "window": logger.window.to_dict()}
             try:
                 write_checkpoint(self.checkpoints, done, weights, moments, state, self.settings.saving.keep)
             except CheckpointError as error:
                 problem = str(error)
-        if self._sum([float(bool(problem))])[0]:  # other ranks must not wait for a main process that has left
+        if self._sum(torch.tensor([float(bool(problem))]))[0]:  # others must not wait for a main process that has left
             raise CheckpointError(problem or "the main process could not write a checkpoint; see its message.")
 
     def _resume(self) -> tuple[int, Mapping[str, Any] | None]:
@@ -345,8 +319,10 @@ class _Loop:
             return 0, None
         weights, moments, state = read_checkpoint(found)
         _check_same_run(state, self._state(), found)
-        restore = restore_zero_state if is_zero(self.accelerator) else restore_state
-        restore(self.model, self.optimizer, weights, moments)
+        if is_zero(self.accelerator):
+            restore_zero_state(self.task.model, *self.optimizers, weights, moments)
+        else:
+            restore_state(self.task.model, self.optimizers, weights, moments)
         if is_main:
             print(f"going on after step {state['step']} of {self.num_steps} ({found})", flush=True)
         return int(state["step"]), state.get("window")
@@ -369,17 +345,19 @@ def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], checkpoint: 
             f"expected the settings that {checkpoint} was written with, but `{name}` was {before.get(name)!r} and is "
             f"{now.get(name)!r}. Set it back, or choose another `output_folder`."
         )
-    if (old["num_samples"], old["data_sum"]) != (new["num_samples"], new["data_sum"]):
+    data = {name for name in new if name != "settings"}
+    if any(old.get(name) != new[name] for name in data):
+        counts = [f" ({state['num_samples']} samples)" if "num_samples" in state else "" for state in (old, new)]
         raise CheckpointError(
-            f"expected the data that {checkpoint} was trained on ({old['num_samples']} samples), got other data "
-            f"({new['num_samples']} samples). Restore it, or choose another `output_folder`."
+            f"expected the data that {checkpoint} was trained on{counts[0]}, got other data{counts[1]}. Restore it, or "
+            "choose another `output_folder`."
         )
 
 
 def _bound_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     bound = {name: value for name, value in settings.items() if name not in _FREE_SETTINGS}
-    for group, names in _FREE_NESTED.items():
-        bound[group] = {name: value for name, value in bound[group].items() if name not in names}
+    for group in _FREE_NESTED.keys() & bound.keys():
+        bound[group] = {name: value for name, value in bound[group].items() if name not in _FREE_NESTED[group]}
     return bound
 
 

@@ -1,4 +1,4 @@
-"""What a run shows: a live table, one JSON line per interval, trackers."""
+"""What a run logs: one JSON line per interval, a live table, trackers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
 from .train_settings import WatchingSettings
 
-__all__ = ["EXPERT_NAMES", "STREAMS", "StepNumbers", "Watcher", "read_log"]
+__all__ = ["EXPERT_NAMES", "STREAMS", "MetricsLogger", "StepNumbers", "Watcher", "read_log"]
 
 STREAMS = ("image", "language")
 #: Expert order of each stream (mixer/gating.py).
 EXPERT_NAMES = {"image": ("auxiliary", "language", "image"), "language": ("auxiliary", "image", "language")}
+#: What every line holds, whatever the task.
+_LINE_NUMBERS = ("step", "loss", "learning_rate", "gradient_norm", "tokens_per_s", "samples_per_s", "eta_s")
+_LINE_NUMBERS += ("validation_loss",)
 
 
 @dataclass
@@ -28,12 +32,12 @@ class StepNumbers:
     """Sums over the samples of some steps.
 
     Attributes:
-        loss: Cross entropy, summed over answer tokens.
-        num_targets: Answer tokens.
-        num_tokens: Tokens of prompts and answers, pictures included, padding excluded.
+        loss: Summed over targets.
+        num_targets: What the loss counts, such as answer tokens.
+        num_tokens: Tokens of prompts and answers, image tokens included, padding excluded.
         num_samples: Samples.
         num_steps: Steps.
-        routing: Per mixer layer, stream and number, see :data:`moai.training.train_step.NUM_ROUTING_SUMS`.
+        counters: The task's own, see :meth:`moai.training.task.Task.step`.
     """
 
     loss: float = 0.0
@@ -41,36 +45,37 @@ class StepNumbers:
     num_tokens: float = 0.0
     num_samples: float = 0.0
     num_steps: int = 0
-    routing: list[list[list[float]]] = field(default_factory=list)
+    counters: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, other: StepNumbers) -> None:
         """Add another's sums to these."""
-        for name in ("loss", "num_targets", "num_tokens", "num_samples", "num_steps"):
+        for name in _PLAIN_NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        if not self.routing:
-            self.routing = other.routing
-        elif other.routing:
-            self.routing = [
-                [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(*layers, strict=True)]
-                for layers in zip(self.routing, other.routing, strict=True)
-            ]
+        self.counters = {
+            name: self.counters[name] + value if self.counters else value for name, value in other.counters.items()
+        }
 
-    def mean_routing(self) -> dict[str, Any]:
-        """Share of each expert and entropy (nats) of the weights, per stream, over layers; and shares by layer."""
-        result: dict[str, Any] = {}
-        for stream, name in enumerate(STREAMS):
-            rows = [layer[stream] for layer in self.routing]
-            count = sum(row[4] for row in rows)
-            if not count:
-                continue
-            shares = [sum(row[expert] for row in rows) / count for expert in range(3)]
-            result[name] = dict(zip(EXPERT_NAMES[name], shares, strict=True))
-            result[name]["entropy"] = sum(row[3] for row in rows) / count
-            result[name]["layers"] = [[row[k] / row[4] if row[4] else 0.0 for k in range(3)] for row in rows]
-        return result
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able sums, for the checkpoint."""
+        plain = {name: getattr(self, name) for name in _PLAIN_NUMBERS}
+        return plain | {name: value.tolist() for name, value in self.counters.items()}
+
+    @classmethod
+    def from_dict(cls, sums: Mapping[str, Any]) -> StepNumbers:
+        """Sums from a checkpoint.
+
+        Args:
+            sums: From :meth:`to_dict`.
+        """
+        counters = {name: value for name, value in sums.items() if name not in _PLAIN_NUMBERS}
+        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in counters.items()}
+        return cls(**{name: sums[name] for name in _PLAIN_NUMBERS if name in sums}, counters=tensors)
 
 
-class Watcher:
+_PLAIN_NUMBERS = ("loss", "num_targets", "num_tokens", "num_samples", "num_steps")
+
+
+class MetricsLogger:
     """Collects the numbers of steps and shows them; on the main process only.
 
     Args:
@@ -80,6 +85,7 @@ class Watcher:
         start: Steps that are done already; later lines of an earlier attempt are dropped.
         window: Sums since the last line, from the checkpoint.
         track: Sends numbers and the step to trackers.
+        report: Makes of the task's counters what a line tells, see :meth:`moai.training.task.Task.report`.
     """
 
     def __init__(
@@ -90,11 +96,12 @@ class Watcher:
         start: int = 0,
         window: Mapping[str, Any] | None = None,
         track: Callable[[dict[str, float], int], None] | None = None,
+        report: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]] | None = None,
     ) -> None:
         self.settings, self.file, self.num_steps = settings, folder / "log.jsonl", num_steps
-        self.window = StepNumbers(**(window or {}))
+        self.window = StepNumbers.from_dict(window or {})
         self.last_loss: float | None = None
-        self.track = track
+        self.track, self.report = track, report or (lambda counters: {})
         self.start, self.began = start, time.monotonic()
         self._since, self._timed = self.began, StepNumbers()  # rates leave out what happened before a resume
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +110,7 @@ class Watcher:
         is_live = sys.stdout.isatty() if settings.is_live is None else settings.is_live
         self._live = Live(console=Console(), auto_refresh=False) if is_live else None
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> MetricsLogger:
         if self._live is not None:
             self._live.start()
         return self
@@ -158,7 +165,7 @@ class Watcher:
             "tokens_per_s": self._timed.num_tokens / seconds,
             "samples_per_s": self._timed.num_samples / seconds,
             "eta_s": (time.monotonic() - self.began) / done * (self.num_steps - step),
-            "routing": self.window.mean_routing(),
+            **self.report(self.window.counters),
         }
 
     def _render(self, line: Mapping[str, Any]) -> Group:
@@ -173,16 +180,24 @@ class Watcher:
         }
         if "validation_loss" in line:
             values["validation loss"] = f"{line['validation_loss']:.4f}"
+        values |= {name: f"{value:.4f}" for name, value in _task_numbers(line).items()}
         for name in values:
             numbers.add_column(name, justify="right")
         numbers.add_row(*values.values())
-        routing = Table(title="who speaks, mean over layers and tokens")
+        if "routing" not in line:
+            return Group(numbers)
+        routing = Table(title="share of each expert, mean over layers and tokens")
         for name in ("stream", "auxiliary", "image", "language", "entropy (max 1.10)"):
             routing.add_column(name, justify="left" if name == "stream" else "right")
         for stream, shares in line["routing"].items():
             cells = [f"{shares[name]:.1%}" for name in ("auxiliary", "image", "language")]
             routing.add_row(stream, *cells, f"{shares['entropy']:.3f}")
         return Group(numbers, routing)
+
+
+def _task_numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    """The task's own numbers in a line."""
+    return {name: value for name, value in line.items() if name not in _LINE_NUMBERS and isinstance(value, float)}
 
 
 def _duration(seconds: float) -> str:
@@ -194,13 +209,14 @@ def _duration(seconds: float) -> str:
 def _one_line(line: Mapping[str, Any], num_steps: int) -> str:
     shares = "; ".join(
         f"{stream} " + "/".join(f"{shares[name]:.2f}" for name in EXPERT_NAMES[stream]) + f" H {shares['entropy']:.2f}"
-        for stream, shares in line["routing"].items()
+        for stream, shares in line.get("routing", {}).items()
     )
+    told = "".join(f" {name} {value:.3f}" for name, value in _task_numbers(line).items())
     measured = f" validation {line['validation_loss']:.4f}" if "validation_loss" in line else ""
     return (
         f"step {line['step']}/{num_steps} loss {line['loss']:.4f}{measured} lr {line['learning_rate']:.2e} "
         f"norm {line['gradient_norm']:.3f} {line['tokens_per_s']:.0f} tokens/s {line['samples_per_s']:.2f} samples/s "
-        f"ETA {_duration(line['eta_s'])}" + (f" experts {shares}" if shares else "")
+        f"ETA {_duration(line['eta_s'])}" + told + (f" experts {shares}" if shares else "")
     )
 
 
@@ -230,3 +246,6 @@ def read_log(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+Watcher = MetricsLogger  # its former name

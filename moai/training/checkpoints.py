@@ -1,6 +1,6 @@
 """Training state on disk: whole or not at all, checked by checksums, never pickled.
 
-A checkpoint holds what training changes: trained parameters, AdamW's moments, running statistics. Everything else is a
+A checkpoint holds what training changes: trained parameters, the optimizers' moments, running statistics. Everything else is a
 function of the recipe, and random numbers and the data's order are functions of seed and step.
 """
 
@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ __all__ = [
 
 FORMAT = 1
 _STATE = "state.json"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps per parameter
+
+#: One optimizer, or several that share the parameters among them.
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 
 class CheckpointError(ValueError):
@@ -64,24 +67,29 @@ def _spread(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
 
 
-def collect_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Trained parameters with running statistics, and AdamW's moments. All ranks must call it.
+def collect_state(model: nn.Module, optimizer: Optimizers) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Trained parameters with running statistics, and the optimizers' moments. All ranks must call it.
 
     Args:
         model: What is trained, without a distributed wrapper around it.
-        optimizer: AdamW over its trained parameters.
+        optimizer: Over its trained parameters.
 
     Returns:
         Weights by parameter name; moments by ``<parameter name>.<moment>``.
     """
     weights = {name: whole_tensor(value) for name, value in _trained_tensors(model).items()}
+    owners = _owners(optimizer)
     moments = {}
     for name, parameter in model.named_parameters():
-        for moment, value in optimizer.state.get(parameter, {}).items() if parameter.requires_grad else ():
+        for moment, value in owners[parameter].state.get(parameter, {}).items() if parameter in owners else ():
             moments[f"{name}.{moment}"] = whole_tensor(value)
     return weights, moments
+
+
+def _owners(optimizers: Optimizers) -> dict[torch.Tensor, torch.optim.Optimizer]:
+    """Parameter -> the optimizer that updates it."""
+    each = optimizers if isinstance(optimizers, Sequence) else [optimizers]
+    return {parameter: one for one in each for group in one.param_groups for parameter in group["params"]}
 
 
 def _trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -95,7 +103,7 @@ def _trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def restore_state(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     weights: Mapping[str, torch.Tensor],
     moments: Mapping[str, torch.Tensor],
 ) -> None:
@@ -120,14 +128,16 @@ def restore_state(
                 "(None = absent). Choose another `output_folder`, or the settings the run was started with."
             )
         want.copy_(_spread(got, want))
-    for name, parameter in model.named_parameters():
-        if f"{name}.{_MOMENTS[0]}" not in moments:
-            continue  # this expert was not drawn yet
-        state = {}
-        for moment in _MOMENTS:
-            value = moments[f"{name}.{moment}"]
-            state[moment] = value.clone() if value.dim() == 0 else _spread(value, parameter)
-        optimizer.state[parameter] = state
+    found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)  # none for an expert that was not drawn yet
+    for key, value in moments.items():
+        name, _, moment = key.rpartition(".")
+        found[name][moment] = value
+    parameters, owners = dict(model.named_parameters()), _owners(optimizer)
+    for name, values in found.items():
+        parameter = parameters[name]
+        owners[parameter].state[parameter] = {
+            moment: value.clone() if value.dim() == 0 else _spread(value, parameter) for moment, value in values.items()
+        }
 
 
 def write_checkpoint(
