@@ -1,7 +1,7 @@
 """Training state on disk: whole or not at all, checked by checksums, never pickled.
 
-A checkpoint holds what training changes: trained parameters, the optimizers' moments, running statistics. Everything else is a
-function of the recipe, and random numbers and the data's order are functions of seed and step.
+A checkpoint holds what training changes: trained parameters, the optimizers' moments, running statistics. Everything
+else is a function of the recipe, and random numbers and the data's order are functions of seed and step.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def start_accelerator(settings: RunSettings) -> Accelerator:
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
-    # A second run in one process (the next stage) may have another precision; accelerate keeps the first one's otherwise.
+    # A second run in one process may have another precision; accelerate keeps the first one's otherwise.
     AcceleratorState._reset_state()
     # On CPUs oneDNN keeps a compiled kernel for every shape: with its default of 1,024 memory grows by gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -141,8 +141,8 @@ class OptimizationSettings:
             ``vision_tower``.
         warmup_share: Share of the steps in which the rate rises linearly.
         final_share: The cosine ends at this share of the peak.
-        optimizer: ``adamw``; or ``muon``: orthogonalised updates (:class:`torch.optim.Muon`) for matrices, AdamW for the
-            rest, at one rate.
+        optimizer: ``adamw``; or ``muon``: orthogonalised updates (:class:`torch.optim.Muon`) for matrices, AdamW for
+            the rest, at one rate.
         weight_decay: Of matrices; vectors (norms, biases), embeddings and latents have none.
         betas: Of AdamW.
         epsilon: Of AdamW.
