@@ -252,8 +252,8 @@ class Trainer:
         )
         if not torch.isfinite(total):
             raise ValueError(
-                f"expected a finite loss, got {total.item()} at step {step + 1}. The last checkpoint is untouched; lower "
-                "`optimization.learning_rate`, or look at the data of that step."
+                f"expected a finite loss, got {total.item()} at step {step + 1}. The last checkpoint is untouched; "
+                "lower `optimization.learning_rate`, or look at the data of that step."
             )
         for optimizer in self.optimizers:
             optimizer.step()
