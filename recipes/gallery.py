@@ -1,6 +1,6 @@
 """Pictures of what a checkpoint's verbalizers see, for the documentation.
 
-    python -m moai.evaluation.gallery --model checkpoints/moai-nano --out docs
+    python -m recipes.gallery --model checkpoints/moai-nano --out docs
 
 Writes ``gallery_scenes.jpg`` (test scenes) and ``gallery_photos.jpg`` (the example photographs). Every row is one
 picture, then what segmenter, detector and text reader, and scene graph found, drawn by `Scene.draw`.

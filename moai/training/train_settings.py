@@ -137,8 +137,8 @@ class OptimizationSettings:
         samples_per_picture: So many samples of one picture go through together and share one pass of vision tower and
             compressor; must divide ``micro_batch_size``.
         learning_rate: Peak.
-        learning_rates: Peaks of single parts: ``decoder``, ``compressor``, ``mixers``, ``gates``, ``projector``,
-            ``vision_tower``.
+        learning_rates: Peaks of single parts; of a MoAI: ``decoder``, ``compressor``, ``mixers``, ``gates``,
+            ``projector``, ``vision_tower``.
         warmup_share: Share of the steps in which the rate rises linearly.
         final_share: The cosine ends at this share of the peak.
         optimizer: ``adamw``; or ``muon``: orthogonalised updates (:class:`torch.optim.Muon`) for matrices, AdamW for

@@ -7,6 +7,7 @@ functions of seed and step, which is what makes a resumed run equal to an unbrok
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -318,7 +319,7 @@ class Trainer:
         if found is None:
             return 0, None
         weights, moments, state = read_checkpoint(found)
-        _check_same_run(state, self._state(), found)
+        _check_same_run(state, json.loads(json.dumps(self._state())), found)
         if is_zero(self.accelerator):
             restore_zero_state(self.task.model, *self.optimizers, weights, moments)
         else:

@@ -5,18 +5,20 @@ No picture, no question, no decoder: an order of magnitude more scenes per secon
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.training.task import Batch
+from recipes.stages import CountingTask
 
+from .config import PhraseSettings
 from .phrase_recall import SLOT_GROUPS, PhraseVocabulary
-from .scene_shards import SceneShard, wait_for_shard
-from .text_pretraining import sorted_batches
+from .scene_shards import SceneShard, ShardBatches
 
-__all__ = ["CompressorTask", "pad_verbalizations"]
+__all__ = ["CompressorTask", "pad_verbalizations", "recall_counts"]
 
 
 def pad_verbalizations(shard: SceneShard, scenes: np.ndarray, bos_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,46 +39,44 @@ def pad_verbalizations(shard: SceneShard, scenes: np.ndarray, bos_token_id: int)
     return ids, (torch.arange(width) < lengths[:, None]).long()
 
 
-class CompressorTask:
-    """Steps of compressor pretraining: step -> shard -> batch -> loss of :class:`.phrase_recall.PhraseRecall`.
+class CompressorTask(CountingTask):
+    """Compressor pretraining: the loss of :class:`.phrase_recall.PhraseRecall`.
 
     Args:
         model: The whole model with a ``recall``; only compressor and recall get gradients.
         vocabulary: How to read verbalizations.
-        shards: Folder of shards.
-        num_scenes: Scenes per shard.
-        batch_size: Scenes per step, over all ranks.
+        shards: Scenes of a step.
+        settings: The stage's.
     """
+
+    count_names = [f"{word}_{name}" for name in ("word", *SLOT_GROUPS) for word in ("asked", "right")]
 
     def __init__(
         self,
         model: MoAIForConditionalGeneration,
         vocabulary: PhraseVocabulary,
-        shards: Path,
-        num_scenes: int,
-        batch_size: int,
+        shards: ShardBatches,
+        settings: PhraseSettings,
     ) -> None:
-        self.model, self.vocabulary, self.shards = model, vocabulary, shards
-        self.batch_size, self.steps_per_shard = batch_size, num_scenes // batch_size
-        self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
-        names = ("word", *SLOT_GROUPS)
-        self.count_names = ["weight", "scenes", *(f"{word}_{name}" for name in names for word in ("asked", "right"))]
+        super().__init__(model, settings.optimization, settings.shards)
+        self.vocabulary, self.shards = vocabulary, shards
 
-    def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """See :data:`moai.training.loop.StepFunction`."""
-        number, place = divmod(step, self.steps_per_shard)
-        if self._loaded is None or self._loaded[0] != number:
-            shard = wait_for_shard(self.shards, number)
-            self._loaded = number, shard, sorted_batches(shard, self.batch_size, number)
-        _, shard, batches = self._loaded
-        scenes = batches[place][rank::num_ranks]
+    def batch(self, step: int, place: int) -> Batch:
+        """Ids and mask of :func:`pad_verbalizations`; a scene is a target."""
+        shard, scenes = self.shards(step)
+        scenes = scenes[place :: self.num_micro_batches]
         ids, mask = pad_verbalizations(shard, scenes, self.model.config.text_config.bos_token_id)
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = self.model.model.get_auxiliary_states(ids, mask, None)
-            loss, right = self.model.recall(
-                latents, self.model.get_input_embeddings().weight, ids, mask, self.vocabulary
-            )
-        counts = {"weight": float(len(scenes)), "scenes": float(len(scenes))}
-        for name, share in right.items():
-            counts |= {f"asked_{name}": 1.0, f"right_{name}": share}
-        return loss * len(scenes), counts
+        return Batch((ids, mask), float(len(scenes)), float(mask.sum()))
+
+    def step(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss times scenes, and shares of what is recalled."""
+        ids, mask = inputs
+        latents = self.model.model.get_auxiliary_states(ids, mask, None)
+        embedding = self.model.get_input_embeddings().weight
+        loss, right = self.model.recall(latents, embedding, ids, mask, self.vocabulary)
+        return loss * len(ids), self.counters(recall_counts(right))
+
+
+def recall_counts(right: Mapping[str, float]) -> dict[str, float]:
+    """Counts of one batch's shares."""
+    return {f"asked_{name}": 1.0 for name in right} | {f"right_{name}": share for name, share in right.items()}

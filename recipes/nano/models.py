@@ -16,8 +16,8 @@ from moai.processing.image_processing_moai import MoAIImageProcessor
 from moai.processing.processing_moai import MoAIProcessor
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 
-from .nano_config import MultimodalSettings, NanoConfig
-from .text_pretraining import PromptIds
+from .config import MultimodalSettings, NanoConfig
+from .text_task import PromptIds
 
 __all__ = ["build_decoder", "build_moai", "build_processor", "prompt_ids"]
 

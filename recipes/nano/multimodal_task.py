@@ -6,9 +6,10 @@ expert learns alone; then all experts under trained gates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,15 @@ from torch.nn import functional as F
 
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
+from moai.training.task import Batch
+from moai.training.trained_parts import part_of
+from recipes.stages import CountingTask
 
-from .compressor_pretraining import pad_verbalizations
-from .nano_config import MultimodalSettings
+from .compressor_task import pad_verbalizations, recall_counts
+from .config import MultimodalSettings
 from .phrase_recall import SLOT_GROUPS, PhraseVocabulary
-from .scene_shards import SceneShard, wait_for_shard
-from .text_pretraining import KIND_NAMES, PromptIds, count_right, sorted_batches
+from .scene_shards import SceneShard, ShardBatches
+from .text_task import KIND_NAMES, PromptIds, count_right
 
 __all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_questions"]
 
@@ -115,55 +119,61 @@ def pack_questions(
     )
 
 
-class MultimodalTask:
-    """Steps of multimodal training: step -> shard -> batch -> loss.
+class MultimodalTask(CountingTask):
+    """Training of the whole model.
 
     Args:
-        model: The whole model.
+        model: The whole model, with a ``recall`` where ``settings.recall_weight`` is not 0.
         settings: One of the recipe's parts that train it.
         prompt: Fixed ids.
-        shards: Folder of shards; pictures are asked about where the shards have some.
+        shards: Scenes of a step; images are asked about where the shards have some.
         vocabulary: How to read verbalizations, for ``model.recall``.
     """
+
+    count_names = [
+        f"{word}_{name}"
+        for name in (*KIND_NAMES, "without_auxiliary", "word", *SLOT_GROUPS)
+        for word in ("asked", "right")
+    ]
 
     def __init__(
         self,
         model: MoAIForConditionalGeneration,
         settings: MultimodalSettings,
         prompt: PromptIds,
-        shards: Path,
+        shards: ShardBatches,
         vocabulary: PhraseVocabulary,
     ) -> None:
-        self.model, self.settings, self.prompt, self.shards = model, settings, prompt, shards
-        self.vocabulary = vocabulary
+        super().__init__(model, settings.optimization, settings.shards)
+        self.settings, self.prompt, self.shards, self.vocabulary = settings, prompt, shards, vocabulary
         self.image_ids = [model.config.image_token_id] * model.config.image_seq_length
         self.kind_weights = torch.tensor([settings.kind_weights.get(name, 1.0) for name in KIND_NAMES])
-        self.steps_per_shard = settings.shards.num_scenes // settings.batch_size
-        self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
-        outcome = [
-            f"{word}_{name}"
-            for name in (*KIND_NAMES, "without_auxiliary", "word", *SLOT_GROUPS)
-            for word in ("asked", "right")
-        ]
-        self.count_names = ["weight", "scenes", *outcome]
 
-    def batch(self, step: int, rank: int, num_ranks: int) -> MultimodalBatch:
-        """This rank's share of a step's scenes."""
-        number, place = divmod(step, self.steps_per_shard)
-        if self._loaded is None or self._loaded[0] != number:
-            self._loaded = None  # two shards of pictures need not be in memory at once
-            shard = wait_for_shard(self.shards, number)
-            self._loaded = number, shard, sorted_batches(shard, self.settings.batch_size, number)
-        _, shard, batches = self._loaded
+    def questions(self, step: int, place: int = 0) -> MultimodalBatch:
+        """A micro-batch's scenes with the questions drawn for it."""
+        shard, scenes = self.shards(step)
         return pack_questions(
             shard,
-            batches[place][rank::num_ranks],
+            scenes[place :: self.num_micro_batches],
             self.prompt,
             self.image_ids,
             self.settings.questions_per_scene,
             self.settings.longest_answer,
-            np.random.default_rng((step, rank)),
+            np.random.default_rng((step, place)),
         )
+
+    def batch(self, step: int, place: int) -> Batch:
+        """Questions, whether verbalizers spoke, and the routing: in stage 1 one random expert, in stage 2 the gates."""
+        questions = self.questions(step, place)
+        inputs = {
+            "questions": questions,
+            "has_auxiliary": np.random.default_rng((step, 7)).random() >= self.settings.without_auxiliary_share,
+            "routing": {"mode": "gated"},
+        }
+        if step < self.settings.first_stage_steps:
+            inputs["routing"] = {"mode": "random_expert", "seed": step}
+        weights = questions.is_answer[:, 1:].sum(dim=1) * self.kind_weights[questions.kinds]
+        return Batch(inputs, float(weights.sum()), float(((questions.roles > 0) | questions.is_answer).sum()))
 
     @torch.no_grad()
     def observed(self, steps: Iterable[int]) -> list[torch.Tensor]:
@@ -173,57 +183,52 @@ class MultimodalTask:
             The ids of each question's language stream, in the order in which the mixers see them.
         """
         rows = []
-        for step in steps:
-            self(step, 0, 1)
-            batch = self.batch(step, 0, 1)
-            rows += [ids[roles == LANGUAGE_ROLE] for ids, roles in zip(batch.input_ids, batch.roles, strict=True)]
+        for step, place in itertools.product(steps, range(self.num_micro_batches)):
+            inputs = self.batch(step, place).inputs
+            with torch.autocast("cpu", torch.bfloat16):
+                self.step(inputs)
+            asked = inputs["questions"]
+            rows += [ids[roles == LANGUAGE_ROLE] for ids, roles in zip(asked.input_ids, asked.roles, strict=True)]
         return rows
 
-    def routing(self, step: int) -> dict[str, object]:
-        """Stage 1: one expert at random, equal on all ranks. Stage 2: the gates."""
-        if step < self.settings.first_stage_steps:
-            return {"mode": "random_expert", "seed": step}
-        return {"mode": "gated"}
+    def part_of(self, name: str) -> str:
+        """The model's part; the heads of `recall` belong to none."""
+        return "" if name.startswith("recall.") else part_of(name)
 
-    def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """See :data:`moai.training.loop.StepFunction`."""
-        batch, model, words = self.batch(step, rank, num_ranks), self.model.model, self.model.get_input_embeddings()
-        has_auxiliary = np.random.default_rng((step, 7)).random() >= self.settings.without_auxiliary_share
+    def step(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Cross entropy weighted by kind, and how many answers are right as a whole."""
+        batch, model, words = inputs["questions"], self.model.model, self.model.get_input_embeddings()
         features = auxiliary = None
         recalled, right = torch.zeros(()), {}
-        with torch.autocast("cpu", torch.bfloat16):
-            if batch.pixel_values is not None:
-                features = model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
-                features = features[batch.scene_of_question]
-            if has_auxiliary:
-                said = batch.auxiliary_input_ids, batch.auxiliary_attention_mask
-                states = model.get_auxiliary_states(*said, batch.auxiliary_pixel_values)
-                auxiliary = states[batch.scene_of_question]
-                if self.settings.recall_weight > 0:
-                    recalled, right = self.model.recall(states, words.weight, *said, self.vocabulary)
-            hidden = model(
-                input_ids=batch.input_ids,
-                mm_token_type_ids=batch.roles,
-                image_features=features,
-                auxiliary_states=auxiliary,
-                routing=self.routing(step),
-                use_cache=False,
-                return_dict=True,
-            ).last_hidden_state
-            is_target = batch.is_answer[:, 1:]
-            logits = self.model.lm_head(hidden[:, :-1][is_target])
+        if batch.pixel_values is not None:
+            features = model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
+            features = features[batch.scene_of_question]
+        if inputs["has_auxiliary"]:
+            said = batch.auxiliary_input_ids, batch.auxiliary_attention_mask
+            states = model.get_auxiliary_states(*said, batch.auxiliary_pixel_values)
+            auxiliary = states[batch.scene_of_question]
+            if self.settings.recall_weight > 0:
+                recalled, right = self.model.recall(states, words.weight, *said, self.vocabulary)
+        hidden = model(
+            input_ids=batch.input_ids,
+            mm_token_type_ids=batch.roles,
+            image_features=features,
+            auxiliary_states=auxiliary,
+            routing=inputs["routing"],
+            use_cache=False,
+            return_dict=True,
+        ).last_hidden_state
+        is_target = batch.is_answer[:, 1:]
+        logits = self.model.lm_head(hidden[:, :-1][is_target])
         targets = batch.input_ids[:, 1:][is_target]
         groups = torch.arange(len(batch.kinds))[:, None].expand_as(is_target)[is_target]
         weights = self.kind_weights[batch.kinds[groups]]
         loss = (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
         loss = loss + self.settings.recall_weight * weights.sum() * recalled
         counts = count_right(logits.detach().argmax(-1) == targets, groups, batch.kinds[groups])
-        if not has_auxiliary:
+        if not inputs["has_auxiliary"]:
             counts = {
                 f"{word}_without_auxiliary": sum(counts[f"{word}_{name}"] for name in KIND_NAMES)
                 for word in ("asked", "right")
             }
-        for name, share in right.items():
-            counts |= {f"asked_{name}": 1.0, f"right_{name}": share}
-        counts |= {"weight": float(weights.sum()), "scenes": float(len(batch.auxiliary_input_ids))}
-        return loss, counts
+        return loss, self.counters(counts | recall_counts(right))

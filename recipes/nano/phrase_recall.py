@@ -52,7 +52,7 @@ class PhraseVocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: InternLM2Tokenizer) -> PhraseVocabulary:
-        """Read it off a tokenizer of :mod:`moai.training.nano_tokenizer`."""
+        """Read it off a tokenizer of :mod:`recipes.nano.tokenizer`."""
         model = tokenizer.sp_model
         texts = [model.id_to_piece(piece).replace("▁", " ") for piece in range(model.get_piece_size())]
         opens = np.array([text.startswith(" [") for text in texts])

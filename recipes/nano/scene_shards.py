@@ -16,13 +16,13 @@ import numpy as np
 
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
+from recipes.shard_waiting import wait_for_file
 from verbalizers.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
-
-from .shard_waiting import wait_for_file
 
 __all__ = [
     "LISTING_QUESTIONS",
     "SceneShard",
+    "ShardBatches",
     "ShardSettings",
     "build_shard",
     "join_scenes",
@@ -233,3 +233,41 @@ def build_missing_shards(settings: ShardSettings, folder: Path, shards: range, t
     for shard in shards:
         if not shard_path(folder, shard).is_file():
             save_shard(build_shard(settings, shard, tokenizer), shard_path(folder, shard))
+
+
+class ShardBatches:
+    """Scenes of a step: shard after shard, scenes of like length together, as a function of the step alone.
+
+    Args:
+        shards: Folder of shards that are read one after the other, or shards that are read again and again, in another
+            order each time.
+        batch_size: Scenes per step.
+        num_scenes: Scenes per shard of a folder.
+    """
+
+    def __init__(self, shards: Path | Sequence[SceneShard], batch_size: int, num_scenes: int = 0) -> None:
+        self.shards, self.batch_size = shards, batch_size
+        sizes = [num_scenes] if isinstance(shards, Path) else [len(shard) for shard in shards]
+        self._stops = np.cumsum([size // batch_size for size in sizes])
+        self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
+
+    def __call__(self, step: int) -> tuple[SceneShard, np.ndarray]:
+        """A shard, and the numbers of the step's scenes in it."""
+        turn, place = divmod(step, int(self._stops[-1]))
+        which = int(np.searchsorted(self._stops, place, side="right"))
+        number, place = turn * len(self._stops) + which, place - int(self._stops[which - 1] if which else 0)
+        if self._loaded is None or self._loaded[0] != number:
+            self._loaded = None  # two shards of images need not be in memory at once
+            shard = wait_for_shard(self.shards, number) if isinstance(self.shards, Path) else self.shards[which]
+            self._loaded = number, shard, _sorted_batches(shard, self.batch_size, number)
+        _, shard, batches = self._loaded
+        return shard, batches[place]
+
+
+def _sorted_batches(shard: SceneShard, batch_size: int, seed: int) -> list[np.ndarray]:
+    """Scenes of a shard in batches of like length, in an order drawn from ``seed``."""
+    generator = np.random.default_rng(seed)
+    spans = np.diff(shard.auxiliary) + np.diff(shard.answers[shard.first_question])
+    order = np.argsort(spans + generator.uniform(0, 12, len(spans)), kind="stable")
+    batches = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]

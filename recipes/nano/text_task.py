@@ -6,9 +6,7 @@ and counts its positions from the verbalization's end, so that a packed row equa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +14,11 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from moai.scenes.scenes import QUESTION_KINDS
+from moai.training.task import Batch
+from moai.training.train_settings import OptimizationSettings
+from recipes.stages import CountingTask
 
-from .scene_shards import SceneShard, wait_for_shard
+from .scene_shards import SceneShard, ShardBatches, ShardSettings
 
 __all__ = ["PromptIds", "TextBatch", "TextTask", "pack_texts"]
 
@@ -111,75 +112,59 @@ def count_right(is_right: torch.Tensor, groups: torch.Tensor, kinds: torch.Tenso
     return counts
 
 
-def sorted_batches(shard: SceneShard, batch_size: int, seed: int) -> list[np.ndarray]:
-    """Scenes of a shard in batches of like length, in an order drawn from ``seed``."""
-    generator = np.random.default_rng(seed)
-    spans = np.diff(shard.auxiliary) + np.diff(shard.answers[shard.first_question])
-    order = np.argsort(spans + generator.uniform(0, 12, len(spans)), kind="stable")
-    batches = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
-    return [batches[i] for i in generator.permutation(len(batches))]
-
-
-class TextTask:
-    """Steps of text pretraining: step -> shard -> batch -> loss.
+class TextTask(CountingTask):
+    """Text pretraining: a decoder learns to answer behind a verbalization, and a little to write one.
 
     Args:
         model: A causal decoder.
         prompt: Fixed ids.
-        shards: Folder of shards that are read one after the other, or shards that are read again and again, in another
-            order each time.
-        batch_size: Scenes per step, over all ranks.
+        shards: Scenes of a step.
+        optimization: How.
         text_weight: Weight of the loss on the verbalization itself; answers count 1.
-        num_scenes: Scenes per shard of a folder.
+        data: See :class:`recipes.stages.CountingTask`.
     """
+
+    count_names = [f"{word}_{name}" for name in KIND_NAMES for word in ("asked", "right")]
 
     def __init__(
         self,
         model: LlamaForCausalLM,
         prompt: PromptIds,
-        shards: Path | Sequence[SceneShard],
-        batch_size: int,
+        shards: ShardBatches,
+        optimization: OptimizationSettings,
         text_weight: float,
-        num_scenes: int = 0,
+        data: ShardSettings | None = None,
     ) -> None:
-        self.model, self.prompt, self.shards = model, prompt, shards
-        self.batch_size, self.text_weight = batch_size, text_weight
-        sizes = [num_scenes] if isinstance(shards, Path) else [len(shard) for shard in shards]
-        self._stops = np.cumsum([size // batch_size for size in sizes])
-        self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
-        outcome = [f"{word}_{name}" for name in KIND_NAMES for word in ("asked", "right")]
-        self.count_names = ["weight", "scenes", "tokens", *outcome]
+        super().__init__(model, optimization, data)
+        self.prompt, self.shards, self.text_weight = prompt, shards, text_weight
 
-    def batch(self, step: int, rank: int, num_ranks: int) -> TextBatch:
-        """This rank's share of a step's scenes."""
-        turn, place = divmod(step, int(self._stops[-1]))
-        which = int(np.searchsorted(self._stops, place, side="right"))
-        number, place = turn * len(self._stops) + which, place - int(self._stops[which - 1] if which else 0)
-        if self._loaded is None or self._loaded[0] != number:
-            shard = wait_for_shard(self.shards, number) if isinstance(self.shards, Path) else self.shards[which]
-            self._loaded = number, shard, sorted_batches(shard, self.batch_size, number)
-        _, shard, batches = self._loaded
-        return pack_texts(shard, batches[place][rank::num_ranks], self.prompt)
+    def batch(self, step: int, place: int) -> Batch:
+        """See :class:`TextBatch`."""
+        shard, scenes = self.shards(step)
+        texts = pack_texts(shard, scenes[place :: self.num_micro_batches], self.prompt)
+        is_target = self._is_target(texts)
+        weights = torch.where(texts.is_answer[:, 1:][is_target], 1.0, self.text_weight)
+        return Batch(texts, float(weights.sum()), float((texts.segments >= 0).sum()))
 
-    def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """See :data:`moai.training.loop.StepFunction`."""
-        batch = self.batch(step, rank, num_ranks)
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.model.model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask(),
-                position_ids=batch.position_ids,
-                use_cache=False,
-            ).last_hidden_state
-            is_text = (batch.segments == 0) & (batch.position_ids > len(self.prompt.opening))
-            is_target = (is_text | batch.is_answer)[:, 1:] & (batch.segments[:, 1:] >= 0)
-            logits = self.model.lm_head(hidden[:, :-1][is_target])
-        targets, answers = batch.input_ids[:, 1:][is_target], batch.is_answer[:, 1:][is_target]
+    def _is_target(self, batch: TextBatch) -> torch.Tensor:
+        """Bool (B, L - 1): the next token carries a loss."""
+        is_text = (batch.segments == 0) & (batch.position_ids > len(self.prompt.opening))
+        return (is_text | batch.is_answer)[:, 1:] & (batch.segments[:, 1:] >= 0)
+
+    def step(self, inputs: TextBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Cross entropy, and how many answers are right as a whole."""
+        hidden = self.model.model(
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask(),
+            position_ids=inputs.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        is_target = self._is_target(inputs)
+        logits = self.model.lm_head(hidden[:, :-1][is_target])
+        targets, answers = inputs.input_ids[:, 1:][is_target], inputs.is_answer[:, 1:][is_target]
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         weights = torch.where(answers, 1.0, self.text_weight)
-        groups = (batch.segments + 1000 * torch.arange(len(batch.segments))[:, None])[:, 1:][is_target]
+        groups = (inputs.segments + 1000 * torch.arange(len(inputs.segments))[:, None])[:, 1:][is_target]
         is_right = (logits.detach().argmax(-1) == targets)[answers]
-        counts = count_right(is_right, groups[answers], batch.kinds[:, 1:][is_target][answers])
-        counts |= {"weight": float(weights.sum()), "scenes": float(len(batch.segments))}
-        counts["tokens"] = float((batch.segments >= 0).sum())
-        return (losses * weights).sum(), counts
+        counts = count_right(is_right, groups[answers], inputs.kinds[:, 1:][is_target][answers])
+        return (losses * weights).sum(), self.counters(counts)

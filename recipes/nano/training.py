@@ -1,6 +1,6 @@
 """Train moai-nano from nothing: tokenizer, text reading, then the whole model in the paper's two stages.
 
-    python -m moai.training.nano --config configs/nano.yaml --out runs/nano
+    python -m recipes.nano --config configs/nano.yaml --out runs/nano
 
 Each step is skipped when it is done, resumed when it was killed. With several ranks, scenes become tokens in
 a process of their own.
@@ -12,39 +12,40 @@ import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE
+from moai.cli.train import launch_processes
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.processing_moai import MoAIProcessor
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.training.model_building import copy_verbalizer_settings
+from recipes.stages import CountingTask, has_checkpoint, load_trained, run_stage
 
-from .checkpointing import latest_checkpoint, load_checkpoint
-from .compressor_pretraining import CompressorTask
+from .compressor_task import CompressorTask
+from .config import MultimodalSettings, NanoConfig, PhraseSettings, TextSettings, load_nano_config
 from .expert_initialisation import start_with_reading_order, start_with_word_matching
-from .loop import run_loop, start_ranks
-from .model_building import copy_verbalizer_settings
-from .multimodal_training import MultimodalTask
-from .nano_config import MultimodalSettings, NanoConfig, PhraseSettings, TextSettings, load_nano_config
-from .nano_models import build_decoder, build_moai, build_processor, prompt_ids
-from .nano_tokenizer import train_nano_tokenizer
+from .models import build_decoder, build_moai, build_processor, prompt_ids
+from .multimodal_task import MultimodalTask
 from .phrase_recall import PhraseRecall, PhraseVocabulary
-from .scene_shards import ShardSettings, build_missing_shards, shard_path
-from .text_pretraining import TextTask
+from .scene_shards import ShardBatches, ShardSettings, build_missing_shards, shard_path
+from .text_task import TextTask
+from .tokenizer import train_nano_tokenizer
 
-__all__ = ["LATE_STAGES", "STAGES", "export_nano", "export_text_reader", "main", "train_nano"]
+__all__ = ["LATE_STAGES", "STAGES", "build_task", "export_nano", "export_text_reader", "main", "train_nano"]
 
 STAGES = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal", "practice", "export")
 #: Those that can start from a finished model.
 LATE_STAGES = ("practice", "export")
 
-#: Stages that train compressor, mixers or both; each starts from the last of those before it that ran.
-_WHOLE_STAGES = ("phrases", "questions", "multimodal", "practice")
+#: Stages that train the decoder alone, and those that train compressor, mixers or both; each starts from the last of
+#: its kind before it that ran.
+_TEXT_STAGES, _MODEL_STAGES = ("text", "copying"), ("phrases", "questions", "multimodal", "practice")
 #: So many scenes are made on the spot; more in a process of their own, ahead of the trainer.
 SMALL = 4096
 #: Batches that new experts' first attention is fitted to.
@@ -66,32 +67,40 @@ def _build_politely(settings: ShardSettings, folder: Path, num_shards: int, toke
     build_missing_shards(settings, folder, range(num_shards), tokenizer)
 
 
-def _train_text(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
-    model = build_decoder(config, InternLM2Tokenizer.from_pretrained(out / "tokenizer"))
-    _read_texts("text", config.text, model, out, rank, num_ranks)
+def build_task(name: str, config: NanoConfig, out: Path) -> CountingTask:
+    """What a stage trains, as it is before the stage's first step.
 
-
-def _train_copying(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
-    model = _pretrained_decoder(config, out, ("text",))
-    _read_texts("copying", config.copying, model, out, rank, num_ranks)
-
-
-def _read_texts(
-    name: str, settings: TextSettings, model: LlamaForCausalLM, out: Path, rank: int, num_ranks: int
-) -> None:
-    prompt = prompt_ids(InternLM2Tokenizer.from_pretrained(out / "tokenizer"))
-    shards = out / f"{name}-shards"
-    task = TextTask(model, prompt, shards, settings.batch_size, settings.text_weight, settings.shards.num_scenes)
-    run_loop(model.train(), task, task.count_names, settings.loop, out / name, rank, num_ranks)
+    Args:
+        name: A stage that trains.
+        config: The recipe.
+        out: Folder of the run, with the results of the stages before.
+    """
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    settings: TextSettings | PhraseSettings | MultimodalSettings = getattr(config, name)
+    batch_size, num_scenes = settings.optimization.batch_size, settings.shards.num_scenes
+    shards = ShardBatches(out / f"{name}-shards", batch_size, num_scenes)
+    if isinstance(settings, TextSettings):
+        decoder = build_decoder(config, tokenizer) if name == "text" else _pretrained_decoder(config, out, ("text",))
+        prompt = prompt_ids(tokenizer)
+        return TextTask(decoder, prompt, shards, settings.optimization, settings.text_weight, settings.shards)
+    model, vocabulary = _model_with_recall(config, out, tokenizer), PhraseVocabulary.from_tokenizer(tokenizer)
+    _load_last(model, out, _MODEL_STAGES[: _MODEL_STAGES.index(name)])
+    if isinstance(settings, PhraseSettings):
+        model.requires_grad_(False)
+        model.model.compressor.requires_grad_(True)
+        model.recall.requires_grad_(True)
+        return CompressorTask(model, vocabulary, shards, settings)
+    task = MultimodalTask(model, settings, prompt_ids(tokenizer), shards, vocabulary)
+    if name != "practice" and not has_checkpoint(out / name):
+        _initialise_experts(name, model, task)
+    return task
 
 
 def _pretrained_decoder(config: NanoConfig, out: Path, stages: tuple[str, ...]) -> LlamaForCausalLM:
     """The decoder as the last of some stages left it."""
     decoder = build_decoder(config, InternLM2Tokenizer.from_pretrained(out / "tokenizer"))
-    found = [path for stage in stages if (path := latest_checkpoint(out / stage / "checkpoints")) is not None]
-    if not found:
+    if not _load_last(decoder, out, stages):
         raise ValueError(f"expected a pretrained decoder in {out / 'text'}, got none. Run the stage 'text' first.")
-    load_checkpoint(found[-1], decoder)
     return decoder
 
 
@@ -101,51 +110,17 @@ def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokeni
         model = MoAIForConditionalGeneration.from_pretrained(config.start, dtype=torch.float32)
         torch.manual_seed(config.seed + 1)
     else:
-        model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out, ("text", "copying")))
+        model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out, _TEXT_STAGES))
     model.recall = PhraseRecall(model.config.text_config.hidden_size)
     return model
 
 
-def _load_last(model: MoAIForConditionalGeneration, out: Path, stages: tuple[str, ...]) -> None:
-    found = [path for stage in stages if (path := latest_checkpoint(out / stage / "checkpoints")) is not None]
+def _load_last(model: nn.Module, out: Path, stages: tuple[str, ...]) -> bool:
+    """Load what the last of some stages trained; False where none of them has run."""
+    found = [stage for stage in stages if has_checkpoint(out / stage)]
     if found:
-        load_checkpoint(found[-1], model)
-
-
-def _train_phrases(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
-    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
-    settings, model = config.phrases, _model_with_recall(config, out, tokenizer)
-    model.requires_grad_(False)
-    model.model.compressor.requires_grad_(True)
-    model.recall.requires_grad_(True)
-    shards, vocabulary = out / "phrases-shards", PhraseVocabulary.from_tokenizer(tokenizer)
-    task = CompressorTask(model, vocabulary, shards, settings.shards.num_scenes, settings.batch_size)
-    run_loop(model.train(), task, task.count_names, settings.loop, out / "phrases", rank, num_ranks)
-
-
-def _train_questions(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
-    _train_whole("questions", config.questions, rank, num_ranks, config, out)
-
-
-def _train_multimodal(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
-    _train_whole("multimodal", config.multimodal, rank, num_ranks, config, out)
-
-
-def _train_practice(rank: int, num_ranks: int, config: NanoConfig, out: Path) -> None:
-    _train_whole("practice", config.practice, rank, num_ranks, config, out)
-
-
-def _train_whole(
-    name: str, settings: MultimodalSettings, rank: int, num_ranks: int, config: NanoConfig, out: Path
-) -> None:
-    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
-    model = _model_with_recall(config, out, tokenizer)
-    _load_last(model, out, _WHOLE_STAGES[: _WHOLE_STAGES.index(name)])
-    vocabulary = PhraseVocabulary.from_tokenizer(tokenizer)
-    task = MultimodalTask(model, settings, prompt_ids(tokenizer), out / f"{name}-shards", vocabulary)
-    if name != "practice" and latest_checkpoint(out / name / "checkpoints") is None:
-        _initialise_experts(name, model, task)
-    run_loop(model.train(), task, task.count_names, settings.loop, out / name, rank, num_ranks)
+        load_trained(model, out / found[-1])
+    return bool(found)
 
 
 @torch.no_grad()
@@ -153,10 +128,10 @@ def _initialise_experts(name: str, model: MoAIForConditionalGeneration, task: Mu
     """Before a stage's first step; a function of weights and shards alone, so that all ranks agree."""
     model.eval()
     # No further than training goes: the shards of later steps are never made.
-    steps = range(min(OBSERVED_STEPS, task.settings.loop.num_steps))
+    steps = range(min(OBSERVED_STEPS, task.settings.optimization.num_steps))
     if name == "questions":
         start_with_word_matching(model, lambda: task.observed(steps))
-    elif task.batch(0, 0, 1).pixel_values is not None:
+    elif task.questions(0).pixel_values is not None:
         start_with_reading_order(model, lambda: task.observed(steps))
 
 
@@ -164,14 +139,11 @@ def _num_shards(num_steps: int, batch_size: int, settings: ShardSettings) -> int
     return -(-num_steps // (settings.num_scenes // batch_size))
 
 
-def _run_ranks(
-    work: Callable[..., None],
-    name: str,
-    settings: TextSettings | PhraseSettings | MultimodalSettings,
-    config: NanoConfig,
-    out: Path,
-) -> None:
-    count = _num_shards(settings.loop.num_steps, settings.batch_size, settings.shards)
+def _train_stage(name: str, config: NanoConfig, out: Path) -> None:
+    """Make the shards of a stage, or let them be made, and train in as many processes as the recipe says."""
+    settings = getattr(config, name)
+    chosen = settings.optimization
+    count = _num_shards(chosen.num_steps, chosen.batch_size, settings.shards)
     shards, tokenizer = out / f"{name}-shards", out / "tokenizer"
     is_complete = all(shard_path(shards, shard).is_file() for shard in range(count))
     if count * settings.shards.num_scenes < SMALL and not is_complete:
@@ -179,10 +151,24 @@ def _run_ranks(
         is_complete = True
     builder = None if is_complete else _start_builder(settings.shards, shards, count, tokenizer)
     try:
-        start_ranks(work, config.num_ranks, out / name / "rendezvous", config, out)
+        if config.num_ranks == 1:
+            run_stage(build_task(name, config, out), settings, out / name, config.seed)
+        else:
+            _launch_stage(name, config, out)
     finally:
         if builder is not None:
             builder.terminate()
+
+
+def _launch_stage(name: str, config: NanoConfig, out: Path) -> None:
+    """Train a stage in processes of one thread each, which find the recipe beside the stage's checkpoints."""
+    recipe = out / name / "recipe.json"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(json.dumps(asdict(config), default=str, indent=1), encoding="utf-8")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    words = ["--config", str(recipe), "--out", str(out), "--stage", name]
+    if code := launch_processes(config.num_ranks, words, module="recipes.nano"):
+        raise SystemExit(code)
 
 
 def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
@@ -194,7 +180,7 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
         target: Folder that receives the checkpoint.
     """
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
-    if config.start is None and latest_checkpoint(out / "multimodal" / "checkpoints") is None:
+    if config.start is None and not has_checkpoint(out / "multimodal"):
         raise ValueError(f"expected a trained model in {out / 'multimodal'}, got none. Run stage 'multimodal' first.")
     model = _model_with_recall(config, out, tokenizer)
     _load_last(model, out, ("multimodal", "practice"))
@@ -226,7 +212,7 @@ def export_text_reader(config: NanoConfig, out: Path, target: Path) -> None:
         out: The run's folder.
         target: Folder for :meth:`moai.evaluation.text_reader.TextReader.from_pretrained`.
     """
-    decoder = _pretrained_decoder(config, out, ("text", "copying"))
+    decoder = _pretrained_decoder(config, out, _TEXT_STAGES)
     target.mkdir(parents=True, exist_ok=True)
     decoder.half().save_pretrained(target)
     InternLM2Tokenizer.from_pretrained(out / "tokenizer").save_pretrained(target)
@@ -242,6 +228,7 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
 
     Raises:
         ValueError: ``config.start`` is given and ``stages`` holds more than :data:`LATE_STAGES`.
+        SystemExit: A stage was stopped by Ctrl-C or SIGTERM; a checkpoint is written.
     """
     if config.start is not None and not set(stages) <= set(LATE_STAGES):
         raise ValueError(
@@ -252,18 +239,9 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
         InternLM2Tokenizer.from_pretrained(config.start).save_pretrained(out / "tokenizer")
     elif "tokenizer" in stages and not (out / "tokenizer" / "tokenizer.model").is_file():
         train_nano_tokenizer(out / "tokenizer", **config.tokenizer)
-    if config.text is not None and "text" in stages:
-        _run_ranks(_train_text, "text", config.text, config, out)
-    if config.copying is not None and "copying" in stages:
-        _run_ranks(_train_copying, "copying", config.copying, config, out)
-    if config.phrases is not None and "phrases" in stages:
-        _run_ranks(_train_phrases, "phrases", config.phrases, config, out)
-    if config.questions is not None and "questions" in stages:
-        _run_ranks(_train_questions, "questions", config.questions, config, out)
-    if config.multimodal is not None and "multimodal" in stages:
-        _run_ranks(_train_multimodal, "multimodal", config.multimodal, config, out)
-    if config.practice is not None and "practice" in stages:
-        _run_ranks(_train_practice, "practice", config.practice, config, out)
+    for stage in (*_TEXT_STAGES, *_MODEL_STAGES):
+        if getattr(config, stage) is not None and stage in stages:
+            _train_stage(stage, config, out)
     if (config.multimodal or config.start) is not None and "export" in stages:
         export_nano(config, out, out / "moai-nano")
     if "export" in stages and config.start is None:
@@ -284,11 +262,10 @@ def main(arguments: list[str] | None = None) -> None:
         config = replace(config, start=str(chosen.start))
     if chosen.ranks is not None:
         config = replace(config, num_ranks=chosen.ranks)
+    if "RANK" in os.environ:  # one of the processes of a stage
+        (stage,) = chosen.stage
+        return run_stage(build_task(stage, config, chosen.out), getattr(config, stage), chosen.out / stage, config.seed)
     try:
         train_nano(config, chosen.out, tuple(chosen.stage or (STAGES if config.start is None else LATE_STAGES)))
     except ValueError as error:
         parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

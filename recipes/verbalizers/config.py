@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
+from .image_shards import PictureShardSettings
 from .loop import LoopSettings
-from .verbalizers_mask2former import Mask2FormerSettings
-from .verbalizers_owlv2 import Owlv2Settings
-from .verbalizers_psgtr import PSGTRSettings
-from .verbalizers_shards import PictureShardSettings
+from .mask2former import Mask2FormerSettings
+from .owlv2 import Owlv2Settings
+from .psgtr import PSGTRSettings
 
 __all__ = ["VerbalizersConfig", "load_verbalizers_config"]
 

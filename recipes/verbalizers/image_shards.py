@@ -14,9 +14,8 @@ from PIL import Image
 
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
+from recipes.shard_waiting import wait_for_file
 from verbalizers.durable_files import replacing
-
-from .shard_waiting import wait_for_file
 
 __all__ = [
     "NUM_OBJECT_NAMES",

@@ -18,8 +18,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from moai.scenes.vocabulary import PANOPTIC_NAMES, STUFF_NAMES
 
-from .loop import LoopSettings
-from .verbalizers_backbone import (
+from .backbone import (
     IMAGE_MEAN,
     IMAGE_STD,
     backbone_config,
@@ -27,7 +26,8 @@ from .verbalizers_backbone import (
     freeze_early_stages,
     load_imagenet_weights,
 )
-from .verbalizers_shards import NUM_OBJECT_NAMES, SCENE_NAMES, TrainingScene
+from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, TrainingScene
+from .loop import LoopSettings
 
 __all__ = ["Mask2FormerSettings", "Mask2FormerTask", "SegmenterWithNames", "build_mask2former", "segmenter_processor"]
 

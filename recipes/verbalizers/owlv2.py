@@ -28,10 +28,10 @@ from transformers import (
 
 from verbalizers.psgtr.loss_psgtr import generalized_box_iou, to_corners
 
+from .backbone import IMAGE_MEAN, IMAGE_STD
+from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, TrainingScene
 from .loop import LoopSettings
-from .verbalizers_backbone import IMAGE_MEAN, IMAGE_STD
-from .verbalizers_mask2former import pixels_of
-from .verbalizers_shards import NUM_OBJECT_NAMES, SCENE_NAMES, TrainingScene
+from .mask2former import pixels_of
 
 __all__ = ["Owlv2Settings", "Owlv2Task", "build_owlv2", "detector_processor", "initialize_owlv2", "train_tokenizer"]
 

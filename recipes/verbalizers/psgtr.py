@@ -20,10 +20,10 @@ from verbalizers.durable_files import replacing
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor, PSGTROutput
 from verbalizers.psgtr.loss_psgtr import mask_loss, match_triplets, triplet_loss
 
+from .backbone import IMAGE_MEAN, IMAGE_STD, backbone_config, fold_frozen_norms
+from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, TrainingScene, read_picture_shard
 from .loop import LoopSettings
-from .verbalizers_backbone import IMAGE_MEAN, IMAGE_STD, backbone_config, fold_frozen_norms
-from .verbalizers_mask2former import pixels_of
-from .verbalizers_shards import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, TrainingScene, read_picture_shard
+from .mask2former import pixels_of
 
 __all__ = [
     "MaskTask",

@@ -1,6 +1,6 @@
 """Train the small verbalizers on Scenes: shards of pictures, Mask2Former, PSGTR, OWLv2, then their folders.
 
-    python -m moai.training.verbalizers_training --config configs/verbalizers.yaml --out runs/verbalizers
+    python -m recipes.verbalizers.training --config configs/verbalizers.yaml --out runs/verbalizers
 
 Each stage is skipped when it is done and resumed when it was killed; one thread is enough. Without --stage everything
 runs in order; a stage alone, in a process of its own, waits for what another process is still painting.
@@ -18,11 +18,12 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from .checkpointing import latest_checkpoint, load_checkpoint
+from .config import VerbalizersConfig, load_verbalizers_config
+from .image_shards import SCENE_NAMES, SceneBatches, build_picture_shards
 from .loop import run_loop
-from .verbalizers_config import VerbalizersConfig, load_verbalizers_config
-from .verbalizers_mask2former import Mask2FormerTask, SegmenterWithNames, pixels_of, segmenter_processor
-from .verbalizers_owlv2 import Owlv2Task, build_owlv2, detector_processor, initialize_owlv2, train_tokenizer
-from .verbalizers_psgtr import (
+from .mask2former import Mask2FormerTask, SegmenterWithNames, pixels_of, segmenter_processor
+from .owlv2 import Owlv2Task, build_owlv2, detector_processor, initialize_owlv2, train_tokenizer
+from .psgtr import (
     FeatureBatches,
     MaskTask,
     TripletTask,
@@ -31,7 +32,6 @@ from .verbalizers_psgtr import (
     graph_processor,
     load_segmenter_backbone,
 )
-from .verbalizers_shards import SCENE_NAMES, SceneBatches, build_picture_shards
 
 __all__ = ["STAGES", "export_verbalizers", "main", "train_verbalizers"]
 

@@ -19,24 +19,34 @@ from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.evaluation.text_reader import TextReader
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import Scenes
-from moai.training.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
-from moai.training.loop import LoopSettings, learning_rate
-from moai.training.multimodal_training import MultimodalTask, normalise_pictures
-from moai.training.nano import export_nano
-from moai.training.nano_config import SCENES_DOMAIN, load_nano_config
-from moai.training.nano_models import build_moai, build_processor, prompt_ids
-from moai.training.phrase_recall import PhraseVocabulary
-from moai.training.scene_shards import SceneShard, ShardSettings, build_shard, load_shard, save_shard
-from moai.training.text_pretraining import pack_texts
+from moai.training.checkpoints import find_newest_checkpoint
+from recipes.nano.config import SCENES_DOMAIN, load_nano_config
+from recipes.nano.models import build_moai, build_processor, prompt_ids
+from recipes.nano.multimodal_task import normalise_pictures
+from recipes.nano.scene_shards import SceneShard, ShardSettings, build_shard, load_shard, save_shard
+from recipes.nano.text_task import pack_texts
+from recipes.nano.training import build_task, export_nano
+from recipes.stages import has_checkpoint, load_trained
 from verbalizers.scene import verbalize_scene
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 TRAINED = ("text", "phrases", "questions", "multimodal", "practice")
 
 
 def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
     shards = {"num_scenes": 16, "num_questions": 4, "image_size": 32, "curriculum": [[0, 1], [1, 3]]}
-    loop = {"learning_rate": 3e-3, "warmup_steps": 2, "log_every": 1, "checkpoint_every_s": 0.0}
+
+    def stage(num_steps: int, batch_size: int = 4, **settings) -> dict:
+        optimization = {"num_steps": num_steps, "batch_size": batch_size, "micro_batch_size": batch_size // 2}
+        optimization |= {"learning_rate": 3e-3, "warmup_share": 0.3, "precision": "bf16"}
+        return {
+            "optimization": optimization,
+            "saving": {"every_steps": 1},
+            "watching": {"every_steps": 1},
+            "shards": {**shards, **settings.pop("shards", {})},
+            **settings,
+        }
+
     return {
         "tokenizer": {"vocab_size": 640, "num_scenes": 60},
         "decoder": {
@@ -46,34 +56,31 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
         },
-        "text": {"batch_size": 4, "loop": {"num_steps": text_steps, **loop}, "shards": shards},
-        "phrases": {"batch_size": 4, "loop": {"num_steps": 4, **loop}, "shards": {**shards, "seed": 2}},
-        "questions": {
-            "batch_size": 4,
-            "questions_per_scene": 2,
-            "first_stage_steps": 0,
-            "without_auxiliary_share": 0.0,
-            "recall_weight": 0.1,
-            "loop": {"num_steps": 4, **loop},
-            "shards": {**shards, "seed": 3},
-        },
-        "practice": {
-            "batch_size": 4,
-            "questions_per_scene": 2,
-            "first_stage_steps": 0,
-            "without_auxiliary_share": 0.0,
-            "loop": {"num_steps": 4, **loop},
-            "shards": {**shards, "seed": 4, "sign_probability": 1.0, "unseen_word_share": 1.0},
-        },
-        "multimodal": {
-            "batch_size": 4,
-            "questions_per_scene": 2,
-            "first_stage_steps": 3,
-            "without_auxiliary_share": 0.2,
-            "recall_weight": 0.1,
-            "loop": {"num_steps": multimodal_steps, **loop},
-            "shards": {**shards, "with_pictures": True, "seed": 1},
-            "vision": {
+        "text": stage(text_steps),
+        "phrases": stage(4, shards={"seed": 2}),
+        "questions": stage(
+            4,
+            questions_per_scene=2,
+            first_stage_steps=0,
+            without_auxiliary_share=0.0,
+            recall_weight=0.1,
+            shards={"seed": 3},
+        ),
+        "practice": stage(
+            4,
+            questions_per_scene=2,
+            first_stage_steps=0,
+            without_auxiliary_share=0.0,
+            shards={"seed": 4, "sign_probability": 1.0, "unseen_word_share": 1.0},
+        ),
+        "multimodal": stage(
+            multimodal_steps,
+            questions_per_scene=2,
+            first_stage_steps=3,
+            without_auxiliary_share=0.2,
+            recall_weight=0.1,
+            shards={"with_pictures": True, "seed": 1},
+            vision={
                 "hidden_size": 32,
                 "intermediate_size": 32,
                 "num_hidden_layers": 1,
@@ -81,9 +88,9 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
                 "image_size": 32,
                 "patch_size": 16,
             },
-            "compressor": {"num_latents": 4, "num_layers": 1, "num_heads": 2, "head_dim": 16},
-            "mixer": {"layers": [1], "num_heads": 2, "rank": 8},
-        },
+            compressor={"num_latents": 4, "num_layers": 1, "num_heads": 2, "head_dim": 16},
+            mixer={"layers": [1], "num_heads": 2, "rank": 8},
+        ),
     }
 
 
@@ -92,13 +99,8 @@ def write_recipe(path: Path, recipe: dict) -> Path:
     return path
 
 
-def multimodal_task(model, config, tokenizer, out: Path) -> MultimodalTask:
-    vocabulary = PhraseVocabulary.from_tokenizer(tokenizer)
-    return MultimodalTask(model, config.multimodal, prompt_ids(tokenizer), out / "multimodal-shards", vocabulary)
-
-
 def nano_command(recipe: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "moai.training.nano", "--config", str(recipe), "--out", str(out)]
+    return [sys.executable, "-m", "recipes.nano", "--config", str(recipe), "--out", str(out)]
 
 
 def environment() -> dict[str, str]:
@@ -134,7 +136,7 @@ def test_practice_of_the_repository_is_of_one_kind_when_read():
 def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
     recipe = tiny_recipe()
     recipe["text"]["batchsize"] = 3
-    with pytest.raises(ValueError, match="batchsize.*Correct the spelling"):
+    with pytest.raises(ValueError, match="unknown setting `text.batchsize`"):
         load_nano_config(write_recipe(tmp_path / "r.yaml", recipe))
 
 
@@ -146,12 +148,12 @@ def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     command = nano_command(recipe, out)
     running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
     for line in running.stdout:  # kill -9 in the middle of the multimodal stage
-        if line.startswith("step 3 ") and (out / "multimodal" / "log.jsonl").exists():
+        if line.startswith("step 3/") and (out / "multimodal" / "log.jsonl").exists():
             break
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     time.sleep(0.2)
-    assert latest_checkpoint(out / "multimodal" / "checkpoints") is not None
+    assert has_checkpoint(out / "multimodal")
     subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
     for stage in TRAINED:
         assert losses(out / stage) == losses(unbroken / stage)
@@ -160,7 +162,7 @@ def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
 def test_practice_goes_on_from_the_model_with_pictures_and_is_what_is_exported(trained):
     _, out = trained
     weights = {
-        stage: load_file(latest_checkpoint(out / stage / "checkpoints") / "model.safetensors")
+        stage: load_file(find_newest_checkpoint(out / stage / "checkpoints")[0] / "model.safetensors")
         for stage in ("multimodal", "practice")
     }
     name = "model.vision_tower.embeddings.patch_embedding.weight"  # nothing is shown while it practises
@@ -237,8 +239,7 @@ def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(t
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     processor = build_processor(out / "tokenizer", config.multimodal.vision)
     model = build_moai(config, config.multimodal, tokenizer, None)
-    task = multimodal_task(model, config, tokenizer, out)
-    batch = task.batch(0, 0, 1)
+    batch = build_task("multimodal", config, out).questions(0)
     shard = load_shard(out / "multimodal-shards" / "shard-00000.npz")
     image_tokens = model.config.image_seq_length
     for row, roles, owner in zip(batch.input_ids, batch.roles, batch.scene_of_question, strict=True):
@@ -260,16 +261,14 @@ def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(t
 def test_answers_never_enter_the_mixture_when_packed(trained):
     recipe, out = trained
     config = load_nano_config(recipe)
-    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
-    model = build_moai(config, config.multimodal, tokenizer, None)
-    batch = multimodal_task(model, config, tokenizer, out).batch(1, 0, 1)
+    batch = build_task("multimodal", config, out).questions(1)
     assert (batch.roles[batch.is_answer] == 0).all()
     assert batch.is_answer.any(dim=1).all()
 
 
 def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
     recipe, out = trained
-    from moai.training.nano_models import build_decoder
+    from recipes.nano.models import build_decoder
 
     config = load_nano_config(recipe)
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
@@ -297,25 +296,36 @@ def test_shard_survives_the_disk_and_repeats_itself_when_built_again(trained, tm
         np.testing.assert_array_equal(value, getattr(second, name))
 
 
-def test_checkpoint_is_refused_when_the_model_differs(tmp_path):
-    def model_and_optimizer(width: int):
-        model = torch.nn.Linear(width, 2)
-        model(torch.ones(1, width)).sum().backward()
-        optimizer = torch.optim.AdamW(model.parameters())
-        optimizer.step()
-        return model, optimizer
-
-    path = save_checkpoint(tmp_path, 4, *model_and_optimizer(3))
-    model, optimizer = model_and_optimizer(3)
-    assert load_checkpoint(path, model, optimizer)["step"] == 4
+def test_checkpoint_is_refused_when_the_model_differs(trained):
     with pytest.raises(ValueError, match="expected the weights of this model"):
-        load_checkpoint(path, model_and_optimizer(5)[0])
+        load_trained(torch.nn.Linear(3, 2), trained[1] / "text")
+    with pytest.raises(ValueError, match="expected a trained model"):
+        load_trained(torch.nn.Linear(3, 2), trained[1] / "absent")
 
 
-def test_learning_rate_rises_then_falls_to_its_share_when_steps_pass():
-    settings = LoopSettings(num_steps=100, warmup_steps=10, final_share=0.1)
-    rates = [learning_rate(step, settings) for step in range(101)]
-    assert rates[9] == pytest.approx(1.0)
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[100] == pytest.approx(0.1)
+def test_losses_fall_in_every_stage_when_trained_on(trained, tmp_path):
+    """The same few scenes again and again: every stage's loss must fall."""
+    recipe, run = trained
+    out = tmp_path / "run"
+    shutil.copytree(run / "tokenizer", out / "tokenizer")
+    longer = tiny_recipe()
+    for stage in TRAINED:
+        longer[stage]["optimization"] |= {"num_steps": 24, "learning_rate": 1e-2}
+        longer[stage]["watching"]["every_steps"] = 8
+        longer[stage]["saving"]["every_steps"] = 0
+    path = write_recipe(tmp_path / "longer.yaml", longer)
+    subprocess.run(nano_command(path, out), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    for stage in TRAINED:
+        first, *_, last = losses(out / stage).values()
+        assert last < first, stage
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_does_when_the_batch_is_the_same(trained, tmp_path):
+    recipe, run = trained
+    out = tmp_path / "run"
+    for name in ("tokenizer", *(f"{stage}-shards" for stage in TRAINED)):
+        shutil.copytree(run / name, out / name)
+    subprocess.run([*nano_command(recipe, out), "--ranks", "2"], env=environment(), cwd=ROOT, check=True)
+    for stage in TRAINED:
+        assert list(losses(out / stage).values()) == pytest.approx(list(losses(run / stage).values()), rel=0.02), stage

@@ -8,9 +8,9 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.scenes.questions import REGIONS
-from moai.training.expert_initialisation import start_with_reading_order, start_with_word_matching
-from moai.training.nano_tokenizer import train_nano_tokenizer
-from moai.training.phrase_recall import SLOT_GROUPS, PhraseRecall, PhraseVocabulary, places_of_latents
+from recipes.nano.expert_initialisation import start_with_reading_order, start_with_word_matching
+from recipes.nano.phrase_recall import SLOT_GROUPS, PhraseRecall, PhraseVocabulary, places_of_latents
+from recipes.nano.tokenizer import train_nano_tokenizer
 
 BOXES = "The image includes bounding box coordinates and their objects: "
 RELATIONS = "The image includes relationships between objects: "

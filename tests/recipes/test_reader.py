@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from moai.evaluation.text_reader import TextReader
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.scenes.export import main as export_scenes
-from moai.training.nano_tokenizer import train_nano_tokenizer
-from moai.training.reader_training import main, read_questions
+from recipes.nano.tokenizer import train_nano_tokenizer
+from recipes.reader import main, read_questions
 from verbalizers import VerbalizationCache
 from verbalizers.cache_building import build_cache
 from verbalizers.cache_recipe import Recipe
@@ -78,7 +78,7 @@ def test_reader_learns_when_trained_on_findings(run: Path, tmp_path: Path) -> No
 
 
 def test_decoder_alone_reads_when_a_whole_model_is_named() -> None:
-    folder = Path(__file__).resolve().parents[3] / "checkpoints" / "moai-nano"
+    folder = Path(__file__).resolve().parents[2] / "checkpoints" / "moai-nano"
     reader, whole = TextReader.from_pretrained(folder), MoAIForConditionalGeneration.from_pretrained(folder)
     assert type(reader.model) is LlamaForCausalLM
     weights = whole.float().state_dict()

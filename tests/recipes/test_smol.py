@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from moai import MoAIForConditionalGeneration, MoAIProcessor
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
-from moai.training.smol import find_packaged_gguf, main
+from recipes.smol import find_packaged_gguf, main
 
 
 def test_smol_joins_decoder_and_bundled_tower_when_built(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ from transformers import CLIPTokenizer
 from moai.scenes.scenes import Scenes
 from moai.training.checkpointing import latest_checkpoint
 from moai.training.muon import MuonAdamW, orthogonalized
-from moai.training.verbalizers_backbone import backbone_config, fold_frozen_norms, freeze_early_stages
-from moai.training.verbalizers_config import load_verbalizers_config
-from moai.training.verbalizers_owlv2 import patch_targets, train_tokenizer
-from moai.training.verbalizers_shards import (
+from recipes.verbalizers.backbone import backbone_config, fold_frozen_norms, freeze_early_stages
+from recipes.verbalizers.config import load_verbalizers_config
+from recipes.verbalizers.image_shards import (
     SCENE_NAMES,
     PictureShardSettings,
     SceneBatches,
@@ -23,7 +22,8 @@ from moai.training.verbalizers_shards import (
     build_picture_shards,
     training_scene,
 )
-from moai.training.verbalizers_training import export_verbalizers, train_verbalizers
+from recipes.verbalizers.owlv2 import patch_targets, train_tokenizer
+from recipes.verbalizers.training import export_verbalizers, train_verbalizers
 from verbalizers.base import build_verbalizer
 
 LOOP = {"num_steps": 2, "learning_rate": 1e-3, "warmup_steps": 1, "log_every": 1}
@@ -80,7 +80,7 @@ TINY = {
 @pytest.fixture
 def without_imagenet(monkeypatch):
     """The package with ImageNet weights is not needed for tests."""
-    monkeypatch.setattr("moai.training.verbalizers_mask2former.load_imagenet_weights", lambda network: None)
+    monkeypatch.setattr("recipes.verbalizers.mask2former.load_imagenet_weights", lambda network: None)
 
 
 def write_config(folder, **changes):
