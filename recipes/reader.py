@@ -12,21 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from moai.data.findings import FindingsReader, MissingFindingsError
 from moai.evaluation.text_reader import TextReader
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS
+from moai.training.train_settings import OptimizationSettings, SavingSettings
+from recipes.stages import StageSettings, run_stage
 from verbalizers import VerbalizationCache
 
-from .loop import LoopSettings, run_loop
 from .nano.models import prompt_ids
-from .nano.scene_shards import SceneShard, ShardSettings, build_shard, join_scenes
+from .nano.scene_shards import SceneShard, ShardBatches, ShardSettings, build_shard, join_scenes
 from .nano.text_task import TextTask
 
 __all__ = ["main", "read_questions", "train_reader"]
@@ -85,10 +84,9 @@ def train_reader(
     files: Sequence[Path],
     cache: Path,
     out: Path,
-    settings: LoopSettings,
-    batch_size: int = 16,
+    settings: StageSettings,
     noisy_scenes: int = 1400,
-) -> bool:
+) -> None:
     """Train, or go on; the result is ``out/text-reader``.
 
     Args:
@@ -96,12 +94,11 @@ def train_reader(
         files: See :func:`read_questions`.
         cache: See :func:`read_questions`.
         out: Folder of the run.
-        settings: How to optimise.
-        batch_size: Scenes per step; each with all its questions.
+        settings: How to optimise; a batch's scenes come with all their questions.
         noisy_scenes: So many scenes with noisy truth are read along in every pass over the files; 0 = none.
 
-    Returns:
-        Whether all steps are done.
+    Raises:
+        SystemExit: Ctrl-C or SIGTERM came; a checkpoint is written.
     """
     start = TextReader.from_pretrained(reader)
     shards = [read_questions(files, cache, start.tokenizer)]
@@ -111,13 +108,11 @@ def train_reader(
             sign_probability=1.0, unseen_word_share=0.6,
         )  # fmt: skip
         shards.append(build_shard(noisy, 0, start.tokenizer))
-    task = TextTask(start.model, prompt_ids(start.tokenizer), shards, batch_size=batch_size, text_weight=0.1)
-    torch.manual_seed(0)
-    is_done = run_loop(start.model.train(), task, task.count_names, settings, out)
-    if is_done:
-        start.model.half().save_pretrained(out / "text-reader")
-        start.tokenizer.save_pretrained(out / "text-reader")
-    return is_done
+    batches = ShardBatches(shards, settings.optimization.batch_size)
+    task = TextTask(start.model, prompt_ids(start.tokenizer), batches, settings.optimization, text_weight=0.1)
+    run_stage(task, settings, out)
+    start.model.half().save_pretrained(out / "text-reader")
+    start.tokenizer.save_pretrained(out / "text-reader")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -134,10 +129,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="scenes per step (default 16)")
     parser.add_argument("--noisy-scenes", type=int, default=1400, help="scenes with noisy truth beside them")
     chosen = parser.parse_args(arguments)
-    settings = LoopSettings(chosen.num_steps, chosen.learning_rate, warmup_steps=min(30, chosen.num_steps))
-    begin = partial(train_reader, chosen.reader, chosen.questions, chosen.cache, chosen.out, settings)
+    optimization = OptimizationSettings(
+        num_steps=chosen.num_steps,
+        batch_size=chosen.batch_size,
+        micro_batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate,
+        warmup_share=min(30 / chosen.num_steps, 1.0),
+        final_share=0.05,
+        betas=(0.9, 0.98),
+        precision="bf16",
+    )
+    settings = StageSettings(optimization=optimization, saving=SavingSettings(every_steps=50))
     try:
-        begin(chosen.batch_size, chosen.noisy_scenes)
+        train_reader(chosen.reader, chosen.questions, chosen.cache, chosen.out, settings, chosen.noisy_scenes)
     except ValueError as error:
         parser.error(str(error))
 

@@ -6,15 +6,21 @@ one that the models see, as a verbalizer does with a user's picture.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
+from moai.training.task import Batch
+from moai.training.train_settings import OptimizationSettings
 from recipes.shard_waiting import wait_for_file
+from recipes.stages import CountingTask
 from verbalizers.durable_files import replacing
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "PictureShard",
     "PictureShardSettings",
     "SceneBatches",
+    "SceneTask",
     "TrainingScene",
     "build_picture_shard",
     "build_picture_shards",
@@ -202,13 +209,37 @@ def read_picture_shard(folder: Path, shard: int, patience_s: float = 600.0) -> P
         return PictureShard(**{name: arrays[name] for name in arrays.files})
 
 
+class SceneTask(CountingTask):
+    """A task on scenes, each of which is one target.
+
+    Args:
+        model: What is trained.
+        optimization: How.
+        scenes: Scenes of a step.
+    """
+
+    def __init__(self, model: nn.Module, optimization: OptimizationSettings, scenes: SceneBatches) -> None:
+        super().__init__(model, optimization, scenes.settings)
+        self.scenes = scenes
+
+    def batch(self, step: int, place: int) -> Batch:
+        """Scenes."""
+        scenes = self.scenes(step)[place :: self.num_micro_batches]
+        return Batch(scenes, float(len(scenes)))
+
+    def means(self, values: Mapping[str, float], number: int) -> dict[str, torch.Tensor]:
+        """Counters of what was measured as means over a number of scenes."""
+        asked = {f"asked_{name}": float(number) for name in values}
+        return self.counters(asked | {f"right_{name}": float(value) * number for name, value in values.items()})
+
+
 class SceneBatches:
-    """Batches as a function of the step alone, so that a resumed run sees what an unbroken one sees.
+    """Scenes of a step, as a function of the step alone.
 
     Args:
         settings: The shards' settings.
         folder: Where they lie.
-        batch_size: Scenes per step over all ranks.
+        batch_size: Scenes per step.
         first_shard: Where the round starts.
     """
 
@@ -217,8 +248,8 @@ class SceneBatches:
         self.steps_per_shard = settings.num_scenes // batch_size
         self._open: tuple[int, PictureShard] | None = None
 
-    def __call__(self, step: int, rank: int = 0, num_ranks: int = 1) -> list[TrainingScene]:
-        """This rank's scenes of a step.
+    def __call__(self, step: int) -> list[TrainingScene]:
+        """A step's scenes.
 
         Every visit to a shard has an order of its own and mirrors other halves of it.
         """
@@ -228,6 +259,6 @@ class SceneBatches:
             self._open = (shard, read_picture_shard(self.folder, shard))
         rng = np.random.default_rng([self.settings.seed, visit])
         order, is_flipped = rng.permutation(len(self._open[1])), rng.random(len(self._open[1])) < 0.5
-        chosen = order[within * self.batch_size : (within + 1) * self.batch_size][rank::num_ranks]
+        chosen = order[within * self.batch_size : (within + 1) * self.batch_size]
         scenes = [self._open[1][index] for index in chosen]
         return [s.flipped() if is_flipped[i] else s for s, i in zip(scenes, chosen, strict=True)]

@@ -7,7 +7,7 @@ backbone's stride-16 map and of the mask features; they are shed by the export.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
 from moai.scenes.vocabulary import PANOPTIC_NAMES, STUFF_NAMES
+from moai.training.task import Batch
+from recipes.stages import StageSettings
 
 from .backbone import (
     IMAGE_MEAN,
@@ -26,8 +28,7 @@ from .backbone import (
     freeze_early_stages,
     load_imagenet_weights,
 )
-from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, TrainingScene
-from .loop import LoopSettings
+from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, SceneTask, TrainingScene
 
 __all__ = ["Mask2FormerSettings", "Mask2FormerTask", "SegmenterWithNames", "build_mask2former", "segmenter_processor"]
 
@@ -38,20 +39,16 @@ _OBJECT_WEIGHT = 3.0  # three cells in four show stuff, which is soon learned
 _LOOK_EVERY = 10  # steps between looks at the last layer's parts of the loss: they cost a matching of their own
 
 
-@dataclass(frozen=True)
-class Mask2FormerSettings:
+@dataclass(frozen=True, kw_only=True)
+class Mask2FormerSettings(StageSettings):
     """The recipe.
 
     Attributes:
-        loop: How to optimise.
-        batch_size: Scenes per step.
         model: Fields of Mask2FormerConfig.
         num_frozen_stages: How many of the backbone's blocks rest, the stem with them.
         names_weight: Weight of the dense auxiliary loss.
     """
 
-    loop: LoopSettings
-    batch_size: int = 8
     model: dict[str, Any] = field(default_factory=dict)
     num_frozen_stages: int = 2
     names_weight: float = 1.0
@@ -86,15 +83,13 @@ class SegmenterWithNames(nn.Module):
 
     Args:
         settings: The recipe.
-        with_imagenet: Start from the ImageNet backbone; False where weights are loaded afterwards.
     """
 
-    def __init__(self, settings: Mask2FormerSettings, with_imagenet: bool = True) -> None:
+    def __init__(self, settings: Mask2FormerSettings) -> None:
         super().__init__()
         self.segmenter = build_mask2former(settings)
         network = self.network
-        if with_imagenet:
-            load_imagenet_weights(network)
+        load_imagenet_weights(network)
         fold_frozen_norms(network)
         freeze_early_stages(network, settings.num_frozen_stages)
         network.to(memory_format=torch.channels_last)
@@ -156,30 +151,39 @@ def pixels_of(scenes: Sequence[TrainingScene]) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-class Mask2FormerTask:
-    """One step's loss, for :func:`moai.training.loop.run_loop`."""
+class Mask2FormerTask(SceneTask):
+    """Training of the segmenter and its auxiliary layers.
 
-    count_names = ["scenes", "right_named", "asked_named", "right_class", "asked_class"]
-    count_names += ["right_mask", "asked_mask", "right_dice", "asked_dice"]
+    Args:
+        model: Both.
+        settings: The recipe.
+        scenes: Scenes of a step.
+    """
 
-    def __init__(self, model: SegmenterWithNames, settings: Mask2FormerSettings, batches: Any) -> None:
-        self.model, self.settings, self.batches = model, settings, batches
+    count_names = [f"{word}_{name}" for name in ("named", "class", "mask", "dice") for word in ("right", "asked")]
 
-    def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss summed over this rank's scenes, and counts."""
-        scenes = self.batches(step, rank, num_ranks)
-        torch.manual_seed(step * num_ranks + rank)
+    def __init__(self, model: SegmenterWithNames, settings: Mask2FormerSettings, scenes: SceneBatches) -> None:
+        super().__init__(model, settings.optimization, scenes)
+        self.names_weight = settings.names_weight
+
+    def batch(self, step: int, place: int) -> Batch:
+        """Scenes, and whether the last layer's losses are asked for."""
+        found = super().batch(step, place)
+        return replace(found, inputs=(found.inputs, step % _LOOK_EVERY == 0))
+
+    def step(self, inputs: tuple[list[TrainingScene], bool]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss summed over scenes; share of named cells and the last layer's losses."""
+        scenes, is_looking = inputs
         targets = [segmentation_targets(scene) for scene in scenes]
         names_map = torch.from_numpy(np.stack([map_of_names(scene) for scene in scenes]))
         output, names_loss, right = self.model(
             pixels_of(scenes), names_map, [masks for masks, _ in targets], [classes for _, classes in targets]
         )
-        number = float(len(scenes))
-        counts = {"scenes": number, "right_named": float(right) * number, "asked_named": number}
-        if step % _LOOK_EVERY == 0:
-            for name, value in self._last_layer_losses(output, targets).items():
-                counts |= {f"right_{name}": value * number, f"asked_{name}": number}
-        return (output.loss + self.settings.names_weight * names_loss) * number, counts
+        means = {"named": float(right)}
+        if is_looking:
+            means |= self._last_layer_losses(output, targets)
+        loss = (output.loss + self.names_weight * names_loss) * len(scenes)
+        return loss, self.means(means, len(scenes))
 
     @torch.no_grad()
     def _last_layer_losses(self, output: Any, targets: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:

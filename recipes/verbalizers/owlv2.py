@@ -26,11 +26,11 @@ from transformers import (
     Owlv2Processor,
 )
 
+from recipes.stages import StageSettings
 from verbalizers.psgtr.loss_psgtr import generalized_box_iou, to_corners
 
 from .backbone import IMAGE_MEAN, IMAGE_STD
-from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, TrainingScene
-from .loop import LoopSettings
+from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, SceneTask, TrainingScene
 from .mask2former import pixels_of
 
 __all__ = ["Owlv2Settings", "Owlv2Task", "build_owlv2", "detector_processor", "initialize_owlv2", "train_tokenizer"]
@@ -38,13 +38,11 @@ __all__ = ["Owlv2Settings", "Owlv2Task", "build_owlv2", "detector_processor", "i
 _LONGEST_NAME = 16  # tokens, as in the published models
 
 
-@dataclass(frozen=True)
-class Owlv2Settings:
+@dataclass(frozen=True, kw_only=True)
+class Owlv2Settings(StageSettings):
     """The recipe.
 
     Attributes:
-        loop: How to optimise.
-        batch_size: Scenes per step.
         vision: Fields of Owlv2VisionConfig; ``image_size`` is that of the shards.
         text: Fields of Owlv2TextConfig; its hidden size is the space in which patches and names meet.
         num_merges: Of the tokenizer, trained on the names.
@@ -54,8 +52,6 @@ class Owlv2Settings:
         first_shard: Where in the shards training starts.
     """
 
-    loop: LoopSettings
-    batch_size: int = 16
     vision: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     num_merges: int = 400
@@ -210,34 +206,40 @@ def patch_targets(scenes: list[TrainingScene], side: int) -> PatchTargets:
     return PatchTargets(torch.from_numpy(names), torch.from_numpy(boxes), torch.from_numpy(weights))
 
 
-class Owlv2Task:
-    """One step's loss, for :func:`moai.training.loop.run_loop`."""
+class Owlv2Task(SceneTask):
+    """Training of the detector.
 
-    count_names = ["scenes", "right_name", "asked_name", "right_overlap", "asked_overlap"]
-    count_names += ["right_score", "asked_score"]
+    Args:
+        model: What is trained.
+        settings: The recipe.
+        tokenizer: Of the names.
+        scenes: Scenes of a step.
+    """
+
+    count_names = [f"{word}_{name}" for name in ("name", "overlap", "score") for word in ("right", "asked")]
 
     def __init__(
-        self, model: Owlv2ForObjectDetection, settings: Owlv2Settings, tokenizer: CLIPTokenizer, batches: Any
+        self, model: Owlv2ForObjectDetection, settings: Owlv2Settings, tokenizer: CLIPTokenizer, scenes: SceneBatches
     ) -> None:
-        self.model, self.settings, self.batches = model, settings, batches
+        super().__init__(model, settings.optimization, scenes)
+        self.settings = settings
         texts = tokenizer(list(SCENE_NAMES[:NUM_OBJECT_NAMES]), padding=True, return_tensors="pt")
         self.input_ids, self.attention_mask = texts.input_ids, texts.attention_mask
 
-    def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss summed over this rank's scenes, and counts."""
-        scenes = self.batches(step, rank, num_ranks)
-        torch.manual_seed(step * num_ranks + rank)
+    def step(self, inputs: list[TrainingScene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss summed over scenes; shares of right names, overlaps and scores."""
         model = self.model
-        with torch.autocast("cpu", torch.bfloat16):
-            feature_map, _ = model.image_embedder(pixels_of(scenes).contiguous())
-            features = feature_map.flatten(1, 2)  # (B, P, D)
-            objectness = model.objectness_predictor(features).float()
-            boxes = model.box_head(features)
-        queries = model.owlv2.get_text_features(self.input_ids, self.attention_mask).pooler_output
-        logits, _ = model.class_predictor(features.float(), queries.expand(len(scenes), -1, -1))  # (B, P, Q)
-        boxes = (boxes.float() + model.box_bias).sigmoid()
-        targets = patch_targets(scenes, feature_map.shape[1])
-        return self._loss(logits, boxes, objectness, targets, float(len(scenes)))
+        feature_map, _ = model.image_embedder(pixels_of(inputs).contiguous())
+        features = feature_map.flatten(1, 2)  # (B, P, D)
+        objectness = model.objectness_predictor(features).float()
+        boxes = model.box_head(features)
+        with torch.autocast("cpu", enabled=False):  # names are compared in float32
+            queries = model.owlv2.get_text_features(self.input_ids, self.attention_mask).pooler_output
+            logits, _ = model.class_predictor(features.float(), queries.expand(len(inputs), -1, -1))  # (B, P, Q)
+            boxes = (boxes.float() + model.box_bias).sigmoid()
+            targets = patch_targets(inputs, feature_map.shape[1])
+            loss, means = self._loss(logits, boxes, objectness, targets)
+        return loss * len(inputs), self.means(means, len(inputs))
 
     def _loss(
         self,
@@ -245,7 +247,6 @@ class Owlv2Task:
         boxes: torch.Tensor,
         objectness: torch.Tensor,
         targets: PatchTargets,
-        number: float,
     ) -> tuple[torch.Tensor, dict[str, float]]:
         is_object = targets.names >= 0
         weights = targets.weights[is_object]
@@ -268,7 +269,4 @@ class Owlv2Task:
             right = ((best.indices == targets.names[is_object]).float() * weights).sum() / total
             score = (best.values.sigmoid() * weights).sum() / total
             mean_overlap = (overlap * weights).sum() / total
-        counts = {"scenes": number, "right_name": float(right) * number, "asked_name": number}
-        counts |= {"right_overlap": float(mean_overlap) * number, "asked_overlap": number}
-        counts |= {"right_score": float(score) * number, "asked_score": number}
-        return loss * number, counts
+        return loss, {"name": float(right), "overlap": float(mean_overlap), "score": float(score)}

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from torch import nn
 
 from moai.scenes.vocabulary import PREDICATES
+from moai.training.task import Batch
+from recipes.stages import StageSettings
 from verbalizers.durable_files import replacing
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor, PSGTROutput
 from verbalizers.psgtr.loss_psgtr import mask_loss, match_triplets, triplet_loss
 
 from .backbone import IMAGE_MEAN, IMAGE_STD, backbone_config, fold_frozen_norms
-from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, TrainingScene, read_picture_shard
-from .loop import LoopSettings
+from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, SceneTask, TrainingScene, read_picture_shard
 from .mask2former import pixels_of
 
 __all__ = [
@@ -32,10 +33,9 @@ __all__ = [
     "build_feature_shards",
     "build_psgtr",
     "graph_processor",
-    "load_segmenter_backbone",
+    "take_segmenter_backbone",
 ]
 
-_BACKBONE_KEY = "segmenter.model.pixel_level_module.encoder._backbone."
 _LABEL_STRIDE = 2
 
 
@@ -46,15 +46,11 @@ class PSGTRSettings:
     Attributes:
         triplets: How to optimise the transformer.
         masks: How to optimise the mask heads afterwards.
-        batch_size: Scenes per step of the transformer.
-        mask_batch_size: Scenes per step of the mask heads.
         model: Fields of PSGTRConfig.
     """
 
-    triplets: LoopSettings
-    masks: LoopSettings
-    batch_size: int = 32
-    mask_batch_size: int = 8
+    triplets: StageSettings
+    masks: StageSettings
     model: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,16 +78,14 @@ def graph_processor(image_size: int) -> PSGTRImageProcessor:
     )
 
 
-def load_segmenter_backbone(model: PSGTRForSceneGraph, checkpoint: Path) -> None:
-    """Take the backbone from a training checkpoint of the small Mask2Former, and let it rest.
+def take_segmenter_backbone(model: PSGTRForSceneGraph, network: nn.Module) -> None:
+    """Take the backbone that the small Mask2Former has trained, and let it rest.
 
     Args:
         model: Receives the weights.
-        checkpoint: Folder with ``model.safetensors``.
+        network: The segmenter's.
     """
-    weights = load_file(checkpoint / "model.safetensors")
-    own = {name.removeprefix(_BACKBONE_KEY): value for name, value in weights.items() if name.startswith(_BACKBONE_KEY)}
-    model.backbone.model.load_state_dict(own, strict=True)
+    model.backbone.model.load_state_dict(network.state_dict(), strict=True)
     model.backbone.requires_grad_(False)
     fold_frozen_norms(model.backbone.model)
     model.backbone.model.to(memory_format=torch.channels_last)
@@ -129,7 +123,7 @@ class FeatureBatches:
     """
 
     def __init__(self, batches: SceneBatches, folder: Path, batch_size: int) -> None:
-        self.seed, self.batch_size = batches.settings.seed, batch_size
+        self.settings, self.batch_size = batches.settings, batch_size
         self.maps, self.labels = [], []
         for shard in range(batches.settings.num_shards):
             scenes = read_picture_shard(batches.folder, shard)
@@ -140,7 +134,7 @@ class FeatureBatches:
     def __call__(self, step: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
         """Maps float (B, C, h, w) and labels of a step; every scene once per round, in another order each."""
         visit, within = divmod(step, len(self.labels) // self.batch_size)
-        order = np.random.default_rng([self.seed, visit]).permutation(len(self.labels))
+        order = np.random.default_rng([self.settings.seed, visit]).permutation(len(self.labels))
         chosen = order[within * self.batch_size : (within + 1) * self.batch_size]
         maps = np.stack([self.maps[i // self.per_shard][i % self.per_shard] for i in chosen])
         return torch.from_numpy(maps).float(), [self.labels[i] for i in chosen]
@@ -155,27 +149,27 @@ def graph_labels(scene: TrainingScene) -> dict[str, torch.Tensor]:
     return {"class_labels": torch.from_numpy(scene.names.copy()), "boxes": boxes, "relations": relations}
 
 
-class TripletTask:
-    """Steps of the transformer on stored maps, for :func:`moai.training.loop.run_loop`."""
+class TripletTask(SceneTask):
+    """Training of the transformer on stored maps; `scenes` are :class:`FeatureBatches`."""
 
-    count_names = ["scenes", "right_subject", "asked_subject", "right_object", "asked_object"]
-    count_names += ["right_relation", "asked_relation", "right_giou", "asked_giou"]
+    #: Counter -> which of the last layer's losses it adds up.
+    losses = {"subject": "subject_class", "object": "object_class", "relation": "relation_class"}
+    losses["giou"] = "subject_giou"
+    count_names = [f"{word}_{name}" for name in losses for word in ("right", "asked")]
 
-    def __init__(self, model: PSGTRForSceneGraph, batches: FeatureBatches) -> None:
-        self.model, self.batches = model, batches
+    def batch(self, step: int, place: int) -> Batch:
+        """Maps and labels."""
+        maps, labels = (each[place :: self.num_micro_batches] for each in self.scenes(step))
+        return Batch((maps, labels), float(len(labels)))
 
-    def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss summed over the scenes, and counts: the last layer's class losses and GIoU losses."""
-        maps, labels = self.batches(step)
-        maps, labels = maps[rank::num_ranks], labels[rank::num_ranks]
-        torch.manual_seed(step * num_ranks + rank)
+    def step(
+        self, inputs: tuple[torch.Tensor, list[dict[str, torch.Tensor]]]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss summed over scenes; the last layer's class losses and GIoU loss."""
+        maps, labels = inputs
         losses = triplet_loss(self._outputs(maps), labels, self.model.config)
-        number = float(len(labels))
-        counts = {"scenes": number}
-        parts = {"subject": "subject_class", "object": "object_class", "relation": "relation_class"}
-        for name, key in (parts | {"giou": "subject_giou"}).items():
-            counts |= {f"right_{name}": float(losses[key].detach()) * number, f"asked_{name}": number}
-        return torch.stack(list(losses.values())).sum() * number, counts
+        means = {name: float(losses[key].detach()) for name, key in self.losses.items()}
+        return torch.stack(list(losses.values())).sum() * len(labels), self.means(means, len(labels))
 
     def _outputs(self, maps: torch.Tensor) -> Any:
         states, _, _ = self.model.head.decode(maps)  # (L, B, Q, D)
@@ -184,19 +178,15 @@ class TripletTask:
         return PSGTROutput(**outputs, auxiliary_outputs=earlier)
 
 
-class MaskTask:
-    """Steps of the mask heads on pictures, all else at rest, for :func:`moai.training.loop.run_loop`."""
+class MaskTask(SceneTask):
+    """Training of the mask heads on images, all else at rest."""
 
-    count_names = ["scenes", "right_dice", "asked_dice", "right_focal", "asked_focal"]
+    count_names = ["right_dice", "asked_dice", "right_focal", "asked_focal"]
     most_triplets = 3  # of each scene: every mask costs a small network's pass
 
-    def __init__(self, model: PSGTRForSceneGraph, batches: SceneBatches) -> None:
-        self.model, self.batches = model, batches
-
-    def __call__(self, step: int, rank: int, num_ranks: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss summed over the scenes, and counts: Dice and focal loss."""
-        scenes = self.batches(step, rank, num_ranks)
-        model, head = self.model, self.model.head
+    def step(self, inputs: list[TrainingScene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss summed over scenes; Dice and focal loss."""
+        scenes, model, head = inputs, self.model, self.model.head
         labels = [graph_labels(scene) | {"masks": entity_masks(scene)} for scene in scenes]
         with torch.no_grad():
             maps = model.backbone.model(pixels_of(scenes))
@@ -212,12 +202,11 @@ class MaskTask:
         drawn = head.draw_masks(picked, projected, memory_map, list(maps[:-1]))
         renumbered = [(torch.arange(len(queries)), triplets) for queries, triplets in matches]
         losses = mask_loss(PSGTROutput(**drawn), labels, renumbered, model.config)
-        number = float(len(scenes))
-        counts = {"scenes": number}
-        for name in ("dice", "focal"):
-            both = float((losses[f"subject_{name}"] + losses[f"object_{name}"]).detach())
-            counts |= {f"right_{name}": both / 2 * number, f"asked_{name}": number}
-        return torch.stack(list(losses.values())).sum() * number, counts
+        means = {
+            name: float((losses[f"subject_{name}"] + losses[f"object_{name}"]).detach()) / 2
+            for name in ("dice", "focal")
+        }
+        return torch.stack(list(losses.values())).sum() * len(scenes), self.means(means, len(scenes))
 
 
 def entity_masks(scene: TrainingScene) -> torch.Tensor:

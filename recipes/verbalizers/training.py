@@ -1,6 +1,6 @@
 """Train the small verbalizers on Scenes: shards of pictures, Mask2Former, PSGTR, OWLv2, then their folders.
 
-    python -m recipes.verbalizers.training --config configs/verbalizers.yaml --out runs/verbalizers
+    python -m recipes.verbalizers --config configs/verbalizers.yaml --out runs/verbalizers
 
 Each stage is skipped when it is done and resumed when it was killed; one thread is enough. Without --stage everything
 runs in order; a stage alone, in a process of its own, waits for what another process is still painting.
@@ -9,7 +9,6 @@ runs in order; a stage alone, in a process of its own, waits for what another pr
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +16,11 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from .checkpointing import latest_checkpoint, load_checkpoint
+from recipes.stages import has_checkpoint, load_trained, run_stage
+from verbalizers.psgtr import PSGTRForSceneGraph
+
 from .config import VerbalizersConfig, load_verbalizers_config
 from .image_shards import SCENE_NAMES, SceneBatches, build_picture_shards
-from .loop import run_loop
 from .mask2former import Mask2FormerTask, SegmenterWithNames, pixels_of, segmenter_processor
 from .owlv2 import Owlv2Task, build_owlv2, detector_processor, initialize_owlv2, train_tokenizer
 from .psgtr import (
@@ -30,7 +30,7 @@ from .psgtr import (
     build_feature_shards,
     build_psgtr,
     graph_processor,
-    load_segmenter_backbone,
+    take_segmenter_backbone,
 )
 
 __all__ = ["STAGES", "export_verbalizers", "main", "train_verbalizers"]
@@ -40,57 +40,68 @@ def _batches(config: VerbalizersConfig, out: Path, batch_size: int, first_shard:
     return SceneBatches(config.shards, out / "shards", batch_size, first_shard)
 
 
-def _paint(config: VerbalizersConfig, out: Path) -> bool:
+def _paint(config: VerbalizersConfig, out: Path) -> None:
     build_picture_shards(config.shards, out / "shards")
-    return True
 
 
-def _train_mask2former(config: VerbalizersConfig, out: Path) -> bool:
+def _build_segmenter(config: VerbalizersConfig) -> SegmenterWithNames:
+    torch.manual_seed(config.seed)
+    return SegmenterWithNames(config.mask2former)
+
+
+def _trained_segmenter(config: VerbalizersConfig, out: Path) -> SegmenterWithNames:
+    model = _build_segmenter(config)
+    load_trained(model, out / "mask2former")
+    return model
+
+
+def _build_graph(config: VerbalizersConfig, out: Path, *stages: str) -> PSGTRForSceneGraph:
+    """PSGTR on the segmenter's backbone, with what some stages have trained."""
+    torch.manual_seed(config.seed)
+    model = build_psgtr(config.psgtr)
+    take_segmenter_backbone(model, _trained_segmenter(config, out).network)
+    for stage in stages:
+        load_trained(model, out / stage)
+    return model
+
+
+def _train_mask2former(config: VerbalizersConfig, out: Path) -> None:
     settings = config.mask2former
-    torch.manual_seed(config.seed)
-    model = SegmenterWithNames(settings)
-    task = Mask2FormerTask(model, settings, _batches(config, out, settings.batch_size))
-    return run_loop(model.train(), task, task.count_names, settings.loop, out / "mask2former")
+    scenes = _batches(config, out, settings.optimization.batch_size)
+    run_stage(Mask2FormerTask(_build_segmenter(config), settings, scenes), settings, out / "mask2former", config.seed)
 
 
-def _write_features(config: VerbalizersConfig, out: Path) -> bool:
-    model = build_psgtr(config.psgtr).eval()
-    load_segmenter_backbone(model, _trained(out / "mask2former"))
+def _write_features(config: VerbalizersConfig, out: Path) -> None:
+    model = _build_graph(config, out).eval()
     build_feature_shards(model, _batches(config, out, 1), out / "psgtr-features")
-    return True
 
 
-def _train_triplets(config: VerbalizersConfig, out: Path) -> bool:
-    settings = config.psgtr
-    torch.manual_seed(config.seed)
-    model = build_psgtr(settings)
-    load_segmenter_backbone(model, _trained(out / "mask2former"))
+def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
+    settings = config.psgtr.triplets
+    model = _build_graph(config, out)
     _rest(model.head, ("mask_head", "attention_map"), trained=False)
-    batches = FeatureBatches(_batches(config, out, 1), out / "psgtr-features", settings.batch_size)
-    task = TripletTask(model, batches)
-    return run_loop(model.train(), task, task.count_names, settings.triplets, out / "psgtr-triplets")
+    chosen = settings.optimization
+    scenes = FeatureBatches(_batches(config, out, 1), out / "psgtr-features", chosen.batch_size)
+    run_stage(TripletTask(model, chosen, scenes), settings, out / "psgtr-triplets", config.seed)
 
 
-def _train_masks(config: VerbalizersConfig, out: Path) -> bool:
-    settings = config.psgtr
-    model = build_psgtr(settings)
-    load_segmenter_backbone(model, _trained(out / "mask2former"))
-    load_checkpoint(_trained(out / "psgtr-triplets"), model)
+def _train_masks(config: VerbalizersConfig, out: Path) -> None:
+    settings = config.psgtr.masks
+    model = _build_graph(config, out, "psgtr-triplets")
     _rest(model.head, ("mask_head", "attention_map"), trained=True)
-    task = MaskTask(model, _batches(config, out, settings.mask_batch_size))
-    return run_loop(model.train(), task, task.count_names, settings.masks, out / "psgtr-masks")
+    scenes = _batches(config, out, settings.optimization.batch_size)
+    run_stage(MaskTask(model, settings.optimization, scenes), settings, out / "psgtr-masks", config.seed)
 
 
-def _train_owlv2(config: VerbalizersConfig, out: Path) -> bool:
+def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
     settings = config.owlv2
     torch.manual_seed(config.seed)
     tokenizer = _detector_tokenizer(config, out)
     model = build_owlv2(settings, config.shards.image_size, tokenizer)
-    if latest_checkpoint(out / "owlv2" / "checkpoints") is None:
+    if not has_checkpoint(out / "owlv2"):
         initialize_owlv2(model, pixels_of(_batches(config, out, min(256, config.shards.num_scenes))(0)))
-    batches = _batches(config, out, settings.batch_size, settings.first_shard)
-    task = Owlv2Task(model, settings, tokenizer, batches)
-    return run_loop(model.train(), task, task.count_names, settings.loop, out / "owlv2")
+    scenes = _batches(config, out, settings.optimization.batch_size, settings.first_shard)
+    run_stage(Owlv2Task(model, settings, tokenizer, scenes), settings, out / "owlv2", config.seed)
 
 
 def _detector_tokenizer(config: VerbalizersConfig, out: Path) -> CLIPTokenizer:
@@ -107,13 +118,6 @@ def _rest(module: nn.Module, parts: tuple[str, ...], trained: bool) -> None:
         parameter.requires_grad_(any(part in name for part in parts) == trained)
 
 
-def _trained(folder: Path) -> Path:
-    found = latest_checkpoint(folder / "checkpoints")
-    if found is None:
-        raise ValueError(f"expected a trained model in {folder}, got none. Run the stage before this one first.")
-    return found
-
-
 def export_verbalizers(config: VerbalizersConfig, out: Path, target: Path) -> list[Path]:
     """Write what is trained so far in float16, each as a folder for ``from_pretrained``.
 
@@ -126,19 +130,16 @@ def export_verbalizers(config: VerbalizersConfig, out: Path, target: Path) -> li
         The folders written.
     """
     size, written = config.shards.image_size, []
-    if latest_checkpoint(out / "mask2former" / "checkpoints") is not None:
-        whole = SegmenterWithNames(config.mask2former, with_imagenet=False)
-        load_checkpoint(_trained(out / "mask2former"), whole)
-        written.append(_save(whole.segmenter, segmenter_processor(size), target / "mask2former-nano"))
-    stages = [out / name for name in ("psgtr-masks", "psgtr-triplets") if (out / name / "checkpoints").is_dir()]
-    if stages:
-        graph = build_psgtr(config.psgtr)
-        load_checkpoint(_trained(stages[0]), graph)
+    if has_checkpoint(out / "mask2former"):
+        segmenter = _trained_segmenter(config, out).segmenter
+        written.append(_save(segmenter, segmenter_processor(size), target / "mask2former-nano"))
+    if stages := [name for name in ("psgtr-triplets", "psgtr-masks") if has_checkpoint(out / name)]:
+        graph = _build_graph(config, out, *stages)
         written.append(_save(graph, graph_processor(size), target / "psgtr-nano"))
-    if latest_checkpoint(out / "owlv2" / "checkpoints") is not None:
+    if has_checkpoint(out / "owlv2"):
         tokenizer = _detector_tokenizer(config, out)
         detector = build_owlv2(config.owlv2, size, tokenizer)
-        load_checkpoint(_trained(out / "owlv2"), detector)
+        load_trained(detector, out / "owlv2")
         written.append(_save(detector, detector_processor(size, tokenizer), target / "owlv2-nano"))
     return written
 
@@ -150,8 +151,8 @@ def _save(model: nn.Module, processor: object, folder: Path) -> Path:
     return folder
 
 
-#: Name -> work; False = stopped by a signal, to be resumed.
-STAGES: dict[str, Callable[[VerbalizersConfig, Path], bool]] = {
+#: Name -> work.
+STAGES: dict[str, Callable[[VerbalizersConfig, Path], None]] = {
     "shards": _paint,
     "mask2former": _train_mask2former,
     "psgtr-features": _write_features,
@@ -161,7 +162,7 @@ STAGES: dict[str, Callable[[VerbalizersConfig, Path], bool]] = {
 }
 
 
-def train_verbalizers(config: VerbalizersConfig, out: Path, stages: tuple[str, ...] = tuple(STAGES)) -> bool:
+def train_verbalizers(config: VerbalizersConfig, out: Path, stages: tuple[str, ...] = tuple(STAGES)) -> None:
     """Run stages, each from where it stopped.
 
     Args:
@@ -169,12 +170,12 @@ def train_verbalizers(config: VerbalizersConfig, out: Path, stages: tuple[str, .
         out: Folder of everything that arises.
         stages: Which, of :data:`STAGES`.
 
-    Returns:
-        True when all are done, False when a signal stopped one.
+    Raises:
+        SystemExit: A stage was stopped by Ctrl-C or SIGTERM; a checkpoint is written.
     """
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     out.mkdir(parents=True, exist_ok=True)
-    return all(STAGES[stage](config, out) for stage in stages)
+    for stage in stages:
+        STAGES[stage](config, out)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -191,7 +192,3 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"wrote {folder}")
         return
     train_verbalizers(config, chosen.out, tuple(chosen.stage or STAGES))
-
-
-if __name__ == "__main__":
-    main()

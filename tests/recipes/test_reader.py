@@ -1,6 +1,8 @@
 """The text reader of equal training: it reads what verbalizers found, packed as in its own prompts."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from moai.evaluation.text_reader import TextReader
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.scenes.export import main as export_scenes
+from moai.training.metrics_logging import MetricsLogger
 from recipes.nano.tokenizer import train_nano_tokenizer
 from recipes.reader import main, read_questions
 from verbalizers import VerbalizationCache
@@ -75,6 +78,28 @@ def test_reader_learns_when_trained_on_findings(run: Path, tmp_path: Path) -> No
     written = (tmp_path / "whole" / "log.jsonl").read_bytes()
     main(command(run, tmp_path / "whole", 12))
     assert (tmp_path / "whole" / "log.jsonl").read_bytes() == written  # nothing was left to do
+
+
+def test_killed_training_goes_on_bit_by_bit_when_started_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    main(command(run, whole, 5))
+    record = MetricsLogger.record
+
+    def stop(self, step, *arguments):
+        record(self, step, *arguments)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsLogger, "record", stop)
+    with pytest.raises(SystemExit, match="130"):
+        main(command(run, broken, 5))
+    assert not (broken / "text-reader").exists()
+    monkeypatch.setattr(MetricsLogger, "record", record)
+    main(command(run, broken, 5))
+    for name in ("text-reader/model.safetensors", "checkpoints/step-00000005/optimizer.safetensors"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
 
 
 def test_decoder_alone_reads_when_a_whole_model_is_named() -> None:
