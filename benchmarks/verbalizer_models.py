@@ -39,11 +39,11 @@ def choose_names(num_names: int = NUM_NAMES) -> tuple[tuple[str, ...], str]:
 
 def save_random_models(folder: Path) -> Path:
     """Write the three small models of `configs/verbalizers.yaml` with random weights, as they are bundled."""
-    from moai.training.verbalizers_config import load_verbalizers_config
-    from moai.training.verbalizers_mask2former import build_mask2former, segmenter_processor
-    from moai.training.verbalizers_owlv2 import build_owlv2, detector_processor, train_tokenizer
-    from moai.training.verbalizers_psgtr import build_psgtr, graph_processor
-    from moai.training.verbalizers_shards import SCENE_NAMES
+    from recipes.verbalizers.config import load_verbalizers_config
+    from recipes.verbalizers.mask2former import build_mask2former, segmenter_processor
+    from recipes.verbalizers.owlv2 import build_owlv2, detector_processor, train_tokenizer
+    from recipes.verbalizers.psgtr import build_psgtr, graph_processor
+    from recipes.verbalizers.image_shards import SCENE_NAMES
 
     config = load_verbalizers_config(RECIPE)
     image_size = config.shards.image_size
@@ -64,7 +64,7 @@ def save_published_owlv2(folder: Path) -> Path:
     """OWLv2 of the published base model's sizes (arXiv 2306.09683, patch 16 at 960 pixels) with random weights."""
     from transformers import Owlv2Config, Owlv2ForObjectDetection
 
-    from moai.training.verbalizers_owlv2 import detector_processor, train_tokenizer
+    from recipes.verbalizers.owlv2 import detector_processor, train_tokenizer
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(("cat", "dog"), 0)

@@ -13,11 +13,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from training_builders import build_recipe
 
+from moai.training.checkpoints import collect_state, restore_state
+from moai.training.moai_task import TrainingStep
 from moai.training.model_building import add_adapter
 from moai.training.result_writing import gather_result
-from moai.training.train_checkpoints import collect_state, restore_state
 from moai.training.train_settings import load_settings
-from moai.training.train_step import TrainingStep
 from moai.training.trained_parts import build_optimizer, freeze_parts
 
 

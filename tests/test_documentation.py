@@ -16,7 +16,7 @@ from training_builders import SHORT_TRAINING
 from typer.testing import CliRunner
 
 from moai.cli import app
-from moai.training.watching import read_log
+from moai.training.metrics_logging import read_log
 from verbalizers import VerbalizationCache
 
 REPO_ROOT = Path(__file__).resolve().parent.parent

@@ -46,15 +46,16 @@ def train(
             raise typer.Exit(code)
 
 
-def launch_processes(num_processes: int, words: Sequence[str]) -> int:
-    """Start ``python -m moai.training`` in several processes with torchrun.
+def launch_processes(num_processes: int, words: Sequence[str], module: str = "moai.training") -> int:
+    """Start ``python -m MODULE`` in several processes with torchrun.
 
     accelerate's own launcher starts only one on CPUs (accelerate 1.15), so torchrun it is; for several machines,
     FSDP and DeepSpeed use ``accelerate launch --config_file configs/accelerate/...``.
 
     Args:
         num_processes: How many.
-        words: Arguments of ``moai.training``.
+        words: The module's arguments.
+        module: What each process runs.
 
     Returns:
         Exit code.
@@ -66,5 +67,5 @@ def launch_processes(num_processes: int, words: Sequence[str]) -> int:
         environment["ACCELERATE_USE_CPU"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    command = [sys.executable, *launcher, "-m", "moai.training", *words]
+    command = [sys.executable, *launcher, "-m", module, *words]
     return subprocess.run(command, env=environment, check=False).returncode

@@ -31,7 +31,7 @@ def _decoder_of(folder: Path) -> PreTrainedModel:
 
 
 class TextReader:
-    """A decoder as the stage ``text`` of :mod:`moai.training.nano` exports it.
+    """A decoder as the stage ``text`` of `python -m recipes.nano` exports it.
 
     Args:
         model: Causal language model in evaluation mode.
@@ -56,7 +56,7 @@ class TextReader:
             if not (folder / name).is_file():
                 raise ValueError(
                     f"expected a text reader with {name} in {folder}, got none. "
-                    "Export one: python -m moai.training.nano --config configs/nano.yaml --out RUN --stage export"
+                    "Export one: python -m recipes.nano --config configs/nano.yaml --out RUN --stage export"
                 )
         is_whole = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "moai"
         model = _decoder_of(folder) if is_whole else AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = parser.parse_args(arguments)
     import torch
 
-    from .train_run import run_training
+    from .trainer import run_training
 
     try:
         result = run_training(words.config, words.overrides)

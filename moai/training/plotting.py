@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moai.import_utils import require
 
-from .watching import EXPERT_NAMES, STREAMS, read_log
+from .metrics_logging import EXPERT_NAMES, STREAMS, read_log
 
 __all__ = ["draw_plots"]
 

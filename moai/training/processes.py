@@ -15,17 +15,24 @@ import torch
 
 from moai.import_utils import require
 
-from .train_settings import TrainSettings
+from .train_settings import RunSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["StopWish", "check_num_processes", "ignore_interrupts", "seed_generators", "start_accelerator"]
+__all__ = [
+    "InterruptHandler",
+    "StopWish",
+    "check_num_processes",
+    "ignore_interrupts",
+    "seed_generators",
+    "start_accelerator",
+]
 
 _TORCHRUN = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N -m moai.training --config FILE"
 
 
-def start_accelerator(settings: TrainSettings) -> Accelerator:
+def start_accelerator(settings: RunSettings) -> Accelerator:
     """Join the processes that a launcher started, on CPU or GPU.
 
     Args:
@@ -41,8 +48,10 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
-    # A second run in one process (an ablation) may have another precision; accelerate keeps the first one's otherwise.
+    # A second run in one process may have another precision; accelerate keeps the first one's otherwise.
     AcceleratorState._reset_state()
+    # On CPUs oneDNN keeps a compiled kernel for every shape: with its default of 1,024 memory grows by gigabytes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # An expert that was not drawn, or a batch without pictures, leaves parameters without gradient.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
@@ -104,21 +113,21 @@ def ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class StopWish:
-    """Turns the first Ctrl-C or SIGTERM into a wish that the loop hears; the second one ends at once."""
+class InterruptHandler:
+    """Remembers the first Ctrl-C or SIGTERM, for the trainer to stop after its step; the second one ends at once."""
 
     def __init__(self) -> None:
-        self.is_wished = False
+        self.is_interrupted = False
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopWish:
+    def __enter__(self) -> InterruptHandler:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._wish)
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
-    def _wish(self, number: int, frame: FrameType | None) -> None:
-        self.is_wished = True
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.is_interrupted = True
         signal.signal(number, signal.SIG_DFL)
 
     def __exit__(
@@ -126,3 +135,6 @@ class StopWish:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+StopWish = InterruptHandler  # its former name

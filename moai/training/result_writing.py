@@ -13,8 +13,8 @@ from moai.checkpoints.io.atomic_folder import atomic_folder
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 
+from .checkpoints import whole_tensor
 from .model_building import BuiltModel, base_of, copy_verbalizer_settings
-from .train_checkpoints import whole_tensor
 from .train_settings import TrainSettings
 
 __all__ = ["gather_result", "write_result"]

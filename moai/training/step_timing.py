@@ -12,9 +12,9 @@ from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
 
 from .flop_counting import SampleShape, count_step
+from .moai_task import TrainingStep, target_window
 from .model_building import add_adapter
 from .train_settings import TrainSettings
-from .train_step import TrainingStep, target_window
 from .trained_parts import freeze_parts
 
 __all__ = ["Timing", "measure_efficiency"]

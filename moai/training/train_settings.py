@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moai.models.moai.partial_lora import TARGET_LINEARS
+from moai.models.moai.pretrained_model import MoAIPreTrainedModel
 
 from .settings_reading import apply_overrides, parse_fields, read_yaml
 
 __all__ = [
     "ModelSettings",
     "OptimizationSettings",
+    "RunSettings",
     "SavingSettings",
     "TrainSettings",
     "TrainedParts",
@@ -125,7 +127,7 @@ class TrainedParts:
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """How the loss is brought down: AdamW, linear warm-up, cosine.
+    """How the loss is brought down: AdamW or Muon, linear warm-up, cosine.
 
     Attributes:
         num_steps: Optimizer steps; or give ``num_epochs``.
@@ -135,10 +137,12 @@ class OptimizationSettings:
         samples_per_picture: So many samples of one picture go through together and share one pass of vision tower and
             compressor; must divide ``micro_batch_size``.
         learning_rate: Peak.
-        learning_rates: Peaks of single parts: ``decoder``, ``compressor``, ``mixers``, ``gates``, ``projector``,
-            ``vision_tower``.
+        learning_rates: Peaks of single parts; of a MoAI: ``decoder``, ``compressor``, ``mixers``, ``gates``,
+            ``projector``, ``vision_tower``.
         warmup_share: Share of the steps in which the rate rises linearly.
         final_share: The cosine ends at this share of the peak.
+        optimizer: ``adamw``; or ``muon``: orthogonalised updates (:class:`torch.optim.Muon`) for matrices, AdamW for
+            the rest, at one rate.
         weight_decay: Of matrices; vectors (norms, biases), embeddings and latents have none.
         betas: Of AdamW.
         epsilon: Of AdamW.
@@ -156,6 +160,7 @@ class OptimizationSettings:
     learning_rates: dict[str, float] = field(default_factory=dict)
     warmup_share: float = 0.03
     final_share: float = 0.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.05
     betas: tuple[float, ...] = (0.9, 0.999)
     epsilon: float = 1e-8
@@ -183,9 +188,6 @@ class OptimizationSettings:
             "`optimization.micro_batch_size` must be a multiple of `samples_per_picture`, got "
             f"{self.micro_batch_size} and {together}.",
         )
-        parts = ("decoder", "compressor", "mixers", "gates", "projector", "vision_tower")
-        unknown = sorted(set(self.learning_rates) - set(parts))
-        _check(not unknown, f"`optimization.learning_rates` may name {', '.join(parts)}, got {unknown}.")
         _check(self.learning_rate > 0, f"`optimization.learning_rate` must be positive, got {self.learning_rate}.")
         _check(0 <= self.warmup_share <= 1, f"`optimization.warmup_share` must be in [0, 1], got {self.warmup_share}.")
         _check(len(self.betas) == 2, f"`optimization.betas` must be two numbers, got {self.betas}.")
@@ -245,46 +247,65 @@ class WatchingSettings:
         _check(not unknown, f"`watching.report_to` may hold {', '.join(TRACKERS)}, got {unknown}.")
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """One stage of training.
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run of the trainer needs to know, whatever it trains.
 
     Attributes:
-        stage: 1 = one random expert per stream and layer, gates fixed; 2 = the gates are trained too and mix.
         output_folder: Receives the result, checkpoints/, log.jsonl and plots. Running again continues it.
-        model: What training starts from.
-        train: What is trained.
         optimization: How.
         saving: What is kept.
         watching: What is shown.
-        data: Fields of :class:`moai.data.training_data.DataSettings`.
-        validation: The same for samples that are not learned from; their loss is logged and drawn.
-        routing: None = the stage's own (``random_expert`` in stage 1, ``gated`` in stage 2), or ``uniform``,
-            ``random_expert``, ``gated``: the ablations.
-        top_k: Experts mixed per token when the gates decide.
         seed: Of everything that is drawn.
         num_processes: How many processes are expected; None = any number. A launcher that starts fewer is an error.
         num_workers: Processes per rank that prepare batches; 0 = none.
     """
 
-    stage: Literal[1, 2]
     output_folder: Path
-    model: ModelSettings
     optimization: OptimizationSettings
-    train: TrainedParts = field(default_factory=TrainedParts)
     saving: SavingSettings = field(default_factory=SavingSettings)
     watching: WatchingSettings = field(default_factory=WatchingSettings)
-    data: dict[str, Any] = field(default_factory=dict)
-    validation: dict[str, Any] = field(default_factory=dict)
-    routing: Literal["gated", "uniform", "random_expert"] | None = None
-    top_k: int = 3
     seed: int = 0
     num_processes: int | None = None
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        _check(1 <= self.top_k <= 3, f"`top_k` must be 1 to 3, got {self.top_k}.")
         _check(self.num_workers >= 0, f"`num_workers` must be 0 or more, got {self.num_workers}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able fields, for the checkpoint and the trackers."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(RunSettings):
+    """One stage of training; see :class:`RunSettings` for the rest.
+
+    Attributes:
+        stage: 1 = one random expert per stream and layer, gates fixed; 2 = the gates are trained too and mix.
+        model: What training starts from.
+        train: What is trained.
+        data: Fields of :class:`moai.data.training_data.DataSettings`.
+        validation: The same for samples that are not learned from; their loss is logged and drawn.
+        routing: None = the stage's own (``random_expert`` in stage 1, ``gated`` in stage 2), or ``uniform``,
+            ``random_expert``, ``gated``: the ablations.
+        top_k: Experts mixed per token when the gates decide.
+    """
+
+    stage: Literal[1, 2]
+    model: ModelSettings
+    train: TrainedParts = field(default_factory=TrainedParts)
+    data: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
+    routing: Literal["gated", "uniform", "random_expert"] | None = None
+    top_k: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts = tuple(MoAIPreTrainedModel.trainable_parts)
+        unknown = sorted(set(self.optimization.learning_rates) - set(parts))
+        _check(not unknown, f"`optimization.learning_rates` may name {', '.join(parts)}, got {unknown}.")
+        _check(1 <= self.top_k <= 3, f"`top_k` must be 1 to 3, got {self.top_k}.")
         _check(
             self.saving.output != "adapter" or self.train.decoder == "lora",
             f"`saving.output: adapter` needs `train.decoder: lora`, got {self.train.decoder!r}. Use merged.",
@@ -303,10 +324,6 @@ class TrainSettings:
     def routing_mode(self) -> str:
         """Who chooses the experts."""
         return self.routing or ("random_expert" if self.stage == 1 else "gated")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields, for the checkpoint and the trackers."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which parameters are trained: the rules, the table that shows them, and the optimizer's groups."""
+"""Which parameters are trained: those of the parts that the model's class declares, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from moai.models.moai.pretrained_model import MoAIPreTrainedModel
+
+from .optimizers import build_optimizers
 from .train_settings import TrainSettings
 
 __all__ = ["PARTS", "PartCount", "build_optimizer", "count_parts", "freeze_parts", "part_of", "print_parts"]
 
 #: Parts of a MoAI, in the order of the figure (paper, figure 3); what belongs to none is the decoder's.
-PARTS = ("vision_tower", "projector", "compressor", "mixers", "gates", "decoder", "decoder LoRA")
-_GATE = re.compile(r"(?:^|\.)(?:image|language)_gate\.")
+PARTS = (*MoAIPreTrainedModel.trainable_parts, "decoder LoRA")
 _LORA = re.compile(r"(?:^|\.)lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.")
 
 
@@ -26,17 +28,10 @@ def part_of(name: str) -> str:
     Args:
         name: Its full name, with or without PEFT's wrapping.
     """
-    pieces = name.split(".")
     if _LORA.search(name):
         return "decoder LoRA"
-    if "mixers" in pieces:
-        return "gates" if _GATE.search(name) else "mixers"
-    if "multi_modal_projector" in pieces:
-        return "projector"
-    for part in ("vision_tower", "compressor"):
-        if part in pieces:
-            return part
-    return "decoder"
+    declared = MoAIPreTrainedModel.trainable_parts.items()
+    return next((part for part, pattern in declared if re.search(pattern, name)), "decoder")
 
 
 def _trained_parts(settings: TrainSettings) -> set[str]:
@@ -148,26 +143,21 @@ def _cells(part: str, total: int, trained: int, all_trained: int) -> Iterator[st
     yield f"{trained / max(all_trained, 1):.1%}"
 
 
-def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW with one group per part and kind of parameter; ``peak`` is a group's highest rate.
-
-    Matrices decay. Vectors (norms, biases), embeddings and the compressor's latents do not: pulling them to zero
-    regularises nothing.
+def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW over what is trained; see :func:`moai.training.optimizers.build_optimizers`.
 
     Args:
         model: What is trained.
         settings: The recipe.
     """
-    chosen = settings.optimization
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.dim() > 1 and "embed" not in name and "latents" not in name
-            part = part_of(name).split()[0]
-            groups.setdefault((part, decays), []).append(parameter)
-    rows = []
-    for (part, decays), parameters in groups.items():
-        peak = chosen.learning_rates.get(part, chosen.learning_rate)
-        decay = chosen.weight_decay if decays else 0.0
-        rows.append({"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay, "part": part})
-    return torch.optim.AdamW(rows, betas=tuple(chosen.betas), eps=chosen.epsilon)
+    (optimizer,) = build_optimizers(model, settings.optimization, rate_part_of)
+    return optimizer
+
+
+def rate_part_of(name: str) -> str:
+    """Part whose learning rate a parameter has: adapters learn at the decoder's.
+
+    Args:
+        name: See :func:`part_of`.
+    """
+    return part_of(name).split()[0]

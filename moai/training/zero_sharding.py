@@ -58,7 +58,7 @@ def gather_parameter(parameter: torch.Tensor) -> torch.Tensor:
 def collect_zero_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Float32 weights and moments; see :func:`moai.training.train_checkpoints.collect_state`. All ranks call it.
+    """Float32 weights and moments; see :func:`moai.training.checkpoints.collect_state`. All ranks call it.
 
     Args:
         model: What is trained, without a wrapper around it.
@@ -87,7 +87,7 @@ def restore_zero_state(
     weights: Mapping[str, torch.Tensor],
     moments: Mapping[str, torch.Tensor],
 ) -> None:
-    """Put them back; see :func:`moai.training.train_checkpoints.restore_state`. All ranks call it.
+    """Put them back; see :func:`moai.training.checkpoints.restore_state`. All ranks call it.
 
     Args:
         model: What is trained, without a wrapper around it.

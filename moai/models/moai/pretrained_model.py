@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -35,6 +35,16 @@ class MoAIPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    #: Parts that are trained or rest as a whole, in the order of the paper's figure 3 -> what their parameters' names
+    #: match; a parameter that matches none is the decoder's.
+    trainable_parts: ClassVar[dict[str, str]] = {
+        "vision_tower": r"\bvision_tower\b",
+        "projector": r"\bmulti_modal_projector\b",
+        "compressor": r"\bcompressor\b",
+        "mixers": r"\bmixers\b(?!.*\b(image|language)_gate\b)",
+        "gates": r"\bmixers\b.*\b(image|language)_gate\b",
+        "decoder": r"\b(language_model|lm_head)\b",
+    }
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> MoAIPreTrainedModel:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from moai.training.train_checkpoints import (
+from moai.training.checkpoints import (
     CheckpointError,
     collect_state,
     find_newest_checkpoint,

@@ -7,8 +7,8 @@ import torch
 from builders import build_tiny_inputs, build_tiny_model
 from training_builders import build_recipe
 
+from moai.training.moai_task import TrainingStep, count_targets, routing_sums, target_window
 from moai.training.train_settings import load_settings
-from moai.training.train_step import TrainingStep, count_targets, routing_sums, target_window
 from moai.training.trained_parts import (
     build_optimizer,
     count_parts,

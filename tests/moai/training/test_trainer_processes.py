@@ -17,8 +17,8 @@ from training_builders import REPO_ROOT, build_recipe, learned, run_process, sta
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
+from moai.training.metrics_logging import read_log  # noqa: E402
 from moai.training.processes import check_num_processes  # noqa: E402
-from moai.training.watching import read_log  # noqa: E402
 
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 

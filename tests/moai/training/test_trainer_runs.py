@@ -20,10 +20,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 
 from moai.data.collator import TrainingCollator  # noqa: E402
 from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
-from moai.training.train_checkpoints import CheckpointError  # noqa: E402
-from moai.training.train_run import run_training  # noqa: E402
-from moai.training.train_step import TrainingStep, target_window  # noqa: E402
-from moai.training.watching import read_log  # noqa: E402
+from moai.training.checkpoints import CheckpointError  # noqa: E402
+from moai.training.metrics_logging import read_log  # noqa: E402
+from moai.training.moai_task import TrainingStep, target_window  # noqa: E402
+from moai.training.trainer import run_training  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +98,13 @@ def test_merged_model_answers_as_the_adapter_when_written(checkpoint: Path, tmp_
 def test_resumed_run_equals_an_unbroken_one_when_stopped_by_a_signal(
     checkpoint: Path, tmp_path: Path, stopped_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moai.training import watching
+    from moai.training import metrics_logging
 
     common = {"saving__every_steps": 0, "watching__every_steps": 3, "optimization__num_steps": 5}
     common["train__lora_dropout"] = 0.2
     run_training(build_recipe(checkpoint, tmp_path / "whole", 1, **common))
 
-    record = watching.Watcher.record
+    record = metrics_logging.MetricsLogger.record
 
     def stop(self, step, *arguments):
         record(self, step, *arguments)
@@ -112,11 +112,11 @@ def test_resumed_run_equals_an_unbroken_one_when_stopped_by_a_signal(
             os.kill(os.getpid(), signal.SIGINT)
 
     recipe = build_recipe(checkpoint, tmp_path / "broken", 1, **common)
-    monkeypatch.setattr(watching.Watcher, "record", stop)
+    monkeypatch.setattr(metrics_logging.MetricsLogger, "record", stop)
     broken = run_training(recipe)
     # The wish is heard by all ranks in the sums of the next step.
     assert not broken.is_finished and broken.folder is None and broken.num_steps == stopped_after + 1
-    monkeypatch.setattr(watching.Watcher, "record", record)
+    monkeypatch.setattr(metrics_logging.MetricsLogger, "record", record)
     assert run_training(recipe).is_finished
     for name in ("model.safetensors", "optimizer.safetensors"):
         files = [tmp_path / run / "checkpoints" / "step-00000005" / name for run in ("whole", "broken")]
@@ -267,7 +267,7 @@ def test_tracker_keeps_the_numbers_on_disk_when_offline(
     out = tmp_path / "run"
     monkeypatch.setenv("TRACKIO_DIR", str(out / "trackers"))  # read when trackio is imported
     recipe = build_recipe(checkpoint, out, optimization__num_steps=1, watching__report_to=[tracker])
-    command = [sys.executable, "-c", f"from moai.training.train_run import run_training; run_training({recipe!r})"]
+    command = [sys.executable, "-c", f"from moai.training.trainer import run_training; run_training({recipe!r})"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
     assert any(file.stat().st_size for file in (out / "trackers").rglob(kept))
     assert {file.name for file in tmp_path.iterdir()} == {"run"}

@@ -1,0 +1,113 @@
+"""What the trainer trains: a task gives it batches, a loss for each, and the numbers that its log shows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Batch", "Task"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch.
+
+    Attributes:
+        inputs: What :meth:`Task.step` takes. Tensors in mappings and sequences are moved to the device.
+        num_targets: What the summed loss counts, such as answer tokens; a step divides by the sum over all its
+            micro-batches. It stands here, and not in what `step` returns, because it scales the loss before the
+            backward pass: DeepSpeed updates the weights inside that pass.
+        num_tokens: Tokens, padding excluded; 0 where there are none.
+    """
+
+    inputs: Any
+    num_targets: float
+    num_tokens: float = 0.0
+
+
+class Task(nn.Module, ABC):
+    """A model with its data and its loss.
+
+    Distributed wrappers wrap the task as a whole and look at what `step` returns to learn which parameters were used:
+    the loss alone may have a gradient.
+
+    Attributes:
+        model: What is trained; its parameters' names are those in checkpoints.
+    """
+
+    model: nn.Module
+
+    @abstractmethod
+    def batches(self, first_step: int, last_step: int, rank: int, num_ranks: int) -> Iterator[Batch]:
+        """A rank's micro-batches of some optimizer steps, in the order in which it computes them.
+
+        Micro-batch ``i`` of a step belongs to rank ``i % num_ranks``. What is in it is a function of seed, step and
+        ``i`` alone: so a resumed run sees what an unbroken one sees, on any number of ranks.
+
+        Args:
+            first_step: Where to begin.
+            last_step: Where to stop, exclusive.
+            rank: This process.
+            num_ranks: How many there are.
+        """
+
+    @abstractmethod
+    def step(self, inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Forward pass.
+
+        Args:
+            inputs: Of a :class:`Batch`.
+
+        Returns:
+            The loss summed over the batch's targets, a scalar; and counters, tensors without gradient that the trainer
+            adds up over micro-batches, ranks and steps. Names and shapes are the same in every call.
+        """
+
+    def forward(self, inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """:meth:`step`, where distributed wrappers look for it."""
+        return self.step(inputs)
+
+    def part_of(self, name: str) -> str:
+        """Part of the model that a parameter belongs to: parts may have learning rates of their own.
+
+        Args:
+            name: Of a parameter of :attr:`model`.
+        """
+        return ""
+
+    def set_training_mode(self) -> None:
+        """Training mode, for all but what must stand still."""
+        self.train()
+
+    def report(self, counters: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """What a line of the log tells, beside loss and times.
+
+        Args:
+            counters: Sums of what :meth:`step` returned, float64 on the CPU.
+
+        Returns:
+            JSON-able values; mappings may be nested.
+        """
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one it goes on with, beside its settings: JSON-able."""
+        return {}
+
+    @property
+    def num_validation_batches(self) -> int:
+        """Micro-batches that the validation loss is measured on; 0 = it is not measured."""
+        return 0
+
+    def validation_batch(self, place: int) -> Batch:
+        """A micro-batch that nothing is learned from; the same at every measurement.
+
+        Args:
+            place: Below :attr:`num_validation_batches`.
+        """
+        raise IndexError(place)

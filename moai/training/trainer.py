@@ -1,0 +1,373 @@
+"""The trainer: the steps of a run on a task, from its last checkpoint to its end; and MoAI's two stages on it.
+
+Built on accelerate (https://huggingface.co/docs/accelerate) and a loop of its own: batches and random numbers are
+functions of seed and step, which is what makes a resumed run equal to an unbroken one, bit by bit on CPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .checkpoints import (
+    CheckpointError,
+    collect_state,
+    find_newest_checkpoint,
+    read_checkpoint,
+    restore_state,
+    whole_tensor,
+    write_checkpoint,
+)
+from .metrics_logging import MetricsLogger, StepNumbers
+from .moai_task import MoAITask
+from .model_building import BuiltModel, build_model, prepare_start
+from .optimizers import build_optimizers, learning_rate_factor
+from .processes import InterruptHandler, seed_generators, start_accelerator
+from .result_writing import gather_result, write_result
+from .task import Batch, Task
+from .train_settings import OptimizationSettings, RunSettings, TrainSettings, load_settings
+from .trained_parts import PartCount, count_parts, freeze_parts, print_parts
+from .validation import Validator
+from .zero_sharding import collect_zero_state, configure_engine, is_zero, restore_zero_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Trainer", "TrainingResult", "learning_rate_factor", "run_training"]
+
+#: Settings that a resumed run may change: they leave what is learned as it is, up to rounding.
+_FREE_SETTINGS = ("output_folder", "saving", "watching", "validation", "num_processes", "num_workers")
+_FREE_NESTED = {"model": ("gradient_checkpointing", "attn_implementation"), "optimization": ("micro_batch_size",)}
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What :func:`run_training` returns.
+
+    Attributes:
+        folder: The result: an adapter or a whole model; None where the run was stopped before its end.
+        output_folder: Folder of the run: ``final``, ``checkpoints``, ``log.jsonl``, plots.
+        num_steps: Optimizer steps done.
+        is_finished: Whether all steps are done.
+        loss: Mean loss per answer token over the last line of the log; None where nothing was logged.
+        parts: What was trained.
+    """
+
+    folder: Path | None
+    output_folder: Path
+    num_steps: int
+    is_finished: bool
+    loss: float | None
+    parts: list[PartCount]
+
+
+def run_training(
+    source: str | Path | Mapping[str, Any] | TrainSettings,
+    overrides: Sequence[str] = (),
+    *,
+    dataset: Any = None,
+    collator: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None = None,
+) -> TrainingResult:
+    """Train one stage, or go on with it where a checkpoint lies.
+
+    Args:
+        source: A recipe: YAML file, mapping or settings.
+        overrides: ``key=value`` words laid over it.
+        dataset: Instead of ``settings.data``: a map-style dataset with ``lengths``, or a function of the processor
+            that builds one.
+        collator: What makes a batch of its samples; default :class:`moai.data.collator.TrainingCollator`.
+
+    Returns:
+        Where the result lies and how far the run came.
+
+    Raises:
+        ValueError: The recipe, the data, the model or a checkpoint is not as expected; the message says what to do.
+        ImportError: A package is missing; the message holds the line that installs it.
+    """
+    settings = load_settings(source, overrides)
+    accelerator = start_accelerator(settings)
+    with accelerator.main_process_first():
+        prepare_start(settings)
+    built = build_model(settings, accelerator.device)
+    model, processor = built.model, built.processor
+    freeze_parts(model, settings)
+    parts = count_parts(model)
+    if accelerator.is_main_process:
+        print_parts(parts)
+    if dataset is None:
+        dataset = _build_dataset(settings.data, built, accelerator)
+    elif callable(dataset) and not hasattr(dataset, "__getitem__"):
+        dataset = dataset(processor)
+    validation = (
+        _build_dataset(settings.validation, built, accelerator, "validation: ") if settings.validation else None
+    )
+    task = MoAITask(settings, model, dataset, collator or _build_collator(processor, settings), validation)
+    trainer = Trainer(settings, task, task.num_steps, accelerator)
+    done, loss = trainer.run()
+    if done < trainer.num_steps:
+        return TrainingResult(None, settings.output_folder, done, False, loss, parts)
+    state = gather_result(model, settings)
+    if accelerator.is_main_process:
+        write_result(built, state, settings, getattr(dataset, "verbalizer_settings", None))
+        if settings.watching.has_plots:
+            from .plotting import draw_plots
+
+            draw_plots(settings.output_folder)
+    accelerator.wait_for_everyone()
+    return TrainingResult(settings.output_folder / "final", settings.output_folder, done, True, loss, parts)
+
+
+def _build_dataset(fields: Mapping[str, Any], built: BuiltModel, accelerator: Accelerator, label: str = "") -> Any:
+    from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
+    from moai.data.training_data import DataSettings, build_training_dataset
+
+    verbalizers = VerbalizerSettings.load_pretrained(built.start)
+    dataset = build_training_dataset(DataSettings.from_dict(fields), built.processor, verbalizers)
+    if accelerator.is_main_process:
+        print(label + dataset.report.summary(), flush=True)
+    return dataset
+
+
+def _build_collator(processor: Any, settings: TrainSettings) -> Callable[[list[Any]], Mapping[str, torch.Tensor]]:
+    from moai.data.collator import TrainingCollator
+
+    return TrainingCollator(processor, is_sharing=settings.optimization.samples_per_picture > 1)
+
+
+class Trainer:
+    """The steps of a run on one process of it.
+
+    Args:
+        settings: How to optimise, what to save and to show, and where.
+        task: What is trained, on what; frozen parameters have no gradient.
+        num_steps: Optimizer steps of the whole run.
+        accelerator: From :func:`.processes.start_accelerator`.
+
+    Raises:
+        ValueError: The settings do not fit the processes.
+    """
+
+    def __init__(self, settings: RunSettings, task: Task, num_steps: int, accelerator: Accelerator) -> None:
+        chosen = settings.optimization
+        self.settings, self.task, self.num_steps, self.accelerator = settings, task, num_steps, accelerator
+        self.checkpoints = settings.output_folder / "checkpoints"
+        num_micro_batches, num_ranks = chosen.batch_size // chosen.micro_batch_size, accelerator.num_processes
+        if num_micro_batches % num_ranks:
+            raise ValueError(
+                f"expected `optimization.batch_size` to be a multiple of micro_batch_size x processes, got "
+                f"{chosen.batch_size}, {chosen.micro_batch_size} and {num_ranks} processes."
+            )
+        self.num_own = num_micro_batches // num_ranks
+        if is_zero(accelerator) and chosen.optimizer != "adamw":
+            raise ValueError("DeepSpeed takes one optimizer. Set `optimization.optimizer: adamw`.")
+        if is_zero(accelerator):
+            configure_engine(accelerator, chosen, self.num_own)
+        task.set_training_mode()
+        optimizers = build_optimizers(task.model, chosen, task.part_of)
+        self.wrapped, *self.optimizers = accelerator.prepare(task, *optimizers)
+        self.validator = Validator(accelerator, task, self.wrapped) if task.num_validation_batches else None
+
+    def run(self) -> tuple[int, float | None]:
+        """Make the steps that are left.
+
+        Returns:
+            How many are done, fewer than all after Ctrl-C or SIGTERM; and the last logged loss, on the main process.
+
+        Raises:
+            ValueError: A loss is not finite, a step has no targets, or a checkpoint does not fit or cannot be written.
+        """
+        start, window = self._resume()
+        logger = self._start_logger(start, window)
+        accelerator = self.accelerator
+        batches = self.task.batches(start, self.num_steps, accelerator.process_index, accelerator.num_processes)
+        done, saved = start, start
+        with logger if logger is not None else contextlib.nullcontext(), InterruptHandler() as interrupts:
+            for step in range(start, self.num_steps):
+                numbers, rate, norm, is_stopping = self._step(step, batches, interrupts)
+                done = step + 1
+                measured = self._validate(done)
+                if logger is not None:
+                    logger.record(done, numbers, rate, norm, measured)
+                every = self.settings.saving.every_steps
+                if is_stopping or done == self.num_steps or (every and done % every == 0):
+                    self._save(done, logger)
+                    saved = done
+                if is_stopping:
+                    break
+        assert saved == done
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        return done, logger.last_loss if logger is not None else None
+
+    def _validate(self, done: int) -> float | None:
+        """Validation loss where it is time to measure it."""
+        every = self.settings.watching.validate_every_steps
+        is_due = done == self.num_steps or (every and done % every == 0)
+        return self.validator.measure() if self.validator is not None and is_due else None
+
+    def _start_logger(self, start: int, window: Mapping[str, Any] | None) -> MetricsLogger | None:
+        settings, accelerator = self.settings, self.accelerator
+        if settings.watching.report_to:
+            named, folder = {"name": settings.output_folder.name}, settings.output_folder / "trackers"
+            folder.mkdir(parents=True, exist_ok=True)
+            accelerator.init_trackers(
+                settings.watching.project,
+                config=_flat(settings.to_dict()),
+                init_kwargs={"trackio": named, "wandb": {**named, "dir": str(folder)}},
+            )
+        if not accelerator.is_main_process:
+            return None
+        track = accelerator.log if settings.watching.report_to else None
+        report = self.task.report
+        return MetricsLogger(settings.watching, settings.output_folder, self.num_steps, start, window, track, report)
+
+    def _step(
+        self, step: int, batches: Iterator[Batch], interrupts: InterruptHandler
+    ) -> tuple[StepNumbers, float, float, bool]:
+        """One optimizer step: the loss is the mean over the targets of the whole batch, all ranks together."""
+        settings, accelerator = self.settings, self.accelerator
+        seed_generators(settings.seed, step)
+        own = [next(batches) for _ in range(self.num_own)]
+        sums = [sum(batch.num_targets for batch in own), sum(batch.num_tokens for batch in own)]
+        num_targets, num_tokens = self._sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+        if num_targets == 0:
+            raise ValueError(f"expected answer tokens in the batch of step {step + 1}, got none. Check its labels.")
+        factor = learning_rate_factor(step, self.num_steps, settings.optimization)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
+            group["lr"] = group["peak"] * factor
+        loss, counters = self._backward(step, own, num_targets)
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.optimization.clip_norm or math.inf)
+        values = [loss, float(interrupts.is_interrupted)]
+        flat = [value.double().flatten().cpu() for value in counters.values()]
+        total, wishes, *counted = self._sum(torch.cat([torch.tensor(values, dtype=torch.float64), *flat])).split(
+            [1, 1, *(value.numel() for value in flat)]
+        )
+        if not torch.isfinite(total):
+            raise ValueError(
+                f"expected a finite loss, got {total.item()} at step {step + 1}. The last checkpoint is untouched; "
+                "lower `optimization.learning_rate`, or look at the data of that step."
+            )
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        named = zip(counters.items(), counted, strict=True)
+        counters = {name: summed.view(value.shape) for (name, value), summed in named}
+        norm = float(whole_tensor(torch.as_tensor(0.0 if norm is None else norm)))
+        num_samples = float(settings.optimization.batch_size)
+        numbers = StepNumbers(total.item(), num_targets, num_tokens, num_samples, 1, counters)
+        return numbers, max(group["lr"] for group in groups), norm, wishes.item() > 0
+
+    def _backward(self, step: int, own: Sequence[Batch], num_targets: float) -> tuple[float, dict[str, torch.Tensor]]:
+        """Add up the gradients of this rank's micro-batches; their summed loss and counters."""
+        from accelerate.utils import send_to_device
+
+        settings, accelerator = self.settings, self.accelerator
+        rank, num_ranks = accelerator.process_index, accelerator.num_processes
+        total, sums = 0.0, {}
+        for place, batch in enumerate(own):
+            seed_generators(settings.seed, step, place * num_ranks + rank)  # the same numbers on any number of ranks
+            is_last = place == len(own) - 1
+            sharing = contextlib.nullcontext() if is_last else accelerator.no_sync(self.wrapped)
+            with sharing, _attention_kernels(accelerator.device, settings.optimization):
+                loss, counters = self.wrapped(send_to_device(batch.inputs, accelerator.device, non_blocking=True))
+                scale = num_ranks / num_targets  # ranks' gradients are averaged
+                if is_zero(accelerator):  # whose engine divides by the micro-batches, and steps after the last
+                    scale *= len(own)
+                    accelerator.gradient_state._set_sync_gradients(is_last)
+                accelerator.backward(loss * scale)
+            total += loss.item()
+            sums = {name: value + sums[name] if sums else value for name, value in counters.items()}
+        return total, sums
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add numbers up over ranks; float64 on the CPU."""
+        return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()
+
+    def _state(self) -> dict[str, Any]:
+        return {"settings": self.settings.to_dict(), **self.task.identity()}
+
+    def _save(self, done: int, logger: MetricsLogger | None) -> None:
+        if is_zero(self.accelerator):
+            weights, moments = collect_zero_state(self.task.model, *self.optimizers)
+        else:
+            weights, moments = collect_state(self.task.model, self.optimizers)
+        problem = ""
+        if logger is not None:
+            state = {**self._state(), "window": logger.window.to_dict()}
+            try:
+                write_checkpoint(self.checkpoints, done, weights, moments, state, self.settings.saving.keep)
+            except CheckpointError as error:
+                problem = str(error)
+        if self._sum(torch.tensor([float(bool(problem))]))[0]:  # others must not wait for a main process that has left
+            raise CheckpointError(problem or "the main process could not write a checkpoint; see its message.")
+
+    def _resume(self) -> tuple[int, Mapping[str, Any] | None]:
+        """Steps done, and the sums since the last line of the log."""
+        found, broken = find_newest_checkpoint(self.checkpoints)
+        is_main = self.accelerator.is_main_process
+        for name, problem in broken.items() if is_main else ():
+            print(f"checkpoint {name} is not whole and is skipped: {problem}", flush=True)
+        if found is None:
+            return 0, None
+        weights, moments, state = read_checkpoint(found)
+        _check_same_run(state, json.loads(json.dumps(self._state())), found)
+        if is_zero(self.accelerator):
+            restore_zero_state(self.task.model, *self.optimizers, weights, moments)
+        else:
+            restore_state(self.task.model, self.optimizers, weights, moments)
+        if is_main:
+            print(f"going on after step {state['step']} of {self.num_steps} ({found})", flush=True)
+        return int(state["step"]), state.get("window")
+
+
+def _attention_kernels(device: torch.device, settings: OptimizationSettings) -> contextlib.AbstractContextManager[None]:
+    """On CPUs the fused kernel's bfloat16 backward takes 45 % of a step; plain products are faster."""
+    if device.type == "cpu" and settings.precision == "bf16":
+        return sdpa_kernel(SDPBackend.MATH)
+    return contextlib.nullcontext()
+
+
+def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse to go on with other settings or other data."""
+    before, now = (_flat(_bound_settings(state["settings"])) for state in (old, new))
+    changed = [name for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
+    if changed:
+        name = changed[0]
+        raise CheckpointError(
+            f"expected the settings that {checkpoint} was written with, but `{name}` was {before.get(name)!r} and is "
+            f"{now.get(name)!r}. Set it back, or choose another `output_folder`."
+        )
+    data = {name for name in new if name != "settings"}
+    if any(old.get(name) != new[name] for name in data):
+        counts = [f" ({state['num_samples']} samples)" if "num_samples" in state else "" for state in (old, new)]
+        raise CheckpointError(
+            f"expected the data that {checkpoint} was trained on{counts[0]}, got other data{counts[1]}. Restore it, or "
+            "choose another `output_folder`."
+        )
+
+
+def _bound_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    bound = {name: value for name, value in settings.items() if name not in _FREE_SETTINGS}
+    for group in _FREE_NESTED.keys() & bound.keys():
+        bound[group] = {name: value for name, value in bound[group].items() if name not in _FREE_NESTED[group]}
+    return bound
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings with dotted names; lists become text, as trackers want them."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat

@@ -1,0 +1,1 @@
+"""moai-nano from nothing: tokenizer, text reading, compressor, then the whole model."""

@@ -1,0 +1,117 @@
+"""The recipe of moai-nano, read from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moai.training.settings_reading import parse_fields, read_yaml
+from recipes.stages import StageSettings
+
+from .scene_shards import ShardSettings
+
+__all__ = ["SCENES_DOMAIN", "MultimodalSettings", "NanoConfig", "PhraseSettings", "TextSettings", "load_nano_config"]
+
+#: What runs from a wheel, offline; a black map where there are no segments, as in training.
+OCR_ALONE: dict[str, Any] = {"verbalizers": [{"kind": "ocr", "backend": "rapidocr"}], "map": "always"}
+
+SCENES_DOMAIN = "synthetic Scenes (docs/scenes.md)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhraseSettings(StageSettings):
+    """Pretraining of the compressor on verbalizations alone.
+
+    Attributes:
+        shards: What to read.
+    """
+
+    shards: ShardSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(StageSettings):
+    """Text pretraining.
+
+    Attributes:
+        shards: What to read.
+        text_weight: Weight of the loss on the verbalization itself.
+    """
+
+    shards: ShardSettings
+    text_weight: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalSettings(StageSettings):
+    """Training of the whole model, first with single random experts, then with gates (paper, section 3.3).
+
+    Attributes:
+        shards: What to read.
+        first_stage_steps: Steps with one random expert per stream and layer; the gates rest.
+        questions_per_scene: Questions drawn from each scene.
+        longest_answer: Targets are cut to so many tokens; a listing's beginning teaches as much as the whole.
+        without_auxiliary_share: Share of scenes that come without auxiliary tokens, so that the model still answers
+            as well as its eye allows when no verbalizer is there.
+        kind_weights: Weight of a kind's answer tokens in the loss, 1 where none is given.
+        recall_weight: Weight of the auxiliary objective :class:`.phrase_recall.PhraseRecall`, 0 = none.
+        vision: Fields of CLIPVisionConfig.
+        compressor: Fields of CompressorConfig.
+        mixer: Fields of MixerConfig.
+    """
+
+    shards: ShardSettings
+    first_stage_steps: int
+    questions_per_scene: int = 6
+    longest_answer: int = 48
+    without_auxiliary_share: float = 0.1
+    kind_weights: dict[str, float] = field(default_factory=dict)
+    recall_weight: float = 0.0
+    vision: dict[str, Any] = field(default_factory=dict)
+    compressor: dict[str, Any] = field(default_factory=dict)
+    mixer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NanoConfig:
+    """Everything that decides what moai-nano becomes; a stage that is None is left out.
+
+    Attributes:
+        tokenizer: ``vocab_size`` and ``num_scenes`` to learn merges from.
+        decoder: Fields of LlamaConfig; the vocabulary is filled in.
+        text: Text pretraining.
+        copying: A second part of it, from the first one's weights; its scenes ask for the verbalization itself.
+        phrases: Pretraining of the compressor.
+        questions: Compressor, mixers and decoder together without images: short sequences, many questions.
+        multimodal: Training of the whole model.
+        practice: Compressor, mixers and decoder once more without images, where their skills are weakest.
+        start: Folder of a finished moai-nano that the stage `practice` starts from; None = the stage before it.
+        verbalizer_settings: Content of the checkpoint's ``verbalizers.json``.
+        domain: The only images that the checkpoint says it knows (`MoAIConfig.domain`).
+        seed: Seed of the initial weights.
+        num_ranks: Processes of one thread each.
+    """
+
+    tokenizer: dict[str, int] = field(default_factory=dict)
+    decoder: dict[str, Any] = field(default_factory=dict)
+    text: TextSettings | None = None
+    copying: TextSettings | None = None
+    phrases: PhraseSettings | None = None
+    questions: MultimodalSettings | None = None
+    multimodal: MultimodalSettings | None = None
+    practice: MultimodalSettings | None = None
+    start: str | None = None
+    verbalizer_settings: dict[str, Any] = field(default_factory=lambda: dict(OCR_ALONE))
+    domain: str = SCENES_DOMAIN
+    seed: int = 0
+    num_ranks: int = 1
+
+
+def load_nano_config(path: str | Path) -> NanoConfig:
+    """Read a recipe.
+
+    Raises:
+        ValueError: A field is unknown, missing or wrong.
+    """
+    return parse_fields(NanoConfig, read_yaml(path))

@@ -1,0 +1,111 @@
+"""Building moai-nano: its decoder, its processor, the whole model around a pretrained decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
+
+from mixer import Mixers
+from moai.models.moai.configuration_moai import MoAIConfig
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.processing.chat_templates import DEMO_CHAT_TEMPLATE
+from moai.processing.image_processing_moai import MoAIImageProcessor
+from moai.processing.processing_moai import MoAIProcessor
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+
+from .config import MultimodalSettings, NanoConfig
+from .text_task import PromptIds
+
+__all__ = ["build_decoder", "build_moai", "build_processor", "prompt_ids"]
+
+#: About the standard deviation of a new tower's patch embeddings.
+POSITION_STD = 3.0
+
+
+def decoder_config(config: NanoConfig, tokenizer: InternLM2Tokenizer) -> LlamaConfig:
+    """The decoder's configuration with the tokenizer's vocabulary filled in."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+        **config.decoder,
+    )
+
+
+def build_decoder(config: NanoConfig, tokenizer: InternLM2Tokenizer) -> LlamaForCausalLM:
+    """A decoder with fresh weights drawn from the recipe's seed."""
+    torch.manual_seed(config.seed)
+    return LlamaForCausalLM(decoder_config(config, tokenizer))
+
+
+def build_processor(tokenizer_folder: Path, vision: dict[str, Any]) -> MoAIProcessor:
+    """The processor: the release's demo prompt, whose answers begin with a space as words in a verbalization do."""
+    size, patch = vision["image_size"], vision["patch_size"]
+    return MoAIProcessor(
+        MoAIImageProcessor(size={"height": size, "width": size}),
+        InternLM2Tokenizer.from_pretrained(tokenizer_folder),
+        chat_template=DEMO_CHAT_TEMPLATE,
+        num_image_tokens=(size // patch) ** 2,
+    )
+
+
+def prompt_ids(tokenizer: InternLM2Tokenizer) -> PromptIds:
+    """Ids around a question, taken from the tokenizer itself."""
+    encode = tokenizer.sp_model.encode
+    from moai.processing.chat_templates import SYSTEM_PROMPT
+
+    opening = [tokenizer.bos_token_id, *encode(f"{SYSTEM_PROMPT} ")]
+    return PromptIds(tuple(opening), tuple(encode(" USER:")), tuple(encode(" ASSISTANT:")))
+
+
+def build_moai(
+    config: NanoConfig, settings: MultimodalSettings, tokenizer: InternLM2Tokenizer, decoder: LlamaForCausalLM | None
+) -> MoAIForConditionalGeneration:
+    """The whole model with fresh compressor, mixers, projector and tower, around a decoder's weights.
+
+    Args:
+        config: The recipe.
+        settings: Its multimodal part.
+        tokenizer: For the image token.
+        decoder: Pretrained on text; None leaves fresh weights.
+    """
+    torch.manual_seed(config.seed + 1)
+    model = MoAIForConditionalGeneration(
+        MoAIConfig(
+            vision_config=CLIPVisionConfig(**settings.vision),
+            text_config=decoder_config(config, tokenizer),
+            compressor=dict(settings.compressor),
+            mixer=dict(settings.mixer),
+            image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
+            tie_word_embeddings=True,
+            domain=config.domain,
+        )
+    )
+    _start_as_copies(model.model.mixers)
+    # The experts have no positions of their own: a patch can only ask for "its" words if it knows where it is.
+    model.model.vision_tower.embeddings.position_embedding.weight.data.normal_(std=POSITION_STD)
+    if decoder is not None:
+        model.model.language_model.load_state_dict(decoder.model.state_dict())
+        model.tie_weights()
+    return model
+
+
+@torch.no_grad()
+def _start_as_copies(mixers: Mixers) -> None:
+    """Let new experts carry what they attend to as it is, on a random subspace of their rank.
+
+    Value and output projections become one orthogonal projection, so that a word's embedding arrives as itself: the
+    decoder can read it before the experts have learned anything.
+    """
+    for layer in mixers.layers:
+        for expert in (*layer.image_experts, *layer.language_experts):
+            rank, width = expert.value.down.shape
+            basis = torch.linalg.qr(torch.randn(width, rank)).Q
+            for projection in (expert.value, expert.output):
+                projection.down.copy_(basis.T)
+                projection.up.copy_(basis)

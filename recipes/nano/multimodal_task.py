@@ -1,0 +1,234 @@
+"""The whole model learns to answer: pictures, maps and verbalizations go in, several questions share each scene.
+
+The paper's two stages (section 3.3) in one run: first a single random expert per stream and mixer layer, so that every
+expert learns alone; then all experts under trained gates.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
+from moai.training.task import Batch
+from moai.training.trained_parts import part_of
+from recipes.stages import CountingTask
+
+from .compressor_task import pad_verbalizations, recall_counts
+from .config import MultimodalSettings
+from .phrase_recall import SLOT_GROUPS, PhraseVocabulary
+from .scene_shards import SceneShard, ShardBatches
+from .text_task import KIND_NAMES, PromptIds, count_right
+
+__all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_questions"]
+
+# CLIP's statistics, as MoAIImageProcessor has them (https://github.com/openai/CLIP).
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
+_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+
+
+def normalise_pictures(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 ``(B, H, W, 3)`` -> float32 ``(B, 3, H, W)`` as the vision tower wants them."""
+    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - _MEAN) / _STD
+
+
+@dataclass(frozen=True)
+class MultimodalBatch:
+    """Scenes and, scene by scene, their questions; padded on the right.
+
+    Attributes:
+        auxiliary_input_ids: int64 (S, A).
+        auxiliary_attention_mask: int64 (S, A).
+        pixel_values: float32 (S, 3, H, W), None when the shard has no pictures.
+        auxiliary_pixel_values: float32 (S, 3, H, W), likewise.
+        scene_of_question: int64 (Q,).
+        input_ids: int64 (Q, L).
+        roles: int64 (Q, L), 0 for answers and padding.
+        is_answer: bool (Q, L).
+        kinds: int64 (Q,).
+    """
+
+    auxiliary_input_ids: torch.Tensor
+    auxiliary_attention_mask: torch.Tensor
+    pixel_values: torch.Tensor | None
+    auxiliary_pixel_values: torch.Tensor | None
+    scene_of_question: torch.Tensor
+    input_ids: torch.Tensor
+    roles: torch.Tensor
+    is_answer: torch.Tensor
+    kinds: torch.Tensor
+
+
+def _pad(rows: list[list[int]], fill: int) -> torch.Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
+
+
+def pack_questions(
+    shard: SceneShard,
+    scenes: np.ndarray,
+    prompt: PromptIds,
+    image_ids: list[int],
+    questions_per_scene: int,
+    longest_answer: int,
+    rng: np.random.Generator,
+) -> MultimodalBatch:
+    """Build a batch.
+
+    Args:
+        shard: Tokens, pictures and maps.
+        scenes: Scene numbers inside the shard.
+        prompt: Fixed ids around a question.
+        image_ids: One picture's placeholders; left out when the shard has no pictures.
+        questions_per_scene: How many are drawn from each scene, at most.
+        longest_answer: Answers are cut to so many tokens.
+        rng: Draws the questions.
+    """
+    rows, roles, answered, kinds, owners = [], [], [], [], []
+    has_pictures = shard.pictures.size > 0
+    image_ids = image_ids if has_pictures else []
+    opening = [*prompt.opening, *image_ids]
+    for place, scene in enumerate(scenes):
+        all_questions = shard.question_range(scene)
+        chosen = rng.permutation(len(all_questions))[:questions_per_scene]
+        for question in (all_questions[int(k)] for k in chosen):
+            asked = [*prompt.before_question, *shard.question_ids(question).tolist(), *prompt.after_question]
+            answer = shard.answer_ids(question)[:longest_answer].tolist()
+            rows.append([*opening, *asked, *answer])
+            role = [LANGUAGE_ROLE] * len(prompt.opening) + [IMAGE_ROLE] * len(image_ids)
+            roles.append(role + [LANGUAGE_ROLE] * len(asked) + [0] * len(answer))
+            answered.append([0] * (len(opening) + len(asked)) + [1] * len(answer))
+            kinds.append(int(shard.kinds[question]) % len(KIND_NAMES))
+            owners.append(place)
+    return MultimodalBatch(
+        *pad_verbalizations(shard, scenes, prompt.opening[0]),
+        normalise_pictures(shard.pictures[scenes]) if has_pictures else None,
+        normalise_pictures(shard.maps[scenes]) if has_pictures else None,
+        torch.tensor(owners),
+        _pad(rows, 0),
+        _pad(roles, 0),
+        _pad(answered, 0).bool(),
+        torch.tensor(kinds),
+    )
+
+
+class MultimodalTask(CountingTask):
+    """Training of the whole model.
+
+    Args:
+        model: The whole model, with a ``recall`` where ``settings.recall_weight`` is not 0.
+        settings: One of the recipe's parts that train it.
+        prompt: Fixed ids.
+        shards: Scenes of a step; images are asked about where the shards have some.
+        vocabulary: How to read verbalizations, for ``model.recall``.
+    """
+
+    count_names = [
+        f"{word}_{name}"
+        for name in (*KIND_NAMES, "without_auxiliary", "word", *SLOT_GROUPS)
+        for word in ("asked", "right")
+    ]
+
+    def __init__(
+        self,
+        model: MoAIForConditionalGeneration,
+        settings: MultimodalSettings,
+        prompt: PromptIds,
+        shards: ShardBatches,
+        vocabulary: PhraseVocabulary,
+    ) -> None:
+        super().__init__(model, settings.optimization, settings.shards)
+        self.settings, self.prompt, self.shards, self.vocabulary = settings, prompt, shards, vocabulary
+        self.image_ids = [model.config.image_token_id] * model.config.image_seq_length
+        self.kind_weights = torch.tensor([settings.kind_weights.get(name, 1.0) for name in KIND_NAMES])
+
+    def questions(self, step: int, place: int = 0) -> MultimodalBatch:
+        """A micro-batch's scenes with the questions drawn for it."""
+        shard, scenes = self.shards(step)
+        return pack_questions(
+            shard,
+            scenes[place :: self.num_micro_batches],
+            self.prompt,
+            self.image_ids,
+            self.settings.questions_per_scene,
+            self.settings.longest_answer,
+            np.random.default_rng((step, place)),
+        )
+
+    def batch(self, step: int, place: int) -> Batch:
+        """Questions, whether verbalizers spoke, and the routing: in stage 1 one random expert, in stage 2 the gates."""
+        questions = self.questions(step, place)
+        inputs = {
+            "questions": questions,
+            "has_auxiliary": np.random.default_rng((step, 7)).random() >= self.settings.without_auxiliary_share,
+            "routing": {"mode": "gated"},
+        }
+        if step < self.settings.first_stage_steps:
+            inputs["routing"] = {"mode": "random_expert", "seed": step}
+        weights = questions.is_answer[:, 1:].sum(dim=1) * self.kind_weights[questions.kinds]
+        return Batch(inputs, float(weights.sum()), float(((questions.roles > 0) | questions.is_answer).sum()))
+
+    @torch.no_grad()
+    def observed(self, steps: Iterable[int]) -> list[torch.Tensor]:
+        """Run some steps' batches without learning from them.
+
+        Returns:
+            The ids of each question's language stream, in the order in which the mixers see them.
+        """
+        rows = []
+        for step, place in itertools.product(steps, range(self.num_micro_batches)):
+            inputs = self.batch(step, place).inputs
+            with torch.autocast("cpu", torch.bfloat16):
+                self.step(inputs)
+            asked = inputs["questions"]
+            rows += [ids[roles == LANGUAGE_ROLE] for ids, roles in zip(asked.input_ids, asked.roles, strict=True)]
+        return rows
+
+    def part_of(self, name: str) -> str:
+        """The model's part; the heads of `recall` belong to none."""
+        return "" if name.startswith("recall.") else part_of(name)
+
+    def step(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Cross entropy weighted by kind, and how many answers are right as a whole."""
+        batch, model, words = inputs["questions"], self.model.model, self.model.get_input_embeddings()
+        features = auxiliary = None
+        recalled, right = torch.zeros(()), {}
+        if batch.pixel_values is not None:
+            features = model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
+            features = features[batch.scene_of_question]
+        if inputs["has_auxiliary"]:
+            said = batch.auxiliary_input_ids, batch.auxiliary_attention_mask
+            states = model.get_auxiliary_states(*said, batch.auxiliary_pixel_values)
+            auxiliary = states[batch.scene_of_question]
+            if self.settings.recall_weight > 0:
+                recalled, right = self.model.recall(states, words.weight, *said, self.vocabulary)
+        hidden = model(
+            input_ids=batch.input_ids,
+            mm_token_type_ids=batch.roles,
+            image_features=features,
+            auxiliary_states=auxiliary,
+            routing=inputs["routing"],
+            use_cache=False,
+            return_dict=True,
+        ).last_hidden_state
+        is_target = batch.is_answer[:, 1:]
+        logits = self.model.lm_head(hidden[:, :-1][is_target])
+        targets = batch.input_ids[:, 1:][is_target]
+        groups = torch.arange(len(batch.kinds))[:, None].expand_as(is_target)[is_target]
+        weights = self.kind_weights[batch.kinds[groups]]
+        loss = (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
+        loss = loss + self.settings.recall_weight * weights.sum() * recalled
+        counts = count_right(logits.detach().argmax(-1) == targets, groups, batch.kinds[groups])
+        if not inputs["has_auxiliary"]:
+            counts = {
+                f"{word}_without_auxiliary": sum(counts[f"{word}_{name}"] for name in KIND_NAMES)
+                for word in ("asked", "right")
+            }
+        return loss, self.counters(counts | recall_counts(right))

@@ -1,0 +1,271 @@
+"""Train moai-nano from nothing: tokenizer, text reading, then the whole model in the paper's two stages.
+
+    python -m recipes.nano --config configs/nano.yaml --out runs/nano
+
+Each step is skipped when it is done, resumed when it was killed. With several ranks, scenes become tokens in
+a process of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LlamaForCausalLM
+
+from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE
+from moai.cli.train import launch_processes
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.processing.processing_moai import MoAIProcessor
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.training.model_building import copy_verbalizer_settings
+from recipes.stages import CountingTask, has_checkpoint, load_trained, run_stage
+
+from .compressor_task import CompressorTask
+from .config import MultimodalSettings, NanoConfig, PhraseSettings, TextSettings, load_nano_config
+from .expert_initialisation import start_with_reading_order, start_with_word_matching
+from .models import build_decoder, build_moai, build_processor, prompt_ids
+from .multimodal_task import MultimodalTask
+from .phrase_recall import PhraseRecall, PhraseVocabulary
+from .scene_shards import ShardBatches, ShardSettings, build_missing_shards, shard_path
+from .text_task import TextTask
+from .tokenizer import train_nano_tokenizer
+
+__all__ = ["LATE_STAGES", "STAGES", "build_task", "export_nano", "export_text_reader", "main", "train_nano"]
+
+STAGES = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal", "practice", "export")
+#: Those that can start from a finished model.
+LATE_STAGES = ("practice", "export")
+
+#: Stages that train the decoder alone, and those that train compressor, mixers or both; each starts from the last of
+#: its kind before it that ran.
+_TEXT_STAGES, _MODEL_STAGES = ("text", "copying"), ("phrases", "questions", "multimodal", "practice")
+#: So many scenes are made on the spot; more in a process of their own, ahead of the trainer.
+SMALL = 4096
+#: Batches that new experts' first attention is fitted to.
+OBSERVED_STEPS = 6
+
+
+def _start_builder(settings: ShardSettings, folder: Path, num_shards: int, tokenizer: Path) -> multiprocessing.Process:
+    """Make shards in a process of its own, at low priority: the trainer must not starve."""
+    builder = multiprocessing.get_context("spawn").Process(
+        target=_build_politely, args=(settings, folder, num_shards, tokenizer), daemon=True
+    )
+    builder.start()
+    return builder
+
+
+def _build_politely(settings: ShardSettings, folder: Path, num_shards: int, tokenizer: Path) -> None:
+    os.nice(5)
+    torch.set_num_threads(1)
+    build_missing_shards(settings, folder, range(num_shards), tokenizer)
+
+
+def build_task(name: str, config: NanoConfig, out: Path) -> CountingTask:
+    """What a stage trains, as it is before the stage's first step.
+
+    Args:
+        name: A stage that trains.
+        config: The recipe.
+        out: Folder of the run, with the results of the stages before.
+    """
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    settings: TextSettings | PhraseSettings | MultimodalSettings = getattr(config, name)
+    batch_size, num_scenes = settings.optimization.batch_size, settings.shards.num_scenes
+    shards = ShardBatches(out / f"{name}-shards", batch_size, num_scenes)
+    if isinstance(settings, TextSettings):
+        decoder = build_decoder(config, tokenizer) if name == "text" else _pretrained_decoder(config, out, ("text",))
+        prompt = prompt_ids(tokenizer)
+        return TextTask(decoder, prompt, shards, settings.optimization, settings.text_weight, settings.shards)
+    model, vocabulary = _model_with_recall(config, out, tokenizer), PhraseVocabulary.from_tokenizer(tokenizer)
+    _load_last(model, out, _MODEL_STAGES[: _MODEL_STAGES.index(name)])
+    if isinstance(settings, PhraseSettings):
+        model.requires_grad_(False)
+        model.model.compressor.requires_grad_(True)
+        model.recall.requires_grad_(True)
+        return CompressorTask(model, vocabulary, shards, settings)
+    task = MultimodalTask(model, settings, prompt_ids(tokenizer), shards, vocabulary)
+    if name != "practice" and not has_checkpoint(out / name):
+        _initialise_experts(name, model, task)
+    return task
+
+
+def _pretrained_decoder(config: NanoConfig, out: Path, stages: tuple[str, ...]) -> LlamaForCausalLM:
+    """The decoder as the last of some stages left it."""
+    decoder = build_decoder(config, InternLM2Tokenizer.from_pretrained(out / "tokenizer"))
+    if not _load_last(decoder, out, stages):
+        raise ValueError(f"expected a pretrained decoder in {out / 'text'}, got none. Run the stage 'text' first.")
+    return decoder
+
+
+def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokenizer) -> MoAIForConditionalGeneration:
+    """The whole model before the stages that train it, with the heads that only training needs."""
+    if config.start is not None:
+        model = MoAIForConditionalGeneration.from_pretrained(config.start, dtype=torch.float32)
+        torch.manual_seed(config.seed + 1)
+    else:
+        model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out, _TEXT_STAGES))
+    model.recall = PhraseRecall(model.config.text_config.hidden_size)
+    return model
+
+
+def _load_last(model: nn.Module, out: Path, stages: tuple[str, ...]) -> bool:
+    """Load what the last of some stages trained; False where none of them has run."""
+    found = [stage for stage in stages if has_checkpoint(out / stage)]
+    if found:
+        load_trained(model, out / found[-1])
+    return bool(found)
+
+
+@torch.no_grad()
+def _initialise_experts(name: str, model: MoAIForConditionalGeneration, task: MultimodalTask) -> None:
+    """Before a stage's first step; a function of weights and shards alone, so that all ranks agree."""
+    model.eval()
+    # No further than training goes: the shards of later steps are never made.
+    steps = range(min(OBSERVED_STEPS, task.settings.optimization.num_steps))
+    if name == "questions":
+        start_with_word_matching(model, lambda: task.observed(steps))
+    elif task.questions(0).pixel_values is not None:
+        start_with_reading_order(model, lambda: task.observed(steps))
+
+
+def _num_shards(num_steps: int, batch_size: int, settings: ShardSettings) -> int:
+    return -(-num_steps // (settings.num_scenes // batch_size))
+
+
+def _train_stage(name: str, config: NanoConfig, out: Path) -> None:
+    """Make the shards of a stage, or let them be made, and train in as many processes as the recipe says."""
+    settings = getattr(config, name)
+    chosen = settings.optimization
+    count = _num_shards(chosen.num_steps, chosen.batch_size, settings.shards)
+    shards, tokenizer = out / f"{name}-shards", out / "tokenizer"
+    is_complete = all(shard_path(shards, shard).is_file() for shard in range(count))
+    if count * settings.shards.num_scenes < SMALL and not is_complete:
+        build_missing_shards(settings.shards, shards, range(count), tokenizer)
+        is_complete = True
+    builder = None if is_complete else _start_builder(settings.shards, shards, count, tokenizer)
+    try:
+        if config.num_ranks == 1:
+            run_stage(build_task(name, config, out), settings, out / name, config.seed)
+        else:
+            _launch_stage(name, config, out)
+    finally:
+        if builder is not None:
+            builder.terminate()
+
+
+def _launch_stage(name: str, config: NanoConfig, out: Path) -> None:
+    """Train a stage in processes of one thread each, which find the recipe beside the stage's checkpoints."""
+    recipe = out / name / "recipe.json"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(json.dumps(asdict(config), default=str, indent=1), encoding="utf-8")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    words = ["--config", str(recipe), "--out", str(out), "--stage", name]
+    if code := launch_processes(config.num_ranks, words, module="recipes.nano"):
+        raise SystemExit(code)
+
+
+def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
+    """Write the trained model in float16 with its processor, as a folder for ``from_pretrained``.
+
+    Args:
+        config: The recipe.
+        out: The run's folder.
+        target: Folder that receives the checkpoint.
+    """
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    if config.start is None and not has_checkpoint(out / "multimodal"):
+        raise ValueError(f"expected a trained model in {out / 'multimodal'}, got none. Run stage 'multimodal' first.")
+    model = _model_with_recall(config, out, tokenizer)
+    _load_last(model, out, ("multimodal", "practice"))
+    del model.recall
+    model.config.domain = model.config.domain or config.domain  # a start from before this was noted lacks it
+    model.generation_config = GenerationConfig(
+        max_new_tokens=160,
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(target)
+    if config.start is not None:
+        MoAIProcessor.from_pretrained(config.start).save_pretrained(target)
+        copy_verbalizer_settings(config.start, target)
+    else:
+        build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(target)
+        text = json.dumps(config.verbalizer_settings, indent=2) + "\n"
+        (target / VERBALIZERS_FILE).write_text(text, encoding="utf-8")
+
+
+def export_text_reader(config: NanoConfig, out: Path, target: Path) -> None:
+    """Write the decoder as the stage ``text`` left it: the baseline that reads whole verbalizations.
+
+    Args:
+        config: The recipe.
+        out: The run's folder.
+        target: Folder for :meth:`moai.evaluation.text_reader.TextReader.from_pretrained`.
+    """
+    decoder = _pretrained_decoder(config, out, _TEXT_STAGES)
+    target.mkdir(parents=True, exist_ok=True)
+    decoder.half().save_pretrained(target)
+    InternLM2Tokenizer.from_pretrained(out / "tokenizer").save_pretrained(target)
+
+
+def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) -> None:
+    """Run the stages, each from where it stopped.
+
+    Args:
+        config: The recipe.
+        out: Folder of everything that arises.
+        stages: Which to run, of :data:`STAGES`.
+
+    Raises:
+        ValueError: ``config.start`` is given and ``stages`` holds more than :data:`LATE_STAGES`.
+        SystemExit: A stage was stopped by Ctrl-C or SIGTERM; a checkpoint is written.
+    """
+    if config.start is not None and not set(stages) <= set(LATE_STAGES):
+        raise ValueError(
+            f"from a finished model only the stages {LATE_STAGES} can start, got {stages}. Leave the others out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if config.start is not None:
+        InternLM2Tokenizer.from_pretrained(config.start).save_pretrained(out / "tokenizer")
+    elif "tokenizer" in stages and not (out / "tokenizer" / "tokenizer.model").is_file():
+        train_nano_tokenizer(out / "tokenizer", **config.tokenizer)
+    for stage in (*_TEXT_STAGES, *_MODEL_STAGES):
+        if getattr(config, stage) is not None and stage in stages:
+            _train_stage(stage, config, out)
+    if (config.multimodal or config.start) is not None and "export" in stages:
+        export_nano(config, out, out / "moai-nano")
+    if "export" in stages and config.start is None:
+        export_text_reader(config, out, out / "text-reader")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Train moai-nano; resumes what it finds in --out.")
+    parser.add_argument("--config", required=True, type=Path, help="recipe, configs/nano.yaml for example")
+    parser.add_argument("--out", required=True, type=Path, help="folder for shards, checkpoints and logs")
+    parser.add_argument("--ranks", type=int, help="processes of one thread each; the recipe's number by default")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
+    parser.add_argument("--start", type=Path, help="finished moai-nano to go on from: practice and export only")
+    chosen = parser.parse_args(arguments)
+    config = load_nano_config(chosen.config)
+    if chosen.start is not None:
+        config = replace(config, start=str(chosen.start))
+    if chosen.ranks is not None:
+        config = replace(config, num_ranks=chosen.ranks)
+    if "RANK" in os.environ:  # one of the processes of a stage
+        (stage,) = chosen.stage
+        return run_stage(build_task(stage, config, chosen.out), getattr(config, stage), chosen.out / stage, config.seed)
+    try:
+        train_nano(config, chosen.out, tuple(chosen.stage or (STAGES if config.start is None else LATE_STAGES)))
+    except ValueError as error:
+        parser.error(str(error))

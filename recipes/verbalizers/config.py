@@ -1,0 +1,43 @@
+"""The recipe of the small verbalizers, read from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moai.training.settings_reading import parse_fields, read_yaml
+
+from .image_shards import PictureShardSettings
+from .mask2former import Mask2FormerSettings
+from .owlv2 import Owlv2Settings
+from .psgtr import PSGTRSettings
+
+__all__ = ["VerbalizersConfig", "load_verbalizers_config"]
+
+
+@dataclass(frozen=True)
+class VerbalizersConfig:
+    """Everything that decides what the small verbalizers become.
+
+    Attributes:
+        shards: The scenes they learn from.
+        mask2former: Panoptic segmentation.
+        psgtr: Relations; starts from the segmenter's backbone.
+        owlv2: Open-vocabulary detection.
+        seed: Of the initial weights.
+    """
+
+    shards: PictureShardSettings
+    mask2former: Mask2FormerSettings
+    psgtr: PSGTRSettings
+    owlv2: Owlv2Settings
+    seed: int = 0
+
+
+def load_verbalizers_config(path: str | Path) -> VerbalizersConfig:
+    """Read a recipe.
+
+    Raises:
+        ValueError: A field is unknown, missing or wrong.
+    """
+    return parse_fields(VerbalizersConfig, read_yaml(path))

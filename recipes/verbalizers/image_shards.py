@@ -1,0 +1,264 @@
+"""Scenes as pictures and truth on disk: what the small verbalizers learn from, painted once, read many times.
+
+A shard is a function of its settings and number alone. Pictures are painted at several sizes and averaged down to the
+one that the models see, as a verbalizer does with a user's picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from moai.scenes.scenes import Scenes, SceneSample
+from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
+from moai.training.task import Batch
+from moai.training.train_settings import OptimizationSettings
+from recipes.shard_waiting import wait_for_file
+from recipes.stages import CountingTask
+from verbalizers.durable_files import replacing
+
+__all__ = [
+    "NUM_OBJECT_NAMES",
+    "SCENE_NAMES",
+    "PictureShard",
+    "PictureShardSettings",
+    "SceneBatches",
+    "SceneTask",
+    "TrainingScene",
+    "build_picture_shard",
+    "build_picture_shards",
+    "read_picture_shard",
+    "training_scene",
+]
+
+#: Every name of a scene: the objects (first those of the panoptic vocabulary), then the stuff.
+SCENE_NAMES: tuple[str, ...] = (*OBJECT_CLASSES, *STUFF_NAMES)
+NUM_OBJECT_NAMES = len(OBJECT_CLASSES)
+_NAME_INDEX = {name: index for index, name in enumerate(SCENE_NAMES)}
+_PREDICATE_INDEX = {name: index for index, name in enumerate(PREDICATES)}
+
+
+@dataclass(frozen=True)
+class PictureShardSettings:
+    """What is in the shards.
+
+    Attributes:
+        num_shards: How many there are; training goes round.
+        num_scenes: Scenes per shard.
+        image_size: Height and width in pixels that the models see.
+        painted_sizes: Sizes in turn at which scenes are painted before they are averaged down.
+        seed: Seed of the stream.
+        curriculum: Triples (first shard, fewest objects, most objects), ascending. Crowded scenes teach more names
+            per second than the test's.
+    """
+
+    num_shards: int = 32
+    num_scenes: int = 1024
+    image_size: int = 160
+    painted_sizes: tuple[int, ...] = (160, 224, 160, 320, 160, 224, 160, 448)
+    seed: int = 20
+    curriculum: tuple[tuple[int, int, int], ...] = ((0, 1, 6),)
+
+    def num_objects(self, shard: int) -> tuple[int, int]:
+        """Fewest and most objects in the scenes of a shard."""
+        return [(fewest, most) for first, fewest, most in self.curriculum if first <= shard][-1]
+
+
+@dataclass(frozen=True)
+class TrainingScene:
+    """A picture and its truth, entities numbered 0 ... E - 1.
+
+    Attributes:
+        image: uint8 (H, W, 3) RGB.
+        entity_map: uint8 (H, W), entity + 1; 0 = none.
+        names: int64 (E,) index into :data:`SCENE_NAMES`.
+        boxes: float32 (E, 4) x0, y0, x1, y1 in [0, 1], tight around what is visible.
+        relations: int64 (R, 3) subject, object, index into ``PREDICATES``.
+    """
+
+    image: np.ndarray
+    entity_map: np.ndarray
+    names: np.ndarray
+    boxes: np.ndarray
+    relations: np.ndarray
+
+    def flipped(self) -> TrainingScene:
+        """Mirrored left to right; no relation of the scenes knows left from right."""
+        boxes = self.boxes.copy()
+        boxes[:, [0, 2]] = 1 - self.boxes[:, [2, 0]]
+        return TrainingScene(self.image[:, ::-1], self.entity_map[:, ::-1], self.names, boxes, self.relations)
+
+
+@dataclass(frozen=True)
+class PictureShard:
+    """Arrays of many scenes.
+
+    Attributes:
+        images: uint8 (S, H, W, 3).
+        entity_maps: uint8 (S, H, W).
+        names: int64 (sum of E,).
+        boxes: float32 (sum of E, 4).
+        relations: int64 (sum of R, 3).
+        entity_offsets: int64 (S + 1,).
+        relation_offsets: int64 (S + 1,).
+    """
+
+    images: np.ndarray
+    entity_maps: np.ndarray
+    names: np.ndarray
+    boxes: np.ndarray
+    relations: np.ndarray
+    entity_offsets: np.ndarray
+    relation_offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> TrainingScene:
+        entities = slice(*self.entity_offsets[index : index + 2])
+        relations = slice(*self.relation_offsets[index : index + 2])
+        return TrainingScene(
+            self.images[index],
+            self.entity_maps[index],
+            self.names[entities],
+            self.boxes[entities],
+            self.relations[relations],
+        )
+
+
+def training_scene(sample: SceneSample, image_size: int) -> TrainingScene:
+    """A scene as the models see it.
+
+    Args:
+        sample: A scene, painted at any size.
+        image_size: Wanted height and width in pixels.
+    """
+    truth, painted = sample.truth.relations, sample.image_size
+    entities = sample.entities
+    # The truth lists entities in an order of its own; boxes and names lead back to the map's numbers.
+    numbers = {
+        (sample.layout.entity_name(index), entities.boxes_xyxy[index].tobytes()): index + 1
+        for index in range(len(entities.boxes_xyxy))
+    }
+    renumbering = np.zeros(len(entities.boxes_xyxy) + 1, dtype=np.uint8)
+    for new, (name, box) in enumerate(zip(truth.object_names, truth.object_boxes_xyxy, strict=True)):
+        renumbering[numbers[name, box.tobytes()]] = new + 1
+    picked = ((np.arange(image_size) + 0.5) * painted / image_size).astype(np.int64)
+    image = Image.fromarray(sample.image)
+    if painted != image_size:
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    predicates = [_PREDICATE_INDEX[name] for name in truth.predicates]
+    relations = np.stack([truth.subject_indices, truth.object_indices, np.array(predicates, np.int64)], axis=1)
+    return TrainingScene(
+        image=np.asarray(image),
+        entity_map=renumbering[entities.entity_map[picked[:, None], picked]],
+        names=np.array([_NAME_INDEX[name] for name in truth.object_names], dtype=np.int64),
+        boxes=(truth.object_boxes_xyxy / painted).astype(np.float32),
+        relations=relations,
+    )
+
+
+def build_picture_shard(settings: PictureShardSettings, shard: int) -> PictureShard:
+    """Paint one shard: scenes ``shard * num_scenes`` and following of the stream."""
+    objects = settings.num_objects(shard)
+    streams = [Scenes("train", settings.seed, size, objects, num_questions=1) for size in settings.painted_sizes]
+    first = shard * settings.num_scenes
+    scenes = [
+        training_scene(streams[index % len(streams)][index], settings.image_size)
+        for index in range(first, first + settings.num_scenes)
+    ]
+    return PictureShard(
+        np.stack([scene.image for scene in scenes]),
+        np.stack([scene.entity_map for scene in scenes]),
+        np.concatenate([scene.names for scene in scenes]),
+        np.concatenate([scene.boxes for scene in scenes]),
+        np.concatenate([scene.relations for scene in scenes]),
+        np.cumsum([0, *(len(scene.names) for scene in scenes)]),
+        np.cumsum([0, *(len(scene.relations) for scene in scenes)]),
+    )
+
+
+def _path(folder: Path, shard: int) -> Path:
+    return folder / f"pictures-{shard:05d}.npz"
+
+
+def build_picture_shards(settings: PictureShardSettings, folder: Path) -> None:
+    """Paint all shards that are not there yet, in order; the work of a builder process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(settings.num_shards):
+        path = _path(folder, shard)
+        if not path.is_file():
+            arrays = build_picture_shard(settings, shard).__dict__
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **arrays)
+
+
+def read_picture_shard(folder: Path, shard: int, patience_s: float = 600.0) -> PictureShard:
+    """Read a shard, waiting while a builder process paints it; nothing is unpickled.
+
+    Raises:
+        TimeoutError: It does not come.
+    """
+    with np.load(wait_for_file(_path(folder, shard), patience_s), allow_pickle=False) as arrays:
+        return PictureShard(**{name: arrays[name] for name in arrays.files})
+
+
+class SceneTask(CountingTask):
+    """A task on scenes, each of which is one target.
+
+    Args:
+        model: What is trained.
+        optimization: How.
+        scenes: Scenes of a step.
+    """
+
+    def __init__(self, model: nn.Module, optimization: OptimizationSettings, scenes: SceneBatches) -> None:
+        super().__init__(model, optimization, scenes.settings)
+        self.scenes = scenes
+
+    def batch(self, step: int, place: int) -> Batch:
+        """Scenes."""
+        scenes = self.scenes(step)[place :: self.num_micro_batches]
+        return Batch(scenes, float(len(scenes)))
+
+    def means(self, values: Mapping[str, float], number: int) -> dict[str, torch.Tensor]:
+        """Counters of what was measured as means over a number of scenes."""
+        asked = {f"asked_{name}": float(number) for name in values}
+        return self.counters(asked | {f"right_{name}": float(value) * number for name, value in values.items()})
+
+
+class SceneBatches:
+    """Scenes of a step, as a function of the step alone.
+
+    Args:
+        settings: The shards' settings.
+        folder: Where they lie.
+        batch_size: Scenes per step.
+        first_shard: Where the round starts.
+    """
+
+    def __init__(self, settings: PictureShardSettings, folder: Path, batch_size: int, first_shard: int = 0) -> None:
+        self.settings, self.folder, self.batch_size, self.first_shard = settings, folder, batch_size, first_shard
+        self.steps_per_shard = settings.num_scenes // batch_size
+        self._open: tuple[int, PictureShard] | None = None
+
+    def __call__(self, step: int) -> list[TrainingScene]:
+        """A step's scenes.
+
+        Every visit to a shard has an order of its own and mirrors other halves of it.
+        """
+        visit, within = divmod(step, self.steps_per_shard)
+        shard = (self.first_shard + visit) % self.settings.num_shards
+        if self._open is None or self._open[0] != shard:
+            self._open = (shard, read_picture_shard(self.folder, shard))
+        rng = np.random.default_rng([self.settings.seed, visit])
+        order, is_flipped = rng.permutation(len(self._open[1])), rng.random(len(self._open[1])) < 0.5
+        chosen = order[within * self.batch_size : (within + 1) * self.batch_size]
+        scenes = [self._open[1][index] for index in chosen]
+        return [s.flipped() if is_flipped[i] else s for s, i in zip(scenes, chosen, strict=True)]

@@ -1,0 +1,194 @@
+"""Train the small verbalizers on Scenes: shards of pictures, Mask2Former, PSGTR, OWLv2, then their folders.
+
+    python -m recipes.verbalizers --config configs/verbalizers.yaml --out runs/verbalizers
+
+Each stage is skipped when it is done and resumed when it was killed; one thread is enough. Without --stage everything
+runs in order; a stage alone, in a process of its own, waits for what another process is still painting.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import CLIPTokenizer
+
+from recipes.stages import has_checkpoint, load_trained, run_stage
+from verbalizers.psgtr import PSGTRForSceneGraph
+
+from .config import VerbalizersConfig, load_verbalizers_config
+from .image_shards import SCENE_NAMES, SceneBatches, build_picture_shards
+from .mask2former import Mask2FormerTask, SegmenterWithNames, pixels_of, segmenter_processor
+from .owlv2 import Owlv2Task, build_owlv2, detector_processor, initialize_owlv2, train_tokenizer
+from .psgtr import (
+    FeatureBatches,
+    MaskTask,
+    TripletTask,
+    build_feature_shards,
+    build_psgtr,
+    graph_processor,
+    take_segmenter_backbone,
+)
+
+__all__ = ["STAGES", "export_verbalizers", "main", "train_verbalizers"]
+
+
+def _batches(config: VerbalizersConfig, out: Path, batch_size: int, first_shard: int = 0) -> SceneBatches:
+    return SceneBatches(config.shards, out / "shards", batch_size, first_shard)
+
+
+def _paint(config: VerbalizersConfig, out: Path) -> None:
+    build_picture_shards(config.shards, out / "shards")
+
+
+def _build_segmenter(config: VerbalizersConfig) -> SegmenterWithNames:
+    torch.manual_seed(config.seed)
+    return SegmenterWithNames(config.mask2former)
+
+
+def _trained_segmenter(config: VerbalizersConfig, out: Path) -> SegmenterWithNames:
+    model = _build_segmenter(config)
+    load_trained(model, out / "mask2former")
+    return model
+
+
+def _build_graph(config: VerbalizersConfig, out: Path, *stages: str) -> PSGTRForSceneGraph:
+    """PSGTR on the segmenter's backbone, with what some stages have trained."""
+    torch.manual_seed(config.seed)
+    model = build_psgtr(config.psgtr)
+    take_segmenter_backbone(model, _trained_segmenter(config, out).network)
+    for stage in stages:
+        load_trained(model, out / stage)
+    return model
+
+
+def _train_mask2former(config: VerbalizersConfig, out: Path) -> None:
+    settings = config.mask2former
+    scenes = _batches(config, out, settings.optimization.batch_size)
+    run_stage(Mask2FormerTask(_build_segmenter(config), settings, scenes), settings, out / "mask2former", config.seed)
+
+
+def _write_features(config: VerbalizersConfig, out: Path) -> None:
+    model = _build_graph(config, out).eval()
+    build_feature_shards(model, _batches(config, out, 1), out / "psgtr-features")
+
+
+def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
+    settings = config.psgtr.triplets
+    model = _build_graph(config, out)
+    _rest(model.head, ("mask_head", "attention_map"), trained=False)
+    chosen = settings.optimization
+    scenes = FeatureBatches(_batches(config, out, 1), out / "psgtr-features", chosen.batch_size)
+    run_stage(TripletTask(model, chosen, scenes), settings, out / "psgtr-triplets", config.seed)
+
+
+def _train_masks(config: VerbalizersConfig, out: Path) -> None:
+    settings = config.psgtr.masks
+    model = _build_graph(config, out, "psgtr-triplets")
+    _rest(model.head, ("mask_head", "attention_map"), trained=True)
+    scenes = _batches(config, out, settings.optimization.batch_size)
+    run_stage(MaskTask(model, settings.optimization, scenes), settings, out / "psgtr-masks", config.seed)
+
+
+def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
+    settings = config.owlv2
+    torch.manual_seed(config.seed)
+    tokenizer = _detector_tokenizer(config, out)
+    model = build_owlv2(settings, config.shards.image_size, tokenizer)
+    if not has_checkpoint(out / "owlv2"):
+        initialize_owlv2(model, pixels_of(_batches(config, out, min(256, config.shards.num_scenes))(0)))
+    scenes = _batches(config, out, settings.optimization.batch_size, settings.first_shard)
+    run_stage(Owlv2Task(model, settings, tokenizer, scenes), settings, out / "owlv2", config.seed)
+
+
+def _detector_tokenizer(config: VerbalizersConfig, out: Path) -> CLIPTokenizer:
+    """The run's tokenizer, trained once: equally frequent pairs are merged in another order every time."""
+    folder = out / "owlv2" / "tokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        train_tokenizer(SCENE_NAMES, config.owlv2.num_merges).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def _rest(module: nn.Module, parts: tuple[str, ...], trained: bool) -> None:
+    """Train either the named parts alone or all but them."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(any(part in name for part in parts) == trained)
+
+
+def export_verbalizers(config: VerbalizersConfig, out: Path, target: Path) -> list[Path]:
+    """Write what is trained so far in float16, each as a folder for ``from_pretrained``.
+
+    Args:
+        config: The recipe.
+        out: The run's folder.
+        target: Folder that receives ``mask2former-nano``, ``psgtr-nano`` and ``owlv2-nano``.
+
+    Returns:
+        The folders written.
+    """
+    size, written = config.shards.image_size, []
+    if has_checkpoint(out / "mask2former"):
+        segmenter = _trained_segmenter(config, out).segmenter
+        written.append(_save(segmenter, segmenter_processor(size), target / "mask2former-nano"))
+    if stages := [name for name in ("psgtr-triplets", "psgtr-masks") if has_checkpoint(out / name)]:
+        graph = _build_graph(config, out, *stages)
+        written.append(_save(graph, graph_processor(size), target / "psgtr-nano"))
+    if has_checkpoint(out / "owlv2"):
+        tokenizer = _detector_tokenizer(config, out)
+        detector = build_owlv2(config.owlv2, size, tokenizer)
+        load_trained(detector, out / "owlv2")
+        written.append(_save(detector, detector_processor(size, tokenizer), target / "owlv2-nano"))
+    return written
+
+
+def _save(model: nn.Module, processor: object, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+#: Name -> work.
+STAGES: dict[str, Callable[[VerbalizersConfig, Path], None]] = {
+    "shards": _paint,
+    "mask2former": _train_mask2former,
+    "psgtr-features": _write_features,
+    "psgtr-triplets": _train_triplets,
+    "psgtr-masks": _train_masks,
+    "owlv2": _train_owlv2,
+}
+
+
+def train_verbalizers(config: VerbalizersConfig, out: Path, stages: tuple[str, ...] = tuple(STAGES)) -> None:
+    """Run stages, each from where it stopped.
+
+    Args:
+        config: The recipe.
+        out: Folder of everything that arises.
+        stages: Which, of :data:`STAGES`.
+
+    Raises:
+        SystemExit: A stage was stopped by Ctrl-C or SIGTERM; a checkpoint is written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        STAGES[stage](config, out)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Train the small verbalizers; resumes what it finds in --out.")
+    parser.add_argument("--config", required=True, type=Path, help="recipe, configs/verbalizers.yaml for example")
+    parser.add_argument("--out", required=True, type=Path, help="folder for shards, checkpoints and logs")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="only write what is trained so far to this folder")
+    chosen = parser.parse_args(arguments)
+    config = load_verbalizers_config(chosen.config)
+    if chosen.export is not None:
+        for folder in export_verbalizers(config, chosen.out, chosen.export):
+            print(f"wrote {folder}")
+        return
+    train_verbalizers(config, chosen.out, tuple(chosen.stage or STAGES))

@@ -1,0 +1,333 @@
+"""The trainer of moai-nano at a thousandth of its size: same code, few scenes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
+from moai.evaluation.text_reader import TextReader
+from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.scenes.scenes import Scenes
+from moai.training.checkpoints import find_newest_checkpoint
+from recipes.nano.config import SCENES_DOMAIN, load_nano_config
+from recipes.nano.models import build_moai, build_processor, prompt_ids
+from recipes.nano.multimodal_task import normalise_pictures
+from recipes.nano.scene_shards import SceneShard, ShardSettings, build_shard, load_shard, save_shard
+from recipes.nano.text_task import pack_texts
+from recipes.nano.training import build_task, export_nano
+from recipes.stages import has_checkpoint, load_trained
+from verbalizers.scene import verbalize_scene
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINED = ("text", "phrases", "questions", "multimodal", "practice")
+
+
+def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
+    shards = {"num_scenes": 16, "num_questions": 4, "image_size": 32, "curriculum": [[0, 1], [1, 3]]}
+
+    def stage(num_steps: int, batch_size: int = 4, **settings) -> dict:
+        optimization = {"num_steps": num_steps, "batch_size": batch_size, "micro_batch_size": batch_size // 2}
+        optimization |= {"learning_rate": 3e-3, "warmup_share": 0.3, "precision": "bf16"}
+        return {
+            "optimization": optimization,
+            "saving": {"every_steps": 1},
+            "watching": {"every_steps": 1},
+            "shards": {**shards, **settings.pop("shards", {})},
+            **settings,
+        }
+
+    return {
+        "tokenizer": {"vocab_size": 640, "num_scenes": 60},
+        "decoder": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+        "text": stage(text_steps),
+        "phrases": stage(4, shards={"seed": 2}),
+        "questions": stage(
+            4,
+            questions_per_scene=2,
+            first_stage_steps=0,
+            without_auxiliary_share=0.0,
+            recall_weight=0.1,
+            shards={"seed": 3},
+        ),
+        "practice": stage(
+            4,
+            questions_per_scene=2,
+            first_stage_steps=0,
+            without_auxiliary_share=0.0,
+            shards={"seed": 4, "sign_probability": 1.0, "unseen_word_share": 1.0},
+        ),
+        "multimodal": stage(
+            multimodal_steps,
+            questions_per_scene=2,
+            first_stage_steps=3,
+            without_auxiliary_share=0.2,
+            recall_weight=0.1,
+            shards={"with_pictures": True, "seed": 1},
+            vision={
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": 16,
+            },
+            compressor={"num_latents": 4, "num_layers": 1, "num_heads": 2, "head_dim": 16},
+            mixer={"layers": [1], "num_heads": 2, "rank": 8},
+        ),
+    }
+
+
+def write_recipe(path: Path, recipe: dict) -> Path:
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def nano_command(recipe: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "recipes.nano", "--config", str(recipe), "--out", str(out)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """A finished tiny run: (recipe, output folder)."""
+    folder = tmp_path_factory.mktemp("nano")
+    recipe = write_recipe(folder / "recipe.yaml", tiny_recipe())
+    subprocess.run(nano_command(recipe, folder / "run"), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    return recipe, folder / "run"
+
+
+def test_recipe_of_the_repository_is_valid_when_read():
+    config = load_nano_config(ROOT / "configs" / "nano.yaml")
+    assert config.multimodal.shards.with_pictures
+    assert config.multimodal.vision["image_size"] == config.multimodal.shards.image_size
+
+
+def test_practice_of_the_repository_is_of_one_kind_when_read():
+    whole, alone = (load_nano_config(ROOT / "configs" / name) for name in ("nano.yaml", "nano_practice.yaml"))
+    assert alone.practice.kind_weights == whole.practice.kind_weights
+    assert alone.practice.shards.seed != whole.practice.shards.seed
+
+
+def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
+    recipe = tiny_recipe()
+    recipe["text"]["batchsize"] = 3
+    with pytest.raises(ValueError, match="unknown setting `text.batchsize`"):
+        load_nano_config(write_recipe(tmp_path / "r.yaml", recipe))
+
+
+def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
+    recipe, unbroken = trained
+    out = tmp_path / "run"
+    for name in ("tokenizer", *(f"{stage}-shards" for stage in TRAINED)):
+        shutil.copytree(unbroken / name, out / name)
+    command = nano_command(recipe, out)
+    running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    for line in running.stdout:  # kill -9 in the middle of the multimodal stage
+        if line.startswith("step 3/") and (out / "multimodal" / "log.jsonl").exists():
+            break
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    time.sleep(0.2)
+    assert has_checkpoint(out / "multimodal")
+    subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    for stage in TRAINED:
+        assert losses(out / stage) == losses(unbroken / stage)
+
+
+def test_practice_goes_on_from_the_model_with_pictures_and_is_what_is_exported(trained):
+    _, out = trained
+    weights = {
+        stage: load_file(find_newest_checkpoint(out / stage / "checkpoints")[0] / "model.safetensors")
+        for stage in ("multimodal", "practice")
+    }
+    name = "model.vision_tower.embeddings.patch_embedding.weight"  # nothing is shown while it practises
+    exported = load_file(out / "moai-nano" / "model.safetensors")
+    assert torch.equal(weights["multimodal"][name], weights["practice"][name])
+    assert torch.equal(exported[name], weights["practice"][name].half())
+    name = "model.compressor.latents.weight"
+    assert not torch.equal(weights["multimodal"][name], weights["practice"][name])
+    assert torch.equal(exported[name], weights["practice"][name].half())
+
+
+def test_finished_model_practises_on_when_named_as_start(trained, tmp_path):
+    _, run = trained
+    start, out = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(run / "moai-nano", start)
+    (tmp_path / "tower").mkdir()
+    entry = {"kind": "segmentation", "backend": "transformers", "settings": {"checkpoint": "../tower"}}
+    told = json.loads((start / "config.json").read_text(encoding="utf-8"))
+    assert told.pop("domain") == SCENES_DOMAIN
+    (start / "config.json").write_text(json.dumps(told), encoding="utf-8")  # as before domains were told
+    (start / "verbalizers.json").write_text(json.dumps({"verbalizers": [entry]}), encoding="utf-8")
+    recipe = write_recipe(tmp_path / "practice.yaml", {"practice": tiny_recipe()["practice"]})
+    command = [*nano_command(recipe, out), "--start", str(start)]
+    subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    assert json.loads((out / "moai-nano" / "config.json").read_text(encoding="utf-8"))["domain"] == SCENES_DOMAIN
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, out / "moai-nano"))
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["model.compressor.latents.weight"], after["model.compressor.latents.weight"])
+    name = "model.vision_tower.embeddings.patch_embedding.weight"
+    assert torch.equal(before[name], after[name])
+    (copied,) = VerbalizerSettings.load(out / "moai-nano").verbalizers
+    assert copied["settings"] == {"checkpoint": str(tmp_path / "tower")}
+    refused = subprocess.run([*command, "--stage", "text"], env=environment(), capture_output=True, text=True)
+    assert refused.returncode == 2 and "Leave the others out" in refused.stderr
+
+
+def test_exported_checkpoint_answers_when_loaded_back(trained):
+    recipe, out = trained
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    export_nano(load_nano_config(recipe), out, out / "again")
+    model = AutoModelForImageTextToText.from_pretrained(out / "again", dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(out / "again")
+    picture = np.zeros((40, 50, 3), np.uint8)
+    batch = processor(images=[picture], questions=["What is there?"], auxiliary_text=["nothing"])
+    generated = model.generate(**batch, max_new_tokens=3)
+    assert generated.shape[1] > batch["input_ids"].shape[1]
+    assert all(path.suffix != ".bin" and path.suffix != ".pt" for path in (out / "again").iterdir())
+
+
+def test_text_reader_continues_the_prompts_it_was_trained_on_when_exported(trained):
+    _, out = trained
+    reader = TextReader.from_pretrained(out / "text-reader")
+    scene = next(iter(Scenes("train", image_size=32)))
+    said, asked = verbalize_scene(scene.truth), scene.questions[0]
+    encode = reader.tokenizer.sp_model.encode
+    end = reader.tokenizer.eos_token_id
+    pieces = [encode(said), encode(f" {asked.question}"), [*encode(f" {asked.answer}"), end]]
+    starts = np.cumsum([0, *map(len, pieces)])
+    empty = np.zeros((0, 0, 0, 3), np.uint8)
+    offsets = [starts[index : index + 2] for index in range(3)]
+    tokens = np.array(sum(pieces, []), np.uint16)
+    shard = SceneShard(tokens, *offsets, np.zeros(1, np.int8), np.array([0, 1]), empty, empty)
+    packed = pack_texts(shard, np.array([0]), prompt_ids(reader.tokenizer)).input_ids[0].tolist()
+    assert packed == reader.prompt_ids(said, asked.question) + pieces[2]
+    together = reader.answer([said, "nothing"], [asked.question, "What is there?"], 4)
+    alone = [reader.answer([a], [b], 4)[0] for a, b in ((said, asked.question), ("nothing", "What is there?"))]
+    assert together == alone
+
+
+def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(trained):
+    recipe, out = trained
+    config = load_nano_config(recipe)
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    processor = build_processor(out / "tokenizer", config.multimodal.vision)
+    model = build_moai(config, config.multimodal, tokenizer, None)
+    batch = build_task("multimodal", config, out).questions(0)
+    shard = load_shard(out / "multimodal-shards" / "shard-00000.npz")
+    image_tokens = model.config.image_seq_length
+    for row, roles, owner in zip(batch.input_ids, batch.roles, batch.scene_of_question, strict=True):
+        ids = row[roles > 0].tolist()
+        start = len(prompt_ids(tokenizer).opening) + image_tokens + 1
+        question = tokenizer.decode(ids[start:-1]).strip()
+        words = tokenizer.decode(batch.auxiliary_input_ids[owner][batch.auxiliary_attention_mask[owner] > 0][1:])
+        expected = processor(
+            images=[np.zeros((32, 32, 3), np.uint8)], questions=[question], auxiliary_text=[words.strip()]
+        )
+        assert expected["input_ids"][0].tolist() == ids
+        assert expected["mm_token_type_ids"][0].tolist() == roles[roles > 0].tolist()
+        kept = batch.auxiliary_attention_mask[owner] > 0
+        assert expected["auxiliary_input_ids"][0].tolist() == batch.auxiliary_input_ids[owner][kept].tolist()
+    expected = processor(images=[shard.pictures[0]], questions=["?"])["pixel_values"]
+    torch.testing.assert_close(normalise_pictures(shard.pictures[:1]), expected, atol=1e-5, rtol=0)
+
+
+def test_answers_never_enter_the_mixture_when_packed(trained):
+    recipe, out = trained
+    config = load_nano_config(recipe)
+    batch = build_task("multimodal", config, out).questions(1)
+    assert (batch.roles[batch.is_answer] == 0).all()
+    assert batch.is_answer.any(dim=1).all()
+
+
+def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
+    recipe, out = trained
+    from recipes.nano.models import build_decoder
+
+    config = load_nano_config(recipe)
+    tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
+    decoder = build_decoder(config, tokenizer).eval()
+    shard = load_shard(out / "text-shards" / "shard-00000.npz")
+    packed = pack_texts(shard, np.array([2]), prompt_ids(tokenizer))
+    with torch.no_grad():
+        together = decoder(
+            input_ids=packed.input_ids, attention_mask=packed.attention_mask(), position_ids=packed.position_ids
+        ).logits[0]
+        for number in packed.segments.unique().tolist():
+            if number > 0:
+                kept = (packed.segments[0] == 0) | (packed.segments[0] == number)
+                alone = decoder(input_ids=packed.input_ids[:, kept]).logits[0]
+                torch.testing.assert_close(together[kept], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_shard_survives_the_disk_and_repeats_itself_when_built_again(trained, tmp_path):
+    tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
+    settings = ShardSettings(num_scenes=5, num_questions=4, image_size=32, with_pictures=True)
+    first, second = build_shard(settings, 3, tokenizer), build_shard(settings, 3, tokenizer)
+    save_shard(first, tmp_path / "a.npz")
+    for name, value in load_shard(tmp_path / "a.npz").__dict__.items():
+        np.testing.assert_array_equal(value, getattr(first, name))
+        np.testing.assert_array_equal(value, getattr(second, name))
+
+
+def test_checkpoint_is_refused_when_the_model_differs(trained):
+    with pytest.raises(ValueError, match="expected the weights of this model"):
+        load_trained(torch.nn.Linear(3, 2), trained[1] / "text")
+    with pytest.raises(ValueError, match="expected a trained model"):
+        load_trained(torch.nn.Linear(3, 2), trained[1] / "absent")
+
+
+def test_losses_fall_in_every_stage_when_trained_on(trained, tmp_path):
+    """A few steps at a high rate: every stage's loss must fall."""
+    recipe, run = trained
+    out = tmp_path / "run"
+    shutil.copytree(run / "tokenizer", out / "tokenizer")
+    longer = tiny_recipe()
+    for stage in TRAINED:
+        longer[stage]["optimization"] |= {"num_steps": 24, "learning_rate": 1e-2}
+        longer[stage]["watching"]["every_steps"] = 8
+        longer[stage]["saving"]["every_steps"] = 0
+    longer["practice"]["optimization"]["num_steps"] = 48  # it begins where there is less to gain
+    longer["practice"]["watching"]["every_steps"] = 16
+    path = write_recipe(tmp_path / "longer.yaml", longer)
+    subprocess.run(nano_command(path, out), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    for stage in TRAINED:
+        first, *_, last = losses(out / stage).values()
+        assert last < first, stage
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_does_when_the_batch_is_the_same(trained, tmp_path):
+    recipe, run = trained
+    out = tmp_path / "run"
+    for name in ("tokenizer", *(f"{stage}-shards" for stage in TRAINED)):
+        shutil.copytree(run / name, out / name)
+    subprocess.run([*nano_command(recipe, out), "--ranks", "2"], env=environment(), cwd=ROOT, check=True)
+    for stage in TRAINED:
+        assert list(losses(out / stage).values()) == pytest.approx(list(losses(run / stage).values()), rel=0.02), stage

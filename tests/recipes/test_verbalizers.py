@@ -1,0 +1,213 @@
+"""The small verbalizers' training: real models of the real classes, a few steps, killed and resumed."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from training_builders import learned
+from transformers import CLIPTokenizer
+
+from moai.scenes.scenes import Scenes
+from moai.training.metrics_logging import read_log
+from recipes.verbalizers.backbone import backbone_config, fold_frozen_norms, freeze_early_stages
+from recipes.verbalizers.config import load_verbalizers_config
+from recipes.verbalizers.image_shards import (
+    SCENE_NAMES,
+    PictureShardSettings,
+    SceneBatches,
+    build_picture_shard,
+    build_picture_shards,
+    training_scene,
+)
+from recipes.verbalizers.owlv2 import patch_targets, train_tokenizer
+from recipes.verbalizers.training import export_verbalizers, train_verbalizers
+from verbalizers.base import build_verbalizer
+
+
+def stage(num_steps: int = 12, **optimization) -> dict:
+    chosen = {"num_steps": num_steps, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 3e-3, **optimization}
+    return {"optimization": chosen, "saving": {"every_steps": 1}, "watching": {"every_steps": 1}}
+
+
+TINY = {
+    "shards": {"num_shards": 1, "num_scenes": 4, "image_size": 64, "painted_sizes": [64, 96]},
+    "mask2former": {
+        **stage(),
+        "model": {
+            "feature_size": 32,
+            "mask_feature_size": 32,
+            "hidden_dim": 32,
+            "encoder_feedforward_dim": 32,
+            "dim_feedforward": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "num_queries": 12,
+            "num_attention_heads": 4,
+            "train_num_points": 32,
+        },
+    },
+    "psgtr": {
+        "triplets": stage(optimizer="muon"),
+        "masks": stage(),
+        "model": {
+            "num_queries": 6,
+            "d_model": 64,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "encoder_attention_heads": 8,
+            "decoder_attention_heads": 8,
+        },
+    },
+    "owlv2": {
+        **stage(optimizer="muon", precision="bf16"),
+        "num_merges": 60,
+        "vision": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "patch_size": 16,
+        },
+        "text": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    },
+}
+
+
+def skip_imagenet(patch):
+    """The package with ImageNet weights is not needed for tests."""
+    patch.setattr("recipes.verbalizers.mask2former.load_imagenet_weights", lambda network: None)
+
+
+@pytest.fixture
+def without_imagenet(monkeypatch):
+    skip_imagenet(monkeypatch)
+
+
+def write_config(folder, **changes):
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    return load_verbalizers_config(path)
+
+
+def test_training_scene_agrees_with_the_truth_when_painted_at_another_size():
+    sample = Scenes("validation", seed=3, image_size=192, num_objects=(3, 6), num_questions=1)[4]
+    scene = training_scene(sample, 96)
+    assert scene.image.shape == (96, 96, 3) and scene.entity_map.shape == (96, 96)
+    assert [SCENE_NAMES[name] for name in scene.names] == list(sample.truth.relations.object_names)
+    for entity, box in enumerate(scene.boxes):
+        rows, columns = np.nonzero(scene.entity_map == entity + 1)
+        seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 96
+        assert np.abs(seen - box).max() <= 2 / 96
+    twice = scene.flipped().flipped()
+    assert np.array_equal(twice.image, scene.image) and np.allclose(twice.boxes, scene.boxes)
+
+
+def test_scene_batches_depend_on_the_step_alone_when_read_in_any_order(tmp_path):
+    settings = PictureShardSettings(num_shards=2, num_scenes=4, image_size=48, painted_sizes=(48,))
+    build_picture_shards(settings, tmp_path)
+    forward, backward = SceneBatches(settings, tmp_path, 2), SceneBatches(settings, tmp_path, 2)
+    there = [forward(step) for step in range(6)]
+    back = [backward(step) for step in reversed(range(6))][::-1]
+    for a, b in zip(there, back, strict=True):
+        assert all(np.array_equal(x.image, y.image) for x, y in zip(a, b, strict=True))
+    assert not np.array_equal(there[0][0].image, there[4][0].image)  # a second visit has another order or mirrors
+
+
+def test_folded_norms_change_no_output_and_no_gradient():
+    from transformers import TimmBackbone
+
+    torch.manual_seed(0)
+    plain, folded = TimmBackbone(backbone_config([1, 3])), TimmBackbone(backbone_config([1, 3]))
+    for norm in (m for m in plain.modules() if hasattr(m, "running_var")):
+        norm.running_var.uniform_(0.5, 2)
+        norm.running_mean.normal_()
+    folded.load_state_dict(plain.state_dict())
+    fold_frozen_norms(folded._backbone)
+    freeze_early_stages(folded._backbone, 1)
+    pictures = torch.randn(2, 3, 64, 64)
+    first, second = plain(pictures).feature_maps, folded(pictures).feature_maps
+    for a, b in zip(first, second, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
+    sum(a.square().mean() for a in first).backward()
+    sum(b.square().mean() for b in second).backward()
+    weight = "_backbone.blocks.3.0.conv_pw.weight"
+    a, b = plain.get_parameter(weight).grad, folded.get_parameter(weight).grad
+    assert torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(a.abs().max()))
+    assert folded.get_parameter("_backbone.conv_stem.weight").grad is None
+
+
+def test_patch_targets_give_every_object_a_patch():
+    shard = build_picture_shard(PictureShardSettings(num_scenes=4, image_size=96, painted_sizes=(96,)), 0)
+    scenes = [shard[index] for index in range(4)]
+    targets = patch_targets(scenes, 6)
+    for index, scene in enumerate(scenes):
+        objects = {int(name) for name in scene.names if name < 135}
+        assert objects == set(targets.names[index][targets.names[index] >= 0].tolist())
+        assert torch.equal(targets.weights[index] > 0, targets.names[index] >= 0)
+
+
+def test_tokenizer_ends_every_text_with_its_highest_id():
+    tokenizer = train_tokenizer(SCENE_NAMES, 50)
+    for text in ("tennis racket", "Zebra", "naïve übung 7", "猫"):
+        ids = tokenizer(text).input_ids
+        assert ids.index(max(ids)) == len(ids) - 1 and tokenizer.unk_token_id not in ids[:-1]
+
+
+TRAINED = ("mask2former", "psgtr-triplets", "psgtr-masks", "owlv2")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished tiny run: (recipe, output folder)."""
+    folder = tmp_path_factory.mktemp("verbalizers")
+    with pytest.MonkeyPatch.context() as patch:
+        skip_imagenet(patch)
+        config = write_config(folder)
+        train_verbalizers(config, folder / "run")
+    return config, folder / "run"
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_loss_falls_and_a_killed_stage_goes_on_bit_by_bit(trained, tmp_path, without_imagenet, stage):
+    config, run = trained
+    shutil.copytree(run, tmp_path / "run")
+    last, before = sorted((tmp_path / "run" / stage / "checkpoints").glob("step-*"), reverse=True)
+    lines = read_log(run / stage / "log.jsonl")
+    assert len(lines) == 12
+    assert sum(line["loss"] for line in lines[-4:]) < sum(line["loss"] for line in lines[:4])
+    shutil.rmtree(last)  # as after a kill in the last step
+    train_verbalizers(config, tmp_path / "run", (stage,))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        whole = run / stage / "checkpoints" / last.name / name
+        assert (last / name).read_bytes() == whole.read_bytes(), name
+    assert [learned(line) for line in read_log(tmp_path / "run" / stage / "log.jsonl")] == list(map(learned, lines))
+
+
+def test_verbalizers_serve_when_exported(trained, tmp_path, without_imagenet):
+    config, out = trained
+    folders = {folder.name: folder for folder in export_verbalizers(config, out, tmp_path / "exported")}
+    assert set(folders) == {"mask2former-nano", "psgtr-nano", "owlv2-nano"}
+    image = Scenes("test", image_size=96, num_questions=1)[0].image
+    segmenter = build_verbalizer("segmentation", "transformers", checkpoint=str(folders["mask2former-nano"]))
+    assert segmenter.predict([image])[0].image_size_hw == (96, 96)
+    graphs = build_verbalizer("scene_graph", "psgtr", checkpoint=str(folders["psgtr-nano"]))
+    assert graphs.predict([image])[0].object_names is not None
+    detector = build_verbalizer(
+        "detection", "owlv2", checkpoint=str(folders["owlv2-nano"]), vocabulary=("dog", "zzz"), threshold=0.0
+    )
+    assert set(detector.predict([image])[0].class_names) <= {"dog", "zzz"}
+    # What training read is what is shipped: a tokenizer trained again orders equally frequent pieces anew.
+    shipped, trained = (
+        CLIPTokenizer.from_pretrained(at) for at in (folders["owlv2-nano"], out / "owlv2" / "tokenizer")
+    )
+    assert shipped(SCENE_NAMES) == trained(SCENE_NAMES)
+
+
+@pytest.mark.parametrize("wrong", [{"owlv2": {**TINY["owlv2"], "hue": 1}}, {"psgtr": {"model": {}}}])
+def test_verbalizers_config_names_the_field_when_wrong_or_missing(tmp_path, wrong):
+    with pytest.raises(ValueError, match="owlv2|psgtr"):
+        write_config(tmp_path, **wrong)
