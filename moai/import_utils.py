@@ -42,6 +42,7 @@ EXTRA_OF_PACKAGE = {
     "tensorboard": "train",
     "matplotlib": "train",
     "gguf": "train",
+    "pydantic": "train",
     "ray": "cluster",
     "fastapi": "serve",
     "uvicorn": "serve",

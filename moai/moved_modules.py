@@ -62,6 +62,7 @@ MOVED_MODULES = {
     "moai.question_files": "moai.data.question_files",
     "moai.pipeline_verbalizers": "moai.checkpoints.io.verbalizer_settings",
     "moai.registration": "moai.models.registry",
+    "moai.training.settings_reading": "moai.settings",
     "moai.training.train_checkpoints": "moai.training.checkpoints",
     "moai.training.train_run": "moai.training.trainer",
     "moai.training.train_step": "moai.training.moai_task",

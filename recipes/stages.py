@@ -6,13 +6,14 @@ import dataclasses
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from moai.settings import settings
 from moai.training.checkpoints import find_newest_checkpoint, read_checkpoint
 from moai.training.processes import start_accelerator
 from moai.training.task import Batch, Task
@@ -24,7 +25,7 @@ __all__ = ["CountingTask", "StageSettings", "has_checkpoint", "load_trained", "r
 EXIT_INTERRUPTED = 130
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(kw_only=True)
 class StageSettings:
     """How one stage of a recipe is trained.
 

@@ -14,46 +14,35 @@ As YAML, every key but `sources` optional::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-from moai.scenes.scenes import QUESTION_KINDS, SPLITS
+from pydantic import BeforeValidator, Field, StrictInt
+
+from moai.scenes.scenes import QUESTION_KINDS
+from moai.settings import load_settings, settings
 
 __all__ = ["CHECKS", "MAPS", "MISSING_ACTIONS", "VERBALIZATIONS", "DataSettings", "SceneSource", "SourceSettings"]
 
+_Verbalizations = Literal["cache", "live", "truth", "none"]
+_MissingAction = Literal["error", "skip", "live", "empty"]
+_Check = Literal["path", "content", "decode"]
+_Map = Literal["auto", "always", "never"]
 #: Where verbalizations come from.
-VERBALIZATIONS = ("cache", "live", "truth", "none")
+VERBALIZATIONS = get_args(_Verbalizations)
 #: What happens to an image that the cache does not hold.
-MISSING_ACTIONS = ("error", "skip", "live", "empty")
-#: How closely images are looked at before training begins.
-CHECKS = ("path", "content", "decode")
+MISSING_ACTIONS = get_args(_MissingAction)
+#: How closely images are checked before training begins.
+CHECKS = get_args(_Check)
 #: Whether the painted panoptic map is given.
-MAPS = ("auto", "always", "never")
+MAPS = get_args(_Map)
 
-T = TypeVar("T")
-
-
-def _require(value: object, choices: tuple[str, ...], name: str) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+_Positive = Annotated[StrictInt, Field(ge=1)]
+_Count = Annotated[StrictInt, Field(ge=0)]
+_Location = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 
-def _require_count(value: object, name: str, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-
-
-def _build(kind: type[T], values: Any, where: str) -> T:
-    """A settings object from parsed YAML; unknown keys are named."""
-    known = [item.name for item in fields(kind)]
-    if not isinstance(values, Mapping):
-        raise ValueError(f"`{where}` must be a mapping with keys among {known}, got {values!r}.")
-    if unknown := sorted(set(values) - set(known), key=str):
-        raise ValueError(f"`{where}` has the unknown keys {unknown}; it knows {known}. Correct the spelling.")
-    return kind(**values)
-
-
-@dataclass(frozen=True)
+@settings
 class SceneSource:
     """Synthetic scenes (`moai.scenes.scenes`) as training samples.
 
@@ -71,31 +60,20 @@ class SceneSource:
         noise: Strength of the errors that verbalizations made from the truth carry; 0 = the truth.
     """
 
-    length: int = 1000
-    split: str = "train"
-    seed: int = 0
-    start: int = 0
-    image_size: int = 448
-    num_objects: tuple[int, int] = (1, 6)
-    num_questions: int = 4
+    length: _Positive = 1000
+    split: Literal["train", "validation", "test"] = "train"
+    seed: _Count = 0
+    start: _Count = 0
+    image_size: _Positive = 448
+    num_objects: tuple[StrictInt, StrictInt] = (1, 6)
+    num_questions: _Positive = 4
     kinds: tuple[str, ...] = QUESTION_KINDS
     sign_probability: float = 0.6
     unseen_word_share: float | None = None
-    noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require(self.split, SPLITS, "split")
-        for name in ("length", "num_questions", "image_size"):
-            _require_count(getattr(self, name), name)
-        for name in ("seed", "start"):
-            _require_count(getattr(self, name), name, 0)
-        for name in ("num_objects", "kinds"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.noise, bool) or not isinstance(self.noise, int | float) or self.noise < 0:
-            raise ValueError(f"`noise` must be a number of at least 0, got {self.noise!r}.")
+    noise: Annotated[float, Field(ge=0)] = 1.0
 
 
-@dataclass(frozen=True)
+@settings
 class SourceSettings:
     """One source of samples: a file or folder of conversations, or scenes.
 
@@ -109,24 +87,16 @@ class SourceSettings:
         verbalizations: One of `VERBALIZATIONS` for this source; None = as `DataSettings` says.
     """
 
-    path: str | None = None
+    path: _Location | None = None
     scenes: SceneSource | None = None
-    image_folder: str | None = None
+    image_folder: _Location | None = None
     split: str | None = None
-    limit: int | None = None
-    verbalizations: str | None = None
+    limit: _Positive | None = None
+    verbalizations: _Verbalizations | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.scenes, Mapping):
-            object.__setattr__(self, "scenes", _build(SceneSource, self.scenes, "scenes"))
         if (self.path is None) == (self.scenes is None):
             raise ValueError("a source needs exactly one of `path` and `scenes`. Name a file, or describe scenes.")
-        if self.path is not None:
-            object.__setattr__(self, "path", str(self.path))
-        if self.limit is not None:
-            _require_count(self.limit, "limit")
-        if self.verbalizations is not None:
-            _require(self.verbalizations, VERBALIZATIONS, "verbalizations")
         if self.verbalizations == "truth" and self.scenes is None:
             raise ValueError("only scenes have a truth to verbalize; for a file choose cache, live or none.")
         if self.verbalizations == "cache" and self.scenes is not None:
@@ -136,7 +106,15 @@ class SourceSettings:
             )
 
 
-@dataclass(frozen=True)
+def _as_sources(value: Any) -> Any:
+    """One source in place of a list of them, and a path in place of a mapping that holds it."""
+    sources = [value] if isinstance(value, str | Path | Mapping | SourceSettings) else value
+    if not isinstance(sources, list | tuple):
+        return sources
+    return [{"path": source} if isinstance(source, str | Path) else source for source in sources]
+
+
+@settings
 class DataSettings:
     """Settings of all training data.
 
@@ -162,39 +140,23 @@ class DataSettings:
         chat_template: Template (name) of prompts; None = the processor's default.
     """
 
-    sources: tuple[SourceSettings, ...]
-    verbalizations: str | None = None
-    cache: str | None = None
+    sources: Annotated[tuple[SourceSettings, ...], BeforeValidator(_as_sources)]
+    verbalizations: _Verbalizations | None = None
+    cache: _Location | None = None
     fingerprint: str | None = None
-    on_missing: str = "error"
+    on_missing: _MissingAction = "error"
     kinds: tuple[str, ...] | None = None
-    map: str = "auto"
+    map: _Map = "auto"
     timeout_s: float | None = 30.0
-    max_length: int | None = None
-    max_images: int = 8
-    max_bad_rows: int = 0
-    check_pictures: str = "content"
+    max_length: _Positive | None = None
+    max_images: _Positive = 8
+    max_bad_rows: _Count = 0
+    check_pictures: _Check = "content"
     chat_template: str | None = None
 
     def __post_init__(self) -> None:
-        given = self.sources
-        given = [given] if isinstance(given, str | Mapping | SourceSettings) else list(given)
-        object.__setattr__(self, "sources", tuple(_as_source(item, index) for index, item in enumerate(given)))
         if not self.sources:
             raise ValueError("expected at least one source of training samples, got none. Name a file under `sources`.")
-        if self.verbalizations is not None:
-            _require(self.verbalizations, VERBALIZATIONS, "verbalizations")
-        _require(self.on_missing, MISSING_ACTIONS, "on_missing")
-        _require(self.map, MAPS, "map")
-        _require(self.check_pictures, CHECKS, "check_pictures")
-        for name, least in (("max_images", 1), ("max_bad_rows", 0)):
-            _require_count(getattr(self, name), name, least)
-        if self.max_length is not None:
-            _require_count(self.max_length, "max_length")
-        if self.cache is not None:
-            object.__setattr__(self, "cache", str(self.cache))
-        if self.kinds is not None:
-            object.__setattr__(self, "kinds", tuple(self.kinds))
         if self.cache is None and "cache" in {self.choose_verbalizations(source) for source in self.sources}:
             raise ValueError("verbalizations come from a cache, but `cache` names no folder. Name the --out folder.")
 
@@ -216,14 +178,4 @@ class DataSettings:
         Raises:
             ValueError: A key is unknown or a value is wrong; the message names it.
         """
-        if isinstance(values, Mapping) and "sources" not in values:
-            raise ValueError("`data` needs `sources`: a list of {path: ...} or {scenes: {...}}.")
-        return _build(cls, values, "data")
-
-
-def _as_source(item: Any, index: int) -> SourceSettings:
-    if isinstance(item, SourceSettings):
-        return item
-    if isinstance(item, str):
-        return SourceSettings(path=item)
-    return _build(SourceSettings, item, f"sources[{index}]")
+        return load_settings(cls, values, where="data")

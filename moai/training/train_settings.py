@@ -5,16 +5,17 @@ A recipe (configs/train_stage1.yaml) names the fields of :class:`TrainSettings`;
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import StrictBool, StrictInt
+
 from moai.models.moai.partial_lora import TARGET_LINEARS
 from moai.models.moai.pretrained_model import MoAIPreTrainedModel
-
-from .settings_reading import apply_overrides, parse_fields, read_yaml
+from moai.settings import load_settings as load_any_settings
+from moai.settings import settings, to_plain
 
 __all__ = [
     "ModelSettings",
@@ -37,7 +38,7 @@ def _check(is_right: bool, message: str) -> None:
         raise ValueError(message)
 
 
-@dataclass(frozen=True)
+@settings
 class ModelSettings:
     """What training starts from.
 
@@ -68,7 +69,7 @@ class ModelSettings:
     dtype: str | None = None
     quantization: Literal["none", "nf4", "int8"] = "none"
     attn_implementation: str | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: StrictBool = False
 
     def __post_init__(self) -> None:
         has_backbones = self.vision is not None and self.text is not None
@@ -88,7 +89,7 @@ class ModelSettings:
         )
 
 
-@dataclass(frozen=True)
+@settings
 class TrainedParts:
     """What is trained.
 
@@ -106,12 +107,12 @@ class TrainedParts:
     """
 
     decoder: Literal["lora", "full", "frozen"] = "lora"
-    compressor: bool = True
-    mixers: bool = True
-    gates: bool | None = None
-    projector: bool = True
-    vision_tower: bool = False
-    lora_rank: int = 64
+    compressor: StrictBool = True
+    mixers: StrictBool = True
+    gates: StrictBool | None = None
+    projector: StrictBool = True
+    vision_tower: StrictBool = False
+    lora_rank: StrictInt = 64
     lora_alpha: float | None = None
     lora_dropout: float = 0.05
     lora_linears: tuple[str, ...] = TARGET_LINEARS
@@ -125,7 +126,7 @@ class TrainedParts:
         )
 
 
-@dataclass(frozen=True)
+@settings
 class OptimizationSettings:
     """How the loss is brought down: AdamW or Muon, linear warm-up, cosine.
 
@@ -151,11 +152,11 @@ class OptimizationSettings:
         is_length_grouped: Samples of a batch are of similar length.
     """
 
-    num_steps: int | None = None
+    num_steps: StrictInt | None = None
     num_epochs: float | None = None
-    batch_size: int = 16
-    micro_batch_size: int = 4
-    samples_per_picture: int = 1
+    batch_size: StrictInt = 16
+    micro_batch_size: StrictInt = 4
+    samples_per_picture: StrictInt = 1
     learning_rate: float = 1e-4
     learning_rates: dict[str, float] = field(default_factory=dict)
     warmup_share: float = 0.03
@@ -166,7 +167,7 @@ class OptimizationSettings:
     epsilon: float = 1e-8
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
-    is_length_grouped: bool = True
+    is_length_grouped: StrictBool = True
 
     def __post_init__(self) -> None:
         given = (self.num_steps, self.num_epochs)
@@ -193,7 +194,7 @@ class OptimizationSettings:
         _check(len(self.betas) == 2, f"`optimization.betas` must be two numbers, got {self.betas}.")
 
 
-@dataclass(frozen=True)
+@settings
 class SavingSettings:
     """What is kept on disk.
 
@@ -204,8 +205,8 @@ class SavingSettings:
         dtype: Of the saved weights; None = float32 in an adapter, the base model's in a merged one.
     """
 
-    every_steps: int = 200
-    keep: int = 2
+    every_steps: StrictInt = 200
+    keep: StrictInt = 2
     output: Literal["adapter", "merged"] | None = None
     dtype: str | None = None
 
@@ -218,7 +219,7 @@ class SavingSettings:
         )
 
 
-@dataclass(frozen=True)
+@settings
 class WatchingSettings:
     """What is shown and logged.
 
@@ -232,12 +233,12 @@ class WatchingSettings:
         has_plots: Draw loss and routing at the end (needs matplotlib; without it a line says so).
     """
 
-    every_steps: int = 10
-    validate_every_steps: int = 200
+    every_steps: StrictInt = 10
+    validate_every_steps: StrictInt = 200
     report_to: tuple[str, ...] = ()
     project: str = "moai"
-    is_live: bool | None = None
-    has_plots: bool = True
+    is_live: StrictBool | None = None
+    has_plots: StrictBool = True
 
     def __post_init__(self) -> None:
         _check(self.every_steps >= 1, f"`watching.every_steps` must be at least 1, got {self.every_steps}.")
@@ -247,7 +248,7 @@ class WatchingSettings:
         _check(not unknown, f"`watching.report_to` may hold {', '.join(TRACKERS)}, got {unknown}.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(kw_only=True)
 class RunSettings:
     """What a run of the trainer needs to know, whatever it trains.
 
@@ -265,19 +266,19 @@ class RunSettings:
     optimization: OptimizationSettings
     saving: SavingSettings = field(default_factory=SavingSettings)
     watching: WatchingSettings = field(default_factory=WatchingSettings)
-    seed: int = 0
-    num_processes: int | None = None
-    num_workers: int = 0
+    seed: StrictInt = 0
+    num_processes: StrictInt | None = None
+    num_workers: StrictInt = 0
 
     def __post_init__(self) -> None:
         _check(self.num_workers >= 0, f"`num_workers` must be 0 or more, got {self.num_workers}.")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields, for the checkpoint and the trackers."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+        return to_plain(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(kw_only=True)
 class TrainSettings(RunSettings):
     """One stage of training; see :class:`RunSettings` for the rest.
 
@@ -298,7 +299,7 @@ class TrainSettings(RunSettings):
     data: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
     routing: Literal["gated", "uniform", "random_expert"] | None = None
-    top_k: int = 3
+    top_k: StrictInt = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -326,14 +327,6 @@ class TrainSettings(RunSettings):
         return self.routing or ("random_expert" if self.stage == 1 else "gated")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
 def load_settings(
     source: str | Path | Mapping[str, Any] | TrainSettings, overrides: Sequence[str] = ()
 ) -> TrainSettings:
@@ -346,9 +339,4 @@ def load_settings(
     Raises:
         ValueError: A field is unknown, missing or wrong; the message names the known ones.
     """
-    if isinstance(source, TrainSettings):
-        if not overrides:
-            return source
-        source = source.to_dict()
-    content = source if isinstance(source, Mapping) else read_yaml(source)
-    return parse_fields(TrainSettings, apply_overrides(content, overrides))
+    return load_any_settings(TrainSettings, source, overrides)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from moai.training.settings_reading import parse_fields, read_yaml
+from pydantic import StrictInt
+
+from moai.settings import load_settings, settings
 from recipes.stages import StageSettings
 
 from .scene_shards import ShardSettings
@@ -19,7 +21,7 @@ OCR_ALONE: dict[str, Any] = {"verbalizers": [{"kind": "ocr", "backend": "rapidoc
 SCENES_DOMAIN = "synthetic Scenes (docs/scenes.md)"
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(kw_only=True)
 class PhraseSettings(StageSettings):
     """Pretraining of the compressor on verbalizations alone.
 
@@ -30,7 +32,7 @@ class PhraseSettings(StageSettings):
     shards: ShardSettings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(kw_only=True)
 class TextSettings(StageSettings):
     """Text pretraining.
 
@@ -43,7 +45,7 @@ class TextSettings(StageSettings):
     text_weight: float = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(kw_only=True)
 class MultimodalSettings(StageSettings):
     """Training of the whole model, first with single random experts, then with gates (paper, section 3.3).
 
@@ -62,9 +64,9 @@ class MultimodalSettings(StageSettings):
     """
 
     shards: ShardSettings
-    first_stage_steps: int
-    questions_per_scene: int = 6
-    longest_answer: int = 48
+    first_stage_steps: StrictInt
+    questions_per_scene: StrictInt = 6
+    longest_answer: StrictInt = 48
     without_auxiliary_share: float = 0.1
     kind_weights: dict[str, float] = field(default_factory=dict)
     recall_weight: float = 0.0
@@ -73,7 +75,7 @@ class MultimodalSettings(StageSettings):
     mixer: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@settings
 class NanoConfig:
     """Everything that decides what moai-nano becomes; a stage that is None is left out.
 
@@ -104,8 +106,8 @@ class NanoConfig:
     start: str | None = None
     verbalizer_settings: dict[str, Any] = field(default_factory=lambda: dict(OCR_ALONE))
     domain: str = SCENES_DOMAIN
-    seed: int = 0
-    num_ranks: int = 1
+    seed: StrictInt = 0
+    num_ranks: StrictInt = 1
 
 
 def load_nano_config(path: str | Path) -> NanoConfig:
@@ -114,4 +116,4 @@ def load_nano_config(path: str | Path) -> NanoConfig:
     Raises:
         ValueError: A field is unknown, missing or wrong.
     """
-    return parse_fields(NanoConfig, read_yaml(path))
+    return load_settings(NanoConfig, path)

@@ -13,9 +13,11 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from pydantic import StrictBool, StrictInt
 
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
+from moai.settings import settings
 from recipes.shard_waiting import wait_for_file
 from verbalizers.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
@@ -35,7 +37,7 @@ __all__ = [
 LISTING_QUESTIONS = ("Describe the picture with boxes.", "List everything in the image with its box.")
 
 
-@dataclass(frozen=True)
+@settings
 class ShardSettings:
     """What is in the shards.
 
@@ -56,10 +58,10 @@ class ShardSettings:
             nothing else in a shard.
     """
 
-    num_scenes: int = 2048
-    num_questions: int = 8
-    image_size: int = 96
-    seed: int = 0
+    num_scenes: StrictInt = 2048
+    num_questions: StrictInt = 8
+    image_size: StrictInt = 96
+    seed: StrictInt = 0
     curriculum: tuple[tuple[int, int], ...] = ((0, 6),)
     truth_share: float = 0.2
     listing_share: float = 1.0
@@ -67,7 +69,7 @@ class ShardSettings:
     sign_probability: float = 0.6
     unseen_word_share: float | None = None
     partial_share: float = 0.0
-    with_pictures: bool = False
+    with_pictures: StrictBool = False
     verbalizers: tuple[str, ...] = tuple(SCENE_FIELDS)
 
     def most_objects(self, shard: int) -> int:

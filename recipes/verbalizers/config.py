@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from moai.training.settings_reading import parse_fields, read_yaml
+from pydantic import StrictInt
+
+from moai.settings import load_settings, settings
 
 from .image_shards import PictureShardSettings
 from .mask2former import Mask2FormerSettings
@@ -15,7 +16,7 @@ from .psgtr import PSGTRSettings
 __all__ = ["VerbalizersConfig", "load_verbalizers_config"]
 
 
-@dataclass(frozen=True)
+@settings
 class VerbalizersConfig:
     """Everything that decides what the small verbalizers become.
 
@@ -31,7 +32,7 @@ class VerbalizersConfig:
     mask2former: Mask2FormerSettings
     psgtr: PSGTRSettings
     owlv2: Owlv2Settings
-    seed: int = 0
+    seed: StrictInt = 0
 
 
 def load_verbalizers_config(path: str | Path) -> VerbalizersConfig:
@@ -40,4 +41,4 @@ def load_verbalizers_config(path: str | Path) -> VerbalizersConfig:
     Raises:
         ValueError: A field is unknown, missing or wrong.
     """
-    return parse_fields(VerbalizersConfig, read_yaml(path))
+    return load_settings(VerbalizersConfig, path)

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import StrictInt
 from torch import nn
 
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
+from moai.settings import settings
 from moai.training.task import Batch
 from moai.training.train_settings import OptimizationSettings
 from recipes.shard_waiting import wait_for_file
@@ -44,7 +46,7 @@ _NAME_INDEX = {name: index for index, name in enumerate(SCENE_NAMES)}
 _PREDICATE_INDEX = {name: index for index, name in enumerate(PREDICATES)}
 
 
-@dataclass(frozen=True)
+@settings
 class PictureShardSettings:
     """What is in the shards.
 
@@ -58,11 +60,11 @@ class PictureShardSettings:
             per second than the test's.
     """
 
-    num_shards: int = 32
-    num_scenes: int = 1024
-    image_size: int = 160
+    num_shards: StrictInt = 32
+    num_scenes: StrictInt = 1024
+    image_size: StrictInt = 160
     painted_sizes: tuple[int, ...] = (160, 224, 160, 320, 160, 224, 160, 448)
-    seed: int = 20
+    seed: StrictInt = 20
     curriculum: tuple[tuple[int, int, int], ...] = ((0, 1, 6),)
 
     def num_objects(self, shard: int) -> tuple[int, int]:

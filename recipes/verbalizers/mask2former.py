@@ -7,16 +7,18 @@ backbone's stride-16 map and of the mask features; they are shed by the export.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import StrictInt
 from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
 from moai.scenes.vocabulary import PANOPTIC_NAMES, STUFF_NAMES
+from moai.settings import settings
 from moai.training.task import Batch
 from recipes.stages import StageSettings
 
@@ -39,7 +41,7 @@ _OBJECT_WEIGHT = 3.0  # three cells in four show stuff, which is soon learned
 _LOOK_EVERY = 10  # steps between looks at the last layer's parts of the loss: they cost a matching of their own
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(kw_only=True)
 class Mask2FormerSettings(StageSettings):
     """The recipe.
 
@@ -50,7 +52,7 @@ class Mask2FormerSettings(StageSettings):
     """
 
     model: dict[str, Any] = field(default_factory=dict)
-    num_frozen_stages: int = 2
+    num_frozen_stages: StrictInt = 2
     names_weight: float = 1.0
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import StrictInt
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
@@ -26,6 +27,7 @@ from transformers import (
     Owlv2Processor,
 )
 
+from moai.settings import settings
 from recipes.stages import StageSettings
 from verbalizers.psgtr.loss_psgtr import generalized_box_iou, to_corners
 
@@ -38,7 +40,7 @@ __all__ = ["Owlv2Settings", "Owlv2Task", "build_owlv2", "detector_processor", "i
 _LONGEST_NAME = 16  # tokens, as in the published models
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(kw_only=True)
 class Owlv2Settings(StageSettings):
     """The recipe.
 
@@ -54,11 +56,11 @@ class Owlv2Settings(StageSettings):
 
     vision: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
-    num_merges: int = 400
+    num_merges: StrictInt = 400
     box_weight: float = 5.0
     giou_weight: float = 2.0
     class_weight: float = 2.0
-    first_shard: int = 0
+    first_shard: StrictInt = 0
 
 
 def train_tokenizer(names: Iterable[str], num_merges: int) -> CLIPTokenizer:

@@ -7,7 +7,7 @@ there, many scenes per second ("triplets"). Then the mask heads learn from pictu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from moai.scenes.vocabulary import PREDICATES
+from moai.settings import settings
 from moai.training.task import Batch
 from recipes.stages import StageSettings
 from verbalizers.durable_files import replacing
@@ -39,7 +40,7 @@ __all__ = [
 _LABEL_STRIDE = 2
 
 
-@dataclass(frozen=True)
+@settings
 class PSGTRSettings:
     """The recipe.
 

@@ -232,9 +232,12 @@ def test_sources_are_joined_when_several_are_named(half_cached: tuple[Path, Path
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "needs `sources`"),
+        ({}, "expected the setting `data.sources`"),
         ({"sources": []}, "at least one source"),
-        ({"sources": "a.json", "verbalisations": "none"}, r"unknown keys \['verbalisations'\]"),
+        (
+            {"sources": "a.json", "verbalisations": "none"},
+            "unknown setting `data.verbalisations`. Did you mean 'verbalizations'",
+        ),
         ({"sources": [{"pfad": "a"}]}, r"sources\[0\]"),
         ({"sources": [{"path": "a", "scenes": {}}]}, "exactly one of"),
         ({"sources": "a.json", "on_missing": "ignore"}, "on_missing"),

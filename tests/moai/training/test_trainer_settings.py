@@ -6,7 +6,7 @@ import pytest
 import yaml
 from training_builders import REPO_ROOT
 
-from moai.training.settings_reading import apply_overrides
+from moai.settings import apply_overrides
 from moai.training.train_settings import load_settings
 
 MINIMAL = {"stage": 1, "output_folder": "out", "model": {"path": "m"}, "optimization": {"num_steps": 3}}
