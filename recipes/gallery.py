@@ -22,8 +22,8 @@ from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.processing.image_loading import load_image
 from moai.scenes.asset_loading import load_font
 from moai.scenes.scenes import Scenes
-from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_scene
-from verbalizers.structures import Scene
+from verbalizers.core.scene import SCENE_FIELDS, parse_scene, verbalize_scene
+from verbalizers.core.structures import Scene
 
 __all__ = ["main", "make_gallery"]
 

@@ -213,8 +213,8 @@ def writing_cache() -> Iterator[Path]:
     from cache_verbalizers import MeanColour, TwoHalves, load_small
 
     from verbalizers import build_verbalizer
-    from verbalizers.cache_building import build_cache
-    from verbalizers.cache_sources import read_sources
+    from verbalizers.store.building import build_cache
+    from verbalizers.store.sources import read_sources
 
     looking = [TwoHalves(), MeanColour(), build_verbalizer("scene_graph", "geometric")]
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from moai.scenes.scenes import QUESTION_KINDS, SPLITS, Scenes
-from verbalizers.durable_files import replacing
+from verbalizers.core.durable_files import replacing
 
 __all__ = ["QUESTIONS_FILE", "encode_picture", "export_scenes"]
 

@@ -5,7 +5,7 @@
     scenes = Scenes(split="train", image_size=448)
     sample = scenes[0]
     sample.image        # uint8 (448, 448, 3), painted when first asked for
-    sample.truth        # verbalizers.structures.Scene
+    sample.truth        # verbalizers.core.structures.Scene
     sample.questions    # tuple of SceneQuestion(kind, question, answer)
 
 A scene is a function of (seed, split, index) alone: the same in every process and on every run. Splits never share a
@@ -26,8 +26,8 @@ from moai.scenes.layout import SceneLayout, sample_layout
 from moai.scenes.noise import add_noise
 from moai.scenes.questions import QUESTION_KINDS, SceneQuestion, ask_questions
 from moai.scenes.truth import EntityMap, build_entity_map, build_truth
-from verbalizers.scene import verbalize_scene
-from verbalizers.structures import Scene
+from verbalizers.core.scene import verbalize_scene
+from verbalizers.core.structures import Scene
 
 __all__ = ["QUESTION_KINDS", "SPLITS", "SceneQuestion", "SceneSample", "Scenes", "add_noise", "scene_seed"]
 

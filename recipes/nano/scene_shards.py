@@ -17,7 +17,7 @@ import numpy as np
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from recipes.shard_waiting import wait_for_file
-from verbalizers.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
+from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
 __all__ = [
     "LISTING_QUESTIONS",
@@ -52,7 +52,7 @@ class ShardSettings:
         unseen_word_share: Share of made-up words and numbers on signs; None = the test split's mixture.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
         with_pictures: Also store the picture and the segmentation map.
-        verbalizers: Kinds that may speak at all, of :data:`verbalizers.scene.SCENE_FIELDS`; leaving some out changes
+        verbalizers: Kinds that may speak at all, of :data:`verbalizers.SCENE_FIELDS`; leaving some out changes
             nothing else in a shard.
     """
 
