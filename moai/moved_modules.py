@@ -13,7 +13,7 @@ from types import ModuleType
 __all__ = ["MOVED_MODULES", "answer_to_old_names"]
 
 _SCENE_MODULES = (
-    "contact_sheet", "drawings", "export", "groups", "layout", "noise", "questions", "rendering", "settings", "signs",
+    "drawings", "export", "groups", "layout", "noise", "questions", "rendering", "settings", "signs",
     "textures", "truth", "vocabulary",
 )  # fmt: skip
 _PROCESSING_MODULES = (

@@ -182,8 +182,10 @@ def collect_names() -> dict[str, list[str]]:
             if names := sorted(_public_names(ast.parse(path.read_text(encoding="utf-8")))):
                 found[_module_name(path)] = names
     from moai.moved_modules import MOVED_MODULES
+    from verbalizers.moved_modules import MOVED_MODULES as MOVED_VERBALIZERS
 
-    return found | {old: found[present] for old, present in MOVED_MODULES.items() if present in found}
+    moved = MOVED_MODULES | MOVED_VERBALIZERS
+    return found | {old: found[present] for old, present in moved.items() if present in found}
 
 
 def _public_names(tree: ast.Module) -> set[str]:

@@ -1,4 +1,4 @@
-"""Computer vision in words: images -> findings -> sentences.
+"""Computer vision as text: images -> findings -> sentences.
 
 Importing this package needs numpy and Pillow only; every backend is imported when it is first used.
 """
@@ -6,14 +6,10 @@ Importing this package needs numpy and Pillow only; every backend is imported wh
 import importlib
 
 from verbalizers.backends.depth import DepthMap
-from verbalizers.backends.detection import verbalize_detections
 from verbalizers.backends.detection_ultralytics import UltralyticsDetector
-from verbalizers.backends.ocr import verbalize_text_lines
 from verbalizers.backends.ocr_paddleocr import PaddleOCRVerbalizer
 from verbalizers.backends.ocr_transformers import TransformersOCR
-from verbalizers.backends.scene_graph import verbalize_relations
 from verbalizers.backends.scene_graph_geometric import GeometricSceneGraph
-from verbalizers.backends.segmentation import pascal_colors, render_segmentation_map, verbalize_segments
 from verbalizers.core.base import (
     Verbalizer,
     available_verbalizers,
@@ -23,8 +19,27 @@ from verbalizers.core.base import (
     register_words,
 )
 from verbalizers.core.checkpoints import CheckpointVerbalizer
-from verbalizers.core.scene import SCENE_FIELDS, parse_scene, verbalize_finding, verbalize_scene
-from verbalizers.core.structures import Detections, Finding, Relations, Scene, Segments, TextLines, register_finding
+from verbalizers.core.drawing import draw_scene
+from verbalizers.core.scene import parse_scene
+from verbalizers.core.segmentation_map import pascal_colors, render_segmentation_map
+from verbalizers.core.sentences import (
+    verbalize_detections,
+    verbalize_finding,
+    verbalize_relations,
+    verbalize_scene,
+    verbalize_segments,
+    verbalize_text_lines,
+)
+from verbalizers.core.structures import (
+    SCENE_FIELDS,
+    Detections,
+    Finding,
+    Relations,
+    Scene,
+    Segments,
+    TextLines,
+    register_finding,
+)
 from verbalizers.core.words import WordSettings, join_sentences
 from verbalizers.moved_modules import MOVED_MODULES, answer_to_old_names
 from verbalizers.store.cache import Verbalization, VerbalizationCache
@@ -49,6 +64,7 @@ __all__ = [
     "WordSettings",
     "available_verbalizers",
     "build_verbalizer",
+    "draw_scene",
     "join_sentences",
     "parse_scene",
     "pascal_colors",

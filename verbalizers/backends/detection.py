@@ -1,4 +1,4 @@
-"""Open-world detection: the models' door and their words."""
+"""Open-vocabulary detection with OWLv2."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from verbalizers.backends.text_embeddings import TEXTS_PER_FORWARD, embeddings_path, read_or_write
 from verbalizers.core.adapters import detections_from_transformers
 from verbalizers.core.base import register_verbalizer
-from verbalizers.core.boxes import clip_boxes, format_box, nms_indices, normalize_boxes
+from verbalizers.core.boxes import nms_indices
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.sentences import verbalize_detections
 from verbalizers.core.structures import Detections
 from verbalizers.core.vocabularies import Vocabulary, load_vocabulary
-from verbalizers.core.words import BOXES_OPENING, WordSettings, list_sentence
 
 if TYPE_CHECKING:
     import torch
@@ -36,26 +36,6 @@ def _without_extremes(image: np.ndarray) -> np.ndarray:
         return image
     height, width = (max(1, round(side * _LONGEST_SIDE / longest)) for side in image.shape[:2])
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def verbalize_detections(
-    detections: Detections | None, threshold: float = WordSettings.detection_threshold, compat: bool = False
-) -> str:
-    """Same sentence form as the segments, boxes in the order given.
-
-    Args:
-        detections: None gives "".
-        threshold: lowest confidence that is said.
-        compat: speak as the release does, boxes outside the image and "-0.00" included; ours keeps them
-            inside.
-    """
-    if detections is None:
-        return ""
-    boxes = detections.boxes_xyxy if compat else clip_boxes(detections.boxes_xyxy, detections.image_size_hw)
-    normalized = normalize_boxes(boxes, detections.image_size_hw)
-    is_kept = detections.confidence >= np.float32(threshold)
-    entries = zip(detections.class_names, normalized, is_kept, strict=True)
-    return list_sentence(BOXES_OPENING, [f"{format_box(box)} {name}" for name, box, keep in entries if keep and name])
 
 
 def select_detections(

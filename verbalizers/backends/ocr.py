@@ -1,4 +1,4 @@
-"""Reading text: its words, what all its backends share, and the default one.
+"""Text recognition: what all its backends share, and the default one, RapidOCR.
 
 The others are in ocr_paddleocr.py and ocr_transformers.py.
 """
@@ -16,8 +16,9 @@ import numpy as np
 from verbalizers.backends.ocr_order import reading_order
 from verbalizers.core.adapters import text_lines_from_rapidocr
 from verbalizers.core.base import Verbalizer, register_verbalizer
+from verbalizers.core.sentences import verbalize_text_lines
 from verbalizers.core.structures import TextLines
-from verbalizers.core.words import TEXTS_OPENING, WordSettings, list_sentence, without_control_characters
+from verbalizers.core.words import WordSettings
 
 __all__ = [
     "RapidOCRVerbalizer",
@@ -25,25 +26,6 @@ __all__ = [
     "verbalize_text_lines",
     "pad_slim",
 ]
-
-
-def verbalize_text_lines(
-    text_lines: TextLines | None, threshold: float = WordSettings.text_threshold, compat: bool = False
-) -> str:
-    """Text in words: `The image includes text descriptions: t1, and t2.`, lines in the order given.
-
-    Args:
-        text_lines: None gives "".
-        threshold: lowest confidence that is said.
-        compat: leave blank lines and control characters in, as the release does.
-    """
-    if text_lines is None:
-        return ""
-    is_kept = text_lines.confidence >= np.float32(threshold)
-    texts = [text for text, keep in zip(text_lines.texts, is_kept, strict=True) if keep]
-    if not compat:
-        texts = [without_control_characters(text) for text in texts if text.strip()]
-    return list_sentence(TEXTS_OPENING, texts)
 
 
 def select_text_lines(text_lines: TextLines, threshold: float) -> TextLines:

@@ -15,11 +15,13 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
+
+from verbalizers.core.plugins import ENTRY_POINT_GROUP, import_plugin, import_plugins, list_plugins
 
 if TYPE_CHECKING:
     from verbalizers.core.structures import Scene
@@ -40,13 +42,11 @@ __all__ = [
     "register_words",
 ]
 
-ENTRY_POINT_GROUP = "moai.verbalizers"
 # What a checkpoint folder's content is: settings, weights, vocabularies (transformers, ONNX, Paddle).
 WEIGHT_SUFFIXES = {".json", ".safetensors", ".txt", ".onnx", ".yml", ".pdmodel", ".pdiparams"}
 _REGISTRY: dict[tuple[str, str], type[Verbalizer]] = {}
 _WORDS: dict[str, Callable[..., str]] = {}
 _DRAWINGS: dict[str, Callable[..., Any]] = {}
-_KINDS_WITH_LOADED_PLUGINS: set[str] = set()
 _VerbalizerClass = TypeVar("_VerbalizerClass", bound=type)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -225,7 +225,7 @@ def register_words(kind: str) -> Callable[[_Function], _Function]:
 def register_drawing(kind: str) -> Callable[[_Function], _Function]:
     """Decorator of the function that draws what a kind found: `drawing(finding, scene, picture) -> picture`.
 
-    It is called by `Scene.draw` after the four kinds are drawn, with the finding (never None), the `Scene` and
+    It is called by `draw_scene` after the four kinds are drawn, with the finding (never None), the `Scene` and
     the RGB PIL picture so far, and returns an RGB PIL picture of the same size. A kind without it is not drawn.
 
     Raises:
@@ -271,35 +271,20 @@ def _refuse_clash(known: Any, new: Any, what: str) -> None:
         raise ValueError(f"{what} is already {known.__module__}.{known.__qualname__}. Choose another name.")
 
 
-def _plugins() -> dict[tuple[str, str], EntryPoint]:
-    """Out-of-tree verbalizers by (kind, backend), not imported."""
-    found = {}
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        kind, _, backend = entry.name.partition(".")
-        found[kind, backend or kind] = entry
-    return found
-
-
 def load_plugins(kind: str) -> None:
-    """Import the installed plug-ins of a kind, and with them their findings, words and drawings.
-
-    Done once per kind: reading the metadata of all installed packages takes milliseconds.
+    """Import and register the installed plug-ins of a kind, once; with them come their findings, words and drawings.
 
     Raises:
-        ImportError: one of them cannot be imported.
+        ImportError: one of them cannot be imported, or registers nothing.
     """
-    if kind in _KINDS_WITH_LOADED_PLUGINS:
-        return
-    for plugin_kind, backend in _plugins():
-        if plugin_kind == kind:
-            _load_plugin(kind, backend)
-    _KINDS_WITH_LOADED_PLUGINS.add(kind)
+    for backend, (entry, loaded) in import_plugins(kind).items():
+        _register_plugin(kind, backend, entry, loaded)
 
 
 def available_verbalizers() -> dict[str, tuple[str, ...]]:
     """Kinds and their backends, the default backend first. Plug-ins are listed without importing them."""
     result: dict[str, list[str]] = {}
-    for kind, backend in [*_REGISTRY, *_plugins()]:
+    for kind, backend in [*_REGISTRY, *list_plugins()]:
         backends = result.setdefault(kind, [])
         if backend not in backends:
             backends.append(backend)
@@ -325,7 +310,8 @@ def build_verbalizer(kind: str, backend: str | None = None, **settings: Any) -> 
     if backend not in available[kind]:
         raise ValueError(f"unknown backend {backend!r} for kind {kind!r}, expected one of {list(available[kind])}.")
     if (kind, backend) not in _REGISTRY:
-        _load_plugin(kind, backend)
+        entry = list_plugins()[kind, backend]
+        _register_plugin(kind, backend, entry, import_plugin(entry))
     cls = _REGISTRY[kind, backend]
     if dataclasses.is_dataclass(cls):
         known = {f.name for f in dataclasses.fields(cls) if f.init}
@@ -335,13 +321,8 @@ def build_verbalizer(kind: str, backend: str | None = None, **settings: Any) -> 
     return cls(**settings)
 
 
-def _load_plugin(kind: str, backend: str) -> None:
-    entry = _plugins()[kind, backend]
-    try:
-        loaded = entry.load()
-    except ImportError as error:
-        raise ImportError(f"verbalizer plug-in {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
-    # An entry may point at the class, or at a module that registers its class when imported.
+def _register_plugin(kind: str, backend: str, entry: EntryPoint, loaded: Any) -> None:
+    """Register what an entry point names: a class, unless its module has registered it."""
     if (kind, backend) not in _REGISTRY:
         if not isinstance(loaded, type):
             raise ImportError(

@@ -88,7 +88,14 @@ class _Canvas:
 
 
 def draw_scene(scene: Scene, image: Image.Image | np.ndarray) -> Image.Image:
-    """See `Scene.draw`.
+    """An image with everything found drawn over it: masks, boxes, relation arrows, text outlines.
+
+    Args:
+        scene: what was found in the image.
+        image: PIL or uint8 `(H, W, 3)` RGB.
+
+    Returns:
+        A new RGB PIL image of the same size.
 
     Raises:
         ValueError: the image is not the size that the scene describes.

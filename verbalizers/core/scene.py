@@ -1,7 +1,6 @@
-"""From images to scenes, and from scenes to words.
+"""From images to scenes: verbalizers run side by side, then those that use what these found.
 
-`parse_scene` runs verbalizers side by side, then those that use what these found, and never fails because one of them
-did; `verbalize_scene` is pure.
+No scene is lost because one verbalizer fails.
 """
 
 from __future__ import annotations
@@ -16,14 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from verbalizers.backends.detection import verbalize_detections
-from verbalizers.backends.ocr import verbalize_text_lines
-from verbalizers.backends.scene_graph import verbalize_relations
-from verbalizers.backends.segmentation import render_segmentation_map, verbalize_segments
-from verbalizers.core.base import Verbalizer, find_words, order_by_use
-from verbalizers.core.merging import merge_scene
-from verbalizers.core.structures import Detections, Finding, Relations, Scene, Segments, TextLines
-from verbalizers.core.words import WordSettings, join_sentences
+from verbalizers.core.base import Verbalizer, order_by_use
+from verbalizers.core.segmentation_map import render_segmentation_map
+from verbalizers.core.sentences import verbalize_finding, verbalize_scene
+from verbalizers.core.structures import SCENE_FIELDS, STRUCTURES, Finding, Scene
 
 __all__ = [
     "SCENE_FIELDS",
@@ -37,101 +32,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SCENE_FIELDS: dict[str, str] = {
-    "segmentation": "segments",
-    "detection": "detections",
-    "scene_graph": "relations",
-    "ocr": "text_lines",
-}
-"""The four kinds, in the order in which they are said, and the Scene field each one fills."""
-
-_STRUCTURE_OF_KIND = {
-    "segmentation": Segments,
-    "detection": Detections,
-    "scene_graph": Relations,
-    "ocr": TextLines,
-}
 
 # Verbalizers abandoned after a time-out whose thread still runs: asking them again would only pile up
 # threads.
 _stuck: list[tuple[Verbalizer, threading.Thread]] = []
 _reported_failures: set[str] = set()
-
-
-def verbalize_finding(
-    finding: Any,
-    settings: WordSettings | None = None,
-    compat: bool = False,
-    kind: str | None = None,
-    scene: Scene | None = None,
-) -> str:
-    """The sentence for one finding: by its kind's registered words, else by its type.
-
-    Args:
-        finding: one of the structures, a sentence, a registered kind's finding, or None ("" then).
-        settings: what is worth saying.
-        compat: speak as the release does.
-        kind: what was looked for; finds the words that `register_words` registered.
-        scene: all that was found in the picture, for words that speak about other findings too.
-
-    Raises:
-        ValueError: the finding is of a type that has no words.
-        ImportError: the words are a plug-in's that cannot be imported.
-    """
-    settings = settings or WordSettings()
-    if finding is None:
-        return ""
-    words = find_words(kind) if kind is not None and scene is not None and kind not in SCENE_FIELDS else None
-    if words is not None:
-        return words(finding, scene, settings)
-    if isinstance(finding, str):
-        return finding
-    if isinstance(finding, Segments):
-        return verbalize_segments(finding, compat)
-    if isinstance(finding, Detections):
-        return verbalize_detections(finding, settings.detection_threshold, compat)
-    if isinstance(finding, Relations):
-        return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat)
-    if isinstance(finding, TextLines):
-        return verbalize_text_lines(finding, settings.text_threshold, compat)
-    raise ValueError(
-        f"expected Segments, Detections, Relations, TextLines or a sentence, got {type(finding).__name__}. "
-        "A verbalizer of a new kind answers with one of these or registers its words with register_words."
-    )
-
-
-def verbalize_scene(
-    scene: Scene,
-    kinds: Iterable[str] | None = None,
-    compat: bool = False,
-    settings: WordSettings | None = None,
-) -> str:
-    """All that was found, in words: one sentence per kind, joined with one space.
-
-    Args:
-        scene: what was found.
-        kinds: which kinds are said, in this order; None = the four, then the scene's further findings by
-            name.
-        compat: the release's very words, its blanks, gaps and slips included; False = ours, which say the
-            same where the release is right.
-        settings: what is worth saying. Where segments and detections are both said, what was found twice is said
-            once (`WordSettings.merge_iou`), except with `compat`.
-
-    Raises:
-        ValueError: a kind is neither one of the four nor among the scene's findings.
-    """
-    names = [*SCENE_FIELDS, *sorted(scene.findings)] if kinds is None else list(kinds)
-    settings = settings or WordSettings()
-    if settings.merge_iou is not None and not compat and {"segmentation", "detection"} <= set(names):
-        scene = merge_scene(scene, settings.merge_iou)
-    sentences = []
-    for kind in names:
-        if kind not in SCENE_FIELDS and kind not in scene.findings and kind not in scene.failures:
-            known = [*SCENE_FIELDS, *sorted(scene.findings)]
-            raise ValueError(f"unknown kind {kind!r}, expected some of {known}.")
-        finding = getattr(scene, SCENE_FIELDS[kind]) if kind in SCENE_FIELDS else scene.findings.get(kind)
-        sentences.append(verbalize_finding(finding, settings, compat, kind, scene))
-    return join_sentences(sentences, compat)
 
 
 @dataclass
@@ -281,7 +186,7 @@ def _predict_checked(verbalizer: Verbalizer, arrays: list[np.ndarray], scenes: l
     if not isinstance(findings, list) or len(findings) != len(arrays):
         got = f"{len(findings)} findings" if isinstance(findings, list) else type(findings).__name__
         raise ValueError(f"predict must return a list of {len(arrays)} findings, one per image, got {got}.")
-    wanted = _STRUCTURE_OF_KIND.get(verbalizer.kind)
+    wanted = STRUCTURES[SCENE_FIELDS[verbalizer.kind]] if verbalizer.kind in SCENE_FIELDS else None
     for finding in findings:
         if wanted is not None and finding is not None and not isinstance(finding, wanted):
             got = type(finding).__name__

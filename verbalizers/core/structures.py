@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,14 +17,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from verbalizers.core.base import load_plugins
 from verbalizers.core.boxes import mask_to_box
+from verbalizers.core.plugins import import_plugins
 from verbalizers.core.validation import checked_array, checked_confidence, checked_image_size, checked_names
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["STRUCTURES", "Detections", "Finding", "Relations", "Scene", "Segments", "TextLines", "register_finding"]
+__all__ = [
+    "SCENE_FIELDS",
+    "STRUCTURES",
+    "Detections",
+    "Finding",
+    "Relations",
+    "Scene",
+    "Segments",
+    "TextLines",
+    "register_finding",
+]
 
 
 logger = logging.getLogger(__name__)
@@ -276,6 +287,14 @@ class TextLines(Finding):
 STRUCTURES: dict[str, type[Finding]] = {c.structure: c for c in (Segments, Detections, Relations, TextLines)}
 """Finding classes by the name that their dict form carries."""
 
+SCENE_FIELDS: dict[str, str] = {
+    "segmentation": Segments.structure,
+    "detection": Detections.structure,
+    "scene_graph": Relations.structure,
+    "ocr": TextLines.structure,
+}
+"""The four kinds, in the order in which they are said, and the Scene field each one fills: its structure's name."""
+
 
 def register_finding(cls: type[Finding]) -> type[Finding]:
     """Class decorator that lets `Scene.from_dict` rebuild findings of this class; for kinds beyond the four.
@@ -307,19 +326,11 @@ def _rebuild_finding(kind: str, value: Any) -> Any:
         # Written by a plug-in: its finding is known once it is imported. A plug-in that is broken must not keep
         # anyone from reading the rest of the scene.
         try:
-            load_plugins(kind)
+            import_plugins(kind)
         except ImportError as error:
             logger.debug("finding of kind %s stays a mapping: %s", kind, error)
     known = STRUCTURES.get(value["structure"])
     return value if known is None else known.from_dict(value)
-
-
-_SCENE_FIELDS = {
-    "segments": Segments,
-    "detections": Detections,
-    "relations": Relations,
-    "text_lines": TextLines,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,8 +357,8 @@ class Scene(Finding):
 
     def __post_init__(self) -> None:
         self._set(image_size_hw=checked_image_size(self.image_size_hw))
-        for name, wanted in _SCENE_FIELDS.items():
-            value = getattr(self, name)
+        for name in SCENE_FIELDS.values():
+            value, wanted = getattr(self, name), STRUCTURES[name]
             if value is not None and not isinstance(value, wanted):
                 raise ValueError(
                     f"`{name}` must be {wanted.__name__} or None, got {type(value).__name__}. "
@@ -356,22 +367,16 @@ class Scene(Finding):
         self._set(findings=dict(self.findings), failures={k: str(v) for k, v in dict(self.failures).items()})
 
     def draw(self, image: Image.Image | np.ndarray) -> Image.Image:
-        """The image with everything found drawn over it: masks, boxes, relation arrows, text outlines.
-
-        Args:
-            image: the picture this scene describes, PIL or uint8 `(H, W, 3)` RGB.
-
-        Returns:
-            A new RGB PIL image of the same size.
-        """
+        """Deprecated: call `verbalizers.draw_scene(scene, image)`."""
         from verbalizers.core.drawing import draw_scene
 
+        warnings.warn("`Scene.draw(image)` is now `draw_scene(scene, image)`.", DeprecationWarning, stacklevel=2)
         return draw_scene(self, image)
 
     def to_dict(self) -> dict[str, Any]:
         """Values that `json.dumps` accepts; absent findings are left out."""
         result: dict[str, Any] = {"image_size_hw": list(self.image_size_hw)}
-        for name in _SCENE_FIELDS:
+        for name in SCENE_FIELDS.values():
             value = getattr(self, name)
             if value is not None:
                 result[name] = value.to_dict()
@@ -385,8 +390,8 @@ class Scene(Finding):
     def from_dict(cls, data: Mapping[str, Any]) -> Scene:
         """Rebuild from `to_dict`'s output."""
         values = dict(data)
-        for name, wanted in _SCENE_FIELDS.items():
+        for name in SCENE_FIELDS.values():
             if values.get(name) is not None:
-                values[name] = wanted.from_dict(values[name])
+                values[name] = STRUCTURES[name].from_dict(values[name])
         values["findings"] = {kind: _rebuild_finding(kind, value) for kind, value in values.get("findings", {}).items()}
         return super().from_dict(values)

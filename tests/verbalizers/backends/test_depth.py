@@ -20,6 +20,7 @@ from verbalizers import (
     WordSettings,
     available_verbalizers,
     build_verbalizer,
+    draw_scene,
     parse_scene,
     verbalize_scene,
 )
@@ -218,8 +219,8 @@ def test_depth_survives_when_scene_goes_through_json_and_cache():
 @pytest.mark.parametrize("ground", [0, 255])
 def test_depth_is_drawn_as_a_framed_inset_when_scene_is_drawn(ground):
     picture = Image.new("RGB", (60, 40), (ground,) * 3)
-    drawn = np.asarray(scene_of(ramp()).draw(picture)).astype(int)
-    plain = np.asarray(Scene((40, 60)).draw(picture)).astype(int)
+    drawn = np.asarray(draw_scene(scene_of(ramp()), picture)).astype(int)
+    plain = np.asarray(draw_scene(Scene((40, 60)), picture)).astype(int)
     changed = np.abs(drawn - plain).sum(axis=2) > 0
     assert changed.any() and not changed[:20].any() and not changed[:, :30].any()
     inset = drawn[-11:-2, -15:-2].sum(axis=2).mean(axis=1)

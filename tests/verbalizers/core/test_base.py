@@ -11,6 +11,7 @@ from verbalizers import (
     Verbalizer,
     available_verbalizers,
     build_verbalizer,
+    draw_scene,
     parse_scene,
     register_drawing,
     register_finding,
@@ -18,14 +19,14 @@ from verbalizers import (
     register_words,
     verbalize_scene,
 )
-from verbalizers.core import base, structures
+from verbalizers.core import base, plugins, structures
 
 
 @pytest.fixture(autouse=True)
 def clean_registry(monkeypatch):
     for name in ("_REGISTRY", "_WORDS", "_DRAWINGS"):
         monkeypatch.setattr(base, name, dict(getattr(base, name)))
-    monkeypatch.setattr(base, "_KINDS_WITH_LOADED_PLUGINS", set())
+    plugins.import_plugins.cache_clear()
     monkeypatch.setattr(structures, "STRUCTURES", dict(structures.STRUCTURES))
 
 
@@ -64,7 +65,7 @@ def test_words_and_drawing_see_the_scene_when_registered():
 
     scene = Scene((4, 6), findings={"mood": {"word": "grey", "colour": [1, 2, 3]}})
     assert verbalize_scene(scene) == "grey at (4, 6), 10 at most."
-    picture = scene.draw(np.zeros((4, 6, 3), np.uint8))
+    picture = draw_scene(scene, np.zeros((4, 6, 3), np.uint8))
     assert picture.getpixel((0, 0)) == (1, 2, 3) and picture.getpixel((1, 0)) == (0, 0, 0)
     assert verbalize_scene(Scene((4, 6), findings={"mood": None})) == ""
 
@@ -80,7 +81,7 @@ def test_register_words_refuses_when_kind_has_others():
 def test_drawing_is_refused_when_size_differs():
     register_drawing("mood")(lambda finding, scene, picture: picture.resize((1, 1)))
     with pytest.raises(ValueError, match="drawing of kind 'mood'"):
-        Scene((4, 6), findings={"mood": "calm"}).draw(np.zeros((4, 6, 3), np.uint8))
+        draw_scene(Scene((4, 6), findings={"mood": "calm"}), np.zeros((4, 6, 3), np.uint8))
 
 
 def test_register_finding_refuses_when_name_is_taken_or_class_is_none():

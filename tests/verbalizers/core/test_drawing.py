@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from verbalizers import Detections, Relations, Scene, Segments, TextLines
+from verbalizers import Detections, Relations, Scene, Segments, TextLines, draw_scene
 
 SIZE_HW = (120, 160)
 
@@ -24,7 +24,7 @@ def make_scene(with_boxes=True) -> Scene:
 @pytest.mark.parametrize("with_boxes", [True, False])
 def test_draw_keeps_contrast_when_ground_is_dark_or_light(ground, with_boxes):
     plain = np.full((*SIZE_HW, 3), ground, dtype=np.uint8)
-    drawn = np.asarray(make_scene(with_boxes).draw(plain)).astype(int)
+    drawn = np.asarray(draw_scene(make_scene(with_boxes), plain)).astype(int)
     assert drawn.shape == plain.shape
     assert (plain == ground).all(), "the input must stay as it was"
     # The detection's left edge: next to the coloured line stands its halo, and one of both differs strongly
@@ -36,7 +36,7 @@ def test_draw_keeps_contrast_when_ground_is_dark_or_light(ground, with_boxes):
 
 def test_draw_paints_masks_only_where_segments_are():
     scene = Scene(SIZE_HW, segments=make_scene().segments)
-    drawn = np.asarray(scene.draw(np.full((*SIZE_HW, 3), 100, np.uint8)))
+    drawn = np.asarray(draw_scene(scene, np.full((*SIZE_HW, 3), 100, np.uint8)))
     assert (drawn[:58] == 100).all()
     assert (drawn[100:] != 100).any(axis=2).mean() > 0.9
 
@@ -44,9 +44,9 @@ def test_draw_paints_masks_only_where_segments_are():
 def test_draw_points_from_subject_to_object_when_relation_is_drawn():
     black = np.zeros((*SIZE_HW, 3), np.uint8)
     relations = make_scene().relations
-    there = np.asarray(Scene(SIZE_HW, relations=relations).draw(black))
+    there = np.asarray(draw_scene(Scene(SIZE_HW, relations=relations), black))
     swapped = Relations(("kite", "dog"), (1,), (0,), ("over",), (0.9,), relations.object_boxes_xyxy)
-    back = np.asarray(Scene(SIZE_HW, relations=swapped).draw(black))
+    back = np.asarray(draw_scene(Scene(SIZE_HW, relations=swapped), black))
     head, tail = (slice(84, 104), slice(108, 128)), (slice(22, 40), slice(22, 40))
     assert there[head].sum() > back[head].sum()
     assert back[tail].sum() > there[tail].sum()
@@ -61,9 +61,16 @@ def test_draw_survives_when_image_is_odd(size_hw):
         detections=Detections(box, ("x",), (1,), size_hw),
         relations=Relations(("x",), (0,), (0,), ("on",), (1,), box),
     )
-    assert scene.draw(Image.new("L", size_hw[::-1])).size == size_hw[::-1]
+    assert draw_scene(scene, Image.new("L", size_hw[::-1])).size == size_hw[::-1]
 
 
 def test_draw_refuses_when_image_is_another_size():
     with pytest.raises(ValueError, match="that was parsed"):
-        make_scene().draw(Image.new("RGB", (10, 10)))
+        draw_scene(make_scene(), Image.new("RGB", (10, 10)))
+
+
+def test_scene_still_draws_itself_when_asked_and_says_what_to_call():
+    image = np.zeros((*SIZE_HW, 3), np.uint8)
+    with pytest.warns(DeprecationWarning, match=r"draw_scene\(scene, image\)"):
+        drawn = make_scene().draw(image)
+    assert np.array_equal(drawn, draw_scene(make_scene(), image))
