@@ -219,18 +219,27 @@ class _Ledger:
                 )
 
 
-def _read_unknown(sources: Iterable[Source | BadSource], ledger: _Ledger) -> Iterator[Work]:
-    """Read pictures one after the other and pass on those nobody has looked at."""
+def _read_unknown(sources: Sequence[Source | BadSource], ledger: _Ledger) -> Iterator[Work]:
+    """Read and hash every image once, however often it occurs, and pass on those nobody has looked at."""
+    counts = Counter(source.location for source in sources if isinstance(source, Source) and not source.column)
+    repeated = {location for location, count in counts.items() if count > 1}
+    del counts
+    hashes: dict[str, str] = {}  # of files that occur several times
     for source in sources:
         if isinstance(source, BadSource):
             ledger.refuse(source, source.reason)
             continue
-        try:
-            data = source.read()
-        except ValueError as error:
-            ledger.refuse(source, str(error))
-            continue
-        content_hash = hash_content(data)
+        is_repeated = not source.column and source.location in repeated
+        data, content_hash = None, hashes.get(source.location) if is_repeated else None
+        if content_hash is None:
+            try:
+                data = source.read()
+            except ValueError as error:
+                ledger.refuse(source, str(error))
+                continue
+            content_hash = hash_content(data)
+            if is_repeated:
+                hashes[source.location] = content_hash
         if ledger.is_new(source, content_hash):
             yield Work(content_hash, source, data)
 

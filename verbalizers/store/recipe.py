@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from verbalizers.core.base import Verbalizer, build_verbalizer
+from verbalizers.core.base import Verbalizer, build_verbalizer, hash_settings
 from verbalizers.core.words import WordSettings
 
 __all__ = ["MANIFEST_FILE", "Recipe", "VerbalizerEntry", "is_made_by", "legacy_fingerprint", "read_manifest"]
@@ -36,27 +36,33 @@ _FORMER_CLASSES = {
 }
 
 
-def legacy_fingerprint(verbalizer: Verbalizer) -> str | None:
-    """Its fingerprint by the rule that held while a class counted by its module path; None = it finds other things now.
+def both_fingerprints(verbalizer: Verbalizer) -> tuple[str, str | None]:
+    """A verbalizer's fingerprint and its legacy one; its checkpoint is read once.
 
-    A class outside this package is taken to stand where it stood.
+    The legacy one follows the rule that held while a class counted by its module path; None = it finds other things
+    now. A class outside this package is taken to stand where it stood.
     """
     cls = type(verbalizer)
     if cls.fingerprint is not Verbalizer.fingerprint:  # a rule of its own, which is as it was
-        return verbalizer.fingerprint()
+        return (verbalizer.fingerprint(),) * 2
+    settings = verbalizer.content_settings()
+    fingerprint = hash_settings(verbalizer.identity(), settings)
     if verbalizer.version != Verbalizer.version:
-        return None
-    here = (cls.__module__, cls.__qualname__)
-    name = (verbalizer.kind, verbalizer.backend)
-    return verbalizer.fingerprint_as(*(_FORMER_CLASSES.get(name, here) if cls.is_registered() else here))
+        return fingerprint, None
+    name, path = (verbalizer.kind, verbalizer.backend), (cls.__module__, cls.__qualname__)
+    former = _FORMER_CLASSES.get(name, path) if cls.is_registered() else path
+    return fingerprint, hash_settings([*former, *name], settings)
+
+
+def legacy_fingerprint(verbalizer: Verbalizer) -> str | None:
+    """The legacy one of `both_fingerprints`."""
+    return both_fingerprints(verbalizer)[1]
 
 
 def is_made_by(entry: Mapping[str, Any], verbalizer: Verbalizer) -> bool:
     """Whether an entry of a manifest's `verbalizers` stands for this verbalizer, also under its legacy fingerprint."""
-    if (entry["kind"], entry["backend"]) != (verbalizer.kind, verbalizer.backend):
-        return False
-    # One after the other: each reads the checkpoint.
-    return entry["fingerprint"] == verbalizer.fingerprint() or entry["fingerprint"] == legacy_fingerprint(verbalizer)
+    is_kind = (entry["kind"], entry["backend"]) == (verbalizer.kind, verbalizer.backend)
+    return is_kind and entry["fingerprint"] in both_fingerprints(verbalizer)
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,13 @@ class VerbalizerEntry:
     fingerprint: str
     version: int = Verbalizer.version
     legacy_fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, verbalizer: Verbalizer) -> VerbalizerEntry:
+        """The entry of a ready verbalizer; reads its checkpoint."""
+        fingerprint, legacy = both_fingerprints(verbalizer)
+        name = (type(verbalizer).__module__, verbalizer.kind, verbalizer.backend)
+        return cls(*name, verbalizer.settings(), fingerprint, verbalizer.version, legacy)
 
     def build(self) -> Verbalizer:
         """Build it in this process; no model is loaded yet."""
@@ -125,18 +138,7 @@ class Recipe:
                     f"{type(verbalizer).__name__} is defined in the running script, which worker processes cannot "
                     "import. Move the class to a module of its own and import it."
                 )
-        entries = tuple(
-            VerbalizerEntry(
-                type(v).__module__,
-                v.kind,
-                v.backend,
-                v.settings(),
-                v.fingerprint(),
-                v.version,
-                legacy_fingerprint(v),
-            )
-            for v in verbalizers
-        )
+        entries = tuple(map(VerbalizerEntry.of, verbalizers))
         kept = tuple(sorted(kinds if kept_kinds is None else set(kinds) & set(kept_kinds)))
         return cls(entries, words or WordSettings(), compat, None if kept == tuple(sorted(kinds)) else kept)
 

@@ -11,12 +11,15 @@ pytest.importorskip("pyarrow")
 from cache_verbalizers import BAD_COLOR, MeanColour, TwoHalves, Unsayable, load_small
 from PIL import Image
 
-from verbalizers import WordSettings, parse_scene, verbalize_scene
+from verbalizers import WordSettings, build_verbalizer, parse_scene, verbalize_scene
+from verbalizers.core import base
+from verbalizers.store import building, work
+from verbalizers.store import cache as cache_module
 from verbalizers.store.building import build_cache
 from verbalizers.store.cache import VerbalizationCache
-from verbalizers.store.recipe import Recipe
+from verbalizers.store.recipe import Recipe, is_made_by, legacy_fingerprint
 from verbalizers.store.rows import hash_content, pack_panoptic_map, pack_scene, unpack_panoptic_map, unpack_scene
-from verbalizers.store.sources import read_sources
+from verbalizers.store.sources import Source, read_sources
 
 
 def draw(path, color, height=6, width=8):
@@ -241,3 +244,41 @@ def test_reader_names_the_folder_when_the_manifest_is_of_another_version(picture
     (folder / "verbalization.json").write_text(json.dumps({**manifest, "version": 99}))
     with pytest.raises(ValueError, match="version 1 in .*got moai-verbalizations 99"):
         VerbalizationCache(folder)
+
+
+# ---------------------------------------------------------------------- what is read once
+
+
+def count_calls(monkeypatch, owner, name):
+    """A list that grows by one at every call of a function or method."""
+    calls, original = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(args) or original(*args, **kwargs))
+    return calls
+
+
+def test_image_is_read_and_hashed_once_when_many_rows_name_it(pictures, tmp_path, monkeypatch):
+    rows = [{"image": name, "id": index} for index, name in enumerate(("a.png", "b.png", "a.png", "b.png", "a.png"))]
+    (pictures / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read, hashed = count_calls(monkeypatch, Source, "read"), count_calls(monkeypatch, building, "hash_content")
+    monkeypatch.setattr(work, "hash_content", lambda data: pytest.fail("hashed again"))
+    for counts in ((2, 0), (0, 5)):
+        report = build(pictures / "rows.jsonl", tmp_path / "cache")
+        assert (report.num_verbalized, report.num_known) == counts and report.num_errors == 0
+        assert len(read) == len(hashed) == 2
+        read.clear(), hashed.clear()
+    cache = VerbalizationCache(tmp_path / "cache")
+    assert len(list(cache.sources())) == 5 and cache["4"] == cache[pictures / "a.png"]
+    hashed = count_calls(monkeypatch, cache_module, "hash_content")
+    assert cache.get((pictures / "a.png").read_bytes()) is not None and len(hashed) == 1
+
+
+def test_checkpoint_is_read_once_when_a_recipe_is_made(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    verbalizer = build_verbalizer("segmentation", "transformers", checkpoint=tmp_path)
+    fingerprints = verbalizer.fingerprint(), legacy_fingerprint(verbalizer)
+    read = count_calls(monkeypatch, base, "fingerprint_checkpoint")
+    (entry,) = Recipe.from_verbalizers([verbalizer]).entries
+    assert (entry.fingerprint, entry.legacy_fingerprint) == fingerprints and len(read) == 1
+    read.clear()
+    row = {"kind": "segmentation", "backend": "transformers", "fingerprint": fingerprints[1]}
+    assert is_made_by(row, verbalizer) and len(read) == 1
