@@ -6,7 +6,6 @@ ahead of the trainer and a killed one leaves nothing half-written.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,11 +199,8 @@ def join_scenes(
 
 def save_shard(shard: SceneShard, path: Path) -> None:
     """Write a shard so that it is either there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **shard.__dict__)
-    os.replace(temporary, path)
 
 
 def load_shard(path: Path) -> SceneShard:

@@ -195,7 +195,7 @@ def build_picture_shards(settings: PictureShardSettings, folder: Path) -> None:
         path = _path(folder, shard)
         if not path.is_file():
             arrays = build_picture_shard(settings, shard).__dict__
-            with replacing(path) as temporary, open(temporary, "wb") as file:
+            with atomic_file(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays)
 
 

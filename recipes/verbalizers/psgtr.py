@@ -105,7 +105,7 @@ def build_feature_shards(model: PSGTRForSceneGraph, batches: SceneBatches, folde
             part = [scenes[index] for index in range(start, min(start + batch_size, len(scenes)))]
             with torch.autocast("cpu", torch.bfloat16):
                 maps.append(model.backbone.model(pixels_of(part))[-1].half().numpy())
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
             np.save(file, np.concatenate(maps))
 
 

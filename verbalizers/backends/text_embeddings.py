@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verbalizers.core.base import fingerprint_checkpoint
+from verbalizers.core.durable_files import atomic_file
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +37,7 @@ def embeddings_path(cache_dir: str | None, family: str, checkpoint: str, words: 
 def read_or_write(path: Path | None, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
     """The tensor stored at `path`, or computed and stored there; None only computes.
 
-    The file appears complete or not at all: it is written under another name and moved.
+    The file appears complete or not at all.
     """
     if path is None:
         return compute()
@@ -47,8 +46,6 @@ def read_or_write(path: Path | None, compute: Callable[[], torch.Tensor]) -> tor
     if path.is_file():
         return load_file(path)["embeddings"]
     embeddings = compute().cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
-    save_file({"embeddings": embeddings.contiguous()}, partial)
-    os.replace(partial, path)
+    with atomic_file(path) as temporary:
+        save_file({"embeddings": embeddings.contiguous()}, temporary)
     return embeddings

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from verbalizers.core.durable_files import replacing
+from verbalizers.core.durable_files import atomic_file
 
 __all__ = ["import_pyarrow", "read_table", "scenes_schema", "shard_paths", "sources_schema", "write_table"]
 
@@ -65,6 +65,6 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
 def write_table(path: Path, table: Any) -> None:
     """Write a shard at one stroke; its rows are on disk when this returns."""
     _, pq = import_pyarrow()
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         rows = ROW_GROUP_ROWS[path.name.split("-")[0]]
         pq.write_table(table, temporary, compression="zstd", row_group_size=rows)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from verbalizers.core.durable_files import lock_folder, read_lines, replacing
+from verbalizers.core.durable_files import append_to_file, atomic_file, lock_folder, read_lines
 from verbalizers.store.recipe import MANIFEST_FILE, Recipe, read_manifest
 from verbalizers.store.shards import (
     import_pyarrow,
@@ -137,10 +137,7 @@ class CacheWriter:
                 self._errors[_error_key(row)] = row
                 lines.append(json.dumps(row) + "\n")
         if lines:
-            with (self.folder / ERRORS_FILE).open("ab") as file:
-                file.write("".join(lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
+            append_to_file(self.folder / ERRORS_FILE, "".join(lines).encode())
 
     def _new_source_lines(self, sources: Iterable[Source], content_hash: str) -> list[str]:
         lines = []
@@ -238,13 +235,13 @@ class CacheWriter:
                     "Verbalize into another folder."
                 )
             return
-        with replacing(self.folder / MANIFEST_FILE) as temporary:
+        with atomic_file(self.folder / MANIFEST_FILE) as temporary:
             temporary.write_text(json.dumps(recipe.to_manifest(), indent=2) + "\n", encoding="utf-8")
 
     def _rewrite_errors(self) -> None:
         path = self.folder / ERRORS_FILE
         if self._errors or path.exists():
-            with replacing(path) as temporary:
+            with atomic_file(path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in self._errors.values()), "utf-8")
 
 
