@@ -16,6 +16,7 @@ import numpy as np
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from recipes.shard_waiting import wait_for_file
+from verbalizers.core.durable_files import atomic_file
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
 __all__ = [

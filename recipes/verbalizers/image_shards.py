@@ -21,7 +21,7 @@ from moai.training.task import Batch
 from moai.training.train_settings import OptimizationSettings
 from recipes.shard_waiting import wait_for_file
 from recipes.stages import CountingTask
-from verbalizers.core.durable_files import replacing
+from verbalizers.core.durable_files import atomic_file
 
 __all__ = [
     "NUM_OBJECT_NAMES",

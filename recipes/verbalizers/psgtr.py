@@ -18,7 +18,7 @@ from torch import nn
 from moai.scenes.vocabulary import PREDICATES
 from moai.training.task import Batch
 from recipes.stages import StageSettings
-from verbalizers.core.durable_files import replacing
+from verbalizers.core.durable_files import atomic_file
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor, PSGTROutput
 from verbalizers.psgtr.loss_psgtr import mask_loss, match_triplets, triplet_loss
 
