@@ -28,7 +28,7 @@ def choose_names(num_names: int = NUM_NAMES) -> tuple[tuple[str, ...], str]:
     ImageNet's and LVIS's names where `timm` and `ultralytics` are installed (ADE-847 is in no package); else numbered
     ones.
     """
-    from verbalizers.vocabularies import available_vocabularies, load_vocabulary
+    from verbalizers.core.vocabularies import available_vocabularies, load_vocabulary
 
     if {"imagenet", "lvis"} <= set(available_vocabularies()):
         names = load_vocabulary("imagenet+lvis")

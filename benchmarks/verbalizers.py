@@ -36,7 +36,7 @@ from benchmarks.verbalizer_models import (
     save_random_models,
 )
 from verbalizers import VerbalizationCache, Verbalizer, parse_scene, verbalize_scene
-from verbalizers.base import order_by_use
+from verbalizers.core.base import order_by_use
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "checkpoints" / "verbalizers"
@@ -150,8 +150,8 @@ def load_encoded(data: bytes) -> Image.Image:
 
 def measure_cache(verbalizers: list[Verbalizer], num_rounds: int, device: torch.device) -> Table:
     """A picture's scene and words out of Parquet against looking and telling anew."""
-    from verbalizers.cache_building import build_cache
-    from verbalizers.cache_sources import read_sources
+    from verbalizers.store.building import build_cache
+    from verbalizers.store.sources import read_sources
 
     with tempfile.TemporaryDirectory() as folder:
         shown, out = Path(folder, "pictures"), Path(folder, "cache")

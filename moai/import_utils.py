@@ -51,7 +51,7 @@ EXTRA_OF_PACKAGE = {
 
 # Installed beside `moai` under names that are not ours alone; each with a file that only ours has.
 FIRST_PARTY_PACKAGES = {
-    "verbalizers": "structures.py",
+    "verbalizers": "core/structures.py",
     "compressor": "configuration_compressor.py",
     "mixer": "configuration_mixer.py",
 }

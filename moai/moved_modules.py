@@ -13,7 +13,7 @@ from types import ModuleType
 __all__ = ["MOVED_MODULES", "answer_to_old_names"]
 
 _SCENE_MODULES = (
-    "contact_sheet", "drawings", "export", "groups", "layout", "noise", "questions", "rendering", "settings", "signs",
+    "drawings", "export", "groups", "layout", "noise", "questions", "rendering", "settings", "signs",
     "textures", "truth", "vocabulary",
 )  # fmt: skip
 _PROCESSING_MODULES = (
@@ -28,7 +28,7 @@ _MODEL_MODULES = (
     "tensor_parallelism",
 )  # fmt: skip
 _BACKBONE_MODULES = ("backbone_loading", "backbone_processor", "backbones", "internlm2")
-_CHECKPOINT_MODULES = ("atomic_folder", "tensor_folder", "tensor_writing")
+_CHECKPOINT_MODULES = ("tensor_folder", "tensor_writing")
 _CONVERSION_MODULES = (
     "dispatch", "model_card", "official", "official_config", "official_keys", "official_processor", "position_table",
     "psgtr", "published_verbalizers", "report",
@@ -52,6 +52,8 @@ MOVED_MODULES = {
     **{f"moai.conversion.{name}": f"moai.models.moai.{name}" for name in _BACKBONE_MODULES},
     **{f"moai.conversion.{name}": f"moai.checkpoints.io.{name}" for name in _CHECKPOINT_MODULES},
     **{f"moai.conversion.{name}": f"moai.checkpoints.convert.{name}" for name in _CONVERSION_MODULES},
+    "moai.checkpoints.io.atomic_folder": "verbalizers.core.durable_files",
+    "moai.conversion.atomic_folder": "verbalizers.core.durable_files",
     "moai.checkpoint_lookup": "moai.checkpoints.io.lookup",
     "moai.conversion": "moai.checkpoints.convert",
     "moai.hub_download": "moai.checkpoints.io.hub_download",

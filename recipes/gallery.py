@@ -3,7 +3,7 @@
     python -m recipes.gallery --model checkpoints/moai-nano --out docs
 
 Writes ``gallery_scenes.jpg`` (test scenes) and ``gallery_photos.jpg`` (the example photographs). Every row is one
-picture, then what segmenter, detector and text reader, and scene graph found, drawn by `Scene.draw`.
+picture, then what segmenter, detector and text reader, and scene graph found, drawn by `draw_scene`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.processing.image_loading import load_image
 from moai.scenes.asset_loading import load_font
 from moai.scenes.scenes import Scenes
-from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_scene
-from verbalizers.structures import Scene
+from verbalizers import SCENE_FIELDS, Scene, draw_scene, parse_scene, verbalize_scene
 
 __all__ = ["main", "make_gallery"]
 
@@ -52,7 +51,7 @@ def make_gallery(pictures: Sequence[Image.Image], scenes: Sequence[Scene], setti
             left = _MARGIN + column * step_x
             hidden = {name: None for name in _KIND_OF_FIELD if name not in fields}
             shown = replace(scene, **hidden)
-            sheet.paste(_fitted(shown.draw(picture)), (left, top))
+            sheet.paste(_fitted(draw_scene(shown, picture)), (left, top))
             words = verbalize_scene(shown, tuple(_KIND_OF_FIELD[name] for name in fields), settings=settings.words)
             lines = textwrap.wrap(words, 46, max_lines=_CAPTION_LINES, placeholder=" ...")
             pen.multiline_text((left, top + _TILE + 4), "\n".join(lines), _INK, font, spacing=2)

@@ -22,7 +22,6 @@ import torch
 from transformers import AutoConfig
 
 from mixer.configuration_mixer import evenly_spaced_layers
-from moai.checkpoints.io.atomic_folder import atomic_folder
 from moai.checkpoints.io.lookup import find_checkpoint, list_bundled_checkpoints
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.import_utils import require
@@ -35,6 +34,7 @@ from moai.models.moai.backbone_loading import (
 from moai.models.moai.backbone_processor import build_processor_from_backbones
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.processing_moai import MoAIProcessor
+from verbalizers.core.durable_files import atomic_folder
 
 __all__ = ["build_smol", "find_packaged_gguf"]
 

@@ -182,8 +182,10 @@ def collect_names() -> dict[str, list[str]]:
             if names := sorted(_public_names(ast.parse(path.read_text(encoding="utf-8")))):
                 found[_module_name(path)] = names
     from moai.moved_modules import MOVED_MODULES
+    from verbalizers.moved_modules import MOVED_MODULES as MOVED_VERBALIZERS
 
-    return found | {old: found[present] for old, present in MOVED_MODULES.items() if present in found}
+    moved = MOVED_MODULES | MOVED_VERBALIZERS
+    return found | {old: found[present] for old, present in moved.items() if present in found}
 
 
 def _public_names(tree: ast.Module) -> set[str]:
@@ -213,8 +215,8 @@ def writing_cache() -> Iterator[Path]:
     from cache_verbalizers import MeanColour, TwoHalves, load_small
 
     from verbalizers import build_verbalizer
-    from verbalizers.cache_building import build_cache
-    from verbalizers.cache_sources import read_sources
+    from verbalizers.store.building import build_cache
+    from verbalizers.store.sources import read_sources
 
     looking = [TwoHalves(), MeanColour(), build_verbalizer("scene_graph", "geometric")]
     with tempfile.TemporaryDirectory() as folder:

@@ -46,6 +46,13 @@ FOLDER_LAW = {
     "moai/serving": ("verbalizers", "moai/pipeline"),
     "moai/cli": ("verbalizers", "moai/checkpoints/convert", "moai/pipeline", "moai/training", "moai/evaluation"),
 }
+# Inside verbalizers a folder imports itself and what stands beside its name here, nothing else, no file is forgiven.
+VERBALIZERS_LAW = {
+    "verbalizers/core": (),
+    "verbalizers/store": ("verbalizers/core",),
+    "verbalizers/psgtr": ("verbalizers/core",),
+    "verbalizers/backends": ("verbalizers/core", "verbalizers/psgtr"),
+}
 # Files that any folder of moai may import; they import one another only.
 FOUNDATIONS = ("moai/__init__.py", "moai/import_utils.py", "moai/moved_modules.py", "moai/settings.py")
 DOORS = ("moai/__init__.py", "moai/__main__.py")  # the public names, imported on first use, and the command line
@@ -210,6 +217,22 @@ def test_moai_file_imports_only_what_its_folder_may_when_read(path: Path) -> Non
     assert not illegal, f"{relative} imports {sorted(illegal)}; {folder} may import {sorted(_reachable(folder))}"
     loose = {name for name, other in reached.items() if other is None and not _is_foundation(name)}
     assert not loose, f"{relative} imports {sorted(loose)}, which lie in no folder of the law"
+
+
+@_each(*VERBALIZERS_LAW)
+def test_verbalizers_file_imports_only_what_its_folder_may_when_read(path: Path) -> None:
+    folder = path.parent.relative_to(REPO_ROOT).as_posix()
+    allowed = tuple(f"{name.replace('/', '.')}." for name in (folder, *VERBALIZERS_LAW[folder]))
+    modules = {name for name in _imports(path, import_time_only=False) if name.split(".")[0] == "verbalizers"}
+    illegal = {name for name in modules if not f"{name}.".startswith(allowed)}
+    assert not illegal, f"{_relative(path)} imports {sorted(illegal)}; {folder} may import {allowed}"
+
+
+def test_verbalizers_file_lies_in_a_folder_of_the_law_when_listed() -> None:
+    outside = {_relative(path) for path in _source_files("verbalizers")} - {
+        _relative(path) for path in _source_files(*VERBALIZERS_LAW)
+    }
+    assert outside == {"verbalizers/__init__.py", "verbalizers/moved_modules.py"}
 
 
 def _is_foundation(module: str) -> bool:

@@ -70,7 +70,7 @@ def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path) -> None
 
 def test_contributing_verbalizer_works_when_copied() -> None:
     import verbalizers
-    from verbalizers import base
+    from verbalizers.core import base
 
     look, say = _code_blocks("CONTRIBUTING.md", "python")
     try:

@@ -1,9 +1,16 @@
-"""Computer vision in words: images -> findings -> sentences.
+"""Computer vision as text: images -> findings -> sentences.
 
 Importing this package needs numpy and Pillow only; every backend is imported when it is first used.
 """
 
-from verbalizers.base import (
+import importlib
+
+from verbalizers.backends.depth import DepthMap
+from verbalizers.backends.detection_ultralytics import UltralyticsDetector
+from verbalizers.backends.ocr_paddleocr import PaddleOCRVerbalizer
+from verbalizers.backends.ocr_transformers import TransformersOCR
+from verbalizers.backends.scene_graph_geometric import GeometricSceneGraph
+from verbalizers.core.base import (
     Verbalizer,
     available_verbalizers,
     build_verbalizer,
@@ -11,20 +18,31 @@ from verbalizers.base import (
     register_verbalizer,
     register_words,
 )
-from verbalizers.cache import Verbalization, VerbalizationCache
-from verbalizers.checkpoints import CheckpointVerbalizer
-from verbalizers.depth import DepthMap
-from verbalizers.detection import verbalize_detections
-from verbalizers.detection_ultralytics import UltralyticsDetector
-from verbalizers.ocr import verbalize_text_lines
-from verbalizers.ocr_paddleocr import PaddleOCRVerbalizer
-from verbalizers.ocr_transformers import TransformersOCR
-from verbalizers.scene import SCENE_FIELDS, parse_scene, verbalize_finding, verbalize_scene
-from verbalizers.scene_graph import verbalize_relations
-from verbalizers.scene_graph_geometric import GeometricSceneGraph
-from verbalizers.segmentation import pascal_colors, render_segmentation_map, verbalize_segments
-from verbalizers.structures import Detections, Finding, Relations, Scene, Segments, TextLines, register_finding
-from verbalizers.words import WordSettings, join_sentences
+from verbalizers.core.checkpoints import CheckpointVerbalizer
+from verbalizers.core.drawing import draw_scene
+from verbalizers.core.scene import parse_scene
+from verbalizers.core.segmentation_map import pascal_colors, render_segmentation_map
+from verbalizers.core.sentences import (
+    verbalize_detections,
+    verbalize_finding,
+    verbalize_relations,
+    verbalize_scene,
+    verbalize_segments,
+    verbalize_text_lines,
+)
+from verbalizers.core.structures import (
+    SCENE_FIELDS,
+    Detections,
+    Finding,
+    Relations,
+    Scene,
+    Segments,
+    TextLines,
+    register_finding,
+)
+from verbalizers.core.words import WordSettings, join_sentences
+from verbalizers.moved_modules import MOVED_MODULES, answer_to_old_names
+from verbalizers.store.cache import Verbalization, VerbalizationCache
 
 __all__ = [
     "SCENE_FIELDS",
@@ -46,6 +64,7 @@ __all__ = [
     "WordSettings",
     "available_verbalizers",
     "build_verbalizer",
+    "draw_scene",
     "join_sentences",
     "parse_scene",
     "pascal_colors",
@@ -61,3 +80,12 @@ __all__ = [
     "verbalize_segments",
     "verbalize_text_lines",
 ]
+
+answer_to_old_names()
+
+
+def __getattr__(name: str) -> object:
+    """Import a module under the name it had, on first use."""
+    if (old := f"{__name__}.{name}") in MOVED_MODULES:
+        return importlib.import_module(old)
+    raise AttributeError(f"module 'verbalizers' has no attribute {name!r}")

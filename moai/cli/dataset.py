@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from verbalizers.cache_building import BuildReport, build_cache
-from verbalizers.cache_local import count_cores
-from verbalizers.cache_recipe import Recipe
-from verbalizers.cache_sources import is_dataset, read_sources
-from verbalizers.cache_writing import ERRORS_FILE
+from verbalizers.store.building import BuildReport, build_cache
+from verbalizers.store.local_engine import count_cores
+from verbalizers.store.recipe import Recipe
+from verbalizers.store.sources import is_dataset, read_sources
+from verbalizers.store.writing import ERRORS_FILE
 
 from ..import_utils import require
 from ..processing.image_loading import load_image

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from verbalizers.profiling import Cost
+from verbalizers.core.profiling import Cost
 
 __all__ = ["print_costs", "summarise_costs"]
 
@@ -17,7 +17,7 @@ def summarise_costs(images: Sequence[Sequence[Cost]]) -> list[dict[str, str]]:
     """One row per verbalizer over all images, ready to be shown.
 
     Args:
-        images: The costs of each image, as :func:`verbalizers.profiling.profile_scene` gives them.
+        images: The costs of each image, as :func:`verbalizers.core.profiling.profile_scene` gives them.
 
     Returns:
         Rows with ``verbalizer``, ``first look``, ``seconds`` (median, and the range of several images),

@@ -174,11 +174,13 @@ def save_overlay(scene: Any, image: str, path: Path) -> Path:
     Raises:
         ValueError: Its format is not one that images are saved in.
     """
+    from verbalizers import draw_scene
+
     from ..processing.image_loading import load_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        scene.draw(load_image(image)).save(path)
+        draw_scene(scene, load_image(image)).save(path)
     except (KeyError, ValueError) as error:
         raise ValueError(f"the overlay cannot be saved as {path}: {error}. Name a .png file.") from error
     return path

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verbalizers import SCENE_FIELDS, Verbalizer, verbalize_scene
-from verbalizers.base import add_sources
-from verbalizers.profiling import Cost, profile_scene
-from verbalizers.scene import keep_kinds
+from verbalizers.core.base import add_sources
+from verbalizers.core.profiling import Cost, profile_scene
+from verbalizers.core.scene import keep_kinds
 
 from ..checkpoints.io.lookup import find_checkpoint
 from ..checkpoints.io.verbalizer_settings import (

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from verbalizers.cache_sources import DatasetRow as ConversationRow
-from verbalizers.cache_sources import (
+from verbalizers.store.sources import DatasetRow as ConversationRow
+from verbalizers.store.sources import (
     Source,
     count_pictures,
     open_rows,

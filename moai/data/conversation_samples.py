@@ -20,7 +20,7 @@ from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingS
 from moai.data.training_settings import DataSettings, SourceSettings
 from moai.processing.image_loading import IMAGE_FORMATS, load_image
 from moai.processing.processing_moai import MoAIProcessor
-from verbalizers.cache_sources import Source
+from verbalizers.store.sources import Source
 
 __all__ = ["ConversationSamples"]
 

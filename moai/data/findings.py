@@ -21,9 +21,9 @@ from PIL import Image
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.training_settings import DataSettings
 from verbalizers import SCENE_FIELDS, Scene, VerbalizationCache, WordSettings, parse_scene, verbalize_scene
-from verbalizers.cache_recipe import is_made_by
-from verbalizers.cache_rows import hash_content
-from verbalizers.scene import keep_kinds, render_segmentation_map
+from verbalizers.core.scene import keep_kinds, render_segmentation_map
+from verbalizers.store.recipe import is_made_by
+from verbalizers.store.rows import hash_content
 
 __all__ = ["Findings", "FindingsReader", "MissingFindingsError", "settings_of_cache"]
 

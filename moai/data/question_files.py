@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from verbalizers.core.durable_files import append_to_file, atomic_file
 
 __all__ = ["AnswerFile", "QuestionRow", "read_questions"]
 
@@ -110,9 +111,8 @@ class AnswerFile:
         self._done = self._read(content)
         kept = "".join(_to_line(row) for row in self._done.values()).encode()
         if is_overwriting or kept != content:
-            temporary = self.path.with_name(self.path.name + f".{os.getpid()}.tmp")
-            temporary.write_bytes(kept)
-            os.replace(temporary, self.path)
+            with atomic_file(self.path) as temporary:
+                temporary.write_bytes(kept)
 
     @property
     def done_ids(self) -> set[str | int]:
@@ -170,10 +170,7 @@ class AnswerFile:
             rows: Questions, each with the fields of its answer.
         """
         text = "".join(_to_line(self.build_row(row, answer)) for row, answer in rows)
-        with self.path.open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_to_file(self.path, text.encode())
 
     def build_row(self, row: QuestionRow, answer: Mapping[str, Any]) -> dict[str, Any]:
         """The line of one answer, before it is written."""

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from verbalizers.core.durable_files import atomic_file
 
 from .ablation_config import START, AblationConfig, Variant
 from .ablation_questions import AblationQuestion, collect_test
@@ -61,10 +62,8 @@ def _result_path(out: Path, variant: Variant, seed: int) -> Path:
 
 def _save_result(path: Path, result: AblationResult) -> None:
     values = {**result.__dict__, "kinds": list(result.kinds), "right": [int(value) for value in result.right]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 
 def _load_result(path: Path) -> AblationResult:

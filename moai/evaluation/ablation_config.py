@@ -12,7 +12,7 @@ import yaml
 
 from moai.scenes.scenes import QUESTION_KINDS
 from moai.training.nano_config import MultimodalSettings, NanoConfig, build_nano_config
-from verbalizers.scene import SCENE_FIELDS
+from verbalizers.core.scene import SCENE_FIELDS
 
 __all__ = ["GATES", "STAGES", "START", "AblationConfig", "AblationTest", "Variant", "load_ablation_config"]
 

@@ -14,8 +14,8 @@ from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import Scenes, add_noise
 from moai.training.multimodal_training import normalise_pictures
 from moai.training.text_pretraining import PromptIds
-from verbalizers.scene import render_segmentation_map, verbalize_scene
-from verbalizers.structures import Scene
+from verbalizers.core.scene import render_segmentation_map, verbalize_scene
+from verbalizers.core.structures import Scene
 
 from .ablation_config import AblationTest
 

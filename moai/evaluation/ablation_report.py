@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from moai.import_utils import require
+from verbalizers.core.durable_files import atomic_file
 
 from .ablation import AblationResult
 from .ablation_config import AblationConfig, Variant
@@ -144,10 +144,8 @@ def write_markdown(path: Path, report: str) -> None:
                 "belong, or name another file."
             )
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(f"{before}{BEGIN}\n{report}{END}{after}", encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{report}{END}{after}", encoding="utf-8")
 
 
 def draw_ablation(config: AblationConfig, results: Results, path: Path) -> None:

@@ -22,8 +22,8 @@ import numpy as np
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.scenes.scenes import Scenes, SceneSample
 from verbalizers import Relations, Scene, Verbalizer, build_verbalizer, parse_scene
-from verbalizers.boxes import box_iou
-from verbalizers.geometry import PREDICATES
+from verbalizers.core.boxes import box_iou
+from verbalizers.core.geometry import PREDICATES
 
 from ..checkpoints.io.lookup import find_checkpoint
 

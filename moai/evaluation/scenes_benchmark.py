@@ -34,9 +34,9 @@ from moai.data.findings import Findings, FindingsReader, MissingFindingsError
 from moai.scenes.export import encode_picture
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
 from verbalizers import WordSettings
-from verbalizers.base import Verbalizer, build_verbalizer
-from verbalizers.cache import VerbalizationCache
-from verbalizers.scene import parse_scene, verbalize_scene
+from verbalizers.core.base import Verbalizer, build_verbalizer
+from verbalizers.core.scene import parse_scene, verbalize_scene
+from verbalizers.store.cache import VerbalizationCache
 
 from .answer_metrics import is_right, name_f1, wilson_interval
 from .text_reader import TextReader

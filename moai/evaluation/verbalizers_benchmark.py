@@ -25,10 +25,10 @@ from torchmetrics.text import CharErrorRate
 
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
-from verbalizers.base import Verbalizer, build_verbalizer
-from verbalizers.boxes import box_iou
-from verbalizers.structures import Detections, Relations, Segments, TextLines
-from verbalizers.words import strip_coco_suffixes
+from verbalizers.core.base import Verbalizer, build_verbalizer
+from verbalizers.core.boxes import box_iou
+from verbalizers.core.structures import Detections, Relations, Segments, TextLines
+from verbalizers.core.words import strip_coco_suffixes
 
 from .answer_metrics import wilson_interval
 

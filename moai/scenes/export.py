@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from moai.scenes.scenes import QUESTION_KINDS, SPLITS, Scenes
-from verbalizers.durable_files import replacing
+from verbalizers.core.durable_files import atomic_file
 
 __all__ = ["QUESTIONS_FILE", "encode_picture", "export_scenes"]
 
@@ -59,12 +59,12 @@ def export_scenes(scenes: Scenes, length: int, out: str | Path, file_name: str =
     folder = Path(out)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     path = folder / file_name
-    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
+    with atomic_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
         for index in track(range(scenes.start, scenes.start + length), "scenes", console=Console(stderr=True)):
             sample = scenes[index]
             name = f"images/{scenes.split}-{scenes.seed}-{index:07d}.png"
             if not (folder / name).is_file():
-                with replacing(folder / name) as picture:
+                with atomic_file(folder / name) as picture:
                     picture.write_bytes(encode_picture(sample.image))
             for number, asked in enumerate(sample.questions):
                 turns = [{"from": "human", "value": f"<image>\n{asked.question}"}]

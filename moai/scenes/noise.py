@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 
 from moai.scenes.vocabulary import GROUPS, OBJECT_CLASSES, PREDICATES, STUFF_NAMES
-from verbalizers.structures import Detections, Relations, Scene, Segments, TextLines
+from verbalizers.core.structures import Detections, Relations, Scene, Segments, TextLines
 
 __all__ = ["NoiseRates", "add_noise"]
 

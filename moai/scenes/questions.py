@@ -18,8 +18,8 @@ from moai.scenes.vocabulary import (
     is_plural_name,
     plural,
 )
-from verbalizers.scene import verbalize_scene
-from verbalizers.structures import Scene
+from verbalizers.core.scene import verbalize_scene
+from verbalizers.core.structures import Scene
 
 __all__ = ["QUESTION_KINDS", "REGIONS", "SceneQuestion", "ask_questions", "format_box", "region_of"]
 

@@ -5,7 +5,7 @@
     scenes = Scenes(split="train", image_size=448)
     sample = scenes[0]
     sample.image        # uint8 (448, 448, 3), painted when first asked for
-    sample.truth        # verbalizers.structures.Scene
+    sample.truth        # verbalizers.core.structures.Scene
     sample.questions    # tuple of SceneQuestion(kind, question, answer)
 
 A scene is a function of (seed, split, index) alone: the same in every process and on every run. Splits never share a
@@ -26,8 +26,8 @@ from moai.scenes.layout import SceneLayout, sample_layout
 from moai.scenes.noise import add_noise
 from moai.scenes.questions import QUESTION_KINDS, SceneQuestion, ask_questions
 from moai.scenes.truth import EntityMap, build_entity_map, build_truth
-from verbalizers.scene import verbalize_scene
-from verbalizers.structures import Scene
+from verbalizers.core.scene import verbalize_scene
+from verbalizers.core.structures import Scene
 
 __all__ = ["QUESTION_KINDS", "SPLITS", "SceneQuestion", "SceneSample", "Scenes", "add_noise", "scene_seed"]
 
@@ -172,28 +172,20 @@ class Scenes:
 
 
 def main() -> None:
-    """Command line: write a contact sheet, or print scenes as text."""
+    """Command line: print a scene as text."""
     parser = argparse.ArgumentParser(
         prog="python -m moai.scenes.scenes", description="Synthetic scenes whose truth is known."
     )
-    parser.add_argument("--contact-sheet", metavar="FILE", help="write example pictures to a .jpg or .png")
-    parser.add_argument("--pictures", type=int, default=16, help="pictures on the sheet (default 16)")
-    parser.add_argument("--show", type=int, metavar="INDEX", help="print a scene's verbalization and questions")
+    parser.add_argument(
+        "--show", type=int, metavar="INDEX", required=True, help="print a scene's verbalization and questions"
+    )
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    if arguments.contact_sheet is None and arguments.show is None:
-        parser.error("nothing to do: give --contact-sheet FILE or --show INDEX")
-    if arguments.contact_sheet is not None:
-        from moai.scenes.contact_sheet import save_contact_sheet
-
-        save_contact_sheet(arguments.contact_sheet, arguments.pictures, arguments.seed)
-        print(f"wrote {arguments.contact_sheet}")
-    if arguments.show is not None:
-        sample = Scenes(split=arguments.split, seed=arguments.seed)[arguments.show]
-        print(verbalize_scene(sample.truth))
-        for question in sample.questions:
-            print(f"{question.kind}: {question.question} -> {question.answer}")
+    sample = Scenes(split=arguments.split, seed=arguments.seed)[arguments.show]
+    print(verbalize_scene(sample.truth))
+    for question in sample.questions:
+        print(f"{question.kind}: {question.question} -> {question.answer}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a layout to its truth: panoptic map, boxes, relations and text as `verbalizers.structures`.
+"""From a layout to its truth: panoptic map, boxes, relations and text as `verbalizers.core.structures`.
 
 Only masks are painted here (nearest neighbour, no pixels), so a text-only decoder can be trained on truth at thousands
 of scenes a second; `scene_rendering` paints the same sprites at the same places.
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from moai.scenes.asset_loading import sprite_mask
 from moai.scenes.layout import PlacedObject, SceneLayout
 from moai.scenes.vocabulary import OBJECT_CLASSES
-from verbalizers.structures import Detections, Relations, Scene, Segments, TextLines
+from verbalizers.core.structures import Detections, Relations, Scene, Segments, TextLines
 
 __all__ = ["EntityMap", "build_entity_map", "build_truth", "pixel_box"]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from moai.checkpoints.io.atomic_folder import atomic_folder
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.processing_moai import MoAIProcessor
+from verbalizers.core.durable_files import atomic_folder
 
 from .model_building import copy_verbalizer_settings, is_adapter_folder
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import zlib
 from collections import defaultdict
@@ -21,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from verbalizers.core.durable_files import atomic_folder
 
 __all__ = [
     "CheckpointError",
@@ -167,26 +168,18 @@ def write_checkpoint(
         CheckpointError: The disk is full or cannot be written to; earlier checkpoints stay.
     """
     final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step-*"):  # of runs that were killed while writing
             shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir()
-        sums = {}
-        for name, tensors in (("model.safetensors", weights), ("optimizer.safetensors", moments)):
-            save_file(dict(tensors), temporary / name)
-            sums[name] = _checksum(temporary / name)
-        content = {"format": FORMAT, "step": step, "files": sums, **state}
-        (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            _flush(path)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        _flush(folder)
+        with atomic_folder(final, force=True) as temporary:
+            sums = {}
+            for name, tensors in (("model.safetensors", weights), ("optimizer.safetensors", moments)):
+                save_file(dict(tensors), temporary / name)
+                sums[name] = _checksum(temporary / name)
+            content = {"format": FORMAT, "step": step, "files": sums, **state}
+            (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise _writing_failed(folder, step, weights, moments, error) from error
     for old in _list_checkpoints(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -211,15 +204,6 @@ def _writing_failed(
         f"checkpoint of step {step} could not be written to {folder}: {error} ({needed:.1f} MB needed, {free:.1f} MB "
         f"free). {kept}. {advice} and run the same command again."
     )
-
-
-def _flush(path: Path) -> None:
-    """Make sure that a file's or folder's content is on the disk, not only on its way there."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum(path: Path) -> dict[str, int]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from moai.checkpoints.io.atomic_folder import atomic_folder
 from moai.checkpoints.io.lookup import ADAPTER_CONFIG, find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.import_utils import require
@@ -19,6 +18,7 @@ from moai.models.moai.backbone_processor import build_processor_from_backbones
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.processing_moai import MoAIProcessor
+from verbalizers.core.durable_files import atomic_folder
 
 from .train_settings import TrainSettings
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from moai.checkpoints.io.atomic_folder import atomic_folder
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from verbalizers.core.durable_files import atomic_folder
 
 from .checkpoints import whole_tensor
 from .model_building import BuiltModel, base_of, copy_verbalizer_settings

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.questions import REGIONS, region_of
-from verbalizers.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
+from verbalizers.core.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
 
 __all__ = ["SLOT_GROUPS", "PhraseRecall", "PhraseVocabulary", "places_of_latents"]
 

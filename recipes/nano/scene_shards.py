@@ -6,7 +6,6 @@ ahead of the trainer and a killed one leaves nothing half-written.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.settings import settings
 from recipes.shard_waiting import wait_for_file
-from verbalizers.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
+from verbalizers.core.durable_files import atomic_file
+from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
 __all__ = [
     "LISTING_QUESTIONS",
@@ -54,7 +54,7 @@ class ShardSettings:
         unseen_word_share: Share of made-up words and numbers on signs; None = the test split's mixture.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
         with_pictures: Also store the picture and the segmentation map.
-        verbalizers: Kinds that may speak at all, of :data:`verbalizers.scene.SCENE_FIELDS`; leaving some out changes
+        verbalizers: Kinds that may speak at all, of :data:`verbalizers.SCENE_FIELDS`; leaving some out changes
             nothing else in a shard.
     """
 
@@ -202,11 +202,8 @@ def join_scenes(
 
 def save_shard(shard: SceneShard, path: Path) -> None:
     """Write a shard so that it is either there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **shard.__dict__)
-    os.replace(temporary, path)
 
 
 def load_shard(path: Path) -> SceneShard:

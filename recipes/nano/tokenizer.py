@@ -16,8 +16,8 @@ from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.processing.tokenization_training import train_tokenizer
 from moai.scenes.scenes import Scenes, add_noise
 from moai.scenes.signs import SIGN_WORDS
-from verbalizers.scene import verbalize_scene
-from verbalizers.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
+from verbalizers.core.scene import verbalize_scene
+from verbalizers.core.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
 
 __all__ = ["fixed_pieces", "train_nano_tokenizer"]
 

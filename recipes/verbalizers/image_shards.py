@@ -23,7 +23,7 @@ from moai.training.task import Batch
 from moai.training.train_settings import OptimizationSettings
 from recipes.shard_waiting import wait_for_file
 from recipes.stages import CountingTask
-from verbalizers.durable_files import replacing
+from verbalizers.core.durable_files import atomic_file
 
 __all__ = [
     "NUM_OBJECT_NAMES",
@@ -197,7 +197,7 @@ def build_picture_shards(settings: PictureShardSettings, folder: Path) -> None:
         path = _path(folder, shard)
         if not path.is_file():
             arrays = build_picture_shard(settings, shard).__dict__
-            with replacing(path) as temporary, open(temporary, "wb") as file:
+            with atomic_file(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays)
 
 

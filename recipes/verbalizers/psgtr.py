@@ -19,7 +19,7 @@ from moai.scenes.vocabulary import PREDICATES
 from moai.settings import settings
 from moai.training.task import Batch
 from recipes.stages import StageSettings
-from verbalizers.durable_files import replacing
+from verbalizers.core.durable_files import atomic_file
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor, PSGTROutput
 from verbalizers.psgtr.loss_psgtr import mask_loss, match_triplets, triplet_loss
 
@@ -106,7 +106,7 @@ def build_feature_shards(model: PSGTRForSceneGraph, batches: SceneBatches, folde
             part = [scenes[index] for index in range(start, min(start + batch_size, len(scenes)))]
             with torch.autocast("cpu", torch.bfloat16):
                 maps.append(model.backbone.model(pixels_of(part))[-1].half().numpy())
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
             np.save(file, np.concatenate(maps))
 
 

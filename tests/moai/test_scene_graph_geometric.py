@@ -15,7 +15,7 @@ from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings, complete
 from moai.cli import app
 from moai.data.findings import FindingsReader
 from verbalizers import Scene, Segments, VerbalizationCache, parse_scene, verbalize_scene
-from verbalizers.cache_recipe import Recipe
+from verbalizers.store.recipe import Recipe
 
 SOURCES = [{"kind": "segmentation", "backend": "two_halves"}, {"kind": "detection", "backend": "mean_colour"}]
 GRAPH = {"kind": "scene_graph", "backend": "geometric"}

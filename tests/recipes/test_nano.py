@@ -27,7 +27,7 @@ from recipes.nano.scene_shards import SceneShard, ShardSettings, build_shard, lo
 from recipes.nano.text_task import pack_texts
 from recipes.nano.training import build_task, export_nano
 from recipes.stages import has_checkpoint, load_trained
-from verbalizers.scene import verbalize_scene
+from verbalizers.core.scene import verbalize_scene
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = ("text", "phrases", "questions", "multimodal", "practice")

@@ -18,10 +18,10 @@ from moai.training.metrics_logging import MetricsLogger
 from recipes.nano.tokenizer import train_nano_tokenizer
 from recipes.reader import main, read_questions
 from verbalizers import VerbalizationCache
-from verbalizers.cache_building import build_cache
-from verbalizers.cache_recipe import Recipe
-from verbalizers.cache_rows import hash_content
-from verbalizers.cache_sources import read_sources
+from verbalizers.store.building import build_cache
+from verbalizers.store.recipe import Recipe
+from verbalizers.store.rows import hash_content
+from verbalizers.store.sources import read_sources
 
 
 @pytest.fixture(scope="module")

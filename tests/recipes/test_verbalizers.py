@@ -23,7 +23,7 @@ from recipes.verbalizers.image_shards import (
 )
 from recipes.verbalizers.owlv2 import patch_targets, train_tokenizer
 from recipes.verbalizers.training import export_verbalizers, train_verbalizers
-from verbalizers.base import build_verbalizer
+from verbalizers.core.base import build_verbalizer
 
 
 def stage(num_steps: int = 12, **optimization) -> dict:

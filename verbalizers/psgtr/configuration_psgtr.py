@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 from transformers import DetrConfig
 
-from verbalizers.vocabularies import COCO_PANOPTIC_NAMES, PSG_PREDICATES
+from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES, PSG_PREDICATES
 
 __all__ = ["PSGTRConfig"]
 

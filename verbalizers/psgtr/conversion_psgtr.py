@@ -296,7 +296,7 @@ def _with_prefix(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[st
 
 
 def _name_fields(num_labels: int, class_names: Sequence[str] | None) -> dict:
-    from verbalizers.vocabularies import COCO_PANOPTIC_NAMES
+    from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES
 
     if class_names is None and num_labels == len(COCO_PANOPTIC_NAMES):
         class_names = COCO_PANOPTIC_NAMES
@@ -307,7 +307,7 @@ def _name_fields(num_labels: int, class_names: Sequence[str] | None) -> dict:
 
 
 def _predicates(num_relations: int, predicate_names: Sequence[str] | None) -> list[str]:
-    from verbalizers.vocabularies import PSG_PREDICATES
+    from verbalizers.core.vocabularies import PSG_PREDICATES
 
     if predicate_names is None and num_relations == len(PSG_PREDICATES):
         predicate_names = PSG_PREDICATES

@@ -12,7 +12,7 @@ import torch
 from ..io.lookup import is_hub_name
 from ..io.hub_download import download_checkpoint
 from . import official, psgtr
-from ..io.atomic_folder import check_output
+from verbalizers.core.durable_files import check_output
 from .official_config import looks_official
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from ...models.moai.configuration_moai import MoAIConfig
 from ...processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
-from ..io.atomic_folder import atomic_folder
+from verbalizers.core.durable_files import atomic_folder
 from .model_card import write_card
 from .official_config import OfficialSizes, build_official_config
 from .official_keys import convert_official_tensor

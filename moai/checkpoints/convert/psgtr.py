@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..io.atomic_folder import atomic_folder
+from verbalizers.core.durable_files import atomic_folder
 from .report import ConversionReport
 
 KIND = "psgtr"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from verbalizers import WordSettings
-from verbalizers.vocabularies import available_vocabularies, load_vocabulary
+from verbalizers.core.vocabularies import available_vocabularies, load_vocabulary
 
 from ..io.lookup import is_hub_name
 from ..io.verbalizer_settings import VerbalizerSettings
@@ -44,7 +44,7 @@ class PublishedVerbalizers:
         detection: Folder or hub name of the OWLv2 detector.
         scene_graph: Folder, hub name or published file (``psgtr_r50_epoch_60.pth``) of a PSGTR; None = the backend
             ``geometric``, which has no weights.
-        vocabulary: What the detector looks for, as :func:`verbalizers.vocabularies.load_vocabulary` takes it; None =
+        vocabulary: What the detector looks for, as :func:`verbalizers.core.vocabularies.load_vocabulary` takes it; None =
             the published lists that are installed here.
     """
 

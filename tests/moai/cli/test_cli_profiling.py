@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from moai.cli import app
 from moai.cli.profiling import summarise_costs
-from verbalizers.profiling import Cost
+from verbalizers.core.profiling import Cost
 
 
 def run(*arguments):

@@ -14,9 +14,9 @@ from moai import MoAIForConditionalGeneration, MoAIProcessor
 from moai.data.collator import TrainingCollator
 from moai.data.training_data import DataSettings, TrainingDataset, build_training_dataset
 from moai.processing.image_loading import load_image
-from verbalizers.cache_building import build_cache
-from verbalizers.cache_recipe import Recipe
-from verbalizers.cache_sources import read_sources
+from verbalizers.store.building import build_cache
+from verbalizers.store.recipe import Recipe
+from verbalizers.store.sources import read_sources
 
 ANSWERS = ["Two dogs.", "It is on the left.", "STOP"]
 

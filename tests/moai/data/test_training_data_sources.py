@@ -18,9 +18,9 @@ from moai.data.findings import FindingsReader
 from moai.data.training_data import DataSettings, build_training_dataset
 from moai.processing.image_loading import load_image
 from verbalizers import VerbalizationCache, parse_scene, render_segmentation_map, verbalize_scene
-from verbalizers.cache_building import build_cache
-from verbalizers.cache_recipe import Recipe
-from verbalizers.cache_sources import read_sources
+from verbalizers.store.building import build_cache
+from verbalizers.store.recipe import Recipe
+from verbalizers.store.sources import read_sources
 
 LOOKING = [TwoHalves(), MeanColour()]
 

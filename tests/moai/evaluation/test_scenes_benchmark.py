@@ -17,10 +17,10 @@ from moai.evaluation.scenes_benchmark import (
     summarise,
 )
 from moai.processing.image_loading import load_image
-from verbalizers.base import build_verbalizer
-from verbalizers.cache import VerbalizationCache
-from verbalizers.cache_building import build_cache
-from verbalizers.cache_sources import read_sources
+from verbalizers.core.base import build_verbalizer
+from verbalizers.store.building import build_cache
+from verbalizers.store.cache import VerbalizationCache
+from verbalizers.store.sources import read_sources
 
 
 def asked(kind: str, answer: str) -> AskedQuestion:

@@ -23,7 +23,7 @@ from moai.scenes.vocabulary import (
     STUFF_NAMES,
     plural,
 )
-from verbalizers.scene import verbalize_scene
+from verbalizers.core.scene import verbalize_scene
 
 _MANY = 60
 
@@ -123,7 +123,7 @@ def test_a_quarter_of_the_names_lies_outside_when_compared_with_the_panoptic_voc
 
 
 def test_panoptic_names_are_coco_names_when_suffixes_are_dropped():
-    vocabularies = pytest.importorskip("verbalizers.vocabularies")
+    vocabularies = pytest.importorskip("verbalizers.core.vocabularies")
     coco = {
         name.replace("-merged", "").replace("-other", "").replace("-stuff", "")
         for name in vocabularies.COCO_PANOPTIC_NAMES

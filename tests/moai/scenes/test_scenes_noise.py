@@ -8,7 +8,7 @@ import pytest
 from moai.scenes.noise import NoiseRates, add_noise
 from moai.scenes.scenes import Scenes
 from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
-from verbalizers.scene import verbalize_scene
+from verbalizers.core.scene import verbalize_scene
 
 _NOTHING = dict.fromkeys(NoiseRates.__dataclass_fields__, 0.0)
 

@@ -10,8 +10,8 @@ import pytest
 from moai.scenes.questions import QUESTION_KINDS, REGIONS, ask_questions, format_box, region_of
 from moai.scenes.scenes import Scenes
 from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES, indefinite, plural
-from verbalizers.scene import verbalize_scene
-from verbalizers.structures import Detections, Relations, Scene, Segments, TextLines
+from verbalizers.core.scene import verbalize_scene
+from verbalizers.core.structures import Detections, Relations, Scene, Segments, TextLines
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image, ImageDraw
 
 from moai.scenes.asset_loading import FONT_FILES, load_font, sprite_boxes, sprite_mask, text_extent
-from moai.scenes.contact_sheet import save_contact_sheet
 from moai.scenes.rendering import render_scene
 from moai.scenes.scenes import Scenes
 from moai.scenes.textures import STUFF_TEXTURES, paint_texture
@@ -119,11 +118,3 @@ def test_truth_without_pixels_is_fast_when_a_decoder_trains_on_text():
         _ = scenes[index]
     # About 1.7 ms on an idle core; a wide margin, because the clock of a busy machine is not to be trusted.
     assert (time.process_time() - start) / 100 < 0.02
-
-
-def test_contact_sheet_is_written_when_asked(tmp_path):
-    path = tmp_path / "sheet.png"
-    save_contact_sheet(path, num_pictures=4)
-    with Image.open(path) as sheet:
-        assert sheet.width > 1200
-        assert np.asarray(sheet.convert("RGB")).std() > 30

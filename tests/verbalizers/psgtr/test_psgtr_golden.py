@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from verbalizers.adapters import relations_from_psgtr
+from verbalizers.backends.scene_graph import verbalize_relations
+from verbalizers.core.adapters import relations_from_psgtr
+from verbalizers.core.vocabularies import PSG_PREDICATES
 from verbalizers.psgtr import PSGTRConfig, PSGTRHead, PSGTRImageProcessor, PSGTROutput
 from verbalizers.psgtr.conversion_psgtr import convert_psgtr_head, psgtr_sizes
-from verbalizers.scene_graph import verbalize_relations
-from verbalizers.vocabularies import PSG_PREDICATES
 
 CLASS_OUTPUTS = {
     "sub_logits": "subject_logits",

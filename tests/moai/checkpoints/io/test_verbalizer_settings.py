@@ -7,7 +7,7 @@ import pytest
 from moai.checkpoints.io.lookup import BUNDLED_FOLDER
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.scenes.scenes import Scenes
-from verbalizers.scene import parse_scene
+from verbalizers.core.scene import parse_scene
 
 SMALL = BUNDLED_FOLDER / "verbalizers"
 FOLDERS = ("mask2former-nano", "owlv2-nano", "psgtr-nano")

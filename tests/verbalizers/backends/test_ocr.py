@@ -1,0 +1,103 @@
+"""Reading for real: the rapidocr package's own models, no network."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ocr_builders import SIGN_TEXTS, draw_sign
+from PIL import Image
+
+from verbalizers import TextLines, build_verbalizer, verbalize_text_lines
+from verbalizers.backends.ocr import pad_slim
+
+
+@pytest.fixture(scope="module")
+def reader():
+    pytest.importorskip("rapidocr")
+    pytest.importorskip("onnxruntime")
+    return build_verbalizer("ocr", num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def sign():
+    return draw_sign()
+
+
+def test_reader_reads_lines_in_reading_order_when_text_is_clear(reader, sign):
+    found = reader.predict([sign])[0]
+    assert found.texts == SIGN_TEXTS
+    assert (found.confidence >= 0.85).all()
+    assert verbalize_text_lines(found) == "The image includes text descriptions: OPEN 24 HOURS, and EXIT, and Room 17."
+    left, top = found.quads[0].min(axis=0)
+    assert abs(left - 20) < 12
+    assert abs(top - 35) < 15
+
+
+def test_reader_reads_a_photograph_line_by_line_when_page_is_slanted(reader):
+    """examples/page.png: printed text under uneven light; every line that the model is sure of, from the top."""
+    with Image.open(Path(__file__).parents[3] / "examples" / "page.png") as picture:
+        found = reader.predict([np.asarray(picture.convert("RGB"))])[0]
+    said = [
+        "Region-based segmentation",
+        "Let us first determine markers of the coins and the",
+        "background. These markers are pixels that we can label",
+        "unambiguously as either object or background. Here,",
+        "histogram of grey values:",
+    ]
+    assert [text for text in found.texts if text in said] == said
+    assert len(found) <= 8
+    assert verbalize_text_lines(found).startswith(
+        "The image includes text descriptions: Region-based segmentation, and "
+    )
+
+
+def test_reader_finds_nothing_when_image_is_blank_tiny_or_slim(reader):
+    shapes = [(64, 64), (1, 1), (3, 900), (700, 2)]
+    found = reader.predict([np.full((*shape, 3), 127, np.uint8) for shape in shapes])
+    assert [len(lines) for lines in found] == [0] * len(shapes)
+    assert verbalize_text_lines(found[0]) == ""
+
+
+def test_reader_answers_alike_when_called_from_threads(reader, sign):
+    expected, answers = reader.predict([sign])[0], []
+    threads = [threading.Thread(target=lambda: answers.append(reader.predict([sign])[0])) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected] * 3
+
+
+def test_reader_is_silent_when_nothing_is_found(reader, capfd):
+    reader.predict([np.zeros((40, 40, 3), np.uint8)])
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_reader_keeps_less_when_threshold_is_one(sign):
+    pytest.importorskip("rapidocr")
+    assert len(build_verbalizer("ocr", num_threads=1, threshold=1.0).predict([sign])[0]) == 0
+
+
+def test_reader_names_the_package_when_it_is_missing(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    with pytest.raises(ImportError, match=r'pip install "moai-vlm\[ocr\]"'):
+        build_verbalizer("ocr").predict([np.zeros((4, 4, 3), np.uint8)])
+
+
+def test_verbalize_text_lines_is_one_line_when_text_holds_control_characters():
+    lines = TextLines(np.zeros((2, 4, 2)), ("a\nb\x1b[0m", "  "), (1, 1))
+    assert verbalize_text_lines(lines) == "The image includes text descriptions: a b [0m."
+    assert "\n" in verbalize_text_lines(lines, compat=True)
+
+
+def test_pad_slim_keeps_pixels_when_image_is_long():
+    image = np.random.default_rng(0).integers(0, 255, (3, 90, 3), dtype=np.uint8)
+    padded = pad_slim(image, 4)
+    assert padded.shape == (23, 90, 3)
+    np.testing.assert_array_equal(padded[:3], image)
+    assert pad_slim(padded, 4) is padded
+    assert pad_slim(image.transpose(1, 0, 2), 4).shape == (90, 23, 3)

@@ -1,0 +1,164 @@
+"""Adapters on results of the real libraries where installed, else on objects with the documented attributes."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from verbalizers import Relations, build_verbalizer
+from verbalizers.core.adapters import (
+    boxes_to_quads,
+    detections_from_supervision,
+    detections_from_ultralytics,
+    relations_from_psgtr,
+    relations_from_triplets,
+    segments_from_masks,
+    segments_from_supervision,
+    segments_from_transformers,
+    text_lines_from_paddleocr,
+    text_lines_from_rapidocr,
+)
+from verbalizers.core.boxes import box_iou, cxcywh_to_xyxy
+
+
+def test_segments_from_transformers_makes_room_when_ids_start_at_zero():
+    result = {
+        "segmentation": torch.tensor([[-1, 0], [1, 1]]),
+        "segments_info": [{"id": 0, "label_id": 1, "score": 0.5}, {"id": 1, "label_id": 7, "score": 0.75}],
+    }
+    segments = segments_from_transformers(result, {0: "a", 1: "b"})
+    assert segments.panoptic_map.tolist() == [[0, 1], [2, 2]]
+    assert segments.class_names == ("b", "")
+    assert segments.confidence.tolist() == [0.5, 0.75]
+
+
+def test_segments_from_transformers_is_empty_when_segmentation_is_none():
+    result = {"segmentation": None, "segments_info": []}
+    assert segments_from_transformers(result, image_size_hw=(3, 4)).image_size_hw == (3, 4)
+    with pytest.raises(ValueError, match="image_size_hw"):
+        segments_from_transformers(result)
+
+
+def test_segments_from_masks_gives_overlap_to_the_surer_when_masks_meet():
+    masks = np.zeros((2, 4, 4), dtype=bool)
+    masks[0, :3] = True
+    masks[1, 2:] = True
+    segments = segments_from_masks(masks, ("low", "high"), (0.3, 0.9))
+    assert segments.pixel_counts.tolist() == [8, 8]
+    assert segments.boxes_xyxy.tolist() == [[0, 0, 4, 2], [0, 2, 4, 4]]
+
+
+def test_supervision_round_trip_when_installed():
+    sv = pytest.importorskip("supervision")
+    masks = np.zeros((2, 6, 8), dtype=bool)
+    masks[0, :2], masks[1, 4:] = True, True
+    found = sv.Detections(
+        xyxy=np.array([[0.0, 0, 8, 2], [0, 4, 8, 6]]), mask=masks, confidence=np.array([0.5, 0.75]),
+        class_id=np.array([1, 0]), data={"class_name": np.array(["dog", "cat"])},
+    )  # fmt: skip
+    detections = detections_from_supervision(found, (6, 8))
+    assert detections.class_names == ("dog", "cat")
+    assert detections.boxes_xyxy.tolist() == found.xyxy.tolist()
+    assert segments_from_supervision(found, (6, 8)).class_names == ("dog", "cat")
+    found.data = {}
+    assert detections_from_supervision(found, (6, 8), ["cat", "dog"]).class_names == ("dog", "cat")
+    with pytest.raises(ValueError, match="class_names"):
+        detections_from_supervision(found, (6, 8))
+    assert len(detections_from_supervision(sv.Detections.empty(), (6, 8))) == 0
+
+
+def test_detections_from_ultralytics_reads_attributes_when_on_tensors():
+    boxes = SimpleNamespace(
+        xyxy=torch.tensor([[0.0, 1, 2, 3]]), conf=torch.tensor([0.5], dtype=torch.bfloat16), cls=torch.tensor([2.0])
+    )
+    result = SimpleNamespace(boxes=boxes, names={2: "kite"}, orig_shape=(10, 20))
+    found = detections_from_ultralytics(result)
+    assert (found.class_names, found.image_size_hw, found.confidence.tolist()) == (("kite",), (10, 20), [0.5])
+    assert len(detections_from_ultralytics(SimpleNamespace(boxes=None, names={}, orig_shape=(10, 20)))) == 0
+
+
+def psgtr_result():
+    dists = torch.zeros(2, 4)
+    dists[0, 0], dists[0, 2], dists[1, 3] = 0.9, 0.6, 0.8
+    return {
+        "labels": torch.tensor([1, 2, 9]),
+        "rel_pair_idxes": torch.tensor([[0, 1], [2, 0]]),
+        "rel_dists": dists,
+        "refine_bboxes": torch.arange(15.0).reshape(3, 5),
+    }
+
+
+def test_relations_from_psgtr_ignores_column_zero_when_reading_scores():
+    found = relations_from_psgtr(psgtr_result(), ("cat", "dog"), ("on", "in", "under"))
+    assert found.object_names == ("cat", "dog", "")
+    assert found.predicates == ("in", "under")
+    np.testing.assert_allclose(found.confidence, [0.6, 0.8], rtol=1e-6)
+    assert found.object_boxes_xyxy.tolist() == [[0, 1, 2, 3], [5, 6, 7, 8], [10, 11, 12, 13]]
+    attributes = relations_from_psgtr(SimpleNamespace(**psgtr_result()), ("cat", "dog"), ("on", "in", "under"))
+    assert attributes == found
+
+
+def test_relations_from_psgtr_are_empty_when_no_triplet_is_kept():
+    result = {
+        "labels": torch.zeros(0, dtype=torch.long),
+        "rel_pair_idxes": torch.zeros(0, 2, dtype=torch.long),
+        "rel_dists": torch.zeros(0, 4),
+        "refine_bboxes": torch.zeros(0, 4),
+    }
+    found = relations_from_psgtr(result, ("cat", "dog"), ("on", "in", "under"))
+    assert len(found) == 0 and found.object_names == () and found.object_boxes_xyxy.shape == (0, 4)
+
+
+def test_relations_from_psgtr_tells_two_predicates_of_one_query_apart_when_rels_say_so():
+    dists = np.array([[0.1, 0.5, 0.4]] * 2, dtype=np.float32)
+    result = {
+        "labels": np.array([1, 2]), "rel_pair_idxes": np.array([[0, 1], [0, 1]]), "rel_dists": dists,
+        "rels": np.array([[0, 1, 1], [0, 1, 2]]), "refine_bboxes": np.zeros((7, 5)),
+    }  # fmt: skip
+    found = relations_from_psgtr(result, ("cat", "dog"), ("on", "in"))
+    assert found.predicates == ("on", "in")
+    np.testing.assert_allclose(found.confidence, [0.5, 0.4])
+    assert found.object_boxes_xyxy is None, "seven candidates' boxes are not those of two objects"
+    assert relations_from_psgtr(result, ("cat", "dog"), ("on", "in"), compat=True).predicates == ("on", "on")
+
+
+def test_triplet_door_takes_any_model_when_result_is_documented():
+    door = build_verbalizer(
+        "scene_graph", "triplets", model=lambda images: [psgtr_result() for _ in images], name="mine",
+        class_names=("cat", "dog"), predicates=("on", "in", "under"),
+    )  # fmt: skip
+    found = door.predict([np.zeros((4, 4, 3), np.uint8)] * 2)
+    assert len(found) == 2
+    assert all(isinstance(relations, Relations) for relations in found)
+    ready = build_verbalizer("scene_graph", "triplets", model=lambda images: [found[0]], name="mine")
+    assert ready.predict([None]) == [found[0]]
+    with pytest.raises(ValueError, match="callable"):
+        build_verbalizer("scene_graph", "triplets", model="psgtr", name="mine")
+
+
+def test_relations_from_triplets_gives_certainty_when_scores_are_left_out():
+    found = relations_from_triplets([(0, "on", 1), (1, "under", 0, 0.5)], ("cat", "mat"))
+    assert found.confidence.tolist() == [1.0, 0.5]
+    assert len(relations_from_triplets([], ())) == 0
+
+
+def test_text_lines_from_rapidocr_is_empty_when_nothing_was_read():
+    assert len(text_lines_from_rapidocr(SimpleNamespace(boxes=None, txts=None, scores=None))) == 0
+    output = SimpleNamespace(boxes=np.ones((1, 4, 2)), txts=("hi",), scores=(0.5,))
+    assert text_lines_from_rapidocr(output).texts == ("hi",)
+
+
+def test_text_lines_from_paddleocr_reads_both_versions_when_given():
+    quad = [[0, 0], [4, 0], [4, 2], [0, 2]]
+    old = text_lines_from_paddleocr([[quad, ("hi", 0.5)]])
+    new = text_lines_from_paddleocr({"rec_texts": ["hi"], "rec_scores": [0.5], "rec_polys": [np.array(quad)]})
+    assert old == new
+    assert len(text_lines_from_paddleocr({"rec_texts": [], "rec_scores": [], "rec_polys": []})) == 0
+
+
+def test_boxes_convert_and_overlap_when_computed_by_hand():
+    assert boxes_to_quads([[1, 2, 3, 4]]).tolist() == [[[1, 2], [3, 2], [3, 4], [1, 4]]]
+    assert cxcywh_to_xyxy([[5, 5, 4, 2]]).tolist() == [[3, 4, 7, 6]]
+    iou = box_iou([[0, 0, 2, 2], [5, 5, 5, 5]], [[1, 1, 3, 3], [0, 0, 2, 2], [5, 5, 5, 5]])
+    np.testing.assert_allclose(iou, [[1 / 7, 1, 0], [0, 0, 0]], rtol=1e-6)

@@ -1,0 +1,284 @@
+"""Cached verbalizations: what goes in comes out, once, under its own fingerprint."""
+
+import json
+import multiprocessing
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from cache_verbalizers import BAD_COLOR, MeanColour, TwoHalves, Unsayable, load_small
+from PIL import Image
+
+from verbalizers import WordSettings, build_verbalizer, parse_scene, verbalize_scene
+from verbalizers.core import base
+from verbalizers.store import building, work
+from verbalizers.store import cache as cache_module
+from verbalizers.store.building import build_cache
+from verbalizers.store.cache import VerbalizationCache
+from verbalizers.store.recipe import Recipe, is_made_by, legacy_fingerprint
+from verbalizers.store.rows import hash_content, pack_panoptic_map, pack_scene, unpack_panoptic_map, unpack_scene
+from verbalizers.store.sources import Source, read_sources
+
+
+def draw(path, color, height=6, width=8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), color).save(path)
+    return path
+
+
+def build(folder, out, verbalizers=None, **options):
+    options = {"num_workers": 0, "load": load_small, **options}
+    return build_cache(read_sources(folder), verbalizers or [TwoHalves(), MeanColour()], out, **options)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five files: four good ones, of which two are the same picture, and a damaged one."""
+    folder = tmp_path / "pictures"
+    for index, name in enumerate(("a.png", "b.png", "deeper/c.png")):
+        draw(folder / name, (200, 10 * index, 0), height=6 + index)
+    (folder / "copy_of_a.png").write_bytes((folder / "a.png").read_bytes())
+    (folder / "damaged.png").write_bytes((folder / "b.png").read_bytes()[:40])
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+# ---------------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 255], [0, 256, 65535], [-1, 0, 7], [1, 70_000, 2**31 - 1], [-(2**31), 5, 0]])
+def test_panoptic_map_is_the_same_when_packed_and_unpacked(ids):
+    panoptic_map = np.random.default_rng(0).choice(np.array(ids, np.int32), (5, 7))
+    panoptic_map[0, :3] = ids
+    unpacked = unpack_panoptic_map(pack_panoptic_map(panoptic_map), (5, 7))
+    assert unpacked.dtype == np.int32 and np.array_equal(unpacked, panoptic_map)
+
+
+@pytest.mark.parametrize(
+    ("data", "size_hw", "message"),
+    [
+        (
+            pack_panoptic_map(np.ones((5, 7), np.int32)),
+            (7, 5),
+            "expected a panoptic map of 7 x 5 pixels, got L of 5 x 7",
+        ),
+        (b"no png", (5, 7), "expected a panoptic map as PNG"),
+        (pack_panoptic_map(np.ones((5, 7), np.int32)), (100_000, 100_000), "at most 178956970 pixels"),
+    ],
+)
+def test_panoptic_map_is_refused_when_the_png_is_not_what_it_should_be(data, size_hw, message):
+    with pytest.raises(ValueError, match=message):
+        unpack_panoptic_map(data, size_hw)
+
+
+def test_scene_is_the_same_when_packed_and_unpacked():
+    image = np.full((6, 8, 3), 90, np.uint8)
+    scene = parse_scene([image], [TwoHalves(ids=(3, 900)), MeanColour()])[0]
+    text, panoptic_png = pack_scene(scene)
+    assert unpack_scene(text, panoptic_png) == scene and "run_lengths" not in text
+    with pytest.raises(ValueError, match="the panoptic map is missing"):
+        unpack_scene(text, None)
+
+
+# ---------------------------------------------------------------------- writing and reading
+
+
+def test_cache_gives_what_fresh_verbalizing_gives_when_read_back(pictures, tmp_path):
+    report = build(pictures, tmp_path / "cache")
+    assert (report.num_sources, report.num_done) == (5, 5)
+    assert (report.num_verbalized, report.num_repeated, report.num_errors, report.num_known) == (3, 1, 1, 0)
+    cache = VerbalizationCache(tmp_path / "cache")
+    assert len(cache) == 3 and cache.folder == report.folder
+    for name in ("a.png", "b.png", "deeper/c.png", "copy_of_a.png"):
+        data = (pictures / name).read_bytes()
+        fresh = parse_scene([load_small(data)], [TwoHalves(), MeanColour()])[0]
+        by_bytes = cache.get(data)
+        assert by_bytes.scene == fresh and by_bytes.text == verbalize_scene(fresh) != ""
+        assert by_bytes.image_size_hw == fresh.image_size_hw and by_bytes.fingerprint == cache.fingerprint
+        assert cache.get(name) == cache.get(pictures / name) == cache[hash_content(data)] == by_bytes
+    assert cache["copy_of_a.png"].path == "a.png"
+    assert {row["path"] for row in cache.sources()} == {"a.png", "b.png", "copy_of_a.png", "deeper/c.png"}
+    assert [entry.path for entry in cache] == ["a.png", "b.png", "deeper/c.png"]
+
+
+def test_cache_says_no_when_the_picture_is_not_in_it(pictures, tmp_path):
+    build(pictures, tmp_path / "cache")
+    cache = VerbalizationCache(tmp_path / "cache")
+    stranger = draw(tmp_path / "stranger.png", (1, 2, 3))
+    for key in ("unknown.png", stranger, stranger.read_bytes(), "f" * 64, "0" * 64):
+        assert cache.get(key) is None and key not in cache
+    assert 3 not in cache and "a.png" in cache
+    with pytest.raises(KeyError, match="unknown.png.*not among the 3 pictures"):
+        cache["unknown.png"]
+
+
+def test_errors_list_damaged_pictures_until_they_are_mended(pictures, tmp_path):
+    build(pictures, tmp_path / "cache")
+    (error,) = VerbalizationCache(tmp_path / "cache").errors()
+    assert error["path"] == "damaged.png" and error["reason"]
+    assert build(pictures, tmp_path / "cache").num_errors == 1
+    assert len(VerbalizationCache(tmp_path / "cache").errors()) == 1
+    draw(pictures / "damaged.png", (0, 0, 99))
+    report = build(pictures, tmp_path / "cache")
+    assert (report.num_verbalized, report.num_known, report.num_errors) == (1, 4, 0)
+    assert VerbalizationCache(tmp_path / "cache").errors() == []
+
+
+def test_second_run_looks_at_nothing_when_all_is_known(pictures, tmp_path):
+    log = tmp_path / "calls"
+    build(pictures, tmp_path / "cache", [TwoHalves(log=str(log))])
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.parquet")}
+    report = build(pictures, tmp_path / "cache", [TwoHalves(log=str(log))])
+    assert report.num_verbalized == 0 and report.num_known == 4
+    assert len(log.read_text().splitlines()) == 3
+    assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.parquet")}
+
+
+def test_cache_reads_every_row_when_it_spans_shards_and_row_groups(tmp_path):
+    colors = [(index, 255 - index, 7) for index in range(50)]
+    for index, color in enumerate(colors):
+        draw(tmp_path / "many" / f"{index:02d}.png", color)
+    build(tmp_path / "many", tmp_path / "cache", shard_rows=20, batch_size=5)
+    cache = VerbalizationCache(tmp_path / "cache")
+    assert len(list(cache.folder.glob("scenes-*.parquet"))) == 3 and len(cache) == 50
+    for index in np.random.default_rng(0).permutation(50):
+        found = cache[f"{index:02d}.png"]
+        assert found.path == f"{index:02d}.png"
+        assert found.scene.detections.confidence[0] == pytest.approx(colors[index][0] / 255, abs=1e-6)
+    assert [entry.path for entry in cache] == [f"{index:02d}.png" for index in range(50)]
+
+
+def test_cache_works_in_another_process_when_sent_there(pictures, tmp_path):
+    build(pictures, tmp_path / "cache")
+    cache = VerbalizationCache(tmp_path / "cache")
+    text = cache["a.png"].text  # opens files, which must not travel
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_read_text, (cache, "a.png")) == text
+
+
+def _read_text(cache, key):
+    return cache[key].text
+
+
+# ---------------------------------------------------------------------- fingerprints
+
+
+def test_fingerprint_changes_when_verbalizer_threshold_or_words_do():
+    recipes = [
+        Recipe.from_verbalizers([MeanColour()]),
+        Recipe.from_verbalizers([MeanColour(threshold=0.1)]),
+        Recipe.from_verbalizers([TwoHalves()]),
+        Recipe.from_verbalizers([MeanColour(), TwoHalves()]),
+        Recipe.from_verbalizers([MeanColour()], WordSettings(detection_threshold=0.4)),
+        Recipe.from_verbalizers([MeanColour()], compat=True),
+    ]
+    assert len({recipe.fingerprint for recipe in recipes}) == len(recipes)
+    assert Recipe.from_verbalizers([TwoHalves(), MeanColour()]).fingerprint == recipes[3].fingerprint
+
+
+def test_fingerprints_lie_side_by_side_when_a_threshold_changes(pictures, tmp_path):
+    first = build(pictures, tmp_path / "cache", [MeanColour()])
+    second = build(pictures, tmp_path / "cache", [MeanColour(threshold=0.5)])
+    assert first.folder != second.folder and second.num_verbalized == 3
+    with pytest.raises(ValueError, match=f"holds several: .*{first.folder.name} \\(detection/mean_colour\\)"):
+        VerbalizationCache(tmp_path / "cache")
+    for report in (first, second):
+        for cache in (VerbalizationCache(tmp_path / "cache", report.folder.name), VerbalizationCache(report.folder)):
+            assert {entry.fingerprint for entry in cache} == {report.folder.name} and len(cache) == 3
+    with pytest.raises(ValueError, match="expected the fingerprint 'nothing'"):
+        VerbalizationCache(tmp_path / "cache", "nothing")
+    with pytest.raises(ValueError, match="expected verbalizations in .*moai verbalize"):
+        VerbalizationCache(pictures)
+
+
+def test_recipe_is_refused_when_kinds_repeat_or_nobody_looks():
+    with pytest.raises(ValueError, match="at most one per kind"):
+        Recipe.from_verbalizers([MeanColour(), MeanColour(threshold=0.5)])
+    with pytest.raises(ValueError, match="at least one verbalizer"):
+        Recipe.from_verbalizers([])
+
+
+# ---------------------------------------------------------------------- failures
+
+
+def test_failure_is_in_the_scene_when_a_verbalizer_chokes(pictures, tmp_path):
+    draw(pictures / "unlucky.png", BAD_COLOR)
+    report = build(pictures, tmp_path / "cache")
+    assert report.failures == {"detection": 1} and report.num_verbalized == 4
+    found = VerbalizationCache(tmp_path / "cache")["unlucky.png"]
+    assert found.scene.failures == {"detection": "ValueError: this colour is unlucky"}
+    assert found.scene.detections is None and found.scene.segments is not None and "left" in found.text
+    assert build(pictures, tmp_path / "cache").num_verbalized == 0
+    again = build(pictures, tmp_path / "cache", is_retrying_failures=True)
+    assert again.num_verbalized == 1 and again.num_known == 4
+    cache = VerbalizationCache(tmp_path / "cache")
+    assert len(cache) == 4 and sorted(e.path for e in cache) == ["a.png", "b.png", "deeper/c.png", "unlucky.png"]
+
+
+def test_finding_becomes_a_failure_when_it_has_no_words(pictures, tmp_path):
+    report = build(pictures, tmp_path / "cache", [MeanColour(), Unsayable()])
+    assert report.failures == {"oddity": 3}
+    for entry in VerbalizationCache(tmp_path / "cache"):
+        assert "got set" in entry.scene.failures["oddity"] and entry.scene.detections is not None
+
+
+def test_run_stops_when_a_verbalizer_fails_on_everything(tmp_path):
+    for index in range(20):
+        draw(tmp_path / "bad" / f"{index}.png", BAD_COLOR, height=index + 1)
+    with pytest.raises(ValueError, match="'detection' failed on each of the first 16 pictures.*unlucky"):
+        build(tmp_path / "bad", tmp_path / "cache")
+
+
+def test_settings_are_refused_by_name_when_they_make_no_sense(pictures, tmp_path):
+    for options in ({"engine": "cloud"}, {"num_workers": -1}, {"batch_size": 0}, {"shard_rows": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            build(pictures, tmp_path / "cache", **options)
+
+
+def test_reader_names_the_folder_when_the_manifest_is_of_another_version(pictures, tmp_path):
+    folder = build(pictures, tmp_path / "cache").folder
+    manifest = json.loads((folder / "verbalization.json").read_text())
+    assert manifest["verbalizers"][0]["settings"]["ids"] == [1, 2] and manifest["words"]["max_relations"] == 10
+    (folder / "verbalization.json").write_text(json.dumps({**manifest, "version": 99}))
+    with pytest.raises(ValueError, match="version 1 in .*got moai-verbalizations 99"):
+        VerbalizationCache(folder)
+
+
+# ---------------------------------------------------------------------- what is read once
+
+
+def count_calls(monkeypatch, owner, name):
+    """A list that grows by one at every call of a function or method."""
+    calls, original = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(args) or original(*args, **kwargs))
+    return calls
+
+
+def test_image_is_read_and_hashed_once_when_many_rows_name_it(pictures, tmp_path, monkeypatch):
+    rows = [{"image": name, "id": index} for index, name in enumerate(("a.png", "b.png", "a.png", "b.png", "a.png"))]
+    (pictures / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read, hashed = count_calls(monkeypatch, Source, "read"), count_calls(monkeypatch, building, "hash_content")
+    monkeypatch.setattr(work, "hash_content", lambda data: pytest.fail("hashed again"))
+    for counts in ((2, 0), (0, 5)):
+        report = build(pictures / "rows.jsonl", tmp_path / "cache")
+        assert (report.num_verbalized, report.num_known) == counts and report.num_errors == 0
+        assert len(read) == len(hashed) == 2
+        read.clear(), hashed.clear()
+    cache = VerbalizationCache(tmp_path / "cache")
+    assert len(list(cache.sources())) == 5 and cache["4"] == cache[pictures / "a.png"]
+    hashed = count_calls(monkeypatch, cache_module, "hash_content")
+    assert cache.get((pictures / "a.png").read_bytes()) is not None and len(hashed) == 1
+
+
+def test_checkpoint_is_read_once_when_a_recipe_is_made(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    verbalizer = build_verbalizer("segmentation", "transformers", checkpoint=tmp_path)
+    fingerprints = verbalizer.fingerprint(), legacy_fingerprint(verbalizer)
+    read = count_calls(monkeypatch, base, "fingerprint_checkpoint")
+    (entry,) = Recipe.from_verbalizers([verbalizer]).entries
+    assert (entry.fingerprint, entry.legacy_fingerprint) == fingerprints and len(read) == 1
+    read.clear()
+    row = {"kind": "segmentation", "backend": "transformers", "fingerprint": fingerprints[1]}
+    assert is_made_by(row, verbalizer) and len(read) == 1

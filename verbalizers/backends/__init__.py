@@ -1,0 +1,16 @@
+"""The verbalizers themselves, a file per kind and library. Importing this package registers them.
+
+Each library is imported when it first runs. The first backend of a kind is its default.
+"""
+
+from verbalizers.backends import (  # noqa: F401
+    depth,
+    detection,
+    detection_ultralytics,
+    ocr,
+    ocr_paddleocr,
+    ocr_transformers,
+    scene_graph,
+    scene_graph_geometric,
+    segmentation,
+)

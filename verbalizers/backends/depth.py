@@ -1,0 +1,273 @@
+"""Depth, a fifth kind: who is nearer to the camera than whom.
+
+Written with the registry's public interface alone, as a package of its own would be: no other file of this
+repository knows that the kind exists (`verbalizers/__init__.py` imports it, which is what an entry point does
+for a package of its own). A finding, a model's door, words that see the whole scene, and a drawing.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from verbalizers.core.base import register_drawing, register_verbalizer, register_words
+from verbalizers.core.boxes import box_iou, clip_boxes
+from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.structures import Finding, Relations, Scene, register_finding
+from verbalizers.core.words import WordSettings, list_sentence, number_duplicates, strip_coco_suffixes
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DepthMap", "TransformersDepth", "compare_depths", "draw_depth", "verbalize_depth"]
+
+DEPTH_OPENING = "The image includes depth relations between objects: "
+#: Nearness by which two objects must differ for one to be called nearer: a share of the picture's depth range.
+MIN_GAP = 0.08
+#: Longest side of a stored map. Words need an object's median, not its outline; a cached scene stays small.
+MAX_MAP_SIDE = 256
+# Far to near, each brighter than the last: also read right in grey and by colour-blind eyes (magma's end points).
+_COLORS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191)], dtype=np.float32)
+
+
+@register_finding
+@dataclass(frozen=True, eq=False)
+class DepthMap(Finding):
+    """How near every part of a picture is to the camera, relative to the rest of it.
+
+    Attributes:
+        nearness: uint8 `(h, w)`, 0 = farthest, 255 = nearest; may be smaller than the image.
+    """
+
+    structure: ClassVar[str] = "depth_map"
+
+    nearness: np.ndarray
+
+    def __post_init__(self) -> None:
+        nearness = np.array(self.nearness)
+        if nearness.dtype != np.uint8 or nearness.ndim != 2 or 0 in nearness.shape:
+            raise ValueError(
+                f"`nearness` must be uint8 (h, w), got {nearness.dtype} {nearness.shape}. Use DepthMap.from_depth."
+            )
+        nearness.setflags(write=False)
+        self._set(nearness=nearness)
+
+    @classmethod
+    def from_depth(cls, values: np.ndarray, is_disparity: bool) -> DepthMap:
+        """From a model's raw map.
+
+        Both kinds become a scale on which equal steps look alike: inverse depth as it is, since its scale and
+        shift are unknown; metres as their logarithm. The nearest and farthest percent are cut, so that one wild
+        pixel does not set the scale.
+
+        Args:
+            values: float `(h, w)`; NaN and infinity count as farthest.
+            is_disparity: larger values are nearer (inverse depth); False = larger values are farther (metres).
+        """
+        values = np.asarray(values, dtype=np.float64)
+        if not is_disparity:
+            values = -np.log(np.maximum(values, 1e-3))
+        is_finite = np.isfinite(values)
+        low, high = np.percentile(values[is_finite], (1, 99)) if is_finite.any() else (0.0, 0.0)
+        scaled = (np.where(is_finite, values, low) - low) / (high - low) if high > low else np.zeros(values.shape)
+        return cls(np.round(255 * scaled.clip(0, 1)).astype(np.uint8))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Finding.to_dict`; the map is a grey PNG as base64."""
+        stream = io.BytesIO()
+        Image.fromarray(self.nearness).save(stream, format="PNG")
+        return {"structure": self.structure, "nearness": base64.b64encode(stream.getvalue()).decode("ascii")}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DepthMap:
+        """Rebuild from `to_dict`'s output; the PNG's size is checked before it is decoded."""
+        values = dict(data)
+        if isinstance(values.get("nearness"), str):
+            try:
+                stream = io.BytesIO(base64.b64decode(values["nearness"], validate=True))
+                with Image.open(stream, formats=["PNG"]) as picture:
+                    if picture.mode != "L" or max(picture.size) > 4 * MAX_MAP_SIDE:
+                        raise ValueError(f"it is {picture.mode} of {picture.size} (width, height)")
+                    values["nearness"] = np.asarray(picture)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ValueError(f"expected a grey PNG as `nearness`, got something else: {error}.") from error
+        return super().from_dict(values)
+
+    def nearness_at(self, rows: np.ndarray, columns: np.ndarray, image_size_hw: tuple[int, int]) -> float:
+        """Median nearness in [0, 1] of pixels of the image, given as int arrays `(P,)`, P at least 1."""
+        height, width = self.nearness.shape
+        values = self.nearness[rows * height // image_size_hw[0], columns * width // image_size_hw[1]]
+        return float(np.median(values)) / 255
+
+
+@register_verbalizer("depth", "transformers")
+@dataclass(eq=False, kw_only=True)
+class TransformersDepth(CheckpointVerbalizer):
+    """Any `AutoModelForDepthEstimation`: Depth Anything, DPT, GLPN, ZoeDepth, Depth Pro ...
+
+    Attributes:
+        output: what the model's numbers are: "disparity" (larger = nearer), "metric" (larger = farther), or None =
+            what models of its type give.
+    """
+
+    output: str | None = None
+
+    # Where the configuration does not say it (Depth Anything's does): by the papers and by the models' code.
+    _OUTPUT_OF_TYPE: ClassVar[dict[str, str]] = {
+        "dpt": "disparity",
+        "glpn": "metric",
+        "zoedepth": "metric",
+        "depth_pro": "metric",
+        "tipsv2_dpt": "metric",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output not in (None, "disparity", "metric"):
+            raise ValueError(f"`output` must be 'disparity', 'metric' or None, got {self.output!r}.")
+
+    def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+        model = from_pretrained(AutoModelForDepthEstimation, self.checkpoint, dtype=dtype, use_safetensors=True)
+        processor = from_pretrained(AutoImageProcessor, self.checkpoint)
+        return SimpleNamespace(
+            model=model.to(device).eval(), processor=processor, is_disparity=self._is_disparity(model.config)
+        )
+
+    def _is_disparity(self, config: Any) -> bool:
+        stated = {"relative": "disparity", "metric": "metric"}.get(getattr(config, "depth_estimation_type", ""))
+        output = self.output or stated or self._OUTPUT_OF_TYPE.get(config.model_type)
+        if output is None:
+            raise ValueError(
+                f"whether {config.model_type} tells depth or its inverse is not known. Pass output='disparity' where "
+                "larger values are nearer, output='metric' where they are farther."
+            )
+        return output == "disparity"
+
+    def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[DepthMap]:
+        import torch
+
+        model, processor = loaded.model, loaded.processor
+        inputs = processor(images=images, input_data_format="channels_last", return_tensors="pt")
+        outputs = model(**inputs.to(model.device, model.dtype))
+        for name, value in outputs.items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                outputs[name] = value.float()
+        size_hw = images[0].shape[:2]
+        scale = min(1.0, MAX_MAP_SIDE / max(size_hw))
+        map_size_hw = tuple(max(1, round(length * scale)) for length in size_hw)
+        options: dict[str, Any] = {"target_sizes": [map_size_hw] * len(images)}
+        if "source_sizes" in inspect.signature(processor.post_process_depth_estimation).parameters:
+            options["source_sizes"] = [size_hw] * len(images)  # ZoeDepth pads and must know what to cut off
+        results = processor.post_process_depth_estimation(outputs, **options)
+        maps = [result["predicted_depth"].reshape(map_size_hw).cpu().numpy() for result in results]
+        return [DepthMap.from_depth(values, loaded.is_disparity) for values in maps]
+
+
+def compare_depths(depth_map: DepthMap, scene: Scene, settings: WordSettings | None = None) -> Relations:
+    """Nearer / farther relations between the objects of a scene.
+
+    Objects are the named segments, then detections that are no segment again; where there is neither, those of
+    the scene graph. Every object is compared with the next one behind it whose distance differs by MIN_GAP, which
+    says the whole order in few relations. The subject is the object that the scene names first.
+
+    Args:
+        depth_map: the kind's finding.
+        scene: what else was found.
+        settings: `detection_threshold` counts.
+
+    Returns:
+        Relations "nearer than" and "farther than", the widest gap first; their confidence is the gap.
+    """
+    names, nearness, boxes = _locate_objects(depth_map, scene, settings or WordSettings())
+    order = np.argsort(-nearness, kind="stable")
+    found: list[tuple[float, int, int, str]] = []
+    for position, near in enumerate(order):
+        behind = [far for far in order[position + 1 :] if nearness[near] - nearness[far] >= MIN_GAP]
+        if behind:
+            gap, far = float(nearness[near] - nearness[behind[0]]), behind[0]
+            found.append((gap, near, far, "nearer than") if near < far else (gap, far, near, "farther than"))
+    found.sort(key=lambda entry: -entry[0])
+    gaps, subjects, objects, predicates = zip(*found, strict=True) if found else ((), (), (), ())
+    return Relations(tuple(names), subjects, objects, predicates, gaps, boxes)
+
+
+def _locate_objects(
+    depth_map: DepthMap, scene: Scene, settings: WordSettings
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, nearness `(N,)` in [0, 1] and boxes `(N, 4)` of the objects of a scene."""
+    names: list[str] = []
+    nearness: list[float] = []
+    boxes = np.zeros((0, 4), dtype=np.float32)
+    if scene.segments is not None:
+        segments = scene.segments
+        kept = [i for i, name in enumerate(segments.class_names) if name and segments.pixel_counts[i]]
+        for index in kept:
+            pixels = np.nonzero(segments.panoptic_map == segments.segment_ids[index])
+            nearness.append(depth_map.nearness_at(*pixels, segments.image_size_hw))
+        names = [strip_coco_suffixes(segments.class_names[i]) for i in kept]
+        boxes = segments.boxes_xyxy[kept]
+    further: list[tuple[str, np.ndarray]] = []
+    if scene.detections is not None:
+        is_sure = scene.detections.confidence >= np.float32(settings.detection_threshold)
+        entries = zip(scene.detections.class_names, scene.detections.boxes_xyxy, is_sure, strict=True)
+        further = [(name, box) for name, box, keep in entries if keep and name]
+    elif not names and scene.relations is not None and scene.relations.object_boxes_xyxy is not None:
+        entries = zip(scene.relations.object_names, scene.relations.object_boxes_xyxy, strict=True)
+        further = [(strip_coco_suffixes(name), box) for name, box in entries if name]
+    for name, box in further:
+        rivals = [i for i, other in enumerate(names) if other == name]
+        if not rivals or box_iou(box, boxes[rivals]).max() <= 0.5:
+            names.append(name)
+            nearness.append(_nearness_in_box(depth_map, box, scene.image_size_hw))
+            boxes = np.concatenate([boxes, box[None]])
+    return names, np.array(nearness, dtype=np.float64), boxes
+
+
+def _nearness_in_box(depth_map: DepthMap, box_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> float:
+    """Median nearness of a box's middle half: its edges show what is behind the object."""
+    x0, y0, x1, y1 = clip_boxes(box_xyxy[None], image_size_hw)[0]
+    spans = []
+    for low, high, length in ((y0, y1, image_size_hw[0]), (x0, x1, image_size_hw[1])):
+        start = min(int(0.75 * low + 0.25 * high), length - 1)
+        spans.append(np.arange(start, min(max(start + 1, int(0.25 * low + 0.75 * high)), length)))
+    rows, columns = np.meshgrid(*spans, indexing="ij")
+    return depth_map.nearness_at(rows.ravel(), columns.ravel(), image_size_hw)
+
+
+@register_words("depth")
+def verbalize_depth(depth_map: DepthMap, scene: Scene, settings: WordSettings) -> str:
+    """Depth in words: `The image includes depth relations between objects: A is nearer than B, and ...`.
+
+    At most `settings.max_relations` are said, the widest gap first. Objects that share a name are numbered as in the
+    scene graph's sentence: `person (#2)`.
+    """
+    relations = compare_depths(depth_map, scene, settings)
+    names = number_duplicates(relations.object_names)
+    pairs = zip(relations.subject_indices, relations.predicates, relations.object_indices, strict=True)
+    items = [f"{names[subject]} is {predicate} {names[object_]}" for subject, predicate, object_ in pairs]
+    return list_sentence(DEPTH_OPENING, items[: settings.max_relations])
+
+
+@register_drawing("depth")
+def draw_depth(depth_map: DepthMap, scene: Scene, picture: Image.Image) -> Image.Image:
+    """The map as an inset at the bottom right, near = bright, framed to stand out on any ground."""
+    position = depth_map.nearness.astype(np.float32) / 255 * (len(_COLORS) - 1)
+    below = np.minimum(position.astype(int), len(_COLORS) - 2)
+    share = (position - below)[..., None]
+    colors = (1 - share) * _COLORS[below] + share * _COLORS[below + 1]
+    size = tuple(max(1, length // 4) for length in picture.size)
+    inset = Image.fromarray(colors.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    inset = ImageOps.expand(ImageOps.expand(inset, 1, (15, 15, 15)), 1, (255, 255, 255))
+    result = picture.copy()
+    result.paste(inset, (picture.width - inset.width, picture.height - inset.height))
+    return result

@@ -1,0 +1,110 @@
+"""Text recognition: what all its backends share, and the default one, RapidOCR.
+
+The others are in ocr_paddleocr.py and ocr_transformers.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from verbalizers.backends.ocr_order import reading_order
+from verbalizers.core.adapters import text_lines_from_rapidocr
+from verbalizers.core.base import Verbalizer, register_verbalizer
+from verbalizers.core.sentences import verbalize_text_lines
+from verbalizers.core.structures import TextLines
+from verbalizers.core.words import WordSettings
+
+__all__ = [
+    "RapidOCRVerbalizer",
+    "select_text_lines",
+    "verbalize_text_lines",
+    "pad_slim",
+]
+
+
+def select_text_lines(text_lines: TextLines, threshold: float) -> TextLines:
+    """The lines of at least this confidence, in reading order."""
+    order = reading_order(text_lines.quads)
+    kept = [i for i in order if text_lines.confidence[i] >= np.float32(threshold)]
+    texts = tuple(text_lines.texts[i] for i in kept)
+    return TextLines(text_lines.quads[kept].reshape(-1, 4, 2), texts, text_lines.confidence[kept])
+
+
+def pad_slim(image: np.ndarray, max_aspect_ratio: int = 4) -> np.ndarray:
+    """Add a border at the right or bottom of an image that is more than `max_aspect_ratio` times longer than
+    wide.
+
+    PP-OCR's detector enlarges the short side to 736 pixels: an image of 3 x 900 would become 736 x 220,800.
+    Coordinates do not move; the border repeats the edge's median colour.
+    """
+    height, width = image.shape[:2]
+    short = -(-max(height, width) // max_aspect_ratio)
+    if min(height, width) >= short:
+        return image
+    padded_hw = (max(height, short), max(width, short))
+    edge = image[-1] if height < width else image[:, -1]
+    padded = np.empty((*padded_hw, 3), dtype=np.uint8)
+    padded[:] = np.median(edge, axis=0).astype(np.uint8)
+    padded[:height, :width] = image
+    return padded
+
+
+@register_verbalizer("ocr", "rapidocr")
+@dataclass(eq=False)
+class RapidOCRVerbalizer(Verbalizer):
+    """PP-OCR's ONNX models through the `rapidocr` package, which carries them: works offline, on the CPU.
+
+    Attributes:
+        threshold: lowest confidence of a line that is kept.
+        num_threads: onnxruntime threads per model; 0 = onnxruntime's choice (all cores).
+        params: further rapidocr parameters, e.g. `{"Rec.model_path": "my.onnx"}`; see rapidocr's config.yaml.
+    """
+
+    threshold: float = WordSettings.text_threshold
+    num_threads: int = 0
+    params: Mapping[str, Any] = field(default_factory=dict)
+    _engine: Any = field(default=None, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` must lie in [0, 1], got {self.threshold}. It is a confidence.")
+        if self.num_threads < 0:
+            raise ValueError(f"`num_threads` must be at least 0, got {self.num_threads}. 0 takes all cores.")
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[TextLines]:
+        """Read uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
+
+        Raises:
+            ImportError: rapidocr or onnxruntime is not installed.
+        """
+        # One lock for loading and reading: rapidocr keeps state between its detection and recognition steps.
+        with self._lock:
+            engine = self._load()
+            # The engine expects BGR.
+            outputs = [engine(np.ascontiguousarray(pad_slim(image)[:, :, ::-1])) for image in images]
+        return [select_text_lines(text_lines_from_rapidocr(output), self.threshold) for output in outputs]
+
+    def _load(self) -> Any:
+        if self._engine is not None:
+            return self._engine
+        try:
+            import onnxruntime  # noqa: F401 - rapidocr itself reports its absence only by failing later
+            from rapidocr import RapidOCR
+        except ImportError as error:
+            message = f'reading text needs rapidocr: pip install "moai-vlm[ocr]" ({error})'
+            raise ImportError(message) from error
+        settings: dict[str, Any] = {"Global.log_level": "error", **self.params}
+        if self.num_threads:
+            settings.setdefault("EngineConfig.onnxruntime.intra_op_num_threads", self.num_threads)
+            settings.setdefault("EngineConfig.onnxruntime.inter_op_num_threads", 1)
+        # "Nothing found" is an answer here, not a warning.
+        logging.getLogger("RapidOCR").setLevel(logging.ERROR)
+        self._engine = RapidOCR(params=settings)
+        return self._engine

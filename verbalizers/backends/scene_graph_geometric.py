@@ -1,0 +1,198 @@
+"""A scene graph without a model: relations that masks, boxes and depth of other verbalizers show.
+
+    {"kind": "scene_graph", "backend": "geometric"}
+
+in `verbalizers.json`, beside a segmenter or a detector. It looks at no pixel: `geometry.py` measures what others found,
+this file knows names, for whether things are in or on what holds them is a matter of language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from verbalizers.core.base import Verbalizer, register_verbalizer
+from verbalizers.core.boxes import clip_boxes
+from verbalizers.core.geometry import GeometrySettings, PlacedObjects, relate_objects
+from verbalizers.core.merging import merge_detections
+from verbalizers.core.structures import Detections, Relations, Scene, Segments
+from verbalizers.core.vocabulary_matching import name_keys
+
+__all__ = ["GeometricSceneGraph"]
+
+_WATER = ("water", "sea", "river", "lake", "swimming pool")
+_GROUND = (
+    "grass", "road", "pavement", "floor", "floor-wood", "sand", "snow", "dirt", "gravel", "playingfield", "platform",
+    "railroad", "street", "ground", "field", *_WATER,
+)  # fmt: skip
+_BACKDROPS = ("sky", "wall", "wall-brick", "wall-stone", "wall-tile", "wall-wood", "ceiling", "mountain", "hill")
+#: Things are in these, however little of them is hidden.
+_VESSELS = (
+    "bowl", "cup", "mug", "vase", "basket", "bucket", "box", "bag", "pot", "pan", "jar", "glass", "wine glass", "sink",
+    "bathtub", "trash can", "crate", "boat", "canoe", "drawer", "suitcase", "backpack", "shopping cart", "net",
+)  # fmt: skip
+#: Things are in these where they are enclosed, else on them.
+_ENCLOSURES = (
+    "car", "bus", "truck", "train", "van", "airplane", "house", "building", "tent", "window", "door", "mirror", "cage",
+    "oven", "microwave", "refrigerator", "toaster", "cabinet", "tree",
+)  # fmt: skip
+_ENCLOSED_SHARE = 0.5
+#: Longest side of the map in which contacts are measured.
+_MAX_MAP_SIDE = 1024
+#: Detections beyond are left out, the least sure first: pairs grow with the square.
+_MAX_DETECTIONS = 200
+
+
+def _keys(names: Iterable[str]) -> frozenset[str]:
+    return frozenset().union(*map(name_keys, names))
+
+
+_GROUND_KEYS, _REGION_KEYS = _keys(_GROUND), _keys((*_GROUND, *_BACKDROPS))
+_HOLDING_KEYS = {0.0: _keys((*_WATER, "sky", *_VESSELS)), _ENCLOSED_SHARE: _keys(_ENCLOSURES)}
+
+
+@register_verbalizer("scene_graph", "geometric")
+@dataclass(eq=False, kw_only=True)
+class GeometricSceneGraph(GeometrySettings, Verbalizer):
+    """`on`, `in`, `over`, `beside` and `in front of` between segments and detections; needs no weights.
+
+    Reads what segmentation, detection and depth found in the same picture; one of the first two must be there. Segments
+    give contacts, boxes less sure guesses; depth, where somebody looks for it, tells who is in front and who only seems
+    to stand on another. The confidence of a relation is how clearly it is seen, 1 = nothing speaks against it.
+
+    Attributes:
+        detection_threshold: lowest confidence of a detection that takes part.
+        merge_iou: a detection that overlaps a segment of its name by this much is the same object (`merging`).
+    """
+
+    detection_threshold: float = 0.5
+    merge_iou: float = 0.5
+
+    uses: ClassVar[tuple[str, ...]] = ("segmentation", "detection", "depth")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.detection_threshold <= 1:
+            raise ValueError(f"`detection_threshold` must lie in [0, 1], got {self.detection_threshold}.")
+        if not 0 < self.merge_iou <= 1:
+            raise ValueError(f"`merge_iou` must lie in (0, 1], got {self.merge_iou}. It is an overlap.")
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Relations]:
+        """Always raises: pixels alone say nothing to it. `parse_scene` hands it the scenes.
+
+        Raises:
+            ValueError: as `predict_with` does for scenes without segments and detections.
+        """
+        return self.predict_with(images, [Scene(image_size_hw=image.shape[:2]) for image in images])
+
+    def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[Relations]:
+        """Relations between what was found; the images are not looked at.
+
+        Raises:
+            ValueError: a scene has neither segments nor detections.
+        """
+        return [self.relate(scene) for scene in scenes]
+
+    def relate(self, scene: Scene) -> Relations:
+        """The relations of one scene, the clearest first; objects that take part in none are left out.
+
+        Raises:
+            ValueError: the scene has neither segments nor detections.
+        """
+        if scene.segments is None and scene.detections is None:
+            failed = "; ".join(f"{k}: {scene.failures[k]}" for k in self.uses[:2] if k in scene.failures)
+            raise ValueError(
+                f"scene_graph/geometric expected segments or detections of the picture, got neither"
+                f"{f' ({failed})' if failed else ''}. Let a segmentation or detection verbalizer look too."
+            )
+        names, placed, boxes = _place_objects(scene, self.detection_threshold, self.merge_iou)
+        subjects, objects, predicates, scores = relate_objects(placed, self)
+        kept = np.unique(np.concatenate([subjects, objects]))
+        return Relations(
+            object_names=tuple(names[index] for index in kept),
+            subject_indices=np.searchsorted(kept, subjects),
+            object_indices=np.searchsorted(kept, objects),
+            predicates=predicates,
+            confidence=scores,
+            object_boxes_xyxy=boxes[kept],
+        )
+
+
+def _place_objects(
+    scene: Scene, detection_threshold: float, merge_iou: float
+) -> tuple[tuple[str, ...], PlacedObjects, np.ndarray]:
+    """Named segments, then detections: names, places in map pixels, and boxes `(N, 4)` in image pixels."""
+    height, width = scene.image_size_hw
+    stride = -(-max(height, width) // _MAX_MAP_SIDE)
+    object_map = np.full((-(-height // stride), -(-width // stride)), -1, dtype=np.int64)
+    names: tuple[str, ...] = ()
+    boxes = np.zeros((0, 4), dtype=np.float32)
+    if scene.segments is not None:
+        names, boxes, object_map = _place_segments(scene.segments, stride)
+    detections = _choose_detections(scene, detection_threshold, merge_iou)
+    if detections is not None:
+        names += detections.class_names
+        boxes = np.concatenate([boxes, clip_boxes(detections.boxes_xyxy, scene.image_size_hw)])
+    placed = PlacedObjects(
+        boxes_xyxy=boxes / stride,
+        object_map=object_map,
+        is_region=np.array([not _REGION_KEYS.isdisjoint(name_keys(name)) for name in names], dtype=bool),
+        is_ground=np.array([not _GROUND_KEYS.isdisjoint(name_keys(name)) for name in names], dtype=bool),
+        holding=np.array([_holding_of(name) for name in names], dtype=np.float64),
+    )
+    # Any finding of the kind will do that has a map such as DepthMap's: uint8 (h, w), 255 = nearest.
+    nearness = getattr(scene.findings.get("depth"), "nearness", None)
+    if nearness is not None and names:
+        placed = replace(placed, **_place_depth(nearness, placed))
+    return names, placed, boxes
+
+
+def _place_segments(segments: Segments, stride: int) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    kept = [i for i, name in enumerate(segments.class_names) if name and segments.pixel_counts[i]]
+    ids = np.array([segments.segment_ids[i] for i in kept], dtype=np.int64)
+    small = segments.panoptic_map[::stride, ::stride]
+    order = np.argsort(ids)
+    position = np.minimum(np.searchsorted(ids[order], small), max(len(ids) - 1, 0))
+    object_map = np.full(small.shape, -1, dtype=np.int64)
+    if kept:
+        object_map = np.where(ids[order][position] == small, order[position], -1)
+    return tuple(segments.class_names[i] for i in kept), segments.boxes_xyxy[kept], object_map
+
+
+def _choose_detections(scene: Scene, threshold: float, merge_iou: float) -> Detections | None:
+    found = merge_detections(scene.segments, scene.detections, merge_iou)
+    if found is None:
+        return None
+    order = np.argsort(-found.confidence, kind="stable")
+    sure = [int(i) for i in order if found.confidence[i] >= np.float32(threshold) and found.class_names[i]]
+    kept = sorted(sure[:_MAX_DETECTIONS])
+    names = tuple(found.class_names[i] for i in kept)
+    return Detections(found.boxes_xyxy[kept], names, found.confidence[kept], found.image_size_hw)
+
+
+def _holding_of(name: str) -> float:
+    keys = name_keys(name)
+    return next((share for share, known in _HOLDING_KEYS.items() if not known.isdisjoint(keys)), np.inf)
+
+
+def _place_depth(nearness: np.ndarray, placed: PlacedObjects) -> dict[str, Any]:
+    """Nearness of every map pixel and of every object: the median of its mask, or of its box's middle half."""
+    height, width = placed.object_map.shape
+    rows = np.arange(height) * nearness.shape[0] // height
+    columns = np.arange(width) * nearness.shape[1] // width
+    nearness_map = nearness[rows[:, None], columns] / 255
+    flat = placed.object_map.ravel()
+    order = np.argsort(flat, kind="stable")
+    starts = np.searchsorted(flat[order], np.arange(len(placed) + 1))
+    medians = np.empty(len(placed))
+    for index, (x0, y0, x1, y1) in enumerate(placed.boxes_xyxy):
+        values = nearness_map.ravel()[order[starts[index] : starts[index + 1]]]
+        if not values.size:
+            left, top = min(int(0.75 * x0 + 0.25 * x1), width - 1), min(int(0.75 * y0 + 0.25 * y1), height - 1)
+            right, bottom = max(left + 1, int(0.25 * x0 + 0.75 * x1)), max(top + 1, int(0.25 * y0 + 0.75 * y1))
+            values = nearness_map[top:bottom, left:right]
+        medians[index] = np.median(values)
+    return {"nearness": medians, "nearness_map": nearness_map}

@@ -1,0 +1,93 @@
+"""Panoptic segmentation with transformers models."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from verbalizers.core.adapters import segments_from_transformers
+from verbalizers.core.base import register_verbalizer
+from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.segmentation_map import pascal_colors, render_segmentation_map
+from verbalizers.core.sentences import verbalize_segments
+from verbalizers.core.structures import Segments
+from verbalizers.core.words import strip_coco_suffixes
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TransformersSegmenter", "pascal_colors", "render_segmentation_map", "verbalize_segments"]
+
+
+@register_verbalizer("segmentation", "transformers")
+@dataclass(eq=False, kw_only=True)
+class TransformersSegmenter(CheckpointVerbalizer):
+    """Mask2Former or any other `AutoModelForUniversalSegmentation` with panoptic post-processing.
+
+    Attributes:
+        threshold: lowest confidence of a segment (the released MoAI: 0.5).
+        mask_threshold: lowest probability of a segment's pixel (the released MoAI: 0.95).
+        overlap_mask_area_threshold: a segment is dropped when less than this share of its mask is its own.
+        fused_names: class names whose segments become one, e.g. ("sky", "grass"); the released MoAI fuses
+            none.
+    """
+
+    threshold: float = 0.5
+    mask_threshold: float = 0.95
+    overlap_mask_area_threshold: float = 0.8
+    fused_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.fused_names = tuple(self.fused_names)
+        for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a probability.")
+
+    def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
+        from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, AutoProcessor
+
+        model = from_pretrained(AutoModelForUniversalSegmentation, self.checkpoint, dtype=dtype, use_safetensors=True)
+        # OneFormer is told its task in words, so its processor is an image processor and a tokenizer.
+        needs_task = model.config.model_type == "oneformer"
+        processor = from_pretrained(AutoProcessor if needs_task else AutoImageProcessor, self.checkpoint)
+        names = {int(index): name for index, name in model.config.id2label.items()}
+        fused = {index for index, name in names.items() if strip_coco_suffixes(name) in self.fused_names}
+        return SimpleNamespace(
+            model=model.to(device).eval(), processor=processor, needs_task=needs_task, names=names, fused=fused
+        )
+
+    def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[Segments]:
+        import torch
+
+        model = loaded.model
+        task = {"task_inputs": ["panoptic"] * len(images)} if loaded.needs_task else {}
+        inputs = loaded.processor(images=images, input_data_format="channels_last", return_tensors="pt", **task).to(
+            model.device, model.dtype
+        )
+        outputs = model(**inputs)
+        for name, value in outputs.items():
+            # Probabilities are compared with thresholds: in float32, whatever the model runs in.
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                outputs[name] = value.float()
+        size_hw = images[0].shape[:2]
+        results = self._post_process(loaded.processor, outputs, [size_hw] * len(images))
+        return [segments_from_transformers(r, loaded.names, loaded.fused, size_hw) for r in results]
+
+    def _post_process(self, processor: Any, outputs: Any, target_sizes: list[tuple[int, int]]) -> list[dict]:
+        post_process = processor.post_process_panoptic_segmentation
+        options = {
+            "threshold": self.threshold,
+            "mask_threshold": self.mask_threshold,
+            "overlap_mask_area_threshold": self.overlap_mask_area_threshold,
+            "target_sizes": target_sizes,
+            # Fusing is done by our adapter: transformers' gives a later segment the id of an earlier one.
+            "label_ids_to_fuse": set(),
+        }
+        known = inspect.signature(post_process).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        return post_process(outputs, **{k: v for k, v in options.items() if k in known or takes_any})

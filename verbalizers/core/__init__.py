@@ -1,0 +1,1 @@
+"""What all verbalizers share: structures, registry, sentences, scenes, drawings; numpy and Pillow only."""

@@ -1,0 +1,333 @@
+"""The verbalizer interface and its registry.
+
+A verbalizer looks at images and answers with findings (see structures.py). Its class is registered under a
+kind (what it finds) and a backend (with which library); the first backend registered for a kind is that
+kind's default. A kind beyond the four brings its own words (`register_words`) and, if it likes, its own
+drawing (`register_drawing`); both see the whole scene. Packages outside this repository plug in through the
+entry-point group `moai.verbalizers`, entries named `<kind>.<backend>`; they are listed without being imported
+and imported only when their kind is built, said, drawn or read from disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+
+from verbalizers.core.plugins import ENTRY_POINT_GROUP, import_plugin, import_plugins, list_plugins
+
+if TYPE_CHECKING:
+    from verbalizers.core.structures import Scene
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "Verbalizer",
+    "add_sources",
+    "available_verbalizers",
+    "build_verbalizer",
+    "find_drawing",
+    "find_words",
+    "fingerprint_checkpoint",
+    "hash_settings",
+    "load_plugins",
+    "order_by_use",
+    "register_drawing",
+    "register_verbalizer",
+    "register_words",
+]
+
+# What a checkpoint folder's content is: settings, weights, vocabularies (transformers, ONNX, Paddle).
+WEIGHT_SUFFIXES = {".json", ".safetensors", ".txt", ".onnx", ".yml", ".pdmodel", ".pdiparams"}
+_REGISTRY: dict[tuple[str, str], type[Verbalizer]] = {}
+_WORDS: dict[str, Callable[..., str]] = {}
+_DRAWINGS: dict[str, Callable[..., Any]] = {}
+_VerbalizerClass = TypeVar("_VerbalizerClass", bound=type)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Verbalizer(ABC):
+    """One intelligence: images in, findings out.
+
+    Subclasses are usually dataclasses whose fields are their settings (checkpoint, thresholds, device). They
+    load their model on first use, not when built, and may be called from any thread.
+
+    Attributes:
+        kind: what it finds; set by `register_verbalizer`.
+        backend: with which library; likewise.
+        version: raise it when the class finds something else than before with the same settings: fingerprints
+            then change, and what was cached is found anew. Where the class lives does not count.
+        uses: kinds whose findings about the same pictures it reads. It looks after whoever looks for them.
+    """
+
+    kind: ClassVar[str] = ""
+    backend: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    uses: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Look at a batch of images.
+
+        Args:
+            images: uint8 `(H, W, 3)` RGB arrays; sizes may differ.
+
+        Returns:
+            One finding per image, in order; for the four built-in kinds Segments, Detections, Relations,
+            TextLines.
+        """
+
+    def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[Any]:
+        """Look at a batch of images about which others have spoken; `parse_scene` calls this.
+
+        A verbalizer that `uses` other kinds overrides it; the rest look at the images alone.
+
+        Args:
+            images: as for `predict`.
+            scenes: what is known about each image. A kind that it uses may be absent, or have failed.
+
+        Returns:
+            As `predict`.
+        """
+        return self.predict(images)
+
+    def settings(self) -> dict[str, Any]:
+        """The dataclass fields (or public attributes) this verbalizer was built with."""
+        if dataclasses.is_dataclass(self):
+            return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def fingerprint_settings(self) -> dict[str, Any]:
+        """The settings that decide what is found: all of them, unless a subclass leaves some out."""
+        return self.settings()
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change when kind, backend, `version`, a setting or a checkpoint's content changes.
+
+        Cached verbalizations are keyed by it. Settings named `checkpoint`, `*_checkpoint` or `*_dir` are read
+        through `fingerprint_checkpoint`, so that a copied folder keeps its fingerprint and a retrained one does
+        not.
+        """
+        return hash_settings(self.identity(), self.content_settings())
+
+    def identity(self) -> list[Any]:
+        """Which class it is of, and its version: kind and backend where these are the class's own, else its path."""
+        cls = type(self)
+        # A subclass that is not registered only inherits its parent's kind and backend.
+        name = [self.kind, self.backend] if cls.is_registered() else [cls.__module__, cls.__qualname__]
+        return [*name, self.version]
+
+    def content_settings(self) -> dict[str, Any]:
+        """`fingerprint_settings` with checkpoints as `fingerprint_checkpoint` reads them."""
+        return {
+            name: fingerprint_checkpoint(value)
+            if value is not None and (name == "checkpoint" or name.endswith(("_checkpoint", "_dir")))
+            else value
+            for name, value in self.fingerprint_settings().items()
+        }
+
+    @classmethod
+    def is_registered(cls) -> bool:
+        """Whether `kind` and `backend` are this very class's."""
+        return "kind" in vars(cls) and "backend" in vars(cls)
+
+
+def hash_settings(identity: list[Any], settings: dict[str, Any]) -> str:
+    """16 hex digits of a verbalizer's identity and settings; what JSON does not know counts by its repr."""
+    text = json.dumps([*identity, settings], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def order_by_use(verbalizers: Iterable[Verbalizer]) -> list[list[Verbalizer]]:
+    """Groups whose members may look side by side: each verbalizer stands in a group behind those of the kinds it uses.
+
+    Raises:
+        ValueError: some use each other's findings.
+    """
+    waiting, groups = list(verbalizers), []
+    while waiting:
+        kinds = {verbalizer.kind for verbalizer in waiting}
+        ready = [verbalizer for verbalizer in waiting if kinds.isdisjoint(verbalizer.uses)]
+        if not ready:
+            names = [f"{v.kind}/{v.backend} uses {list(v.uses)}" for v in waiting]
+            raise ValueError(f"expected verbalizers that do not wait for each other, got {names}. Drop one of them.")
+        groups.append(ready)
+        waiting = [verbalizer for verbalizer in waiting if verbalizer not in ready]
+    return groups
+
+
+def add_sources(chosen: Iterable[Verbalizer], available: Iterable[Verbalizer]) -> list[Verbalizer]:
+    """The chosen ones and whoever of the available ones finds what they use, in the order of the latter.
+
+    Args:
+        chosen: a part of `available`.
+        available: at most one per kind.
+    """
+    available, kinds = list(available), {verbalizer.kind for verbalizer in chosen}
+    for group in reversed(order_by_use(available)):
+        kinds.update(*(verbalizer.uses for verbalizer in group if verbalizer.kind in kinds))
+    return [verbalizer for verbalizer in available if verbalizer.kind in kinds]
+
+
+def fingerprint_checkpoint(checkpoint: str | Path) -> str:
+    """A hub name as it is; a local file, or a folder's configuration and weight files, as a hash of the content."""
+    source = Path(checkpoint)
+    if not source.exists():
+        return str(checkpoint)
+    digest = hashlib.sha256()
+    for path in sorted(source.iterdir()) if source.is_dir() else [source]:
+        if path.is_file() and (path.suffix in WEIGHT_SUFFIXES or path == source):
+            digest.update(path.relative_to(source).name.encode())  # a file alone may be called anything
+            with path.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def register_verbalizer(kind: str, backend: str) -> Callable[[_VerbalizerClass], _VerbalizerClass]:
+    """Class decorator that makes `build_verbalizer(kind, backend)` find the class.
+
+    Raises:
+        ValueError: the name is taken by another class, a name is not an identifier, or the class is no
+            Verbalizer.
+    """
+    _check_identifiers(kind=kind, backend=backend)
+
+    def register(cls: _VerbalizerClass) -> _VerbalizerClass:
+        if not (isinstance(cls, type) and issubclass(cls, Verbalizer)):
+            raise ValueError(f"expected a subclass of verbalizers.Verbalizer, got {cls!r}. Inherit from Verbalizer.")
+        _refuse_clash(_REGISTRY.get((kind, backend)), cls, f"kind {kind!r} with backend {backend!r}")
+        cls.kind, cls.backend = kind, backend
+        _REGISTRY[kind, backend] = cls
+        return cls
+
+    return register
+
+
+def register_words(kind: str) -> Callable[[_Function], _Function]:
+    """Decorator of the function that says what a kind found: `words(finding, scene, settings) -> str`.
+
+    It is called by `verbalize_scene` with the kind's finding (never None), the whole `Scene`, so that it may
+    speak about what the other kinds found, and the `WordSettings`. It is pure; "" says nothing. A kind needs
+    it unless its findings are sentences or of the four structures.
+
+    Raises:
+        ValueError: the kind has other words already, or is no identifier.
+    """
+    return _register_function(_WORDS, kind, "words")
+
+
+def register_drawing(kind: str) -> Callable[[_Function], _Function]:
+    """Decorator of the function that draws what a kind found: `drawing(finding, scene, picture) -> picture`.
+
+    It is called by `draw_scene` after the four kinds are drawn, with the finding (never None), the `Scene` and
+    the RGB PIL picture so far, and returns an RGB PIL picture of the same size. A kind without it is not drawn.
+
+    Raises:
+        ValueError: the kind has another drawing already, or is no identifier.
+    """
+    return _register_function(_DRAWINGS, kind, "drawing")
+
+
+def find_words(kind: str) -> Callable[..., str] | None:
+    """What `register_words` registered for the kind; None = nothing. Loads the kind's plug-ins if need be."""
+    if kind not in _WORDS:
+        load_plugins(kind)
+    return _WORDS.get(kind)
+
+
+def find_drawing(kind: str) -> Callable[..., Any] | None:
+    """What `register_drawing` registered for the kind; None = nothing. Loads the kind's plug-ins if need be."""
+    if kind not in _DRAWINGS:
+        load_plugins(kind)
+    return _DRAWINGS.get(kind)
+
+
+def _register_function(table: dict[str, Any], kind: str, what: str) -> Callable[[_Function], _Function]:
+    _check_identifiers(kind=kind)
+
+    def register(function: _Function) -> _Function:
+        _refuse_clash(table.get(kind), function, f"the {what} of kind {kind!r}")
+        table[kind] = function
+        return function
+
+    return register
+
+
+def _check_identifiers(**names: str) -> None:
+    for name, value in names.items():
+        if not value.isidentifier():
+            raise ValueError(f"`{name}` must be a Python identifier such as 'depth', got {value!r}. Use underscores.")
+
+
+def _refuse_clash(known: Any, new: Any, what: str) -> None:
+    # A module that is reloaded registers the same object anew; only a different one is a clash.
+    if known is not None and (known.__module__, known.__qualname__) != (new.__module__, new.__qualname__):
+        raise ValueError(f"{what} is already {known.__module__}.{known.__qualname__}. Choose another name.")
+
+
+def load_plugins(kind: str) -> None:
+    """Import and register the installed plug-ins of a kind, once; with them come their findings, words and drawings.
+
+    Raises:
+        ImportError: one of them cannot be imported, or registers nothing.
+    """
+    for backend, (entry, loaded) in import_plugins(kind).items():
+        _register_plugin(kind, backend, entry, loaded)
+
+
+def available_verbalizers() -> dict[str, tuple[str, ...]]:
+    """Kinds and their backends, the default backend first. Plug-ins are listed without importing them."""
+    result: dict[str, list[str]] = {}
+    for kind, backend in [*_REGISTRY, *list_plugins()]:
+        backends = result.setdefault(kind, [])
+        if backend not in backends:
+            backends.append(backend)
+    return {kind: tuple(backends) for kind, backends in result.items()}
+
+
+def build_verbalizer(kind: str, backend: str | None = None, **settings: Any) -> Verbalizer:
+    """Build a verbalizer by name. No model is loaded yet.
+
+    Args:
+        kind: what to find; see `available_verbalizers()`.
+        backend: with which library; None = the kind's default.
+        **settings: the class's fields.
+
+    Raises:
+        ValueError: unknown kind or backend, or settings the class does not have.
+        ImportError: a plug-in cannot be imported.
+    """
+    available = available_verbalizers()
+    if kind not in available:
+        raise ValueError(f"unknown verbalizer kind {kind!r}, expected one of {sorted(available)}. Register it first.")
+    backend = backend or available[kind][0]
+    if backend not in available[kind]:
+        raise ValueError(f"unknown backend {backend!r} for kind {kind!r}, expected one of {list(available[kind])}.")
+    if (kind, backend) not in _REGISTRY:
+        entry = list_plugins()[kind, backend]
+        _register_plugin(kind, backend, entry, import_plugin(entry))
+    cls = _REGISTRY[kind, backend]
+    if dataclasses.is_dataclass(cls):
+        known = {f.name for f in dataclasses.fields(cls) if f.init}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise ValueError(f"{kind}/{backend} has no setting {unknown}, expected some of {sorted(known)}.")
+    return cls(**settings)
+
+
+def _register_plugin(kind: str, backend: str, entry: EntryPoint, loaded: Any) -> None:
+    """Register what an entry point names: a class, unless its module has registered it."""
+    if (kind, backend) not in _REGISTRY:
+        if not isinstance(loaded, type):
+            raise ImportError(
+                f"verbalizer plug-in {entry.name!r} ({entry.value}) registered no kind {kind!r} with backend "
+                f"{backend!r}. The entry's name must be the <kind>.<backend> of its @register_verbalizer."
+            )
+        register_verbalizer(kind, backend)(loaded)

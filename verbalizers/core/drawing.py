@@ -1,0 +1,208 @@
+"""A scene drawn over its image, with Pillow alone.
+
+Every line has a dark halo and every label its own ground, so that both stay legible on light and on dark
+pictures.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from verbalizers.core.base import find_drawing
+from verbalizers.core.boxes import clip_boxes
+from verbalizers.core.structures import Detections, Relations, Scene, Segments, TextLines
+from verbalizers.core.words import number_duplicates, strip_coco_suffixes
+
+__all__ = ["draw_scene"]
+
+Color = tuple[int, int, int]
+
+HALO: Color = (15, 15, 15)
+TEXT_LINE_COLOR: Color = (0, 229, 255)
+RELATION_COLOR: Color = (255, 235, 59)
+MASK_OPACITY = 0.4
+MAX_DRAWN_RELATIONS = 10
+
+
+def distinct_color(index: int) -> Color:
+    """Bright colours whose neighbours differ: hues a golden section apart."""
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + index * 0.618034) % 1.0, 0.75 - 0.2 * (index % 2), 1.0)
+    return int(255 * red), int(255 * green), int(255 * blue)
+
+
+@dataclass
+class _Canvas:
+    """An image under the pen: sizes that fit it, and where labels already stand."""
+
+    image: Image.Image
+    labels: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.pen = ImageDraw.Draw(self.image)
+        shorter = min(self.image.size)
+        self.line_width = max(1, round(shorter / 250))
+        self.font = ImageFont.load_default(size=max(9, min(28, round(shorter / 28))))
+
+    def path(self, points: list[tuple[float, float]], color: Color) -> None:
+        """A line through the points, on a halo."""
+        self.pen.line(points, fill=HALO, width=self.line_width + 2, joint="curve")
+        self.pen.line(points, fill=color, width=self.line_width, joint="curve")
+
+    def arrow(self, start: np.ndarray, end: np.ndarray, color: Color) -> None:
+        """A line from start to end with a head at its end; both are x, y."""
+        length = float(np.hypot(*(end - start)))
+        if length < 1:
+            return
+        along = (end - start) / length
+        across = np.array([-along[1], along[0]])
+        head = min(length / 2, 4.0 * self.line_width + 4)
+        self.path([tuple(start), tuple(end - along * head / 2)], color)
+        wings = [end, end - along * head + across * head / 2, end - along * head - across * head / 2]
+        self.pen.polygon([tuple(p) for p in wings], fill=color, outline=HALO)
+
+    def label(self, text: str, x: float, y: float, color: Color) -> None:
+        """Text on a ground of its own, near x, y: moved down where another label stands, kept inside the image."""
+        left, top, right, bottom = self.pen.textbbox((0, 0), text, font=self.font)
+        pad = 2
+        width, height = right - left + 2 * pad, bottom - top + 2 * pad
+        x = min(max(x, 0), max(0, self.image.width - width))
+        y = min(max(y, 0), max(0, self.image.height - height))
+        for _ in range(12):
+            if not any(self._overlaps((x, y, x + width, y + height), other) for other in self.labels):
+                break
+            y = y + height + 1 if y + 2 * height < self.image.height else max(0, y - 5 * height)
+        self.labels.append((x, y, x + width, y + height))
+        self.pen.rectangle((x, y, x + width, y + height), fill=color, outline=HALO)
+        # Relative luminance decides between dark and light letters (ITU-R BT.601 weights).
+        is_light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+        ink = (0, 0, 0) if is_light else (255, 255, 255)
+        self.pen.text((x + pad - left, y + pad - top), text, fill=ink, font=self.font)
+
+    @staticmethod
+    def _overlaps(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+        return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def draw_scene(scene: Scene, image: Image.Image | np.ndarray) -> Image.Image:
+    """An image with everything found drawn over it: masks, boxes, relation arrows, text outlines.
+
+    Args:
+        scene: what was found in the image.
+        image: PIL or uint8 `(H, W, 3)` RGB.
+
+    Returns:
+        A new RGB PIL image of the same size.
+
+    Raises:
+        ValueError: the image is not the size that the scene describes.
+    """
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    picture = picture.convert("RGB")
+    if (picture.height, picture.width) != scene.image_size_hw:
+        raise ValueError(
+            f"expected an image of {scene.image_size_hw} (height, width) as the scene has, "
+            f"got {(picture.height, picture.width)}. Draw on the image that was parsed."
+        )
+    if scene.segments is not None:
+        picture = _blend_masks(picture, scene.segments)
+    canvas = _Canvas(picture.copy())
+    if scene.relations is not None:
+        _draw_arrows(canvas, scene.relations)  # before all labels, which would be crossed out
+    if scene.detections is not None:
+        _draw_detections(canvas, scene.detections)
+    if scene.text_lines is not None:
+        _draw_text_lines(canvas, scene.text_lines)
+    if scene.segments is not None:
+        _label_segments(canvas, scene.segments)
+    if scene.relations is not None:
+        _label_relations(canvas, scene.relations)
+    return _draw_further_kinds(canvas.image, scene)
+
+
+def _draw_further_kinds(picture: Image.Image, scene: Scene) -> Image.Image:
+    """What `register_drawing` functions add, kind by kind."""
+    for kind, finding in sorted(scene.findings.items()):
+        drawing = None if finding is None else find_drawing(kind)
+        if drawing is not None:
+            size, picture = picture.size, drawing(finding, scene, picture)
+            if not isinstance(picture, Image.Image) or picture.size != size:
+                raise ValueError(f"the drawing of kind {kind!r} must return a PIL image of {size} (width, height).")
+    return picture
+
+
+def _blend_masks(picture: Image.Image, segments: Segments) -> Image.Image:
+    pixels = np.asarray(picture).astype(np.float32)
+    ids = segments.panoptic_map
+    for index, segment_id in enumerate(segments.segment_ids):
+        mask = ids == segment_id
+        pixels[mask] = (1 - MASK_OPACITY) * pixels[mask] + MASK_OPACITY * np.array(distinct_color(index))
+    # A dark seam wherever two neighbours carry different ids.
+    seam = np.zeros(ids.shape, dtype=bool)
+    seam[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    seam[1:] |= ids[1:] != ids[:-1]
+    pixels[seam] *= 0.35
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _label_segments(canvas: _Canvas, segments: Segments) -> None:
+    for index, segment_id in enumerate(segments.segment_ids):
+        rows, columns = np.nonzero(segments.panoptic_map == segment_id)
+        if len(rows) and segments.class_names[index]:
+            # The pixel nearest to the centre of mass lies inside the segment, even in a ring.
+            nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+            name = strip_coco_suffixes(segments.class_names[index])
+            canvas.label(name, float(columns[nearest]), float(rows[nearest]), distinct_color(index))
+
+
+def _draw_detections(canvas: _Canvas, detections: Detections) -> None:
+    boxes = clip_boxes(detections.boxes_xyxy, detections.image_size_hw)
+    for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        color = distinct_color(index + 3)
+        x1, y1 = min(x1, canvas.image.width - 1), min(y1, canvas.image.height - 1)
+        canvas.path([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)], color)
+        text = f"{detections.class_names[index]} {detections.confidence[index]:.2f}"
+        canvas.label(text, x0, y0 - canvas.font.size - 6, color)
+
+
+def _draw_text_lines(canvas: _Canvas, text_lines: TextLines) -> None:
+    for quad, text in zip(text_lines.quads, text_lines.texts, strict=True):
+        corners = [tuple(point) for point in quad.tolist()]
+        canvas.path([*corners, corners[0]], TEXT_LINE_COLOR)
+        x, y = quad[:, 0].min(), quad[:, 1].max()
+        canvas.label(f"“{text}”", float(x), float(y) + canvas.line_width + 1, TEXT_LINE_COLOR)
+
+
+def _surest(relations: Relations) -> list[int]:
+    return np.argsort(-relations.confidence, kind="stable")[:MAX_DRAWN_RELATIONS].tolist()
+
+
+def _ends(relations: Relations, index: int) -> tuple[np.ndarray, np.ndarray]:
+    boxes = relations.object_boxes_xyxy
+    subject, object_ = boxes[relations.subject_indices[index]], boxes[relations.object_indices[index]]
+    return (subject[:2] + subject[2:]) / 2, (object_[:2] + object_[2:]) / 2
+
+
+def _draw_arrows(canvas: _Canvas, relations: Relations) -> None:
+    if relations.object_boxes_xyxy is not None:
+        for index in _surest(relations):
+            canvas.arrow(*_ends(relations, index), RELATION_COLOR)
+
+
+def _label_relations(canvas: _Canvas, relations: Relations) -> None:
+    plain = [strip_coco_suffixes(name) for name in relations.object_names]
+    has_boxes = relations.object_boxes_xyxy is not None
+    # An arrow shows which of two persons is meant; without one the number has to.
+    names = plain if has_boxes else number_duplicates(plain)
+    for row, index in enumerate(_surest(relations)):
+        subject, object_ = names[relations.subject_indices[index]], names[relations.object_indices[index]]
+        text = f"{subject} {relations.predicates[index]} {object_}"
+        if has_boxes:
+            x, y = np.mean(_ends(relations, index), axis=0).tolist()
+            left, _, right, _ = canvas.pen.textbbox((0, 0), text, font=canvas.font)
+            canvas.label(text, x - (right - left) / 2, y, RELATION_COLOR)
+        else:
+            canvas.label(text, 2, 2 + row * (canvas.font.size + 6), RELATION_COLOR)

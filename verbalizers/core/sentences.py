@@ -1,0 +1,230 @@
+"""From findings to sentences: the four kinds' own, and those of whole scenes. Pure: the same scene, the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from verbalizers.core.base import find_words
+from verbalizers.core.boxes import clip_boxes, format_box, normalize_boxes
+from verbalizers.core.merging import merge_scene
+from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Scene, Segments, TextLines
+from verbalizers.core.words import (
+    BOXES_OPENING,
+    RELATIONS_OPENING,
+    TEXTS_OPENING,
+    WordSettings,
+    join_sentences,
+    list_sentence,
+    number_duplicates,
+    strip_coco_suffixes,
+    without_control_characters,
+)
+
+__all__ = [
+    "verbalize_detections",
+    "verbalize_finding",
+    "verbalize_relations",
+    "verbalize_scene",
+    "verbalize_segments",
+    "verbalize_text_lines",
+]
+
+
+def verbalize_finding(
+    finding: Any,
+    settings: WordSettings | None = None,
+    compat: bool = False,
+    kind: str | None = None,
+    scene: Scene | None = None,
+) -> str:
+    """The sentence for one finding: by its kind's registered words, else by its type.
+
+    Args:
+        finding: one of the structures, a sentence, a registered kind's finding, or None ("" then).
+        settings: what is worth saying.
+        compat: speak as the release does.
+        kind: what was looked for; finds the words that `register_words` registered.
+        scene: all that was found in the picture, for words that speak about other findings too.
+
+    Raises:
+        ValueError: the finding is of a type that has no words.
+        ImportError: the words are a plug-in's that cannot be imported.
+    """
+    settings = settings or WordSettings()
+    if finding is None:
+        return ""
+    words = find_words(kind) if kind is not None and scene is not None and kind not in SCENE_FIELDS else None
+    if words is not None:
+        return words(finding, scene, settings)
+    if isinstance(finding, str):
+        return finding
+    if isinstance(finding, Segments):
+        return verbalize_segments(finding, compat)
+    if isinstance(finding, Detections):
+        return verbalize_detections(finding, settings.detection_threshold, compat)
+    if isinstance(finding, Relations):
+        return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat)
+    if isinstance(finding, TextLines):
+        return verbalize_text_lines(finding, settings.text_threshold, compat)
+    raise ValueError(
+        f"expected Segments, Detections, Relations, TextLines or a sentence, got {type(finding).__name__}. "
+        "A verbalizer of a new kind answers with one of these or registers its words with register_words."
+    )
+
+
+def verbalize_scene(
+    scene: Scene,
+    kinds: Iterable[str] | None = None,
+    compat: bool = False,
+    settings: WordSettings | None = None,
+) -> str:
+    """All that was found, in words: one sentence per kind, joined with one space.
+
+    Args:
+        scene: what was found.
+        kinds: which kinds are said, in this order; None = the four, then the scene's further findings by
+            name.
+        compat: the release's very words, its blanks, gaps and slips included; False = ours, which say the
+            same where the release is right.
+        settings: what is worth saying. Where segments and detections are both said, what was found twice is said
+            once (`WordSettings.merge_iou`), except with `compat`.
+
+    Raises:
+        ValueError: a kind is neither one of the four nor among the scene's findings.
+    """
+    names = [*SCENE_FIELDS, *sorted(scene.findings)] if kinds is None else list(kinds)
+    settings = settings or WordSettings()
+    if settings.merge_iou is not None and not compat and {"segmentation", "detection"} <= set(names):
+        scene = merge_scene(scene, settings.merge_iou)
+    sentences = []
+    for kind in names:
+        if kind not in SCENE_FIELDS and kind not in scene.findings and kind not in scene.failures:
+            known = [*SCENE_FIELDS, *sorted(scene.findings)]
+            raise ValueError(f"unknown kind {kind!r}, expected some of {known}.")
+        finding = getattr(scene, SCENE_FIELDS[kind]) if kind in SCENE_FIELDS else scene.findings.get(kind)
+        sentences.append(verbalize_finding(finding, settings, compat, kind, scene))
+    return join_sentences(sentences, compat)
+
+
+def verbalize_segments(segments: Segments | None, compat: bool = False) -> str:
+    """Segments in words: `The image includes bounding box coordinates and their objects: [..] name.`.
+
+    Args:
+        segments: None gives "".
+        compat: speak as the release does. It takes the boxes in ascending id order whatever the order of the
+            names, and says nothing at all when an id has no pixels or a class is unknown; ours gives each
+            name its own box and leaves out only that segment.
+    """
+    if segments is None:
+        return ""
+    if compat:
+        return _verbalize_as_released(segments)
+    boxes = normalize_boxes(clip_boxes(segments.boxes_xyxy, segments.image_size_hw), segments.image_size_hw)
+    entries = zip(segments.class_names, boxes, segments.pixel_counts, strict=True)
+    items = [f"{format_box(box)} {strip_coco_suffixes(name)}" for name, box, pixels in entries if name and pixels]
+    return list_sentence(BOXES_OPENING, items)
+
+
+def _verbalize_as_released(segments: Segments) -> str:
+    height, width = segments.image_size_hw
+    present = [int(i) for i in np.unique(segments.panoptic_map) if i > 0]
+    if len(present) < len(segments) or not all(segments.class_names):
+        return ""
+    everything = Segments(segments.panoptic_map, present, [""] * len(present), np.ones(len(present)))
+    # The release multiplies by the float32 reciprocal; dividing could round a tie the other way.
+    scale = np.array([1 / width, 1 / height, 1 / width, 1 / height], dtype=np.float32)
+    boxes = (everything.boxes_xyxy * scale)[: len(segments)]
+    items = [
+        f"{format_box(box)} {strip_coco_suffixes(name)}" for name, box in zip(segments.class_names, boxes, strict=True)
+    ]
+    return list_sentence(BOXES_OPENING, items)
+
+
+def verbalize_detections(
+    detections: Detections | None, threshold: float = WordSettings.detection_threshold, compat: bool = False
+) -> str:
+    """Same sentence form as the segments, boxes in the order given.
+
+    Args:
+        detections: None gives "".
+        threshold: lowest confidence that is said.
+        compat: speak as the release does, boxes outside the image and "-0.00" included; ours keeps them
+            inside.
+    """
+    if detections is None:
+        return ""
+    boxes = detections.boxes_xyxy if compat else clip_boxes(detections.boxes_xyxy, detections.image_size_hw)
+    normalized = normalize_boxes(boxes, detections.image_size_hw)
+    is_kept = detections.confidence >= np.float32(threshold)
+    entries = zip(detections.class_names, normalized, is_kept, strict=True)
+    return list_sentence(BOXES_OPENING, [f"{format_box(box)} {name}" for name, box, keep in entries if keep and name])
+
+
+def verbalize_relations(
+    relations: Relations | None,
+    threshold: float = WordSettings.relation_threshold,
+    max_relations: int = WordSettings.max_relations,
+    compat: bool = False,
+) -> str:
+    """Relations in words: `The image includes relationships between objects: A is on B, and C is holding D.`.
+
+    Objects that share a name are numbered: `person (#2)`.
+
+    Args:
+        relations: None gives "".
+        threshold: lowest confidence that is said.
+        max_relations: how many are said at most, the surest first.
+        compat: choose and order as the release does. It says nothing when there are fewer relations than
+            min(10, objects), and its order is numpy's partition order; ours says them all, the surest first.
+    """
+    if relations is None:
+        return ""
+    choose = _choose_as_released if compat else _choose_surest
+    names = number_duplicates([strip_coco_suffixes(name) for name in relations.object_names])
+    items = []
+    for index in choose(relations, threshold, max_relations):
+        subject, object_ = int(relations.subject_indices[index]), int(relations.object_indices[index])
+        if relations.object_names[subject] and relations.object_names[object_]:
+            items.append(f"{names[subject]} is {relations.predicates[index]} {names[object_]}")
+    return list_sentence(RELATIONS_OPENING, items)
+
+
+def _choose_surest(relations: Relations, threshold: float, max_relations: int) -> list[int]:
+    named = [bool(name) for name in relations.object_names]
+    is_known = [named[s] and named[o] for s, o in zip(relations.subject_indices, relations.object_indices, strict=True)]
+    order = np.argsort(-relations.confidence, kind="stable")
+    kept = [int(i) for i in order if relations.confidence[i] >= np.float32(threshold) and is_known[i]]
+    return kept[:max_relations]
+
+
+def _choose_as_released(relations: Relations, threshold: float, max_relations: int) -> list[int]:
+    wanted = min(max_relations, len(relations.object_names))
+    if len(relations) == 0 or wanted > len(relations):
+        return []
+    # The release filters argpartition's indices by partition's values, which numpy does not promise to order
+    # alike: both are needed to say exactly what it says.
+    indices = np.argpartition(relations.confidence, -wanted)[-wanted:]
+    scores = np.partition(relations.confidence, -wanted)[-wanted:]
+    return [int(i) for i in indices[scores >= np.float32(threshold)]]
+
+
+def verbalize_text_lines(
+    text_lines: TextLines | None, threshold: float = WordSettings.text_threshold, compat: bool = False
+) -> str:
+    """Text in words: `The image includes text descriptions: t1, and t2.`, lines in the order given.
+
+    Args:
+        text_lines: None gives "".
+        threshold: lowest confidence that is said.
+        compat: leave blank lines and control characters in, as the release does.
+    """
+    if text_lines is None:
+        return ""
+    is_kept = text_lines.confidence >= np.float32(threshold)
+    texts = [text for text, keep in zip(text_lines.texts, is_kept, strict=True) if keep]
+    if not compat:
+        texts = [without_control_characters(text) for text in texts if text.strip()]
+    return list_sentence(TEXTS_OPENING, texts)

@@ -1,0 +1,1 @@
+"""Verbalizations on disk: data sets verbalized once, in several processes, and read many times."""

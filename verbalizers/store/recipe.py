@@ -1,0 +1,222 @@
+"""What a cached verbalization was made with: verbalizers, their settings, and the choice of words.
+
+The recipe's fingerprint names the sub-folder of the cache. Whatever changes what would be found or said changes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verbalizers.core.base import Verbalizer, build_verbalizer, hash_settings
+from verbalizers.core.words import WordSettings
+
+__all__ = ["MANIFEST_FILE", "Recipe", "VerbalizerEntry", "is_made_by", "legacy_fingerprint", "read_manifest"]
+
+MANIFEST_FILE = "verbalization.json"
+#: Raised when rows of an older layout can no longer be read as they are.
+FORMAT_VERSION = 1
+# Where each class stood while fingerprints held module paths. Never changed: caches written then are known by it.
+_FORMER_CLASSES = {
+    ("depth", "transformers"): ("verbalizers.depth", "TransformersDepth"),
+    ("detection", "owlv2"): ("verbalizers.detection", "Owlv2Detector"),
+    ("detection", "ultralytics"): ("verbalizers.detection_ultralytics", "UltralyticsDetector"),
+    ("ocr", "paddleocr"): ("verbalizers.ocr_paddleocr", "PaddleOCRVerbalizer"),
+    ("ocr", "rapidocr"): ("verbalizers.ocr", "RapidOCRVerbalizer"),
+    ("ocr", "transformers"): ("verbalizers.ocr_transformers", "TransformersOCR"),
+    ("scene_graph", "geometric"): ("verbalizers.scene_graph_geometric", "GeometricSceneGraph"),
+    ("scene_graph", "psgtr"): ("verbalizers.scene_graph", "PSGTRVerbalizer"),
+    ("scene_graph", "triplets"): ("verbalizers.scene_graph", "TripletVerbalizer"),
+    ("segmentation", "transformers"): ("verbalizers.segmentation", "TransformersSegmenter"),
+}
+
+
+def both_fingerprints(verbalizer: Verbalizer) -> tuple[str, str | None]:
+    """A verbalizer's fingerprint and its legacy one; its checkpoint is read once.
+
+    The legacy one follows the rule that held while a class counted by its module path; None = it finds other things
+    now. A class outside this package is taken to stand where it stood.
+    """
+    cls = type(verbalizer)
+    if cls.fingerprint is not Verbalizer.fingerprint:  # a rule of its own, which is as it was
+        return (verbalizer.fingerprint(),) * 2
+    settings = verbalizer.content_settings()
+    fingerprint = hash_settings(verbalizer.identity(), settings)
+    if verbalizer.version != Verbalizer.version:
+        return fingerprint, None
+    name, path = (verbalizer.kind, verbalizer.backend), (cls.__module__, cls.__qualname__)
+    former = _FORMER_CLASSES.get(name, path) if cls.is_registered() else path
+    return fingerprint, hash_settings([*former, *name], settings)
+
+
+def legacy_fingerprint(verbalizer: Verbalizer) -> str | None:
+    """The legacy one of `both_fingerprints`."""
+    return both_fingerprints(verbalizer)[1]
+
+
+def is_made_by(entry: Mapping[str, Any], verbalizer: Verbalizer) -> bool:
+    """Whether an entry of a manifest's `verbalizers` stands for this verbalizer, also under its legacy fingerprint."""
+    is_kind = (entry["kind"], entry["backend"]) == (verbalizer.kind, verbalizer.backend)
+    return is_kind and entry["fingerprint"] in both_fingerprints(verbalizer)
+
+
+@dataclass(frozen=True)
+class VerbalizerEntry:
+    """How another process builds one verbalizer.
+
+    Attributes:
+        module: module that registers the class when it is imported.
+        kind, backend: its names in the registry.
+        settings: arguments of `build_verbalizer`.
+        fingerprint: of the verbalizer, its checkpoint's content included.
+        version: of the class; see `Verbalizer.version`.
+        legacy_fingerprint: the same by the former rule; see the function of that name.
+    """
+
+    module: str
+    kind: str
+    backend: str
+    settings: Mapping[str, Any]
+    fingerprint: str
+    version: int = Verbalizer.version
+    legacy_fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, verbalizer: Verbalizer) -> VerbalizerEntry:
+        """The entry of a ready verbalizer; reads its checkpoint."""
+        fingerprint, legacy = both_fingerprints(verbalizer)
+        name = (type(verbalizer).__module__, verbalizer.kind, verbalizer.backend)
+        return cls(*name, verbalizer.settings(), fingerprint, verbalizer.version, legacy)
+
+    def build(self) -> Verbalizer:
+        """Build it in this process; no model is loaded yet."""
+        importlib.import_module(self.module)
+        return build_verbalizer(self.kind, self.backend, **self.settings)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Verbalizers and words, in a form that travels to other processes.
+
+    Attributes:
+        entries: the verbalizers.
+        words: what is worth saying.
+        compat: whether the release's very words are said.
+        kept_kinds: kinds whose findings are kept and said, where others look only because these use what they find;
+            None = all.
+    """
+
+    entries: tuple[VerbalizerEntry, ...]
+    words: WordSettings = field(default_factory=WordSettings)
+    compat: bool = False
+    kept_kinds: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_verbalizers(
+        cls,
+        verbalizers: Sequence[Verbalizer],
+        words: WordSettings | None = None,
+        compat: bool = False,
+        kept_kinds: Iterable[str] | None = None,
+    ) -> Recipe:
+        """The recipe of ready verbalizers; see the class for the rest.
+
+        Raises:
+            ValueError: there is none, two share a kind, or one lives in a script where no other process finds it.
+        """
+        kinds = [verbalizer.kind for verbalizer in verbalizers]
+        if not kinds or len(set(kinds)) != len(kinds):
+            raise ValueError(f"expected at least one verbalizer and at most one per kind, got the kinds {kinds}.")
+        for verbalizer in verbalizers:
+            if type(verbalizer).__module__ == "__main__":
+                raise ValueError(
+                    f"{type(verbalizer).__name__} is defined in the running script, which worker processes cannot "
+                    "import. Move the class to a module of its own and import it."
+                )
+        entries = tuple(map(VerbalizerEntry.of, verbalizers))
+        kept = tuple(sorted(kinds if kept_kinds is None else set(kinds) & set(kept_kinds)))
+        return cls(entries, words or WordSettings(), compat, None if kept == tuple(sorted(kinds)) else kept)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is looked for."""
+        return tuple(entry.kind for entry in self.entries)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits; another verbalizer, checkpoint, threshold or choice of words gives others.
+
+        The order of the verbalizers does not count: they look side by side.
+        """
+        return self._fingerprint_of((entry.kind, entry.backend, entry.fingerprint) for entry in self.entries)
+
+    def fingerprint_in(self, out: str | Path) -> str:
+        """Under which fingerprint a cache keeps this recipe.
+
+        A cache that was written while fingerprints held module paths goes on under the one it has.
+
+        Args:
+            out: the cache; it need not be there yet.
+        """
+        former = [(e.kind, e.backend, e.legacy_fingerprint) for e in self.entries if e.legacy_fingerprint is not None]
+        legacy = self._fingerprint_of(former) if len(former) == len(self.entries) else self.fingerprint
+        is_there = [(Path(out) / name / MANIFEST_FILE).is_file() for name in (self.fingerprint, legacy)]
+        return legacy if is_there == [False, True] else self.fingerprint
+
+    def _fingerprint_of(self, verbalizers: Iterable[tuple[str, ...]]) -> str:
+        identity = [FORMAT_VERSION, sorted(verbalizers), asdict(self.words), self.compat]
+        if self.kept_kinds is not None:
+            identity.append(self.kept_kinds)
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def build(self) -> list[Verbalizer]:
+        """Build the verbalizers in this process."""
+        return [entry.build() for entry in self.entries]
+
+    def to_manifest(self) -> dict[str, Any]:
+        """What stands beside the shards, for people and for the reader."""
+        return {
+            "format": "moai-verbalizations",
+            "version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "verbalizers": [
+                {
+                    "kind": entry.kind,
+                    "backend": entry.backend,
+                    "version": entry.version,
+                    "settings": json.loads(json.dumps(dict(entry.settings), default=repr)),
+                    "fingerprint": entry.fingerprint,
+                }
+                for entry in self.entries
+            ],
+            "words": asdict(self.words),
+            "compat": self.compat,
+        } | ({} if self.kept_kinds is None else {"kept_kinds": list(self.kept_kinds)})
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of one fingerprint's folder.
+
+    Raises:
+        ValueError: there is none, or it is of another format or version.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        name, version = manifest["format"], manifest["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected a folder of verbalizations, got {str(folder)!r} without a readable {MANIFEST_FILE} ({error}). "
+            "Write one with `moai verbalize DATASET --out DIR`."
+        ) from error
+    if (name, version) != ("moai-verbalizations", FORMAT_VERSION):
+        raise ValueError(
+            f"expected moai-verbalizations of version {FORMAT_VERSION} in {str(path)!r}, got {name} {version}. "
+            "Verbalize anew into another folder."
+        )
+    return manifest

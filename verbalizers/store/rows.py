@@ -1,0 +1,148 @@
+"""One verbalized picture as a row: packed for disk, unpacked again, nothing lost.
+
+A row holds the scene as JSON, the words, the size, and the panoptic map as a PNG of segment ids beside the JSON (a
+map is most of a scene's weight, and PNG packs it several times smaller than run lengths in JSON).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from verbalizers.core.structures import Scene
+
+__all__ = ["Verbalization", "hash_content", "pack_panoptic_map", "pack_scene", "unpack_panoptic_map", "unpack_scene"]
+
+#: Largest panoptic map that is unpacked, in pixels; what Pillow itself refuses to open.
+MAX_MAP_PIXELS = 178_956_970
+_PACKED_MARK = "packed_image_size_hw"
+
+
+@dataclass(frozen=True)
+class Verbalization:
+    """One picture's entry in the cache.
+
+    Attributes:
+        content_hash: SHA-256 of the picture file's bytes, 64 hexadecimal digits.
+        fingerprint: of the verbalizers and words that made it; see `Recipe.fingerprint`.
+        id: what the data set calls the picture; of its first occurrence where there are several.
+        path: the picture's path as the data set writes it; "" where it has none.
+        image_size_hw: height and width of the upright picture in pixels.
+        scene: what was found; a verbalizer that failed is named in `scene.failures`.
+        text: the scene in words.
+    """
+
+    content_hash: str
+    fingerprint: str
+    id: str
+    path: str
+    image_size_hw: tuple[int, int]
+    scene: Scene
+    text: str
+
+
+def hash_content(data: bytes) -> str:
+    """SHA-256 of an encoded picture's bytes, 64 hexadecimal digits: the key of the cache."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def pack_panoptic_map(panoptic_map: np.ndarray) -> bytes:
+    """Segment ids as PNG, losslessly: 8-bit grey, 16-bit grey, or the four bytes of an int32 as RGBA.
+
+    Args:
+        panoptic_map: integers `(H, W)` within int32.
+    """
+    ids = np.ascontiguousarray(panoptic_map, dtype="<i4")
+    low, high = int(ids.min()), int(ids.max())
+    if low >= 0 and high < 1 << 8:
+        picture = Image.fromarray(ids.astype(np.uint8))
+    elif low >= 0 and high < 1 << 16:
+        picture = Image.fromarray(ids.astype(np.uint16))
+    else:
+        picture = Image.fromarray(ids.view(np.uint8).reshape(*ids.shape, 4))
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def unpack_panoptic_map(data: bytes, image_size_hw: tuple[int, int]) -> np.ndarray:
+    """The int32 `(H, W)` ids behind `pack_panoptic_map`'s PNG.
+
+    Args:
+        data: the PNG.
+        image_size_hw: the size it must have; compared with the header before anything is decoded.
+
+    Raises:
+        ValueError: not such a PNG, or one of another size.
+    """
+    height, width = (int(length) for length in image_size_hw)
+    if height * width > MAX_MAP_PIXELS:
+        raise ValueError(f"expected a panoptic map of at most {MAX_MAP_PIXELS} pixels, got {height} x {width}.")
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if picture.size != (width, height) or picture.mode not in ("L", "I;16", "RGBA"):
+                got = f"{picture.mode} of {picture.size[1]} x {picture.size[0]}"
+                raise ValueError(f"expected a panoptic map of {height} x {width} pixels, got {got}.")
+            values = np.asarray(picture)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"expected a panoptic map as PNG, got something else ({error}). Verbalize anew.") from error
+    if values.ndim == 3:
+        return np.ascontiguousarray(values).view("<i4")[..., 0].astype(np.int32)
+    return values.astype(np.int32)
+
+
+def pack_scene(scene: Scene) -> tuple[str, bytes | None]:
+    """A scene as JSON without its panoptic map, and the map as PNG (None where there is none).
+
+    Raises:
+        TypeError, ValueError: a finding of a further kind cannot be held by JSON.
+    """
+    data = scene.to_dict()
+    if scene.segments is None:
+        return json.dumps(data, allow_nan=False), None
+    data["segments"]["panoptic_map"] = {_PACKED_MARK: list(scene.segments.image_size_hw)}
+    return json.dumps(data, allow_nan=False), pack_panoptic_map(scene.segments.panoptic_map)
+
+
+def unpack_scene(text: str, panoptic_png: bytes | None) -> Scene:
+    """The scene behind `pack_scene`'s two parts.
+
+    Raises:
+        ValueError: they do not hold a scene.
+    """
+    try:
+        data: dict[str, Any] = json.loads(text)
+        segments = data.get("segments")
+        packed = segments.get("panoptic_map") if isinstance(segments, Mapping) else None
+        if isinstance(packed, Mapping) and _PACKED_MARK in packed:
+            if panoptic_png is None:
+                raise ValueError("the panoptic map is missing")
+            data["segments"] = {**segments, "panoptic_map": unpack_panoptic_map(panoptic_png, packed[_PACKED_MARK])}
+        return Scene.from_dict(data)
+    except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"expected a scene as `pack_scene` writes it, got something else: {error}.") from error
+
+
+def encode_found(content_hash: str, scene: Scene, text: str) -> str:
+    """What a worker sends back about one picture: JSON on one line, the map as base64."""
+    scene_json, panoptic_png = pack_scene(scene)
+    height, width = scene.image_size_hw
+    found = {
+        "content_hash": content_hash,
+        "height": height,
+        "width": width,
+        "scene": scene_json,
+        # Arrow's strings are strict UTF-8; a lone surrogate (from a broken recogniser) would stop the whole shard.
+        "text": text.encode("utf-8", "replace").decode("utf-8"),
+        "failed_kinds": sorted(scene.failures),
+        "panoptic_png": None if panoptic_png is None else base64.b64encode(panoptic_png).decode("ascii"),
+    }
+    return json.dumps(found)
