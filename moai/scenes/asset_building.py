@@ -2,7 +2,7 @@
 
     python -m moai.scenes.asset_building NotoColorEmoji.ttf
 
-writes `sprites.png` (all pictures cropped to what is visible, packed in rows) and `sprites.json` (name -> list of
+writes `sprites.png` (all images cropped to what is visible, packed in rows) and `sprites.json` (name -> list of
 [x, y, width, height] in the sheet) into the package's assets. Needs Pillow with raqm, because skin tones and genders
 are joined emoji sequences. The font: Debian package fonts-noto-color-emoji (SIL Open Font License 1.1).
 """
@@ -36,7 +36,7 @@ def _render_emoji(code_points: str, font: ImageFont.FreeTypeFont) -> Image.Image
 def _crop_to_visible(picture: Image.Image, name: str) -> Image.Image:
     box = picture.getchannel("A").point(lambda a: 255 if a > 127 else 0).getbbox()
     if box is None:
-        raise ValueError(f"the font has no picture for {name!r}; use a newer Noto colour emoji font.")
+        raise ValueError(f"the font has no image for {name!r}; use a newer Noto colour emoji font.")
     return picture.crop(box)
 
 
@@ -48,7 +48,7 @@ def build_sprite_sheet(font_path: str | Path) -> tuple[Image.Image, dict[str, li
 
     Raises:
         ImportError: Pillow was built without raqm.
-        ValueError: the font lacks a picture.
+        ValueError: the font lacks an image.
     """
     if not features.check("raqm"):
         raise ImportError(

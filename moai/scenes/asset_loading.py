@@ -1,4 +1,4 @@
-"""Pictures and fonts that scenes are painted with: one sprite sheet and five fonts in `assets/scenes`.
+"""Images and fonts that scenes are painted with: one sprite sheet and five fonts in `assets/scenes`.
 
 Loaded on first use and kept for the life of the process. Licences: see `assets/scenes/LICENSES.md`.
 """
@@ -50,7 +50,7 @@ def _sheet() -> Image.Image:
 
 @cache
 def sprite_picture(name: str, index: int) -> Image.Image:
-    """RGBA picture of a sprite, cropped to what is visible; about 128 pixels on its longer side."""
+    """RGBA image of a sprite, cropped to what is visible; about 128 pixels on its longer side."""
     x, y, width, height = sprite_boxes()[name][index]
     return _sheet().crop((x, y, x + width, y + height))
 

@@ -172,7 +172,7 @@ def render_drawing(name: str, size: int) -> Image.Image:
 
     Args:
         name: key of `DRAWINGS`.
-        size: side of the square RGBA picture in pixels; drawn four times larger and averaged down.
+        size: side of the square RGBA image in pixels; drawn four times larger and averaged down.
     """
     scale = 4 * size / 100
     canvas = Image.new("RGBA", (4 * size, 4 * size))

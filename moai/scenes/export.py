@@ -1,11 +1,11 @@
-"""Scenes as files: pictures and LLaVA-format questions, to be verbalized and trained on like a user's own data.
+"""Scenes as files: images and LLaVA-format questions, to be verbalized and trained on like a user's own data.
 
     python -m moai.scenes.export --out scenes --length 1000
     moai verbalize scenes/questions.jsonl --out scenes/verbalizations
 
-Other questions about the same pictures go into a file of their own: ``--file train.jsonl --kinds counting,reading``.
+Other questions about the same images go into a file of their own: ``--file train.jsonl --kinds counting,reading``.
 
-Pictures are PNG: the same scene is the same file, and the same key of the cache, wherever it is written.
+Images are PNG: the same scene is the same file, and the same key of the cache, wherever it is written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUESTIONS_FILE = "questions.jsonl"
 
 
 def encode_picture(image: np.ndarray) -> bytes:
-    """A scene's picture as a PNG file; its hash is the picture's key in a cache of verbalizations.
+    """A scene's image as a PNG file; its hash is the image's key in a cache of verbalizations.
 
     Args:
         image: uint8 (H, W, 3).
@@ -40,7 +40,7 @@ def encode_picture(image: np.ndarray) -> bytes:
 
 
 def export_scenes(scenes: Scenes, length: int, out: str | Path, file_name: str = QUESTIONS_FILE) -> Path:
-    """Write scenes and their questions; pictures that are there already are kept.
+    """Write scenes and their questions; images that are there already are kept.
 
     Args:
         scenes: The stream; its `start` is the first scene.
@@ -77,7 +77,7 @@ def export_scenes(scenes: Scenes, length: int, out: str | Path, file_name: str =
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m moai.scenes.export", description="Write scenes as files.")
-    parser.add_argument("--out", required=True, help="folder that receives pictures and questions")
+    parser.add_argument("--out", required=True, help="folder that receives images and questions")
     parser.add_argument("--length", type=int, default=1000, help="number of scenes (default 1000)")
     parser.add_argument("--split", default="train", choices=SPLITS)
     parser.add_argument("--seed", type=int, default=0)

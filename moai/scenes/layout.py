@@ -29,7 +29,7 @@ _NO_SIGN = _WATER | {"sky", "wall", "mountain", "road", "railroad", "rug", "ceil
 
 @dataclass(frozen=True, slots=True)
 class PlacedObject:
-    """An object in the picture.
+    """An object in the image.
 
     Attributes:
         name: one of `OBJECT_CLASSES`.
@@ -177,7 +177,7 @@ class _LayoutBuilder:
             self.relations.append((("object", first + subject), predicate, ("object", first + target)))
         for k in plan.grounded:
             if _is_portrait(plan.members[k]):
-                continue  # nobody sees what a head cut by the picture's edge stands on
+                continue  # nobody sees what a head cut by the image's edge stands on
             predicate, region = self._ground_predicate(plan.members[k], zone)
             self.relations.append((("object", first + k), predicate, ("stuff", region)))
 
@@ -266,7 +266,7 @@ def sample_layout(
     Args:
         rng: the only source of randomness.
         num_objects: smallest and largest number of objects, signs not counted; the largest may be undercut where
-            the picture is full.
+            the image is full.
         sign_probability: how often there is a sign with words; one such scene in five has two.
         unseen_word_share: see :class:`moai.scenes.scenes.Scenes`.
     """

@@ -118,7 +118,7 @@ class _Noise:
 
 
 def _move_mask(mask: np.ndarray, box: list[float], jitter: tuple[float, float, float, float]) -> np.ndarray:
-    """Resample the part of a mask inside `box` so that it fills the shifted box; cut at the picture's border."""
+    """Resample the part of a mask inside `box` so that it fills the shifted box; cut at the image's border."""
     x0, y0, x1, y1 = (int(v) for v in box)
     width, height = x1 - x0, y1 - y0
     new_x0, new_x1 = round(x0 + jitter[0] * width), round(x1 + jitter[2] * width)

@@ -81,12 +81,12 @@ class _Facts:
 
 
 def region_of(x: float, y: float, margin: float = 0.0) -> str | None:
-    """Which ninth of the picture a point lies in; None where it is nearer than `margin` to another ninth.
+    """Which ninth of the image a point lies in; None where it is nearer than `margin` to another ninth.
 
     Args:
         x: 0 = left edge, 1 = right edge.
         y: 0 = top edge, 1 = bottom edge.
-        margin: in parts of the picture.
+        margin: in parts of the image.
     """
     if min(abs(value - border) for value in (x, y) for border in (1 / 3, 2 / 3)) < margin:
         return None

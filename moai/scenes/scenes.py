@@ -1,4 +1,4 @@
-"""Scenes: an endless, seeded stream of pictures whose truth is known, with questions about them.
+"""Scenes: an endless, seeded stream of images whose truth is known, with questions about them.
 
     from moai.scenes.scenes import Scenes
 
@@ -61,7 +61,7 @@ class SceneSample:
         index: its number in the stream.
         seed: what all its randomness came from.
         layout: where everything is, in the unit square.
-        image_size: height and width of the picture in pixels.
+        image_size: height and width of the image in pixels.
         truth: what perfect verbalizers would find.
         questions: with answers from the truth.
     """
@@ -76,7 +76,7 @@ class SceneSample:
 
     @property
     def image_size_hw(self) -> tuple[int, int]:
-        """Height and width of the picture in pixels."""
+        """Height and width of the image in pixels."""
         return self.image_size, self.image_size
 
     @cached_property

@@ -50,7 +50,7 @@ class Setting:
 
 
 def stuff_at(stuff: tuple[StuffRegion, ...], x: float, y: float) -> int:
-    """Index of the front-most region at a point; the first region covers the whole picture."""
+    """Index of the front-most region at a point; the first region covers the whole image."""
     for index in range(len(stuff) - 1, 0, -1):
         if stuff[index].contains(x, y):
             return index

@@ -69,7 +69,7 @@ class SignFace:
         quads: for each line the four corners of its ink, clockwise from the top left.
         lines: the words, one string per line.
         font_index: into `FONT_FILES`.
-        font_size: height of the font in parts of the picture.
+        font_size: height of the font in parts of the image.
         angle: radians, positive turns clockwise.
         board_colour: RGB.
         ink_colour: RGB.
@@ -130,7 +130,7 @@ def sample_sign(rng: Random, on_post: bool, width: float, unseen_share: float | 
     Args:
         rng: source of randomness.
         on_post: add a post below the board.
-        width: wished width of the board in parts of the picture; short words get a narrower board.
+        width: wished width of the board in parts of the image; short words get a narrower board.
         unseen_share: share of made-up words and numbers; None = the test split's mixture (28 %).
     """
     font_index = rng.randrange(len(FONT_FILES))

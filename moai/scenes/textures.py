@@ -196,7 +196,7 @@ def _sleepers(texture: np.ndarray, rng: np.random.Generator, size: float, colour
 
 
 def _marks(texture: np.ndarray, rng: np.random.Generator, size: float, colour: Colour) -> np.ndarray:
-    """Dashes along the middle of a road that crosses the picture; roads into the depth are much taller."""
+    """Dashes along the middle of a road that crosses the image; roads into the depth are much taller."""
     height, width = texture.shape[:2]
     ink = (238, 236, 228) if rng.random() < 0.6 else (240, 204, 92)
     start = rng.uniform(-0.1, 0.05) * width
@@ -295,7 +295,7 @@ def paint_texture(name: str, seed: int, height: int, width: int, image_size: int
         seed: same seed, same texture.
         height: rows to paint, in pixels.
         width: columns to paint, in pixels.
-        image_size: side of the whole picture in pixels; details scale with it.
+        image_size: side of the whole image in pixels; details scale with it.
 
     Returns:
         float32 (height, width, 3) RGB, not yet clipped to [0, 255].
