@@ -23,7 +23,7 @@ from moai.training.checkpoints import find_newest_checkpoint
 from recipes.nano.config import SCENES_DOMAIN, load_nano_config
 from recipes.nano.models import build_moai, build_processor, prompt_ids
 from recipes.nano.multimodal_task import normalise_pictures
-from recipes.nano.scene_shards import SceneShard, ShardSettings, build_shard, load_shard, save_shard
+from recipes.nano.scene_shards import SceneShard, ShardSettings, build_shard
 from recipes.nano.text_task import pack_texts
 from recipes.nano.training import build_task, export_nano
 from recipes.stages import has_checkpoint, load_trained
@@ -143,8 +143,7 @@ def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
 def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     recipe, unbroken = trained
     out = tmp_path / "run"
-    for name in ("tokenizer", *(f"{stage}-shards" for stage in TRAINED)):
-        shutil.copytree(unbroken / name, out / name)
+    shutil.copytree(unbroken / "tokenizer", out / "tokenizer")
     command = nano_command(recipe, out)
     running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
     for line in running.stdout:  # kill -9 in the middle of the multimodal stage
@@ -240,7 +239,7 @@ def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(t
     processor = build_processor(out / "tokenizer", config.multimodal.vision)
     model = build_moai(config, config.multimodal, tokenizer, None)
     batch = build_task("multimodal", config, out).questions(0)
-    shard = load_shard(out / "multimodal-shards" / "shard-00000.npz")
+    shard = build_shard(config.multimodal.shards, 0, tokenizer)
     image_tokens = model.config.image_seq_length
     for row, roles, owner in zip(batch.input_ids, batch.roles, batch.scene_of_question, strict=True):
         ids = row[roles > 0].tolist()
@@ -273,7 +272,7 @@ def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
     config = load_nano_config(recipe)
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     decoder = build_decoder(config, tokenizer).eval()
-    shard = load_shard(out / "text-shards" / "shard-00000.npz")
+    shard = build_shard(config.text.shards, 0, tokenizer)
     packed = pack_texts(shard, np.array([2]), prompt_ids(tokenizer))
     with torch.no_grad():
         together = decoder(
@@ -286,13 +285,11 @@ def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
                 torch.testing.assert_close(together[kept], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_shard_survives_the_disk_and_repeats_itself_when_built_again(trained, tmp_path):
+def test_shard_repeats_itself_when_built_again(trained):
     tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
     settings = ShardSettings(num_scenes=5, num_questions=4, image_size=32, with_pictures=True)
     first, second = build_shard(settings, 3, tokenizer), build_shard(settings, 3, tokenizer)
-    save_shard(first, tmp_path / "a.npz")
-    for name, value in load_shard(tmp_path / "a.npz").__dict__.items():
-        np.testing.assert_array_equal(value, getattr(first, name))
+    for name, value in vars(first).items():
         np.testing.assert_array_equal(value, getattr(second, name))
 
 
@@ -326,8 +323,7 @@ def test_losses_fall_in_every_stage_when_trained_on(trained, tmp_path):
 def test_two_ranks_learn_what_one_does_when_the_batch_is_the_same(trained, tmp_path):
     recipe, run = trained
     out = tmp_path / "run"
-    for name in ("tokenizer", *(f"{stage}-shards" for stage in TRAINED)):
-        shutil.copytree(run / name, out / name)
+    shutil.copytree(run / "tokenizer", out / "tokenizer")
     subprocess.run([*nano_command(recipe, out), "--ranks", "2"], env=environment(), cwd=ROOT, check=True)
     for stage in TRAINED:
         assert list(losses(out / stage).values()) == pytest.approx(list(losses(run / stage).values()), rel=0.02), stage
