@@ -25,7 +25,7 @@ from recipes.nano.models import build_moai, build_processor, prompt_ids
 from recipes.nano.multimodal_task import normalise_pictures
 from recipes.nano.scene_shards import SceneShard, ShardSettings, build_shard
 from recipes.nano.text_task import pack_texts
-from recipes.nano.training import build_task, export_nano
+from recipes.nano.training import build_task, export_nano, main
 from recipes.stages import has_checkpoint, load_trained
 from verbalizers.scene import verbalize_scene
 
@@ -117,7 +117,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
     """A finished tiny run: (recipe, output folder)."""
     folder = tmp_path_factory.mktemp("nano")
     recipe = write_recipe(folder / "recipe.yaml", tiny_recipe())
-    subprocess.run(nano_command(recipe, folder / "run"), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    main(["--config", str(recipe), "--out", str(folder / "run")])
     return recipe, folder / "run"
 
 
@@ -173,7 +173,7 @@ def test_practice_goes_on_from_the_model_with_pictures_and_is_what_is_exported(t
     assert torch.equal(exported[name], weights["practice"][name].half())
 
 
-def test_finished_model_practises_on_when_named_as_start(trained, tmp_path):
+def test_finished_model_practises_on_when_named_as_start(trained, tmp_path, capsys):
     _, run = trained
     start, out = tmp_path / "start", tmp_path / "run"
     shutil.copytree(run / "moai-nano", start)
@@ -184,8 +184,8 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path):
     (start / "config.json").write_text(json.dumps(told), encoding="utf-8")  # as before domains were told
     (start / "verbalizers.json").write_text(json.dumps({"verbalizers": [entry]}), encoding="utf-8")
     recipe = write_recipe(tmp_path / "practice.yaml", {"practice": tiny_recipe()["practice"]})
-    command = [*nano_command(recipe, out), "--start", str(start)]
-    subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    words = ["--config", str(recipe), "--out", str(out), "--start", str(start)]
+    main(words)
     assert json.loads((out / "moai-nano" / "config.json").read_text(encoding="utf-8"))["domain"] == SCENES_DOMAIN
     before, after = (load_file(folder / "model.safetensors") for folder in (start, out / "moai-nano"))
     assert before.keys() == after.keys()
@@ -194,8 +194,9 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path):
     assert torch.equal(before[name], after[name])
     (copied,) = VerbalizerSettings.load(out / "moai-nano").verbalizers
     assert copied["settings"] == {"checkpoint": str(tmp_path / "tower")}
-    refused = subprocess.run([*command, "--stage", "text"], env=environment(), capture_output=True, text=True)
-    assert refused.returncode == 2 and "Leave the others out" in refused.stderr
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--stage", "text"])
+    assert "Leave the others out" in capsys.readouterr().err
 
 
 def test_exported_checkpoint_answers_when_loaded_back(trained):
@@ -307,13 +308,13 @@ def test_losses_fall_in_every_stage_when_trained_on(trained, tmp_path):
     shutil.copytree(run / "tokenizer", out / "tokenizer")
     longer = tiny_recipe()
     for stage in TRAINED:
-        longer[stage]["optimization"] |= {"num_steps": 24, "learning_rate": 1e-2}
-        longer[stage]["watching"]["every_steps"] = 8
+        longer[stage]["optimization"] |= {"num_steps": 16, "learning_rate": 1e-2}
+        longer[stage]["watching"]["every_steps"] = 5
         longer[stage]["saving"]["every_steps"] = 0
-    longer["practice"]["optimization"]["num_steps"] = 48  # it begins where there is less to gain
-    longer["practice"]["watching"]["every_steps"] = 16
+    longer["practice"]["optimization"]["num_steps"] = 40  # it begins where there is less to gain
+    longer["practice"]["watching"]["every_steps"] = 13
     path = write_recipe(tmp_path / "longer.yaml", longer)
-    subprocess.run(nano_command(path, out), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    main(["--config", str(path), "--out", str(out)])
     for stage in TRAINED:
         first, *_, last = losses(out / stage).values()
         assert last < first, stage
