@@ -11,20 +11,9 @@ from pathlib import Path
 __all__ = [
     "EXTRA_OF_PACKAGE",
     "check_first_party_packages",
-    "is_accelerate_available",
-    "is_bitsandbytes_available",
-    "is_datasets_available",
-    "is_fastapi_available",
-    "is_gradio_available",
     "is_onnxruntime_available",
-    "is_peft_available",
-    "is_pyarrow_available",
     "is_rapidocr_available",
-    "is_ray_available",
-    "is_tensorboard_available",
     "is_timm_available",
-    "is_ultralytics_available",
-    "is_uvicorn_available",
     "require",
 ]
 
@@ -78,64 +67,9 @@ def is_onnxruntime_available() -> bool:
     return _is_package_available("onnxruntime")
 
 
-def is_ultralytics_available() -> bool:
-    """Whether ``ultralytics`` (YOLO detectors, AGPL-3.0, extra ``detection``) is installed."""
-    return _is_package_available("ultralytics")
-
-
-def is_bitsandbytes_available() -> bool:
-    """Whether ``bitsandbytes`` (4-bit and 8-bit weights, extra ``quantization``) is installed."""
-    return _is_package_available("bitsandbytes")
-
-
-def is_accelerate_available() -> bool:
-    """Whether ``accelerate`` (training, extra ``train``) is installed."""
-    return _is_package_available("accelerate")
-
-
-def is_peft_available() -> bool:
-    """Whether ``peft`` (LoRA, extra ``train``) is installed."""
-    return _is_package_available("peft")
-
-
-def is_datasets_available() -> bool:
-    """Whether ``datasets`` (extra ``train``) is installed."""
-    return _is_package_available("datasets")
-
-
-def is_pyarrow_available() -> bool:
-    """Whether ``pyarrow`` (verbalizations on disk, extra ``train``) is installed."""
-    return _is_package_available("pyarrow")
-
-
-def is_tensorboard_available() -> bool:
-    """Whether ``tensorboard`` (extra ``train``) is installed."""
-    return _is_package_available("tensorboard")
-
-
 def is_timm_available() -> bool:
     """Whether ``timm`` (extra ``segmentation``) is installed."""
     return _is_package_available("timm")
-
-
-def is_ray_available() -> bool:
-    """Whether ``ray`` (verbalizing on a cluster, extra ``cluster``) is installed."""
-    return _is_package_available("ray")
-
-
-def is_fastapi_available() -> bool:
-    """Whether ``fastapi`` (extra ``serve``) is installed."""
-    return _is_package_available("fastapi")
-
-
-def is_uvicorn_available() -> bool:
-    """Whether ``uvicorn`` (extra ``serve``) is installed."""
-    return _is_package_available("uvicorn")
-
-
-def is_gradio_available() -> bool:
-    """Whether ``gradio`` (extra ``serve``) is installed."""
-    return _is_package_available("gradio")
 
 
 def require(*packages: str, extra: str | None = None, purpose: str | None = None) -> None:

@@ -91,7 +91,8 @@ class _ParserFoundError(Exception):
 
 def list_command_modules() -> list[str]:
     """What ``python -m`` runs besides ``moai``, which stands for its sub-commands."""
-    files = [file for package in ("moai", "benchmarks") for file in sorted((REPO_ROOT / package).rglob("*.py"))]
+    folders = ("moai", "benchmarks", "recipes")
+    files = [file for folder in folders for file in sorted((REPO_ROOT / folder).rglob("*.py"))]
     return [
         _module_name(file).removesuffix(".__main__")
         for file in files

@@ -1,14 +1,12 @@
-"""Scenes as tokens on disk: shards of noisy verbalizations with questions and answers, made once, read many times.
+"""Scenes as tokens: shards of noisy verbalizations with questions and answers.
 
-A shard is a function of its settings and number alone. Files appear atomically, so that a builder process can work
-ahead of the trainer and a killed one leaves nothing half-written.
+A shard is a function of its settings and number alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -17,8 +15,6 @@ from pydantic import StrictBool, StrictInt
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.settings import settings
-from recipes.shard_waiting import wait_for_file
-from verbalizers.core.durable_files import atomic_file
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
 __all__ = [
@@ -28,8 +24,6 @@ __all__ = [
     "ShardSettings",
     "build_shard",
     "join_scenes",
-    "load_shard",
-    "wait_for_shard",
 ]
 
 #: Questions of the generator whose answer is a verbalization. Their target in training is the verbalization that the
@@ -200,55 +194,27 @@ def join_scenes(
     )
 
 
-def save_shard(shard: SceneShard, path: Path) -> None:
-    """Write a shard so that it is either there as a whole or not at all."""
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **shard.__dict__)
-
-
-def load_shard(path: Path) -> SceneShard:
-    """Read a shard; nothing is unpickled."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return SceneShard(**{name: arrays[name] for name in arrays.files})
-
-
-def shard_path(folder: Path, shard: int) -> Path:
-    """Where a shard lies."""
-    return folder / f"shard-{shard:05d}.npz"
-
-
-def wait_for_shard(folder: Path, shard: int, patience_s: float = 600.0) -> SceneShard:
-    """Read a shard that a builder process makes.
-
-    Raises:
-        TimeoutError: It does not come.
-    """
-    return load_shard(wait_for_file(shard_path(folder, shard), patience_s))
-
-
-def build_missing_shards(settings: ShardSettings, folder: Path, shards: range, tokenizer_folder: Path) -> None:
-    """Make all shards of a range that are not there yet, in order; the work of a builder process."""
-    tokenizer = InternLM2Tokenizer.from_pretrained(tokenizer_folder)
-    for shard in shards:
-        if not shard_path(folder, shard).is_file():
-            save_shard(build_shard(settings, shard, tokenizer), shard_path(folder, shard))
-
-
 class ShardBatches:
     """Scenes of a step: shard after shard, scenes of like length together, as a function of the step alone.
 
     Args:
-        shards: Folder of shards that are read one after the other, or shards that are read again and again, in another
-            order each time.
+        shards: A shard by its number, or shards that are read again and again, in another order each time.
         batch_size: Scenes per step.
-        num_scenes: Scenes per shard of a folder.
+        num_scenes: Scenes per shard, where a function makes them.
     """
 
-    def __init__(self, shards: Path | Sequence[SceneShard], batch_size: int, num_scenes: int = 0) -> None:
+    def __init__(
+        self, shards: Callable[[int], SceneShard] | Sequence[SceneShard], batch_size: int, num_scenes: int = 0
+    ) -> None:
         self.shards, self.batch_size = shards, batch_size
-        sizes = [num_scenes] if isinstance(shards, Path) else [len(shard) for shard in shards]
+        sizes = [num_scenes] if callable(shards) else [len(shard) for shard in shards]
         self._stops = np.cumsum([size // batch_size for size in sizes])
         self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
+
+    @classmethod
+    def from_settings(cls, settings: ShardSettings, batch_size: int, tokenizer: InternLM2Tokenizer) -> ShardBatches:
+        """Shards made when they are needed: one takes about as long as five steps."""
+        return cls(lambda number: build_shard(settings, number, tokenizer), batch_size, settings.num_scenes)
 
     def __call__(self, step: int) -> tuple[SceneShard, np.ndarray]:
         """A shard, and the numbers of the step's scenes in it."""
@@ -257,7 +223,7 @@ class ShardBatches:
         number, place = turn * len(self._stops) + which, place - int(self._stops[which - 1] if which else 0)
         if self._loaded is None or self._loaded[0] != number:
             self._loaded = None  # two shards of images need not be in memory at once
-            shard = wait_for_shard(self.shards, number) if isinstance(self.shards, Path) else self.shards[which]
+            shard = self.shards(number) if callable(self.shards) else self.shards[which]
             self._loaded = number, shard, _sorted_batches(shard, self.batch_size, number)
         _, shard, batches = self._loaded
         return shard, batches[place]

@@ -2,15 +2,13 @@
 
     python -m recipes.nano --config configs/nano.yaml --out runs/nano
 
-Each step is skipped when it is done, resumed when it was killed. With several ranks, scenes become tokens in
-a process of their own.
+Each stage is skipped when it is done, resumed when it was killed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +31,7 @@ from .expert_initialisation import start_with_reading_order, start_with_word_mat
 from .models import build_decoder, build_moai, build_processor, prompt_ids
 from .multimodal_task import MultimodalTask
 from .phrase_recall import PhraseRecall, PhraseVocabulary
-from .scene_shards import ShardBatches, ShardSettings, build_missing_shards, shard_path
+from .scene_shards import ShardBatches
 from .text_task import TextTask
 from .tokenizer import train_nano_tokenizer
 
@@ -46,25 +44,8 @@ LATE_STAGES = ("practice", "export")
 #: Stages that train the decoder alone, and those that train compressor, mixers or both; each starts from the last of
 #: its kind before it that ran.
 _TEXT_STAGES, _MODEL_STAGES = ("text", "copying"), ("phrases", "questions", "multimodal", "practice")
-#: So many scenes are made on the spot; more in a process of their own, ahead of the trainer.
-SMALL = 4096
 #: Batches that new experts' first attention is fitted to.
 OBSERVED_STEPS = 6
-
-
-def _start_builder(settings: ShardSettings, folder: Path, num_shards: int, tokenizer: Path) -> multiprocessing.Process:
-    """Make shards in a process of its own, at low priority: the trainer must not starve."""
-    builder = multiprocessing.get_context("spawn").Process(
-        target=_build_politely, args=(settings, folder, num_shards, tokenizer), daemon=True
-    )
-    builder.start()
-    return builder
-
-
-def _build_politely(settings: ShardSettings, folder: Path, num_shards: int, tokenizer: Path) -> None:
-    os.nice(5)
-    torch.set_num_threads(1)
-    build_missing_shards(settings, folder, range(num_shards), tokenizer)
 
 
 def build_task(name: str, config: NanoConfig, out: Path) -> CountingTask:
@@ -77,8 +58,7 @@ def build_task(name: str, config: NanoConfig, out: Path) -> CountingTask:
     """
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     settings: TextSettings | PhraseSettings | MultimodalSettings = getattr(config, name)
-    batch_size, num_scenes = settings.optimization.batch_size, settings.shards.num_scenes
-    shards = ShardBatches(out / f"{name}-shards", batch_size, num_scenes)
+    shards = ShardBatches.from_settings(settings.shards, settings.optimization.batch_size, tokenizer)
     if isinstance(settings, TextSettings):
         decoder = build_decoder(config, tokenizer) if name == "text" else _pretrained_decoder(config, out, ("text",))
         prompt = prompt_ids(tokenizer)
@@ -127,7 +107,6 @@ def _load_last(model: nn.Module, out: Path, stages: tuple[str, ...]) -> bool:
 def _initialise_experts(name: str, model: MoAIForConditionalGeneration, task: MultimodalTask) -> None:
     """Before a stage's first step; a function of weights and shards alone, so that all ranks agree."""
     model.eval()
-    # No further than training goes: the shards of later steps are never made.
     steps = range(min(OBSERVED_STEPS, task.settings.optimization.num_steps))
     if name == "questions":
         start_with_word_matching(model, lambda: task.observed(steps))
@@ -135,29 +114,12 @@ def _initialise_experts(name: str, model: MoAIForConditionalGeneration, task: Mu
         start_with_reading_order(model, lambda: task.observed(steps))
 
 
-def _num_shards(num_steps: int, batch_size: int, settings: ShardSettings) -> int:
-    return -(-num_steps // (settings.num_scenes // batch_size))
-
-
 def _train_stage(name: str, config: NanoConfig, out: Path) -> None:
-    """Make the shards of a stage, or let them be made, and train in as many processes as the recipe says."""
-    settings = getattr(config, name)
-    chosen = settings.optimization
-    count = _num_shards(chosen.num_steps, chosen.batch_size, settings.shards)
-    shards, tokenizer = out / f"{name}-shards", out / "tokenizer"
-    is_complete = all(shard_path(shards, shard).is_file() for shard in range(count))
-    if count * settings.shards.num_scenes < SMALL and not is_complete:
-        build_missing_shards(settings.shards, shards, range(count), tokenizer)
-        is_complete = True
-    builder = None if is_complete else _start_builder(settings.shards, shards, count, tokenizer)
-    try:
-        if config.num_ranks == 1:
-            run_stage(build_task(name, config, out), settings, out / name, config.seed)
-        else:
-            _launch_stage(name, config, out)
-    finally:
-        if builder is not None:
-            builder.terminate()
+    """Train a stage in as many processes as the recipe says."""
+    if config.num_ranks == 1:
+        run_stage(build_task(name, config, out), getattr(config, name), out / name, config.seed)
+    else:
+        _launch_stage(name, config, out)
 
 
 def _launch_stage(name: str, config: NanoConfig, out: Path) -> None:
@@ -252,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Train moai-nano; resumes what it finds in --out.")
     parser.add_argument("--config", required=True, type=Path, help="recipe, configs/nano.yaml for example")
-    parser.add_argument("--out", required=True, type=Path, help="folder for shards, checkpoints and logs")
+    parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and logs")
     parser.add_argument("--ranks", type=int, help="processes of one thread each; the recipe's number by default")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
     parser.add_argument("--start", type=Path, help="finished moai-nano to go on from: practice and export only")

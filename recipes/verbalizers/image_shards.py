@@ -6,6 +6,7 @@ one that the models see, as a verbalizer does with a user's picture.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
 from moai.settings import settings
 from moai.training.task import Batch
 from moai.training.train_settings import OptimizationSettings
-from recipes.shard_waiting import wait_for_file
 from recipes.stages import CountingTask
 from verbalizers.core.durable_files import atomic_file
 
@@ -207,7 +207,12 @@ def read_picture_shard(folder: Path, shard: int, patience_s: float = 600.0) -> P
     Raises:
         TimeoutError: It does not come.
     """
-    with np.load(wait_for_file(_path(folder, shard), patience_s), allow_pickle=False) as arrays:
+    path, started = _path(folder, shard), time.monotonic()
+    while not path.is_file():  # builders put whole files in place at once
+        if time.monotonic() - started > patience_s:
+            raise TimeoutError(f"expected {path} within {patience_s:g} s. Is the builder process alive?")
+        time.sleep(0.2)
+    with np.load(path, allow_pickle=False) as arrays:
         return PictureShard(**{name: arrays[name] for name in arrays.files})
 
 

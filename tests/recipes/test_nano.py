@@ -23,9 +23,9 @@ from moai.training.checkpoints import find_newest_checkpoint
 from recipes.nano.config import SCENES_DOMAIN, load_nano_config
 from recipes.nano.models import build_moai, build_processor, prompt_ids
 from recipes.nano.multimodal_task import normalise_pictures
-from recipes.nano.scene_shards import SceneShard, ShardSettings, build_shard, load_shard, save_shard
+from recipes.nano.scene_shards import SceneShard, ShardSettings, build_shard
 from recipes.nano.text_task import pack_texts
-from recipes.nano.training import build_task, export_nano
+from recipes.nano.training import build_task, export_nano, main
 from recipes.stages import has_checkpoint, load_trained
 from verbalizers.core.scene import verbalize_scene
 
@@ -117,7 +117,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
     """A finished tiny run: (recipe, output folder)."""
     folder = tmp_path_factory.mktemp("nano")
     recipe = write_recipe(folder / "recipe.yaml", tiny_recipe())
-    subprocess.run(nano_command(recipe, folder / "run"), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    main(["--config", str(recipe), "--out", str(folder / "run")])
     return recipe, folder / "run"
 
 
@@ -143,8 +143,7 @@ def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
 def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     recipe, unbroken = trained
     out = tmp_path / "run"
-    for name in ("tokenizer", *(f"{stage}-shards" for stage in TRAINED)):
-        shutil.copytree(unbroken / name, out / name)
+    shutil.copytree(unbroken / "tokenizer", out / "tokenizer")
     command = nano_command(recipe, out)
     running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
     for line in running.stdout:  # kill -9 in the middle of the multimodal stage
@@ -174,7 +173,7 @@ def test_practice_goes_on_from_the_model_with_pictures_and_is_what_is_exported(t
     assert torch.equal(exported[name], weights["practice"][name].half())
 
 
-def test_finished_model_practises_on_when_named_as_start(trained, tmp_path):
+def test_finished_model_practises_on_when_named_as_start(trained, tmp_path, capsys):
     _, run = trained
     start, out = tmp_path / "start", tmp_path / "run"
     shutil.copytree(run / "moai-nano", start)
@@ -185,8 +184,8 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path):
     (start / "config.json").write_text(json.dumps(told), encoding="utf-8")  # as before domains were told
     (start / "verbalizers.json").write_text(json.dumps({"verbalizers": [entry]}), encoding="utf-8")
     recipe = write_recipe(tmp_path / "practice.yaml", {"practice": tiny_recipe()["practice"]})
-    command = [*nano_command(recipe, out), "--start", str(start)]
-    subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    words = ["--config", str(recipe), "--out", str(out), "--start", str(start)]
+    main(words)
     assert json.loads((out / "moai-nano" / "config.json").read_text(encoding="utf-8"))["domain"] == SCENES_DOMAIN
     before, after = (load_file(folder / "model.safetensors") for folder in (start, out / "moai-nano"))
     assert before.keys() == after.keys()
@@ -195,8 +194,9 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path):
     assert torch.equal(before[name], after[name])
     (copied,) = VerbalizerSettings.load(out / "moai-nano").verbalizers
     assert copied["settings"] == {"checkpoint": str(tmp_path / "tower")}
-    refused = subprocess.run([*command, "--stage", "text"], env=environment(), capture_output=True, text=True)
-    assert refused.returncode == 2 and "Leave the others out" in refused.stderr
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--stage", "text"])
+    assert "Leave the others out" in capsys.readouterr().err
 
 
 def test_exported_checkpoint_answers_when_loaded_back(trained):
@@ -240,7 +240,7 @@ def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(t
     processor = build_processor(out / "tokenizer", config.multimodal.vision)
     model = build_moai(config, config.multimodal, tokenizer, None)
     batch = build_task("multimodal", config, out).questions(0)
-    shard = load_shard(out / "multimodal-shards" / "shard-00000.npz")
+    shard = build_shard(config.multimodal.shards, 0, tokenizer)
     image_tokens = model.config.image_seq_length
     for row, roles, owner in zip(batch.input_ids, batch.roles, batch.scene_of_question, strict=True):
         ids = row[roles > 0].tolist()
@@ -273,7 +273,7 @@ def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
     config = load_nano_config(recipe)
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     decoder = build_decoder(config, tokenizer).eval()
-    shard = load_shard(out / "text-shards" / "shard-00000.npz")
+    shard = build_shard(config.text.shards, 0, tokenizer)
     packed = pack_texts(shard, np.array([2]), prompt_ids(tokenizer))
     with torch.no_grad():
         together = decoder(
@@ -286,13 +286,11 @@ def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
                 torch.testing.assert_close(together[kept], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_shard_survives_the_disk_and_repeats_itself_when_built_again(trained, tmp_path):
+def test_shard_repeats_itself_when_built_again(trained):
     tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
     settings = ShardSettings(num_scenes=5, num_questions=4, image_size=32, with_pictures=True)
     first, second = build_shard(settings, 3, tokenizer), build_shard(settings, 3, tokenizer)
-    save_shard(first, tmp_path / "a.npz")
-    for name, value in load_shard(tmp_path / "a.npz").__dict__.items():
-        np.testing.assert_array_equal(value, getattr(first, name))
+    for name, value in vars(first).items():
         np.testing.assert_array_equal(value, getattr(second, name))
 
 
@@ -310,13 +308,13 @@ def test_losses_fall_in_every_stage_when_trained_on(trained, tmp_path):
     shutil.copytree(run / "tokenizer", out / "tokenizer")
     longer = tiny_recipe()
     for stage in TRAINED:
-        longer[stage]["optimization"] |= {"num_steps": 24, "learning_rate": 1e-2}
-        longer[stage]["watching"]["every_steps"] = 8
+        longer[stage]["optimization"] |= {"num_steps": 16, "learning_rate": 1e-2}
+        longer[stage]["watching"]["every_steps"] = 5
         longer[stage]["saving"]["every_steps"] = 0
-    longer["practice"]["optimization"]["num_steps"] = 48  # it begins where there is less to gain
-    longer["practice"]["watching"]["every_steps"] = 16
+    longer["practice"]["optimization"]["num_steps"] = 40  # it begins where there is less to gain
+    longer["practice"]["watching"]["every_steps"] = 13
     path = write_recipe(tmp_path / "longer.yaml", longer)
-    subprocess.run(nano_command(path, out), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    main(["--config", str(path), "--out", str(out)])
     for stage in TRAINED:
         first, *_, last = losses(out / stage).values()
         assert last < first, stage
@@ -326,8 +324,7 @@ def test_losses_fall_in_every_stage_when_trained_on(trained, tmp_path):
 def test_two_ranks_learn_what_one_does_when_the_batch_is_the_same(trained, tmp_path):
     recipe, run = trained
     out = tmp_path / "run"
-    for name in ("tokenizer", *(f"{stage}-shards" for stage in TRAINED)):
-        shutil.copytree(run / name, out / name)
+    shutil.copytree(run / "tokenizer", out / "tokenizer")
     subprocess.run([*nano_command(recipe, out), "--ranks", "2"], env=environment(), cwd=ROOT, check=True)
     for stage in TRAINED:
         assert list(losses(out / stage).values()) == pytest.approx(list(losses(run / stage).values()), rel=0.02), stage

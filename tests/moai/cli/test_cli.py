@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from moai.cli import app
 from moai.cli.rendering import choose_overlay_path, printable
 from moai.data.question_files import AnswerFile, read_questions
-from moai.training.nano_config import SCENES_DOMAIN
+from recipes.nano.config import SCENES_DOMAIN
 
 
 @pytest.fixture(scope="module")
