@@ -1,5 +1,5 @@
 # Nothing here needs an activated environment: the targets make their own in $(VENV) and reuse it.
-#   make demo     set up what is needed and answer a question about the bundled picture, offline
+#   make demo     set up what is needed and answer a question about the bundled image, offline
 #   make test     set up what is needed and run the tests
 #   make check    ruff check, ruff format --check, tests (the same as pre-commit and .ci/run)
 #   make test-newest, test-oldest   the fast tests with the newest and the oldest releases that setup.cfg allows

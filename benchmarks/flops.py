@@ -105,7 +105,7 @@ def describe_moai_7b(num_text_tokens: int = 64, num_words: int = 275) -> str:
     """One sentence: what the mixture adds to all of MoAI-7B's decoder, partial LoRA left out.
 
     Args:
-        num_text_tokens: Of the prompt, beside the picture's 1,225.
+        num_text_tokens: Of the prompt, beside the image's 1,225.
         num_words: Of the verbalization, beside the map's 1,225 patches.
     """
     config, settings = moai_7b_config(), recipe_of(stage=2)

@@ -37,13 +37,13 @@ class Sizes:
 
     @property
     def num_image_tokens(self) -> int:
-        """Patch tokens of one picture, and of one map."""
+        """Patch tokens of one image, and of one map."""
         return self.image_grid**2
 
 
 SIZES = {
     "small": Sizes(),
-    # Two of InternLM2-7B's layers, one of them mixed (MoAI-7B mixes one in eight), and a 336 px picture.
+    # Two of InternLM2-7B's layers, one of them mixed (MoAI-7B mixes one in eight), and a 336 px image.
     "7b": Sizes(
         hidden_size=4096, num_layers=2, num_mixers=1, image_grid=24, num_auxiliary_words=256,
         num_heads=32, num_key_value_heads=8, dtype=torch.bfloat16,

@@ -1,14 +1,14 @@
-"""What the verbalizers cost: pictures per second, the text cache, side by side or one by one, cached or fresh.
+"""What the verbalizers cost: images per second, the text cache, side by side or one by one, cached or fresh.
 
     python -m benchmarks.verbalizers                              # all tables, CPU
     python -m benchmarks.verbalizers --rounds 3 --markdown outputs/verbalizers.md
     python -m benchmarks.verbalizers --only text-cache --published-owlv2   # OWLv2 of the published base model's sizes
 
-throughput   each verbalizer alone, batches of 1 and 8 equal-sized pictures
-text-cache   OWLv2 looking for 1,847 names in one picture: its text embeddings in memory, read from disk, or computed
-             anew for the picture as the released MoAI does
+throughput   each verbalizer alone, batches of 1 and 8 equal-sized images
+text-cache   OWLv2 looking for 1,847 names in one image: its text embeddings in memory, read from disk, or computed
+             anew for the image as the released MoAI does
 scene        parse_scene with all verbalizers side by side in threads, against one after the other
-cache        reading a picture's verbalization from Parquet, against looking at it anew (batches of 8)
+cache        reading an image's verbalization from Parquet, against looking at it anew (batches of 8)
 
 Models: --models, a folder with mask2former/, owlv2/, psgtr/ (default: the bundled ones), else random weights of the
 sizes in configs/verbalizers.yaml; rapidocr where it is installed. Calls alternate, A B A B ...; medians [quartiles].
@@ -49,28 +49,28 @@ Table = dict[str, object]
 
 
 def load_pictures() -> list[np.ndarray]:
-    """Eight different pictures of equal size, cut from the bundled ones: uint8 (240, 320, 3)."""
+    """Eight different images of equal size, cut from the bundled ones: uint8 (240, 320, 3)."""
     height, width = PICTURE_SIZE
-    pictures, generator = [], np.random.default_rng(0)
+    images, generator = [], np.random.default_rng(0)
     for index in range(NUM_PICTURES):
         source = Image.open(ROOT / "examples" / ("street.jpg", "astronaut.jpg")[index % 2]).convert("RGB")
         scale = max(width / source.width, height / source.height) * (1 + 0.1 * index)
         enlarged = source.resize((round(source.width * scale) + 1, round(source.height * scale) + 1))
         left = int(generator.integers(0, enlarged.width - width + 1))
         top = int(generator.integers(0, enlarged.height - height + 1))
-        pictures.append(np.array(enlarged.crop((left, top, left + width, top + height))))
-    return pictures
+        images.append(np.array(enlarged.crop((left, top, left + width, top + height))))
+    return images
 
 
 def measure_throughput(
     verbalizers: list[Verbalizer], batches: list[int], num_rounds: int, device: torch.device
 ) -> Table:
-    """Pictures per second of each verbalizer alone."""
-    pictures, rows, records = load_pictures(), [], []
+    """Images per second of each verbalizer alone."""
+    images, rows, records = load_pictures(), [], []
     for verbalizer in verbalizers:
         calls: dict[str, Callable[[], None]] = {}
         for batch in batches:
-            chosen = (pictures * (batch // NUM_PICTURES + 1))[:batch]
+            chosen = (images * (batch // NUM_PICTURES + 1))[:batch]
             scenes = parse_scene(chosen, [source for source in verbalizers if source.kind in verbalizer.uses])
             calls[str(batch)] = lambda chosen=chosen, scenes=scenes, v=verbalizer: v.predict_with(chosen, scenes)
         times = time_alternating(calls, num_rounds, device)
@@ -82,47 +82,47 @@ def measure_throughput(
         first, last = str(batches[0]), str(batches[-1])
         gain = [one * batches[-1] / batches[0] for one in times[first]]
         rows.append([*row, paired_ratio(gain, times[last]).shown(2)])
-    header = ["verbalizer", *(f"pictures/s, batch {batch}" for batch in batches)]
+    header = ["verbalizer", *(f"images/s, batch {batch}" for batch in batches)]
     header.append(f"batch {batches[-1]} against {batches[0]}")
     return {"title": "Throughput", "header": header, "rows": rows, "records": records}
 
 
 def measure_text_cache(folder: Path, num_rounds: int, device: torch.device) -> Table:
-    """One picture for OWLv2 with its words' embeddings in memory, on disk, or to be computed."""
+    """One image for OWLv2 with its words' embeddings in memory, on disk, or to be computed."""
     names, origin = choose_names(NUM_NAMES)
-    picture = load_pictures()[:1]
+    image = load_pictures()[:1]
     with tempfile.TemporaryDirectory() as stored:
         detector = next(v for v in build_verbalizers(folder, names, str(device)) if v.kind == "detection")
         detector.cache_dir = stored
 
         def from_disk() -> None:
             detector.forget_embeddings()
-            detector.predict(picture)
+            detector.predict(image)
 
         def anew() -> None:
             detector.forget_embeddings()
             detector.cache_dir = None
-            detector.predict(picture)
+            detector.predict(image)
             detector.cache_dir = stored
 
-        detector.predict(picture)  # writes the file
-        calls = {"in memory": lambda: detector.predict(picture), "from disk": from_disk, "computed anew": anew}
+        detector.predict(image)  # writes the file
+        calls = {"in memory": lambda: detector.predict(image), "from disk": from_disk, "computed anew": anew}
         times = time_alternating(calls, num_rounds, device)
     rows = [
         [name, Spread.of(values).shown(), paired_ratio(times["computed anew"], values).shown(2)]
         for name, values in times.items()
     ]
     width = detector.load().model.config.text_config.hidden_size
-    title = f"OWLv2 with {len(names):,} names ({origin}), text width {width}, one picture"
-    header = ["text embeddings", "milliseconds per picture", "times faster than computing anew"]
+    title = f"OWLv2 with {len(names):,} names ({origin}), text width {width}, one image"
+    header = ["text embeddings", "milliseconds per image", "times faster than computing anew"]
     return {"title": title, "header": header, "rows": rows, "records": [{"times_ms": times}]}
 
 
 def measure_scene(verbalizers: list[Verbalizer], num_rounds: int, device: torch.device) -> Table:
-    """All verbalizers in threads against one after the other, batches of 1 and of all pictures."""
-    pictures, rows, records = load_pictures(), [], []
+    """All verbalizers in threads against one after the other, batches of 1 and of all images."""
+    images, rows, records = load_pictures(), [], []
     for batch in (1, NUM_PICTURES):
-        chosen = pictures[:batch]
+        chosen = images[:batch]
 
         def one_by_one(chosen: list[np.ndarray] = chosen) -> None:
             scenes = None
@@ -144,20 +144,20 @@ def measure_scene(verbalizers: list[Verbalizer], num_rounds: int, device: torch.
 
 
 def load_encoded(data: bytes) -> Image.Image:
-    """Encoded picture -> RGB; what the cache calls in its workers."""
+    """Encoded image -> RGB; what the cache calls in its workers."""
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def measure_cache(verbalizers: list[Verbalizer], num_rounds: int, device: torch.device) -> Table:
-    """A picture's scene and words out of Parquet against looking and telling anew."""
+    """An image's scene and words out of Parquet against looking and telling anew."""
     from verbalizers.store.building import build_cache
     from verbalizers.store.sources import read_sources
 
     with tempfile.TemporaryDirectory() as folder:
         shown, out = Path(folder, "pictures"), Path(folder, "cache")
         shown.mkdir()
-        for index, picture in enumerate(load_pictures()):
-            Image.fromarray(picture).save(shown / f"{index}.png")
+        for index, image in enumerate(load_pictures()):
+            Image.fromarray(image).save(shown / f"{index}.png")
         encoded = [path.read_bytes() for path in sorted(shown.iterdir())]
         build_cache(list(read_sources(shown)), verbalizers, out, load_encoded, num_workers=0)
 
@@ -174,7 +174,7 @@ def measure_cache(verbalizers: list[Verbalizer], num_rounds: int, device: torch.
     per_picture = {name: [value / len(encoded) for value in values] for name, values in times.items()}
     ratio = paired_ratio(times["fresh"], times["cached"])
     rows = [[*(Spread.of(values).shown(2) for values in per_picture.values()), ratio.shown(0)]]
-    header = ["cached (Parquet), ms per picture", "fresh, ms per picture", "times faster"]
+    header = ["cached (Parquet), ms per image", "fresh, ms per image", "times faster"]
     return {"title": "Verbalize once", "header": header, "rows": rows, "records": [{"times_ms": times}]}
 
 
@@ -183,7 +183,7 @@ def to_markdown(machine: str, models: str, tables: list[Table]) -> str:
     lines = [
         "# What the verbalizers cost",
         "",
-        f"{machine}. {models} Pictures of {PICTURE_SIZE[1]} x {PICTURE_SIZE[0]}.",
+        f"{machine}. {models} Images of {PICTURE_SIZE[1]} x {PICTURE_SIZE[0]}.",
     ]
     for table in tables:
         lines += ["", f"## {table['title']}", "", *markdown_table(table["header"], table["rows"])]

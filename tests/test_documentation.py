@@ -166,7 +166,7 @@ def test_examples_photograph_is_answered_as_printed_when_typed(workplace: Path) 
 
 
 def test_readme_converts_and_asks_a_release_when_typed(workplace: Path) -> None:
-    """The same from a hub, with the published verbalizers: tests/moai/test_hub.py."""
+    """The same from a hub, with the published verbalizers: tests/moai/checkpoints/test_hub.py."""
     pytest.importorskip("bitsandbytes")
     converted, answer = _type(_moai_blocks()["convert"])
     assert "tensors read, all consumed" in converted and answer.strip()
