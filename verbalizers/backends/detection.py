@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from PIL import Image
 
-from verbalizers.backends.text_embeddings import TEXTS_PER_FORWARD, embeddings_path, read_or_write
+from verbalizers.backends.text_embeddings import embed_texts, embeddings_path, read_or_write
 from verbalizers.core.adapters import detections_from_transformers
 from verbalizers.core.base import register_verbalizer
 from verbalizers.core.boxes import nms_indices
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.sentences import verbalize_detections
 from verbalizers.core.structures import Detections
+from verbalizers.core.validation import check_range
 from verbalizers.core.vocabularies import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ class Owlv2Detector(CheckpointVerbalizer):
         self.vocabulary = load_vocabulary(self.vocabulary, self.covered_by)
         if "{}" not in self.template:
             raise ValueError(f"`template` must contain {{}} for the name, got {self.template!r}.")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` must lie in [0, 1], got {self.threshold}. It is a confidence.")
+        check_range(self, "threshold")
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
         from transformers import AutoProcessor, Owlv2ForObjectDetection
@@ -152,19 +152,12 @@ class Owlv2Detector(CheckpointVerbalizer):
             self._embeddings.clear()
 
     def _encode(self, loaded: SimpleNamespace) -> torch.Tensor:
-        import torch
-
         model = loaded.model
+
+        def embed(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            inputs = input_ids.to(model.device), attention_mask.to(model.device)
+            return model.owlv2.get_text_features(*inputs).pooler_output
+
         queries = [self.template.format(name) for name in self.vocabulary]
-        embeddings = []
-        for start in range(0, len(queries), TEXTS_PER_FORWARD):
-            tokens = loaded.processor.tokenizer(
-                queries[start : start + TEXTS_PER_FORWARD],
-                padding="max_length",
-                truncation=True,
-                max_length=model.config.text_config.max_position_embeddings,
-                return_tensors="pt",
-            ).to(model.device)
-            features = model.owlv2.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
-            embeddings.append(torch.nn.functional.normalize(features.float(), dim=-1))
-        return torch.cat(embeddings)
+        max_length = model.config.text_config.max_position_embeddings
+        return embed_texts(queries, loaded.processor.tokenizer, max_length, embed)

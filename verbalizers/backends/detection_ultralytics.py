@@ -30,11 +30,12 @@ import numpy as np
 from PIL import Image
 
 from verbalizers.backends.detection import select_detections
-from verbalizers.backends.text_embeddings import TEXTS_PER_FORWARD, embeddings_path, read_or_write
+from verbalizers.backends.text_embeddings import embed_texts, embeddings_path, read_or_write
 from verbalizers.core.adapters import to_numpy
-from verbalizers.core.base import register_verbalizer
+from verbalizers.core.base import fingerprint_checkpoint, register_verbalizer
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.structures import Detections
+from verbalizers.core.validation import check_range
 from verbalizers.core.vocabularies import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -198,11 +199,8 @@ class UltralyticsDetector(CheckpointVerbalizer):
             self.vocabulary = load_vocabulary(self.vocabulary, self.covered_by)
         if self.text_checkpoint and self.text_embeddings:
             raise ValueError("expected `text_checkpoint` or `text_embeddings`, got both. Leave one out.")
-        for name in ("threshold", "nms_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
-        if self.image_size < 32:
-            raise ValueError(f"`image_size` must be at least 32, got {self.image_size}. It is in pixels.")
+        check_range(self, "threshold", "nms_threshold")
+        check_range(self, "image_size", low=32, high=None)
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
         import torch
@@ -286,9 +284,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
             return self.vocabulary, read_or_write(path, lambda: encode_with_clip(self.text_checkpoint, self.vocabulary))
 
     def fingerprint_settings(self) -> dict[str, Any]:
-        """As `CheckpointVerbalizer.fingerprint_settings`; the text embeddings count by their content too."""
-        from verbalizers.core.base import fingerprint_checkpoint
-
+        """As `Verbalizer.fingerprint_settings`; the text embeddings count by their content too."""
         settings = super().fingerprint_settings()
         if self.text_embeddings is not None:
             settings["text_embeddings"] = fingerprint_checkpoint(self.text_embeddings)
@@ -343,16 +339,6 @@ def encode_with_clip(checkpoint: str, names: tuple[str, ...]) -> torch.Tensor:
 
     model = from_pretrained(CLIPTextModelWithProjection, checkpoint, dtype=torch.float32, use_safetensors=True).eval()
     tokenizer = from_pretrained(AutoTokenizer, checkpoint)
-    parts = []
     with torch.inference_mode():
-        for start in range(0, len(names), TEXTS_PER_FORWARD):
-            tokens = tokenizer(
-                list(names[start : start + TEXTS_PER_FORWARD]),
-                padding="max_length",
-                truncation=True,
-                max_length=model.config.max_position_embeddings,
-                return_tensors="pt",
-            )
-            embeddings = model(tokens.input_ids, tokens.attention_mask).text_embeds
-            parts.append(torch.nn.functional.normalize(embeddings, dim=-1))
-    return torch.cat(parts)
+        max_length = model.config.max_position_embeddings
+        return embed_texts(names, tokenizer, max_length, lambda *inputs: model(*inputs).text_embeds)

@@ -18,6 +18,7 @@ from verbalizers.backends.ocr import pad_slim, select_text_lines
 from verbalizers.core.base import register_verbalizer
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.structures import TextLines
+from verbalizers.core.validation import check_range
 from verbalizers.core.words import WordSettings
 
 if TYPE_CHECKING:
@@ -58,14 +59,9 @@ class TransformersOCR(CheckpointVerbalizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.recognition_checkpoint = str(self.recognition_checkpoint)
-        for name in ("threshold", "pixel_threshold", "box_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a probability.")
-        if self.unclip_ratio <= 0 or self.recognition_batch_size < 1:
-            raise ValueError(
-                f"`unclip_ratio` must be positive and `recognition_batch_size` at least 1, got {self.unclip_ratio} "
-                f"and {self.recognition_batch_size}."
-            )
+        check_range(self, "threshold", "pixel_threshold", "box_threshold")
+        check_range(self, "unclip_ratio", high=None, is_open=True)
+        check_range(self, "recognition_batch_size", low=1, high=None)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TextLines]:
         """Read uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.

@@ -19,6 +19,7 @@ from verbalizers.core.boxes import clip_boxes
 from verbalizers.core.geometry import GeometrySettings, PlacedObjects, relate_objects
 from verbalizers.core.merging import merge_detections
 from verbalizers.core.structures import Detections, Relations, Scene, Segments
+from verbalizers.core.validation import check_range
 from verbalizers.core.vocabulary_matching import name_keys
 
 __all__ = ["GeometricSceneGraph"]
@@ -75,10 +76,8 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.detection_threshold <= 1:
-            raise ValueError(f"`detection_threshold` must lie in [0, 1], got {self.detection_threshold}.")
-        if not 0 < self.merge_iou <= 1:
-            raise ValueError(f"`merge_iou` must lie in (0, 1], got {self.merge_iou}. It is an overlap.")
+        check_range(self, "detection_threshold")
+        check_range(self, "merge_iou", is_open=True)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Relations]:
         """Always raises: pixels alone say nothing to it. `parse_scene` hands it the scenes.

@@ -70,6 +70,8 @@ class Verbalizer(ABC):
     backend: ClassVar[str] = ""
     version: ClassVar[int] = 1
     uses: ClassVar[tuple[str, ...]] = ()
+    # Settings of a subclass that change no finding, such as where the model runs.
+    _not_fingerprinted: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
@@ -105,7 +107,7 @@ class Verbalizer(ABC):
 
     def fingerprint_settings(self) -> dict[str, Any]:
         """The settings that decide what is found: all of them, unless a subclass leaves some out."""
-        return self.settings()
+        return {name: value for name, value in self.settings().items() if name not in self._not_fingerprinted}
 
     def fingerprint(self) -> str:
         """16 hex digits that change when kind, backend, `version`, a setting or a checkpoint's content changes.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from verbalizers.core.base import Verbalizer
+from verbalizers.core.validation import check_range
 
 if TYPE_CHECKING:
     import torch
@@ -138,8 +139,7 @@ class CheckpointVerbalizer(Verbalizer):
 
     def __post_init__(self) -> None:
         self.checkpoint = str(self.checkpoint)
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        check_range(self, "batch_size", low=1, high=None)
 
     @abstractmethod
     def _load(self, device: torch.device, dtype: torch.dtype) -> Any:
@@ -163,10 +163,6 @@ class CheckpointVerbalizer(Verbalizer):
         """Forget the model and give its memory back; the next image loads it again."""
         with self._lock:
             self._loaded = None
-
-    def fingerprint_settings(self) -> dict[str, Any]:
-        """All but where and in how large batches the model runs."""
-        return {k: v for k, v in self.settings().items() if k not in self._not_fingerprinted}
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
         """Look at uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.

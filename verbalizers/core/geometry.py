@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from verbalizers.core.boxes import box_area
+from verbalizers.core.validation import check_range
 
 __all__ = ["PREDICATES", "GeometrySettings", "PlacedObjects", "relate_objects"]
 
@@ -52,14 +53,9 @@ class GeometrySettings:
     depth_gap: float = 0.08
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "min_contact", "min_overlap", "depth_gap"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in (0, 1], got {getattr(self, name)}. It is a share.")
-        for name in ("max_gap", "max_rise"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}. It is a multiple of a height.")
-        if self.max_relations < 0:
-            raise ValueError(f"`max_relations` must be at least 0, got {self.max_relations}.")
+        check_range(self, "threshold", "min_contact", "min_overlap", "depth_gap", is_open=True)
+        check_range(self, "max_gap", "max_rise", high=None, is_open=True)
+        check_range(self, "max_relations", high=None)
 
 
 @dataclass(frozen=True, eq=False)

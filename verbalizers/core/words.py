@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from verbalizers.core.validation import check_range
+
 __all__ = [
     "BOXES_OPENING",
     "RELATIONS_OPENING",
@@ -47,13 +49,10 @@ class WordSettings:
     merge_iou: float | None = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("detection_threshold", "relation_threshold", "text_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a confidence.")
-        if self.merge_iou is not None and not 0 < self.merge_iou <= 1:
-            raise ValueError(f"`merge_iou` must lie in (0, 1] or be None, got {self.merge_iou}. It is an overlap.")
-        if self.max_relations < 0:
-            raise ValueError(f"`max_relations` must be at least 0, got {self.max_relations}.")
+        check_range(self, "detection_threshold", "relation_threshold", "text_threshold")
+        check_range(self, "max_relations", high=None)
+        if self.merge_iou is not None:
+            check_range(self, "merge_iou", is_open=True)
 
 
 def list_sentence(opening: str, items: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ own verbalizers (no live model crosses a process boundary) and send lines of JSO
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from verbalizers.core.base import Verbalizer
@@ -103,45 +104,22 @@ def build_cache(
     with CacheWriter(out, recipe, shard_rows, is_retrying_failures) as writer:
         ledger = _Ledger(writer, BuildReport(writer.folder, len(sources)), on_progress or (lambda report: None))
         if engine == "ray":
-            outcomes = _look_with_ray(sources, ledger, settings, max(num_workers, 1), batch_size, num_gpus)
+            from verbalizers.store.ray_engine import hash_sources, run_ray
+
+            works = _plan(hash_sources(sources), ledger)
+            outcomes = run_ray(works, settings, max(num_workers, 1), batch_size, num_gpus)
         else:
-            outcomes = _look_locally(sources, ledger, settings, num_workers, batch_size, cuda_devices)
+            batches = _in_batches(_read_unknown(sources, ledger), batch_size)
+            run = (
+                partial(run_processes, num_workers=num_workers, cuda_devices=cuda_devices) if num_workers else run_here
+            )
+            outcomes = run(batches, settings)
         with closing(outcomes):  # ends the workers at once when something fails here, or at Ctrl-C
             for group in outcomes:
                 ledger.settle(group)
         ledger.store_sources()
         ledger.report_progress()
     return ledger.report
-
-
-def _look_locally(
-    sources: Sequence[Source | BadSource],
-    ledger: _Ledger,
-    settings: WorkSettings,
-    num_workers: int,
-    batch_size: int,
-    cuda_devices: Sequence[str],
-) -> Generator[list[Outcome], None, None]:
-    batches = _in_batches(_read_unknown(sources, ledger), batch_size)
-    if num_workers == 0:
-        yield from run_here(batches, settings)
-    else:
-        yield from run_processes(batches, settings, num_workers, cuda_devices)
-
-
-def _look_with_ray(
-    sources: Sequence[Source | BadSource],
-    ledger: _Ledger,
-    settings: WorkSettings,
-    num_workers: int,
-    batch_size: int,
-    num_gpus: float,
-) -> Generator[list[Outcome], None, None]:
-    from verbalizers.store.ray_engine import hash_sources, run_ray
-
-    works = _plan(hash_sources(sources), ledger)
-    if works:
-        yield from run_ray(works, settings, num_workers, batch_size, num_gpus)
 
 
 class _Ledger:

@@ -100,6 +100,8 @@ def run_ray(
     Yields:
         The outcomes of one batch, in the order in which batches are finished.
     """
+    if not works:
+        return
     data = _import_ray()
     rows = [{"content_hash": work.content_hash, "source": json.dumps(work.source.to_dict())} for work in works]
     # Blocks of one batch each: results come back, and are safe on disk, as soon as a batch is finished.
