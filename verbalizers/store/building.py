@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from verbalizers.core.base import Verbalizer
@@ -108,12 +107,11 @@ def build_cache(
 
             works = _plan(hash_sources(sources), ledger)
             outcomes = run_ray(works, settings, max(num_workers, 1), batch_size, num_gpus)
-        else:
+        elif num_workers:
             batches = _in_batches(_read_unknown(sources, ledger), batch_size)
-            run = (
-                partial(run_processes, num_workers=num_workers, cuda_devices=cuda_devices) if num_workers else run_here
-            )
-            outcomes = run(batches, settings)
+            outcomes = run_processes(batches, settings, num_workers, cuda_devices)
+        else:
+            outcomes = run_here(_in_batches(_read_unknown(sources, ledger), batch_size), settings)
         with closing(outcomes):  # ends the workers at once when something fails here, or at Ctrl-C
             for group in outcomes:
                 ledger.settle(group)
