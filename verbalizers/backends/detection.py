@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["Owlv2Detector", "select_detections", "verbalize_detections"]
 
 
-#: OWLv2's processor pads a picture to a square before it shrinks it: one of 20,000 x 40 pixels would take 26 GB.
+#: OWLv2's processor pads an image to a square before it shrinks it: one of 20,000 x 40 pixels would take 26 GB.
 _LONGEST_SIDE = 2048
 
 
-def _without_extremes(image: np.ndarray) -> np.ndarray:
-    """The picture `(H, W, 3)`, uint8, its longest side `_LONGEST_SIDE` at most."""
+def _limit_longest_side(image: np.ndarray) -> np.ndarray:
+    """The image `(H, W, 3)`, uint8, its longest side `_LONGEST_SIDE` at most."""
     longest = max(image.shape[:2])
     if longest <= _LONGEST_SIDE:
         return image
@@ -42,7 +42,7 @@ def _without_extremes(image: np.ndarray) -> np.ndarray:
 def select_detections(
     detections: Detections, threshold: float, nms_threshold: float | None = None, max_detections: int | None = None
 ) -> Detections:
-    """The sure ones, surest first.
+    """The detections above a threshold, highest confidence first.
 
     Args:
         detections: what the model gave.
@@ -107,7 +107,7 @@ class Owlv2Detector(CheckpointVerbalizer):
 
         model = from_pretrained(Owlv2ForObjectDetection, self.checkpoint, dtype=dtype, use_safetensors=True)
         processor = from_pretrained(AutoProcessor, self.checkpoint)
-        # bfloat16 knows 1/256 of the picture's width at best: the few layers that place boxes stay in float32.
+        # bfloat16 knows 1/256 of the image's width at best: the few layers that place boxes stay in float32.
         model.box_head.float()
         model.box_bias = model.compute_box_bias(model.num_patches_height, model.num_patches_width).float()
         return SimpleNamespace(model=model.to(device).eval(), processor=processor)
@@ -116,7 +116,7 @@ class Owlv2Detector(CheckpointVerbalizer):
         model, image_processor = loaded.model, loaded.processor.image_processor
         queries = self.embed_vocabulary()  # (Q, D)
         inputs = image_processor(
-            images=[_without_extremes(image) for image in images],
+            images=[_limit_longest_side(image) for image in images],
             input_data_format="channels_last",
             return_tensors="pt",
         )

@@ -64,7 +64,7 @@ def import_ultralytics() -> None:
         raise ImportError(f"YOLO models need ultralytics (AGPL-3.0): {line} ({error})") from error
     finally:
         # It replaces Pillow's own function for the whole process, by one that wants to install pi-heif for every
-        # picture that Pillow does not know. Ours goes on seeing Pillow's errors.
+        # image that Pillow does not know. Ours goes on seeing Pillow's errors.
         Image.open = opened_by_pillow
 
 
@@ -174,7 +174,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
         covered_by: names to leave out; see `vocabularies.load_vocabulary`.
         text_checkpoint: YOLO-World's text model.
         text_embeddings: `.npz` file of names and embeddings, instead; see `read_prompt_embeddings`.
-        image_size: longer side of the picture in pixels as the model sees it.
+        image_size: longer side of the image in pixels as the model sees it.
         threshold: lowest confidence.
         nms_threshold: of boxes with the same name that overlap by more than this IoU the surest is kept.
         max_detections: how many are kept at most.
@@ -208,13 +208,13 @@ class UltralyticsDetector(CheckpointVerbalizer):
         if self.dtype is None and dtype is torch.bfloat16:
             dtype = torch.float16
         model = load_yolo(self.checkpoint)
-        names, classes = self._teach(model)
-        # A YOLO head keeps the grid of the last picture's size: two threads with two sizes would mix them up.
+        names, classes = self._set_vocabulary(model)
+        # A YOLO head keeps the grid of the last image's size: two threads with two sizes would mix them up.
         lock = threading.Lock()
         return SimpleNamespace(model=model.to(device, dtype), names=names, classes=classes, dtype=dtype, lock=lock)
 
-    def _teach(self, model: torch.nn.Module) -> tuple[dict[int, str], list[int] | None]:
-        """Give the model its words. Returns its names by class id, and which ids count (None = all)."""
+    def _set_vocabulary(self, model: torch.nn.Module) -> tuple[dict[int, str], list[int] | None]:
+        """Set an open-vocabulary model's names. Returns names by class id, and which ids count (None = all)."""
         from ultralytics.nn.tasks import WorldModel, YOLOEModel
 
         is_open = isinstance(model, WorldModel | YOLOEModel) and not hasattr(model.model[-1], "lrpc")
@@ -228,7 +228,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
         elif self.text_checkpoint:
             names, embeddings = self._encoded_vocabulary(model)
         else:
-            return self._own_names(model, is_open)
+            return self._built_in_names(model, is_open)
         width = model.txt_feats.shape[-1] if isinstance(model, WorldModel) else model.model[-1].embed
         if embeddings.shape[-1] != width:
             raise ValueError(
@@ -242,7 +242,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
             model.set_classes(list(names), embeddings[None])
         return dict(enumerate(names)), None
 
-    def _own_names(self, model: torch.nn.Module, is_open: bool) -> tuple[dict[int, str], list[int] | None]:
+    def _built_in_names(self, model: torch.nn.Module, is_open: bool) -> tuple[dict[int, str], list[int] | None]:
         listed = model.names if isinstance(model.names, Mapping) else dict(enumerate(model.names))
         names = {int(index): str(name) for index, name in listed.items()}
         if self.vocabulary is None and not self.covered_by:

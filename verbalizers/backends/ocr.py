@@ -78,7 +78,7 @@ class RapidOCRVerbalizer(Verbalizer):
         check_range(self, "num_threads", high=None)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TextLines]:
-        """Read uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
+        """Run on uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
 
         Raises:
             ImportError: rapidocr or onnxruntime is not installed.

@@ -1,4 +1,4 @@
-"""Reading text with `paddleocr` 3.x, its models in local folders."""
+"""Text recognition with `paddleocr` 3.x, its models in local folders."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PaddleOCRVerbalizer(Verbalizer):
         check_range(self, "batch_size", "cpu_threads", low=1, high=None)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TextLines]:
-        """Read uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
+        """Run on uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
 
         Raises:
             ValueError: a model's folder is not given, or holds none.

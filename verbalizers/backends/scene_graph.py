@@ -75,7 +75,7 @@ class PSGTRVerbalizer(CheckpointVerbalizer):
 @register_verbalizer("scene_graph", "triplets")
 @dataclass(eq=False, kw_only=True)
 class TripletVerbalizer(Verbalizer):
-    """Any scene-graph model that is already in your hands: a function or an object that can be called.
+    """Any scene-graph model that is a Python callable.
 
     Attributes:
         model: called with a list of uint8 `(H, W, 3)` RGB arrays; gives one result per image: a `Relations`,

@@ -43,7 +43,7 @@ _ENCLOSURES = (
 _ENCLOSED_SHARE = 0.5
 #: Longest side of the map in which contacts are measured.
 _MAX_MAP_SIDE = 1024
-#: Detections beyond are left out, the least sure first: pairs grow with the square.
+#: Detections beyond are left out, lowest confidence first: pairs grow with the square.
 _MAX_DETECTIONS = 200
 
 
@@ -60,7 +60,7 @@ _HOLDING_KEYS = {0.0: _keys((*_WATER, "sky", *_VESSELS)), _ENCLOSED_SHARE: _keys
 class GeometricSceneGraph(GeometrySettings, Verbalizer):
     """`on`, `in`, `over`, `beside` and `in front of` between segments and detections; needs no weights.
 
-    Reads what segmentation, detection and depth found in the same picture; one of the first two must be there. Segments
+    Reads what segmentation, detection and depth found in the same image; one of the first two must be there. Segments
     give contacts, boxes less sure guesses; depth, where somebody looks for it, tells who is in front and who only seems
     to stand on another. The confidence of a relation is how clearly it is seen, 1 = nothing speaks against it.
 
@@ -104,7 +104,7 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
         if scene.segments is None and scene.detections is None:
             failed = "; ".join(f"{k}: {scene.failures[k]}" for k in self.uses[:2] if k in scene.failures)
             raise ValueError(
-                f"scene_graph/geometric expected segments or detections of the picture, got neither"
+                f"scene_graph/geometric expected segments or detections of the image, got neither"
                 f"{f' ({failed})' if failed else ''}. Let a segmentation or detection verbalizer look too."
             )
         names, placed, boxes = _place_objects(scene, self.detection_threshold, self.merge_iou)

@@ -1,4 +1,4 @@
-"""What all doors to transformers models share: lazy loading, devices, batches of equal size.
+"""Base class of verbalizers on transformers checkpoints: lazy loading, devices, batches of equal size.
 
 torch and transformers are imported inside functions, so that importing `verbalizers` stays light.
 """
@@ -63,8 +63,8 @@ def on_device_stream(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _visiting(modules: Sequence[torch.nn.Module], device: torch.device) -> Iterator[None]:
-    """Move modules to a device and, whatever happens there, back to CPU memory. One visit per device at a time."""
+def _moved_to_device(modules: Sequence[torch.nn.Module], device: torch.device) -> Iterator[None]:
+    """Move modules to a device and, whatever happens there, back to CPU memory. One thread per device at a time."""
     import torch
 
     with _registering:
@@ -165,7 +165,7 @@ class CheckpointVerbalizer(Verbalizer):
             self._loaded = None
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
-        """Look at uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
+        """Run on uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
 
         Images of equal shape share a batch and are never padded to another's size: padding would change what
         the models see, and a batch would answer differently from its images alone.
@@ -196,5 +196,7 @@ class CheckpointVerbalizer(Verbalizer):
             if not self.offload:
                 yield
                 return
-            with _visiting([part for part in vars(loaded).values() if isinstance(part, torch.nn.Module)], device):
+            with _moved_to_device(
+                [part for part in vars(loaded).values() if isinstance(part, torch.nn.Module)], device
+            ):
                 yield

@@ -1,4 +1,4 @@
-"""The grammar that all sentences share.
+"""Parts that all sentences share: openings, lists, numbering, and the settings of what is said.
 
 The four sentences are those of the released MoAI (golden-tested); its paper states the templates (arXiv
 2403.07508, section 3, "Verbalization").
@@ -36,7 +36,7 @@ class WordSettings:
     Attributes:
         detection_threshold: lowest confidence of a detection that is said.
         relation_threshold: lowest confidence of a relation that is said.
-        max_relations: how many relations are said at most, the surest first.
+        max_relations: how many relations are said at most, those of highest confidence.
         text_threshold: lowest confidence of a line of text that is said.
         merge_iou: a detection is not said where a segment that means the same overlaps its box by this much
             (`merging.merge_detections`); None says both, as the release does.
