@@ -1,8 +1,8 @@
-"""Depth, a fifth kind: who is nearer to the camera than whom.
+"""Depth, a fifth kind: which object is nearer to the camera than which other.
 
 Written with the registry's public interface alone, as a package of its own would be: no other file of this
 repository knows that the kind exists (`verbalizers/__init__.py` imports it, which is what an entry point does
-for a package of its own). A finding, a model's door, words that see the whole scene, and a drawing.
+for a package of its own). A finding, a verbalizer, its text, which sees the whole scene, and a drawing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["DepthMap", "TransformersDepth", "compare_depths", "draw_depth", "verbalize_depth"]
 
 DEPTH_OPENING = "The image includes depth relations between objects: "
-#: Nearness by which two objects must differ for one to be called nearer: a share of the picture's depth range.
+#: Nearness by which two objects must differ for one to be called nearer: a share of the image's depth range.
 MIN_GAP = 0.08
 #: Longest side of a stored map. Words need an object's median, not its outline; a cached scene stays small.
 MAX_MAP_SIDE = 256
@@ -41,7 +41,7 @@ _COLORS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (2
 @register_finding
 @dataclass(frozen=True, eq=False)
 class DepthMap(Finding):
-    """How near every part of a picture is to the camera, relative to the rest of it.
+    """How near every part of an image is to the camera, relative to the rest of it.
 
     Attributes:
         nearness: uint8 `(h, w)`, 0 = farthest, 255 = nearest; may be smaller than the image.
@@ -93,10 +93,10 @@ class DepthMap(Finding):
         if isinstance(values.get("nearness"), str):
             try:
                 stream = io.BytesIO(base64.b64decode(values["nearness"], validate=True))
-                with Image.open(stream, formats=["PNG"]) as picture:
-                    if picture.mode != "L" or max(picture.size) > 4 * MAX_MAP_SIDE:
-                        raise ValueError(f"it is {picture.mode} of {picture.size} (width, height)")
-                    values["nearness"] = np.asarray(picture)
+                with Image.open(stream, formats=["PNG"]) as image:
+                    if image.mode != "L" or max(image.size) > 4 * MAX_MAP_SIDE:
+                        raise ValueError(f"it is {image.mode} of {image.size} (width, height)")
+                    values["nearness"] = np.asarray(image)
             except (OSError, SyntaxError, ValueError) as error:
                 raise ValueError(f"expected a grey PNG as `nearness`, got something else: {error}.") from error
         return super().from_dict(values)
@@ -246,7 +246,7 @@ def _nearness_in_box(depth_map: DepthMap, box_xyxy: np.ndarray, image_size_hw: t
 
 @register_words("depth")
 def verbalize_depth(depth_map: DepthMap, scene: Scene, settings: WordSettings) -> str:
-    """Depth in words: `The image includes depth relations between objects: A is nearer than B, and ...`.
+    """Depth as text: `The image includes depth relations between objects: A is nearer than B, and ...`.
 
     At most `settings.max_relations` are said, the widest gap first. Objects that share a name are numbered as in the
     scene graph's sentence: `person (#2)`.
@@ -259,15 +259,15 @@ def verbalize_depth(depth_map: DepthMap, scene: Scene, settings: WordSettings) -
 
 
 @register_drawing("depth")
-def draw_depth(depth_map: DepthMap, scene: Scene, picture: Image.Image) -> Image.Image:
+def draw_depth(depth_map: DepthMap, scene: Scene, image: Image.Image) -> Image.Image:
     """The map as an inset at the bottom right, near = bright, framed to stand out on any ground."""
     position = depth_map.nearness.astype(np.float32) / 255 * (len(_COLORS) - 1)
     below = np.minimum(position.astype(int), len(_COLORS) - 2)
     share = (position - below)[..., None]
     colors = (1 - share) * _COLORS[below] + share * _COLORS[below + 1]
-    size = tuple(max(1, length // 4) for length in picture.size)
+    size = tuple(max(1, length // 4) for length in image.size)
     inset = Image.fromarray(colors.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
     inset = ImageOps.expand(ImageOps.expand(inset, 1, (15, 15, 15)), 1, (255, 255, 255))
-    result = picture.copy()
-    result.paste(inset, (picture.width - inset.width, picture.height - inset.height))
+    result = image.copy()
+    result.paste(inset, (image.width - inset.width, image.height - inset.height))
     return result

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from PIL import Image
 
-from verbalizers.backends.text_embeddings import TEXTS_PER_FORWARD, embeddings_path, read_or_write
+from verbalizers.backends.text_embeddings import embed_texts, embeddings_path, read_or_write
 from verbalizers.core.adapters import detections_from_transformers
 from verbalizers.core.base import register_verbalizer
 from verbalizers.core.boxes import nms_indices
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.sentences import verbalize_detections
 from verbalizers.core.structures import Detections
+from verbalizers.core.validation import check_range
 from verbalizers.core.vocabularies import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["Owlv2Detector", "select_detections", "verbalize_detections"]
 
 
-#: OWLv2's processor pads a picture to a square before it shrinks it: one of 20,000 x 40 pixels would take 26 GB.
+#: OWLv2's processor pads an image to a square before it shrinks it: one of 20,000 x 40 pixels would take 26 GB.
 _LONGEST_SIDE = 2048
 
 
-def _without_extremes(image: np.ndarray) -> np.ndarray:
-    """The picture `(H, W, 3)`, uint8, its longest side `_LONGEST_SIDE` at most."""
+def _limit_longest_side(image: np.ndarray) -> np.ndarray:
+    """The image `(H, W, 3)`, uint8, its longest side `_LONGEST_SIDE` at most."""
     longest = max(image.shape[:2])
     if longest <= _LONGEST_SIDE:
         return image
@@ -41,7 +42,7 @@ def _without_extremes(image: np.ndarray) -> np.ndarray:
 def select_detections(
     detections: Detections, threshold: float, nms_threshold: float | None = None, max_detections: int | None = None
 ) -> Detections:
-    """The sure ones, surest first.
+    """The detections above a threshold, highest confidence first.
 
     Args:
         detections: what the model gave.
@@ -99,15 +100,14 @@ class Owlv2Detector(CheckpointVerbalizer):
         self.vocabulary = load_vocabulary(self.vocabulary, self.covered_by)
         if "{}" not in self.template:
             raise ValueError(f"`template` must contain {{}} for the name, got {self.template!r}.")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` must lie in [0, 1], got {self.threshold}. It is a confidence.")
+        check_range(self, "threshold")
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
         from transformers import AutoProcessor, Owlv2ForObjectDetection
 
         model = from_pretrained(Owlv2ForObjectDetection, self.checkpoint, dtype=dtype, use_safetensors=True)
         processor = from_pretrained(AutoProcessor, self.checkpoint)
-        # bfloat16 knows 1/256 of the picture's width at best: the few layers that place boxes stay in float32.
+        # bfloat16 knows 1/256 of the image's width at best: the few layers that place boxes stay in float32.
         model.box_head.float()
         model.box_bias = model.compute_box_bias(model.num_patches_height, model.num_patches_width).float()
         return SimpleNamespace(model=model.to(device).eval(), processor=processor)
@@ -116,7 +116,7 @@ class Owlv2Detector(CheckpointVerbalizer):
         model, image_processor = loaded.model, loaded.processor.image_processor
         queries = self.embed_vocabulary()  # (Q, D)
         inputs = image_processor(
-            images=[_without_extremes(image) for image in images],
+            images=[_limit_longest_side(image) for image in images],
             input_data_format="channels_last",
             return_tensors="pt",
         )
@@ -152,19 +152,12 @@ class Owlv2Detector(CheckpointVerbalizer):
             self._embeddings.clear()
 
     def _encode(self, loaded: SimpleNamespace) -> torch.Tensor:
-        import torch
-
         model = loaded.model
+
+        def embed(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            inputs = input_ids.to(model.device), attention_mask.to(model.device)
+            return model.owlv2.get_text_features(*inputs).pooler_output
+
         queries = [self.template.format(name) for name in self.vocabulary]
-        embeddings = []
-        for start in range(0, len(queries), TEXTS_PER_FORWARD):
-            tokens = loaded.processor.tokenizer(
-                queries[start : start + TEXTS_PER_FORWARD],
-                padding="max_length",
-                truncation=True,
-                max_length=model.config.text_config.max_position_embeddings,
-                return_tensors="pt",
-            ).to(model.device)
-            features = model.owlv2.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
-            embeddings.append(torch.nn.functional.normalize(features.float(), dim=-1))
-        return torch.cat(embeddings)
+        max_length = model.config.text_config.max_position_embeddings
+        return embed_texts(queries, loaded.processor.tokenizer, max_length, embed)

@@ -30,11 +30,12 @@ import numpy as np
 from PIL import Image
 
 from verbalizers.backends.detection import select_detections
-from verbalizers.backends.text_embeddings import TEXTS_PER_FORWARD, embeddings_path, read_or_write
+from verbalizers.backends.text_embeddings import embed_texts, embeddings_path, read_or_write
 from verbalizers.core.adapters import to_numpy
-from verbalizers.core.base import register_verbalizer
+from verbalizers.core.base import fingerprint_checkpoint, register_verbalizer
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.structures import Detections
+from verbalizers.core.validation import check_range
 from verbalizers.core.vocabularies import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def import_ultralytics() -> None:
         raise ImportError(f"YOLO models need ultralytics (AGPL-3.0): {line} ({error})") from error
     finally:
         # It replaces Pillow's own function for the whole process, by one that wants to install pi-heif for every
-        # picture that Pillow does not know. Ours goes on seeing Pillow's errors.
+        # image that Pillow does not know. Ours goes on seeing Pillow's errors.
         Image.open = opened_by_pillow
 
 
@@ -173,7 +174,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
         covered_by: names to leave out; see `vocabularies.load_vocabulary`.
         text_checkpoint: YOLO-World's text model.
         text_embeddings: `.npz` file of names and embeddings, instead; see `read_prompt_embeddings`.
-        image_size: longer side of the picture in pixels as the model sees it.
+        image_size: longer side of the image in pixels as the model sees it.
         threshold: lowest confidence.
         nms_threshold: of boxes with the same name that overlap by more than this IoU the surest is kept.
         max_detections: how many are kept at most.
@@ -198,11 +199,8 @@ class UltralyticsDetector(CheckpointVerbalizer):
             self.vocabulary = load_vocabulary(self.vocabulary, self.covered_by)
         if self.text_checkpoint and self.text_embeddings:
             raise ValueError("expected `text_checkpoint` or `text_embeddings`, got both. Leave one out.")
-        for name in ("threshold", "nms_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
-        if self.image_size < 32:
-            raise ValueError(f"`image_size` must be at least 32, got {self.image_size}. It is in pixels.")
+        check_range(self, "threshold", "nms_threshold")
+        check_range(self, "image_size", low=32, high=None)
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
         import torch
@@ -210,13 +208,13 @@ class UltralyticsDetector(CheckpointVerbalizer):
         if self.dtype is None and dtype is torch.bfloat16:
             dtype = torch.float16
         model = load_yolo(self.checkpoint)
-        names, classes = self._teach(model)
-        # A YOLO head keeps the grid of the last picture's size: two threads with two sizes would mix them up.
+        names, classes = self._set_vocabulary(model)
+        # A YOLO head keeps the grid of the last image's size: two threads with two sizes would mix them up.
         lock = threading.Lock()
         return SimpleNamespace(model=model.to(device, dtype), names=names, classes=classes, dtype=dtype, lock=lock)
 
-    def _teach(self, model: torch.nn.Module) -> tuple[dict[int, str], list[int] | None]:
-        """Give the model its words. Returns its names by class id, and which ids count (None = all)."""
+    def _set_vocabulary(self, model: torch.nn.Module) -> tuple[dict[int, str], list[int] | None]:
+        """Set an open-vocabulary model's names. Returns names by class id, and which ids count (None = all)."""
         from ultralytics.nn.tasks import WorldModel, YOLOEModel
 
         is_open = isinstance(model, WorldModel | YOLOEModel) and not hasattr(model.model[-1], "lrpc")
@@ -230,7 +228,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
         elif self.text_checkpoint:
             names, embeddings = self._encoded_vocabulary(model)
         else:
-            return self._own_names(model, is_open)
+            return self._built_in_names(model, is_open)
         width = model.txt_feats.shape[-1] if isinstance(model, WorldModel) else model.model[-1].embed
         if embeddings.shape[-1] != width:
             raise ValueError(
@@ -244,7 +242,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
             model.set_classes(list(names), embeddings[None])
         return dict(enumerate(names)), None
 
-    def _own_names(self, model: torch.nn.Module, is_open: bool) -> tuple[dict[int, str], list[int] | None]:
+    def _built_in_names(self, model: torch.nn.Module, is_open: bool) -> tuple[dict[int, str], list[int] | None]:
         listed = model.names if isinstance(model.names, Mapping) else dict(enumerate(model.names))
         names = {int(index): str(name) for index, name in listed.items()}
         if self.vocabulary is None and not self.covered_by:
@@ -286,9 +284,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
             return self.vocabulary, read_or_write(path, lambda: encode_with_clip(self.text_checkpoint, self.vocabulary))
 
     def fingerprint_settings(self) -> dict[str, Any]:
-        """As `CheckpointVerbalizer.fingerprint_settings`; the text embeddings count by their content too."""
-        from verbalizers.core.base import fingerprint_checkpoint
-
+        """As `Verbalizer.fingerprint_settings`; the text embeddings count by their content too."""
         settings = super().fingerprint_settings()
         if self.text_embeddings is not None:
             settings["text_embeddings"] = fingerprint_checkpoint(self.text_embeddings)
@@ -343,16 +339,6 @@ def encode_with_clip(checkpoint: str, names: tuple[str, ...]) -> torch.Tensor:
 
     model = from_pretrained(CLIPTextModelWithProjection, checkpoint, dtype=torch.float32, use_safetensors=True).eval()
     tokenizer = from_pretrained(AutoTokenizer, checkpoint)
-    parts = []
     with torch.inference_mode():
-        for start in range(0, len(names), TEXTS_PER_FORWARD):
-            tokens = tokenizer(
-                list(names[start : start + TEXTS_PER_FORWARD]),
-                padding="max_length",
-                truncation=True,
-                max_length=model.config.max_position_embeddings,
-                return_tensors="pt",
-            )
-            embeddings = model(tokens.input_ids, tokens.attention_mask).text_embeds
-            parts.append(torch.nn.functional.normalize(embeddings, dim=-1))
-    return torch.cat(parts)
+        max_length = model.config.max_position_embeddings
+        return embed_texts(names, tokenizer, max_length, lambda *inputs: model(*inputs).text_embeds)

@@ -18,6 +18,7 @@ from verbalizers.core.adapters import text_lines_from_rapidocr
 from verbalizers.core.base import Verbalizer, register_verbalizer
 from verbalizers.core.sentences import verbalize_text_lines
 from verbalizers.core.structures import TextLines
+from verbalizers.core.validation import check_range
 from verbalizers.core.words import WordSettings
 
 __all__ = [
@@ -73,13 +74,11 @@ class RapidOCRVerbalizer(Verbalizer):
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` must lie in [0, 1], got {self.threshold}. It is a confidence.")
-        if self.num_threads < 0:
-            raise ValueError(f"`num_threads` must be at least 0, got {self.num_threads}. 0 takes all cores.")
+        check_range(self, "threshold")
+        check_range(self, "num_threads", high=None)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TextLines]:
-        """Read uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
+        """Run on uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
 
         Raises:
             ImportError: rapidocr or onnxruntime is not installed.

@@ -1,4 +1,4 @@
-"""In which order the lines of a page are read. Pure numpy.
+"""Reading order of the lines of text on a page. Pure numpy.
 
 Top to bottom, left to right within a line, column by column where the page is set in columns; a page that was
 photographed at a slant is straightened first. Left-to-right scripts only.

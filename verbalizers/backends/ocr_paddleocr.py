@@ -1,4 +1,4 @@
-"""Reading text with `paddleocr` 3.x, its models in local folders."""
+"""Text recognition with `paddleocr` 3.x, its models in local folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from verbalizers.backends.ocr import pad_slim, select_text_lines
 from verbalizers.core.adapters import text_lines_from_paddleocr
 from verbalizers.core.base import Verbalizer, register_verbalizer
 from verbalizers.core.structures import TextLines
+from verbalizers.core.validation import check_range
 from verbalizers.core.words import WordSettings
 
 __all__ = ["PaddleOCRVerbalizer", "read_model_name"]
@@ -57,23 +58,16 @@ class PaddleOCRVerbalizer(Verbalizer):
     cpu_threads: int = 4
     batch_size: int = 8
     options: Mapping[str, Any] = field(default_factory=dict)
+    _not_fingerprinted: ClassVar[tuple[str, ...]] = ("device", "cpu_threads", "batch_size")
     _engine: Any = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` must lie in [0, 1], got {self.threshold}. It is a confidence.")
-        for name in ("batch_size", "cpu_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-
-    def fingerprint_settings(self) -> dict[str, Any]:
-        """All but where and in how large batches the models run."""
-        ignored = ("device", "cpu_threads", "batch_size")
-        return {k: v for k, v in self.settings().items() if k not in ignored}
+        check_range(self, "threshold")
+        check_range(self, "batch_size", "cpu_threads", low=1, high=None)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TextLines]:
-        """Read uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
+        """Run on uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
 
         Raises:
             ValueError: a model's folder is not given, or holds none.

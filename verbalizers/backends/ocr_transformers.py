@@ -1,7 +1,7 @@
-"""Reading text with transformers' own PP-OCR models: a detector finds lines, a recogniser reads them.
+"""Text recognition with transformers' PP-OCR models: a detector finds lines, a recogniser reads them.
 
 Unlike the other backends these run wherever torch does: on a GPU, in half precision, in batches. The recogniser sees
-the lines of all pictures of a call together.
+the lines of all images of a call together.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from verbalizers.backends.ocr import pad_slim, select_text_lines
 from verbalizers.core.base import register_verbalizer
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.structures import TextLines
+from verbalizers.core.validation import check_range
 from verbalizers.core.words import WordSettings
 
 if TYPE_CHECKING:
@@ -58,19 +59,14 @@ class TransformersOCR(CheckpointVerbalizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.recognition_checkpoint = str(self.recognition_checkpoint)
-        for name in ("threshold", "pixel_threshold", "box_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a probability.")
-        if self.unclip_ratio <= 0 or self.recognition_batch_size < 1:
-            raise ValueError(
-                f"`unclip_ratio` must be positive and `recognition_batch_size` at least 1, got {self.unclip_ratio} "
-                f"and {self.recognition_batch_size}."
-            )
+        check_range(self, "threshold", "pixel_threshold", "box_threshold")
+        check_range(self, "unclip_ratio", high=None, is_open=True)
+        check_range(self, "recognition_batch_size", low=1, high=None)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TextLines]:
-        """Read uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
+        """Run on uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
 
-        Lines of equal width share a batch, whichever picture they are from, and a line reads the same alone: the
+        Lines of equal width share a batch, whichever image they are from, and a line reads the same alone: the
         widths are rounded up by what is on the line itself, not by its neighbours in the batch.
 
         Raises:
@@ -80,7 +76,7 @@ class TransformersOCR(CheckpointVerbalizer):
         import torch
 
         pages = [pad_slim(image) for image in images]
-        quads = super().predict(pages)  # per picture (N, 4, 2)
+        quads = super().predict(pages)  # per image (N, 4, 2)
         loaded = self.load()
         lines = [cut_out_line(page, quad) for page, found in zip(pages, quads, strict=True) for quad in found]
         with self._on_device(loaded), torch.inference_mode():
@@ -190,8 +186,8 @@ def cut_out_line(image: np.ndarray, quad: np.ndarray) -> np.ndarray:
     width, height = (max(1, round(max(pair))) for pair in ((sides[0], sides[2]), (sides[1], sides[3])))
     target = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float64)
     coefficients = _perspective(target, corners)
-    picture = Image.fromarray(image)
-    line = picture.transform((width, height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC)
+    size, bicubic = (width, height), Image.Resampling.BICUBIC
+    line = Image.fromarray(image).transform(size, Image.Transform.PERSPECTIVE, coefficients, bicubic)
     result = np.array(line)  # a copy that torch may own
     return np.ascontiguousarray(np.rot90(result)) if height >= 1.5 * width else result
 

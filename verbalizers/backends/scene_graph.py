@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from verbalizers.core.base import Verbalizer, register_verbalizer
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.sentences import verbalize_relations
 from verbalizers.core.structures import Relations
+from verbalizers.core.validation import check_range
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES, PSG_PREDICATES
 
 if TYPE_CHECKING:
@@ -43,11 +44,8 @@ class PSGTRVerbalizer(CheckpointVerbalizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("subject_threshold", "object_threshold", "relation_threshold", "mask_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a probability.")
-        if self.max_triplets < 1:
-            raise ValueError(f"`max_triplets` must be at least 1, got {self.max_triplets}.")
+        check_range(self, "subject_threshold", "object_threshold", "relation_threshold", "mask_threshold")
+        check_range(self, "max_triplets", low=1, high=None)
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
         from verbalizers.psgtr import PSGTRForSceneGraph, PSGTRImageProcessor
@@ -77,7 +75,7 @@ class PSGTRVerbalizer(CheckpointVerbalizer):
 @register_verbalizer("scene_graph", "triplets")
 @dataclass(eq=False, kw_only=True)
 class TripletVerbalizer(Verbalizer):
-    """Any scene-graph model that is already in your hands: a function or an object that can be called.
+    """Any scene-graph model that is a Python callable.
 
     Attributes:
         model: called with a list of uint8 `(H, W, 3)` RGB arrays; gives one result per image: a `Relations`,
@@ -93,13 +91,11 @@ class TripletVerbalizer(Verbalizer):
     class_names: tuple[str, ...] = COCO_PANOPTIC_NAMES
     predicates: tuple[str, ...] = PSG_PREDICATES
 
+    _not_fingerprinted: ClassVar[tuple[str, ...]] = ("model",)  # it counts by `name`
+
     def __post_init__(self) -> None:
         if not callable(self.model):
             raise ValueError(f"`model` must be callable with a list of images, got {type(self.model).__name__}.")
-
-    def fingerprint_settings(self) -> dict[str, Any]:
-        """The settings; the model counts by `name`."""
-        return {k: v for k, v in self.settings().items() if k != "model"}
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Relations]:
         """Relations of uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`."""

@@ -19,6 +19,7 @@ from verbalizers.core.boxes import clip_boxes
 from verbalizers.core.geometry import GeometrySettings, PlacedObjects, relate_objects
 from verbalizers.core.merging import merge_detections
 from verbalizers.core.structures import Detections, Relations, Scene, Segments
+from verbalizers.core.validation import check_range
 from verbalizers.core.vocabulary_matching import name_keys
 
 __all__ = ["GeometricSceneGraph"]
@@ -42,7 +43,7 @@ _ENCLOSURES = (
 _ENCLOSED_SHARE = 0.5
 #: Longest side of the map in which contacts are measured.
 _MAX_MAP_SIDE = 1024
-#: Detections beyond are left out, the least sure first: pairs grow with the square.
+#: Detections beyond are left out, lowest confidence first: pairs grow with the square.
 _MAX_DETECTIONS = 200
 
 
@@ -59,7 +60,7 @@ _HOLDING_KEYS = {0.0: _keys((*_WATER, "sky", *_VESSELS)), _ENCLOSED_SHARE: _keys
 class GeometricSceneGraph(GeometrySettings, Verbalizer):
     """`on`, `in`, `over`, `beside` and `in front of` between segments and detections; needs no weights.
 
-    Reads what segmentation, detection and depth found in the same picture; one of the first two must be there. Segments
+    Reads what segmentation, detection and depth found in the same image; one of the first two must be there. Segments
     give contacts, boxes less sure guesses; depth, where somebody looks for it, tells who is in front and who only seems
     to stand on another. The confidence of a relation is how clearly it is seen, 1 = nothing speaks against it.
 
@@ -75,10 +76,8 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.detection_threshold <= 1:
-            raise ValueError(f"`detection_threshold` must lie in [0, 1], got {self.detection_threshold}.")
-        if not 0 < self.merge_iou <= 1:
-            raise ValueError(f"`merge_iou` must lie in (0, 1], got {self.merge_iou}. It is an overlap.")
+        check_range(self, "detection_threshold")
+        check_range(self, "merge_iou", is_open=True)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Relations]:
         """Always raises: pixels alone say nothing to it. `parse_scene` hands it the scenes.
@@ -105,7 +104,7 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
         if scene.segments is None and scene.detections is None:
             failed = "; ".join(f"{k}: {scene.failures[k]}" for k in self.uses[:2] if k in scene.failures)
             raise ValueError(
-                f"scene_graph/geometric expected segments or detections of the picture, got neither"
+                f"scene_graph/geometric expected segments or detections of the image, got neither"
                 f"{f' ({failed})' if failed else ''}. Let a segmentation or detection verbalizer look too."
             )
         names, placed, boxes = _place_objects(scene, self.detection_threshold, self.merge_iou)

@@ -15,6 +15,7 @@ from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.segmentation_map import pascal_colors, render_segmentation_map
 from verbalizers.core.sentences import verbalize_segments
 from verbalizers.core.structures import Segments
+from verbalizers.core.validation import check_range
 from verbalizers.core.words import strip_coco_suffixes
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ class TransformersSegmenter(CheckpointVerbalizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.fused_names = tuple(self.fused_names)
-        for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a probability.")
+        check_range(self, "threshold", "mask_threshold", "overlap_mask_area_threshold")
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, AutoProcessor

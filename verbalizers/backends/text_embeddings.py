@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from verbalizers.core.base import fingerprint_checkpoint
 from verbalizers.core.durable_files import atomic_file
@@ -14,7 +14,7 @@ from verbalizers.core.durable_files import atomic_file
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TEXTS_PER_FORWARD", "embeddings_path", "read_or_write"]
+__all__ = ["TEXTS_PER_FORWARD", "embed_texts", "embeddings_path", "read_or_write"]
 
 TEXTS_PER_FORWARD = 128
 
@@ -32,6 +32,33 @@ def embeddings_path(cache_dir: str | None, family: str, checkpoint: str, words: 
         return None
     identity = json.dumps([fingerprint_checkpoint(checkpoint), *words])
     return Path(cache_dir, f"{family}-text-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.safetensors")
+
+
+def embed_texts(
+    texts: Sequence[str], tokenizer: Any, max_length: int, embed: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """Unit-length embeddings of texts, float32 `(N, D)`.
+
+    Args:
+        texts: what is embedded, each as it is.
+        tokenizer: the text model's.
+        max_length: tokens that each text is padded or cut to.
+        embed: `input_ids` and `attention_mask` to `(B, D)`.
+    """
+    import torch
+
+    parts = []
+    for start in range(0, len(texts), TEXTS_PER_FORWARD):
+        tokens = tokenizer(
+            list(texts[start : start + TEXTS_PER_FORWARD]),
+            padding="max_length",
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
+        )
+        embeddings = embed(tokens.input_ids, tokens.attention_mask)
+        parts.append(torch.nn.functional.normalize(embeddings.float(), dim=-1))
+    return torch.cat(parts)
 
 
 def read_or_write(path: Path | None, compute: Callable[[], torch.Tensor]) -> torch.Tensor:

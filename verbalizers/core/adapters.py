@@ -1,4 +1,4 @@
-"""Foreign results -> our structures.
+"""Results of other libraries as structures.
 
 Pure functions that read attributes and keys of what other libraries return (documented at each function) and
 import none
@@ -94,7 +94,7 @@ def segments_from_transformers(
 def segments_from_masks(
     masks: Any, class_names: Sequence[str], confidence: Any, image_size_hw: tuple[int, int] | None = None
 ) -> Segments:
-    """Overlapping instance masks -> a panoptic map; where masks overlap the surer one wins.
+    """Overlapping instance masks -> a panoptic map; where masks overlap the one of higher confidence wins.
 
     Args:
         masks: bool `(N, H, W)`.
@@ -231,7 +231,7 @@ def relations_from_triplets(
     object_names: Sequence[str],
     object_boxes_xyxy: Any = None,
 ) -> Relations:
-    """The plainest scene graph: `(subject index, predicate, object index[, confidence])` per relation."""
+    """A scene graph from tuples, `(subject index, predicate, object index[, confidence])` per relation."""
     rows = [tuple(triplet) if len(triplet) == 4 else (*triplet, 1.0) for triplet in triplets]
     subjects, predicates, objects, confidence = zip(*rows, strict=True) if rows else ((), (), (), ())
     boxes = None if object_boxes_xyxy is None else to_numpy(object_boxes_xyxy).reshape(-1, 4)

@@ -53,7 +53,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Verbalizer(ABC):
-    """One intelligence: images in, findings out.
+    """Base class of verbalizers: images in, predictions out, one per image.
 
     Subclasses are usually dataclasses whose fields are their settings (checkpoint, thresholds, device). They
     load their model on first use, not when built, and may be called from any thread.
@@ -63,17 +63,19 @@ class Verbalizer(ABC):
         backend: with which library; likewise.
         version: raise it when the class finds something else than before with the same settings: fingerprints
             then change, and what was cached is found anew. Where the class lives does not count.
-        uses: kinds whose findings about the same pictures it reads. It looks after whoever looks for them.
+        uses: kinds whose findings about the same images it reads. It looks after whoever looks for them.
     """
 
     kind: ClassVar[str] = ""
     backend: ClassVar[str] = ""
     version: ClassVar[int] = 1
     uses: ClassVar[tuple[str, ...]] = ()
+    # Settings of a subclass that change no finding, such as where the model runs.
+    _not_fingerprinted: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
-        """Look at a batch of images.
+        """Run on a batch of images.
 
         Args:
             images: uint8 `(H, W, 3)` RGB arrays; sizes may differ.
@@ -84,7 +86,7 @@ class Verbalizer(ABC):
         """
 
     def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[Any]:
-        """Look at a batch of images about which others have spoken; `parse_scene` calls this.
+        """Run on a batch of images with the scenes that other verbalizers found; `parse_scene` calls this.
 
         A verbalizer that `uses` other kinds overrides it; the rest look at the images alone.
 
@@ -105,7 +107,7 @@ class Verbalizer(ABC):
 
     def fingerprint_settings(self) -> dict[str, Any]:
         """The settings that decide what is found: all of them, unless a subclass leaves some out."""
-        return self.settings()
+        return {name: value for name, value in self.settings().items() if name not in self._not_fingerprinted}
 
     def fingerprint(self) -> str:
         """16 hex digits that change when kind, backend, `version`, a setting or a checkpoint's content changes.
@@ -145,7 +147,7 @@ def hash_settings(identity: list[Any], settings: dict[str, Any]) -> str:
 
 
 def order_by_use(verbalizers: Iterable[Verbalizer]) -> list[list[Verbalizer]]:
-    """Groups whose members may look side by side: each verbalizer stands in a group behind those of the kinds it uses.
+    """Groups that may run in parallel: each verbalizer stands in a group behind those of the kinds that it uses.
 
     Raises:
         ValueError: some use each other's findings.
@@ -163,7 +165,7 @@ def order_by_use(verbalizers: Iterable[Verbalizer]) -> list[list[Verbalizer]]:
 
 
 def add_sources(chosen: Iterable[Verbalizer], available: Iterable[Verbalizer]) -> list[Verbalizer]:
-    """The chosen ones and whoever of the available ones finds what they use, in the order of the latter.
+    """The chosen verbalizers and those whose predictions they use, in the order of `available`.
 
     Args:
         chosen: a part of `available`.
@@ -211,7 +213,7 @@ def register_verbalizer(kind: str, backend: str) -> Callable[[_VerbalizerClass],
 
 
 def register_words(kind: str) -> Callable[[_Function], _Function]:
-    """Decorator of the function that says what a kind found: `words(finding, scene, settings) -> str`.
+    """Decorator of the function that turns a kind's finding into text: `words(finding, scene, settings) -> str`.
 
     It is called by `verbalize_scene` with the kind's finding (never None), the whole `Scene`, so that it may
     speak about what the other kinds found, and the `WordSettings`. It is pure; "" says nothing. A kind needs
@@ -224,10 +226,10 @@ def register_words(kind: str) -> Callable[[_Function], _Function]:
 
 
 def register_drawing(kind: str) -> Callable[[_Function], _Function]:
-    """Decorator of the function that draws what a kind found: `drawing(finding, scene, picture) -> picture`.
+    """Decorator of the function that draws what a kind found: `drawing(finding, scene, image) -> image`.
 
     It is called by `draw_scene` after the four kinds are drawn, with the finding (never None), the `Scene` and
-    the RGB PIL picture so far, and returns an RGB PIL picture of the same size. A kind without it is not drawn.
+    the RGB PIL image so far, and returns an RGB PIL image of the same size. A kind without it is not drawn.
 
     Raises:
         ValueError: the kind has another drawing already, or is no identifier.

@@ -89,7 +89,7 @@ def nms_indices(boxes_xyxy: np.ndarray, groups: np.ndarray, iou_threshold: float
     """Greedy non-maximum suppression within groups.
 
     Args:
-        boxes_xyxy: `(N, 4)`, surest first.
+        boxes_xyxy: `(N, 4)`, highest confidence first.
         groups: `(N,)`; only boxes of the same group suppress each other.
         iou_threshold: a box is dropped when a kept one of its group overlaps it by more than this.
 

@@ -1,4 +1,4 @@
-"""What all doors to transformers models share: lazy loading, devices, batches of equal size.
+"""Base class of verbalizers on transformers checkpoints: lazy loading, devices, batches of equal size.
 
 torch and transformers are imported inside functions, so that importing `verbalizers` stays light.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from verbalizers.core.base import Verbalizer
+from verbalizers.core.validation import check_range
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +63,8 @@ def on_device_stream(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _visiting(modules: Sequence[torch.nn.Module], device: torch.device) -> Iterator[None]:
-    """Move modules to a device and, whatever happens there, back to CPU memory. One visit per device at a time."""
+def _moved_to_device(modules: Sequence[torch.nn.Module], device: torch.device) -> Iterator[None]:
+    """Move modules to a device and, whatever happens there, back to CPU memory. One thread per device at a time."""
     import torch
 
     with _registering:
@@ -138,8 +139,7 @@ class CheckpointVerbalizer(Verbalizer):
 
     def __post_init__(self) -> None:
         self.checkpoint = str(self.checkpoint)
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        check_range(self, "batch_size", low=1, high=None)
 
     @abstractmethod
     def _load(self, device: torch.device, dtype: torch.dtype) -> Any:
@@ -164,12 +164,8 @@ class CheckpointVerbalizer(Verbalizer):
         with self._lock:
             self._loaded = None
 
-    def fingerprint_settings(self) -> dict[str, Any]:
-        """All but where and in how large batches the model runs."""
-        return {k: v for k, v in self.settings().items() if k not in self._not_fingerprinted}
-
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
-        """Look at uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
+        """Run on uint8 `(H, W, 3)` RGB images. See `Verbalizer.predict`.
 
         Images of equal shape share a batch and are never padded to another's size: padding would change what
         the models see, and a batch would answer differently from its images alone.
@@ -200,5 +196,7 @@ class CheckpointVerbalizer(Verbalizer):
             if not self.offload:
                 yield
                 return
-            with _visiting([part for part in vars(loaded).values() if isinstance(part, torch.nn.Module)], device):
+            with _moved_to_device(
+                [part for part in vars(loaded).values() if isinstance(part, torch.nn.Module)], device
+            ):
                 yield

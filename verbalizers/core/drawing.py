@@ -1,7 +1,7 @@
 """A scene drawn over its image, with Pillow alone.
 
 Every line has a dark halo and every label its own ground, so that both stay legible on light and on dark
-pictures.
+images.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MAX_DRAWN_RELATIONS = 10
 
 
 def distinct_color(index: int) -> Color:
-    """Bright colours whose neighbours differ: hues a golden section apart."""
+    """A bright colour per index; neighbours differ: hues a golden section apart."""
     red, green, blue = colorsys.hsv_to_rgb((0.02 + index * 0.618034) % 1.0, 0.75 - 0.2 * (index % 2), 1.0)
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
 @dataclass
 class _Canvas:
-    """An image under the pen: sizes that fit it, and where labels already stand."""
+    """An image being drawn on, line and font sizes that fit it, and the places of its labels."""
 
     image: Image.Image
     labels: list[tuple[float, float, float, float]] = field(default_factory=list)
@@ -100,16 +100,16 @@ def draw_scene(scene: Scene, image: Image.Image | np.ndarray) -> Image.Image:
     Raises:
         ValueError: the image is not the size that the scene describes.
     """
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    picture = picture.convert("RGB")
-    if (picture.height, picture.width) != scene.image_size_hw:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image = image.convert("RGB")
+    if (image.height, image.width) != scene.image_size_hw:
         raise ValueError(
             f"expected an image of {scene.image_size_hw} (height, width) as the scene has, "
-            f"got {(picture.height, picture.width)}. Draw on the image that was parsed."
+            f"got {(image.height, image.width)}. Draw on the image that was parsed."
         )
     if scene.segments is not None:
-        picture = _blend_masks(picture, scene.segments)
-    canvas = _Canvas(picture.copy())
+        image = _blend_masks(image, scene.segments)
+    canvas = _Canvas(image.copy())
     if scene.relations is not None:
         _draw_arrows(canvas, scene.relations)  # before all labels, which would be crossed out
     if scene.detections is not None:
@@ -120,22 +120,22 @@ def draw_scene(scene: Scene, image: Image.Image | np.ndarray) -> Image.Image:
         _label_segments(canvas, scene.segments)
     if scene.relations is not None:
         _label_relations(canvas, scene.relations)
-    return _draw_further_kinds(canvas.image, scene)
+    return _draw_registered_kinds(canvas.image, scene)
 
 
-def _draw_further_kinds(picture: Image.Image, scene: Scene) -> Image.Image:
-    """What `register_drawing` functions add, kind by kind."""
+def _draw_registered_kinds(image: Image.Image, scene: Scene) -> Image.Image:
+    """Add what `register_drawing` functions draw, kind by kind."""
     for kind, finding in sorted(scene.findings.items()):
         drawing = None if finding is None else find_drawing(kind)
         if drawing is not None:
-            size, picture = picture.size, drawing(finding, scene, picture)
-            if not isinstance(picture, Image.Image) or picture.size != size:
+            size, image = image.size, drawing(finding, scene, image)
+            if not isinstance(image, Image.Image) or image.size != size:
                 raise ValueError(f"the drawing of kind {kind!r} must return a PIL image of {size} (width, height).")
-    return picture
+    return image
 
 
-def _blend_masks(picture: Image.Image, segments: Segments) -> Image.Image:
-    pixels = np.asarray(picture).astype(np.float32)
+def _blend_masks(image: Image.Image, segments: Segments) -> Image.Image:
+    pixels = np.asarray(image).astype(np.float32)
     ids = segments.panoptic_map
     for index, segment_id in enumerate(segments.segment_ids):
         mask = ids == segment_id
@@ -176,7 +176,7 @@ def _draw_text_lines(canvas: _Canvas, text_lines: TextLines) -> None:
         canvas.label(f"“{text}”", float(x), float(y) + canvas.line_width + 1, TEXT_LINE_COLOR)
 
 
-def _surest(relations: Relations) -> list[int]:
+def _most_confident(relations: Relations) -> list[int]:
     return np.argsort(-relations.confidence, kind="stable")[:MAX_DRAWN_RELATIONS].tolist()
 
 
@@ -188,7 +188,7 @@ def _ends(relations: Relations, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_arrows(canvas: _Canvas, relations: Relations) -> None:
     if relations.object_boxes_xyxy is not None:
-        for index in _surest(relations):
+        for index in _most_confident(relations):
             canvas.arrow(*_ends(relations, index), RELATION_COLOR)
 
 
@@ -197,7 +197,7 @@ def _label_relations(canvas: _Canvas, relations: Relations) -> None:
     has_boxes = relations.object_boxes_xyxy is not None
     # An arrow shows which of two persons is meant; without one the number has to.
     names = plain if has_boxes else number_duplicates(plain)
-    for row, index in enumerate(_surest(relations)):
+    for row, index in enumerate(_most_confident(relations)):
         subject, object_ = names[relations.subject_indices[index]], names[relations.object_indices[index]]
         text = f"{subject} {relations.predicates[index]} {object_}"
         if has_boxes:

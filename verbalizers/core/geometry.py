@@ -2,7 +2,7 @@
 
 Three kinds of evidence, from the weakest: boxes; panoptic masks, whose lower edges tell what an object rests on; depth,
 which tells touching from hiding. Everything is computed for all pairs of objects at once; lengths are compared with the
-objects' own sizes, so that neither the picture's scale nor an object's place matters.
+objects' own sizes, so that neither the image's scale nor an object's place matters.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from verbalizers.core.boxes import box_area
+from verbalizers.core.validation import check_range
 
 __all__ = ["PREDICATES", "GeometrySettings", "PlacedObjects", "relate_objects"]
 
@@ -40,7 +41,7 @@ class GeometrySettings:
         max_gap: farthest neighbour that is "beside", as a share of the lower object's height.
         max_rise: farthest thing that is "over", as a multiple of the taller object's height.
         min_overlap: share of the smaller box that must be shared for one object to hide a part of another.
-        depth_gap: nearness, as a share of the picture's depth range, by which two objects differ when one is in front.
+        depth_gap: nearness, as a share of the image's depth range, by which two objects differ when one is in front.
     """
 
     threshold: float = 0.5
@@ -52,22 +53,17 @@ class GeometrySettings:
     depth_gap: float = 0.08
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "min_contact", "min_overlap", "depth_gap"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in (0, 1], got {getattr(self, name)}. It is a share.")
-        for name in ("max_gap", "max_rise"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}. It is a multiple of a height.")
-        if self.max_relations < 0:
-            raise ValueError(f"`max_relations` must be at least 0, got {self.max_relations}.")
+        check_range(self, "threshold", "min_contact", "min_overlap", "depth_gap", is_open=True)
+        check_range(self, "max_gap", "max_rise", high=None, is_open=True)
+        check_range(self, "max_relations", high=None)
 
 
 @dataclass(frozen=True, eq=False)
 class PlacedObjects:
-    """N objects of one picture.
+    """N objects of one image.
 
     Attributes:
-        boxes_xyxy: float `(N, 4)` pixels of the map, inside the picture.
+        boxes_xyxy: float `(N, 4)` pixels of the map, inside the image.
         object_map: int `(H, W)`, which object each pixel shows; -1 = none. An object without a pixel has its box alone.
         is_region: bool `(N,)`: sky, grass, wall: things are on, in and over it, it is on nothing itself.
         is_ground: bool `(N,)`: what rests on it is not in the air.
@@ -104,7 +100,7 @@ def relate_objects(
 
     Returns:
         Subjects and objects, int64 `(R,)`; predicates; scores, float64 `(R,)` in [0, 1], descending. Ties are ordered
-        by place in the picture: the order of the objects matters only where two have one box.
+        by place in the image: the order of the objects matters only where two have one box.
     """
     if len(placed) < 2:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), (), np.zeros(0)
@@ -213,7 +209,7 @@ def _measure_bases(placed: PlacedObjects, has_mask: np.ndarray) -> tuple[np.ndar
     base_top = placed.boxes_xyxy[:, 3] - _BASE_SHARE * (placed.boxes_xyxy[:, 3] - placed.boxes_xyxy[:, 1])
     is_base = rows + 1 > base_top[owners]
     owners, below, columns, rows_below = (a[is_base] for a in (owners, below, columns, rows_below))
-    strips = _find_strips(placed.object_map, placed.boxes_xyxy, has_mask)
+    strips = _find_box_bases(placed.object_map, placed.boxes_xyxy, has_mask)
     owners, below, columns, rows_below = map(np.append, (owners, below, columns, rows_below), strips)
     touch = _count_pairs(owners, below, num_objects)
     total = np.maximum(np.bincount(owners, minlength=num_objects), 1)[:, None]
@@ -238,7 +234,7 @@ def _find_lower_edges(object_map: np.ndarray) -> tuple[np.ndarray, ...]:
 
     Returns:
         Five int arrays `(P,)`: row, column, object, the object below (-1 = none within the bridged gap, or the
-        picture's edge), and the row where that one begins.
+        image's edge), and the row where that one begins.
     """
     height = len(object_map)
     gap = max(1, round(_GAP_SHARE * min(object_map.shape)))
@@ -256,11 +252,11 @@ def _find_lower_edges(object_map: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(array[keep] for array in (rows, columns, owners, below, rows_below))
 
 
-def _find_strips(object_map: np.ndarray, boxes_xyxy: np.ndarray, has_mask: np.ndarray) -> tuple[np.ndarray, ...]:
+def _find_box_bases(object_map: np.ndarray, boxes_xyxy: np.ndarray, has_mask: np.ndarray) -> tuple[np.ndarray, ...]:
     """The pixels just below the middle of the boxes of objects without a mask: their lower edges.
 
     Returns:
-        Four int arrays `(P,)`: object, the object there (-1 = none, or beyond the picture), column and row.
+        Four int arrays `(P,)`: object, the object there (-1 = none, or beyond the image), column and row.
     """
     height, width = object_map.shape
     strips = [(np.zeros(0, np.int64),) * 4]
@@ -288,7 +284,7 @@ def _measure_outlines(placed: PlacedObjects, has_mask: np.ndarray) -> np.ndarray
     )
     for view, corners in views:  # each side is the lower one of some view
         _, _, owners, others, _ = _find_lower_edges(view)
-        more_owners, more_others, _, _ = _find_strips(view, np.stack(corners, axis=1), has_mask)
+        more_owners, more_others, _, _ = _find_box_bases(view, np.stack(corners, axis=1), has_mask)
         owners, others = np.append(owners, more_owners), np.append(others, more_others)
         counts += _count_pairs(owners, others, num_objects)
         total += np.bincount(owners, minlength=num_objects)
@@ -340,7 +336,7 @@ def _score_front(
 ) -> np.ndarray:
     """Nearer, on one line of sight.
 
-    Without depth, of two things that stand and meet in the picture the one with the lower foot is nearer. Where the
+    Without depth, of two things that stand and meet in the image the one with the lower foot is nearer. Where the
     other one is the narrower, it may as well sit on this one, be worn or held by it: nothing is said.
     """
     amount = 0.6 + 0.4 * _ramp(pairs.shared, settings.min_overlap, 0.5)

@@ -1,4 +1,4 @@
-"""What two verbalizers found twice: said once."""
+"""Removal of detections that a segmentation already contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each verbalizer costs: seconds and peak memory, one after the other so that none is charged for another."""
+"""Seconds and peak memory of each verbalizer, measured one after the other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOGETHER = "all, side by side"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one verbalizer, or all of them together, took for one picture.
+    """What one verbalizer, or all of them together, took for one image.
 
     Attributes:
         name: "kind/backend", or `TOGETHER`.
@@ -55,7 +55,7 @@ def profile_scene(
     timeout_s: float | None = None,
     is_first: bool = True,
 ) -> tuple[Scene, list[Cost]]:
-    """Look at a picture with each verbalizer alone, then with all at once, and say what it took.
+    """Look at an image with each verbalizer alone, then with all at once, and say what it took.
 
     Args:
         image: PIL image or uint8 `(H, W, 3)` RGB array.

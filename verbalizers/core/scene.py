@@ -41,7 +41,7 @@ _reported_failures: set[str] = set()
 
 @dataclass
 class _Outcome:
-    """What one verbalizer did with a batch: a finding or a failure per image."""
+    """Result of one verbalizer on a batch: a finding or a failure per image."""
 
     findings: list[Any]
     failures: dict[int, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def parse_scene(
         One scene per image, in order.
 
     Raises:
-        ValueError: an image is no RGB picture or its known scene of another size, two verbalizers share a kind or wait
+        ValueError: an image is no RGB image or its known scene of another size, two verbalizers share a kind or wait
             for each other, or the time-out is not positive.
     """
     arrays = [as_rgb_array(image) for image in images]
@@ -98,13 +98,13 @@ def _start_scenes(arrays: list[np.ndarray], known: Sequence[Scene | None] | None
         if scenes[index].image_size_hw != array.shape[:2]:
             raise ValueError(
                 f"expected a scene of {array.shape[:2]} pixels (height, width) for image {index}, got one of "
-                f"{scenes[index].image_size_hw}. A scene belongs to the picture that it was found in."
+                f"{scenes[index].image_size_hw}. A scene belongs to the image that it was found in."
             )
     return scenes
 
 
 def join_scenes(scene: Scene, new: Scene) -> Scene:
-    """A scene with the findings and failures of another one of the same picture added; the new ones win."""
+    """A scene with the findings and failures of another one of the same image added; the new ones win."""
     fields = {name: getattr(new, name) for name in SCENE_FIELDS.values() if getattr(new, name) is not None}
     findings, failures = {**scene.findings, **new.findings}, {**scene.failures, **new.failures}
     return replace(scene, **fields, findings=findings, failures=failures)

@@ -35,7 +35,7 @@ def pascal_colors(indices: np.ndarray) -> np.ndarray:
 def render_segmentation_map(
     segments: Segments | None, image_size_hw: tuple[int, int] | None = None, compat: bool = False
 ) -> np.ndarray:
-    """Paint each segment id with its Pascal colour: the picture that MoAI's vision tower sees beside the
+    """Paint each segment id with its Pascal colour: the image that MoAI's vision tower sees beside the
     photograph.
 
     Args:

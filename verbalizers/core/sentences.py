@@ -40,14 +40,14 @@ def verbalize_finding(
     kind: str | None = None,
     scene: Scene | None = None,
 ) -> str:
-    """The sentence for one finding: by its kind's registered words, else by its type.
+    """One finding as a sentence: by its kind's registered function, else by its type.
 
     Args:
         finding: one of the structures, a sentence, a registered kind's finding, or None ("" then).
         settings: what is worth saying.
-        compat: speak as the release does.
+        compat: as the release does.
         kind: what was looked for; finds the words that `register_words` registered.
-        scene: all that was found in the picture, for words that speak about other findings too.
+        scene: all that was found in the image, for words that speak about other findings too.
 
     Raises:
         ValueError: the finding is of a type that has no words.
@@ -81,13 +81,13 @@ def verbalize_scene(
     compat: bool = False,
     settings: WordSettings | None = None,
 ) -> str:
-    """All that was found, in words: one sentence per kind, joined with one space.
+    """A scene as text: one sentence per kind, joined with one space.
 
     Args:
         scene: what was found.
         kinds: which kinds are said, in this order; None = the four, then the scene's further findings by
             name.
-        compat: the release's very words, its blanks, gaps and slips included; False = ours, which say the
+        compat: the release's exact text, its blanks, gaps and slips included; False = ours, which say the
             same where the release is right.
         settings: what is worth saying. Where segments and detections are both said, what was found twice is said
             once (`WordSettings.merge_iou`), except with `compat`.
@@ -110,11 +110,11 @@ def verbalize_scene(
 
 
 def verbalize_segments(segments: Segments | None, compat: bool = False) -> str:
-    """Segments in words: `The image includes bounding box coordinates and their objects: [..] name.`.
+    """Segments as text: `The image includes bounding box coordinates and their objects: [..] name.`.
 
     Args:
         segments: None gives "".
-        compat: speak as the release does. It takes the boxes in ascending id order whatever the order of the
+        compat: as the release does. It takes the boxes in ascending id order whatever the order of the
             names, and says nothing at all when an id has no pixels or a class is unknown; ours gives each
             name its own box and leaves out only that segment.
     """
@@ -151,7 +151,7 @@ def verbalize_detections(
     Args:
         detections: None gives "".
         threshold: lowest confidence that is said.
-        compat: speak as the release does, boxes outside the image and "-0.00" included; ours keeps them
+        compat: as the release does, boxes outside the image and "-0.00" included; ours keeps them
             inside.
     """
     if detections is None:
@@ -169,20 +169,20 @@ def verbalize_relations(
     max_relations: int = WordSettings.max_relations,
     compat: bool = False,
 ) -> str:
-    """Relations in words: `The image includes relationships between objects: A is on B, and C is holding D.`.
+    """Relations as text: `The image includes relationships between objects: A is on B, and C is holding D.`.
 
     Objects that share a name are numbered: `person (#2)`.
 
     Args:
         relations: None gives "".
         threshold: lowest confidence that is said.
-        max_relations: how many are said at most, the surest first.
+        max_relations: how many are said at most; highest confidence first.
         compat: choose and order as the release does. It says nothing when there are fewer relations than
-            min(10, objects), and its order is numpy's partition order; ours says them all, the surest first.
+            min(10, objects), and its order is numpy's partition order; ours says them all; highest confidence first.
     """
     if relations is None:
         return ""
-    choose = _choose_as_released if compat else _choose_surest
+    choose = _choose_as_released if compat else _choose_most_confident
     names = number_duplicates([strip_coco_suffixes(name) for name in relations.object_names])
     items = []
     for index in choose(relations, threshold, max_relations):
@@ -192,7 +192,7 @@ def verbalize_relations(
     return list_sentence(RELATIONS_OPENING, items)
 
 
-def _choose_surest(relations: Relations, threshold: float, max_relations: int) -> list[int]:
+def _choose_most_confident(relations: Relations, threshold: float, max_relations: int) -> list[int]:
     named = [bool(name) for name in relations.object_names]
     is_known = [named[s] and named[o] for s, o in zip(relations.subject_indices, relations.object_indices, strict=True)]
     order = np.argsort(-relations.confidence, kind="stable")
@@ -214,7 +214,7 @@ def _choose_as_released(relations: Relations, threshold: float, max_relations: i
 def verbalize_text_lines(
     text_lines: TextLines | None, threshold: float = WordSettings.text_threshold, compat: bool = False
 ) -> str:
-    """Text in words: `The image includes text descriptions: t1, and t2.`, lines in the order given.
+    """Lines of text as a sentence: `The image includes text descriptions: t1, and t2.`, lines in the order given.
 
     Args:
         text_lines: None gives "".

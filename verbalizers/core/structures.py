@@ -1,6 +1,6 @@
-"""What computer vision found, as frozen and validated dataclasses.
+"""Predictions of computer-vision models as frozen and validated dataclasses.
 
-Every verbalizer, whatever library it runs, answers with one of these; everything behind it (words, pictures,
+Every verbalizer, whatever library it runs, answers with one of these; everything behind it (words, images,
 cache, training data) reads nothing else. Arrays are numpy, stored read-only. Two objects are equal when all
 their values are.
 """
@@ -215,7 +215,7 @@ class Detections(Finding):
 
 @dataclass(frozen=True, eq=False)
 class Relations(Finding):
-    """A scene graph: who does what to whom.
+    """A scene graph: objects and the relations between them.
 
     Attributes:
         object_names: M names of the objects the relations speak about; "" = unknown class.
@@ -335,11 +335,11 @@ def _rebuild_finding(kind: str, value: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Scene(Finding):
-    """Everything that was found in one image.
+    """All predictions about one image.
 
     Attributes:
         image_size_hw: height and width of the image in pixels.
-        segments, detections, relations, text_lines: None = nobody looked, or the verbalizer failed.
+        segments, detections, relations, text_lines: None = no verbalizer ran, or it failed.
         findings: kind -> finding, for kinds beyond the four. A finding is one of this file's dataclasses, a
             sentence, or anything that JSON can hold.
         failures: kind -> what went wrong.

@@ -1,4 +1,4 @@
-"""Checks shared by the structures. Every message says what was expected, what came and what to do."""
+"""Checks of structures and settings. Every message says what was expected, what came and what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,30 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["checked_array", "checked_confidence", "checked_image_size", "checked_names"]
+__all__ = ["check_range", "checked_array", "checked_confidence", "checked_image_size", "checked_names"]
+
+
+def check_range(settings: Any, *names: str, low: float = 0, high: float | None = 1, is_open: bool = False) -> None:
+    """Check numbers among an object's settings.
+
+    Args:
+        settings: the object.
+        names: which of its attributes.
+        low: the least value.
+        high: the largest value; None = any.
+        is_open: they must exceed `low`.
+
+    Raises:
+        ValueError: one lies outside; NaN does.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if (low < value if is_open else low <= value) and (high is None or value <= high):
+            continue
+        wanted = f"{'exceed' if is_open else 'be at least'} {low}"
+        if high is not None:
+            wanted = f"lie in {'(' if is_open else '['}{low}, {high}]"
+        raise ValueError(f"`{name}` must {wanted}, got {value}.")
 
 
 def checked_array(value: Any, dtype: type, shape: tuple[int | None, ...], name: str, next_step: str) -> np.ndarray:

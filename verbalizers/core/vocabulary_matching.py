@@ -1,4 +1,4 @@
-"""When two names mean the same thing: plurals, spellings and the synonyms of what panoptic models know."""
+"""Equality of class names: plurals, spellings and the synonyms of what panoptic models know."""
 
 from __future__ import annotations
 

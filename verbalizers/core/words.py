@@ -1,4 +1,4 @@
-"""The grammar that all sentences share.
+"""Parts that all sentences share: openings, lists, numbering, and the settings of what is said.
 
 The four sentences are those of the released MoAI (golden-tested); its paper states the templates (arXiv
 2403.07508, section 3, "Verbalization").
@@ -9,6 +9,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from verbalizers.core.validation import check_range
 
 __all__ = [
     "BOXES_OPENING",
@@ -34,7 +36,7 @@ class WordSettings:
     Attributes:
         detection_threshold: lowest confidence of a detection that is said.
         relation_threshold: lowest confidence of a relation that is said.
-        max_relations: how many relations are said at most, the surest first.
+        max_relations: how many relations are said at most, those of highest confidence.
         text_threshold: lowest confidence of a line of text that is said.
         merge_iou: a detection is not said where a segment that means the same overlaps its box by this much
             (`merging.merge_detections`); None says both, as the release does.
@@ -47,13 +49,10 @@ class WordSettings:
     merge_iou: float | None = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("detection_threshold", "relation_threshold", "text_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a confidence.")
-        if self.merge_iou is not None and not 0 < self.merge_iou <= 1:
-            raise ValueError(f"`merge_iou` must lie in (0, 1] or be None, got {self.merge_iou}. It is an overlap.")
-        if self.max_relations < 0:
-            raise ValueError(f"`max_relations` must be at least 0, got {self.max_relations}.")
+        check_range(self, "detection_threshold", "relation_threshold", "text_threshold")
+        check_range(self, "max_relations", high=None)
+        if self.merge_iou is not None:
+            check_range(self, "merge_iou", is_open=True)
 
 
 def list_sentence(opening: str, items: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ __all__ = ["PSGTRConfig"]
 
 @strict
 class PSGTRConfig(DetrConfig):
-    """All of DETR's fields, and what a scene graph adds.
+    """Configuration of PSGTR: DETR's fields, and those of scene graphs.
 
     Args:
         predicate_names: the P predicates; score column p + 1 is predicate p, column 0 means no relation. None

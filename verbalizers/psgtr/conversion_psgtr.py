@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES, PSG_PREDICATES
 from verbalizers.psgtr.configuration_psgtr import PSGTRConfig
 from verbalizers.psgtr.image_processing_psgtr import PSGTRImageProcessor
 from verbalizers.psgtr.modeling_psgtr import PSGTRForSceneGraph
@@ -225,10 +226,12 @@ def convert_psgtr_state_dict(
         raise ValueError(f"{source} has no backbone tensors. Save the whole detector's state_dict, not the head's.")
     sizes = psgtr_sizes(head)
     num_labels, num_relations = sizes.pop("num_labels"), sizes.pop("num_relations")
+    classes = _complete_names("class", num_labels, class_names, COCO_PANOPTIC_NAMES)
     config = PSGTRConfig(
         **sizes,
-        **_name_fields(num_labels, class_names),
-        predicate_names=_predicates(num_relations, predicate_names),
+        id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
+        predicate_names=_complete_names("predicate", num_relations, predicate_names, PSG_PREDICATES),
         backbone_config=resnet_config(backbone),
     )
     model = PSGTRForSceneGraph(config)
@@ -295,23 +298,10 @@ def _with_prefix(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[st
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
 
-def _name_fields(num_labels: int, class_names: Sequence[str] | None) -> dict:
-    from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES
-
-    if class_names is None and num_labels == len(COCO_PANOPTIC_NAMES):
-        class_names = COCO_PANOPTIC_NAMES
-    names = [f"class {i}" for i in range(num_labels)] if class_names is None else list(class_names)
-    if len(names) != num_labels:
-        raise ValueError(f"`class_names` must have {num_labels} entries like the checkpoint, got {len(names)}.")
-    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-
-
-def _predicates(num_relations: int, predicate_names: Sequence[str] | None) -> list[str]:
-    from verbalizers.core.vocabularies import PSG_PREDICATES
-
-    if predicate_names is None and num_relations == len(PSG_PREDICATES):
-        predicate_names = PSG_PREDICATES
-    names = [f"predicate {i}" for i in range(num_relations)] if predicate_names is None else list(predicate_names)
-    if len(names) != num_relations:
-        raise ValueError(f"`predicate_names` must have {num_relations} entries like the checkpoint, got {len(names)}.")
-    return names
+def _complete_names(what: str, count: int, names: Sequence[str] | None, published: Sequence[str]) -> list[str]:
+    """The given names, else the published ones where as many are needed, else numbers."""
+    if names is None:
+        return list(published) if count == len(published) else [f"{what} {index}" for index in range(count)]
+    if len(names) != count:
+        raise ValueError(f"`{what}_names` must have {count} entries like the checkpoint, got {len(names)}.")
+    return list(names)

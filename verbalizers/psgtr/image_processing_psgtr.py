@@ -99,7 +99,7 @@ class PSGTRImageProcessor(DetrImageProcessorPil):
             mask_threshold: probability above which a pixel belongs to a mask.
             duplicate_iou: two equal triplets whose subjects AND objects overlap by more are one; so are two
                 things of one class.
-            max_triplets: how many query-predicate pairs are looked at, the surest first.
+            max_triplets: how many query-predicate pairs are looked at; highest confidence first.
             num_thing_classes: classes from this index on are stuff: one region per class.
             compat: follow the released MoAI's slips too (see the module).
 
@@ -167,7 +167,7 @@ class _Found:
 def _best_triplets(
     outputs: PSGTROutput, index: int, size_hw: tuple[int, int], max_triplets: int, compat: bool
 ) -> _Found:
-    """The surest query-predicate pairs; one query may speak several predicates."""
+    """The query-predicate pairs of highest score; one query may have several predicates."""
     relation_scores = outputs.relation_logits[index].float().softmax(-1)  # (Q, P + 1)
     num_relations = relation_scores.shape[-1] - 1
     flat = relation_scores[:, 1:].reshape(-1)

@@ -36,7 +36,7 @@ __all__ = ["PSGTRForSceneGraph", "PSGTRHead", "PSGTROutput", "PSGTRPreTrainedMod
 
 @dataclass
 class PSGTROutput(ModelOutput):
-    """What PSGTR gives.
+    """Output of PSGTR.
 
     Attributes:
         loss: scalar, only with labels.
@@ -132,7 +132,7 @@ class PSGTRDecoder(PSGTRPreTrainedModel, DetrDecoder):
 
 
 class PSGTRHead(PSGTRPreTrainedModel):
-    """Everything behind the backbone.
+    """Encoder, decoder, classifiers, box and mask predictors: all but the backbone.
 
     Args:
         config: the configuration.

@@ -1,13 +1,13 @@
-"""Verbalize a data set into a cache: every distinct picture once, in several processes, resumable at any instant.
+"""Verbalize a data set into a cache: every distinct image once, in several processes, resumable at any instant.
 
-The parent reads and hashes the pictures, hands unknown ones out, and is the only one that writes. Workers build their
+The parent reads and hashes the images, hands unknown ones out, and is the only one that writes. Workers build their
 own verbalizers (no live model crosses a process boundary) and send lines of JSON back.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,24 +23,24 @@ from verbalizers.store.writing import CacheWriter
 __all__ = ["ENGINES", "BuildReport", "build_cache"]
 
 ENGINES = ("local", "ray")
-#: A kind that fails on so many pictures without one success is broken, not unlucky.
+#: A kind that fails on so many images without one success is broken, not unlucky.
 _FAILURES_TO_STOP = 16
 _MAX_BATCH_BYTES = 32 * 2**20
 
 
 @dataclass
 class BuildReport:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         folder: where the shards are.
         num_sources: entries of the data set.
         num_done: entries that are dealt with.
-        num_verbalized: pictures that were looked at in this run.
-        num_known: entries whose picture was in the cache before this run.
-        num_repeated: entries whose picture occurred earlier in this run.
+        num_verbalized: images that were looked at in this run.
+        num_known: entries whose image was in the cache before this run.
+        num_repeated: entries whose image occurred earlier in this run.
         num_errors: entries that could not be read; see `errors.jsonl`.
-        failures: kind -> pictures of this run on which its verbalizer failed.
+        failures: kind -> images of this run on which its verbalizer failed.
     """
 
     folder: Path
@@ -72,26 +72,26 @@ def build_cache(
     """Verbalize what is not in the cache yet.
 
     Args:
-        sources: the pictures; see `cache_sources.read_sources`.
+        sources: the images; see `sources.read_sources`.
         verbalizers: who looks, or a recipe that says so with the choice of words.
         out: the cache; a sub-folder named by the recipe's fingerprint is written.
-        load: encoded picture -> upright RGB PIL image, with a bound on its size; an importable function (or a
+        load: encoded image -> upright RGB PIL image, with a bound on its size; an importable function (or a
             `functools.partial` of one), because worker processes call it. What it raises is reported as the reason.
         engine: "local" (processes of this machine) or "ray" (Ray Data on a cluster whose machines see the same files).
         num_workers: processes; 0 = look in this process, one batch after the other.
-        batch_size: pictures that a worker takes at once.
-        timeout_s: seconds per picture that a verbalizer has; None = no limit.
-        shard_rows: pictures per Parquet shard.
+        batch_size: images that a worker takes at once.
+        timeout_s: seconds per image that a verbalizer has; None = no limit.
+        shard_rows: images per Parquet shard.
         cuda_devices: values of CUDA_VISIBLE_DEVICES to spread local workers over; empty = leave it alone.
         num_gpus: GPUs, or share of one, that Ray sets aside for each of its workers.
-        is_retrying_failures: look again at pictures on which a verbalizer failed in an earlier run.
+        is_retrying_failures: look again at images on which a verbalizer failed in an earlier run.
         on_progress: called with the same growing report from time to time.
 
     Returns:
         The final report.
 
     Raises:
-        ValueError: unusable settings, another writer in the folder, or a verbalizer that fails on every picture.
+        ValueError: unusable settings, another writer in the folder, or a verbalizer that fails on every image.
         ImportError: pyarrow, or ray for that engine, is not installed.
     """
     if engine not in ENGINES:
@@ -103,9 +103,15 @@ def build_cache(
     with CacheWriter(out, recipe, shard_rows, is_retrying_failures) as writer:
         ledger = _Ledger(writer, BuildReport(writer.folder, len(sources)), on_progress or (lambda report: None))
         if engine == "ray":
-            outcomes = _look_with_ray(sources, ledger, settings, max(num_workers, 1), batch_size, num_gpus)
+            from verbalizers.store.ray_engine import hash_sources, run_ray
+
+            works = _plan(hash_sources(sources), ledger)
+            outcomes = run_ray(works, settings, max(num_workers, 1), batch_size, num_gpus)
+        elif num_workers:
+            batches = _in_batches(_read_unknown(sources, ledger), batch_size)
+            outcomes = run_processes(batches, settings, num_workers, cuda_devices)
         else:
-            outcomes = _look_locally(sources, ledger, settings, num_workers, batch_size, cuda_devices)
+            outcomes = run_here(_in_batches(_read_unknown(sources, ledger), batch_size), settings)
         with closing(outcomes):  # ends the workers at once when something fails here, or at Ctrl-C
             for group in outcomes:
                 ledger.settle(group)
@@ -114,38 +120,8 @@ def build_cache(
     return ledger.report
 
 
-def _look_locally(
-    sources: Sequence[Source | BadSource],
-    ledger: _Ledger,
-    settings: WorkSettings,
-    num_workers: int,
-    batch_size: int,
-    cuda_devices: Sequence[str],
-) -> Generator[list[Outcome], None, None]:
-    batches = _in_batches(_read_unknown(sources, ledger), batch_size)
-    if num_workers == 0:
-        yield from run_here(batches, settings)
-    else:
-        yield from run_processes(batches, settings, num_workers, cuda_devices)
-
-
-def _look_with_ray(
-    sources: Sequence[Source | BadSource],
-    ledger: _Ledger,
-    settings: WorkSettings,
-    num_workers: int,
-    batch_size: int,
-    num_gpus: float,
-) -> Generator[list[Outcome], None, None]:
-    from verbalizers.store.ray_engine import hash_sources, run_ray
-
-    works = _plan(hash_sources(sources), ledger)
-    if works:
-        yield from run_ray(works, settings, num_workers, batch_size, num_gpus)
-
-
 class _Ledger:
-    """Knows which pictures are known, being looked at, or unreadable, and where else each of them occurs."""
+    """State of a run: which images are known, in work, or unreadable, and where else each of them occurs."""
 
     def __init__(self, writer: CacheWriter, report: BuildReport, on_progress: Callable[[BuildReport], None]) -> None:
         self.writer, self.report, self._on_progress = writer, report, on_progress
@@ -156,12 +132,12 @@ class _Ledger:
         self._successes: Counter[str] = Counter()
 
     def refuse(self, source: Source | BadSource, reason: str) -> None:
-        """An entry without a picture."""
+        """An entry without an image."""
         self.writer.add_errors([(source, reason)])
         self._count(num_errors=1)
 
     def is_new(self, source: Source, content_hash: str) -> bool:
-        """Whether nobody has looked at this content; it is being looked at from now on."""
+        """Whether this content is neither known nor in work; from now on it is in work."""
         if content_hash in self.writer.known_hashes:
             self._known_sources.append((source, content_hash))
             if len(self._known_sources) >= 1024:
@@ -178,7 +154,7 @@ class _Ledger:
         return False
 
     def settle(self, outcomes: Iterable[Outcome]) -> None:
-        """Store what came back about some pictures."""
+        """Store what came back about some images."""
         found = []
         for outcome in outcomes:
             sources = self._pending.pop(outcome.content_hash)
@@ -196,12 +172,12 @@ class _Ledger:
         self.writer.add_found(found)
 
     def store_sources(self) -> None:
-        """Store where known pictures occur."""
+        """Store where known images occur."""
         self.writer.add_sources(self._known_sources)
         self._known_sources = []
 
     def report_progress(self) -> None:
-        """Tell how far the run is."""
+        """Report the progress."""
         self._on_progress(self.report)
 
     def _count(self, **counts: int) -> None:
@@ -214,13 +190,13 @@ class _Ledger:
         for kind, reason in outcome.failures.items():
             if self._successes[kind] == 0 and self.report.failures[kind] >= _FAILURES_TO_STOP:
                 raise ValueError(
-                    f"the verbalizer {kind!r} failed on each of the first {self.report.failures[kind]} pictures: "
+                    f"the verbalizer {kind!r} failed on each of the first {self.report.failures[kind]} images: "
                     f"{reason}. Mend it and run again with failures retried, or leave it out."
                 )
 
 
 def _read_unknown(sources: Sequence[Source | BadSource], ledger: _Ledger) -> Iterator[Work]:
-    """Read and hash every image once, however often it occurs, and pass on those nobody has looked at."""
+    """Read and hash every image once, however often it occurs, and pass on those to verbalize."""
     counts = Counter(source.location for source in sources if isinstance(source, Source) and not source.column)
     repeated = {location for location, count in counts.items() if count > 1}
     del counts
@@ -245,7 +221,7 @@ def _read_unknown(sources: Sequence[Source | BadSource], ledger: _Ledger) -> Ite
 
 
 def _plan(hashed: Iterable[tuple[Source | BadSource, str | None, str]], ledger: _Ledger) -> list[Work]:
-    """The pictures nobody has looked at, from hashes that were taken elsewhere."""
+    """The images to verbalize, from hashes that were taken elsewhere."""
     works = []
     for source, content_hash, error in hashed:
         if content_hash is None:
@@ -256,7 +232,7 @@ def _plan(hashed: Iterable[tuple[Source | BadSource, str | None, str]], ledger: 
 
 
 def _in_batches(works: Iterable[Work], batch_size: int) -> Iterator[list[Work]]:
-    """Groups of at most this many pictures and not many more bytes than the bound."""
+    """Groups of at most this many images and not many more bytes than the bound."""
     batch: list[Work] = []
     num_bytes = 0
     for work in works:

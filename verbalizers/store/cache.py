@@ -1,14 +1,14 @@
-"""Verbalizations on disk: look once, train and evaluate many times, with no computer-vision model installed.
+"""Verbalizations on disk: made once, read in training and evaluation with no computer-vision model installed.
 
 Layout of a cache folder, written by `moai verbalize DATASET --out DIR`::
 
     DIR/<fingerprint>/verbalization.json      verbalizers, settings and choice of words: what the fingerprint stands for
-                      scenes-000000.parquet   one row per distinct picture: content_hash, id, path, fingerprint, height,
+                      scenes-000000.parquet   one row per distinct image: content_hash, id, path, fingerprint, height,
                                               width, scene (JSON), text, failed_kinds, panoptic_png
                       sources-000000.parquet  one row per occurrence: dataset, id, path, content_hash
-                      errors.jsonl            pictures that could not be read: path, reason, id, dataset
+                      errors.jsonl            images that could not be read: path, reason, id, dataset
 
-A row is found by its picture's content, wherever the file lies and whatever it is called.
+A row is found by its image's content, wherever the file lies and whatever it is called.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HEX_DIGITS = frozenset("0123456789abcdef")
 class VerbalizationCache:
     """Read verbalizations by content hash, name, file or bytes. Only finished shards are read.
 
-    May be handed to the worker processes of a data loader; it holds 64 bytes per picture, and files are opened when
+    May be handed to the worker processes of a data loader; it holds 64 bytes per image, and files are opened when
     they are needed.
 
     Args:
@@ -95,21 +95,21 @@ class VerbalizationCache:
         found = self.get(key)
         if found is None:
             shown = f"{len(key)} bytes" if isinstance(key, bytes) else repr(os.fspath(key))
-            raise KeyError(f"{shown} is not among the {len(self)} pictures of {self.folder}. Run `moai verbalize`.")
+            raise KeyError(f"{shown} is not among the {len(self)} images of {self.folder}. Run `moai verbalize`.")
         return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict(), "_groups": OrderedDict()}
 
     def get(self, key: str | bytes | os.PathLike[str]) -> Verbalization | None:
-        """The verbalization of one picture; None where it is not in the cache.
+        """The verbalization of one image; None where it is not in the cache.
 
         Args:
             key: its content hash, its encoded bytes, the path of its file, or (as text) the path or id that the data
                 set gives it.
 
         Raises:
-            ValueError: a name that stands for several pictures.
+            ValueError: a name that stands for several images.
         """
         place = self._find(self.resolve(key))
         if place is None:
@@ -125,11 +125,11 @@ class VerbalizationCache:
     def resolve(self, key: str | bytes | os.PathLike[str]) -> str | None:
         """The content hash behind a key of `get`; it need not be in the cache. None for an unknown name.
 
-        A name that the data set gives goes before a file of that name: both mostly mean the same picture, and the
+        A name that the data set gives goes before a file of that name: both mostly mean the same image, and the
         former reads no file. A `pathlib.Path` always means the file.
 
         Raises:
-            ValueError: a name that stands for several pictures.
+            ValueError: a name that stands for several images.
         """
         if isinstance(key, bytes):
             return hash_content(key)
@@ -139,24 +139,24 @@ class VerbalizationCache:
             names = self._load_names()
             if key in names:
                 if names[key] is None:
-                    raise ValueError(f"{key!r} names several pictures of this cache. Ask with pathlib.Path or bytes.")
+                    raise ValueError(f"{key!r} names several images of this cache. Ask with pathlib.Path or bytes.")
                 return names[key]
         path = Path(key)
         return hash_content(path.read_bytes()) if path.is_file() else None
 
     def sources(self) -> Iterator[dict[str, str]]:
-        """Where pictures occur: dicts of `dataset`, `id`, `path`, `content_hash`; the newest last."""
+        """Where images occur: dicts of `dataset`, `id`, `path`, `content_hash`; the newest last."""
         for path in shard_paths(self.folder, "sources"):
             yield from read_table(path).to_pylist()
 
     def errors(self) -> list[dict[str, str]]:
-        """Pictures that could not be read: dicts of `path`, `reason`, `id`, `dataset`."""
+        """Images that could not be read: dicts of `path`, `reason`, `id`, `dataset`."""
         return [row for _, row in read_lines(self.folder / ERRORS_FILE)]
 
     def _load_names(self) -> dict[str, str | None]:
-        """Path or id -> content hash; None where pictures share the name."""
+        """Path or id -> content hash; None where images share the name."""
         if self._names is None:
-            # Within a data set the newest entry counts: the picture has been replaced there.
+            # Within a data set the newest entry counts: the image has been replaced there.
             newest = {(row["dataset"], row["id"], row["path"]): row["content_hash"] for row in self.sources()}
             paths: dict[str, str | None] = {}
             ids: dict[str, str | None] = {}
@@ -168,7 +168,7 @@ class VerbalizationCache:
         return self._names
 
     def _find(self, content_hash: str | None) -> tuple[int, int] | None:
-        """Shard and row of a picture."""
+        """Shard and row of an image."""
         if content_hash is None:
             return None
         wanted = np.bytes_(content_hash.encode())

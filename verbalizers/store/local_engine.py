@@ -1,7 +1,7 @@
-"""The local engine: worker processes that build their own verbalizers, watched over.
+"""The local engine: worker processes that build their own verbalizers, and are replaced when they die.
 
 Processes are spawned, not forked: a fork would copy the locks of libraries that run threads and hang in them. A worker
-that dies (a crash in native code, the kernel's memory killer) takes nothing with it: the pictures that were out are
+that dies (a crash in native code, the kernel's memory killer) takes nothing with it: the images that were out are
 looked at one by one, and the one that kills its worker again is reported.
 """
 
@@ -22,10 +22,10 @@ from verbalizers.store.work import Outcome, Work, WorkSettings, verbalize_works
 
 __all__ = ["count_cores", "run_here", "run_processes"]
 
-#: So many pictures in a row that kill their worker mean that no picture is at fault.
+#: So many images in a row that kill their worker mean that no image is at fault.
 _DEATHS_TO_STOP = 8
 _DEATH = (
-    "the worker process died while looking at this picture, alone: a crash in a library's native code, or killed for "
+    "the worker process died while looking at this image, alone: a crash in a library's native code, or killed for "
     "memory"
 )
 
@@ -39,7 +39,7 @@ def count_cores() -> int:
 
 
 def run_here(batches: Iterable[list[Work]], settings: WorkSettings) -> Iterator[list[Outcome]]:
-    """Look in this process, one batch after the other."""
+    """Verbalize in this process, one batch after the other."""
     verbalizers = settings.recipe.build()
     for batch in batches:
         yield verbalize_works(batch, verbalizers, settings)
@@ -48,7 +48,7 @@ def run_here(batches: Iterable[list[Work]], settings: WorkSettings) -> Iterator[
 def run_processes(
     batches: Iterable[list[Work]], settings: WorkSettings, num_workers: int, cuda_devices: Sequence[str] = ()
 ) -> Iterator[list[Outcome]]:
-    """Look in worker processes.
+    """Verbalize in worker processes.
 
     Args:
         batches: read lazily, at most two per worker ahead.
@@ -72,13 +72,13 @@ def run_processes(
             _stop_pool(pool)
         if not lost:
             return
-        yield from _look_one_by_one(lost, settings, cuda_devices)
+        yield from _run_one_by_one(lost, settings, cuda_devices)
 
 
 def _drain(
     pool: ProcessPoolExecutor, source: Iterator[list[Work]], num_ahead: int
 ) -> Generator[list[Outcome], None, list[Work]]:
-    """Give out batches until there are no more or a worker dies; returns the pictures that were out then."""
+    """Give out batches until there are no more or a worker dies; returns the images that were out then."""
     out: dict[Future[list[Outcome]], list[Work]] = {}
     lost: list[Work] = []
     while True:
@@ -99,10 +99,10 @@ def _drain(
                 yield outcomes
 
 
-def _look_one_by_one(
+def _run_one_by_one(
     works: Iterable[Work], settings: WorkSettings, cuda_devices: Sequence[str]
 ) -> Iterator[list[Outcome]]:
-    """Look at pictures of which one has killed a worker, with a new worker after each death."""
+    """Verbalize images of which one has killed a worker, one by one, with a new worker after each death."""
     pool: ProcessPoolExecutor | None = None
     num_deaths = 0
     try:
@@ -117,7 +117,7 @@ def _look_one_by_one(
                 num_deaths += 1
                 if num_deaths == _DEATHS_TO_STOP:
                     raise ValueError(
-                        f"{num_deaths} worker processes in a row died, each looking at one picture. Look for the "
+                        f"{num_deaths} worker processes in a row died, each looking at one image. Look for the "
                         "reason with --workers 0, or give the workers more memory."
                     ) from None
             yield outcomes
@@ -127,7 +127,7 @@ def _look_one_by_one(
 
 
 def _start_pool(settings: WorkSettings, num_workers: int, cuda_devices: Sequence[str]) -> ProcessPoolExecutor:
-    """Processes that are ready to look."""
+    """Worker processes that are ready."""
     context = multiprocessing.get_context("spawn")
     num_threads = max(1, count_cores() // num_workers)
     pool = ProcessPoolExecutor(
@@ -154,7 +154,7 @@ def _stop_pool(pool: ProcessPoolExecutor) -> None:
 def _start_worker(settings: WorkSettings, num_threads: int, cuda_devices: tuple[str, ...], counter: Any) -> None:
     """Runs first in every worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     logging.getLogger("verbalizers").setLevel(logging.CRITICAL)  # failures are in the scenes; here they would repeat
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(num_threads))
@@ -168,7 +168,7 @@ def _start_worker(settings: WorkSettings, num_threads: int, cuda_devices: tuple[
     _worker["settings"] = settings
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:

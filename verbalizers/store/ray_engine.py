@@ -1,6 +1,6 @@
-"""The Ray engine: pictures are hashed and looked at by Ray Data, on as many machines as the cluster has.
+"""The Ray engine: images are hashed and verbalized by Ray Data, on as many machines as the cluster has.
 
-All machines must see the pictures under the same paths. Only this process writes the cache.
+All machines must see the images under the same paths. Only this process writes the cache.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _hash_source(row: Mapping[str, Any]) -> dict[str, Any]:
 def hash_sources(
     sources: Sequence[Source | BadSource],
 ) -> Iterator[tuple[Source | BadSource, str | None, str]]:
-    """Hash every picture of a data set on the cluster.
+    """Hash every image of a data set on the cluster.
 
     Yields:
         Per source: it, its content hash or None, and why there is none.
@@ -58,7 +58,7 @@ def hash_sources(
             rows.append({"index": index, "source": json.dumps(source.to_dict())})
     if rows:
         hashed = data.from_items(rows).map(_hash_source)
-        # In the data set's order, so that a picture is named by its first occurrence whatever finishes first.
+        # In the data set's order, so that an image is named by its first occurrence whatever finishes first.
         for row in sorted(hashed.iter_rows(), key=lambda row: row["index"]):
             yield sources[row["index"]], row["content_hash"] or None, row["error"]
 
@@ -88,18 +88,20 @@ class _RayWorker:
 def run_ray(
     works: Sequence[Work], settings: WorkSettings, num_workers: int, batch_size: int, num_gpus: float = 0
 ) -> Iterator[list[Outcome]]:
-    """Look at pictures with a pool of Ray actors.
+    """Verbalize images with a pool of Ray actors.
 
     Args:
-        works: the pictures; the actors read them.
+        works: the images; the actors read them.
         settings: sent to each actor once.
         num_workers: actors.
-        batch_size: pictures that an actor takes at once.
+        batch_size: images that an actor takes at once.
         num_gpus: GPUs, or share of one, that Ray sets aside for each actor.
 
     Yields:
         The outcomes of one batch, in the order in which batches are finished.
     """
+    if not works:
+        return
     data = _import_ray()
     rows = [{"content_hash": work.content_hash, "source": json.dumps(work.source.to_dict())} for work in works]
     # Blocks of one batch each: results come back, and are safe on disk, as soon as a batch is finished.

@@ -1,4 +1,4 @@
-"""What a cached verbalization was made with: verbalizers, their settings, and the choice of words.
+"""Recipe of a cached verbalization: the verbalizers, their settings, and what is worth saying.
 
 The recipe's fingerprint names the sub-folder of the cache. Whatever changes what would be found or said changes it.
 """
@@ -67,7 +67,7 @@ def is_made_by(entry: Mapping[str, Any], verbalizer: Verbalizer) -> bool:
 
 @dataclass(frozen=True)
 class VerbalizerEntry:
-    """How another process builds one verbalizer.
+    """One verbalizer, in a form from which another process builds it.
 
     Attributes:
         module: module that registers the class when it is imported.
@@ -106,7 +106,7 @@ class Recipe:
     Attributes:
         entries: the verbalizers.
         words: what is worth saying.
-        compat: whether the release's very words are said.
+        compat: whether the release's exact text are said.
         kept_kinds: kinds whose findings are kept and said, where others look only because these use what they find;
             None = all.
     """

@@ -1,4 +1,4 @@
-"""One verbalized picture as a row: packed for disk, unpacked again, nothing lost.
+"""One verbalized image as a row of the cache: lossless packing and unpacking.
 
 A row holds the scene as JSON, the words, the size, and the panoptic map as a PNG of segment ids beside the JSON (a
 map is most of a scene's weight, and PNG packs it several times smaller than run lengths in JSON).
@@ -28,14 +28,14 @@ _PACKED_MARK = "packed_image_size_hw"
 
 @dataclass(frozen=True)
 class Verbalization:
-    """One picture's entry in the cache.
+    """One image's entry in the cache.
 
     Attributes:
-        content_hash: SHA-256 of the picture file's bytes, 64 hexadecimal digits.
+        content_hash: SHA-256 of the image file's bytes, 64 hexadecimal digits.
         fingerprint: of the verbalizers and words that made it; see `Recipe.fingerprint`.
-        id: what the data set calls the picture; of its first occurrence where there are several.
-        path: the picture's path as the data set writes it; "" where it has none.
-        image_size_hw: height and width of the upright picture in pixels.
+        id: what the data set calls the image; of its first occurrence where there are several.
+        path: the image's path as the data set writes it; "" where it has none.
+        image_size_hw: height and width of the upright image in pixels.
         scene: what was found; a verbalizer that failed is named in `scene.failures`.
         text: the scene in words.
     """
@@ -50,7 +50,7 @@ class Verbalization:
 
 
 def hash_content(data: bytes) -> str:
-    """SHA-256 of an encoded picture's bytes, 64 hexadecimal digits: the key of the cache."""
+    """SHA-256 of an encoded image's bytes, 64 hexadecimal digits: the key of the cache."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -63,13 +63,13 @@ def pack_panoptic_map(panoptic_map: np.ndarray) -> bytes:
     ids = np.ascontiguousarray(panoptic_map, dtype="<i4")
     low, high = int(ids.min()), int(ids.max())
     if low >= 0 and high < 1 << 8:
-        picture = Image.fromarray(ids.astype(np.uint8))
+        image = Image.fromarray(ids.astype(np.uint8))
     elif low >= 0 and high < 1 << 16:
-        picture = Image.fromarray(ids.astype(np.uint16))
+        image = Image.fromarray(ids.astype(np.uint16))
     else:
-        picture = Image.fromarray(ids.view(np.uint8).reshape(*ids.shape, 4))
+        image = Image.fromarray(ids.view(np.uint8).reshape(*ids.shape, 4))
     stream = io.BytesIO()
-    picture.save(stream, format="PNG")
+    image.save(stream, format="PNG")
     return stream.getvalue()
 
 
@@ -87,11 +87,11 @@ def unpack_panoptic_map(data: bytes, image_size_hw: tuple[int, int]) -> np.ndarr
     if height * width > MAX_MAP_PIXELS:
         raise ValueError(f"expected a panoptic map of at most {MAX_MAP_PIXELS} pixels, got {height} x {width}.")
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            if picture.size != (width, height) or picture.mode not in ("L", "I;16", "RGBA"):
-                got = f"{picture.mode} of {picture.size[1]} x {picture.size[0]}"
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.size != (width, height) or image.mode not in ("L", "I;16", "RGBA"):
+                got = f"{image.mode} of {image.size[1]} x {image.size[0]}"
                 raise ValueError(f"expected a panoptic map of {height} x {width} pixels, got {got}.")
-            values = np.asarray(picture)
+            values = np.asarray(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected a panoptic map as PNG, got something else ({error}). Verbalize anew.") from error
     if values.ndim == 3:
@@ -132,7 +132,7 @@ def unpack_scene(text: str, panoptic_png: bytes | None) -> Scene:
 
 
 def encode_found(content_hash: str, scene: Scene, text: str) -> str:
-    """What a worker sends back about one picture: JSON on one line, the map as base64."""
+    """What a worker sends back about one image: JSON on one line, the map as base64."""
     scene_json, panoptic_png = pack_scene(scene)
     height, width = scene.image_size_hw
     found = {

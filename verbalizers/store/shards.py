@@ -35,7 +35,7 @@ def shard_paths(folder: Path, table: str) -> list[Path]:
 
 
 def scenes_schema() -> Any:
-    """Arrow schema of `scenes-*.parquet`: one row per distinct picture."""
+    """Arrow schema of `scenes-*.parquet`: one row per distinct image."""
     pa, _ = import_pyarrow()
     columns = {"content_hash": pa.string(), "id": pa.string(), "path": pa.string(), "fingerprint": pa.string()}
     columns |= {"height": pa.int32(), "width": pa.int32(), "scene": pa.string(), "text": pa.string()}
@@ -43,7 +43,7 @@ def scenes_schema() -> Any:
 
 
 def sources_schema() -> Any:
-    """Arrow schema of `sources-*.parquet`: one row per occurrence of a picture in a data set."""
+    """Arrow schema of `sources-*.parquet`: one row per occurrence of an image in a data set."""
     pa, _ = import_pyarrow()
     return pa.schema({name: pa.string() for name in ("dataset", "id", "path", "content_hash")})
 
@@ -63,7 +63,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
 
 
 def write_table(path: Path, table: Any) -> None:
-    """Write a shard at one stroke; its rows are on disk when this returns."""
+    """Write a shard atomically; its rows are on disk when this returns."""
     _, pq = import_pyarrow()
     with atomic_file(path) as temporary:
         rows = ROW_GROUP_ROWS[path.name.split("-")[0]]

@@ -1,6 +1,6 @@
-"""Data sets of pictures to verbalize: a folder, JSONL, LLaVA JSON, or a folder of the `datasets` library.
+"""Data sets of images to verbalize: a folder, JSONL, LLaVA JSON, or a folder of the `datasets` library.
 
-A source is where one picture lies: small, comparable, and readable in any process that sees the same disk.
+A source is where one image lies: small, comparable, and readable in any process that sees the same disk.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ __all__ = [
     "read_sources",
 ]
 
-#: Files of a folder that count as pictures, by suffix.
+#: Files of a folder that count as images, by suffix.
 PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .gif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
-#: Largest picture file that is read.
+#: Largest image file that is read.
 MAX_FILE_BYTES = 256 * 2**20
 _DATASETS_FILES = ("state.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One picture of a data set.
+    """One image of a data set.
 
     Attributes:
         dataset: name of the data set, to tell two of them apart in one cache.
-        id: what the data set calls the picture.
+        id: what the data set calls the image.
         path: its path as the data set writes it; "" where it has none.
         location: the file to read, or the folder of a `datasets` data set.
         split: split inside that folder; None = it has none.
-        column: column of the pictures inside that folder; "" = `location` is a picture file.
+        column: column of the images inside that folder; "" = `location` is an image file.
         row: row inside the split.
-        item: which picture of that cell, where the column holds lists of pictures.
+        item: which image of that cell, where the column holds lists of images.
     """
 
     dataset: str
@@ -62,7 +62,7 @@ class Source:
     item: int = 0
 
     def read(self, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-        """The encoded picture.
+        """The encoded image.
 
         Raises:
             ValueError: it is missing, no regular file, or too large.
@@ -73,11 +73,11 @@ class Source:
         if isinstance(value, list):
             value = value[self.item] if self.item < len(value) else None
         if value is None:
-            raise ValueError(f"expected a picture in row {self.row}, column {self.column!r}, got nothing.")
+            raise ValueError(f"expected an image in row {self.row}, column {self.column!r}, got nothing.")
         if value.get("bytes") is None:
             return _read_file(value["path"], max_bytes)
         if len(value["bytes"]) > max_bytes:
-            raise ValueError(f"expected at most {max_bytes} bytes, got {len(value['bytes'])}. Shrink the picture.")
+            raise ValueError(f"expected at most {max_bytes} bytes, got {len(value['bytes'])}. Shrink the image.")
         return value["bytes"]
 
     def check(self, max_bytes: int = MAX_FILE_BYTES) -> None:
@@ -96,7 +96,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class BadSource:
-    """A line or entry of a data set that names no picture.
+    """A line or entry of a data set that names no image.
 
     Attributes:
         dataset: name of the data set.
@@ -121,7 +121,7 @@ class DatasetRow:
     Attributes:
         place: `train.jsonl:7` for a line; `train.json[7]` and `data[train/7]` for an element or row counted from 0.
         value: the parsed row; None where it cannot be read.
-        pictures: its pictures, not yet opened.
+        pictures: its images, not yet opened.
         problem: why it cannot be used; None = it can.
     """
 
@@ -132,17 +132,17 @@ class DatasetRow:
 
 
 def _check_file(path: str, max_bytes: int) -> None:
-    """Refuse all but a regular file of bearable size: a pipe would block for ever, a device never end."""
+    """Refuse all but a regular file of limited size: a pipe would block for ever, a device never end."""
     if "://" in path[:12]:
-        raise ValueError(f"expected the path of a picture, got the address {path[:120]!r}. Download it first.")
+        raise ValueError(f"expected the path of an image, got the address {path[:120]!r}. Download it first.")
     try:
         status = os.stat(path)
     except OSError as error:
-        raise ValueError(f"expected a readable picture file, got {path!r} ({error.strerror}).") from error
+        raise ValueError(f"expected a readable image file, got {path!r} ({error.strerror}).") from error
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"expected a picture file, got {path!r}, which is no regular file.")
+        raise ValueError(f"expected an image file, got {path!r}, which is no regular file.")
     if status.st_size > max_bytes:
-        raise ValueError(f"expected at most {max_bytes} bytes, got {status.st_size}. Shrink the picture.")
+        raise ValueError(f"expected at most {max_bytes} bytes, got {status.st_size}. Shrink the image.")
 
 
 def _read_file(path: str, max_bytes: int) -> bytes:
@@ -151,29 +151,29 @@ def _read_file(path: str, max_bytes: int) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"expected a readable picture file, got {path!r} ({error.strerror}).") from error
+        raise ValueError(f"expected a readable image file, got {path!r} ({error.strerror}).") from error
 
 
 def is_dataset(path: str | Path) -> bool:
-    """Whether a path names a data set (a folder, `.json`, `.jsonl` or `.parquet`) rather than a picture."""
+    """Whether a path names a data set (a folder, `.json`, `.jsonl` or `.parquet`) rather than an image."""
     return Path(path).is_dir() or Path(path).suffix.lower() in (".json", ".jsonl", ".parquet")
 
 
 def read_sources(
     dataset: str | Path, image_folder: str | Path | None = None, column: str | None = None
 ) -> list[Source | BadSource]:
-    """List the pictures of a data set, in its order; no picture is opened.
+    """List the images of a data set, in its order; no image is opened.
 
     Args:
-        dataset: a folder of pictures (with its sub-folders, by name; hidden files are left out), a picture, a `.jsonl`
+        dataset: a folder of images (with its sub-folders, by name; hidden files are left out), an image, a `.jsonl`
             file of `{"image": path, "id": optional}`, a `.json` file of LLaVA's form (a list of such objects; those
-            without a picture are left out), a folder that `datasets`' save_to_disk wrote, or `.parquet` files of such a
+            without an image are left out), a folder that `datasets`' save_to_disk wrote, or `.parquet` files of such a
             table (one, or a folder of them).
         image_folder: where the paths of a `.json` or `.jsonl` begin; None = the file's folder.
-        column: column of the pictures in a `datasets` folder; None = the only one of them that holds pictures.
+        column: column of the images in a `datasets` folder; None = the only one of them that holds images.
 
     Returns:
-        A source per picture, and a `BadSource` per entry that names none.
+        A source per image, and a `BadSource` per entry that names none.
 
     Raises:
         ValueError: it is none of these.
@@ -185,12 +185,12 @@ def read_sources(
     if is_saved or (path.is_file() and path.suffix.lower() == ".parquet"):
         return list(_read_datasets_folder(path, name, column))
     if path.is_dir():
-        if not _has_pictures(path) and any(path.rglob("*.parquet")):
+        if not _has_images(path) and any(path.rglob("*.parquet")):
             return list(_read_datasets_folder(path, name, column))
         return list(_read_folder(path, name))
     if not path.is_file():
         raise ValueError(
-            f"expected a folder of pictures, a picture, a .jsonl, .json or .parquet file, got {str(dataset)!r}, "
+            f"expected a folder of images, an image, a .jsonl, .json or .parquet file, got {str(dataset)!r}, "
             "which does not exist. Check the path."
         )
     start = path.parent if image_folder is None else Path(image_folder)
@@ -204,7 +204,7 @@ def _in_unicode(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _has_pictures(folder: Path) -> bool:
+def _has_images(folder: Path) -> bool:
     return any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*"))
 
 
@@ -220,14 +220,14 @@ def _read_folder(folder: Path, name: str) -> Iterator[Source]:
 
 
 def read_json_rows(path: Path, folder: Path) -> Iterator[DatasetRow]:
-    """Read the rows of a `.json` list or a `.jsonl` file, in order; no picture is opened.
+    """Read the rows of a `.json` list or a `.jsonl` file, in order; no image is opened.
 
     A line of a `.jsonl` that cannot be read is a row with a problem. A list that breaks off ends there: where its next
     element begins is unknown.
 
     Args:
         path: the file; a byte order mark in front of it, or of a line of a `.jsonl`, is skipped.
-        folder: where relative picture paths begin.
+        folder: where relative image paths begin.
 
     Raises:
         ValueError: it is no UTF-8, no list, or the list breaks off.
@@ -239,7 +239,7 @@ def read_json_rows(path: Path, folder: Path) -> Iterator[DatasetRow]:
 
 
 def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> DatasetRow:
-    """A row whose pictures are files: `image` (LLaVA) or `images` (TRL), a path or a list of them.
+    """A row whose images are files: `image` (LLaVA) or `images` (TRL), a path or a list of them.
 
     Args:
         place: where the row stands.
@@ -254,14 +254,14 @@ def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> Datase
         return DatasetRow(place, problem=f"expected a JSON object, got a {type(entry).__name__}")
     value = entry.get("image") if entry.get("image") is not None else entry.get("images")
     paths = [] if value is None else value if isinstance(value, list) else [value]
-    pictures = []
+    images = []
     for path in paths:
         if not isinstance(path, str) or not path.strip() or "\0" in path:
-            return DatasetRow(place, entry, problem=f"expected the path of a picture, got {str(path)[:80]!r}")
+            return DatasetRow(place, entry, problem=f"expected the path of an image, got {str(path)[:80]!r}")
         location = path if "://" in path[:12] else str(folder / path)
         row_id = str(entry["id"]) if entry.get("id") is not None else path
-        pictures.append(Source(_in_unicode(dataset), _in_unicode(row_id), _in_unicode(path), location))
-    return DatasetRow(place, entry, tuple(pictures))
+        images.append(Source(_in_unicode(dataset), _in_unicode(row_id), _in_unicode(path), location))
+    return DatasetRow(place, entry, tuple(images))
 
 
 def _parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -311,10 +311,10 @@ def _skip(text: str, position: int) -> int:
 
 
 def _read_entries(path: Path, dataset: str, folder: Path) -> Iterator[Source | BadSource]:
-    """The pictures of a JSON file's rows.
+    """The images of a JSON file's rows.
 
-    Mixtures for training hold conversations without a picture, and LLaVA's lists rows of text alone: there is nothing
-    to look at in them. A line of a `.jsonl` that is no conversation was meant to name a picture.
+    Mixtures for training hold conversations without an image, and LLaVA's lists rows of text alone: there is nothing
+    to look at in them. A line of a `.jsonl` that is no conversation was meant to name an image.
     """
     for row in read_json_rows(path, folder):
         is_talk = isinstance(row.value, Mapping) and ("conversations" in row.value or "messages" in row.value)
@@ -356,7 +356,7 @@ def open_rows(location: str) -> Mapping[str | None, Any]:
 
 
 def picture_columns(rows: Any) -> dict[str, bool]:
-    """Columns of a `datasets.Dataset` that hold pictures, and whether each holds lists of them."""
+    """Columns of a `datasets.Dataset` that hold images, and whether each holds lists of them."""
     from datasets import Image, List
 
     columns = {name: isinstance(feature, List) for name, feature in rows.features.items()}
@@ -368,7 +368,7 @@ def picture_columns(rows: Any) -> dict[str, bool]:
 
 
 def count_pictures(rows: Any, column: str) -> list[int]:
-    """Pictures in each cell of a column, told from Arrow's offsets: none is read."""
+    """Images in each cell of a column, told from Arrow's offsets: none is read."""
     is_list = picture_columns(rows)[column]
     counts: list[int] = []
     for start in range(0, len(rows), 1024):
@@ -381,7 +381,7 @@ def count_pictures(rows: Any, column: str) -> list[int]:
 
 @lru_cache(maxsize=8)
 def _open_column(location: str, split: str | None, column: str) -> Any:
-    """One column of encoded pictures; kept open, because every row of it is read one after the other."""
+    """One column of encoded images; kept open, because every row of it is read one after the other."""
     from datasets import Image, List
 
     rows = open_rows(location)[split].select_columns([column])
@@ -392,11 +392,11 @@ def _open_column(location: str, split: str | None, column: str) -> Any:
 def _read_datasets_folder(folder: Path, name: str, column: str | None) -> Iterator[Source]:
     for split, rows in open_rows(str(folder)).items():
         is_list = picture_columns(rows)
-        pictures = list(is_list)
-        chosen = column or (pictures[0] if len(pictures) == 1 else None)
-        if chosen not in pictures:
+        columns = list(is_list)
+        chosen = column or (columns[0] if len(columns) == 1 else None)
+        if chosen not in columns:
             raise ValueError(
-                f"expected one column of pictures in {str(folder)!r}, got {pictures or 'none'}"
+                f"expected one column of images in {str(folder)!r}, got {columns or 'none'}"
                 f"{f' but not {column!r}' if column else ''}. Name one with --column, or cast it to datasets.Image()."
             )
         ids = rows["id"] if "id" in rows.features else None

@@ -1,4 +1,4 @@
-"""What a worker does with a few pictures: decode, look, say, pack. The same in a process, in Ray and in place."""
+"""The work on a batch of images: decode, verbalize, pack. The same in a process, in Ray and in place."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["LoadPicture", "Outcome", "Work", "WorkSettings", "verbalize_works"]
 
 LoadPicture = Callable[[bytes], "Image.Image"]
-#: Pixels that are decoded at once, whatever the number of pictures: 64 megapixels are 0.2 GB.
+#: Pixels that are decoded at once, whatever the number of images: 64 megapixels are 0.2 GB.
 _MAX_BATCH_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
 class Work:
-    """One distinct picture to look at.
+    """One distinct image to look at.
 
     Attributes:
         content_hash: of its bytes.
@@ -41,12 +41,12 @@ class Work:
 
 @dataclass(frozen=True)
 class WorkSettings:
-    """What workers need to know.
+    """Settings that workers need.
 
     Attributes:
         recipe: verbalizers and words.
-        load: encoded picture -> upright RGB PIL image.
-        timeout_s: seconds per picture for each verbalizer; None = no limit.
+        load: encoded image -> upright RGB PIL image.
+        timeout_s: seconds per image for each verbalizer; None = no limit.
     """
 
     recipe: Recipe
@@ -56,11 +56,11 @@ class WorkSettings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one picture.
+    """Result of one image.
 
     Attributes:
         content_hash: which.
-        found: the line of `cache_rows.encode_found`; None = it could not be read.
+        found: the line of `rows.encode_found`; None = it could not be read.
         error: why not.
         failures: kind -> why its verbalizer failed on it.
         seen_kinds: kinds that looked and answered.
@@ -74,20 +74,20 @@ class Outcome:
 
 
 def verbalize_works(works: Sequence[Work], verbalizers: Sequence[Verbalizer], settings: WorkSettings) -> list[Outcome]:
-    """Look at some pictures.
+    """Decode, verbalize and pack some images.
 
     Args:
-        works: the pictures.
+        works: the images.
         verbalizers: built from the recipe.
         settings: the rest.
 
     Returns:
-        One outcome per picture, unreadable ones first.
+        One outcome per image, unreadable ones first.
     """
     outcomes: list[Outcome] = []
     for group in _decode(works, settings.load, outcomes):
         timeout_s = None if settings.timeout_s is None else settings.timeout_s * len(group)
-        scenes = parse_scene([picture for _, picture in group], verbalizers, timeout_s)
+        scenes = parse_scene([image for _, image in group], verbalizers, timeout_s)
         outcomes += [_pack(work, scene, settings.recipe) for (work, _), scene in zip(group, scenes, strict=True)]
     return outcomes
 
@@ -95,21 +95,21 @@ def verbalize_works(works: Sequence[Work], verbalizers: Sequence[Verbalizer], se
 def _decode(
     works: Sequence[Work], load: LoadPicture, outcomes: list[Outcome]
 ) -> Iterator[list[tuple[Work, Image.Image]]]:
-    """Groups of decoded pictures; those that cannot be decoded become outcomes."""
+    """Groups of decoded images; those that cannot be decoded become outcomes."""
     group: list[tuple[Work, Image.Image]] = []
     num_pixels = 0
     for work in works:
         try:
-            picture = load(_read(work))
-        except Exception as error:  # noqa: BLE001 - one bad picture must not end a run over a million
+            image = load(_read(work))
+        except Exception as error:  # noqa: BLE001 - one bad image must not end a run over a million
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             outcomes.append(Outcome(work.content_hash, None, reason))
             continue
-        if group and num_pixels + picture.width * picture.height > _MAX_BATCH_PIXELS:
+        if group and num_pixels + image.width * image.height > _MAX_BATCH_PIXELS:
             yield group
             group, num_pixels = [], 0
-        group.append((work, picture))
-        num_pixels += picture.width * picture.height
+        group.append((work, image))
+        num_pixels += image.width * image.height
     if group:
         yield group
 
@@ -117,20 +117,20 @@ def _decode(
 def _read(work: Work) -> bytes:
     data = work.source.read() if work.data is None else work.data
     if work.data is None and hash_content(data) != work.content_hash:
-        raise ValueError("the picture changed while the data set was being read. Run again.")
+        raise ValueError("the image changed while the data set was being read. Run again.")
     return data
 
 
 def _pack(work: Work, scene: Scene, recipe: Recipe) -> Outcome:
-    scene = _without_unsayable(keep_kinds(scene, recipe.kept_kinds), recipe)
+    scene = _drop_unserializable_findings(keep_kinds(scene, recipe.kept_kinds), recipe)
     text = verbalize_scene(scene, compat=recipe.compat, settings=recipe.words)
     seen = tuple(kind for kind in recipe.kinds if kind not in scene.failures)
     found = encode_found(work.content_hash, scene, text)
     return Outcome(work.content_hash, found, failures=scene.failures, seen_kinds=seen)
 
 
-def _without_unsayable(scene: Scene, recipe: Recipe) -> Scene:
-    """The scene with findings of further kinds that have no words or fit no JSON turned into failures."""
+def _drop_unserializable_findings(scene: Scene, recipe: Recipe) -> Scene:
+    """The scene with findings of further kinds that have no text or fit no JSON turned into failures."""
     failures = {}
     for kind, finding in scene.findings.items():
         try:

@@ -1,6 +1,6 @@
-"""Writing the cache so that a kill at any instant loses nothing that was finished and doubles nothing.
+"""Writer of the cache: a kill at any instant loses nothing that was finished and doubles nothing.
 
-What workers find goes to `journal.jsonl` first, one whole line per picture, on disk before the next batch. From time
+What workers find goes to `journal.jsonl` first, one whole line per image, on disk before the next batch. From time
 to time the journal becomes a Parquet shard: written under another name, forced to disk, renamed; then the journal is
 emptied. A run that is killed in between finds its rows in both places and drops those of the journal. One writer per
 folder: a lock that the kernel gives back when the process ends, however it ends.
@@ -41,8 +41,8 @@ class CacheWriter:
     Args:
         out: the cache; the recipe's fingerprint there (`Recipe.fingerprint_in`) names the folder inside.
         recipe: what the verbalizations are made with.
-        shard_rows: pictures per Parquet shard.
-        is_retrying_failures: forget the pictures on which a verbalizer failed, so that they are looked at again.
+        shard_rows: images per Parquet shard.
+        is_retrying_failures: forget the images on which a verbalizer failed, so that they are looked at again.
 
     Attributes:
         folder: the recipe's folder.
@@ -103,10 +103,10 @@ class CacheWriter:
     # ------------------------------------------------------------------ adding
 
     def add_found(self, found: Iterable[tuple[str, list[Source]]]) -> None:
-        """Store what was found in some pictures; it is on disk when this returns.
+        """Store what was found in some images; it is on disk when this returns.
 
         Args:
-            found: per picture a worker's JSON line (`cache_rows.encode_found`) and where the picture occurs.
+            found: per image a worker's JSON line (`rows.encode_found`) and where the image occurs.
         """
         lines = []
         for text, sources in found:
@@ -121,15 +121,15 @@ class CacheWriter:
         self._append(lines)
 
     def add_sources(self, sources: Iterable[tuple[Source, str]]) -> None:
-        """Store where known pictures occur; occurrences that are stored already are left out.
+        """Store where known images occur; occurrences that are stored already are left out.
 
         Args:
-            sources: each with its picture's content hash.
+            sources: each with its image's content hash.
         """
         self._append([line for source, key in sources for line in self._new_source_lines([source], key)])
 
     def add_errors(self, errors: Iterable[tuple[Source | BadSource, str]]) -> None:
-        """Report pictures that could not be read; one that is reported already with the same reason is left out."""
+        """Report images that could not be read; one that is reported already with the same reason is left out."""
         lines = []
         for source, reason in errors:
             row = {"path": source.path or source.id, "reason": reason, "id": source.id, "dataset": source.dataset}
@@ -143,15 +143,15 @@ class CacheWriter:
         lines = []
         for source in sources:
             row = {"dataset": source.dataset, "id": source.id, "path": source.path, "content_hash": content_hash}
-            self._errors.pop(_error_key(row), None)  # a picture that has been mended
+            self._errors.pop(_error_key(row), None)  # an image that has been mended
             if self._remember(row):
                 self._sources.append(row)
                 lines.append(json.dumps({"source": row}))
         return lines
 
     def _remember(self, row: Mapping[str, Any]) -> bool:
-        """Note where a picture occurs; whether that is news."""
-        # 16 bytes instead of three strings: a million pictures are 0.2 GB less.
+        """Note where an image occurs; whether that is news."""
+        # 16 bytes instead of three strings: a million images are 0.2 GB less.
         key = hashlib.blake2b(json.dumps(_source_key(row)).encode(), digest_size=16).digest()
         value = bytes.fromhex(row["content_hash"])
         is_news = self._hash_of_source.get(key) != value
@@ -194,7 +194,7 @@ class CacheWriter:
         write_table(self.folder / name, pa.Table.from_pylist(rows, schema=schema))
 
     def _drop_failures(self) -> None:
-        """Rewrite the shards without pictures on which a verbalizer failed."""
+        """Rewrite the shards without images on which a verbalizer failed."""
         pa, _ = import_pyarrow()
         for path in shard_paths(self.folder, "scenes"):
             table = read_table(path)
@@ -214,7 +214,7 @@ class CacheWriter:
         num_whole_bytes, scenes = 0, {}
         for num_whole_bytes, line in read_lines(path):  # noqa: B007 - its last value is where the torn line begins
             if "scene" in line:
-                scenes[line["scene"]["content_hash"]] = line["scene"]  # a picture looked at again stands further down
+                scenes[line["scene"]["content_hash"]] = line["scene"]  # an image looked at again stands further down
             elif self._remember(line["source"]):
                 self._sources.append(line["source"])
         for content_hash, row in scenes.items():

@@ -178,7 +178,7 @@ def bad_rows() -> list[tuple[object, str]]:
         ({"image": "0.png"}, "`conversations` or `messages`"),
         (good | {"image": "absent.png"}, "absent.png"),
         (good | {"image": "broken.png"}, "broken.png"),
-        (good | {"image": 7}, "path of a picture"),
+        (good | {"image": 7}, "path of an image"),
         (good | {"image": ["0.png", "1.png"]}, "2 images and 1 mentions"),
         (good | {"conversations": [ask]}, "at least one answer"),
         (good | {"conversations": [reply, ask]}, "user first"),

@@ -110,7 +110,7 @@ def test_cache_says_no_when_the_picture_is_not_in_it(pictures, tmp_path):
     for key in ("unknown.png", stranger, stranger.read_bytes(), "f" * 64, "0" * 64):
         assert cache.get(key) is None and key not in cache
     assert 3 not in cache and "a.png" in cache
-    with pytest.raises(KeyError, match="unknown.png.*not among the 3 pictures"):
+    with pytest.raises(KeyError, match="unknown.png.*not among the 3 images"):
         cache["unknown.png"]
 
 
@@ -227,7 +227,7 @@ def test_finding_becomes_a_failure_when_it_has_no_words(pictures, tmp_path):
 def test_run_stops_when_a_verbalizer_fails_on_everything(tmp_path):
     for index in range(20):
         draw(tmp_path / "bad" / f"{index}.png", BAD_COLOR, height=index + 1)
-    with pytest.raises(ValueError, match="'detection' failed on each of the first 16 pictures.*unlucky"):
+    with pytest.raises(ValueError, match="'detection' failed on each of the first 16 images.*unlucky"):
         build(tmp_path / "bad", tmp_path / "cache")
 
 

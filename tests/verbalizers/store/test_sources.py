@@ -127,5 +127,5 @@ def test_datasets_folder_lists_its_pictures_when_read(folder, tmp_path):
     assert flat[1].read() == (folder / "deeper/c.webp").read_bytes()
     split = read_sources(tmp_path / "split")
     assert [s.id for s in split] == ["train/0", "train/1", "x", "y"] and split[3].read() == flat[1].read()
-    with pytest.raises(ValueError, match=r"one column of pictures .* got \['picture'\] but not 'question'"):
+    with pytest.raises(ValueError, match=r"one column of images .* got \['picture'\] but not 'question'"):
         read_sources(tmp_path / "flat", column="question")
