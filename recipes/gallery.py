@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     verbalizers, absent = settings.build()
     for kind, reason in absent.items():
         print(f"without {kind}: {reason}")
-    examples = Path(__file__).resolve().parents[2] / "examples"
+    examples = Path(__file__).resolve().parents[1] / "examples"
     photos = chosen.photos if chosen.photos is not None else sorted(examples.glob("*.jpg"))
     stream = Scenes("test", num_questions=1, num_objects=(3, 6), length=chosen.scenes)
     groups = {

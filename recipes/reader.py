@@ -10,12 +10,12 @@ its prompt and answers the questions that :mod:`moai.scenes.export` wrote. Kille
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from moai.data.conversation_files import read_rows
 from moai.data.findings import FindingsReader, MissingFindingsError
 from moai.evaluation.text_reader import TextReader
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
@@ -35,42 +35,37 @@ KINDS = (*(kind for kind in QUESTION_KINDS if kind != "description"), *("recogni
 
 
 def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Tokenizer) -> SceneShard:
-    """Verbalizations from a cache with all questions about their pictures, as tokens.
+    """Verbalizations from a cache with all questions about their images, as tokens.
 
     Args:
-        files: JSONL of :mod:`moai.scenes.export`; pictures lie beside it.
+        files: JSONL of :mod:`moai.scenes.export`; images lie beside it.
         cache: What `moai verbalize` wrote about them.
         tokenizer: At most 65,535 pieces.
 
     Raises:
-        ValueError: A file is not there, holds no question or a malformed line, or the cache does not hold a picture.
+        ValueError: A file is not there, holds no question or a malformed line, or the cache does not hold an image.
     """
     encode, end = tokenizer.sp_model.encode, tokenizer.eos_token_id
     findings = FindingsReader(VerbalizationCache(cache))
-    asked: dict[Path, list[tuple[str, str, str]]] = {}
-    for file in files:
-        if not file.is_file():
-            raise ValueError(
-                f"expected a file of questions at {file}, got none. Write one: python -m moai.scenes.export"
-            )
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                question, answer = (turn["value"] for turn in row["conversations"])
-                asked.setdefault(file.parent / row["image"], []).append((question, answer, row["kind"]))
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                wanted = "expected `image`, `kind` and a question with its answer"
-                hint = "Write it anew: python -m moai.scenes.export"
-                raise ValueError(f"{file}, line {number}: {wanted}, got {error!r}. {hint}") from error
+    asked: dict[str, list[tuple[str, str, str]]] = {}
+    for row in (row for file in files for row in read_rows(file)):
+        try:
+            question, answer = (turn["value"] for turn in row.value["conversations"])
+            (image,) = row.pictures
+            asked.setdefault(image.location, []).append((question, answer, row.value["kind"]))
+        except (KeyError, TypeError, ValueError) as error:
+            wanted = "expected `image`, `kind` and a question with its answer"
+            hint = "Write it anew: python -m moai.scenes.export"
+            raise ValueError(f"{row.place}: {wanted}, got {row.problem or repr(error)}. {hint}") from error
     if not asked:
         raise ValueError(f"expected questions in {[str(file) for file in files]}, got none.")
     scenes = []
-    for picture, rows in asked.items():
-        content = picture.read_bytes()
+    for image, rows in asked.items():
+        content = Path(image).read_bytes()
         try:
             said = findings.read(content, Image.new("RGB", (1, 1))).text
         except MissingFindingsError as error:
-            raise ValueError(f"{picture}: {error}. Run `moai verbalize` on the file of questions.") from error
+            raise ValueError(f"{image}: {error}. Run `moai verbalize` on the file of questions.") from error
         questions = []
         for question, answer, kind in rows:
             words = encode(f" {question.removeprefix('<image>').strip()}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moai.settings import settings
+from moai.settings import settings, to_plain
 from moai.training.checkpoints import find_newest_checkpoint, read_checkpoint
 from moai.training.processes import start_accelerator
 from moai.training.task import Batch, Task
@@ -83,7 +83,7 @@ class CountingTask(Task):
 
     def identity(self) -> dict[str, Any]:
         """Settings of the data."""
-        return {} if self.data is None else {"data": dataclasses.asdict(self.data)}
+        return {} if self.data is None else {"data": to_plain(self.data)}
 
 
 def run_stage(task: Task, settings: StageSettings, folder: Path, seed: int = 0) -> None:

@@ -47,11 +47,10 @@ class TextSettings(StageSettings):
 
 @settings(kw_only=True)
 class MultimodalSettings(StageSettings):
-    """Training of the whole model, first with single random experts, then with gates (paper, section 3.3).
+    """Training of the whole model under its gates.
 
     Attributes:
         shards: What to read.
-        first_stage_steps: Steps with one random expert per stream and layer; the gates rest.
         questions_per_scene: Questions drawn from each scene.
         longest_answer: Targets are cut to so many tokens; a listing's beginning teaches as much as the whole.
         without_auxiliary_share: Share of scenes that come without auxiliary tokens, so that the model still answers
@@ -64,7 +63,6 @@ class MultimodalSettings(StageSettings):
     """
 
     shards: ShardSettings
-    first_stage_steps: StrictInt
     questions_per_scene: StrictInt = 6
     longest_answer: StrictInt = 48
     without_auxiliary_share: float = 0.1
@@ -83,7 +81,6 @@ class NanoConfig:
         tokenizer: ``vocab_size`` and ``num_scenes`` to learn merges from.
         decoder: Fields of LlamaConfig; the vocabulary is filled in.
         text: Text pretraining.
-        copying: A second part of it, from the first one's weights; its scenes ask for the verbalization itself.
         phrases: Pretraining of the compressor.
         questions: Compressor, mixers and decoder together without images: short sequences, many questions.
         multimodal: Training of the whole model.
@@ -98,7 +95,6 @@ class NanoConfig:
     tokenizer: dict[str, int] = field(default_factory=dict)
     decoder: dict[str, Any] = field(default_factory=dict)
     text: TextSettings | None = None
-    copying: TextSettings | None = None
     phrases: PhraseSettings | None = None
     questions: MultimodalSettings | None = None
     multimodal: MultimodalSettings | None = None

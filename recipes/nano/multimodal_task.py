@@ -1,8 +1,4 @@
-"""The whole model learns to answer: pictures, maps and verbalizations go in, several questions share each scene.
-
-The paper's two stages (section 3.3) in one run: first a single random expert per stream and mixer layer, so that every
-expert learns alone; then all experts under trained gates.
-"""
+"""The whole model learns to answer: images, maps and verbalizations go in, several questions share each scene."""
 
 from __future__ import annotations
 
@@ -163,15 +159,12 @@ class MultimodalTask(CountingTask):
         )
 
     def batch(self, step: int, place: int) -> Batch:
-        """Questions, whether verbalizers spoke, and the routing: in stage 1 one random expert, in stage 2 the gates."""
+        """Questions, and whether verbalizers spoke."""
         questions = self.questions(step, place)
         inputs = {
             "questions": questions,
             "has_auxiliary": np.random.default_rng((step, 7)).random() >= self.settings.without_auxiliary_share,
-            "routing": {"mode": "gated"},
         }
-        if step < self.settings.first_stage_steps:
-            inputs["routing"] = {"mode": "random_expert", "seed": step}
         weights = questions.is_answer[:, 1:].sum(dim=1) * self.kind_weights[questions.kinds]
         return Batch(inputs, float(weights.sum()), float(((questions.roles > 0) | questions.is_answer).sum()))
 
@@ -214,7 +207,7 @@ class MultimodalTask(CountingTask):
             mm_token_type_ids=batch.roles,
             image_features=features,
             auxiliary_states=auxiliary,
-            routing=inputs["routing"],
+            routing="gated",
             use_cache=False,
             return_dict=True,
         ).last_hidden_state

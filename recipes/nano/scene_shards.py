@@ -48,8 +48,6 @@ class ShardSettings:
         unseen_word_share: Share of made-up words and numbers on signs; None = the test split's mixture.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
         with_pictures: Also store the picture and the segmentation map.
-        verbalizers: Kinds that may speak at all, of :data:`verbalizers.SCENE_FIELDS`; leaving some out changes
-            nothing else in a shard.
     """
 
     num_scenes: StrictInt = 2048
@@ -64,7 +62,6 @@ class ShardSettings:
     unseen_word_share: float | None = None
     partial_share: float = 0.0
     with_pictures: StrictBool = False
-    verbalizers: tuple[str, ...] = tuple(SCENE_FIELDS)
 
     def most_objects(self, shard: int) -> int:
         """Largest number of objects in the scenes of a shard."""
@@ -148,8 +145,7 @@ def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokeniz
     for sample in stream:
         rng = Random(f"shard {settings.seed} {sample.index}")
         found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
-        drawn = _sample_kinds(rng, settings.partial_share)
-        spoken = tuple(kind for kind in drawn if kind in settings.verbalizers)
+        spoken = _sample_kinds(rng, settings.partial_share)
         words = verbalize_scene(found, spoken)
         questions: list[tuple[list[int], list[int], int]] = []
         for asked in sample.questions:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE
@@ -22,6 +21,7 @@ from moai.cli.train import launch_processes
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.processing_moai import MoAIProcessor
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.settings import to_plain
 from moai.training.model_building import copy_verbalizer_settings
 from recipes.stages import CountingTask, has_checkpoint, load_trained, run_stage
 
@@ -37,13 +37,12 @@ from .tokenizer import train_nano_tokenizer
 
 __all__ = ["LATE_STAGES", "STAGES", "build_task", "export_nano", "export_text_reader", "main", "train_nano"]
 
-STAGES = ("tokenizer", "text", "copying", "phrases", "questions", "multimodal", "practice", "export")
+STAGES = ("tokenizer", "text", "phrases", "questions", "multimodal", "practice", "export")
 #: Those that can start from a finished model.
 LATE_STAGES = ("practice", "export")
 
-#: Stages that train the decoder alone, and those that train compressor, mixers or both; each starts from the last of
-#: its kind before it that ran.
-_TEXT_STAGES, _MODEL_STAGES = ("text", "copying"), ("phrases", "questions", "multimodal", "practice")
+#: Stages that train compressor, mixers or both; each starts from the last of those before it that ran.
+_MODEL_STAGES = ("phrases", "questions", "multimodal", "practice")
 #: Batches that new experts' first attention is fitted to.
 OBSERVED_STEPS = 6
 
@@ -60,8 +59,7 @@ def build_task(name: str, config: NanoConfig, out: Path) -> CountingTask:
     settings: TextSettings | PhraseSettings | MultimodalSettings = getattr(config, name)
     shards = ShardBatches.from_settings(settings.shards, settings.optimization.batch_size, tokenizer)
     if isinstance(settings, TextSettings):
-        decoder = build_decoder(config, tokenizer) if name == "text" else _pretrained_decoder(config, out, ("text",))
-        prompt = prompt_ids(tokenizer)
+        decoder, prompt = build_decoder(config, tokenizer), prompt_ids(tokenizer)
         return TextTask(decoder, prompt, shards, settings.optimization, settings.text_weight, settings.shards)
     model, vocabulary = _model_with_recall(config, out, tokenizer), PhraseVocabulary.from_tokenizer(tokenizer)
     _load_last(model, out, _MODEL_STAGES[: _MODEL_STAGES.index(name)])
@@ -76,11 +74,10 @@ def build_task(name: str, config: NanoConfig, out: Path) -> CountingTask:
     return task
 
 
-def _pretrained_decoder(config: NanoConfig, out: Path, stages: tuple[str, ...]) -> LlamaForCausalLM:
-    """The decoder as the last of some stages left it."""
+def _pretrained_decoder(config: NanoConfig, out: Path) -> LlamaForCausalLM:
+    """The decoder as the stage `text` left it."""
     decoder = build_decoder(config, InternLM2Tokenizer.from_pretrained(out / "tokenizer"))
-    if not _load_last(decoder, out, stages):
-        raise ValueError(f"expected a pretrained decoder in {out / 'text'}, got none. Run the stage 'text' first.")
+    load_trained(decoder, out / "text")
     return decoder
 
 
@@ -90,17 +87,16 @@ def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokeni
         model = MoAIForConditionalGeneration.from_pretrained(config.start, dtype=torch.float32)
         torch.manual_seed(config.seed + 1)
     else:
-        model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out, _TEXT_STAGES))
+        model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out))
     model.recall = PhraseRecall(model.config.text_config.hidden_size)
     return model
 
 
-def _load_last(model: nn.Module, out: Path, stages: tuple[str, ...]) -> bool:
-    """Load what the last of some stages trained; False where none of them has run."""
+def _load_last(model: MoAIForConditionalGeneration, out: Path, stages: tuple[str, ...]) -> None:
+    """Load what the last of some stages trained, where one of them has run."""
     found = [stage for stage in stages if has_checkpoint(out / stage)]
     if found:
         load_trained(model, out / found[-1])
-    return bool(found)
 
 
 @torch.no_grad()
@@ -126,7 +122,7 @@ def _launch_stage(name: str, config: NanoConfig, out: Path) -> None:
     """Train a stage in processes of one thread each, which find the recipe beside the stage's checkpoints."""
     recipe = out / name / "recipe.json"
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(json.dumps(asdict(config), default=str, indent=1), encoding="utf-8")
+    recipe.write_text(json.dumps(to_plain(config), indent=1), encoding="utf-8")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     words = ["--config", str(recipe), "--out", str(out), "--stage", name]
     if code := launch_processes(config.num_ranks, words, module="recipes.nano"):
@@ -174,7 +170,7 @@ def export_text_reader(config: NanoConfig, out: Path, target: Path) -> None:
         out: The run's folder.
         target: Folder for :meth:`moai.evaluation.text_reader.TextReader.from_pretrained`.
     """
-    decoder = _pretrained_decoder(config, out, _TEXT_STAGES)
+    decoder = _pretrained_decoder(config, out)
     target.mkdir(parents=True, exist_ok=True)
     decoder.half().save_pretrained(target)
     InternLM2Tokenizer.from_pretrained(out / "tokenizer").save_pretrained(target)
@@ -201,7 +197,7 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
         InternLM2Tokenizer.from_pretrained(config.start).save_pretrained(out / "tokenizer")
     elif "tokenizer" in stages and not (out / "tokenizer" / "tokenizer.model").is_file():
         train_nano_tokenizer(out / "tokenizer", **config.tokenizer)
-    for stage in (*_TEXT_STAGES, *_MODEL_STAGES):
+    for stage in ("text", *_MODEL_STAGES):
         if getattr(config, stage) is not None and stage in stages:
             _train_stage(stage, config, out)
     if (config.multimodal or config.start) is not None and "export" in stages:

@@ -7,7 +7,7 @@ backbone's stride-16 map and of the mask features; they are shed by the export.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from moai.scenes.vocabulary import PANOPTIC_NAMES, STUFF_NAMES
 from moai.settings import settings
-from moai.training.task import Batch
 from recipes.stages import StageSettings
 
 from .backbone import (
@@ -38,7 +37,6 @@ __all__ = ["Mask2FormerSettings", "Mask2FormerTask", "SegmenterWithNames", "buil
 PANOPTIC_CLASS = np.array([PANOPTIC_NAMES.index(name) if name in PANOPTIC_NAMES else -1 for name in SCENE_NAMES])
 _BACKBONE_STRIDE, _MASK_STRIDE, _LABEL_STRIDE = 16, 4, 2
 _OBJECT_WEIGHT = 3.0  # three cells in four show stuff, which is soon learned
-_LOOK_EVERY = 10  # steps between looks at the last layer's parts of the loss: they cost a matching of their own
 
 
 @settings(kw_only=True)
@@ -162,41 +160,21 @@ class Mask2FormerTask(SceneTask):
         scenes: Scenes of a step.
     """
 
-    count_names = [f"{word}_{name}" for name in ("named", "class", "mask", "dice") for word in ("right", "asked")]
+    count_names = ["right_named", "asked_named"]
 
     def __init__(self, model: SegmenterWithNames, settings: Mask2FormerSettings, scenes: SceneBatches) -> None:
         super().__init__(model, settings.optimization, scenes)
         self.names_weight = settings.names_weight
 
-    def batch(self, step: int, place: int) -> Batch:
-        """Scenes, and whether the last layer's losses are asked for."""
-        found = super().batch(step, place)
-        return replace(found, inputs=(found.inputs, step % _LOOK_EVERY == 0))
-
-    def step(self, inputs: tuple[list[TrainingScene], bool]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss summed over scenes; share of named cells and the last layer's losses."""
-        scenes, is_looking = inputs
-        targets = [segmentation_targets(scene) for scene in scenes]
-        names_map = torch.from_numpy(np.stack([map_of_names(scene) for scene in scenes]))
+    def step(self, inputs: list[TrainingScene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss summed over scenes, and the share of named cells."""
+        targets = [segmentation_targets(scene) for scene in inputs]
+        names_map = torch.from_numpy(np.stack([map_of_names(scene) for scene in inputs]))
         output, names_loss, right = self.model(
-            pixels_of(scenes), names_map, [masks for masks, _ in targets], [classes for _, classes in targets]
+            pixels_of(inputs), names_map, [masks for masks, _ in targets], [classes for _, classes in targets]
         )
-        means = {"named": float(right)}
-        if is_looking:
-            means |= self._last_layer_losses(output, targets)
-        loss = (output.loss + self.names_weight * names_loss) * len(scenes)
-        return loss, self.means(means, len(scenes))
-
-    @torch.no_grad()
-    def _last_layer_losses(self, output: Any, targets: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
-        criterion = self.model.segmenter.criterion
-        masks, classes = [m for m, _ in targets], [c for _, c in targets]
-        losses = criterion(output.masks_queries_logits, output.class_queries_logits, masks, classes)
-        return {
-            "class": float(losses["loss_cross_entropy"]),
-            "mask": float(losses["loss_mask"]),
-            "dice": float(losses["loss_dice"]),
-        }
+        loss = (output.loss + self.names_weight * names_loss) * len(inputs)
+        return loss, self.means({"named": float(right)}, len(inputs))
 
 
 def segmentation_targets(scene: TrainingScene) -> tuple[torch.Tensor, torch.Tensor]:

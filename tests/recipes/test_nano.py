@@ -61,7 +61,6 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
         "questions": stage(
             4,
             questions_per_scene=2,
-            first_stage_steps=0,
             without_auxiliary_share=0.0,
             recall_weight=0.1,
             shards={"seed": 3},
@@ -69,14 +68,12 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
         "practice": stage(
             4,
             questions_per_scene=2,
-            first_stage_steps=0,
             without_auxiliary_share=0.0,
             shards={"seed": 4, "sign_probability": 1.0, "unseen_word_share": 1.0},
         ),
         "multimodal": stage(
             multimodal_steps,
             questions_per_scene=2,
-            first_stage_steps=3,
             without_auxiliary_share=0.2,
             recall_weight=0.1,
             shards={"with_pictures": True, "seed": 1},
@@ -140,6 +137,19 @@ def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
         load_nano_config(write_recipe(tmp_path / "r.yaml", recipe))
 
 
+@pytest.mark.parametrize("stage", TRAINED)
+def test_stage_goes_on_bit_by_bit_when_its_last_step_is_lost(trained, tmp_path, stage):
+    recipe, unbroken = trained
+    for name in ("tokenizer", *TRAINED):
+        shutil.copytree(unbroken / name, tmp_path / name)
+    last = max((tmp_path / stage / "checkpoints").glob("step-*"))
+    shutil.rmtree(last)  # as after a kill in that step
+    main(["--config", str(recipe), "--out", str(tmp_path), "--stage", stage])
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (last / name).read_bytes() == (unbroken / stage / "checkpoints" / last.name / name).read_bytes(), name
+
+
+@pytest.mark.slow
 def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     recipe, unbroken = trained
     out = tmp_path / "run"

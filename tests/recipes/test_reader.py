@@ -117,7 +117,7 @@ def test_missing_questions_are_told_when_the_file_is_not_there(run: Path, tmp_pa
     words[words.index(str(run / "questions.jsonl"))] = str(tmp_path / "none.jsonl")
     with pytest.raises(SystemExit):
         main(words)
-    assert "expected a file of questions" in capsys.readouterr().err
+    assert "which does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,5 +126,5 @@ def test_missing_questions_are_told_when_the_file_is_not_there(run: Path, tmp_pa
 def test_malformed_line_is_named_when_questions_are_read(run: Path, tmp_path: Path, line: str) -> None:
     (tmp_path / "bad.jsonl").write_text(line + "\n", encoding="utf-8")
     tokenizer = TextReader.from_pretrained(run / "start").tokenizer
-    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: expected `image`, `kind`"):
+    with pytest.raises(ValueError, match=r"bad\.jsonl:1: expected `image`, `kind`"):
         read_questions([tmp_path / "bad.jsonl"], run / "cache", tokenizer)
