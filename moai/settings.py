@@ -1,7 +1,8 @@
 """Settings: dataclasses of pydantic, read from YAML files, mappings and ``key=value`` overrides.
 
 A class of settings is declared with :func:`settings`; whole numbers and truth values are annotated
-:class:`pydantic.StrictInt` and :class:`pydantic.StrictBool`, so that nothing is converted silently.
+:class:`pydantic.StrictInt` and :class:`pydantic.StrictBool`, other numbers :data:`Number`, so that nothing is converted
+silently.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 
@@ -21,12 +22,24 @@ from .import_utils import require
 
 require("pydantic", purpose="Reading settings")
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError  # noqa: E402
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError  # noqa: E402
 from pydantic.dataclasses import dataclass  # noqa: E402
+from pydantic_core import PydanticKnownError  # noqa: E402
 
-__all__ = ["apply_overrides", "load_settings", "read_yaml", "settings", "to_plain"]
+__all__ = ["Number", "apply_overrides", "load_settings", "read_yaml", "settings", "to_plain"]
 
 Settings = TypeVar("Settings")
+
+
+def _refuse_truth_value(value: Any) -> Any:
+    """``true`` is no number, though it is Python's 1."""
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+#: A number; ``1e-3``, which YAML 1.1 reads as text, is one too.
+Number = Annotated[float, BeforeValidator(_refuse_truth_value)]
 
 _EXPECTED = {
     "int": "a whole number",

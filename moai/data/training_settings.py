@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, StrictInt
 
 from moai.scenes.scenes import QUESTION_KINDS
-from moai.settings import load_settings, settings
+from moai.settings import Number, load_settings, settings
 
 __all__ = ["CHECKS", "MAPS", "MISSING_ACTIONS", "VERBALIZATIONS", "DataSettings", "SceneSource", "SourceSettings"]
 
@@ -68,9 +68,9 @@ class SceneSource:
     num_objects: tuple[StrictInt, StrictInt] = (1, 6)
     num_questions: _Positive = 4
     kinds: tuple[str, ...] = QUESTION_KINDS
-    sign_probability: float = 0.6
-    unseen_word_share: float | None = None
-    noise: Annotated[float, Field(ge=0)] = 1.0
+    sign_probability: Number = 0.6
+    unseen_word_share: Number | None = None
+    noise: Annotated[Number, Field(ge=0)] = 1.0
 
 
 @settings
@@ -147,7 +147,7 @@ class DataSettings:
     on_missing: _MissingAction = "error"
     kinds: tuple[str, ...] | None = None
     map: _Map = "auto"
-    timeout_s: float | None = 30.0
+    timeout_s: Number | None = 30.0
     max_length: _Positive | None = None
     max_images: _Positive = 8
     max_bad_rows: _Count = 0

@@ -14,8 +14,8 @@ from pydantic import StrictBool, StrictInt
 
 from moai.models.moai.partial_lora import TARGET_LINEARS
 from moai.models.moai.pretrained_model import MoAIPreTrainedModel
+from moai.settings import Number, settings, to_plain
 from moai.settings import load_settings as load_any_settings
-from moai.settings import settings, to_plain
 
 __all__ = [
     "ModelSettings",
@@ -113,8 +113,8 @@ class TrainedParts:
     projector: StrictBool = True
     vision_tower: StrictBool = False
     lora_rank: StrictInt = 64
-    lora_alpha: float | None = None
-    lora_dropout: float = 0.05
+    lora_alpha: Number | None = None
+    lora_dropout: Number = 0.05
     lora_linears: tuple[str, ...] = TARGET_LINEARS
 
     def __post_init__(self) -> None:
@@ -153,19 +153,19 @@ class OptimizationSettings:
     """
 
     num_steps: StrictInt | None = None
-    num_epochs: float | None = None
+    num_epochs: Number | None = None
     batch_size: StrictInt = 16
     micro_batch_size: StrictInt = 4
     samples_per_picture: StrictInt = 1
-    learning_rate: float = 1e-4
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    warmup_share: float = 0.03
-    final_share: float = 0.0
+    learning_rate: Number = 1e-4
+    learning_rates: dict[str, Number] = field(default_factory=dict)
+    warmup_share: Number = 0.03
+    final_share: Number = 0.0
     optimizer: Literal["adamw", "muon"] = "adamw"
-    weight_decay: float = 0.05
-    betas: tuple[float, ...] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    clip_norm: float = 1.0
+    weight_decay: Number = 0.05
+    betas: tuple[Number, ...] = (0.9, 0.999)
+    epsilon: Number = 1e-8
+    clip_norm: Number = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     is_length_grouped: StrictBool = True
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import StrictInt
 
-from moai.settings import load_settings, settings
+from moai.settings import Number, load_settings, settings
 from recipes.stages import StageSettings
 
 from .scene_shards import ShardSettings
@@ -42,7 +42,7 @@ class TextSettings(StageSettings):
     """
 
     shards: ShardSettings
-    text_weight: float = 0.1
+    text_weight: Number = 0.1
 
 
 @settings(kw_only=True)
@@ -65,9 +65,9 @@ class MultimodalSettings(StageSettings):
     shards: ShardSettings
     questions_per_scene: StrictInt = 6
     longest_answer: StrictInt = 48
-    without_auxiliary_share: float = 0.1
-    kind_weights: dict[str, float] = field(default_factory=dict)
-    recall_weight: float = 0.0
+    without_auxiliary_share: Number = 0.1
+    kind_weights: dict[str, Number] = field(default_factory=dict)
+    recall_weight: Number = 0.0
     vision: dict[str, Any] = field(default_factory=dict)
     compressor: dict[str, Any] = field(default_factory=dict)
     mixer: dict[str, Any] = field(default_factory=dict)

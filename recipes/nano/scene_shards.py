@@ -14,7 +14,7 @@ from pydantic import StrictBool, StrictInt
 
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
-from moai.settings import settings
+from moai.settings import Number, settings
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
 __all__ = [
@@ -55,12 +55,12 @@ class ShardSettings:
     image_size: StrictInt = 96
     seed: StrictInt = 0
     curriculum: tuple[tuple[int, int], ...] = ((0, 6),)
-    truth_share: float = 0.2
-    listing_share: float = 1.0
+    truth_share: Number = 0.2
+    listing_share: Number = 1.0
     kinds: tuple[str, ...] = QUESTION_KINDS
-    sign_probability: float = 0.6
-    unseen_word_share: float | None = None
-    partial_share: float = 0.0
+    sign_probability: Number = 0.6
+    unseen_word_share: Number | None = None
+    partial_share: Number = 0.0
     with_pictures: StrictBool = False
 
     def most_objects(self, shard: int) -> int:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
 from moai.scenes.vocabulary import PANOPTIC_NAMES, STUFF_NAMES
-from moai.settings import settings
+from moai.settings import Number, settings
 from recipes.stages import StageSettings
 
 from .backbone import (
@@ -51,7 +51,7 @@ class Mask2FormerSettings(StageSettings):
 
     model: dict[str, Any] = field(default_factory=dict)
     num_frozen_stages: StrictInt = 2
-    names_weight: float = 1.0
+    names_weight: Number = 1.0
 
 
 def build_mask2former(settings: Mask2FormerSettings) -> Mask2FormerForUniversalSegmentation:

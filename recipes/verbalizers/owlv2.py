@@ -27,7 +27,7 @@ from transformers import (
     Owlv2Processor,
 )
 
-from moai.settings import settings
+from moai.settings import Number, settings
 from recipes.stages import StageSettings
 from verbalizers.psgtr.loss_psgtr import generalized_box_iou, to_corners
 
@@ -57,9 +57,9 @@ class Owlv2Settings(StageSettings):
     vision: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     num_merges: StrictInt = 400
-    box_weight: float = 5.0
-    giou_weight: float = 2.0
-    class_weight: float = 2.0
+    box_weight: Number = 5.0
+    giou_weight: Number = 2.0
+    class_weight: Number = 2.0
     first_shard: StrictInt = 0
 
 
