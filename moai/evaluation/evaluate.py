@@ -30,8 +30,8 @@ from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
 from moai.settings import settings
 from moai.training.moai_task import draw_routing
 from verbalizers import WordSettings
-from verbalizers.base import Verbalizer
-from verbalizers.scene import parse_scene, verbalize_scene
+from verbalizers.core.base import Verbalizer
+from verbalizers.core.scene import parse_scene, verbalize_scene
 
 from .intervals import wilson_interval
 from .metrics import is_right, name_f1
@@ -64,7 +64,7 @@ class AskedQuestion:
         answer: What is right, from the truth.
         image: uint8 (H, W, 3).
         auxiliary_text: Verbalization of the image.
-        auxiliary_image: uint8 (H, W, 3) segmentation map that goes with it.
+        auxiliary_image: uint8 (H, W, 3) segmentation map that goes with it; None where segmentation is silent.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class AskedQuestion:
     answer: str
     image: np.ndarray
     auxiliary_text: str
-    auxiliary_image: np.ndarray
+    auxiliary_image: np.ndarray | None
 
 
 #: Questions with the answers that a model gave.
@@ -156,7 +156,7 @@ def collect_questions(
         else:
             findings = _look(sample, verbalizers, words, Random(f"{seed} {sample.index}"), noise, said)
         is_mapped = said is None or "segmentation" in said
-        painted = (findings if is_mapped else Findings()).paint_map(sample.image_size_hw)
+        painted = findings.paint_map(sample.image_size_hw) if is_mapped else None
         for asked in wanted:
             if missing[asked.kind] > 0:
                 missing[asked.kind] -= 1
@@ -198,7 +198,8 @@ def answer_questions(
     auxiliary = {}
     if has_auxiliary:
         auxiliary["auxiliary_text"] = [item.auxiliary_text for item in asked]
-        auxiliary["auxiliary_images"] = [item.auxiliary_image for item in asked]
+        if asked[0].auxiliary_image is not None:
+            auxiliary["auxiliary_images"] = [item.auxiliary_image for item in asked]
     batch = processor(
         images=[[item.image] for item in asked], questions=[item.question for item in asked], **auxiliary
     ).to(model.device)
@@ -263,7 +264,7 @@ def evaluate(model: str | Path | tuple[Any, Any], test: EvaluationSettings) -> A
     def answer(asked: Sequence[AskedQuestion], max_new_tokens: int) -> list[str]:
         routing = None
         if test.routing is not None or test.top_k is not None:
-            mixer = model.config.mixer
+            mixer = model.config.mixer_config
             chosen = test.routing or mixer.routing, test.top_k or mixer.top_k
             routing = draw_routing(*chosen, (test.seed, next(numbers)), len(model.model.mixers.layer_indices))
         return answer_questions(model, processor, asked, True, max_new_tokens, routing)
