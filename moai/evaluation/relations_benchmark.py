@@ -26,6 +26,7 @@ from verbalizers.core.boxes import box_iou
 from verbalizers.core.geometry import PREDICATES
 
 from ..checkpoints.io.lookup import find_checkpoint
+from .report import format_table
 
 __all__ = ["SEEN_AS", "RelationCounts", "count_relations", "main"]
 
@@ -141,15 +142,13 @@ def _without_relations(truth: Scene) -> Scene:
 
 def markdown_table(counts: Mapping[str, RelationCounts]) -> str:
     """One row per scene graph and predicate."""
-    rows = [
-        "| scene graph | predicate | true ones | recall | found | in pairs the truth speaks about | of them right |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    columns = ["scene graph", "predicate", "true ones", "recall", "found", "in pairs the truth speaks about"]
+    rows = []
     for name, counted in counts.items():
         for predicate, asked, right, judged, agreed, found in counted.rows():
             recall, precision = (f"{a / b:.3f}" if b else "-" for a, b in ((right, asked), (agreed, judged)))
-            rows.append(f"| {name} | {predicate} | {asked} | {recall} | {found} | {judged} | {precision} |")
-    return "\n".join(rows)
+            rows.append((name, predicate, asked, recall, found, judged, precision))
+    return format_table([*columns, "of them right"], rows, num_left=2)
 
 
 def main(arguments: list[str] | None = None) -> None:

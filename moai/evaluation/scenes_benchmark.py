@@ -17,28 +17,28 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
-import numpy as np
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-import moai  # noqa: F401  (registers the Auto classes)
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
-from moai.data.findings import Findings, FindingsReader, MissingFindingsError
-from moai.scenes.export import encode_picture
-from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
-from verbalizers import WordSettings
+from moai.data.findings import FindingsReader
+from moai.scenes.scenes import QUESTION_KINDS, Scenes
 from verbalizers.core.base import Verbalizer, build_verbalizer
-from verbalizers.core.scene import parse_scene, verbalize_scene
 from verbalizers.store.cache import VerbalizationCache
 
-from .answer_metrics import is_right, name_f1, wilson_interval
+from .evaluate import (
+    Answered,
+    Answerer,
+    AskedQuestion,
+    answer_questions,
+    ask,
+    collect_questions,
+    load_model,
+    summarise,
+)
+from .intervals import wilson_interval
+from .report import format_table
 from .text_reader import TextReader
 
 __all__ = ["AskedQuestion", "collect_questions", "evaluate_scenes", "markdown_table", "summarise"]
@@ -53,114 +53,6 @@ MOST_FREQUENT = "most_frequent"
 _NUM_COUNTED = 2000  # training scenes whose answers are counted
 
 
-@dataclass(frozen=True)
-class AskedQuestion:
-    """A test question with everything a model may see.
-
-    Attributes:
-        kind: One of ``QUESTION_KINDS``.
-        question: The question.
-        answer: What is right, from the truth.
-        image: uint8 (H, W, 3).
-        auxiliary_text: What imperfect verbalizers said.
-        auxiliary_image: uint8 (H, W, 3) segmentation map that goes with it.
-    """
-
-    kind: str
-    question: str
-    answer: str
-    image: np.ndarray
-    auxiliary_text: str
-    auxiliary_image: np.ndarray
-
-
-def collect_questions(
-    per_kind: int,
-    noise: float = 1.0,
-    image_size: int = 448,
-    num_objects: tuple[int, int] = (1, 6),
-    seed: int = 0,
-    split: str = "test",
-    kinds: Sequence[str] = QUESTION_KINDS,
-    verbalizers: Sequence[Verbalizer] = (),
-    words: WordSettings | None = None,
-    reader: FindingsReader | None = None,
-) -> Iterator[AskedQuestion]:
-    """Questions of a split in order, up to a number per kind; fewer where a cache ends before.
-
-    Args:
-        per_kind: How many of each kind.
-        noise: Strength of the verbalizers' errors; 0 = the truth.
-        image_size: Height and width of the pictures in pixels.
-        num_objects: Fewest and most objects per scene.
-        seed: Seed of the stream and of the noise.
-        split: Which scenes.
-        kinds: Which kinds.
-        verbalizers: Real ones to look at the pictures, instead of the noisy truth.
-        words: What of their findings is worth saying; None = the defaults.
-        reader: Reads what verbalizers found before, in place of looking; asking ends with the first scene it lacks.
-    """
-    missing = dict.fromkeys(kinds, per_kind)
-    scenes = Scenes(split, seed=seed, image_size=image_size, num_objects=num_objects, kinds=tuple(kinds))
-    for sample in scenes:
-        if not any(missing.values()):
-            return
-        wanted = [asked for asked in sample.questions if missing[asked.kind] > 0]
-        if not wanted:
-            continue
-        if reader is not None:
-            try:
-                findings = reader.read(encode_picture(sample.image), sample.image)
-            except MissingFindingsError:
-                return
-        else:
-            findings = _look(sample, verbalizers, words, Random(f"{seed} {sample.index}"), noise)
-        painted = findings.paint_map(sample.image_size_hw)
-        for asked in wanted:
-            if missing[asked.kind] > 0:
-                missing[asked.kind] -= 1
-                yield AskedQuestion(asked.kind, asked.question, asked.answer, sample.image, findings.text, painted)
-
-
-def _look(
-    sample: SceneSample, verbalizers: Sequence[Verbalizer], words: WordSettings | None, rng: Random, noise: float
-) -> Findings:
-    """What verbalizers find, or what poor ones might have found."""
-    found = parse_scene([sample.image], verbalizers)[0] if verbalizers else add_noise(sample.truth, rng, noise)
-    return Findings(verbalize_scene(found, settings=words), found)
-
-
-@torch.inference_mode()
-def answer_questions(
-    model: Any, processor: Any, asked: Sequence[AskedQuestion], has_auxiliary: bool, max_new_tokens: int
-) -> list[str]:
-    """Answers of one batch, greedy.
-
-    Args:
-        model: MoAIForConditionalGeneration.
-        processor: Its processor.
-        asked: The batch.
-        has_auxiliary: Whether verbalization and map are given.
-        max_new_tokens: Bound on each answer.
-    """
-    auxiliary = {}
-    if has_auxiliary:
-        auxiliary["auxiliary_text"] = [item.auxiliary_text for item in asked]
-        auxiliary["auxiliary_images"] = [item.auxiliary_image for item in asked]
-    batch = processor(
-        images=[[item.image] for item in asked], questions=[item.question for item in asked], **auxiliary
-    ).to(model.device)
-    generated = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-    texts = processor.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
-
-
-def _batches(items: Iterable[AskedQuestion], size: int) -> Iterator[list[AskedQuestion]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
 def evaluate_scenes(
     model: Any,
     processor: Any,
@@ -169,7 +61,7 @@ def evaluate_scenes(
     batch_size: int = 32,
     text_reader: TextReader | None = None,
     picture_reader: Any = None,
-) -> dict[str, list[tuple[AskedQuestion, str]]]:
+) -> dict[str, Answered]:
     """Ask everything under each condition.
 
     Args:
@@ -185,24 +77,19 @@ def evaluate_scenes(
     Returns:
         By condition: pairs of question and answer.
     """
-    baselines = {PICTURE_READER: picture_reader, TEXT_READER: text_reader}
-    conditions = (*conditions, *(name for name, reader in baselines.items() if reader is not None))
-    answered: dict[str, list[tuple[AskedQuestion, str]]] = {condition: [] for condition in conditions}
-    for batch in _batches(questions, batch_size):
-        # Descriptions are long, the rest is short: apart, so that short answers do not wait.
-        for is_long in (False, True):
-            part = [item for item in batch if (item.kind == "description") == is_long]
-            for condition in conditions if part else ():
-                bound = 160 if is_long else 24
-                if condition == TEXT_READER:
-                    texts = [item.auxiliary_text for item in part]
-                    given = text_reader.answer(texts, [item.question for item in part], bound)
-                elif condition == PICTURE_READER:
-                    given = answer_questions(picture_reader, processor, part, False, bound)
-                else:
-                    given = answer_questions(model, processor, part, condition == "with_auxiliary", bound)
-                answered[condition] += zip(part, given, strict=True)
-    return answered
+
+    def show(reader: Any, has_auxiliary: bool) -> Answerer:
+        return lambda part, bound: answer_questions(reader, processor, part, has_auxiliary, bound)
+
+    def read(part: Sequence[AskedQuestion], bound: int) -> list[str]:
+        return text_reader.answer([item.auxiliary_text for item in part], [item.question for item in part], bound)
+
+    answerers = {name: show(model, name == "with_auxiliary") for name in conditions}
+    if picture_reader is not None:
+        answerers[PICTURE_READER] = show(picture_reader, False)
+    if text_reader is not None:
+        answerers[TEXT_READER] = read
+    return ask(questions, answerers, batch_size)
 
 
 def most_frequent_answers(kinds: Sequence[str] = QUESTION_KINDS, num_scenes: int = _NUM_COUNTED) -> dict[str, str]:
@@ -219,30 +106,6 @@ def most_frequent_answers(kinds: Sequence[str] = QUESTION_KINDS, num_scenes: int
     return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items() if answers}
 
 
-def summarise(answered: Sequence[tuple[AskedQuestion, str]]) -> dict[str, dict[str, Any]]:
-    """Per kind: questions, accuracy and its 95 % interval; for descriptions the mean F1 of the names mentioned.
-
-    Args:
-        answered: Pairs of question and answer.
-    """
-    table: dict[str, dict[str, Any]] = {}
-    for kind in QUESTION_KINDS:
-        pairs = [(item.answer, given) for item, given in answered if item.kind == kind]
-        if not pairs:
-            continue
-        if kind == "description":
-            scores = np.array([name_f1(*pair) for pair in pairs])
-            reach = 1.96 * scores.std() / np.sqrt(len(scores))
-            low, high = max(0.0, scores.mean() - reach), min(1.0, scores.mean() + reach)
-            row = {"measure": "name F1", "value": float(scores.mean())}
-        else:
-            right = sum(is_right(*pair) for pair in pairs)
-            low, high = wilson_interval(right, len(pairs))
-            row = {"measure": "accuracy", "value": right / len(pairs), "right": right}
-        table[kind] = {"asked": len(pairs), **row, "interval95": [float(low), float(high)]}
-    return table
-
-
 def markdown_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """A table with one row per kind and one column per condition.
 
@@ -250,20 +113,16 @@ def markdown_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         results: By condition, what :func:`summarise` returned.
     """
     names = list(results)
-    kinds = [kind for kind in QUESTION_KINDS if any(kind in results[name] for name in names)]
-    lines = [
-        "| question | asked | " + " | ".join(name.replace("_", " ") for name in names) + " |",
-        "|---" * (len(names) + 2) + "|",
-    ]
-    for kind in kinds:
+    rows = []
+    for kind in [kind for kind in QUESTION_KINDS if any(kind in rows for rows in results.values())]:
         cells = []
         for name in names:
             row = results[name][kind]
             low, high = row["interval95"]
             cells.append(f"{100 * row['value']:.1f} ({100 * low:.1f}-{100 * high:.1f})")
         label = f"{kind} (name F1)" if kind == "description" else kind
-        lines.append(f"| {label} | {results[names[0]][kind]['asked']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([label, results[names[0]][kind]["asked"], *cells])
+    return format_table(["question", "asked", *(name.replace("_", " ") for name in names)], rows)
 
 
 def overall_line(condition: str, rows: dict[str, dict[str, Any]]) -> str:
@@ -322,11 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("expected --cache or --real, got both. The cache holds what real verbalizers found.")
 
     started = time.monotonic()
-    model, picture_reader = (
-        None if folder is None else AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        for folder in (chosen.model, chosen.picture_reader)
-    )
-    processor = AutoProcessor.from_pretrained(chosen.model)
+    model, processor = load_model(chosen.model)
+    picture_reader = None if chosen.picture_reader is None else load_model(chosen.picture_reader)[0]
     kinds = tuple(chosen.kind or QUESTION_KINDS)
     verbalizers, spoken = _real_verbalizers(chosen.model, chosen.real)
     cached = None if chosen.cache is None else FindingsReader(VerbalizationCache(chosen.cache))

@@ -30,7 +30,8 @@ from verbalizers.core.boxes import box_iou
 from verbalizers.core.structures import Detections, Relations, Segments, TextLines
 from verbalizers.core.words import strip_coco_suffixes
 
-from .answer_metrics import wilson_interval
+from .intervals import wilson_interval
+from .report import format_table
 
 __all__ = ["SCORES", "BoxScore", "PanopticScore", "RelationScore", "TextScore", "evaluate_verbalizers", "main"]
 
@@ -277,12 +278,12 @@ def bundled_verbalizers(folder: Path, kinds: Sequence[str]) -> list[Verbalizer]:
 
 def markdown_table(measured: Sequence[Measured]) -> str:
     """One row per measure."""
-    rows = ["| kind | measure | value | scenes |", "| --- | --- | ---: | ---: |"]
-    for result in measured:
-        for name, value in result.scores.items():
-            shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-            rows.append(f"| {result.kind} | {name} | {shown} | {result.num_scenes} |")
-    return "\n".join(rows)
+    rows = [
+        (result.kind, name, f"{value:.3f}" if isinstance(value, float) else value, result.num_scenes)
+        for result in measured
+        for name, value in result.scores.items()
+    ]
+    return format_table(["kind", "measure", "value", "scenes"], rows, num_left=2)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "MoAITask",
     "TrainingStep",
     "count_targets",
+    "draw_routing",
     "mean_routing",
     "routing_sums",
     "target_window",
@@ -94,6 +95,25 @@ def mean_routing(sums: torch.Tensor) -> dict[str, Any]:
     return result
 
 
+def draw_routing(mode: str, top_k: int, seed: tuple[int, ...], num_layers: int) -> dict[str, Any] | torch.Tensor:
+    """The ``routing`` of one forward pass, as :func:`mixer.resolve_routing` takes it.
+
+    Args:
+        mode: ``gated``, ``uniform``, ``random_expert``, or ``random_weights``: weights from a flat Dirichlet
+            distribution.
+        top_k: Experts mixed per token where gates decide.
+        seed: Numbers that decide what is random.
+        num_layers: Number M of mixer layers.
+
+    Returns:
+        A mapping; of random weights the weights ``(M, 2, 3)``, float32.
+    """
+    number = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    if mode == "random_weights":
+        return torch.from_numpy(np.random.default_rng(number).dirichlet(np.ones(3), (num_layers, 2))).float()
+    return {"mode": mode, "top_k": top_k} | ({"seed": number} if mode == "random_expert" else {})
+
+
 class TrainingStep(nn.Module):
     """The model with its loss; its outputs are the loss and numbers without gradient.
 
@@ -114,7 +134,7 @@ class TrainingStep(nn.Module):
         self._no_split_modules = sorted(present & set(getattr(inner, "_no_split_modules", ()) or ()))
 
     def forward(
-        self, batch: Mapping[str, torch.Tensor], routing: Mapping[str, Any], window: int
+        self, batch: Mapping[str, torch.Tensor], routing: Mapping[str, Any] | torch.Tensor, window: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the loss.
 
@@ -202,18 +222,15 @@ class MoAITask(Task):
         for number, samples in enumerate(loader):
             yield self._batch(samples, self._routing(first_step + number // per_step))
 
-    def _batch(self, samples: Mapping[str, torch.Tensor], routing: Mapping[str, Any]) -> Batch:
+    def _batch(self, samples: Mapping[str, torch.Tensor], routing: Mapping[str, Any] | torch.Tensor) -> Batch:
         labels = samples["labels"]
         inputs = {"samples": dict(samples), "routing": routing, "window": target_window(labels)}
         return Batch(inputs, count_targets(labels), float(samples["attention_mask"].sum()))
 
-    def _routing(self, step: int) -> dict[str, Any]:
-        """Stage 1: one expert, drawn from seed and step alone, so that all ranks draw alike."""
-        settings = self.settings
-        routing: dict[str, Any] = {"mode": settings.routing_mode, "top_k": settings.top_k}
-        if settings.routing_mode == "random_expert":
-            routing["seed"] = int(np.random.SeedSequence((settings.seed, step, 1)).generate_state(1)[0])
-        return routing
+    def _routing(self, step: int) -> dict[str, Any] | torch.Tensor:
+        """Routing of a step; what is random in it depends on seed and step alone, so that all ranks draw alike."""
+        settings, num_mixers = self.settings, self.training_step.num_mixers
+        return draw_routing(settings.routing_mode, settings.top_k, (settings.seed, step, 1), num_mixers)
 
     def step(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See :class:`TrainingStep`; the counters are :func:`routing_sums`."""
@@ -248,6 +265,7 @@ class MoAITask(Task):
         settings, size = self.settings, self.settings.optimization.micro_batch_size
         chosen = range(place * size, min((place + 1) * size, len(self.validation)))
         # One drawn expert would be one opinion: every batch has its own, the same at every measurement.
-        seed = settings.seed + place if "random" in settings.routing_mode else settings.seed
-        routing = {"mode": settings.routing_mode, "top_k": settings.top_k, "seed": seed}
+        routing: Any = {"mode": settings.routing_mode, "top_k": settings.top_k, "seed": settings.seed + place}
+        if settings.routing_mode == "random_weights":
+            routing = draw_routing("random_weights", 3, (settings.seed, place), self.training_step.num_mixers)
         return self._batch(self.collator([self.validation[index] for index in chosen]), routing)

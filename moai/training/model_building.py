@@ -21,6 +21,7 @@ from moai.processing.processing_moai import MoAIProcessor
 from verbalizers.core.durable_files import atomic_folder
 
 from .train_settings import TrainSettings
+from .trained_parts import part_of
 
 __all__ = [
     "BuiltModel",
@@ -33,7 +34,7 @@ __all__ = [
     "prepare_start",
 ]
 
-_PART_NAMES = {"projector": PROJECTOR, "compressor": "compressor", "mixers": "mixers"}
+_LATENTS = "model.compressor.latents.weight"
 
 
 def is_adapter_folder(path: str | Path) -> bool:
@@ -115,23 +116,32 @@ def _renew(start: str, settings: TrainSettings) -> MoAIForConditionalGeneration:
     """A checkpoint with some parts drawn anew, perhaps in other sizes."""
     chosen = settings.model
     old = MoAIForConditionalGeneration.from_pretrained(start, dtype="auto")
-    fields = old.config.to_dict()
-    fresh = set(chosen.fresh_parts)
+    fields, fresh, resized = old.config.to_dict(), set(chosen.fresh_parts), set()
     for name, part, changes in (
         ("compressor", "compressor", chosen.compressor),
         ("mixer", "mixers", chosen.mixer),
     ):
         if changes:
             fields[name] = {**fields[name], **changes}
-            fresh.add(part)
+            (resized if chosen.keeps_fitting else fresh).add(part)
+    for parts in (fresh, resized):
+        parts |= {"gates"} if "mixers" in parts else set()
     torch.manual_seed(settings.seed)
     model = MoAIForConditionalGeneration(MoAIConfig.from_dict(fields)).to(old.dtype)
-    prefixes = tuple(f"model.{_PART_NAMES[part]}." for part in fresh)
-    kept = {name: value for name, value in old.state_dict().items() if not name.startswith(prefixes)}
-    missing = [name for name in model.load_state_dict(kept, strict=False).missing_keys if not name.startswith(prefixes)]
-    assert not missing, missing
+    new, kept = model.state_dict(), {}
+    for name, value in old.state_dict().items():
+        if name == _LATENTS and "compressor" in resized and len(new[name]) < len(value):
+            value = value[torch.linspace(0, len(value) - 1, len(new[name])).round().long()]
+        if part_of(name) not in fresh and (part_of(name) not in resized or _fits(value, new.get(name))):
+            kept[name] = value
+    missing = model.load_state_dict(kept, strict=False).missing_keys
+    assert all(part_of(name) in fresh | resized for name in missing), missing
     model.generation_config = old.generation_config
     return model
+
+
+def _fits(value: torch.Tensor, other: torch.Tensor | None) -> bool:
+    return other is not None and value.shape == other.shape
 
 
 def copy_verbalizer_settings(source: str | Path, target: Path) -> None:

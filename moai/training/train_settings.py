@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "bfloat16", "float16")
-FRESH_PARTS = ("projector", "compressor", "mixers")
+FRESH_PARTS = ("projector", "compressor", "mixers", "gates")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -51,7 +51,10 @@ class ModelSettings:
         compressor: Fields of ``CompressorConfig``; with ``path`` they lie over the checkpoint's, and the compressor
             starts anew.
         mixer: Fields of ``MixerConfig``, likewise.
-        fresh_parts: Parts of the checkpoint to start anew: ``projector``, ``compressor``, ``mixers``.
+        fresh_parts: Parts of the checkpoint to start anew: ``projector``, ``compressor``, ``mixers`` (gates included),
+            ``gates``.
+        keeps_fitting: A compressor or mixer of another size keeps the checkpoint's tensors whose shapes stay the same,
+            and evenly chosen ones of its latents where there are fewer.
         dtype: Of frozen weights in memory; None = the checkpoint's. Trained parameters are float32 always.
         quantization: ``none``, ``nf4`` or ``int8``: the decoder's frozen linears (QLoRA, arXiv 2305.14314).
         attn_implementation: ``sdpa``, ``flash_attention_2``, ...; None = transformers' choice.
@@ -66,6 +69,7 @@ class ModelSettings:
     compressor: dict[str, Any] = field(default_factory=dict)
     mixer: dict[str, Any] = field(default_factory=dict)
     fresh_parts: tuple[str, ...] = ()
+    keeps_fitting: StrictBool = False
     dtype: str | None = None
     quantization: Literal["none", "nf4", "int8"] = "none"
     attn_implementation: str | None = None
@@ -288,8 +292,9 @@ class TrainSettings(RunSettings):
         train: What is trained.
         data: Fields of :class:`moai.data.training_data.DataSettings`.
         validation: The same for samples that are not learned from; their loss is logged and drawn.
-        routing: None = the stage's own (``random_expert`` in stage 1, ``gated`` in stage 2), or ``uniform``,
-            ``random_expert``, ``gated``: the ablations.
+        routing: None = the stage's own (``random_expert`` in stage 1, ``gated`` in stage 2), or ``gated``, ``uniform``,
+            ``random_expert``, ``random_weights`` (from a flat Dirichlet distribution, others at every step): the
+            ablations.
         top_k: Experts mixed per token when the gates decide.
     """
 
@@ -298,7 +303,7 @@ class TrainSettings(RunSettings):
     train: TrainedParts = field(default_factory=TrainedParts)
     data: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
-    routing: Literal["gated", "uniform", "random_expert"] | None = None
+    routing: Literal["gated", "uniform", "random_expert", "random_weights"] | None = None
     top_k: StrictInt = 3
 
     def __post_init__(self) -> None:

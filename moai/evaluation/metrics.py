@@ -1,36 +1,18 @@
-"""When an answer counts as right, and how sure a share is."""
+"""Metrics of answers: exact match, boxes by overlap, F1 of the names that a description mentions."""
 
 from __future__ import annotations
 
-import math
 import re
 from functools import lru_cache
 
 from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES, plural
 
+from .intervals import wilson_interval
+
 __all__ = ["box_iou", "is_right", "mentioned_names", "name_f1", "parse_box", "wilson_interval"]
 
 _BOX = re.compile(r"\[\s*([\d.]+)\s*,\s*([\d.]+)\s*,\s*([\d.]+)\s*,\s*([\d.]+)\s*\]")
 MIN_BOX_IOU = 0.5
-
-
-def wilson_interval(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share; 95 % by default (E. B. Wilson, JASA 22, 1927).
-
-    Args:
-        right: Successes.
-        asked: Trials, at least 1.
-        z: Quantile of the normal distribution.
-
-    Raises:
-        ValueError: Counts do not fit.
-    """
-    if asked < 1 or not 0 <= right <= asked:
-        raise ValueError(f"expected 0 <= right <= asked and asked >= 1, got {right} and {asked}.")
-    share, weight = right / asked, z * z / asked
-    centre = (share + weight / 2) / (1 + weight)
-    reach = z / (1 + weight) * math.sqrt(share * (1 - share) / asked + weight / (4 * asked))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def parse_box(text: str) -> tuple[float, float, float, float] | None:

@@ -1,0 +1,296 @@
+"""Test questions about scenes, a model's answers to them, and the accuracy of each kind.
+
+    from moai.evaluation.evaluate import EvaluationSettings, evaluate, summarise
+
+    answered = evaluate("checkpoints/moai-nano", EvaluationSettings(per_kind=100, image_size=96))
+    print(summarise(answered)["reading"])
+
+Verbalizations are the truth with realistic noise, a cache's, or made by verbalizers that look at the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, StrictInt
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import moai  # noqa: F401  (registers the Auto classes)
+from moai.checkpoints.io.lookup import find_checkpoint
+from moai.data.findings import Findings, FindingsReader, MissingFindingsError
+from moai.scenes.export import encode_picture
+from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
+from moai.settings import settings
+from moai.training.moai_task import draw_routing
+from verbalizers import WordSettings
+from verbalizers.core.base import Verbalizer
+from verbalizers.core.scene import parse_scene, verbalize_scene
+
+from .intervals import wilson_interval
+from .metrics import is_right, name_f1
+
+__all__ = [
+    "Answered",
+    "AskedQuestion",
+    "EvaluationSettings",
+    "answer_questions",
+    "ask",
+    "collect_questions",
+    "evaluate",
+    "load_model",
+    "summarise",
+]
+
+#: Kinds of questions with one right answer.
+SHORT_KINDS = tuple(kind for kind in QUESTION_KINDS if kind != "description")
+#: Bounds on the tokens of an answer: short ones, and descriptions.
+_SHORT, _LONG = 24, 160
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A test question with everything a model may see.
+
+    Attributes:
+        kind: One of ``QUESTION_KINDS``.
+        question: The question.
+        answer: What is right, from the truth.
+        image: uint8 (H, W, 3).
+        auxiliary_text: Verbalization of the image.
+        auxiliary_image: uint8 (H, W, 3) segmentation map that goes with it; None where segmentation is silent.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    image: np.ndarray
+    auxiliary_text: str
+    auxiliary_image: np.ndarray | None
+
+
+#: Questions with the answers that a model gave.
+Answered = list[tuple[AskedQuestion, str]]
+#: Answers of one batch; the second argument bounds the tokens of each.
+Answerer = Callable[[Sequence[AskedQuestion], int], list[str]]
+
+
+@settings
+class EvaluationSettings:
+    """A test on scenes whose verbalizations are the truth with noise.
+
+    Attributes:
+        per_kind: Questions of each kind.
+        kinds: Kinds of questions.
+        split: Which scenes.
+        seed: Seed of scenes, noise and random routing.
+        image_size: Height and width in pixels.
+        num_objects: Fewest and most objects per scene.
+        noise: Strength of the verbalizers' errors; 0 = the truth.
+        verbalizers: Kinds of predictions that are verbalized; None = all, the others are silent.
+        routing: Expert routing: ``gated``, ``uniform``, ``random_expert`` or ``random_weights``; None = the model's.
+        top_k: Experts mixed per token where gates decide; None = the model's.
+        batch_size: Questions per batch.
+    """
+
+    per_kind: Annotated[StrictInt, Field(ge=2)] = 100
+    kinds: tuple[Literal[QUESTION_KINDS], ...] = SHORT_KINDS
+    split: Literal["validation", "test"] = "test"
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    image_size: Annotated[StrictInt, Field(ge=1)] = 448
+    num_objects: tuple[StrictInt, StrictInt] = (1, 6)
+    noise: Annotated[float, Field(ge=0)] = 1.0
+    verbalizers: tuple[Literal["segmentation", "detection", "scene_graph", "ocr"], ...] | None = None
+    routing: Literal["gated", "uniform", "random_expert", "random_weights"] | None = None
+    top_k: Annotated[StrictInt, Field(ge=1, le=3)] | None = None
+    batch_size: Annotated[StrictInt, Field(ge=1)] = 60
+
+
+def collect_questions(
+    per_kind: int,
+    noise: float = 1.0,
+    image_size: int = 448,
+    num_objects: tuple[int, int] = (1, 6),
+    seed: int = 0,
+    split: str = "test",
+    kinds: Sequence[str] = QUESTION_KINDS,
+    verbalizers: Sequence[Verbalizer] = (),
+    words: WordSettings | None = None,
+    reader: FindingsReader | None = None,
+    said: Sequence[str] | None = None,
+) -> Iterator[AskedQuestion]:
+    """Questions of a split in order, up to a number per kind; fewer where a cache ends before.
+
+    Args:
+        per_kind: How many of each kind.
+        noise: Strength of the verbalizers' errors; 0 = the truth.
+        image_size: Height and width of the images in pixels.
+        num_objects: Fewest and most objects per scene.
+        seed: Seed of the stream and of the noise.
+        split: Which scenes.
+        kinds: Which kinds.
+        verbalizers: Real ones to look at the images, instead of the noisy truth.
+        words: What of their predictions is worth saying; None = the defaults.
+        reader: Reads what verbalizers found before, in place of looking; asking ends with the first scene it lacks.
+        said: Kinds of predictions that are verbalized, of the noisy truth or of `verbalizers`; None = all.
+    """
+    missing = dict.fromkeys(kinds, per_kind)
+    scenes = Scenes(split, seed=seed, image_size=image_size, num_objects=num_objects, kinds=tuple(kinds))
+    for sample in scenes:
+        if not any(missing.values()):
+            return
+        wanted = [asked for asked in sample.questions if missing[asked.kind] > 0]
+        if not wanted:
+            continue
+        if reader is not None:
+            try:
+                findings = reader.read(encode_picture(sample.image), sample.image)
+            except MissingFindingsError:
+                return
+        else:
+            findings = _look(sample, verbalizers, words, Random(f"{seed} {sample.index}"), noise, said)
+        is_mapped = said is None or "segmentation" in said
+        painted = findings.paint_map(sample.image_size_hw) if is_mapped else None
+        for asked in wanted:
+            if missing[asked.kind] > 0:
+                missing[asked.kind] -= 1
+                yield AskedQuestion(asked.kind, asked.question, asked.answer, sample.image, findings.text, painted)
+
+
+def _look(
+    sample: SceneSample,
+    verbalizers: Sequence[Verbalizer],
+    words: WordSettings | None,
+    rng: Random,
+    noise: float,
+    said: Sequence[str] | None,
+) -> Findings:
+    """Predictions of verbalizers, or what poor ones might have predicted."""
+    found = parse_scene([sample.image], verbalizers)[0] if verbalizers else add_noise(sample.truth, rng, noise)
+    return Findings(verbalize_scene(found, said, settings=words), found)
+
+
+@torch.inference_mode()
+def answer_questions(
+    model: Any,
+    processor: Any,
+    asked: Sequence[AskedQuestion],
+    has_auxiliary: bool,
+    max_new_tokens: int,
+    routing: Any = None,
+) -> list[str]:
+    """Answers of one batch, greedy.
+
+    Args:
+        model: MoAIForConditionalGeneration.
+        processor: Its processor.
+        asked: The batch.
+        has_auxiliary: Whether verbalization and map are given.
+        max_new_tokens: Bound on each answer.
+        routing: Expert routing, see :func:`mixer.resolve_routing`; None = the model's.
+    """
+    auxiliary = {}
+    if has_auxiliary:
+        auxiliary["auxiliary_text"] = [item.auxiliary_text for item in asked]
+        if asked[0].auxiliary_image is not None:
+            auxiliary["auxiliary_images"] = [item.auxiliary_image for item in asked]
+    batch = processor(
+        images=[[item.image] for item in asked], questions=[item.question for item in asked], **auxiliary
+    ).to(model.device)
+    chosen = {} if routing is None else {"routing": routing}
+    generated = model.generate(**batch, **chosen, max_new_tokens=max_new_tokens, do_sample=False)
+    texts = processor.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def ask(
+    questions: Iterable[AskedQuestion], answerers: Mapping[str, Answerer], batch_size: int = 32
+) -> dict[str, Answered]:
+    """Ask everybody everything.
+
+    Args:
+        questions: What is asked.
+        answerers: By name, what answers a batch.
+        batch_size: Questions per batch.
+
+    Returns:
+        By name: pairs of question and answer.
+    """
+    answered: dict[str, Answered] = {name: [] for name in answerers}
+    remaining = iter(questions)
+    while batch := list(islice(remaining, batch_size)):
+        # Descriptions are long, the rest is short: apart, so that short answers do not wait.
+        for bound in (_SHORT, _LONG):
+            part = [item for item in batch if (item.kind == "description") == (bound == _LONG)]
+            for name, answer in answerers.items() if part else ():
+                answered[name] += zip(part, answer(part, bound), strict=True)
+    return answered
+
+
+def load_model(name_or_path: str | Path) -> tuple[Any, Any]:
+    """Model in evaluation mode and processor, in float32.
+
+    Args:
+        name_or_path: A checkpoint or an adapter: folder, bundled name or hub name.
+    """
+    folder = find_checkpoint(name_or_path)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def evaluate(model: str | Path | tuple[Any, Any], test: EvaluationSettings) -> Answered:
+    """A model's answers to a test.
+
+    Args:
+        model: A checkpoint (see :func:`load_model`), or model and processor.
+        test: What is asked, and how experts are routed.
+
+    Returns:
+        Pairs of question and answer, the same questions in the same order for every model.
+    """
+    model, processor = model if isinstance(model, tuple) else load_model(model)
+    questions = collect_questions(
+        test.per_kind, test.noise, test.image_size, test.num_objects, test.seed, test.split, test.kinds,
+        said=test.verbalizers,
+    )  # fmt: skip
+    numbers = count()
+
+    def answer(asked: Sequence[AskedQuestion], max_new_tokens: int) -> list[str]:
+        routing = None
+        if test.routing is not None or test.top_k is not None:
+            mixer = model.config.mixer_config
+            chosen = test.routing or mixer.routing, test.top_k or mixer.top_k
+            routing = draw_routing(*chosen, (test.seed, next(numbers)), len(model.model.mixers.layer_indices))
+        return answer_questions(model, processor, asked, True, max_new_tokens, routing)
+
+    return ask(questions, {"model": answer}, test.batch_size)["model"]
+
+
+def summarise(answered: Sequence[tuple[AskedQuestion, str]]) -> dict[str, dict[str, Any]]:
+    """Per kind: questions, accuracy and its 95 % interval; for descriptions the mean F1 of the names mentioned.
+
+    Args:
+        answered: Pairs of question and answer.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for kind in QUESTION_KINDS:
+        pairs = [(item.answer, given) for item, given in answered if item.kind == kind]
+        if not pairs:
+            continue
+        if kind == "description":
+            scores = np.array([name_f1(*pair) for pair in pairs])
+            reach = 1.96 * scores.std() / np.sqrt(len(scores))
+            low, high = max(0.0, scores.mean() - reach), min(1.0, scores.mean() + reach)
+            row = {"measure": "name F1", "value": float(scores.mean())}
+        else:
+            right = sum(is_right(*pair) for pair in pairs)
+            low, high = wilson_interval(right, len(pairs))
+            row = {"measure": "accuracy", "value": right / len(pairs), "right": right}
+        table[kind] = {"asked": len(pairs), **row, "interval95": [float(low), float(high)]}
+    return table

@@ -1,0 +1,231 @@
+"""Sweep: every variant of a recipe is trained, tested and kept, one seed after the other.
+
+    from moai.evaluation.sweep import run_sweep
+    from moai.evaluation.sweep_settings import load_sweep_settings
+
+    run_sweep(load_sweep_settings("configs/ablation.yaml"), start="checkpoints/moai-nano", out=Path("runs/ablation"))
+
+A result is a JSON file that appears whole or not at all; training inside a variant goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from pydantic import StrictBool
+
+from moai.checkpoints.io.lookup import find_checkpoint
+from moai.settings import load_settings, settings, to_plain
+from moai.training.trainer import run_training
+from verbalizers.core.durable_files import atomic_file
+
+from .evaluate import evaluate
+from .metrics import is_right
+from .sweep_settings import SweepSettings, Variant
+
+__all__ = ["Results", "SweepResult", "load_results", "run_sweep", "select_jobs"]
+
+
+@settings
+class SweepResult:
+    """A variant's answers with one seed.
+
+    Attributes:
+        variant: Its name.
+        seed: Its seed.
+        fingerprint: Of all that decides the result.
+        kinds: Kind of each question.
+        answers: Answer to each.
+        right: Whether each is right.
+        train_seconds: Wall-clock time of training since the last interruption; 0 where nothing was trained.
+        test_seconds: Wall-clock time of the test.
+    """
+
+    variant: str
+    seed: int
+    fingerprint: str
+    kinds: tuple[str, ...]
+    answers: tuple[str, ...]
+    right: tuple[StrictBool, ...]
+    train_seconds: float
+    test_seconds: float
+
+
+#: Finished results by (variant's name, seed).
+Results = dict[tuple[str, int], SweepResult]
+
+
+def _result_path(out: Path, variant: Variant, seed: int) -> Path:
+    return out / "results" / f"{variant.name}--seed-{seed}.json"
+
+
+def hash_start(start: str) -> str:
+    """Hash of the files of a checkpoint: weights, configuration, tokenizer.
+
+    Args:
+        start: Its folder.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(start).iterdir()):
+        if path.suffix in (".safetensors", ".json", ".model"):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def fingerprint(sweep: SweepSettings, variant: Variant, seed: int, weights: str) -> str:
+    """Hash of everything that decides a result.
+
+    Args:
+        sweep: All settings.
+        variant: Which variant.
+        seed: Its seed.
+        weights: Hash of the start, see :func:`hash_start`.
+    """
+    deciding = json.dumps([sweep.deciding(variant, seed), weights], sort_keys=True, default=str)
+    return hashlib.sha256(deciding.encode()).hexdigest()[:16]
+
+
+def find_sweep_start(name_or_path: str | Path) -> str:
+    """Absolute folder of the checkpoint that all variants start from.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    folder = Path(find_checkpoint(name_or_path))
+    if not folder.is_dir():
+        raise ValueError(f"expected a checkpoint's folder as the start, got {str(name_or_path)!r}. Download it first.")
+    return str(folder.resolve())
+
+
+def load_results(sweep: SweepSettings, start: str | Path, out: Path) -> Results:
+    """The finished results of a folder.
+
+    Args:
+        sweep: All settings.
+        start: The checkpoint that all variants start from.
+        out: Folder of the sweep.
+
+    Raises:
+        ValueError: A result was made with other settings or is no result.
+    """
+    weights, found = hash_start(find_sweep_start(start)), {}
+    for seed in sweep.seeds:
+        for variant in sweep.variants:
+            path = _result_path(out, variant, seed)
+            if not path.is_file():
+                continue
+            try:
+                result = load_settings(SweepResult, json.loads(path.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise ValueError(f"expected a result of a sweep in {path}, got {error} Remove the file.") from error
+            if result.fingerprint != fingerprint(sweep, variant, seed, weights):
+                raise ValueError(
+                    f"expected results of the present settings and start in {out}, but {path.name} was made with "
+                    "others. Choose another --out, or remove that file to have it made anew."
+                )
+            found[variant.name, seed] = result
+    return found
+
+
+def select_jobs(sweep: SweepSettings, only: tuple[str, ...] = ()) -> list[tuple[Variant, int]]:
+    """What to run: seed by seed, so that whole tables are there early; what is not trained depends on no seed.
+
+    Args:
+        sweep: All settings.
+        only: Names of variants; empty = all. What they are compared with takes part.
+    """
+    chosen = [sweep.find(name) for name in only] or list(sweep.variants)
+    wanted = {one.name for variant in chosen for one in (variant, sweep.reference_of(variant))}
+    variants = [variant for variant in sweep.variants if variant.name in wanted]
+    jobs = [(variant, sweep.seeds[0]) for variant in variants if not sweep.stages_of(variant)]
+    return jobs + [(variant, seed) for seed in sweep.seeds for variant in variants if sweep.stages_of(variant)]
+
+
+def train_variant(sweep: SweepSettings, variant: Variant, seed: int, start: str, folder: Path) -> str:
+    """Train a variant stage by stage, or go on where it was stopped; what `moai train` prints goes to a file.
+
+    Args:
+        sweep: All settings.
+        variant: Which variant.
+        seed: Its seed.
+        start: Folder of the checkpoint that the first stage starts from.
+        folder: Receives one folder per stage and ``output.txt``.
+
+    Returns:
+        Folder of the trained model; ``start`` where the variant has no stage.
+
+    Raises:
+        KeyboardInterrupt: Stopped by Ctrl-C or SIGTERM; a checkpoint is kept.
+    """
+    for stage in sweep.stages_of(variant):
+        if not (folder / stage / "final").is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "output.txt").open("a", encoding="utf-8") as output, redirect_stdout(output):
+                result = run_training(sweep.recipe_of(variant, stage, seed, start, folder / stage))
+            if not result.is_finished:
+                raise KeyboardInterrupt
+        start = str(folder / stage / "final")
+    return start
+
+
+def run_sweep(
+    sweep: SweepSettings,
+    start: str | Path,
+    out: Path,
+    only: tuple[str, ...] = (),
+    report: Callable[[str], None] = lambda line: None,
+) -> Results:
+    """Run what is missing.
+
+    Args:
+        sweep: All settings.
+        start: The checkpoint that all variants start from.
+        out: Folder for results and unfinished training.
+        only: Names of variants; empty = all.
+        report: Told what begins and what came out.
+
+    Returns:
+        All finished results, earlier ones included.
+
+    Raises:
+        ValueError: There is no start, a name is unknown, or ``out`` holds results of other settings.
+        KeyboardInterrupt: Stopped; the same call goes on from there.
+    """
+    jobs, results = select_jobs(sweep, only), load_results(sweep, start, out)
+    folder = find_sweep_start(start)
+    weights = hash_start(folder)
+    for number, (variant, seed) in enumerate(jobs, 1):
+        if (variant.name, seed) in results:
+            continue
+        made_by = fingerprint(sweep, variant, seed, weights)
+        work = out / "work" / f"{variant.name}--seed-{seed}--{made_by}"
+        name = f"{number} of {len(jobs)}: {variant.name}, seed {seed}"
+        report(f"{name}: training, see {work / 'output.txt'}" if sweep.stages_of(variant) else f"{name}: test")
+        began = time.monotonic()
+        trained = train_variant(sweep, variant, seed, folder, work)
+        trained_at = time.monotonic()
+        answered = evaluate(trained, sweep.test_of(variant))
+        result = SweepResult(
+            variant.name,
+            seed,
+            made_by,
+            tuple(item.kind for item, _ in answered),
+            tuple(given for _, given in answered),
+            tuple(is_right(item.answer, given) for item, given in answered),
+            round(trained_at - began, 1) if sweep.stages_of(variant) else 0.0,
+            round(time.monotonic() - trained_at, 1),
+        )
+        with atomic_file(_result_path(out, variant, seed)) as temporary:
+            temporary.write_text(json.dumps(to_plain(result)) + "\n", encoding="utf-8")
+        shutil.rmtree(work, ignore_errors=True)
+        results[variant.name, seed] = result
+        share = 100 * sum(result.right) / len(result.right)
+        spent = result.train_seconds + result.test_seconds
+        report(f"{name}: {share:.1f} % right, {spent:.0f} s")
+    return results

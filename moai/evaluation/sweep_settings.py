@@ -1,0 +1,158 @@
+"""Settings of a sweep: variants of one training recipe and one test, read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictInt
+
+from moai.settings import apply_overrides, load_settings, settings, to_plain
+from moai.training.train_settings import TrainSettings
+
+from .evaluate import SHORT_KINDS, EvaluationSettings
+
+__all__ = ["SweepSettings", "Variant", "load_sweep_settings"]
+
+#: Settings of a recipe that make a start; later stages go on from what the first one left.
+_START_SETTINGS = ("compressor", "mixer", "fresh_parts", "keeps_fitting")
+
+
+@settings
+class Variant:
+    """One row of a table: overrides of training and of the test.
+
+    Attributes:
+        name: Short, for files and ``--only``.
+        label: For readers.
+        table: Which table it stands in.
+        train: ``key=value`` words laid over the recipe of each of its stages.
+        stages: Its stages and further words for each, in this order; None = all of the sweep's; {} = nothing is
+            trained, and the start itself is tested.
+        evaluate: ``key=value`` words laid over the test.
+        compared_with: Name of the variant that it is compared with; None = the first of the sweep.
+        worse_at: Kinds of questions at which the paper says this variant falls behind; empty where it makes no claim.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    label: str
+    table: str
+    train: tuple[str, ...] = ()
+    stages: dict[str, tuple[str, ...]] | None = None
+    evaluate: tuple[str, ...] = ()
+    compared_with: str | None = None
+    worse_at: tuple[Literal[SHORT_KINDS], ...] = ()
+
+
+@settings
+class SweepSettings:
+    """A whole sweep.
+
+    Attributes:
+        recipe: Fields of a recipe of `moai train`; the sweep sets `model.path`, `output_folder` and seeds itself.
+        stages: Stages that a variant is trained in, one after the other, and the words of each, laid over ``recipe``.
+        variants: The rows; the first is the reference.
+        evaluate: The test that all variants take.
+        seeds: Each variant is trained once per seed, which decides new weights, scenes and draws.
+
+    Raises:
+        ValueError: Names do not fit, or a variant's words are no settings of training or of the test.
+    """
+
+    recipe: dict[str, Any]
+    stages: dict[str, tuple[str, ...]]
+    variants: tuple[Variant, ...]
+    evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
+    seeds: tuple[Annotated[StrictInt, Field(ge=0)], ...] = (0,)
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"`variants` must be at least one, with names of their own, got {names}.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` must be at least one number, each once, got {self.seeds}.")
+        if unknown := set(self.evaluate.kinds) - set(SHORT_KINDS):
+            raise ValueError(f"`evaluate.kinds` must be among {SHORT_KINDS}, got {sorted(unknown)}. Remove those.")
+        for variant in self.variants:
+            if unknown := sorted(set(self.stages_of(variant)) - set(self.stages)):
+                raise ValueError(f"`stages` of {variant.name!r} must be among {list(self.stages)}, got {unknown}.")
+            self.reference_of(variant)
+            try:
+                self.test_of(variant)
+                for stage in self.stages_of(variant):
+                    load_settings(TrainSettings, self.recipe_of(variant, stage, 0, "start", Path("out")))
+            except ValueError as error:
+                raise ValueError(f"variant {variant.name!r}: {error}") from error
+
+    def find(self, name: str) -> Variant:
+        """A variant by its name.
+
+        Raises:
+            ValueError: There is none.
+        """
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise ValueError(f"expected a variant among {[one.name for one in self.variants]}, got {name!r}.")
+
+    def reference_of(self, variant: Variant) -> Variant:
+        """What a variant is compared with; itself where it is a reference."""
+        return self.find(variant.compared_with or self.variants[0].name)
+
+    def stages_of(self, variant: Variant) -> Mapping[str, tuple[str, ...]]:
+        """The stages that a variant is trained in, with its own words for each."""
+        return dict.fromkeys(self.stages, ()) if variant.stages is None else variant.stages
+
+    def recipe_of(self, variant: Variant, stage: str, seed: int, start: str, folder: Path) -> dict[str, Any]:
+        """What `moai train` gets for a stage of a variant.
+
+        Args:
+            variant: Which variant.
+            stage: Which of its stages.
+            seed: Seed of the run; it shifts the seeds of scenes too.
+            start: What the stage starts from.
+            folder: Output folder of the stage.
+        """
+        stages = self.stages_of(variant)
+        words = (*self.stages[stage], *variant.train, *stages[stage])
+        recipe = apply_overrides(self.recipe, [*words, f"seed={seed}", f"output_folder={folder}"])
+        model = {**(recipe.get("model") or {}), "path": start}
+        if stage != next(iter(stages)):
+            model = {name: value for name, value in model.items() if name not in _START_SETTINGS}
+        data = dict(recipe.get("data") or {})
+        data["sources"] = [_with_seed(source, seed) for source in data.get("sources") or ()]
+        return {**recipe, "model": model, "data": data}
+
+    def test_of(self, variant: Variant) -> EvaluationSettings:
+        """The test that a variant takes."""
+        test = load_settings(EvaluationSettings, self.evaluate, variant.evaluate, "evaluate")
+        same = ("per_kind", "kinds", "split", "seed", "image_size", "num_objects")
+        if changed := [name for name in same if getattr(test, name) != getattr(self.evaluate, name)]:
+            raise ValueError(f"all variants must be asked the same questions, but `evaluate` changes {changed}.")
+        return test
+
+    def deciding(self, variant: Variant, seed: int) -> list[Any]:
+        """All that decides a result beside the start's weights, JSON-able; names and labels left out."""
+        stages = self.stages_of(variant)
+        recipes = [self.recipe_of(variant, stage, seed, "", Path()) for stage in stages]
+        return [recipes, to_plain(self.test_of(variant))]
+
+
+def _with_seed(source: Any, seed: int) -> Any:
+    """A source of training samples; scenes of each seed are others."""
+    scenes = source.get("scenes") if isinstance(source, Mapping) else None
+    return source if scenes is None else {**source, "scenes": {**scenes, "seed": scenes.get("seed", 0) + 1000 * seed}}
+
+
+def load_sweep_settings(path: str | Path) -> SweepSettings:
+    """Read ``configs/ablation.yaml`` or one like it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: A field is unknown, missing or wrong.
+    """
+    return load_settings(SweepSettings, path)
