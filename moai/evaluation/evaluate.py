@@ -27,7 +27,7 @@ from moai.checkpoints.io.lookup import find_checkpoint
 from moai.data.findings import Findings, FindingsReader, MissingFindingsError
 from moai.scenes.export import encode_picture
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
-from moai.settings import settings
+from moai.settings import Number, settings
 from moai.training.moai_task import draw_routing
 from verbalizers import WordSettings
 from verbalizers.core.base import Verbalizer
@@ -105,7 +105,7 @@ class EvaluationSettings:
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     image_size: Annotated[StrictInt, Field(ge=1)] = 448
     num_objects: tuple[StrictInt, StrictInt] = (1, 6)
-    noise: Annotated[float, Field(ge=0)] = 1.0
+    noise: Annotated[Number, Field(ge=0)] = 1.0
     verbalizers: tuple[Literal["segmentation", "detection", "scene_graph", "ocr"], ...] | None = None
     routing: Literal["gated", "uniform", "random_expert", "random_weights"] | None = None
     top_k: Annotated[StrictInt, Field(ge=1, le=3)] | None = None
