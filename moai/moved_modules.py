@@ -65,6 +65,7 @@ MOVED_MODULES = {
     "moai.pipeline_verbalizers": "moai.checkpoints.io.verbalizer_settings",
     "moai.registration": "moai.models.registry",
     "moai.training.settings_reading": "moai.settings",
+    "moai.evaluation.answer_metrics": "moai.evaluation.metrics",
     "moai.training.train_checkpoints": "moai.training.checkpoints",
     "moai.training.train_run": "moai.training.trainer",
     "moai.training.train_step": "moai.training.moai_task",

@@ -22,7 +22,7 @@ from moai.data.collator import TrainingCollator  # noqa: E402
 from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
 from moai.training.checkpoints import CheckpointError  # noqa: E402
 from moai.training.metrics_logging import read_log  # noqa: E402
-from moai.training.moai_task import TrainingStep, target_window  # noqa: E402
+from moai.training.moai_task import TrainingStep, draw_routing, target_window  # noqa: E402
 from moai.training.trainer import run_training  # noqa: E402
 
 
@@ -333,3 +333,40 @@ def test_run_learns_when_samples_share_pictures(checkpoint: Path, tmp_path: Path
     assert run_training(recipe).is_finished
     with pytest.raises(ValueError, match="multiple of `samples_per_picture`, got 2 and 4"):
         run_training(recipe, ["optimization.samples_per_picture=4"])
+
+
+def test_gates_alone_begin_anew_when_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = build_recipe(checkpoint, tmp_path / "run", 1, optimization__num_steps=1, model__fresh_parts=["gates"])
+    run_training(recipe)
+    old, new = (load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "run" / "base"))
+    differing = {name for name in old if not torch.equal(old[name], new[name])}
+    assert differing and all("_gate." in name for name in differing)
+
+
+def test_smaller_compressor_keeps_what_fits_when_asked_to(checkpoint: Path, tmp_path: Path) -> None:
+    old = load_file(checkpoint / "model.safetensors")
+    latents = "model.compressor.latents.weight"
+    fewer = len(old[latents]) - 1
+    changes = {"model__compressor": {"num_latents": fewer}, "model__keeps_fitting": True}
+    run_training(build_recipe(checkpoint, tmp_path / "run", 1, optimization__num_steps=1, **changes))
+    new = load_file(tmp_path / "run" / "base" / "model.safetensors")
+    assert {name for name in old if not torch.equal(old[name], new[name])} == {latents}
+    chosen = torch.linspace(0, fewer, fewer).round().long()
+    assert torch.equal(new[latents], old[latents][chosen])
+
+
+def test_random_weights_mix_anew_at_every_step_when_they_route(checkpoint: Path, tmp_path: Path) -> None:
+    run_training(build_recipe(checkpoint, tmp_path / "run", 2, routing="random_weights"))
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    assert len({json.dumps(line["routing"]["image"]["layers"]) for line in lines}) == len(lines)
+
+
+def test_random_weights_are_dirichlets_when_drawn() -> None:
+    many = torch.stack([draw_routing("random_weights", 3, (seed,), 4) for seed in range(500)])
+    assert many.shape == (500, 4, 2, 3) and (many > 0).all()
+    torch.testing.assert_close(many.sum(-1), torch.ones(500, 4, 2))
+    # A flat Dirichlet distribution over three has the mean 1/3 and the variance 1/18.
+    torch.testing.assert_close(many.mean((0, 1, 2)), torch.full((3,), 1 / 3), atol=0.02, rtol=0)
+    torch.testing.assert_close(many.var((0, 1, 2)), torch.full((3,), 1 / 18), atol=0.01, rtol=0)
+    assert torch.equal(many[3], draw_routing("random_weights", 3, (3,), 4))
+    assert draw_routing("gated", 2, (3,), 4) == {"mode": "gated", "top_k": 2}

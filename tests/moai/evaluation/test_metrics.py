@@ -1,25 +1,6 @@
 import pytest
 
-from moai.evaluation.answer_metrics import box_iou, is_right, mentioned_names, name_f1, parse_box, wilson_interval
-
-
-def test_wilson_interval_matches_published_values_when_shares_are_extreme_or_middle():
-    # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29.
-    published = {
-        (81, 263): (0.2553, 0.3662),
-        (15, 148): (0.0624, 0.1605),
-        (0, 20): (0.0, 0.1611),
-        (1, 29): (0.0061, 0.1718),
-    }
-    for (right, asked), interval in published.items():
-        assert wilson_interval(right, asked, 1.959964) == pytest.approx(interval, abs=6e-5)
-
-
-def test_wilson_interval_raises_when_counts_do_not_fit():
-    with pytest.raises(ValueError, match="expected 0 <= right <= asked"):
-        wilson_interval(3, 2)
-    with pytest.raises(ValueError, match="asked >= 1"):
-        wilson_interval(0, 0)
+from moai.evaluation.metrics import box_iou, is_right, mentioned_names, name_f1, parse_box
 
 
 def test_is_right_compares_boxes_by_overlap_when_a_box_is_expected():
