@@ -40,10 +40,10 @@ def choose_names(num_names: int = NUM_NAMES) -> tuple[tuple[str, ...], str]:
 def save_random_models(folder: Path) -> Path:
     """Write the three small models of `configs/verbalizers.yaml` with random weights, as they are bundled."""
     from recipes.verbalizers.config import load_verbalizers_config
-    from recipes.verbalizers.image_shards import SCENE_NAMES
     from recipes.verbalizers.mask2former import build_mask2former, segmenter_processor
     from recipes.verbalizers.owlv2 import build_owlv2, detector_processor, train_tokenizer
     from recipes.verbalizers.psgtr import build_psgtr, graph_processor
+    from recipes.verbalizers.scenes import SCENE_NAMES
 
     config = load_verbalizers_config(RECIPE)
     image_size = config.shards.image_size

@@ -25,7 +25,7 @@ from recipes.stages import StageSettings, run_stage
 from verbalizers import VerbalizationCache
 
 from .nano.models import prompt_ids
-from .nano.scene_shards import SceneShard, ShardBatches, ShardSettings, build_shard, join_scenes
+from .nano.scenes import SceneSettings, ShardBatches, TokenQuestion, TokenScene, build_shard
 from .nano.text_task import TextTask
 
 __all__ = ["main", "read_questions", "train_reader"]
@@ -34,13 +34,13 @@ __all__ = ["main", "read_questions", "train_reader"]
 KINDS = (*(kind for kind in QUESTION_KINDS if kind != "description"), *("recognition", "counting", "reading") * 2)
 
 
-def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Tokenizer) -> SceneShard:
+def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Tokenizer) -> list[TokenScene]:
     """Verbalizations from a cache with all questions about their images, as tokens.
 
     Args:
         files: JSONL of :mod:`moai.scenes.export`; images lie beside it.
         cache: What `moai verbalize` wrote about them.
-        tokenizer: At most 65,535 pieces.
+        tokenizer: Of the reader.
 
     Raises:
         ValueError: A file is not there, holds no question or a malformed line, or the cache does not hold an image.
@@ -68,10 +68,10 @@ def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Token
             raise ValueError(f"{image}: {error}. Run `moai verbalize` on the file of questions.") from error
         questions = []
         for question, answer, kind in rows:
-            words = encode(f" {question.removeprefix('<image>').strip()}")
-            questions.append((words, [*encode(f" {answer}"), end], QUESTION_KINDS.index(kind)))
-        scenes.append((encode(said), questions))
-    return join_scenes(scenes)
+            ids = encode(f" {question.removeprefix('<image>').strip()}")
+            questions.append(TokenQuestion(ids, [*encode(f" {answer}"), end], QUESTION_KINDS.index(kind)))
+        scenes.append(TokenScene(encode(said), questions))
+    return scenes
 
 
 def train_reader(
@@ -98,7 +98,7 @@ def train_reader(
     start = TextReader.from_pretrained(reader)
     shards = [read_questions(files, cache, start.tokenizer)]
     if noisy_scenes:
-        noisy = ShardSettings(
+        noisy = SceneSettings(
             num_scenes=noisy_scenes, num_questions=12, seed=7, truth_share=0.0, listing_share=0.0, kinds=KINDS,
             sign_probability=1.0, unseen_word_share=0.6,
         )  # fmt: skip

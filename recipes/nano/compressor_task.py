@@ -5,9 +5,8 @@ No picture, no question, no decoder: an order of magnitude more scenes per secon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
@@ -16,23 +15,22 @@ from recipes.stages import CountingTask
 
 from .config import PhraseSettings
 from .phrase_recall import SLOT_GROUPS, PhraseVocabulary
-from .scene_shards import SceneShard, ShardBatches
+from .scenes import ShardBatches, TokenScene
 
 __all__ = ["CompressorTask", "pad_verbalizations", "recall_counts"]
 
 
-def pad_verbalizations(shard: SceneShard, scenes: np.ndarray, bos_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_verbalizations(scenes: Sequence[TokenScene], bos_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Verbalizations behind a BOS, padded on the right.
 
     Args:
-        shard: Tokens.
-        scenes: Scene numbers inside the shard.
+        scenes: Any.
         bos_token_id: Opens every verbalization, also an empty one.
 
     Returns:
         int64 ``(S, A)`` ids and mask.
     """
-    rows = [[bos_token_id, *shard.auxiliary_ids(scene).tolist()] for scene in scenes]
+    rows = [[bos_token_id, *scene.auxiliary_ids] for scene in scenes]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
@@ -63,9 +61,8 @@ class CompressorTask(CountingTask):
 
     def batch(self, step: int, place: int) -> Batch:
         """Ids and mask of :func:`pad_verbalizations`; a scene is a target."""
-        shard, scenes = self.shards(step)
-        scenes = scenes[place :: self.num_micro_batches]
-        ids, mask = pad_verbalizations(shard, scenes, self.model.config.text_config.bos_token_id)
+        scenes = self.shards(step)[place :: self.num_micro_batches]
+        ids, mask = pad_verbalizations(scenes, self.model.config.text_config.bos_token_id)
         return Batch((ids, mask), float(len(scenes)), float(mask.sum()))
 
     def step(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -11,7 +11,7 @@ from pydantic import StrictInt
 from moai.settings import Number, load_settings, settings
 from recipes.stages import StageSettings
 
-from .scene_shards import ShardSettings
+from .scenes import SceneSettings
 
 __all__ = ["SCENES_DOMAIN", "MultimodalSettings", "NanoConfig", "PhraseSettings", "TextSettings", "load_nano_config"]
 
@@ -29,7 +29,7 @@ class PhraseSettings(StageSettings):
         shards: What to read.
     """
 
-    shards: ShardSettings
+    shards: SceneSettings
 
 
 @settings(kw_only=True)
@@ -41,7 +41,7 @@ class TextSettings(StageSettings):
         text_weight: Weight of the loss on the verbalization itself.
     """
 
-    shards: ShardSettings
+    shards: SceneSettings
     text_weight: Number = 0.1
 
 
@@ -62,7 +62,7 @@ class MultimodalSettings(StageSettings):
         mixer: Fields of MixerConfig.
     """
 
-    shards: ShardSettings
+    shards: SceneSettings
     questions_per_scene: StrictInt = 6
     longest_answer: StrictInt = 48
     without_auxiliary_share: Number = 0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from recipes.stages import CountingTask
 from .compressor_task import pad_verbalizations, recall_counts
 from .config import MultimodalSettings
 from .phrase_recall import SLOT_GROUPS, PhraseVocabulary
-from .scene_shards import SceneShard, ShardBatches
+from .scenes import ShardBatches, TokenScene
 from .text_task import KIND_NAMES, PromptIds, count_right
 
 __all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_questions"]
@@ -42,7 +42,7 @@ class MultimodalBatch:
     Attributes:
         auxiliary_input_ids: int64 (S, A).
         auxiliary_attention_mask: int64 (S, A).
-        pixel_values: float32 (S, 3, H, W), None when the shard has no pictures.
+        pixel_values: float32 (S, 3, H, W), None where there are no images.
         auxiliary_pixel_values: float32 (S, 3, H, W), likewise.
         scene_of_question: int64 (Q,).
         input_ids: int64 (Q, L).
@@ -68,8 +68,7 @@ def _pad(rows: list[list[int]], fill: int) -> torch.Tensor:
 
 
 def pack_questions(
-    shard: SceneShard,
-    scenes: np.ndarray,
+    scenes: Sequence[TokenScene],
     prompt: PromptIds,
     image_ids: list[int],
     questions_per_scene: int,
@@ -79,34 +78,32 @@ def pack_questions(
     """Build a batch.
 
     Args:
-        shard: Tokens, pictures and maps.
-        scenes: Scene numbers inside the shard.
+        scenes: With images, or all without.
         prompt: Fixed ids around a question.
-        image_ids: One picture's placeholders; left out when the shard has no pictures.
+        image_ids: One picture's placeholders; left out where there are no images.
         questions_per_scene: How many are drawn from each scene, at most.
         longest_answer: Answers are cut to so many tokens.
         rng: Draws the questions.
     """
     rows, roles, answered, kinds, owners = [], [], [], [], []
-    has_pictures = shard.pictures.size > 0
-    image_ids = image_ids if has_pictures else []
+    has_images = scenes[0].image is not None
+    image_ids = image_ids if has_images else []
     opening = [*prompt.opening, *image_ids]
     for place, scene in enumerate(scenes):
-        all_questions = shard.question_range(scene)
-        chosen = rng.permutation(len(all_questions))[:questions_per_scene]
-        for question in (all_questions[int(k)] for k in chosen):
-            asked = [*prompt.before_question, *shard.question_ids(question).tolist(), *prompt.after_question]
-            answer = shard.answer_ids(question)[:longest_answer].tolist()
+        chosen = rng.permutation(len(scene.questions))[:questions_per_scene]
+        for question in (scene.questions[k] for k in chosen):
+            asked = [*prompt.before_question, *question.ids, *prompt.after_question]
+            answer = question.answer_ids[:longest_answer]
             rows.append([*opening, *asked, *answer])
             role = [LANGUAGE_ROLE] * len(prompt.opening) + [IMAGE_ROLE] * len(image_ids)
             roles.append(role + [LANGUAGE_ROLE] * len(asked) + [0] * len(answer))
             answered.append([0] * (len(opening) + len(asked)) + [1] * len(answer))
-            kinds.append(int(shard.kinds[question]) % len(KIND_NAMES))
+            kinds.append(question.kind % len(KIND_NAMES))
             owners.append(place)
     return MultimodalBatch(
-        *pad_verbalizations(shard, scenes, prompt.opening[0]),
-        normalise_pictures(shard.pictures[scenes]) if has_pictures else None,
-        normalise_pictures(shard.maps[scenes]) if has_pictures else None,
+        *pad_verbalizations(scenes, prompt.opening[0]),
+        normalise_pictures(np.stack([scene.image for scene in scenes])) if has_images else None,
+        normalise_pictures(np.stack([scene.map for scene in scenes])) if has_images else None,
         torch.tensor(owners),
         _pad(rows, 0),
         _pad(roles, 0),
@@ -122,7 +119,7 @@ class MultimodalTask(CountingTask):
         model: The whole model, with a ``recall`` where ``settings.recall_weight`` is not 0.
         settings: One of the recipe's parts that train it.
         prompt: Fixed ids.
-        shards: Scenes of a step; images are asked about where the shards have some.
+        shards: Scenes of a step; images are asked about where there are some.
         vocabulary: How to read verbalizations, for ``model.recall``.
     """
 
@@ -147,10 +144,8 @@ class MultimodalTask(CountingTask):
 
     def questions(self, step: int, place: int = 0) -> MultimodalBatch:
         """A micro-batch's scenes with the questions drawn for it."""
-        shard, scenes = self.shards(step)
         return pack_questions(
-            shard,
-            scenes[place :: self.num_micro_batches],
+            self.shards(step)[place :: self.num_micro_batches],
             self.prompt,
             self.image_ids,
             self.settings.questions_per_scene,

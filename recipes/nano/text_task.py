@@ -6,9 +6,9 @@ and counts its positions from the verbalization's end, so that a packed row equa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
@@ -18,7 +18,7 @@ from moai.training.task import Batch
 from moai.training.train_settings import OptimizationSettings
 from recipes.stages import CountingTask
 
-from .scene_shards import SceneShard, ShardBatches, ShardSettings
+from .scenes import SceneSettings, ShardBatches, TokenScene
 
 __all__ = ["PromptIds", "TextBatch", "TextTask", "pack_texts"]
 
@@ -60,29 +60,27 @@ class TextBatch:
         return (causal & ((key == 0) | (key == query))).unsqueeze(1)
 
 
-def pack_texts(shard: SceneShard, scenes: np.ndarray, prompt: PromptIds) -> TextBatch:
-    """Build a batch from scenes of a shard.
+def pack_texts(scenes: Sequence[TokenScene], prompt: PromptIds) -> TextBatch:
+    """Build a batch.
 
     Args:
-        shard: Tokens.
-        scenes: Scene numbers inside the shard.
+        scenes: Each is a row.
         prompt: Fixed ids around verbalization and question.
     """
     rows = []
     for scene in scenes:
-        ids = [*prompt.opening, *shard.auxiliary_ids(scene).tolist()]
+        ids = [*prompt.opening, *scene.auxiliary_ids]
         start = len(ids)
         segments, positions = [0] * start, list(range(start))
         answered, kinds = [0] * start, [0] * start
-        for number, question in enumerate(shard.question_range(scene), start=1):
-            asked = [*prompt.before_question, *shard.question_ids(question).tolist(), *prompt.after_question]
-            answer = shard.answer_ids(question).tolist()
-            ids += asked + answer
-            length = len(asked) + len(answer)
+        for number, question in enumerate(scene.questions, start=1):
+            asked = [*prompt.before_question, *question.ids, *prompt.after_question]
+            ids += asked + question.answer_ids
+            length = len(asked) + len(question.answer_ids)
             segments += [number] * length
             positions += range(start, start + length)
-            answered += [0] * len(asked) + [1] * len(answer)
-            kinds += [int(shard.kinds[question]) % len(KIND_NAMES)] * length
+            answered += [0] * len(asked) + [1] * len(question.answer_ids)
+            kinds += [question.kind % len(KIND_NAMES)] * length
         rows.append((ids, segments, positions, answered, kinds))
     longest = max(len(row[0]) for row in rows)
     fills = (0, -1, 0, 0, 0)
@@ -133,15 +131,14 @@ class TextTask(CountingTask):
         shards: ShardBatches,
         optimization: OptimizationSettings,
         text_weight: float,
-        data: ShardSettings | None = None,
+        data: SceneSettings | None = None,
     ) -> None:
         super().__init__(model, optimization, data)
         self.prompt, self.shards, self.text_weight = prompt, shards, text_weight
 
     def batch(self, step: int, place: int) -> Batch:
         """See :class:`TextBatch`."""
-        shard, scenes = self.shards(step)
-        texts = pack_texts(shard, scenes[place :: self.num_micro_batches], self.prompt)
+        texts = pack_texts(self.shards(step)[place :: self.num_micro_batches], self.prompt)
         is_target = self._is_target(texts)
         weights = torch.where(texts.is_answer[:, 1:][is_target], 1.0, self.text_weight)
         return Batch(texts, float(weights.sum()), float((texts.segments >= 0).sum()))

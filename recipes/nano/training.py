@@ -31,7 +31,7 @@ from .expert_initialisation import start_with_reading_order, start_with_word_mat
 from .models import build_decoder, build_moai, build_processor, prompt_ids
 from .multimodal_task import MultimodalTask
 from .phrase_recall import PhraseRecall, PhraseVocabulary
-from .scene_shards import ShardBatches
+from .scenes import ShardBatches
 from .text_task import TextTask
 from .tokenizer import train_nano_tokenizer
 

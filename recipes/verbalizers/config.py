@@ -8,10 +8,10 @@ from pydantic import StrictInt
 
 from moai.settings import load_settings, settings
 
-from .image_shards import PictureShardSettings
 from .mask2former import Mask2FormerSettings
 from .owlv2 import Owlv2Settings
 from .psgtr import PSGTRSettings
+from .scenes import SceneSettings
 
 __all__ = ["VerbalizersConfig", "load_verbalizers_config"]
 
@@ -28,7 +28,7 @@ class VerbalizersConfig:
         seed: Of the initial weights.
     """
 
-    shards: PictureShardSettings
+    shards: SceneSettings
     mask2former: Mask2FormerSettings
     psgtr: PSGTRSettings
     owlv2: Owlv2Settings

@@ -29,7 +29,7 @@ from .backbone import (
     freeze_early_stages,
     load_imagenet_weights,
 )
-from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, SceneTask, TrainingScene
+from .scenes import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, SceneTask, TrainingScene
 
 __all__ = ["Mask2FormerSettings", "Mask2FormerTask", "SegmenterWithNames", "build_mask2former", "segmenter_processor"]
 

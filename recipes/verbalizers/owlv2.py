@@ -32,8 +32,8 @@ from recipes.stages import StageSettings
 from verbalizers.psgtr.loss_psgtr import generalized_box_iou, to_corners
 
 from .backbone import IMAGE_MEAN, IMAGE_STD
-from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, SceneTask, TrainingScene
 from .mask2former import pixels_of
+from .scenes import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, SceneTask, TrainingScene
 
 __all__ = ["Owlv2Settings", "Owlv2Task", "build_owlv2", "detector_processor", "initialize_owlv2", "train_tokenizer"]
 

@@ -13,28 +13,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from moai.scenes.vocabulary import PREDICATES
 from moai.settings import settings
-from moai.training.task import Batch
 from recipes.stages import StageSettings
 from verbalizers.core.durable_files import atomic_file
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor, PSGTROutput
 from verbalizers.psgtr.loss_psgtr import mask_loss, match_triplets, triplet_loss
 
 from .backbone import IMAGE_MEAN, IMAGE_STD, backbone_config, fold_frozen_norms
-from .image_shards import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, SceneTask, TrainingScene, read_picture_shard
 from .mask2former import pixels_of
+from .scenes import NUM_OBJECT_NAMES, SCENE_NAMES, SceneSettings, SceneTask, TrainingScene, paint_scene
 
 __all__ = [
     "MaskTask",
     "PSGTRSettings",
     "TripletTask",
-    "build_feature_shards",
     "build_psgtr",
     "graph_processor",
     "take_segmenter_backbone",
+    "write_features",
 ]
 
 _LABEL_STRIDE = 2
@@ -92,53 +93,54 @@ def take_segmenter_backbone(model: PSGTRForSceneGraph, network: nn.Module) -> No
     model.backbone.model.to(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
-def build_feature_shards(model: PSGTRForSceneGraph, batches: SceneBatches, folder: Path, batch_size: int = 32) -> None:
-    """Write the backbone's coarsest map of every scene, float16 (S, C, h, w), shard by shard."""
+@torch.no_grad()
+def write_features(model: PSGTRForSceneGraph, settings: SceneSettings, folder: Path, batch_size: int = 32) -> None:
+    """Write labels and the backbone's coarsest map, float16 (C, h, w), of every scene, shard by shard."""
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(batches.settings.num_shards):
-        path = _feature_path(folder, shard)
+    for shard in range(settings.num_shards):
+        path, tensors = _feature_path(folder, shard), {}
         if path.is_file():
             continue
-        scenes = read_picture_shard(batches.folder, shard)
-        maps = []
-        for start in range(0, len(scenes), batch_size):
-            part = [scenes[index] for index in range(start, min(start + batch_size, len(scenes)))]
+        for start in range(0, settings.num_scenes, batch_size):
+            numbers = range(start, min(start + batch_size, settings.num_scenes))
+            scenes = [paint_scene(settings, shard * settings.num_scenes + number) for number in numbers]
             with torch.autocast("cpu", torch.bfloat16):
-                maps.append(model.backbone.model(pixels_of(part))[-1].half().numpy())
-        with atomic_file(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.concatenate(maps))
+                maps = model.backbone.model(pixels_of(scenes))[-1].half()
+            for number, scene, coarse in zip(numbers, scenes, maps, strict=True):
+                held = {"map": coarse.contiguous(), **graph_labels(scene)}
+                tensors |= {f"{number}.{name}": value.clone() for name, value in held.items()}
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary)
 
 
 def _feature_path(folder: Path, shard: int) -> Path:
-    return folder / f"features-{shard:05d}.npy"
+    return folder / f"features-{shard:05d}.safetensors"
 
 
 class FeatureBatches:
-    """Scenes with their maps, drawn from all shards: truth and maps stay in memory, pictures do not.
+    """Scenes' maps and labels, drawn from all shards.
 
     Args:
-        batches: Where the truth comes from.
-        folder: Where the maps lie.
+        settings: Of the stream.
+        folder: What :func:`write_features` wrote.
         batch_size: Scenes per step.
     """
 
-    def __init__(self, batches: SceneBatches, folder: Path, batch_size: int) -> None:
-        self.settings, self.batch_size = batches.settings, batch_size
-        self.maps, self.labels = [], []
-        for shard in range(batches.settings.num_shards):
-            scenes = read_picture_shard(batches.folder, shard)
-            self.maps.append(np.load(_feature_path(folder, shard), mmap_mode="r"))
-            self.labels.extend(graph_labels(scenes[index]) for index in range(len(scenes)))
-        self.per_shard = batches.settings.num_scenes
+    def __init__(self, settings: SceneSettings, folder: Path, batch_size: int) -> None:
+        self.settings, self.batch_size = settings, batch_size
+        self.files = [safe_open(_feature_path(folder, shard), "pt") for shard in range(settings.num_shards)]
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-        """Maps float (B, C, h, w) and labels of a step; every scene once per round, in another order each."""
-        visit, within = divmod(step, len(self.labels) // self.batch_size)
-        order = np.random.default_rng([self.settings.seed, visit]).permutation(len(self.labels))
+    def __call__(self, step: int) -> list[dict[str, torch.Tensor]]:
+        """What is known of a step's scenes; every scene once per round, in another order each."""
+        per_shard = self.settings.num_scenes
+        visit, within = divmod(step, len(self.files) * per_shard // self.batch_size)
+        order = np.random.default_rng([self.settings.seed, visit]).permutation(len(self.files) * per_shard)
         chosen = order[within * self.batch_size : (within + 1) * self.batch_size]
-        maps = np.stack([self.maps[i // self.per_shard][i % self.per_shard] for i in chosen])
-        return torch.from_numpy(maps).float(), [self.labels[i] for i in chosen]
+        return [self._read(*divmod(int(index), per_shard)) for index in chosen]
+
+    def _read(self, shard: int, number: int) -> dict[str, torch.Tensor]:
+        names = ("map", "class_labels", "boxes", "relations")
+        return {name: self.files[shard].get_tensor(f"{number}.{name}") for name in names}
 
 
 def graph_labels(scene: TrainingScene) -> dict[str, torch.Tensor]:
@@ -158,19 +160,12 @@ class TripletTask(SceneTask):
     losses["giou"] = "subject_giou"
     count_names = [f"{word}_{name}" for name in losses for word in ("right", "asked")]
 
-    def batch(self, step: int, place: int) -> Batch:
-        """Maps and labels."""
-        maps, labels = (each[place :: self.num_micro_batches] for each in self.scenes(step))
-        return Batch((maps, labels), float(len(labels)))
-
-    def step(
-        self, inputs: tuple[torch.Tensor, list[dict[str, torch.Tensor]]]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def step(self, inputs: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss summed over scenes; the last layer's class losses and GIoU loss."""
-        maps, labels = inputs
-        losses = triplet_loss(self._outputs(maps), labels, self.model.config)
+        maps = torch.stack([scene["map"] for scene in inputs]).float()
+        losses = triplet_loss(self._outputs(maps), inputs, self.model.config)
         means = {name: float(losses[key].detach()) for name, key in self.losses.items()}
-        return torch.stack(list(losses.values())).sum() * len(labels), self.means(means, len(labels))
+        return torch.stack(list(losses.values())).sum() * len(inputs), self.means(means, len(inputs))
 
     def _outputs(self, maps: torch.Tensor) -> Any:
         states, _, _ = self.model.head.decode(maps)  # (L, B, Q, D)

@@ -1,9 +1,9 @@
-"""Train the small verbalizers on Scenes: shards of pictures, Mask2Former, PSGTR, OWLv2, then their folders.
+"""Train the small verbalizers on Scenes: Mask2Former, PSGTR, OWLv2, then their folders.
 
     python -m recipes.verbalizers --config configs/verbalizers.yaml --out runs/verbalizers
 
 Each stage is skipped when it is done and resumed when it was killed; one thread is enough. Without --stage everything
-runs in order; a stage alone, in a process of its own, waits for what another process is still painting.
+runs in order.
 """
 
 from __future__ import annotations
@@ -20,28 +20,20 @@ from recipes.stages import has_checkpoint, load_trained, run_stage
 from verbalizers.psgtr import PSGTRForSceneGraph
 
 from .config import VerbalizersConfig, load_verbalizers_config
-from .image_shards import SCENE_NAMES, SceneBatches, build_picture_shards
 from .mask2former import Mask2FormerTask, SegmenterWithNames, pixels_of, segmenter_processor
 from .owlv2 import Owlv2Task, build_owlv2, detector_processor, initialize_owlv2, train_tokenizer
 from .psgtr import (
     FeatureBatches,
     MaskTask,
     TripletTask,
-    build_feature_shards,
     build_psgtr,
     graph_processor,
     take_segmenter_backbone,
+    write_features,
 )
+from .scenes import SCENE_NAMES, SceneBatches
 
 __all__ = ["STAGES", "export_verbalizers", "main", "train_verbalizers"]
-
-
-def _batches(config: VerbalizersConfig, out: Path, batch_size: int, first_shard: int = 0) -> SceneBatches:
-    return SceneBatches(config.shards, out / "shards", batch_size, first_shard)
-
-
-def _paint(config: VerbalizersConfig, out: Path) -> None:
-    build_picture_shards(config.shards, out / "shards")
 
 
 def _build_segmenter(config: VerbalizersConfig) -> SegmenterWithNames:
@@ -67,13 +59,13 @@ def _build_graph(config: VerbalizersConfig, out: Path, *stages: str) -> PSGTRFor
 
 def _train_mask2former(config: VerbalizersConfig, out: Path) -> None:
     settings = config.mask2former
-    scenes = _batches(config, out, settings.optimization.batch_size)
+    scenes = SceneBatches(config.shards, settings.optimization.batch_size)
     run_stage(Mask2FormerTask(_build_segmenter(config), settings, scenes), settings, out / "mask2former", config.seed)
 
 
 def _write_features(config: VerbalizersConfig, out: Path) -> None:
     model = _build_graph(config, out).eval()
-    build_feature_shards(model, _batches(config, out, 1), out / "psgtr-features")
+    write_features(model, config.shards, out / "psgtr-features")
 
 
 def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
@@ -81,7 +73,7 @@ def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
     model = _build_graph(config, out)
     _rest(model.head, ("mask_head", "attention_map"), trained=False)
     chosen = settings.optimization
-    scenes = FeatureBatches(_batches(config, out, 1), out / "psgtr-features", chosen.batch_size)
+    scenes = FeatureBatches(config.shards, out / "psgtr-features", chosen.batch_size)
     run_stage(TripletTask(model, chosen, scenes), settings, out / "psgtr-triplets", config.seed)
 
 
@@ -89,7 +81,7 @@ def _train_masks(config: VerbalizersConfig, out: Path) -> None:
     settings = config.psgtr.masks
     model = _build_graph(config, out, "psgtr-triplets")
     _rest(model.head, ("mask_head", "attention_map"), trained=True)
-    scenes = _batches(config, out, settings.optimization.batch_size)
+    scenes = SceneBatches(config.shards, settings.optimization.batch_size)
     run_stage(MaskTask(model, settings.optimization, scenes), settings, out / "psgtr-masks", config.seed)
 
 
@@ -99,8 +91,8 @@ def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
     tokenizer = _detector_tokenizer(config, out)
     model = build_owlv2(settings, config.shards.image_size, tokenizer)
     if not has_checkpoint(out / "owlv2"):
-        initialize_owlv2(model, pixels_of(_batches(config, out, min(256, config.shards.num_scenes))(0)))
-    scenes = _batches(config, out, settings.optimization.batch_size, settings.first_shard)
+        initialize_owlv2(model, pixels_of(SceneBatches(config.shards, min(256, config.shards.num_scenes))(0)))
+    scenes = SceneBatches(config.shards, settings.optimization.batch_size, settings.first_shard)
     run_stage(Owlv2Task(model, settings, tokenizer, scenes), settings, out / "owlv2", config.seed)
 
 
@@ -153,7 +145,6 @@ def _save(model: nn.Module, processor: object, folder: Path) -> Path:
 
 #: Name -> work.
 STAGES: dict[str, Callable[[VerbalizersConfig, Path], None]] = {
-    "shards": _paint,
     "mask2former": _train_mask2former,
     "psgtr-features": _write_features,
     "psgtr-triplets": _train_triplets,
@@ -182,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Train the small verbalizers; resumes what it finds in --out.")
     parser.add_argument("--config", required=True, type=Path, help="recipe, configs/verbalizers.yaml for example")
-    parser.add_argument("--out", required=True, type=Path, help="folder for shards, checkpoints and logs")
+    parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and logs")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
     parser.add_argument("--export", type=Path, metavar="DIR", help="only write what is trained so far to this folder")
     chosen = parser.parse_args(arguments)

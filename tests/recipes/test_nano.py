@@ -23,7 +23,7 @@ from moai.training.checkpoints import find_newest_checkpoint
 from recipes.nano.config import SCENES_DOMAIN, load_nano_config
 from recipes.nano.models import build_moai, build_processor, prompt_ids
 from recipes.nano.multimodal_task import normalise_pictures
-from recipes.nano.scene_shards import SceneShard, ShardSettings, build_shard
+from recipes.nano.scenes import SceneSettings, TokenQuestion, TokenScene, build_shard
 from recipes.nano.text_task import pack_texts
 from recipes.nano.training import build_task, export_nano, main
 from recipes.stages import has_checkpoint, load_trained
@@ -230,14 +230,10 @@ def test_text_reader_continues_the_prompts_it_was_trained_on_when_exported(train
     said, asked = verbalize_scene(scene.truth), scene.questions[0]
     encode = reader.tokenizer.sp_model.encode
     end = reader.tokenizer.eos_token_id
-    pieces = [encode(said), encode(f" {asked.question}"), [*encode(f" {asked.answer}"), end]]
-    starts = np.cumsum([0, *map(len, pieces)])
-    empty = np.zeros((0, 0, 0, 3), np.uint8)
-    offsets = [starts[index : index + 2] for index in range(3)]
-    tokens = np.array(sum(pieces, []), np.uint16)
-    shard = SceneShard(tokens, *offsets, np.zeros(1, np.int8), np.array([0, 1]), empty, empty)
-    packed = pack_texts(shard, np.array([0]), prompt_ids(reader.tokenizer)).input_ids[0].tolist()
-    assert packed == reader.prompt_ids(said, asked.question) + pieces[2]
+    question = TokenQuestion(encode(f" {asked.question}"), [*encode(f" {asked.answer}"), end], 0)
+    scene = TokenScene(encode(said), [question])
+    packed = pack_texts([scene], prompt_ids(reader.tokenizer)).input_ids[0].tolist()
+    assert packed == reader.prompt_ids(said, asked.question) + question.answer_ids
     together = reader.answer([said, "nothing"], [asked.question, "What is there?"], 4)
     alone = [reader.answer([a], [b], 4)[0] for a, b in ((said, asked.question), ("nothing", "What is there?"))]
     assert together == alone
@@ -250,7 +246,7 @@ def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(t
     processor = build_processor(out / "tokenizer", config.multimodal.vision)
     model = build_moai(config, config.multimodal, tokenizer, None)
     batch = build_task("multimodal", config, out).questions(0)
-    shard = build_shard(config.multimodal.shards, 0, tokenizer)
+    scenes = build_shard(config.multimodal.shards, 0, tokenizer)
     image_tokens = model.config.image_seq_length
     for row, roles, owner in zip(batch.input_ids, batch.roles, batch.scene_of_question, strict=True):
         ids = row[roles > 0].tolist()
@@ -264,8 +260,8 @@ def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(t
         assert expected["mm_token_type_ids"][0].tolist() == roles[roles > 0].tolist()
         kept = batch.auxiliary_attention_mask[owner] > 0
         assert expected["auxiliary_input_ids"][0].tolist() == batch.auxiliary_input_ids[owner][kept].tolist()
-    expected = processor(images=[shard.pictures[0]], questions=["?"])["pixel_values"]
-    torch.testing.assert_close(normalise_pictures(shard.pictures[:1]), expected, atol=1e-5, rtol=0)
+    expected = processor(images=[scenes[0].image], questions=["?"])["pixel_values"]
+    torch.testing.assert_close(normalise_pictures(scenes[0].image[None]), expected, atol=1e-5, rtol=0)
 
 
 def test_answers_never_enter_the_mixture_when_packed(trained):
@@ -283,8 +279,8 @@ def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
     config = load_nano_config(recipe)
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     decoder = build_decoder(config, tokenizer).eval()
-    shard = build_shard(config.text.shards, 0, tokenizer)
-    packed = pack_texts(shard, np.array([2]), prompt_ids(tokenizer))
+    scenes = build_shard(config.text.shards, 0, tokenizer)
+    packed = pack_texts(scenes[2:3], prompt_ids(tokenizer))
     with torch.no_grad():
         together = decoder(
             input_ids=packed.input_ids, attention_mask=packed.attention_mask(), position_ids=packed.position_ids
@@ -298,10 +294,12 @@ def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
 
 def test_shard_repeats_itself_when_built_again(trained):
     tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
-    settings = ShardSettings(num_scenes=5, num_questions=4, image_size=32, with_pictures=True)
+    settings = SceneSettings(num_scenes=5, num_questions=4, image_size=32, with_pictures=True)
     first, second = build_shard(settings, 3, tokenizer), build_shard(settings, 3, tokenizer)
-    for name, value in vars(first).items():
-        np.testing.assert_array_equal(value, getattr(second, name))
+    assert len(first) == 5
+    for one, again in zip(first, second, strict=True):
+        assert (one.auxiliary_ids, one.questions) == (again.auxiliary_ids, again.questions)
+        assert np.array_equal(one.image, again.image) and np.array_equal(one.map, again.map)
 
 
 def test_checkpoint_is_refused_when_the_model_differs(trained):

@@ -48,22 +48,22 @@ def command(run: Path, out: Path, steps: int) -> list[str]:
 
 def test_shard_holds_every_question_beside_what_was_found(run: Path) -> None:
     tokenizer = TextReader.from_pretrained(run / "start").tokenizer
-    shard = read_questions([run / "questions.jsonl", run / "descriptions.jsonl"], run / "cache", tokenizer)
-    assert len(shard) == 6
+    scenes = read_questions([run / "questions.jsonl", run / "descriptions.jsonl"], run / "cache", tokenizer)
+    assert len(scenes) == 6
     cache = VerbalizationCache(run / "cache")
     rows = [json.loads(line) for line in (run / "questions.jsonl").read_text("utf-8").splitlines()]
     more = [json.loads(line) for line in (run / "descriptions.jsonl").read_text("utf-8").splitlines()]
     for number, name in enumerate(dict.fromkeys(row["image"] for row in rows)):
         said = cache.get(hash_content((run / name).read_bytes())).text
-        assert shard.auxiliary_ids(number).tolist() == tokenizer.sp_model.encode(said) != []
+        assert scenes[number].auxiliary_ids == tokenizer.sp_model.encode(said) != []
         asked = [row for row in rows + more if row["image"] == name]
-        places = shard.question_range(number)
-        assert len(places) == len(asked)
-        for place, row in zip(places, asked, strict=True):
+        questions = scenes[number].questions
+        assert len(questions) == len(asked)
+        for held, row in zip(questions, asked, strict=True):
             question, answer = (turn["value"] for turn in row["conversations"])
-            assert tokenizer.decode(shard.question_ids(place)).strip() == question.removeprefix("<image>").strip()
-            assert tokenizer.decode(shard.answer_ids(place), skip_special_tokens=True).strip() == answer
-            assert shard.answer_ids(place)[-1] == tokenizer.eos_token_id
+            assert tokenizer.decode(held.ids).strip() == question.removeprefix("<image>").strip()
+            assert tokenizer.decode(held.answer_ids, skip_special_tokens=True).strip() == answer
+            assert held.answer_ids[-1] == tokenizer.eos_token_id
 
 
 def test_reader_learns_when_trained_on_findings(run: Path, tmp_path: Path) -> None:

@@ -13,15 +13,14 @@ from moai.scenes.scenes import Scenes
 from moai.training.metrics_logging import read_log
 from recipes.verbalizers.backbone import backbone_config, fold_frozen_norms, freeze_early_stages
 from recipes.verbalizers.config import load_verbalizers_config
-from recipes.verbalizers.image_shards import (
+from recipes.verbalizers.owlv2 import patch_targets, train_tokenizer
+from recipes.verbalizers.scenes import (
     SCENE_NAMES,
-    PictureShardSettings,
     SceneBatches,
-    build_picture_shard,
-    build_picture_shards,
+    SceneSettings,
+    paint_scene,
     training_scene,
 )
-from recipes.verbalizers.owlv2 import patch_targets, train_tokenizer
 from recipes.verbalizers.training import export_verbalizers, train_verbalizers
 from verbalizers.core.base import build_verbalizer
 
@@ -106,12 +105,10 @@ def test_training_scene_agrees_with_the_truth_when_painted_at_another_size():
     assert np.array_equal(twice.image, scene.image) and np.allclose(twice.boxes, scene.boxes)
 
 
-def test_scene_batches_depend_on_the_step_alone_when_read_in_any_order(tmp_path):
-    settings = PictureShardSettings(num_shards=2, num_scenes=4, image_size=48, painted_sizes=(48,))
-    build_picture_shards(settings, tmp_path)
-    forward, backward = SceneBatches(settings, tmp_path, 2), SceneBatches(settings, tmp_path, 2)
-    there = [forward(step) for step in range(6)]
-    back = [backward(step) for step in reversed(range(6))][::-1]
+def test_scene_batches_depend_on_the_step_alone_when_read_in_any_order():
+    batches = SceneBatches(SceneSettings(num_shards=2, num_scenes=4, image_size=48, painted_sizes=(48,)), 2)
+    there = [batches(step) for step in range(6)]
+    back = [batches(step) for step in reversed(range(6))][::-1]
     for a, b in zip(there, back, strict=True):
         assert all(np.array_equal(x.image, y.image) for x, y in zip(a, b, strict=True))
     assert not np.array_equal(there[0][0].image, there[4][0].image)  # a second visit has another order or mirrors
@@ -141,8 +138,7 @@ def test_folded_norms_change_no_output_and_no_gradient():
 
 
 def test_patch_targets_give_every_object_a_patch():
-    shard = build_picture_shard(PictureShardSettings(num_scenes=4, image_size=96, painted_sizes=(96,)), 0)
-    scenes = [shard[index] for index in range(4)]
+    scenes = [paint_scene(SceneSettings(num_scenes=4, image_size=96, painted_sizes=(96,)), index) for index in range(4)]
     targets = patch_targets(scenes, 6)
     for index, scene in enumerate(scenes):
         objects = {int(name) for name in scene.names if name < 135}

@@ -1,15 +1,13 @@
-"""Scenes as pictures and truth on disk: what the small verbalizers learn from, painted once, read many times.
+"""Scenes as images and truth: what the small verbalizers learn from, painted when they are needed.
 
-A shard is a function of its settings and number alone. Pictures are painted at several sizes and averaged down to the
-one that the models see, as a verbalizer does with a user's picture.
+Images are painted at several sizes and averaged down to the one that the models see, as a verbalizer does with a user's
+image.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,19 +21,15 @@ from moai.settings import settings
 from moai.training.task import Batch
 from moai.training.train_settings import OptimizationSettings
 from recipes.stages import CountingTask
-from verbalizers.core.durable_files import atomic_file
 
 __all__ = [
     "NUM_OBJECT_NAMES",
     "SCENE_NAMES",
-    "PictureShard",
-    "PictureShardSettings",
     "SceneBatches",
+    "SceneSettings",
     "SceneTask",
     "TrainingScene",
-    "build_picture_shard",
-    "build_picture_shards",
-    "read_picture_shard",
+    "paint_scene",
     "training_scene",
 ]
 
@@ -47,8 +41,8 @@ _PREDICATE_INDEX = {name: index for index, name in enumerate(PREDICATES)}
 
 
 @settings
-class PictureShardSettings:
-    """What is in the shards.
+class SceneSettings:
+    """The stream of scenes, in shards of growing difficulty.
 
     Attributes:
         num_shards: How many there are; training goes round.
@@ -97,43 +91,6 @@ class TrainingScene:
         return TrainingScene(self.image[:, ::-1], self.entity_map[:, ::-1], self.names, boxes, self.relations)
 
 
-@dataclass(frozen=True)
-class PictureShard:
-    """Arrays of many scenes.
-
-    Attributes:
-        images: uint8 (S, H, W, 3).
-        entity_maps: uint8 (S, H, W).
-        names: int64 (sum of E,).
-        boxes: float32 (sum of E, 4).
-        relations: int64 (sum of R, 3).
-        entity_offsets: int64 (S + 1,).
-        relation_offsets: int64 (S + 1,).
-    """
-
-    images: np.ndarray
-    entity_maps: np.ndarray
-    names: np.ndarray
-    boxes: np.ndarray
-    relations: np.ndarray
-    entity_offsets: np.ndarray
-    relation_offsets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> TrainingScene:
-        entities = slice(*self.entity_offsets[index : index + 2])
-        relations = slice(*self.relation_offsets[index : index + 2])
-        return TrainingScene(
-            self.images[index],
-            self.entity_maps[index],
-            self.names[entities],
-            self.boxes[entities],
-            self.relations[relations],
-        )
-
-
 def training_scene(sample: SceneSample, image_size: int) -> TrainingScene:
     """A scene as the models see it.
 
@@ -166,54 +123,11 @@ def training_scene(sample: SceneSample, image_size: int) -> TrainingScene:
     )
 
 
-def build_picture_shard(settings: PictureShardSettings, shard: int) -> PictureShard:
-    """Paint one shard: scenes ``shard * num_scenes`` and following of the stream."""
-    objects = settings.num_objects(shard)
-    streams = [Scenes("train", settings.seed, size, objects, num_questions=1) for size in settings.painted_sizes]
-    first = shard * settings.num_scenes
-    scenes = [
-        training_scene(streams[index % len(streams)][index], settings.image_size)
-        for index in range(first, first + settings.num_scenes)
-    ]
-    return PictureShard(
-        np.stack([scene.image for scene in scenes]),
-        np.stack([scene.entity_map for scene in scenes]),
-        np.concatenate([scene.names for scene in scenes]),
-        np.concatenate([scene.boxes for scene in scenes]),
-        np.concatenate([scene.relations for scene in scenes]),
-        np.cumsum([0, *(len(scene.names) for scene in scenes)]),
-        np.cumsum([0, *(len(scene.relations) for scene in scenes)]),
-    )
-
-
-def _path(folder: Path, shard: int) -> Path:
-    return folder / f"pictures-{shard:05d}.npz"
-
-
-def build_picture_shards(settings: PictureShardSettings, folder: Path) -> None:
-    """Paint all shards that are not there yet, in order; the work of a builder process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(settings.num_shards):
-        path = _path(folder, shard)
-        if not path.is_file():
-            arrays = build_picture_shard(settings, shard).__dict__
-            with atomic_file(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **arrays)
-
-
-def read_picture_shard(folder: Path, shard: int, patience_s: float = 600.0) -> PictureShard:
-    """Read a shard, waiting while a builder process paints it; nothing is unpickled.
-
-    Raises:
-        TimeoutError: It does not come.
-    """
-    path, started = _path(folder, shard), time.monotonic()
-    while not path.is_file():  # builders put whole files in place at once
-        if time.monotonic() - started > patience_s:
-            raise TimeoutError(f"expected {path} within {patience_s:g} s. Is the builder process alive?")
-        time.sleep(0.2)
-    with np.load(path, allow_pickle=False) as arrays:
-        return PictureShard(**{name: arrays[name] for name in arrays.files})
+def paint_scene(settings: SceneSettings, index: int) -> TrainingScene:
+    """A scene of the stream, painted at one of its sizes."""
+    size = settings.painted_sizes[index % len(settings.painted_sizes)]
+    objects = settings.num_objects(index // settings.num_scenes)
+    return training_scene(Scenes("train", settings.seed, size, objects, num_questions=1)[index], settings.image_size)
 
 
 class SceneTask(CountingTask):
@@ -244,28 +158,24 @@ class SceneBatches:
     """Scenes of a step, as a function of the step alone.
 
     Args:
-        settings: The shards' settings.
-        folder: Where they lie.
+        settings: The stream's settings.
         batch_size: Scenes per step.
         first_shard: Where the round starts.
     """
 
-    def __init__(self, settings: PictureShardSettings, folder: Path, batch_size: int, first_shard: int = 0) -> None:
-        self.settings, self.folder, self.batch_size, self.first_shard = settings, folder, batch_size, first_shard
-        self.steps_per_shard = settings.num_scenes // batch_size
-        self._open: tuple[int, PictureShard] | None = None
+    def __init__(self, settings: SceneSettings, batch_size: int, first_shard: int = 0) -> None:
+        self.settings, self.batch_size, self.first_shard = settings, batch_size, first_shard
 
     def __call__(self, step: int) -> list[TrainingScene]:
         """A step's scenes.
 
         Every visit to a shard has an order of its own and mirrors other halves of it.
         """
-        visit, within = divmod(step, self.steps_per_shard)
-        shard = (self.first_shard + visit) % self.settings.num_shards
-        if self._open is None or self._open[0] != shard:
-            self._open = (shard, read_picture_shard(self.folder, shard))
-        rng = np.random.default_rng([self.settings.seed, visit])
-        order, is_flipped = rng.permutation(len(self._open[1])), rng.random(len(self._open[1])) < 0.5
+        settings = self.settings
+        visit, within = divmod(step, settings.num_scenes // self.batch_size)
+        first = (self.first_shard + visit) % settings.num_shards * settings.num_scenes
+        rng = np.random.default_rng([settings.seed, visit])
+        order, is_flipped = rng.permutation(settings.num_scenes), rng.random(settings.num_scenes) < 0.5
         chosen = order[within * self.batch_size : (within + 1) * self.batch_size]
-        scenes = [self._open[1][index] for index in chosen]
+        scenes = [paint_scene(settings, first + int(index)) for index in chosen]
         return [s.flipped() if is_flipped[i] else s for s, i in zip(scenes, chosen, strict=True)]

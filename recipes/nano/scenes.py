@@ -19,11 +19,11 @@ from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbal
 
 __all__ = [
     "LISTING_QUESTIONS",
-    "SceneShard",
+    "SceneSettings",
     "ShardBatches",
-    "ShardSettings",
+    "TokenQuestion",
+    "TokenScene",
     "build_shard",
-    "join_scenes",
 ]
 
 #: Questions of the generator whose answer is a verbalization. Their target in training is the verbalization that the
@@ -32,7 +32,7 @@ LISTING_QUESTIONS = ("Describe the picture with boxes.", "List everything in the
 
 
 @settings
-class ShardSettings:
+class SceneSettings:
     """What is in the shards.
 
     Attributes:
@@ -69,47 +69,35 @@ class ShardSettings:
 
 
 @dataclass(frozen=True)
-class SceneShard:
-    """Token ids of many scenes.
+class TokenQuestion:
+    """A question about a scene.
 
     Attributes:
-        tokens: Flat uint16 ids.
-        auxiliary: int64 (S + 1,) offsets of the verbalizations in ``tokens``.
-        questions: int64 (Q + 1,) offsets of the questions.
-        answers: int64 (Q + 1,) offsets of the answers, end token included.
-        kinds: int8 (Q,) index into ``QUESTION_KINDS``; -1 = the verbalization itself is asked for.
-        first_question: int64 (S + 1,) which questions belong to a scene.
-        pictures: uint8 (S, H, W, 3) or empty.
-        maps: uint8 (S, H, W, 3) or empty.
+        ids: Of the question, with its leading space.
+        answer_ids: Of the answer, with its leading space and the end token.
+        kind: Index into ``QUESTION_KINDS``; -1 = the verbalization itself is asked for.
     """
 
-    tokens: np.ndarray
-    auxiliary: np.ndarray
-    questions: np.ndarray
-    answers: np.ndarray
-    kinds: np.ndarray
-    first_question: np.ndarray
-    pictures: np.ndarray
-    maps: np.ndarray
+    ids: list[int]
+    answer_ids: list[int]
+    kind: int
 
-    def __len__(self) -> int:
-        return len(self.first_question) - 1
 
-    def auxiliary_ids(self, scene: int) -> np.ndarray:
-        """Verbalization of a scene, without BOS."""
-        return self.tokens[self.auxiliary[scene] : self.auxiliary[scene + 1]]
+@dataclass(frozen=True)
+class TokenScene:
+    """A scene as a model reads it.
 
-    def question_range(self, scene: int) -> range:
-        """Questions of a scene."""
-        return range(int(self.first_question[scene]), int(self.first_question[scene + 1]))
+    Attributes:
+        auxiliary_ids: Of the verbalization, without BOS.
+        questions: About the scene.
+        image: uint8 (H, W, 3), where images are wanted.
+        map: Segmentation map, likewise.
+    """
 
-    def question_ids(self, question: int) -> np.ndarray:
-        """Ids of a question with its leading space."""
-        return self.tokens[self.questions[question] : self.questions[question + 1]]
-
-    def answer_ids(self, question: int) -> np.ndarray:
-        """Ids of an answer with its leading space and the end token."""
-        return self.tokens[self.answers[question] : self.answers[question + 1]]
+    auxiliary_ids: list[int]
+    questions: list[TokenQuestion]
+    image: np.ndarray | None = None
+    map: np.ndarray | None = None
 
 
 def _sample_kinds(rng: Random, partial_share: float) -> tuple[str, ...]:
@@ -120,13 +108,13 @@ def _sample_kinds(rng: Random, partial_share: float) -> tuple[str, ...]:
     return ("ocr",) if rng.random() < 0.5 else tuple(kind for kind in kinds if rng.random() < 0.5)
 
 
-def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokenizer) -> SceneShard:
-    """Make one shard.
+def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokenizer) -> list[TokenScene]:
+    """Make the scenes of a shard.
 
     Args:
         settings: What is in it.
         shard: Its number; scenes ``shard * num_scenes`` and following.
-        tokenizer: Vocabulary; at most 65,535 pieces.
+        tokenizer: Vocabulary.
     """
     encode, end = tokenizer.sp_model.encode, tokenizer.eos_token_id
     stream = Scenes(
@@ -141,53 +129,29 @@ def build_shard(settings: ShardSettings, shard: int, tokenizer: InternLM2Tokeniz
         start=shard * settings.num_scenes,
         length=settings.num_scenes,
     )
-    scenes, pictures, maps = [], [], []
+    scenes = []
     for sample in stream:
         rng = Random(f"shard {settings.seed} {sample.index}")
         found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
         spoken = _sample_kinds(rng, settings.partial_share)
-        words = verbalize_scene(found, spoken)
-        questions: list[tuple[list[int], list[int], int]] = []
-        for asked in sample.questions:
-            if asked.question in LISTING_QUESTIONS:
-                continue  # its answer is the truth's verbalization, which the model was not given
-            answer = [*encode(f" {asked.answer}"), end]
-            questions.append((encode(f" {asked.question}"), answer, QUESTION_KINDS.index(asked.kind)))
-        if words and rng.random() < settings.listing_share:
-            questions.append((encode(f" {rng.choice(LISTING_QUESTIONS)}"), [*encode(f" {words}"), end], -1))
-        scenes.append((encode(words), questions))
+        text = verbalize_scene(found, spoken)
+        # A listing's answer verbalizes the truth, which the model was not given.
+        questions = [
+            TokenQuestion(
+                encode(f" {asked.question}"), [*encode(f" {asked.answer}"), end], QUESTION_KINDS.index(asked.kind)
+            )
+            for asked in sample.questions
+            if asked.question not in LISTING_QUESTIONS
+        ]
+        if text and rng.random() < settings.listing_share:
+            asked = encode(f" {rng.choice(LISTING_QUESTIONS)}")
+            questions.append(TokenQuestion(asked, [*encode(f" {text}"), end], -1))
+        image = segmentation_map = None
         if settings.with_pictures:
-            pictures.append(sample.image)
             segments = found.segments if "segmentation" in spoken else None
-            maps.append(render_segmentation_map(segments, sample.image_size_hw))
-    return join_scenes(scenes, pictures, maps)
-
-
-def join_scenes(
-    scenes: Sequence[tuple[Sequence[int], Sequence[tuple[Sequence[int], Sequence[int], int]]]],
-    pictures: Sequence[np.ndarray] = (),
-    maps: Sequence[np.ndarray] = (),
-) -> SceneShard:
-    """A shard from scenes.
-
-    Args:
-        scenes: For each the ids of its verbalization, and its questions: ids, ids of the answer, kind.
-        pictures: uint8 (H, W, 3) for each, or none at all.
-        maps: Likewise.
-    """
-    asked = [question for _, questions in scenes for question in questions]
-    groups = [said for said, _ in scenes], [words for words, _, _ in asked], [answer for _, answer, _ in asked]
-    starts = np.cumsum([0, *(sum(map(len, group)) for group in groups)])
-    offsets = [start + np.cumsum([0, *map(len, group)]) for start, group in zip(starts, groups, strict=False)]
-    empty = np.zeros((0, 0, 0, 3), np.uint8)
-    return SceneShard(
-        np.array([token for group in groups for ids in group for token in ids], dtype=np.uint16),
-        *offsets,
-        np.array([kind for _, _, kind in asked], dtype=np.int8),
-        np.cumsum([0, *(len(questions) for _, questions in scenes)], dtype=np.int64),
-        np.stack(pictures) if len(pictures) else empty,
-        np.stack(maps) if len(maps) else empty,
-    )
+            image, segmentation_map = sample.image, render_segmentation_map(segments, sample.image_size_hw)
+        scenes.append(TokenScene(encode(text), questions, image, segmentation_map))
+    return scenes
 
 
 class ShardBatches:
@@ -200,35 +164,37 @@ class ShardBatches:
     """
 
     def __init__(
-        self, shards: Callable[[int], SceneShard] | Sequence[SceneShard], batch_size: int, num_scenes: int = 0
+        self,
+        shards: Callable[[int], list[TokenScene]] | Sequence[list[TokenScene]],
+        batch_size: int,
+        num_scenes: int = 0,
     ) -> None:
         self.shards, self.batch_size = shards, batch_size
         sizes = [num_scenes] if callable(shards) else [len(shard) for shard in shards]
         self._stops = np.cumsum([size // batch_size for size in sizes])
-        self._loaded: tuple[int, SceneShard, list[np.ndarray]] | None = None
+        self._loaded: tuple[int, list[list[TokenScene]]] | None = None
 
     @classmethod
-    def from_settings(cls, settings: ShardSettings, batch_size: int, tokenizer: InternLM2Tokenizer) -> ShardBatches:
+    def from_settings(cls, settings: SceneSettings, batch_size: int, tokenizer: InternLM2Tokenizer) -> ShardBatches:
         """Shards made when they are needed: one takes about as long as five steps."""
         return cls(lambda number: build_shard(settings, number, tokenizer), batch_size, settings.num_scenes)
 
-    def __call__(self, step: int) -> tuple[SceneShard, np.ndarray]:
-        """A shard, and the numbers of the step's scenes in it."""
+    def __call__(self, step: int) -> list[TokenScene]:
+        """A step's scenes."""
         turn, place = divmod(step, int(self._stops[-1]))
         which = int(np.searchsorted(self._stops, place, side="right"))
         number, place = turn * len(self._stops) + which, place - int(self._stops[which - 1] if which else 0)
         if self._loaded is None or self._loaded[0] != number:
             self._loaded = None  # two shards of images need not be in memory at once
-            shard = self.shards(number) if callable(self.shards) else self.shards[which]
-            self._loaded = number, shard, _sorted_batches(shard, self.batch_size, number)
-        _, shard, batches = self._loaded
-        return shard, batches[place]
+            scenes = self.shards(number) if callable(self.shards) else self.shards[which]
+            self._loaded = number, _sorted_batches(scenes, self.batch_size, number)
+        return self._loaded[1][place]
 
 
-def _sorted_batches(shard: SceneShard, batch_size: int, seed: int) -> list[np.ndarray]:
-    """Scenes of a shard in batches of like length, in an order drawn from ``seed``."""
+def _sorted_batches(scenes: list[TokenScene], batch_size: int, seed: int) -> list[list[TokenScene]]:
+    """Scenes in batches of like length, in an order drawn from ``seed``."""
     generator = np.random.default_rng(seed)
-    spans = np.diff(shard.auxiliary) + np.diff(shard.answers[shard.first_question])
-    order = np.argsort(spans + generator.uniform(0, 12, len(spans)), kind="stable")
-    batches = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
-    return [batches[i] for i in generator.permutation(len(batches))]
+    spans = [len(s.auxiliary_ids) + sum(len(question.answer_ids) for question in s.questions) for s in scenes]
+    order = np.argsort(np.array(spans) + generator.uniform(0, 12, len(spans)), kind="stable")
+    starts = generator.permutation(len(order) // batch_size) * batch_size
+    return [[scenes[index] for index in order[start : start + batch_size]] for start in starts]
