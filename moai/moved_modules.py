@@ -75,30 +75,27 @@ MOVED_MODULES = {
 
 def answer_to_old_names() -> None:
     """Let `import` find moved modules under their old names; safe to call twice."""
-    if not any(isinstance(finder, _MovedModuleFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _MovedModuleFinder())
+    if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _MovedModules())
 
 
-class _MovedModuleFinder(importlib.abc.MetaPathFinder):
-    """Asked first: an old file that an installation left behind must not be a second copy of a module."""
+class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Asked first: an old file that an installation left behind must not be a second copy of a module.
+
+    Answers with the module itself, not with a copy: a class is the same class under both names.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in MOVED_MODULES:
-            return None
-        return ModuleSpec(fullname, _MovedModuleLoader())
-
-
-class _MovedModuleLoader(importlib.abc.Loader):
-    """Answers with the module itself, not with a copy: a class is the same class under both names."""
+        return ModuleSpec(fullname, self) if fullname in MOVED_MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         present = MOVED_MODULES[spec.name]
         warnings.warn(f"`{spec.name}` is now `{present}`.", DeprecationWarning, stacklevel=2)
-        self._module = importlib.import_module(present)
-        self._identity = {name: getattr(self._module, name) for name in ("__spec__", "__loader__", "__package__")}
-        return self._module
+        module = importlib.import_module(present)
+        spec.loader_state = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        vars(module).update(self._identity)  # the import system has written the old name's into it
+        module.__spec__ = module.__spec__.loader_state  # the import system has put the old name's in its place

@@ -26,10 +26,11 @@ from transformers import (
     Owlv2ImageProcessorPil,
     Owlv2Processor,
 )
+from transformers.image_transforms import center_to_corners_format
 
 from moai.settings import Number, settings
 from recipes.stages import StageSettings
-from verbalizers.psgtr.loss_psgtr import generalized_box_iou, to_corners
+from verbalizers.psgtr.loss_psgtr import generalized_box_iou
 
 from .backbone import IMAGE_MEAN, IMAGE_STD
 from .mask2former import pixels_of
@@ -254,7 +255,7 @@ class Owlv2Task(SceneTask):
         weights = targets.weights[is_object]
         total = weights.sum().clamp(min=1.0)
         found, wanted = boxes[is_object], targets.boxes[is_object]
-        overlap = generalized_box_iou(to_corners(found), to_corners(wanted))
+        overlap = generalized_box_iou(center_to_corners_format(found), center_to_corners_format(wanted))
         box_loss = self.settings.box_weight * ((found - wanted).abs().sum(-1) * weights).sum() / total
         box_loss = box_loss + self.settings.giou_weight * ((1 - overlap) * weights).sum() / total
         quality = 0.3 + 0.7 * overlap.detach().clamp(min=0)

@@ -178,7 +178,7 @@ def compare_depths(depth_map: DepthMap, scene: Scene, settings: WordSettings | N
 
     Objects are the named segments, then detections that are no segment again; where there is neither, those of
     the scene graph. Every object is compared with the next one behind it whose distance differs by MIN_GAP, which
-    says the whole order in few relations. The subject is the object that the scene names first.
+    gives the whole order in few relations. The subject is the object that comes first in the scene.
 
     Args:
         depth_map: the kind's finding.
@@ -248,8 +248,8 @@ def _nearness_in_box(depth_map: DepthMap, box_xyxy: np.ndarray, image_size_hw: t
 def verbalize_depth(depth_map: DepthMap, scene: Scene, settings: WordSettings) -> str:
     """Depth as text: `The image includes depth relations between objects: A is nearer than B, and ...`.
 
-    At most `settings.max_relations` are said, the widest gap first. Objects that share a name are numbered as in the
-    scene graph's sentence: `person (#2)`.
+    At most `settings.max_relations` are included, the widest gap first. Objects that share a name are numbered as in
+    the scene graph's sentence: `person (#2)`.
     """
     relations = compare_depths(depth_map, scene, settings)
     names = number_duplicates(relations.object_names)

@@ -47,8 +47,8 @@ def select_detections(
     Args:
         detections: what the model gave.
         threshold: lowest confidence.
-        nms_threshold: of boxes with the SAME name that overlap by more than this IoU only the surest is kept;
-            None keeps all.
+        nms_threshold: of boxes with the SAME name that overlap by more than this IoU the most confident is kept; None
+            keeps all.
         max_detections: how many are kept at most; None keeps all.
     """
     order = np.argsort(-detections.confidence, kind="stable")

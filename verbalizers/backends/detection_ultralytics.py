@@ -84,7 +84,7 @@ def _neutral_name(path: Path) -> Iterator[Path]:
 
 
 def load_yolo(path: str | Path) -> torch.nn.Module:
-    """Read a local YOLO checkpoint without running anything that it says.
+    """Read a local YOLO checkpoint without running code that it holds.
 
     Args:
         path: a `.pt` file as ultralytics saves and publishes them.
@@ -158,7 +158,7 @@ def read_prompt_embeddings(path: str | Path) -> tuple[tuple[str, ...], np.ndarra
 class UltralyticsDetector(CheckpointVerbalizer):
     """YOLO models of the `ultralytics` package (AGPL-3.0).
 
-    What is looked for depends on the model:
+    The vocabulary depends on the model:
 
     - any YOLO, and an open-vocabulary one whose names were fixed before it was saved (`set_classes`, prompt-free
       YOLOE): its own names; `vocabulary` then chooses among them.
@@ -176,7 +176,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
         text_embeddings: `.npz` file of names and embeddings, instead; see `read_prompt_embeddings`.
         image_size: longer side of the image in pixels as the model sees it.
         threshold: lowest confidence.
-        nms_threshold: of boxes with the same name that overlap by more than this IoU the surest is kept.
+        nms_threshold: of boxes with the same name that overlap by more than this IoU the most confident is kept.
         max_detections: how many are kept at most.
         cache_dir: folder for text embeddings (safetensors); None = memory only.
     """
@@ -318,8 +318,8 @@ class UltralyticsDetector(CheckpointVerbalizer):
         for row in rows:
             boxes = scale_boxes(pixels.shape[2:], row[:, :4].clone(), size_hw)
             names = tuple(loaded.names[int(index)] for index in row[:, 5].tolist())
-            sure = np.clip(to_numpy(row[:, 4]), 0, 1)
-            detections = Detections(to_numpy(boxes), names, sure, size_hw)
+            confidence = np.clip(to_numpy(row[:, 4]), 0, 1)
+            detections = Detections(to_numpy(boxes), names, confidence, size_hw)
             found.append(select_detections(detections, self.threshold, None, self.max_detections))
         return found
 

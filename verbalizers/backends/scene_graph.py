@@ -33,7 +33,7 @@ class PSGTRVerbalizer(CheckpointVerbalizer):
         object_threshold: its object's above this
         relation_threshold: and its predicate's above this. The words have a threshold of their own (0.8).
         mask_threshold: probability above which a pixel belongs to an object, where duplicates are compared.
-        max_triplets: how many query-predicate pairs are looked at.
+        max_triplets: how many query-predicate pairs are considered.
     """
 
     subject_threshold: float = 0.5
@@ -81,7 +81,7 @@ class TripletVerbalizer(Verbalizer):
         model: called with a list of uint8 `(H, W, 3)` RGB arrays; gives one result per image: a `Relations`,
             or OpenPSG's triplet result (`labels`, `rel_pair_idxes`, `rel_dists`; see
             `adapters.relations_from_psgtr`).
-        name: says which model this is in fingerprints; change it when the model changes.
+        name: stands for the model in fingerprints; change it when the model changes.
         class_names: name of label 1 first.
         predicates: name of score column 1 first.
     """

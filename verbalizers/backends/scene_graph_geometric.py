@@ -2,7 +2,7 @@
 
     {"kind": "scene_graph", "backend": "geometric"}
 
-in `verbalizers.json`, beside a segmenter or a detector. It looks at no pixel: `geometry.py` measures what others found,
+in `verbalizers.json`, beside a segmenter or a detector. It reads no pixel: `geometry.py` measures what others found,
 this file knows names, for whether things are in or on what holds them is a matter of language.
 """
 
@@ -61,8 +61,8 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
     """`on`, `in`, `over`, `beside` and `in front of` between segments and detections; needs no weights.
 
     Reads what segmentation, detection and depth found in the same image; one of the first two must be there. Segments
-    give contacts, boxes less sure guesses; depth, where somebody looks for it, tells who is in front and who only seems
-    to stand on another. The confidence of a relation is how clearly it is seen, 1 = nothing speaks against it.
+    give contacts, boxes less certain ones; depth, where it is known, tells what is in front and what only seems
+    to stand on another. The confidence of a relation is how clearly it is seen, 1 = no evidence against it.
 
     Attributes:
         detection_threshold: lowest confidence of a detection that takes part.
@@ -88,7 +88,7 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
         return self.predict_with(images, [Scene(image_size_hw=image.shape[:2]) for image in images])
 
     def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[Relations]:
-        """Relations between what was found; the images are not looked at.
+        """Relations between segments and detections; the images are not read.
 
         Raises:
             ValueError: a scene has neither segments nor detections.
@@ -166,8 +166,8 @@ def _choose_detections(scene: Scene, threshold: float, merge_iou: float) -> Dete
     if found is None:
         return None
     order = np.argsort(-found.confidence, kind="stable")
-    sure = [int(i) for i in order if found.confidence[i] >= np.float32(threshold) and found.class_names[i]]
-    kept = sorted(sure[:_MAX_DETECTIONS])
+    confident = [int(i) for i in order if found.confidence[i] >= np.float32(threshold) and found.class_names[i]]
+    kept = sorted(confident[:_MAX_DETECTIONS])
     names = tuple(found.class_names[i] for i in kept)
     return Detections(found.boxes_xyxy[kept], names, found.confidence[kept], found.image_size_hw)
 

@@ -51,7 +51,7 @@ class TransformersSegmenter(CheckpointVerbalizer):
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, AutoProcessor
 
         model = from_pretrained(AutoModelForUniversalSegmentation, self.checkpoint, dtype=dtype, use_safetensors=True)
-        # OneFormer is told its task in words, so its processor is an image processor and a tokenizer.
+        # OneFormer takes its task as text, so its processor is an image processor and a tokenizer.
         needs_task = model.config.model_type == "oneformer"
         processor = from_pretrained(AutoProcessor if needs_task else AutoImageProcessor, self.checkpoint)
         names = {int(index): name for index, name in model.config.id2label.items()}

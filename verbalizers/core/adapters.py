@@ -140,7 +140,7 @@ def detections_from_ultralytics(result: Any) -> Detections:
 def detections_from_supervision(
     detections: Any, image_size_hw: tuple[int, int], class_names: Names | None = None
 ) -> Detections:
-    """A `supervision.Detections`: `xyxy`, `confidence` (None = sure), `data["class_name"]` or `class_id`."""
+    """A `supervision.Detections`: `xyxy`, `confidence` (None = 1), `data["class_name"]` or `class_id`."""
     boxes = to_numpy(detections.xyxy).reshape(-1, 4)
     return Detections(boxes, *_supervision_labels(detections, len(boxes), class_names), image_size_hw)
 
@@ -199,7 +199,7 @@ def relations_from_psgtr(
         names = tuple(name_of(class_names, int(label) - 1) for label in labels)
     chosen = read("rels")
     if chosen is not None and len(chosen) == len(pairs) and not compat:
-        # A query that speaks two predicates carries the same scores twice; `rels` knows which one each row
+        # A query with two predicates carries the same scores twice; `rels` knows which one each row
         # is.
         best = to_numpy(chosen).reshape(-1, 3)[:, 2].astype(np.int64) - 1
     else:

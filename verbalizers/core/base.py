@@ -1,11 +1,11 @@
 """The verbalizer interface and its registry.
 
-A verbalizer looks at images and answers with findings (see structures.py). Its class is registered under a
+A verbalizer takes images and returns findings (see structures.py). Its class is registered under a
 kind (what it finds) and a backend (with which library); the first backend registered for a kind is that
 kind's default. A kind beyond the four brings its own words (`register_words`) and, if it likes, its own
 drawing (`register_drawing`); both see the whole scene. Packages outside this repository plug in through the
 entry-point group `moai.verbalizers`, entries named `<kind>.<backend>`; they are listed without being imported
-and imported only when their kind is built, said, drawn or read from disk.
+and imported only when their kind is built, verbalized, drawn or read from disk.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Verbalizer(ABC):
         backend: with which library; likewise.
         version: raise it when the class finds something else than before with the same settings: fingerprints
             then change, and what was cached is found anew. Where the class lives does not count.
-        uses: kinds whose findings about the same images it reads. It looks after whoever looks for them.
+        uses: kinds whose findings about the same images it reads; it runs after their verbalizers.
     """
 
     kind: ClassVar[str] = ""
@@ -216,7 +216,7 @@ def register_words(kind: str) -> Callable[[_Function], _Function]:
     """Decorator of the function that turns a kind's finding into text: `words(finding, scene, settings) -> str`.
 
     It is called by `verbalize_scene` with the kind's finding (never None), the whole `Scene`, so that it may
-    speak about what the other kinds found, and the `WordSettings`. It is pure; "" says nothing. A kind needs
+    use what the other kinds found, and the `WordSettings`. It is pure; "" adds no text. A kind needs
     it unless its findings are sentences or of the four structures.
 
     Raises:

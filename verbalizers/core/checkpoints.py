@@ -123,7 +123,7 @@ class CheckpointVerbalizer(Verbalizer):
         device: "cpu", "cuda", "cuda:1" ...; None = CUDA where there is one.
         dtype: "float32", "bfloat16", "float16"; None = half precision on CUDA, float32 on the CPU.
         batch_size: how many images go through the model at once.
-        offload: keep the model in CPU memory and move it to the device only while it looks. Models that do so take
+        offload: keep the model in CPU memory and move it to the device only while it runs. Models that do so take
             turns: a GPU needs room for the largest of them, not for all.
     """
 

@@ -61,7 +61,7 @@ def profile_scene(
         image: PIL image or uint8 `(H, W, 3)` RGB array.
         verbalizers: at most one per kind.
         timeout_s: seconds each has per look; None = no limit.
-        is_first: whether their models are to be loaded yet. Then each looks twice: once with loading, once without.
+        is_first: whether their models are not loaded yet. Then each runs twice: once with loading, once without.
 
     Returns:
         What was found, and one cost per verbalizer, then, where there are several, that of all side by side.

@@ -9,8 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -18,7 +17,7 @@ from PIL import Image
 from verbalizers.core.base import Verbalizer, order_by_use
 from verbalizers.core.segmentation_map import render_segmentation_map
 from verbalizers.core.sentences import verbalize_finding, verbalize_scene
-from verbalizers.core.structures import SCENE_FIELDS, STRUCTURES, Finding, Scene
+from verbalizers.core.structures import SCENE_FIELDS, STRUCTURES, Scene
 
 __all__ = [
     "SCENE_FIELDS",
@@ -39,14 +38,6 @@ _stuck: list[tuple[Verbalizer, threading.Thread]] = []
 _reported_failures: set[str] = set()
 
 
-@dataclass
-class _Outcome:
-    """Result of one verbalizer on a batch: a finding or a failure per image."""
-
-    findings: list[Any]
-    failures: dict[int, str] = field(default_factory=dict)
-
-
 def parse_scene(
     images: Sequence[Image.Image | np.ndarray],
     verbalizers: Iterable[Verbalizer],
@@ -55,12 +46,11 @@ def parse_scene(
 ) -> list[Scene]:
     """Run every verbalizer on a batch of images, side by side in threads.
 
-    Those that use other kinds' findings (`Verbalizer.uses`) look afterwards and are given what is known by then.
+    Those that use other kinds' findings (`Verbalizer.uses`) run afterwards and are given what is known by then.
 
     A verbalizer that raises leaves its field empty and is named in `Scene.failures`; if it raised on the
     batch it is asked again image by image, so that one bad image does not lose the others. One that exceeds
-    `timeout_s` is
-    abandoned: its thread is a daemon and does not keep the process alive.
+    `timeout_s` is abandoned: its thread is a daemon and does not keep the process alive.
 
     Args:
         images: PIL images or uint8 `(H, W, 3)` RGB arrays; sizes may differ.
@@ -84,8 +74,8 @@ def parse_scene(
         raise ValueError(f"`timeout_s` must be positive or None, got {timeout_s}.")
     scenes = _start_scenes(arrays, known)
     for group in order_by_use(verbalizers):
-        outcomes = _run_side_by_side(group, arrays, scenes, timeout_s) if arrays else {}
-        scenes = [join_scenes(scene, _collect(i, scene.image_size_hw, outcomes)) for i, scene in enumerate(scenes)]
+        for found in _run_in_threads(group, arrays, scenes, timeout_s) if arrays else ():
+            scenes = [join_scenes(scene, new) for scene, new in zip(scenes, found, strict=True)]
     return scenes
 
 
@@ -134,10 +124,11 @@ def as_rgb_array(image: Image.Image | np.ndarray) -> np.ndarray:
     raise ValueError(f"expected a PIL image or a uint8 (H, W, 3) RGB array, got {got}. Use PIL.Image.open(path).")
 
 
-def _run_side_by_side(
+def _run_in_threads(
     verbalizers: list[Verbalizer], arrays: list[np.ndarray], scenes: list[Scene], timeout_s: float | None
-) -> dict[str, _Outcome]:
-    finished: dict[str, _Outcome] = {}
+) -> list[list[Scene]]:
+    """Per verbalizer one scene per image, which holds its finding or why there is none."""
+    finished: dict[str, list[Scene]] = {}
     _stuck[:] = [(v, thread) for v, thread in _stuck if thread.is_alive()]
 
     def work(verbalizer: Verbalizer) -> None:
@@ -147,79 +138,53 @@ def _run_side_by_side(
     for verbalizer in verbalizers:
         if any(verbalizer is other for other, _ in _stuck):
             message = "still busy with an earlier batch that exceeded its time-out"
-            finished[verbalizer.kind] = _failed(verbalizer, arrays, message)
+            finished[verbalizer.kind] = _fail(verbalizer, arrays, message)
             continue
         name = f"verbalizer-{verbalizer.kind}"
         thread = threading.Thread(target=work, args=(verbalizer,), name=name, daemon=True)
         thread.start()
         threads.append((verbalizer, thread))
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    outcomes = {}
+    late = {}
     for verbalizer, thread in threads:
         thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         if thread.is_alive():
             _stuck.append((verbalizer, thread))
-            outcomes[verbalizer.kind] = _failed(verbalizer, arrays, f"no answer within {timeout_s:g} s")
+            late[verbalizer.kind] = _fail(verbalizer, arrays, f"no answer within {timeout_s:g} s")
     # A late thread may still write into `finished`: what was reported as failed stays failed.
-    return {**finished, **outcomes}
+    return list({**finished, **late}.values())
 
 
-def _predict_safely(verbalizer: Verbalizer, arrays: list[np.ndarray], scenes: list[Scene]) -> _Outcome:
+def _predict_safely(verbalizer: Verbalizer, arrays: list[np.ndarray], scenes: list[Scene]) -> list[Scene]:
+    """The verbalizer's scenes; where it raises, it is asked image by image."""
     try:
-        return _Outcome(_predict_checked(verbalizer, arrays, scenes))
+        return _predict_checked(verbalizer, arrays, scenes)
     except Exception as error:  # noqa: BLE001 - foreign code may raise anything; the answer must come
         if len(arrays) == 1:
-            return _failed(verbalizer, arrays, _describe(error))
-    outcome = _Outcome([None] * len(arrays))
-    for index, array in enumerate(arrays):
-        try:
-            outcome.findings[index] = _predict_checked(verbalizer, [array], [scenes[index]])[0]
-        except Exception as error:  # noqa: BLE001 - as above
-            outcome.failures[index] = _describe(error)
-    if outcome.failures:
-        _report_once(verbalizer, next(iter(outcome.failures.values())), len(outcome.failures))
-    return outcome
+            return _fail(verbalizer, arrays, f"{type(error).__name__}: {error}")
+    singles = zip(arrays, scenes, strict=True)
+    return [new for array, scene in singles for new in _predict_safely(verbalizer, [array], [scene])]
 
 
-def _predict_checked(verbalizer: Verbalizer, arrays: list[np.ndarray], scenes: list[Scene]) -> list[Any]:
-    findings = verbalizer.predict_with(arrays, scenes)
+def _predict_checked(verbalizer: Verbalizer, arrays: list[np.ndarray], scenes: list[Scene]) -> list[Scene]:
+    findings, kind = verbalizer.predict_with(arrays, scenes), verbalizer.kind
     if not isinstance(findings, list) or len(findings) != len(arrays):
         got = f"{len(findings)} findings" if isinstance(findings, list) else type(findings).__name__
         raise ValueError(f"predict must return a list of {len(arrays)} findings, one per image, got {got}.")
-    wanted = STRUCTURES[SCENE_FIELDS[verbalizer.kind]] if verbalizer.kind in SCENE_FIELDS else None
+    if kind not in SCENE_FIELDS:
+        return [Scene(array.shape[:2], findings={kind: new}) for array, new in zip(arrays, findings, strict=True)]
+    field = SCENE_FIELDS[kind]
     for finding in findings:
-        if wanted is not None and finding is not None and not isinstance(finding, wanted):
+        if finding is not None and not isinstance(finding, STRUCTURES[field]):
             got = type(finding).__name__
-            raise ValueError(f"kind {verbalizer.kind!r} must answer with {wanted.__name__}, got {got}.")
-    return findings
+            raise ValueError(f"kind {kind!r} must answer with {STRUCTURES[field].__name__}, got {got}.")
+    return [Scene(array.shape[:2], **{field: new}) for array, new in zip(arrays, findings, strict=True)]
 
 
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _failed(verbalizer: Verbalizer, arrays: list[np.ndarray], message: str) -> _Outcome:
-    _report_once(verbalizer, message, len(arrays))
-    return _Outcome([None] * len(arrays), dict.fromkeys(range(len(arrays)), message))
-
-
-def _report_once(verbalizer: Verbalizer, message: str, num_images: int) -> None:
-    """Warn the first time a verbalizer fails in this way; a data set would repeat it a million times."""
+def _fail(verbalizer: Verbalizer, arrays: list[np.ndarray], message: str) -> list[Scene]:
+    """Scenes that hold a failure; it is a warning the first time: a data set would repeat it a million times."""
     key = f"{verbalizer.kind}/{verbalizer.backend}: {message[:200]}"
     level = logging.DEBUG if key in _reported_failures else logging.WARNING
     _reported_failures.add(key)
-    logger.log(level, "verbalizer %s failed on %d image(s): %s", verbalizer.kind, num_images, message)
-
-
-def _collect(index: int, image_size_hw: tuple[int, int], outcomes: dict[str, _Outcome]) -> Scene:
-    fields: dict[str, Finding] = {}
-    others: dict[str, Any] = {}
-    failures: dict[str, str] = {}
-    for kind, outcome in outcomes.items():
-        if index in outcome.failures:
-            failures[kind] = outcome.failures[index]
-        elif kind in SCENE_FIELDS:
-            fields[SCENE_FIELDS[kind]] = outcome.findings[index]
-        else:
-            others[kind] = outcome.findings[index]
-    return Scene(image_size_hw=image_size_hw, findings=others, failures=failures, **fields)
+    logger.log(level, "verbalizer %s failed on %d image(s): %s", verbalizer.kind, len(arrays), message)
+    return [Scene(array.shape[:2], failures={verbalizer.kind: message}) for array in arrays]

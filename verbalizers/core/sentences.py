@@ -46,8 +46,8 @@ def verbalize_finding(
         finding: one of the structures, a sentence, a registered kind's finding, or None ("" then).
         settings: what is worth saying.
         compat: as the release does.
-        kind: what was looked for; finds the words that `register_words` registered.
-        scene: all that was found in the image, for words that speak about other findings too.
+        kind: the finding's kind, for which `register_words` may have registered a function.
+        scene: all findings about the image, for text that uses other findings too.
 
     Raises:
         ValueError: the finding is of a type that has no words.
@@ -85,11 +85,11 @@ def verbalize_scene(
 
     Args:
         scene: what was found.
-        kinds: which kinds are said, in this order; None = the four, then the scene's further findings by
+        kinds: which kinds are included, in this order; None = the four, then the scene's further findings by
             name.
         compat: the release's exact text, its blanks, gaps and slips included; False = ours, which say the
             same where the release is right.
-        settings: what is worth saying. Where segments and detections are both said, what was found twice is said
+        settings: what is worth saying. Where segments and detections are both included, what was found twice is
             once (`WordSettings.merge_iou`), except with `compat`.
 
     Raises:
@@ -115,7 +115,7 @@ def verbalize_segments(segments: Segments | None, compat: bool = False) -> str:
     Args:
         segments: None gives "".
         compat: as the release does. It takes the boxes in ascending id order whatever the order of the
-            names, and says nothing at all when an id has no pixels or a class is unknown; ours gives each
+            names, and gives no text at all when an id has no pixels or a class is unknown; ours gives each
             name its own box and leaves out only that segment.
     """
     if segments is None:
@@ -150,7 +150,7 @@ def verbalize_detections(
 
     Args:
         detections: None gives "".
-        threshold: lowest confidence that is said.
+        threshold: lowest confidence in the text.
         compat: as the release does, boxes outside the image and "-0.00" included; ours keeps them
             inside.
     """
@@ -175,10 +175,10 @@ def verbalize_relations(
 
     Args:
         relations: None gives "".
-        threshold: lowest confidence that is said.
-        max_relations: how many are said at most; highest confidence first.
-        compat: choose and order as the release does. It says nothing when there are fewer relations than
-            min(10, objects), and its order is numpy's partition order; ours says them all; highest confidence first.
+        threshold: lowest confidence in the text.
+        max_relations: how many are included at most, those of highest confidence.
+        compat: choose and order as the release does. It gives no text when there are fewer relations than
+            min(10, objects), and its order is numpy's partition order; ours gives them all, highest confidence first.
     """
     if relations is None:
         return ""
@@ -205,7 +205,7 @@ def _choose_as_released(relations: Relations, threshold: float, max_relations: i
     if len(relations) == 0 or wanted > len(relations):
         return []
     # The release filters argpartition's indices by partition's values, which numpy does not promise to order
-    # alike: both are needed to say exactly what it says.
+    # alike: both are needed to give its exact text.
     indices = np.argpartition(relations.confidence, -wanted)[-wanted:]
     scores = np.partition(relations.confidence, -wanted)[-wanted:]
     return [int(i) for i in indices[scores >= np.float32(threshold)]]
@@ -218,7 +218,7 @@ def verbalize_text_lines(
 
     Args:
         text_lines: None gives "".
-        threshold: lowest confidence that is said.
+        threshold: lowest confidence in the text.
         compat: leave blank lines and control characters in, as the release does.
     """
     if text_lines is None:

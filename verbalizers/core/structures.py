@@ -218,7 +218,7 @@ class Relations(Finding):
     """A scene graph: objects and the relations between them.
 
     Attributes:
-        object_names: M names of the objects the relations speak about; "" = unknown class.
+        object_names: M names of the objects of the relations; "" = unknown class.
         subject_indices: int64 `(R,)` into object_names.
         object_indices: int64 `(R,)` into object_names.
         predicates: R predicates ("on", "holding", ...).
@@ -293,7 +293,7 @@ SCENE_FIELDS: dict[str, str] = {
     "scene_graph": Relations.structure,
     "ocr": TextLines.structure,
 }
-"""The four kinds, in the order in which they are said, and the Scene field each one fills: its structure's name."""
+"""The four kinds, in their order in the text, and the Scene field each one fills: its structure's name."""
 
 
 def register_finding(cls: type[Finding]) -> type[Finding]:

@@ -128,7 +128,7 @@ def load_vocabulary(source: Vocabulary, covered_by: Vocabulary = ()) -> tuple[st
         source: names; or the path of a text file with one per line; or a published vocabulary ("coco_panoptic",
             "lvis", "objects365", "open_images", "ade20k", "imagenet"); or several of these joined by "+", e.g.
             "lvis+mine.txt". A file that is called like a published vocabulary is given as a `pathlib.Path`.
-        covered_by: names that need not be looked for because another model finds them, in the same forms; plurals,
+        covered_by: names to leave out because another model finds them, in the same forms; plurals,
             spellings and synonyms count (`vocabulary_matching`). E.g. "coco_panoptic" beside a panoptic segmenter.
 
     Raises:

@@ -15,7 +15,7 @@ _IRREGULAR_PLURALS = {
     "feet": "foot", "teeth": "tooth",
 }  # fmt: skip
 # Other words for COCO's panoptic names, as LVIS, Objects365, Open Images and ImageNet use them. Only true synonyms: a
-# narrower word ("armchair" for "chair") says more than the segmenter did and stays.
+# narrower word ("armchair" for "chair") is more precise than the segmenter's and stays.
 _SYNONYMS = (
     ("airplane", "aeroplane"), ("motorcycle", "motorbike"), ("bicycle", "bike"), ("truck", "lorry"),
     ("traffic light", "traffic signal", "stoplight"), ("fire hydrant", "hydrant", "fireplug"), ("handbag", "purse"),
@@ -82,7 +82,7 @@ def without_names(names: Iterable[str], covered: Iterable[str]) -> tuple[str, ..
     """The names that no covered one means, in order, each once.
 
     Args:
-        names: what would be looked for.
+        names: a vocabulary.
         covered: what another model, say the panoptic one, finds already.
     """
     known = frozenset().union(*map(name_keys, covered))

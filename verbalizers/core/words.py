@@ -1,4 +1,4 @@
-"""Parts that all sentences share: openings, lists, numbering, and the settings of what is said.
+"""Parts that all sentences share: openings, lists, numbering, and the settings of what is included.
 
 The four sentences are those of the released MoAI (golden-tested); its paper states the templates (arXiv
 2403.07508, section 3, "Verbalization").
@@ -34,12 +34,12 @@ class WordSettings:
     """What is worth saying. The thresholds and counts are by default the released MoAI's.
 
     Attributes:
-        detection_threshold: lowest confidence of a detection that is said.
-        relation_threshold: lowest confidence of a relation that is said.
-        max_relations: how many relations are said at most, those of highest confidence.
-        text_threshold: lowest confidence of a line of text that is said.
-        merge_iou: a detection is not said where a segment that means the same overlaps its box by this much
-            (`merging.merge_detections`); None says both, as the release does.
+        detection_threshold: lowest confidence of a detection in the text.
+        relation_threshold: lowest confidence of a relation in the text.
+        max_relations: how many relations are in the text at most, those of highest confidence.
+        text_threshold: lowest confidence of a recognised line in the text.
+        merge_iou: a detection is left out where a segment that means the same overlaps its box by this much
+            (`merging.merge_detections`); None keeps both, as the release does.
     """
 
     detection_threshold: float = 0.5
@@ -70,7 +70,7 @@ def join_sentences(sentences: Iterable[str], compat: bool = False) -> str:
 
 
 def strip_coco_suffixes(name: str) -> str:
-    """`sky-other-merged` -> `sky`: COCO's panoptic bookkeeping says nothing to a reader."""
+    """`sky-other-merged` -> `sky`: without the markers of COCO's panoptic classes."""
     return name.replace("-merged", "").replace("-other", "").replace("-stuff", "")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from transformers import DetrImageProcessorPil
+from transformers.image_transforms import center_to_corners_format
 
 if TYPE_CHECKING:
     from verbalizers.psgtr.modeling_psgtr import PSGTROutput
@@ -99,7 +100,7 @@ class PSGTRImageProcessor(DetrImageProcessorPil):
             mask_threshold: probability above which a pixel belongs to a mask.
             duplicate_iou: two equal triplets whose subjects AND objects overlap by more are one; so are two
                 things of one class.
-            max_triplets: how many query-predicate pairs are looked at; highest confidence first.
+            max_triplets: how many query-predicate pairs are considered, those of highest confidence.
             num_thing_classes: classes from this index on are stuff: one region per class.
             compat: follow the released MoAI's slips too (see the module).
 
@@ -178,7 +179,7 @@ def _best_triplets(
     for role in ("subject", "object"):
         scores, labels = outputs[f"{role}_logits"][index].float().softmax(-1)[:, :-1].max(-1)
         boxes = outputs[f"{role}_boxes"][index].float()
-        corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1).clamp(0, 1)
+        corners = center_to_corners_format(boxes).clamp(0, 1)
         masks = outputs[f"{role}_masks"][index].float()
         if compat:
             masks = masks.to(torch.float16).to(torch.bfloat16)

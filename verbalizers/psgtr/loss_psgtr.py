@@ -1,9 +1,8 @@
 """PSGTR's training loss: Hungarian matching of triplets, then classes, boxes and masks of the matched ones.
 
 Weights and normalisation are those of OpenPSG (https://github.com/Jingkang50/OpenPSG), on which the released
-MoAI's
-scene-graph model was trained: subject and object classes are learned from matched queries only, "no relation"
-    from all.
+MoAI's scene-graph
+model was trained: subject and object classes are learned from matched queries only, "no relation" from all.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers.image_transforms import center_to_corners_format as to_corners
+from transformers.loss.loss_for_object_detection import dice_loss, sigmoid_focal_loss
 
 __all__ = ["generalized_box_iou", "mask_loss", "match_triplets", "triplet_loss"]
 
@@ -34,12 +35,6 @@ def generalized_box_iou(first_xyxy: torch.Tensor, second_xyxy: torch.Tensor) -> 
     hull_area = hull.clamp(min=0).prod(-1)
     tiny = torch.finfo(union.dtype).eps
     return intersection / union.clamp(min=tiny) - (hull_area - union) / hull_area.clamp(min=tiny)
-
-
-def to_corners(boxes_cxcywh: torch.Tensor) -> torch.Tensor:
-    """Centre boxes to corner boxes, any leading shape."""
-    centre, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
 def _targets_of_roles(label: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -201,19 +196,9 @@ def mask_loss(outputs: Any, labels: list[dict], matches: list[tuple], config: An
             logits = logits_of_role[index, queries].float()[:, None]
             logits = F.interpolate(logits, size=truth.shape[-2:], mode="bilinear", align_corners=False)
             logits, truth = logits.flatten(1), truth.flatten(1)  # (matched, h * w)
-            probability = logits.sigmoid()
-            shared = 2 * (probability * truth).sum(1)
-            dice = dice + (1 - (shared + 1) / (probability.sum(1) + truth.sum(1) + 1)).sum()
-            focal = focal + _focal_loss(logits, truth).mean(1).sum()
+            dice = dice + dice_loss(logits, truth, num_boxes=1)
+            focal = focal + sigmoid_focal_loss(logits, truth, num_boxes=1)
         losses[f"{role}_dice"] = config.dice_loss_coefficient * dice / num_matched
         if config.mask_loss_coefficient:
             losses[f"{role}_focal"] = config.mask_loss_coefficient * focal / num_matched
     return losses
-
-
-def _focal_loss(logits: torch.Tensor, truth: torch.Tensor, alpha: float = 0.25, gamma: float = 2.0) -> torch.Tensor:
-    """Per-element focal loss (arXiv 1708.02002)."""
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    probability = logits.sigmoid()
-    right = probability * truth + (1 - probability) * (1 - truth)
-    return (alpha * truth + (1 - alpha) * (1 - truth)) * entropy * (1 - right) ** gamma

@@ -36,7 +36,7 @@ class BuildReport:
         folder: where the shards are.
         num_sources: entries of the data set.
         num_done: entries that are dealt with.
-        num_verbalized: images that were looked at in this run.
+        num_verbalized: images that were verbalized in this run.
         num_known: entries whose image was in the cache before this run.
         num_repeated: entries whose image occurred earlier in this run.
         num_errors: entries that could not be read; see `errors.jsonl`.
@@ -73,7 +73,7 @@ def build_cache(
 
     Args:
         sources: the images; see `sources.read_sources`.
-        verbalizers: who looks, or a recipe that says so with the choice of words.
+        verbalizers: ready ones, or a recipe of them and of what is worth saying.
         out: the cache; a sub-folder named by the recipe's fingerprint is written.
         load: encoded image -> upright RGB PIL image, with a bound on its size; an importable function (or a
             `functools.partial` of one), because worker processes call it. What it raises is reported as the reason.
@@ -84,7 +84,7 @@ def build_cache(
         shard_rows: images per Parquet shard.
         cuda_devices: values of CUDA_VISIBLE_DEVICES to spread local workers over; empty = leave it alone.
         num_gpus: GPUs, or share of one, that Ray sets aside for each of its workers.
-        is_retrying_failures: look again at images on which a verbalizer failed in an earlier run.
+        is_retrying_failures: verbalize images again on which a verbalizer failed in an earlier run.
         on_progress: called with the same growing report from time to time.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Processes are spawned, not forked: a fork would copy the locks of libraries that run threads and hang in them. A worker
 that dies (a crash in native code, the kernel's memory killer) takes nothing with it: the images that were out are
-looked at one by one, and the one that kills its worker again is reported.
+verbalized one by one, and the one that kills its worker again is reported.
 """
 
 from __future__ import annotations

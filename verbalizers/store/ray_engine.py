@@ -64,7 +64,7 @@ def hash_sources(
 
 
 class _RayWorker:
-    """Runs in a Ray actor: builds its verbalizers once, then looks at batch after batch."""
+    """Runs in a Ray actor: builds its verbalizers once, then verbalizes batch after batch."""
 
     def __init__(self, settings: WorkSettings) -> None:
         self._settings = settings
@@ -105,7 +105,7 @@ def run_ray(
     data = _import_ray()
     rows = [{"content_hash": work.content_hash, "source": json.dumps(work.source.to_dict())} for work in works]
     # Blocks of one batch each: results come back, and are safe on disk, as soon as a batch is finished.
-    looked = data.from_items(rows, override_num_blocks=-(-len(rows) // batch_size)).map_batches(
+    outcomes = data.from_items(rows, override_num_blocks=-(-len(rows) // batch_size)).map_batches(
         _RayWorker,
         fn_constructor_args=(settings,),
         batch_size=batch_size,
@@ -113,7 +113,7 @@ def run_ray(
         compute=data.ActorPoolStrategy(size=num_workers),
         num_gpus=num_gpus or None,
     )
-    for batch in looked.iter_batches(batch_size=None, batch_format="numpy"):
+    for batch in outcomes.iter_batches(batch_size=None, batch_format="numpy"):
         yield [
             Outcome(str(key), str(found) or None, str(error), json.loads(str(failures)), tuple(json.loads(str(seen))))
             for key, found, error, failures, seen in zip(

@@ -1,6 +1,6 @@
 """Recipe of a cached verbalization: the verbalizers, their settings, and what is worth saying.
 
-The recipe's fingerprint names the sub-folder of the cache. Whatever changes what would be found or said changes it.
+The recipe's fingerprint names the sub-folder of the cache. Whatever changes the predictions or the text changes it.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class Recipe:
     Attributes:
         entries: the verbalizers.
         words: what is worth saying.
-        compat: whether the release's exact text are said.
-        kept_kinds: kinds whose findings are kept and said, where others look only because these use what they find;
+        compat: whether the text is the release's, letter by letter.
+        kept_kinds: kinds that are kept and in the text, where others run only because these use their predictions;
             None = all.
     """
 
@@ -144,7 +144,7 @@ class Recipe:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is looked for."""
+        """Kinds of the verbalizers."""
         return tuple(entry.kind for entry in self.entries)
 
     @property

@@ -37,7 +37,7 @@ class Verbalization:
         path: the image's path as the data set writes it; "" where it has none.
         image_size_hw: height and width of the upright image in pixels.
         scene: what was found; a verbalizer that failed is named in `scene.failures`.
-        text: the scene in words.
+        text: the scene as text.
     """
 
     content_hash: str

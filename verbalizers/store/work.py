@@ -63,7 +63,7 @@ class Outcome:
         found: the line of `rows.encode_found`; None = it could not be read.
         error: why not.
         failures: kind -> why its verbalizer failed on it.
-        seen_kinds: kinds that looked and answered.
+        seen_kinds: kinds whose verbalizers did not fail.
     """
 
     content_hash: str

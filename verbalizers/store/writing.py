@@ -42,7 +42,7 @@ class CacheWriter:
         out: the cache; the recipe's fingerprint there (`Recipe.fingerprint_in`) names the folder inside.
         recipe: what the verbalizations are made with.
         shard_rows: images per Parquet shard.
-        is_retrying_failures: forget the images on which a verbalizer failed, so that they are looked at again.
+        is_retrying_failures: forget the images on which a verbalizer failed, so that they are verbalized again.
 
     Attributes:
         folder: the recipe's folder.
@@ -214,7 +214,7 @@ class CacheWriter:
         num_whole_bytes, scenes = 0, {}
         for num_whole_bytes, line in read_lines(path):  # noqa: B007 - its last value is where the torn line begins
             if "scene" in line:
-                scenes[line["scene"]["content_hash"]] = line["scene"]  # an image looked at again stands further down
+                scenes[line["scene"]["content_hash"]] = line["scene"]  # an image verbalized again stands further down
             elif self._remember(line["source"]):
                 self._sources.append(line["source"])
         for content_hash, row in scenes.items():

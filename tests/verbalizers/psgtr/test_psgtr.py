@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from psgtr_checkpoints import build_official_psgtr
+from transformers.image_transforms import center_to_corners_format
 
 from verbalizers import Relations, build_verbalizer, parse_scene
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor, convert_psgtr_checkpoint
-from verbalizers.psgtr.loss_psgtr import generalized_box_iou, match_triplets, to_corners, triplet_loss
+from verbalizers.psgtr.loss_psgtr import generalized_box_iou, match_triplets, triplet_loss
 
 CLASSES = ("cat", "mat", "grass")
 PREDICATES = ("on", "beside")
@@ -197,7 +198,7 @@ def test_training_learns_one_image_by_heart_and_the_door_says_it(tmp_path):
     assert said <= {("cat", "on", "mat"), ("mat", "on", "grass"), ("cat", "beside", "grass")}
     assert len(said) >= 2
     boxes = dict(zip(found.object_names, found.object_boxes_xyxy, strict=True))
-    expected = to_corners(make_labels()["boxes"])[0].numpy() * 64
+    expected = center_to_corners_format(make_labels()["boxes"])[0].numpy() * 64
     np.testing.assert_allclose(boxes["cat"], expected, atol=6)
 
 
