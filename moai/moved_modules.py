@@ -82,7 +82,7 @@ def answer_to_old_names() -> None:
 class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Asked first: an old file that an installation left behind must not be a second copy of a module.
 
-    Answers with the module itself, not with a copy: a class is the same class under both names.
+    Finder and loader that answer with the module itself: a class is the same class under both names.
     """
 
     def find_spec(

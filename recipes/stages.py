@@ -1,4 +1,4 @@
-"""What the stages of all recipes share: their settings, their tasks' batches and counters, a run of the trainer."""
+"""Stages of recipes: settings, tasks with counters, runs of the trainer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CountingTask(Task):
     """A task whose counters are `asked_x` and `right_x`; the log tells their quotients `x`.
 
     Args:
-        model: What is trained.
+        model: The trained model.
         optimization: Into how many micro-batches a step is cut, and whose names have learning rates of their own.
         data: Settings of the data, which a resumed run must share.
     """

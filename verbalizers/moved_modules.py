@@ -1,4 +1,4 @@
-"""Modules that were moved, under the names they had: old imports work, and say where to look.
+"""Moved modules under their former names: old imports work, with a DeprecationWarning.
 
 As `moai.moved_modules`, which neither imports nor is imported by this package: `import moai` loads no verbalizers.
 """
@@ -43,7 +43,7 @@ def answer_to_old_names() -> None:
 
 
 class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Answers with the module itself, not with a copy: a class is the same class under both names."""
+    """Finder and loader that answer with the module itself: a class is the same class under both names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -1,1 +1,1 @@
-"""Evaluation: what a MoAI answers right, and what its auxiliary tokens are worth."""
+"""Evaluation: accuracies of answers, quality of verbalizers, sweeps over variants."""

@@ -212,7 +212,7 @@ def answer_questions(
 def ask(
     questions: Iterable[AskedQuestion], answerers: Mapping[str, Answerer], batch_size: int = 32
 ) -> dict[str, Answered]:
-    """Ask everybody everything.
+    """Answer all questions with every answerer.
 
     Args:
         questions: What is asked.

@@ -1,4 +1,4 @@
-"""How many of the relations that geometry shows a scene graph tells, predicate by predicate, on test scenes.
+"""Relations benchmark: recall and precision of scene graphs against geometry, per predicate, on test scenes.
 
     python -m moai.evaluation.relations_benchmark --scenes 1000
     python -m moai.evaluation.relations_benchmark --scenes 200 --model moai-nano
@@ -106,7 +106,7 @@ def _match_objects(truth: Relations, found: Relations) -> list[int]:
 def count_relations(
     samples: Iterable[SceneSample], verbalizers: Sequence[Verbalizer] | None = None
 ) -> Mapping[str, RelationCounts]:
-    """Let scene graphs look at scenes.
+    """Run scene graphs on scenes.
 
     Args:
         samples: Scenes with their truth.
@@ -132,7 +132,7 @@ def count_relations(
 
 
 def _blank(sample: SceneSample) -> np.ndarray:
-    """Nobody looks at the pixels: they need not be painted."""
+    """A blank image: these verbalizers read no pixels."""
     return np.zeros((*sample.truth.image_size_hw, 3), dtype=np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Tables in Markdown of what was measured, and the report of a sweep: tables, plot, comparisons with the reference."""
+"""Reports: tables in Markdown; tables, plot and comparisons of a sweep."""
 
 from __future__ import annotations
 

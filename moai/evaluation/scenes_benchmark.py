@@ -3,7 +3,7 @@
     python -m moai.evaluation.scenes_benchmark --model checkpoints/moai-nano --per-kind 1000 --json evaluation.json
 
 Verbalizations are the truth with realistic noise (`scene_noise`): what is measured is the model, not a detector. With
-``--real all`` the checkpoint's own verbalizers look at the pictures instead, and the whole chain is measured. Looking
+``--real all`` the checkpoint's own verbalizers look at the images instead, and the whole chain is measured. Looking
 takes most of the time; look once, and ask as often as you like:
 
     python -m moai.scenes.export --split test --length 300 --out scenes
@@ -44,9 +44,9 @@ from .text_reader import TextReader
 __all__ = ["AskedQuestion", "collect_questions", "evaluate_scenes", "markdown_table", "summarise"]
 
 CONDITIONS = ("with_auxiliary", "without_auxiliary")
-#: A language model without picture that reads the whole verbalization.
+#: A language model without image that reads the whole verbalization.
 TEXT_READER = "text_reader"
-#: A MoAI that was trained without auxiliary tokens, and sees the picture.
+#: A MoAI that was trained without auxiliary tokens, and sees the image.
 PICTURE_READER = "trained_without_auxiliary"
 #: The answer that training questions of the same kind have most often: what a model gets without looking.
 MOST_FREQUENT = "most_frequent"
@@ -71,7 +71,7 @@ def evaluate_scenes(
         conditions: ``with_auxiliary``, ``without_auxiliary``.
         batch_size: Questions per batch.
         text_reader: A baseline to ask as well, under the condition ``text_reader``.
-        picture_reader: Another model, of the same processor, to ask with the picture alone, under the condition
+        picture_reader: Another model, of the same processor, to ask with the image alone, under the condition
             ``trained_without_auxiliary``.
 
     Returns:
@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--cache", type=Path, help="verbalizations of the split's exported scenes, by moai verbalize")
     parser.add_argument("--text-reader", type=Path, help="ask this language model too: it reads whole verbalizations")
-    parser.add_argument("--picture-reader", help="ask this MoAI too, with the picture alone")
+    parser.add_argument("--picture-reader", help="ask this MoAI too, with the image alone")
     parser.add_argument("--image-size", type=int, default=448, help="pixels")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--condition", choices=CONDITIONS, action="append", help="run only this one")

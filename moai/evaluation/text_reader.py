@@ -1,4 +1,4 @@
-"""A text-only baseline: a plain language model that reads the whole verbalization in its prompt, and sees no picture.
+"""Text-only baseline: a language model that reads the whole verbalization in its prompt, without the image.
 
 Compressor and mixers hand on a verbalization in a fixed number of latents. How far MoAI is from a reader of equal
 training tells what that costs.

@@ -1,9 +1,9 @@
-"""How well verbalizers see: panoptic quality, box AP50, relation recall@20 and read lines on test scenes.
+"""Verbalizers benchmark: panoptic quality, box AP50, relation recall@20 and read lines on test scenes.
 
     python -m moai.evaluation.verbalizers_benchmark --verbalizers checkpoints/verbalizers --scenes 1000 \
         --json verbalizers.json
 
-Pictures are painted at 448 pixels; everything runs through the doors that `moai ask` uses. Panoptic quality and average
+Images are painted at 448 pixels; everything runs through the doors that `moai ask` uses. Panoptic quality and average
 precision are torchmetrics' (average precision on pycocotools).
 """
 
@@ -205,7 +205,7 @@ SCORES = {score.kind: score for score in (PanopticScore, BoxScore, RelationScore
 
 @dataclass(frozen=True)
 class Measured:
-    """What one verbalizer reached.
+    """Scores of one verbalizer.
 
     Attributes:
         kind: Which intelligence.
@@ -223,13 +223,13 @@ class Measured:
 def evaluate_verbalizers(
     verbalizers: Sequence[Verbalizer], num_scenes: int, seed: int = 0, image_size: int = 448, split: str = "test"
 ) -> list[Measured]:
-    """Let verbalizers look at scenes, one after the other on the same pictures.
+    """Run verbalizers on scenes, one after the other on the same images.
 
     Args:
         verbalizers: Of kinds among :data:`SCORES`.
         num_scenes: The split's first scenes.
         seed: Of the stream.
-        image_size: Height and width of the pictures in pixels.
+        image_size: Height and width of the images in pixels.
         split: Which scenes.
 
     Raises:

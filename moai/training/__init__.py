@@ -1,1 +1,1 @@
-"""Training: moai-nano from nothing, on one machine."""
+"""Training: one trainer, its tasks, and the two stages of MoAI."""

@@ -1,4 +1,4 @@
-"""Average the weights of checkpoints that share their start: often better than each of them, and as fast as one.
+"""Weight averaging of checkpoints that share their start.
 
     python -m moai.training.averaging runs/nano-stage2/final runs/nano-again/final --out runs/nano-average
 

@@ -1,4 +1,4 @@
-"""Which samples meet in which batch: a function of seed and step alone, equal on every machine and after a resume."""
+"""Order of samples: batches as a function of seed and step alone, equal on every machine and after a resume."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class BatchOrder:
         micro_batch_size: Samples per forward pass.
         seed: Seed.
         is_length_grouped: Samples of similar length meet.
-        pictures: For each sample a number that tells which picture it is about; None = each its own.
-        samples_per_picture: So many samples of one picture stay together, next to each other in a micro-batch; what
-            is left over of a picture joins other pictures' rest.
+        images: For each sample a number that tells which image it is about; None = each its own.
+        samples_per_picture: So many samples of one image stay together, next to each other in a micro-batch; what
+            is left over of an image joins other images' rest.
 
     Raises:
         ValueError: There are fewer samples than one batch holds, or `samples_per_picture` does not divide
@@ -41,7 +41,7 @@ class BatchOrder:
         micro_batch_size: int,
         seed: int = 0,
         is_length_grouped: bool = True,
-        pictures: Sequence[int] | None = None,
+        images: Sequence[int] | None = None,
         samples_per_picture: int = 1,
     ) -> None:
         if len(lengths) < batch_size:
@@ -54,13 +54,13 @@ class BatchOrder:
                 "expected `optimization.micro_batch_size` to be a multiple of `samples_per_picture`, got "
                 f"{micro_batch_size} and {samples_per_picture}."
             )
-        if samples_per_picture > 1 and pictures is None:
+        if samples_per_picture > 1 and images is None:
             raise ValueError(
-                "`optimization.samples_per_picture` needs a dataset whose `pictures` say which picture each sample is "
+                "`optimization.samples_per_picture` needs a dataset whose `pictures` say which image each sample is "
                 "about. Set it to 1, or add them."
             )
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.pictures = None if pictures is None else np.asarray(pictures, dtype=np.int64)
+        self.pictures = None if images is None else np.asarray(images, dtype=np.int64)
         self.samples_per_picture = samples_per_picture
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.seed, self.is_length_grouped = seed, is_length_grouped
@@ -68,7 +68,7 @@ class BatchOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch; the samples left over are others in every epoch."""
+        """Whole batches of an epoch; the samples left over differ from epoch to epoch."""
         return len(self.lengths) // self.batch_size
 
     @property
@@ -91,13 +91,13 @@ class BatchOrder:
         return batches[rng.permutation(len(batches))]
 
     def _draw_clusters(self, rng: np.random.Generator) -> np.ndarray:
-        """``(clusters, samples_per_picture)`` sample indices in random order, as many of one picture as there are."""
+        """``(clusters, samples_per_picture)`` sample indices in random order, as many of one image as there are."""
         order, size = rng.permutation(len(self.lengths)), self.samples_per_picture
         if self.pictures is None or size == 1:
             return order[: len(order) // size * size].reshape(-1, size)
         order = order[np.argsort(self.pictures[order], kind="stable")]
         _, starts, counts = np.unique(self.pictures[order], return_index=True, return_counts=True)
-        place = np.arange(len(order)) - np.repeat(starts, counts)  # within its picture
+        place = np.arange(len(order)) - np.repeat(starts, counts)  # within its image
         is_whole = place < np.repeat(counts // size * size, counts)
         whole, rest = order[is_whole], rng.permutation(order[~is_whole])
         clusters = np.concatenate([whole, rest[: len(rest) // size * size]]).reshape(-1, size)

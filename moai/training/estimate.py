@@ -175,7 +175,7 @@ def format_table(counts: dict[int, StepCount], clusters: Sequence[Cluster], num_
 def _describe(config: MoAIConfig, shape: SampleShape, counts: dict[int, StepCount]) -> str:
     patches, prompt, answer = config.image_seq_length, shape.num_prompt_tokens, shape.num_answer_tokens
     lines = [
-        f"A sample: {patches} tokens of a picture, {prompt} of a prompt, {answer} of an answer; auxiliary: "
+        f"A sample: {patches} tokens of an image, {prompt} of a prompt, {answer} of an answer; auxiliary: "
         f"{shape.num_auxiliary_tokens} words and {patches} patches of a map.",
         "",
         "| Stage | Parameters | Trained | Forward | Backward | Repeated | Activations kept | when recomputed |",

@@ -1,4 +1,4 @@
-"""Counted, not guessed: operations and saved activations of one training step, from the real model without memory.
+"""Operations and saved activations of one training step, counted on the real model on torch's meta device.
 
 The model is built on torch's ``meta`` device, where tensors have shapes and no numbers, and runs forward and backward
 under torch's counters. So partial LoRA, adapters, experts that are idle and gradients that stop at frozen parts count
@@ -33,7 +33,7 @@ __all__ = ["SampleShape", "StepCount", "count_step"]
 
 @dataclass(frozen=True)
 class SampleShape:
-    """Tokens of a sample; pictures and maps have as many as the model makes of them.
+    """Tokens of a sample; images and maps have as many as the model makes of them.
 
     Attributes:
         num_prompt_tokens: Words of system prompt and question.
@@ -48,7 +48,7 @@ class SampleShape:
 
 @dataclass(frozen=True)
 class StepCount:
-    """What one sample costs.
+    """Counts of one sample's training step.
 
     Attributes:
         num_parameters: Of the model, adapters included.
@@ -80,7 +80,7 @@ class StepCount:
 
 
 class _SavedBytes:
-    """Adds up what autograd keeps, every storage once, parameters not at all."""
+    """Bytes of the activations that autograd saves, every storage once, without parameters."""
 
     def __init__(self, model: nn.Module) -> None:
         self.total = 0
@@ -139,12 +139,12 @@ def count_step(config: MoAIConfig, settings: TrainSettings, shape: SampleShape) 
     layer_bytes = _watch_layers(body.language_model.layers, saved)
     with counter, saved.counting():
         with torch.set_grad_enabled(any(tower)):
-            features = [_look(body) for _ in range(2)]  # the picture and the painted map
-        picture, painted = (body.multi_modal_projector(each) for each in features)
+            features = [_look(body) for _ in range(2)]  # the image and the painted map
+        image, painted = (body.multi_modal_projector(each) for each in features)
         words = torch.empty(1, shape.num_auxiliary_tokens, config.text_config.hidden_size, **_META)
         auxiliary = body.compressor(words, torch.ones(words.shape[:2], device="meta", dtype=torch.long), painted)
         before = counter.get_total_flops()
-        hidden = _decode(body, config, settings, shape, picture, auxiliary)
+        hidden = _decode(body, config, settings, shape, image, auxiliary)
         decoder_flops = counter.get_total_flops() - before
         logits = model.lm_head(hidden[:, -shape.num_answer_tokens - 1 :]).float()
         targets = torch.zeros(shape.num_answer_tokens, device="meta", dtype=torch.long)
@@ -174,7 +174,7 @@ _META = {"device": "meta", "dtype": torch.bfloat16}
 
 
 def _look(body: nn.Module) -> torch.Tensor:
-    """Patch features of one picture."""
+    """Patch features of one image."""
     vision = body.config.vision_config
     tokens = body.vision_tower(torch.empty(1, 3, vision.image_size, vision.image_size, **_META)).last_hidden_state
     return tokens[:, 1:] if body.config.vision_feature_select_strategy == "default" else tokens
@@ -185,13 +185,13 @@ def _decode(
     config: MoAIConfig,
     settings: TrainSettings,
     shape: SampleShape,
-    picture: torch.Tensor,
+    image: torch.Tensor,
     auxiliary: torch.Tensor,
 ) -> torch.Tensor:
-    """The decoder over a picture, a prompt and an answer: ``(1, L, D)``."""
-    words = torch.empty(1, shape.num_prompt_tokens + shape.num_answer_tokens, picture.shape[2], **_META)
-    embeds = torch.cat([picture, words], dim=1)
-    roles = [IMAGE_ROLE] * picture.shape[1] + [LANGUAGE_ROLE] * shape.num_prompt_tokens
+    """The decoder over an image, a prompt and an answer: ``(1, L, D)``."""
+    words = torch.empty(1, shape.num_prompt_tokens + shape.num_answer_tokens, image.shape[2], **_META)
+    embeds = torch.cat([image, words], dim=1)
+    roles = [IMAGE_ROLE] * image.shape[1] + [LANGUAGE_ROLE] * shape.num_prompt_tokens
     # Where tokens stand is looked up in numbers, so this one tensor has them.
     real_roles = torch.tensor([roles + [0] * shape.num_answer_tokens])
     mixer = config.mixer_config

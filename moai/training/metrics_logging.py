@@ -1,4 +1,4 @@
-"""What a run logs: one JSON line per interval, a live table, trackers."""
+"""Logging of metrics: one JSON line per interval, a live table, trackers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _PLAIN_NUMBERS = ("loss", "num_targets", "num_tokens", "num_samples", "num_steps
 
 
 class MetricsLogger:
-    """Collects the numbers of steps and shows them; on the main process only.
+    """Logger of a run's metrics; on the main process only.
 
     Args:
         settings: How often and where.
@@ -127,7 +127,7 @@ class MetricsLogger:
         norm: float,
         validation_loss: float | None = None,
     ) -> None:
-        """Take a step's numbers; write, show and send a line where it is time.
+        """Record a step's numbers; write, show and send a line where it is time.
 
         Args:
             step: Steps done.

@@ -41,9 +41,9 @@ def count_targets(labels: torch.Tensor) -> int:
 
 
 def target_window(labels: torch.Tensor) -> int:
-    """How many last positions must have logits: from the one before the first answer token to the end.
+    """Number of last positions that need logits: from the one before the first answer token to the end.
 
-    Samples are padded on the left, so answers stand together at the end; logits of a whole prompt, pictures included,
+    Samples are padded on the left, so answers stand together at the end; logits of a whole prompt, images included,
     would take most of the memory (vocabulary x 1,300 positions in MoAI-7B) and teach nothing.
 
     Args:
@@ -55,7 +55,7 @@ def target_window(labels: torch.Tensor) -> int:
 
 
 def routing_sums(routing: tuple[Any, ...] | None, num_layers: int, device: torch.device) -> torch.Tensor:
-    """Sums over tokens of what the mixers report.
+    """Sums of the mixers' gate weights over tokens.
 
     Args:
         routing: One :class:`mixer.LayerRouting` per mixer layer; None or empty where nothing was mixed.
@@ -157,11 +157,11 @@ class TrainingStep(nn.Module):
         return loss, routing_sums(outputs.routing, self.num_mixers, loss.device)
 
     def _look_once(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the collator kept once goes through vision tower and compressor once, and is repeated behind them."""
+        """Encode images and verbalizations once where several samples share them, and repeat the features."""
         core = (self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model).model
-        if (pictures := inputs.pop("picture_index", None)) is not None:
+        if (images := inputs.pop("picture_index", None)) is not None:
             features = core.get_image_features(inputs.pop("pixel_values"), return_dict=True).pooler_output
-            inputs["image_features"] = features[pictures]
+            inputs["image_features"] = features[images]
         if (rows := inputs.pop("auxiliary_index", None)) is not None:
             looks = {name: inputs.pop(name) for name in tuple(inputs) if name.startswith("auxiliary_")}
             inputs["auxiliary_states"] = core.get_auxiliary_states(**looks)[rows]
@@ -198,7 +198,7 @@ class MoAITask(Task):
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The trained model."""
         return self.training_step.model
 
     @property

@@ -1,4 +1,4 @@
-"""The model that training starts from: a checkpoint, two backbones, or what an earlier stage left."""
+"""Building the model that training starts from: a checkpoint, two backbones, or an earlier stage's result."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _needs_new_base(settings: TrainSettings) -> bool:
 
 
 def _renew(start: str, settings: TrainSettings) -> MoAIForConditionalGeneration:
-    """A checkpoint with some parts drawn anew, perhaps in other sizes."""
+    """A checkpoint with some parts reinitialized, perhaps in other sizes."""
     chosen = settings.model
     old = MoAIForConditionalGeneration.from_pretrained(start, dtype="auto")
     fields, fresh, resized = old.config.to_dict(), set(chosen.fresh_parts), set()
@@ -145,7 +145,7 @@ def _fits(value: torch.Tensor, other: torch.Tensor | None) -> bool:
 
 
 def copy_verbalizer_settings(source: str | Path, target: Path) -> None:
-    """Copy ``verbalizers.json``, which says what the model was taught to read, from one folder to another.
+    """Copy ``verbalizers.json`` from one checkpoint folder to another.
 
     Relative paths in it become absolute: the target may lie elsewhere.
 
@@ -282,7 +282,7 @@ def add_adapter(model: nn.Module, settings: TrainSettings) -> nn.Module:
 
 
 def _load_adapter(model: nn.Module, adapter: str, settings: TrainSettings) -> nn.Module:
-    """Go on with an earlier stage's adapter."""
+    """Load an earlier stage's adapter."""
     from peft import PeftConfig, PeftModel
 
     config, wanted = PeftConfig.from_pretrained(adapter), _lora_config(model, settings)

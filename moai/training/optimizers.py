@@ -24,7 +24,7 @@ def build_optimizers(
     regularises nothing.
 
     Args:
-        model: What is trained.
+        model: The trained model.
         settings: Rates, decay, and which optimizer.
         part_of: Part that a parameter of some name belongs to; ``settings.learning_rates`` are rates of parts.
 

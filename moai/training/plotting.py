@@ -1,4 +1,4 @@
-"""Pictures of a run: its loss, and who spoke."""
+"""Plots of a run: loss and expert routing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def draw_plots(folder: Path) -> list[Path]:
         folder: Output folder of a run.
 
     Returns:
-        The pictures that were written.
+        The images that were written.
     """
     lines = read_log(folder / "log.jsonl")
     try:

@@ -1,4 +1,4 @@
-"""The processes of a run: how many there are, what they share, and when they are asked to stop."""
+"""Processes of a run: start, random seeds, interrupts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def start_accelerator(settings: RunSettings) -> Accelerator:
     AcceleratorState._reset_state()
     # On CPUs oneDNN keeps a compiled kernel for every shape: with its default of 1,024 memory grows by gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    # An expert that was not drawn, or a batch without pictures, leaves parameters without gradient.
+    # An expert that was not drawn, or a batch without images, leaves parameters without gradient.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         mixed_precision="bf16" if settings.optimization.precision == "bf16" else "no",
@@ -65,7 +65,7 @@ def start_accelerator(settings: RunSettings) -> Accelerator:
 
 
 def check_num_processes(expected: int | None, running: int, environment: Mapping[str, str]) -> None:
-    """Refuse to train in fewer processes than were asked for, which would change nothing but the time, silently.
+    """Check that as many processes were started as were asked for: fewer would only be slower, silently.
 
     ``accelerate launch --cpu --num_processes 2`` (accelerate 1.15) starts one process; it leaves an address to meet at
     in the environment, and nobody to meet.
@@ -105,7 +105,7 @@ def seed_generators(*numbers: int) -> None:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Let a process that prepares batches live through Ctrl-C: the loop still needs it to finish its step.
+    """Ignore Ctrl-C in a process that prepares batches: the trainer still needs it to finish its step.
 
     Args:
         worker: Its number.
@@ -114,7 +114,7 @@ def ignore_interrupts(worker: int) -> None:
 
 
 class InterruptHandler:
-    """Remembers the first Ctrl-C or SIGTERM, for the trainer to stop after its step; the second one ends at once."""
+    """Handler of Ctrl-C and SIGTERM: the first one stops the run after its step, the second one at once."""
 
     def __init__(self) -> None:
         self.is_interrupted = False

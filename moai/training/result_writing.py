@@ -1,4 +1,4 @@
-"""What a stage leaves: an adapter folder or a whole model; both load with ``from_pretrained``."""
+"""Writing of a stage's result: an adapter folder or a whole model; both load with ``from_pretrained``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ adapter_config.json.
 
 
 def gather_result(model: nn.Module, settings: TrainSettings) -> dict[str, torch.Tensor]:
-    """The tensors that make the result, whole and on the CPU. All ranks must call it.
+    """Gather the result's tensors on the CPU. All ranks must call it.
 
     Args:
         model: What was trained, without a distributed wrapper around it.

@@ -1,4 +1,4 @@
-"""Real training steps of a model of this machine's size, timed, beside what was counted for them."""
+"""Timing of real training steps of a small model, for comparison with their counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHAPE = SampleShape(num_prompt_tokens=40, num_answer_tokens=24, num_auxiliary_t
 
 @dataclass(frozen=True)
 class Timing:
-    """What a machine reaches.
+    """Measured speed of a machine.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
@@ -90,7 +90,7 @@ def measure_efficiency(settings: TrainSettings, num_steps: int = 3) -> Timing:
     """Time forward and backward passes of a new, random model on a GPU where there is one, else on the CPU.
 
     Args:
-        settings: What is trained.
+        settings: The trained model.
         num_steps: Steps that are timed, after one that is not.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""What the trainer trains: a task gives it batches, a loss for each, and the numbers that its log shows."""
+"""Protocol of training tasks: batches, the loss of each, and metrics for the log."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Task(nn.Module, ABC):
         """
 
     def forward(self, inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """:meth:`step`, where distributed wrappers look for it."""
+        """:meth:`step`, under the name that distributed wrappers call."""
         return self.step(inputs)
 
     def part_of(self, name: str) -> str:
@@ -81,11 +81,11 @@ class Task(nn.Module, ABC):
         return ""
 
     def set_training_mode(self) -> None:
-        """Training mode, for all but what must stand still."""
+        """Switch to training mode, except for frozen modules."""
         self.train()
 
     def report(self, counters: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """What a line of the log tells, beside loss and times.
+        """Metrics of a log line, beside loss and times.
 
         Args:
             counters: Sums of what :meth:`step` returned, float64 on the CPU.
@@ -96,7 +96,7 @@ class Task(nn.Module, ABC):
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one it goes on with, beside its settings: JSON-able."""
+        """JSON-able values that a resumed run must share with the run it continues, beside the settings."""
         return {}
 
     @property
@@ -105,7 +105,7 @@ class Task(nn.Module, ABC):
         return 0
 
     def validation_batch(self, place: int) -> Batch:
-        """A micro-batch that nothing is learned from; the same at every measurement.
+        """A micro-batch for the validation loss; the same at every measurement.
 
         Args:
             place: Below :attr:`num_validation_batches`.

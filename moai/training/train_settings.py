@@ -1,4 +1,4 @@
-"""Every setting of the two-stage training, with its default and its check.
+"""Settings of training.
 
 A recipe (configs/train_stage1.yaml) names the fields of :class:`TrainSettings`; ``key=value`` words lie over it.
 """
@@ -40,7 +40,7 @@ def _check(is_right: bool, message: str) -> None:
 
 @settings
 class ModelSettings:
-    """What training starts from.
+    """Settings of the model that training starts from.
 
     Attributes:
         path: A checkpoint (folder, bundled name, hub name) or the output of an earlier stage.
@@ -95,7 +95,7 @@ class ModelSettings:
 
 @settings
 class TrainedParts:
-    """What is trained.
+    """The trained model.
 
     Attributes:
         decoder: ``lora`` (low-rank adapters on its linears), ``full`` or ``frozen``.
@@ -132,14 +132,14 @@ class TrainedParts:
 
 @settings
 class OptimizationSettings:
-    """How the loss is brought down: AdamW or Muon, linear warm-up, cosine.
+    """Settings of the optimization: AdamW or Muon, linear warm-up, cosine.
 
     Attributes:
         num_steps: Optimizer steps; or give ``num_epochs``.
         num_epochs: Passes over the data.
         batch_size: Samples per optimizer step over ALL processes, so that a run means the same on any machine.
         micro_batch_size: Samples per process and forward pass; the rest is gradient accumulation.
-        samples_per_picture: So many samples of one picture go through together and share one pass of vision tower and
+        samples_per_picture: So many samples of one image go through together and share one pass of vision tower and
             compressor; must divide ``micro_batch_size``.
         learning_rate: Peak.
         learning_rates: Peaks of single parts; of a MoAI: ``decoder``, ``compressor``, ``mixers``, ``gates``,
@@ -200,7 +200,7 @@ class OptimizationSettings:
 
 @settings
 class SavingSettings:
-    """What is kept on disk.
+    """Settings of checkpoints and results.
 
     Attributes:
         every_steps: Optimizer steps between checkpoints; 0 = only at the end and when stopped.
@@ -225,7 +225,7 @@ class SavingSettings:
 
 @settings
 class WatchingSettings:
-    """What is shown and logged.
+    """Settings of logging.
 
     Attributes:
         every_steps: Optimizer steps between log lines.
@@ -254,7 +254,7 @@ class WatchingSettings:
 
 @settings(kw_only=True)
 class RunSettings:
-    """What a run of the trainer needs to know, whatever it trains.
+    """Settings of any run of the trainer.
 
     Attributes:
         output_folder: Receives the result, checkpoints/, log.jsonl and plots. Running again continues it.
@@ -328,7 +328,7 @@ class TrainSettings(RunSettings):
 
     @property
     def routing_mode(self) -> str:
-        """Who chooses the experts."""
+        """Routing mode of the stage."""
         return self.routing or ("random_expert" if self.stage == 1 else "gated")
 
 

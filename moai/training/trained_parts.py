@@ -1,4 +1,4 @@
-"""Which parameters are trained: those of the parts that the model's class declares, and the table that shows them."""
+"""Trained parts of a model, as its class declares them: freezing, counts, learning rates."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _trained_parts(settings: TrainSettings) -> set[str]:
 
 
 def freeze_parts(model: nn.Module, settings: TrainSettings) -> None:
-    """Let exactly the wanted parts have gradients, in float32; the others have none.
+    """Give exactly the trained parts gradients, in float32.
 
     Args:
         model: A MoAI, or one with a PEFT adapter.
@@ -69,10 +69,10 @@ def freeze_parts(model: nn.Module, settings: TrainSettings) -> None:
 
 
 def set_training_mode(model: nn.Module) -> None:
-    """Training mode for all but a frozen vision tower, whose dropout and running statistics must stand still.
+    """Training mode for all but a frozen vision tower, whose dropout and running statistics must not change.
 
     Args:
-        model: What is trained.
+        model: The trained model.
     """
     model.train()
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""The trainer: the steps of a run on a task, from its last checkpoint to its end; and MoAI's two stages on it.
+"""The trainer: the steps of a run of a task, from its last checkpoint to its end; and MoAI's two stages on it.
 
 Built on accelerate (https://huggingface.co/docs/accelerate) and a loop of its own: batches and random numbers are
 functions of seed and step, which is what makes a resumed run equal to an unbroken one, bit by bit on CPUs.
@@ -76,7 +76,7 @@ def run_training(
     dataset: Any = None,
     collator: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None = None,
 ) -> TrainingResult:
-    """Train one stage, or go on with it where a checkpoint lies.
+    """Train one stage, or resume it from its last checkpoint.
 
     Args:
         source: A recipe: YAML file, mapping or settings.
@@ -176,7 +176,7 @@ class Trainer:
         self.validator = Validator(accelerator, task, self.wrapped) if task.num_validation_batches else None
 
     def run(self) -> tuple[int, float | None]:
-        """Make the steps that are left.
+        """Run the remaining steps.
 
         Returns:
             How many are done, fewer than all after Ctrl-C or SIGTERM; and the last logged loss, on the main process.
@@ -337,7 +337,7 @@ def _attention_kernels(device: torch.device, settings: OptimizationSettings) -> 
 
 
 def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], checkpoint: Path) -> None:
-    """Refuse to go on with other settings or other data."""
+    """Check that a resumed run has the settings and the data of the run it continues."""
     before, now = (_flat(_bound_settings(state["settings"])) for state in (old, new))
     changed = [name for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
     if changed:

@@ -1,4 +1,4 @@
-"""Loss on samples that nothing is learned from."""
+"""Validation loss."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Validator"]
 
 
 class Validator:
-    """Measures the mean loss over all validation batches of a task.
+    """Measures the mean loss of a task's validation batches.
 
     Args:
         accelerator: Joins the processes, which share the batches.
-        task: What is trained.
+        task: The trained model.
         wrapped: It as accelerate prepared it.
     """
 

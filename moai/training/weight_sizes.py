@@ -1,4 +1,4 @@
-"""How large the published models are: parameters counted on their architectures, without their weights."""
+"""Sizes of the published models: parameters counted on their architectures, without their weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def count_moai(config: MoAIConfig) -> ModelSize:
 
 
 def count_published_verbalizers() -> dict[str, ModelSize]:
-    """Count the models that the release looks with, by name: Mask2Former's Swin-B for COCO, OWLv2's ViT-B/16."""
+    """Count the release's verbalizer models, by name: Mask2Former's Swin-B for COCO, OWLv2's ViT-B/16."""
     from transformers import (
         Mask2FormerConfig,
         Mask2FormerForUniversalSegmentation,

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO: its engine told what the recipe says, and its pieces put together and spread again.
+"""DeepSpeed ZeRO: configuration of its engine, gathering and sharding of its tensors.
 
 DeepSpeed's public functions are used (https://deepspeed.readthedocs.io/en/latest/zero3.html) in place of its own
 checkpoints, so that ours stay what they are elsewhere: safetensors of whole tensors, never pickled, readable on another
@@ -29,7 +29,7 @@ def is_zero(accelerator: Accelerator) -> bool:
 
 
 def configure_engine(accelerator: Accelerator, settings: OptimizationSettings, num_micro_batches: int) -> None:
-    """Tell DeepSpeed batch sizes, accumulation and clipping, before the model is prepared.
+    """Configure DeepSpeed's batch sizes, accumulation and clipping, before the model is prepared.
 
     Args:
         accelerator: Of this run.
@@ -87,7 +87,7 @@ def restore_zero_state(
     weights: Mapping[str, torch.Tensor],
     moments: Mapping[str, torch.Tensor],
 ) -> None:
-    """Put them back; see :func:`moai.training.checkpoints.restore_state`. All ranks call it.
+    """Restore them; see :func:`moai.training.checkpoints.restore_state`. All ranks call it.
 
     Args:
         model: What is trained, without a wrapper around it.
@@ -129,7 +129,7 @@ def _piece(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW the state that its first step would make: DeepSpeed can only fill what is there."""
+    """Create the state of AdamW's first step: DeepSpeed can only fill existing state."""
     while hasattr(optimizer, "optimizer") and not hasattr(optimizer, "fp32_partitioned_groups_flat"):
         optimizer = optimizer.optimizer  # accelerate's wrapper, then ZeRO's
     for flat in optimizer.fp32_partitioned_groups_flat:

@@ -1,1 +1,1 @@
-"""moai-nano from nothing: tokenizer, text reading, compressor, then the whole model."""
+"""Recipe of moai-nano: tokenizer, text pretraining, compressor pretraining, then the whole model."""

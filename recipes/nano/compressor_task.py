@@ -1,6 +1,6 @@
-"""Before the decoder listens: the compressor learns to keep phrases together, from verbalizations alone.
+"""Pretraining of the compressor on verbalizations alone.
 
-No picture, no question, no decoder: an order of magnitude more scenes per second than training the whole model.
+No image, no question, no decoder: an order of magnitude more scenes per second than training the whole model.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class MultimodalSettings(StageSettings):
 
 @settings
 class NanoConfig:
-    """Everything that decides what moai-nano becomes; a stage that is None is left out.
+    """Settings of moai-nano's recipe; a stage that is None is left out.
 
     Attributes:
         tokenizer: ``vocab_size`` and ``num_scenes`` to learn merges from.

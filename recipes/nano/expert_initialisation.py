@@ -1,4 +1,4 @@
-"""New experts that already find what they look for.
+"""Initialisation of new experts from the features that they will attend to.
 
 An expert's queries and keys are low-rank maps of hidden states. Left to chance they attend to everything a little, and
 thousands of scenes go by until a question's word looks at its own name among the latents. But what they should attend
@@ -73,7 +73,7 @@ def _carried_directions(model: MoAIForConditionalGeneration, rank: int) -> torch
 
 @torch.no_grad()
 def start_with_word_matching(model: MoAIForConditionalGeneration, run: Callable[[], list[torch.Tensor]]) -> list[float]:
-    """Let words look at latents of the same word, and carry what such a latent knows.
+    """Initialise experts so that words attend to the latents of the same word.
 
     Args:
         model: With a trained compressor and ``recall`` (:class:`.phrase_recall.PhraseRecall`).
@@ -131,11 +131,11 @@ def _place_code(places: torch.Tensor, num_waves: int) -> torch.Tensor:
 def start_with_reading_order(
     model: MoAIForConditionalGeneration, run: Callable[[], object], peak: float = 7.0
 ) -> list[tuple[float, float]]:
-    """Let the j-th patch look at the j-th stretch of the latents.
+    """Initialise experts so that the j-th patch attends to the j-th stretch of the latents.
 
     Args:
         model: See :func:`start_with_word_matching`.
-        run: Runs the model on some batches with pictures, without gradient.
+        run: Runs the model on some batches with images, without gradient.
         peak: Attention logit where the places agree.
 
     Returns:

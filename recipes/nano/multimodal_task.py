@@ -1,4 +1,4 @@
-"""The whole model learns to answer: images, maps and verbalizations go in, several questions share each scene."""
+"""Task of the whole model: images, maps and verbalizations with several questions per scene."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 
 
-def normalise_pictures(pictures: np.ndarray) -> torch.Tensor:
+def normalise_pictures(images: np.ndarray) -> torch.Tensor:
     """uint8 ``(B, H, W, 3)`` -> float32 ``(B, 3, H, W)`` as the vision tower wants them."""
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - _MEAN) / _STD
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - _MEAN) / _STD
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def pack_questions(
     Args:
         scenes: With images, or all without.
         prompt: Fixed ids around a question.
-        image_ids: One picture's placeholders; left out where there are no images.
+        image_ids: One image's placeholders; left out where there are no images.
         questions_per_scene: How many are drawn from each scene, at most.
         longest_answer: Answers are cut to so many tokens.
         rng: Draws the questions.
@@ -154,7 +154,7 @@ class MultimodalTask(CountingTask):
         )
 
     def batch(self, step: int, place: int) -> Batch:
-        """Questions, and whether verbalizers spoke."""
+        """Build a micro-batch: questions, with or without verbalizations."""
         questions = self.questions(step, place)
         inputs = {
             "questions": questions,

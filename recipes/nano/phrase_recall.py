@@ -1,8 +1,8 @@
-"""What one can know about every word of a verbalization: training targets for the compressor.
+"""Phrase recall: training targets for the compressor about every word of a verbalization.
 
 A verbalization is a chain of phrases: "[0.10, 0.20, 0.55, 0.99] cat", "cat is on sofa", "EXIT". A latent that stands
-for one word of a phrase should know the whole phrase: which name a box has, in which ninth of the picture it lies, who
-is on whom, how a word goes on. Asking each latent for it is a dense signal that needs no decoder, no picture and no
+for one word of a phrase should know the whole phrase: which name a box has, in which ninth of the image it lies, who
+is on whom, how a word goes on. Asking each latent for it is a dense signal that needs no decoder, no image and no
 question; questions then only have to find the right latent. Training only: nothing of this is in the checkpoint.
 """
 
@@ -36,7 +36,7 @@ _NONE = -100  # cross_entropy's ignore_index
 
 @dataclass(frozen=True)
 class PhraseVocabulary:
-    """Which pieces open sentences, part phrases and say coordinates.
+    """Token ids that open sentences, separate phrases and write coordinates.
 
     Attributes:
         values: float64 (V,) the coordinate that a piece says, -1 for any other piece.
@@ -65,7 +65,7 @@ class PhraseVocabulary:
         return cls(values, opens & (values >= 0), np.array([text in (", and", ".") for text in texts]), sentences)
 
     def targets(self, ids: np.ndarray) -> np.ndarray:
-        """What each word should tell.
+        """Targets of each word.
 
         Args:
             ids: int64 (A,) a verbalization.
@@ -106,7 +106,7 @@ def places_of_latents(length: int, num_latents: int) -> np.ndarray:
 
 
 class PhraseRecall(nn.Module):
-    """Heads that ask each latent for its word and for the phrase around it.
+    """Heads that predict from each latent its word and the phrase around it.
 
     The word itself is asked for without any head, by the product with the word embeddings: so latents live in the
     decoder's own embedding space, where a question's word finds them.

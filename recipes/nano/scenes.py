@@ -38,7 +38,7 @@ class SceneSettings:
     Attributes:
         num_scenes: Scenes per shard.
         num_questions: Questions per scene at most.
-        image_size: Height and width in pixels at which truth is measured, and of the maps and pictures.
+        image_size: Height and width in pixels at which truth is measured, and of the maps and images.
         seed: Seed of the stream.
         curriculum: Pairs (first shard, most objects), ascending: scenes grow from few objects to many.
         truth_share: Share of scenes whose verbalization is the truth; the others have noise.
@@ -47,7 +47,7 @@ class SceneSettings:
         sign_probability: How often a scene has a sign with words.
         unseen_word_share: Share of made-up words and numbers on signs; None = the test split's mixture.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
-        with_pictures: Also store the picture and the segmentation map.
+        with_pictures: Also store the image and the segmentation map.
     """
 
     num_scenes: StrictInt = 2048
@@ -101,7 +101,7 @@ class TokenScene:
 
 
 def _sample_kinds(rng: Random, partial_share: float) -> tuple[str, ...]:
-    """Which verbalizers spoke."""
+    """Draw the kinds that are verbalized."""
     kinds = tuple(SCENE_FIELDS)
     if partial_share <= 0 or rng.random() >= partial_share:
         return kinds

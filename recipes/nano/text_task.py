@@ -1,4 +1,4 @@
-"""Before any picture: the decoder learns to read verbalizations as plain text in its prompt.
+"""Text pretraining: the decoder learns to read verbalizations as plain text in its prompt.
 
 One sequence holds a verbalization and all questions about it. Each question sees the verbalization and itself only
 and counts its positions from the verbalization's end, so that a packed row equals as many single prompts.

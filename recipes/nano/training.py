@@ -1,4 +1,4 @@
-"""Train moai-nano from nothing: tokenizer, text reading, then the whole model in the paper's two stages.
+"""Training of moai-nano: tokenizer, text pretraining, then the whole model in the paper's two stages.
 
     python -m recipes.nano --config configs/nano.yaml --out runs/nano
 
@@ -48,7 +48,7 @@ OBSERVED_STEPS = 6
 
 
 def build_task(name: str, config: NanoConfig, out: Path) -> CountingTask:
-    """What a stage trains, as it is before the stage's first step.
+    """Build a stage's task, as it is before the first step.
 
     Args:
         name: A stage that trains.
@@ -101,7 +101,7 @@ def _load_last(model: MoAIForConditionalGeneration, out: Path, stages: tuple[str
 
 @torch.no_grad()
 def _initialise_experts(name: str, model: MoAIForConditionalGeneration, task: MultimodalTask) -> None:
-    """Before a stage's first step; a function of weights and shards alone, so that all ranks agree."""
+    """Initialise experts before the first step; a function of weights and shards alone, so that all ranks agree."""
     model.eval()
     steps = range(min(OBSERVED_STEPS, task.settings.optimization.num_steps))
     if name == "questions":

@@ -1,1 +1,1 @@
-"""The small verbalizers from nothing: Mask2Former, PSGTR and OWLv2 on synthetic Scenes."""
+"""Recipe of the small verbalizers: Mask2Former, PSGTR and OWLv2 on synthetic Scenes."""

@@ -79,8 +79,7 @@ def load_imagenet_weights(network: nn.Module, path: Path | None = None) -> None:
 
 
 def freeze_early_stages(network: nn.Module, num_stages: int) -> None:
-    """Leave the stem and the first stages as they are: edges and colours serve any picture, and their maps, the
-    largest, then need no backward pass.
+    """Freeze the stem and the first stages: their maps, the largest, then need no backward pass.
 
     Args:
         network: timm's network.

@@ -18,7 +18,7 @@ __all__ = ["VerbalizersConfig", "load_verbalizers_config"]
 
 @settings
 class VerbalizersConfig:
-    """Everything that decides what the small verbalizers become.
+    """Settings of the small verbalizers' recipe.
 
     Attributes:
         shards: The scenes they learn from.

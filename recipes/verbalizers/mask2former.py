@@ -67,7 +67,7 @@ def build_mask2former(settings: Mask2FormerSettings) -> Mask2FormerForUniversalS
 
 
 def segmenter_processor(image_size: int) -> Mask2FormerImageProcessorPil:
-    """Pictures of any shape become squares, as in training."""
+    """Images of any shape become squares, as in training."""
     return Mask2FormerImageProcessorPil(
         size={"height": image_size, "width": image_size},
         size_divisor=32,

@@ -1,8 +1,8 @@
-"""The small OWLv2: every patch names the object it lies on, by comparing itself with the names' text embeddings.
+"""The small OWLv2: every patch is classified by comparison with the names' text embeddings.
 
 OWLv2's own training matches patches and objects one to one. Here every patch that shows an object learns its name
 and its box, with the overlap it reaches as the wanted score (generalised focal loss, arXiv 2006.04388): far more signal
-per picture, and the detector's non-maximum suppression keeps the best patch of each object.
+per image, and the detector's non-maximum suppression keeps the best patch of each object.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def build_owlv2(settings: Owlv2Settings, image_size: int, tokenizer: CLIPTokeniz
 
 
 def detector_processor(image_size: int, tokenizer: CLIPTokenizer) -> Owlv2Processor:
-    """Pictures padded to squares and resized, names tokenized."""
+    """Images padded to squares and resized, names tokenized."""
     images = Owlv2ImageProcessorPil(
         size={"height": image_size, "width": image_size}, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
     )
@@ -105,19 +105,19 @@ def detector_processor(image_size: int, tokenizer: CLIPTokenizer) -> Owlv2Proces
 
 
 @torch.no_grad()
-def initialize_owlv2(model: Owlv2ForObjectDetection, pictures: torch.Tensor) -> None:
+def initialize_owlv2(model: Owlv2ForObjectDetection, images: torch.Tensor) -> None:
     """Weights from which a vision transformer learns without pretraining.
 
-    Patch embeddings whiten the patches of real pictures; position embeddings are waves in x and y; attention starts
+    Patch embeddings whiten the patches of real images; position embeddings are waves in x and y; attention starts
     near "look at what is like me and near me" (arXiv 2305.09828); scores start low.
 
     Args:
         model: Changed in place.
-        pictures: float (B, 3, H, W), normalised.
+        images: float (B, 3, H, W), normalised.
     """
     embeddings, config = model.owlv2.vision_model.embeddings, model.config.vision_config
     size, width = config.patch_size, config.hidden_size
-    patches = F.unfold(pictures, size, stride=size).transpose(1, 2).reshape(-1, 3 * size * size)
+    patches = F.unfold(images, size, stride=size).transpose(1, 2).reshape(-1, 3 * size * size)
     second_moment = patches.T @ patches / len(patches)
     values, vectors = torch.linalg.eigh(second_moment)
     values, vectors = values.flip(0)[:width], vectors.flip(1)[:, :width]
@@ -169,7 +169,7 @@ def _imitate_trained_attention(attention: nn.Module, num_heads: int) -> None:
 
 @dataclass(frozen=True)
 class PatchTargets:
-    """What the patches of a batch should say.
+    """Targets of a batch's patches.
 
     Attributes:
         names: int64 (B, P), object name or -1.
@@ -213,7 +213,7 @@ class Owlv2Task(SceneTask):
     """Training of the detector.
 
     Args:
-        model: What is trained.
+        model: The trained model.
         settings: The recipe.
         tokenizer: Of the names.
         scenes: Scenes of a step.

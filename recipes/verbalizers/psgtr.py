@@ -2,7 +2,7 @@
 
 Triplet queries need many steps, and they need little more than the coarsest map of a backbone that knows the names
 already. So the backbone rests, its map is computed once per scene and kept on disk, and the transformer reads from
-there, many scenes per second ("triplets"). Then the mask heads learn from pictures with all else at rest ("masks").
+there, many scenes per second ("triplets"). Then the mask heads learn from images with all else at rest ("masks").
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def build_psgtr(settings: PSGTRSettings) -> PSGTRForSceneGraph:
 
 
 def graph_processor(image_size: int) -> PSGTRImageProcessor:
-    """Pictures of any shape become squares, as in training."""
+    """Images of any shape become squares, as in training."""
     return PSGTRImageProcessor(
         size={"height": image_size, "width": image_size},
         image_mean=list(IMAGE_MEAN),
@@ -81,7 +81,7 @@ def graph_processor(image_size: int) -> PSGTRImageProcessor:
 
 
 def take_segmenter_backbone(model: PSGTRForSceneGraph, network: nn.Module) -> None:
-    """Take the backbone that the small Mask2Former has trained, and let it rest.
+    """Copy the backbone of the small Mask2Former and freeze it.
 
     Args:
         model: Receives the weights.
@@ -131,7 +131,7 @@ class FeatureBatches:
         self.files = [safe_open(_feature_path(folder, shard), "pt") for shard in range(settings.num_shards)]
 
     def __call__(self, step: int) -> list[dict[str, torch.Tensor]]:
-        """What is known of a step's scenes; every scene once per round, in another order each."""
+        """Features and labels of a step's scenes; every scene once per round, in another order each."""
         per_shard = self.settings.num_scenes
         visit, within = divmod(step, len(self.files) * per_shard // self.batch_size)
         order = np.random.default_rng([self.settings.seed, visit]).permutation(len(self.files) * per_shard)
@@ -175,7 +175,7 @@ class TripletTask(SceneTask):
 
 
 class MaskTask(SceneTask):
-    """Training of the mask heads on images, all else at rest."""
+    """Training of the mask heads on images, all else frozen."""
 
     count_names = ["right_dice", "asked_dice", "right_focal", "asked_focal"]
     most_triplets = 3  # of each scene: every mask costs a small network's pass
@@ -206,6 +206,6 @@ class MaskTask(SceneTask):
 
 
 def entity_masks(scene: TrainingScene) -> torch.Tensor:
-    """Bool (E, H / 2, W / 2): where each entity is seen."""
+    """Masks of the entities, bool (E, H / 2, W / 2)."""
     small = np.ascontiguousarray(scene.entity_map[::_LABEL_STRIDE, ::_LABEL_STRIDE])
     return torch.from_numpy(small)[None] == torch.arange(1, len(scene.names) + 1)[:, None, None]

@@ -1,4 +1,4 @@
-"""Scenes as images and truth: what the small verbalizers learn from, painted when they are needed.
+"""Scenes as images and truth for the small verbalizers, rendered on demand.
 
 Images are painted at several sizes and averaged down to the one that the models see, as a verbalizer does with a user's
 image.
@@ -68,7 +68,7 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class TrainingScene:
-    """A picture and its truth, entities numbered 0 ... E - 1.
+    """An image and its truth, entities numbered 0 ... E - 1.
 
     Attributes:
         image: uint8 (H, W, 3) RGB.
@@ -134,7 +134,7 @@ class SceneTask(CountingTask):
     """A task on scenes, each of which is one target.
 
     Args:
-        model: What is trained.
+        model: The trained model.
         optimization: How.
         scenes: Scenes of a step.
     """

@@ -26,7 +26,7 @@ _MAX_BATCH_PIXELS = 64_000_000
 
 @dataclass(frozen=True)
 class Work:
-    """One distinct image to look at.
+    """One distinct image to verbalize.
 
     Attributes:
         content_hash: of its bytes.
