@@ -77,7 +77,7 @@ def test_only_relations_are_told_when_only_they_are_asked_for(photos, folder):
 
 def test_error_says_what_to_do_when_it_looks_alone(photos):
     result = CliRunner().invoke(app, ["verbalize", str(photos / "0.png"), "--verbalizers", "scene_graph/geometric"])
-    assert "expected segments or detections of the picture, got neither" in result.output
+    assert "expected segments or detections of the image, got neither" in result.output
     assert "Let a segmentation or detection verbalizer look too" in result.output
 
 
