@@ -13,7 +13,7 @@ from types import ModuleType
 __all__ = ["MOVED_MODULES", "answer_to_old_names"]
 
 _SCENE_MODULES = (
-    "drawings", "export", "groups", "layout", "noise", "questions", "rendering", "settings", "signs",
+    "export", "groups", "layout", "noise", "questions", "rendering", "settings", "signs",
     "textures", "truth", "vocabulary",
 )  # fmt: skip
 _PROCESSING_MODULES = (
@@ -38,7 +38,6 @@ _COMMAND_MODULES = ("answering", "dataset", "info", "profiling", "question_files
 #: Old name -> present name.
 MOVED_MODULES = {
     "moai.data.scenes": "moai.scenes.scenes",
-    "moai.data.scene_asset_building": "moai.scenes.asset_building",
     "moai.data.scene_assets": "moai.scenes.asset_loading",
     **{f"moai.data.scene_{name}": f"moai.scenes.{name}" for name in _SCENE_MODULES},
     **{f"moai.{name}": f"moai.processing.{name}" for name in _PROCESSING_MODULES},

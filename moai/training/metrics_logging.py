@@ -15,13 +15,15 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS
+
 from .train_settings import WatchingSettings
 
 __all__ = ["EXPERT_NAMES", "STREAMS", "MetricsLogger", "StepNumbers", "Watcher", "read_log"]
 
 STREAMS = ("image", "language")
 #: Expert order of each stream (mixer/gating.py).
-EXPERT_NAMES = {"image": ("auxiliary", "language", "image"), "language": ("auxiliary", "image", "language")}
+EXPERT_NAMES = {"image": IMAGE_EXPERTS, "language": LANGUAGE_EXPERTS}
 #: What every line holds, whatever the task.
 _LINE_NUMBERS = ("step", "loss", "learning_rate", "gradient_norm", "tokens_per_s", "samples_per_s", "eta_s")
 _LINE_NUMBERS += ("validation_loss",)

@@ -1,6 +1,6 @@
 """Build the sprite sheet of the scenes from Google's Noto colour emoji font and our own drawings.
 
-    python -m moai.scenes.asset_building NotoColorEmoji.ttf
+    python -m recipes.scene_assets NotoColorEmoji.ttf
 
 writes `sprites.png` (all images cropped to what is visible, packed in rows) and `sprites.json` (name -> list of
 [x, y, width, height] in the sheet) into the package's assets. Needs Pillow with raqm, because skin tones and genders
@@ -13,8 +13,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from moai.scenes.drawings import render_drawing
+from moai.scenes.asset_loading import ASSETS_FOLDER
 from moai.scenes.vocabulary import OBJECT_CLASSES
+
+from .drawings import render_drawing
 
 __all__ = ["build_sprite_sheet", "main"]
 
@@ -33,11 +35,11 @@ def _render_emoji(code_points: str, font: ImageFont.FreeTypeFont) -> Image.Image
     return cell
 
 
-def _crop_to_visible(picture: Image.Image, name: str) -> Image.Image:
-    box = picture.getchannel("A").point(lambda a: 255 if a > 127 else 0).getbbox()
+def _crop_to_visible(image: Image.Image, name: str) -> Image.Image:
+    box = image.getchannel("A").point(lambda a: 255 if a > 127 else 0).getbbox()
     if box is None:
         raise ValueError(f"the font has no image for {name!r}; use a newer Noto colour emoji font.")
-    return picture.crop(box)
+    return image.crop(box)
 
 
 def build_sprite_sheet(font_path: str | Path) -> tuple[Image.Image, dict[str, list[list[int]]]]:
@@ -55,20 +57,20 @@ def build_sprite_sheet(font_path: str | Path) -> tuple[Image.Image, dict[str, li
             "expected Pillow with raqm (its wheels have it); reinstall with `pip install --upgrade Pillow`."
         )
     font = ImageFont.truetype(str(font_path), _BITMAP_SIZE)
-    pictures = []
+    images = []
     for object_class in OBJECT_CLASSES.values():
         if object_class.group == "sign":
             continue  # signs are painted with their words
         drawn = [_render_emoji(code, font) for code in object_class.sprites] or [render_drawing(object_class.name, 128)]
-        pictures += [(object_class.name, _crop_to_visible(picture, object_class.name)) for picture in drawn]
+        images += [(object_class.name, _crop_to_visible(image, object_class.name)) for image in drawn]
     sheet, boxes = Image.new("RGBA", (_SHEET_WIDTH, 8192)), {}
     x = y = row_height = 0
-    for name, picture in pictures:
-        if x + picture.width > _SHEET_WIDTH:
+    for name, image in images:
+        if x + image.width > _SHEET_WIDTH:
             x, y, row_height = 0, y + row_height, 0
-        sheet.paste(picture, (x, y))
-        boxes.setdefault(name, []).append([x, y, picture.width, picture.height])
-        x, row_height = x + picture.width, max(row_height, picture.height)
+        sheet.paste(image, (x, y))
+        boxes.setdefault(name, []).append([x, y, image.width, image.height])
+        x, row_height = x + image.width, max(row_height, image.height)
     return sheet.crop((0, 0, _SHEET_WIDTH, y + row_height)), boxes
 
 
@@ -76,7 +78,7 @@ def main() -> None:
     """Command line: build the sheet and write it into the package's assets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("font", help="NotoColorEmoji.ttf")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "assets" / "scenes")
+    parser.add_argument("--out", type=Path, default=ASSETS_FOLDER)
     arguments = parser.parse_args()
     sheet, boxes = build_sprite_sheet(arguments.font)
     sheet.save(arguments.out / "sprites.png", optimize=True)
