@@ -29,7 +29,7 @@ from moai.scenes.export import encode_picture
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
 from moai.settings import Number, settings
 from moai.training.moai_task import draw_routing
-from verbalizers import WordSettings
+from verbalizers import SCENE_FIELDS, WordSettings
 from verbalizers.core.base import Verbalizer
 from verbalizers.core.scene import parse_scene, verbalize_scene
 
@@ -106,7 +106,7 @@ class EvaluationSettings:
     image_size: Annotated[StrictInt, Field(ge=1)] = 448
     num_objects: tuple[StrictInt, StrictInt] = (1, 6)
     noise: Annotated[Number, Field(ge=0)] = 1.0
-    verbalizers: tuple[Literal["segmentation", "detection", "scene_graph", "ocr"], ...] | None = None
+    verbalizers: tuple[Literal[tuple(SCENE_FIELDS)], ...] | None = None
     routing: Literal["gated", "uniform", "random_expert", "random_weights"] | None = None
     top_k: Annotated[StrictInt, Field(ge=1, le=3)] | None = None
     batch_size: Annotated[StrictInt, Field(ge=1)] = 60
