@@ -36,7 +36,7 @@ MODEL_FOLDER_OF_VERBALIZERS = "verbalizers/psgtr/"
 ALLOWED_IN_MODEL_FOLDER = {"torch", "transformers", "huggingface_hub", "safetensors", "scipy"}
 # Inside moai, a folder imports itself, what stands beside its name here, and what those may import. So imports run one
 # way: verbalizers, mixer, compressor < processing, checkpoints/io < models < checkpoints/convert < pipeline, data <
-# training < evaluation < serving, cli. The model and the processor know no verbalizer.
+# training < evaluation < serving, cli, without exceptions. The model and the processor know no verbalizer.
 FOLDER_LAW = {
     "moai/processing": (),
     "moai/scenes": ("verbalizers",),
@@ -60,8 +60,6 @@ VERBALIZERS_LAW = {
 # Files that any folder of moai may import; they import one another only.
 FOUNDATIONS = ("moai/__init__.py", "moai/import_utils.py", "moai/moved_modules.py", "moai/settings.py")
 DOORS = ("moai/__init__.py", "moai/__main__.py")  # the public names, imported on first use, and the command line
-# (file, folder) pairs that the law forgives.
-FORGIVEN: set[tuple[str, str]] = set()
 # Joining: running verbalizers and holding the model in one file.
 MODEL_NAMES = {
     "moai.models.moai.modeling_moai",
@@ -233,7 +231,6 @@ def test_moai_file_imports_only_what_its_folder_may_when_read(path: Path) -> Non
     assert folder is not None or relative == "moai/checkpoints/__init__.py", f"{relative} lies in no folder of the law"
     reached = {name: _folder_of(name) for name in modules}
     illegal = {name for name, other in reached.items() if other and other not in _reachable(folder)}
-    illegal -= {name for name in illegal if (relative, reached[name]) in FORGIVEN}
     assert not illegal, f"{relative} imports {sorted(illegal)}; {folder} may import {sorted(_reachable(folder))}"
     loose = {name for name, other in reached.items() if other is None and not _is_foundation(name)}
     assert not loose, f"{relative} imports {sorted(loose)}, which lie in no folder of the law"
