@@ -273,6 +273,7 @@ def write_settings(folder: Path, **changes) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_command_trains_tests_and_reports_every_variant_when_run(start, tmp_path):
     words = ["ablate", "--start", str(start), "--out", str(tmp_path / "out"), "--config", str(write_settings(tmp_path))]
     done = CliRunner().invoke(app, words)
@@ -301,7 +302,9 @@ def test_results_are_refused_when_made_with_others_settings_or_damaged(start, tm
 def test_sweep_goes_on_from_the_last_checkpoint_when_interrupted(start, tmp_path, monkeypatch):
     from moai.training.trainer import Trainer
 
-    whole = run_sweep(tiny(), start, tmp_path / "whole", ("full",))
+    config = write_settings(tmp_path)
+    sweep = load_sweep_settings(config)
+    whole = run_sweep(sweep, start, tmp_path / "whole", ("full",))
     step, made = Trainer._step, []
 
     def interrupting(self, number, *arguments):
@@ -311,10 +314,11 @@ def test_sweep_goes_on_from_the_last_checkpoint_when_interrupted(start, tmp_path
         return step(self, number, *arguments)
 
     monkeypatch.setattr(Trainer, "_step", interrupting)
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(tiny(), start, tmp_path / "out", ("full",))
+    words = ["ablate", "--start", str(start), "--out", str(tmp_path / "out"), "--only", "full"]
+    stopped = CliRunner().invoke(app, [*words, "--config", str(config)])
+    assert stopped.exit_code == 130, stopped.output
     assert made == [(1, 0), (2, 0)]
-    result = run_sweep(tiny(), start, tmp_path / "out", ("full",))["full", 0]
+    result = run_sweep(sweep, start, tmp_path / "out", ("full",))["full", 0]
     assert made == [(1, 0), (2, 0), (2, 1)]
     times = {"train_seconds": 0.0, "test_seconds": 0.0}
     assert replace(result, **times) == replace(whole["full", 0], **times)
