@@ -114,12 +114,12 @@ def _moai_blocks() -> dict[str, list[str]]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the README's commands find: its examples and recipes, pictures of one's own, a small release as MoAI-7B."""
+    """What the README's commands find: its examples and recipes, images of one's own, a small release as MoAI-7B."""
     for name in ("examples", "configs"):
         shutil.copytree(REPO_ROOT / name, tmp_path / name)
-    (tmp_path / "your" / "pictures").mkdir(parents=True)
+    (tmp_path / "your" / "images").mkdir(parents=True)
     for name in ("street.jpg", "page.png"):
-        shutil.copy(REPO_ROOT / "examples" / name, tmp_path / "your" / "pictures")
+        shutil.copy(REPO_ROOT / "examples" / name, tmp_path / "your" / "images")
     draw_picture().save(tmp_path / "photo.jpg")
     (tmp_path / "BK-Lee").mkdir()
     write_release(tmp_path / "BK-Lee" / "MoAI-7B")  # a folder goes before the hub's repository of that name
