@@ -71,7 +71,7 @@ def test_order_is_refused_when_batches_cannot_be_formed() -> None:
 
 def test_samples_of_a_picture_stay_together_when_they_are_to_share_it() -> None:
     pictures = np.random.default_rng(1).integers(0, 12, 103)
-    order = build(pictures=pictures, samples_per_picture=2, micro_batch_size=4)
+    order = build(images=pictures, samples_per_picture=2, micro_batch_size=4)
     epochs = [np.concatenate([order.batch(step) for step in range(start, start + 12)]) for start in (0, 12)]
     for seen in epochs:
         assert len(set(seen.tolist())) == 96
@@ -85,6 +85,6 @@ def test_samples_of_a_picture_stay_together_when_they_are_to_share_it() -> None:
 
 def test_sharing_is_refused_when_micro_batches_cut_it_or_pictures_are_unknown() -> None:
     with pytest.raises(ValueError, match="micro_batch_size` to be a multiple of `samples_per_picture`, got 2 and 3"):
-        build(pictures=[0] * 103, samples_per_picture=3)
+        build(images=[0] * 103, samples_per_picture=3)
     with pytest.raises(ValueError, match="needs a dataset whose `pictures`"):
         build(samples_per_picture=2)
