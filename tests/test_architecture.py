@@ -2,11 +2,12 @@
 
 import ast
 import configparser
+import graphlib
 import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,27 @@ def _is_foundation(module: str) -> bool:
     files = {_module_name(REPO_ROOT / file) for file in FOUNDATIONS}
     packages = {"moai.checkpoints", *PACKAGES}
     return module in packages or module in files or module.rpartition(".")[0] in files
+
+
+def test_modules_import_each_other_in_no_circle_when_loaded() -> None:
+    """At import time; what a function or a type checker imports may lead back."""
+    paths = {_module_name(path): path for path in _source_files(*PACKAGES)}
+    graph = {}
+    for name, path in paths.items():
+        modules = {_module_of(imported, paths) for imported in _first_party(path)}
+        graph[name] = {module for module in modules if module and not f"{name}.".startswith(f"{module}.")}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def _module_of(imported: str, modules: Collection[str]) -> str | None:
+    """The module that an imported name is, or lies in."""
+    while imported and imported not in modules:
+        imported = imported.rpartition(".")[0]
+    return imported or None
+
+
+def _first_party(path: Path) -> set[str]:
+    return {module for module in _imports(path, import_time_only=True) if module.split(".")[0] in PACKAGES}
 
 
 @_each("moai")
