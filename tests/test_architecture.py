@@ -16,7 +16,6 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("moai", "verbalizers", "compressor", "mixer")
 #: How the bundled weights were made: may import everything, nothing of the packages imports it.
 RECIPES = "recipes"
-MAX_FILE_LINES = 420
 
 # The import law. A package imports only what stands beside its name here, besides itself.
 ALLOWED_FIRST_PARTY = {
@@ -291,12 +290,6 @@ def test_moai_file_joins_verbalizers_and_model_only_when_it_is_the_pipeline(path
     assert not (called & VERBALIZER_RUNNERS and model_names), (
         f"{_relative(path)} runs verbalizers and the model; that is moai/pipeline/pipeline_moai.py's work"
     )
-
-
-@_each(*PACKAGES, RECIPES)
-def test_file_is_readable_in_one_sitting_when_opened(path: Path) -> None:
-    num_lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert num_lines <= MAX_FILE_LINES, f"{_relative(path)} has {num_lines} lines; split it at {MAX_FILE_LINES}"
 
 
 @_each(*PACKAGES, RECIPES)

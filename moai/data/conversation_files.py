@@ -13,6 +13,7 @@ from verbalizers.store.sources import DatasetRow as ConversationRow
 from verbalizers.store.sources import (
     Source,
     count_pictures,
+    is_saved_table,
     open_rows,
     picture_columns,
     read_json_rows,
@@ -20,8 +21,6 @@ from verbalizers.store.sources import (
 )
 
 __all__ = ["ConversationRow", "read_rows"]
-
-_DATASETS_FILES = ("state.json", "dataset_dict.json")
 
 
 def read_rows(
@@ -53,7 +52,7 @@ def read_rows(
 
 
 def _is_table(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _DATASETS_FILES) or any(folder.rglob("*.parquet"))
+    return is_saved_table(folder) or any(folder.rglob("*.parquet"))
 
 
 def _read_table(path: Path, split: str | None, folder: Path) -> Iterator[ConversationRow]:

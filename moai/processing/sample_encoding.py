@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from .control_tokens import ControlTokenGuard
 from .sample_batching import pad_rows
 from .token_offsets import expand_placeholders, locate_tokens
-from .token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
-
-#: Label of positions that carry no loss (the ignore index of `torch.nn.functional.cross_entropy`).
-IGNORE_INDEX = -100
+from .token_roles import IGNORE_INDEX, IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 
 
 class EncodedPrompt(str):

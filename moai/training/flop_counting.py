@@ -22,7 +22,7 @@ from mixer.configuration_mixer import NUM_EXPERTS
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.injection import Mixture
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
+from moai.processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE
 
 from .model_building import add_adapter
 from .train_settings import TrainSettings

@@ -12,6 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from mixer import NUM_EXPERTS
+from moai.processing.token_roles import IGNORE_INDEX
+
 from .batch_order import BatchOrder, MicroBatchSampler
 from .metrics_logging import EXPERT_NAMES, STREAMS
 from .processes import ignore_interrupts
@@ -32,12 +35,11 @@ __all__ = [
 
 #: Per mixer layer and stream: weight of each of three experts, entropy, tokens; all summed over tokens.
 NUM_ROUTING_SUMS = 5
-_IGNORED = -100
 
 
 def count_targets(labels: torch.Tensor) -> int:
     """Tokens of ``(B, L)`` labels that carry a loss: each is predicted from the position before it."""
-    return int((labels[:, 1:] != _IGNORED).sum())
+    return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
 def target_window(labels: torch.Tensor) -> int:
@@ -49,7 +51,7 @@ def target_window(labels: torch.Tensor) -> int:
     Args:
         labels: ``(B, L)``, -100 = no loss.
     """
-    columns = (labels != _IGNORED).any(dim=0).nonzero()
+    columns = (labels != IGNORE_INDEX).any(dim=0).nonzero()
     length = labels.shape[1]
     return length if len(columns) == 0 else min(length, length - int(columns[0]) + 1)
 
@@ -88,10 +90,10 @@ def mean_routing(sums: torch.Tensor) -> dict[str, Any]:
         count = sum(row[4] for row in layers)
         if not count:
             continue
-        shares = [sum(row[expert] for row in layers) / count for expert in range(3)]
+        shares = [sum(row[expert] for row in layers) / count for expert in range(NUM_EXPERTS)]
         result[name] = dict(zip(EXPERT_NAMES[name], shares, strict=True))
         result[name]["entropy"] = sum(row[3] for row in layers) / count
-        result[name]["layers"] = [[row[k] / row[4] if row[4] else 0.0 for k in range(3)] for row in layers]
+        result[name]["layers"] = [[row[k] / row[4] if row[4] else 0.0 for k in range(NUM_EXPERTS)] for row in layers]
     return result
 
 
@@ -153,7 +155,7 @@ class TrainingStep(nn.Module):
         )
         targets = batch["labels"][:, -window:][:, 1:]
         logits = outputs.logits[:, :-1].float()
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED, reduction="sum")
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
         return loss, routing_sums(outputs.routing, self.num_mixers, loss.device)
 
     def _look_once(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
+from moai.processing.token_roles import IGNORE_INDEX, IMAGE_ROLE, LANGUAGE_ROLE
 
 from .flop_counting import SampleShape, count_step
 from .moai_task import TrainingStep, target_window
@@ -128,7 +128,7 @@ def _draw_batch(config: MoAIConfig, size: int, device: str, dtype: torch.dtype) 
     roles = torch.full_like(ids, LANGUAGE_ROLE)
     roles[:, :patches], roles[:, -answer:] = IMAGE_ROLE, 0
     labels = ids.clone()
-    labels[:, :-answer] = -100
+    labels[:, :-answer] = IGNORE_INDEX
     auxiliary = torch.randint(10, 3000, (size, _SHAPE.num_auxiliary_tokens))
     pixels = torch.randn(2, size, 3, side, side, dtype=dtype)
     batch = {

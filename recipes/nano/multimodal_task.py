@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.models.moai.roles import IMAGE_ROLE, LANGUAGE_ROLE
+from moai.processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE
 from moai.training.task import Batch
 from moai.training.trained_parts import part_of
 from recipes.stages import CountingTask

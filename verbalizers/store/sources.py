@@ -21,6 +21,7 @@ __all__ = [
     "Source",
     "count_pictures",
     "is_dataset",
+    "is_saved_table",
     "open_rows",
     "picture_columns",
     "read_json_rows",
@@ -159,6 +160,11 @@ def is_dataset(path: str | Path) -> bool:
     return Path(path).is_dir() or Path(path).suffix.lower() in (".json", ".jsonl", ".parquet")
 
 
+def is_saved_table(path: Path) -> bool:
+    """Whether a path is a folder that `datasets`' save_to_disk wrote."""
+    return any((path / file).is_file() for file in _DATASETS_FILES)
+
+
 def read_sources(
     dataset: str | Path, image_folder: str | Path | None = None, column: str | None = None
 ) -> list[Source | BadSource]:
@@ -181,8 +187,7 @@ def read_sources(
     """
     path = Path(dataset)
     name = path.resolve().name
-    is_saved = path.is_dir() and any((path / file).is_file() for file in _DATASETS_FILES)
-    if is_saved or (path.is_file() and path.suffix.lower() == ".parquet"):
+    if is_saved_table(path) or (path.is_file() and path.suffix.lower() == ".parquet"):
         return list(_read_datasets_folder(path, name, column))
     if path.is_dir():
         if not _has_images(path) and any(path.rglob("*.parquet")):
@@ -343,7 +348,7 @@ def open_rows(location: str) -> Mapping[str | None, Any]:
         raise ImportError(message) from error
     path = Path(location)
     try:
-        if path.is_dir() and any((path / file).is_file() for file in _DATASETS_FILES):
+        if is_saved_table(path):
             loaded = load_from_disk(location)
         else:
             files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))

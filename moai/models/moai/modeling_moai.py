@@ -15,6 +15,7 @@ from transformers.utils import can_return_tuple
 from compressor import Compressor
 from mixer import Mixers, resolve_routing
 
+from ...processing.token_roles import IGNORE_INDEX
 from .cache_names import as_keyword, read_cache, resolve_cache
 from .configuration_moai import MoAIConfig
 from .generation import MoAIGenerationMixin
@@ -304,7 +305,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             ValueError: If image tokens and image features do not match, or shapes do not fit.
         """
         if labels is not None:  # a placeholder is no word to learn, also where labels are a copy of the ids
-            labels = labels.masked_fill(labels == self.config.image_token_id, -100)
+            labels = labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import Cache
 
-from ...processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
+from ...processing.token_roles import IGNORE_INDEX, IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 
 
 def infer_roles(
@@ -28,7 +28,7 @@ def infer_roles(
     """
     is_prompt = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if labels is not None:
-        is_prompt = is_prompt & ((labels != -100).cumsum(dim=1) == 0)
+        is_prompt = is_prompt & ((labels != IGNORE_INDEX).cumsum(dim=1) == 0)
     is_image = input_ids == image_token_id
     return torch.where(is_prompt, torch.where(is_image, IMAGE_ROLE, LANGUAGE_ROLE), NO_ROLE)
 

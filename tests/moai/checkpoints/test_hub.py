@@ -101,11 +101,6 @@ def readme_commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    return write_release(tmp_path_factory.mktemp("release") / "official")
-
-
-@pytest.fixture(scope="module")
 def eyes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eyes")
     for name, save in ((PUBLISHED_SEGMENTER, save_mask2former), (PUBLISHED_DETECTOR, save_owlv2)):

@@ -18,11 +18,6 @@ from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    return write_release(tmp_path_factory.mktemp("release") / "official")
-
-
-@pytest.fixture(scope="module")
 def eyes(tmp_path_factory):
     """Folders of a segmenter and a detector, and a published scene-graph file."""
     folder = tmp_path_factory.mktemp("eyes")
