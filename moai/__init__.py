@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from .import_utils import check_first_party_packages
 from .models.registry import register_auto_classes
-from .moved_modules import MOVED_MODULES, answer_to_old_names
 
 if TYPE_CHECKING:
     from .models.moai.configuration_moai import MoAIConfig
@@ -43,18 +42,14 @@ _MODULE_OF_NAME = {
 }
 
 check_first_party_packages()
-answer_to_old_names()
 register_auto_classes()
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name, or a module under the name it had, on first use."""
-    if name in _MODULE_OF_NAME:
-        value = getattr(importlib.import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
-    elif (old := f"{__name__}.{name}") in MOVED_MODULES:
-        value = importlib.import_module(old)
-    else:
+    """Import a public name on first use."""
+    if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module 'moai' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
     globals()[name] = value
     return value
 

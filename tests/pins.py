@@ -9,8 +9,6 @@ differs between releases of Python, click and rich.
 from __future__ import annotations
 
 import argparse
-import ast
-import contextlib
 import importlib
 import inspect
 import json
@@ -18,7 +16,7 @@ import re
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +24,6 @@ from unittest import mock
 REPO_ROOT = Path(__file__).resolve().parent.parent
 DATA_FOLDER = REPO_ROOT / "tests" / "data"
 PINS_FOLDER = DATA_FOLDER / "pins"
-LEGACY_CACHE = DATA_FOLDER / "legacy_cache"
 PACKAGES = ("moai", "verbalizers", "compressor", "mixer")
 
 
@@ -176,30 +173,8 @@ def _describe_default(value: Any) -> list[str]:
 
 
 def collect_names() -> dict[str, list[str]]:
-    """Module -> its ``__all__``, or where it has none, what it defines under public names."""
-    found = {}
-    for package in PACKAGES:
-        for path in sorted((REPO_ROOT / package).rglob("*.py")):
-            if names := sorted(_public_names(ast.parse(path.read_text(encoding="utf-8")))):
-                found[_module_name(path)] = names
-    from moai.moved_modules import MOVED_MODULES
-    from verbalizers.moved_modules import MOVED_MODULES as MOVED_VERBALIZERS
-
-    moved = MOVED_MODULES | MOVED_VERBALIZERS
-    return found | {old: found[present] for old, present in moved.items() if present in found}
-
-
-def _public_names(tree: ast.Module) -> set[str]:
-    names: set[str] = set()
-    for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        assigned = {target.id for target in targets if isinstance(target, ast.Name)}
-        if "__all__" in assigned:
-            return set(ast.literal_eval(node.value))
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            assigned = {node.name}
-        names |= {name for name in assigned if not name.startswith("_")}
-    return names
+    """Package -> its ``__all__``."""
+    return {package: sorted(importlib.import_module(package).__all__) for package in PACKAGES}
 
 
 def _module_name(path: Path) -> str:
@@ -210,10 +185,10 @@ def _module_name(path: Path) -> str:
 # ---------------------------------------------------------------------- the cache
 
 
-@contextlib.contextmanager
-def writing_cache() -> Iterator[Path]:
-    """A cache of the pictures in ``tests/data/legacy_cache``, made now by the same three verbalizers; its folder."""
+def collect_manifest() -> dict[str, Any]:
+    """The ``verbalization.json`` of a cache that three verbalizers fill."""
     from cache_verbalizers import MeanColour, TwoHalves, load_small
+    from PIL import Image
 
     from verbalizers import build_verbalizer
     from verbalizers.store.building import build_cache
@@ -221,13 +196,10 @@ def writing_cache() -> Iterator[Path]:
 
     looking = [TwoHalves(), MeanColour(), build_verbalizer("scene_graph", "geometric")]
     with tempfile.TemporaryDirectory() as folder:
-        yield build_cache(read_sources(LEGACY_CACHE / "pictures"), looking, folder, load_small, num_workers=0).folder
-
-
-def collect_manifest() -> dict[str, Any]:
-    """The ``verbalization.json`` that is written now."""
-    with writing_cache() as folder:
-        return json.loads((folder / "verbalization.json").read_text(encoding="utf-8"))
+        image = Path(folder, "image.png")
+        Image.new("RGB", (8, 6)).save(image)
+        cache = build_cache(read_sources(image), looking, Path(folder, "cache"), load_small, num_workers=0).folder
+        return json.loads((cache / "verbalization.json").read_text(encoding="utf-8"))
 
 
 COLLECTORS = {

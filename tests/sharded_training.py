@@ -16,9 +16,10 @@ from training_builders import build_recipe
 from moai.training.checkpoints import collect_state, restore_state
 from moai.training.moai_task import TrainingStep
 from moai.training.model_building import add_adapter
+from moai.training.optimizers import build_optimizers
 from moai.training.result_writing import gather_result
 from moai.training.train_settings import load_settings
-from moai.training.trained_parts import build_optimizer, freeze_parts
+from moai.training.trained_parts import freeze_parts, rate_part_of
 
 
 def build(is_sharded: bool) -> tuple[torch.nn.Module, TrainingStep, torch.optim.Optimizer]:
@@ -36,7 +37,8 @@ def build(is_sharded: bool) -> tuple[torch.nn.Module, TrainingStep, torch.optim.
             if type(module).__name__ in names:
                 fully_shard(module, mesh=mesh)
         fully_shard(step, mesh=mesh)
-    return model, step, build_optimizer(model, settings)
+    (optimizer,) = build_optimizers(model, settings.optimization, rate_part_of)
+    return model, step, optimizer
 
 
 def learn(step: TrainingStep, optimizer: torch.optim.Optimizer, steps: range, config) -> None:

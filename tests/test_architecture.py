@@ -58,7 +58,7 @@ VERBALIZERS_LAW = {
     "verbalizers/backends": ("verbalizers/core", "verbalizers/psgtr"),
 }
 # Files that any folder of moai may import; they import one another only.
-FOUNDATIONS = ("moai/__init__.py", "moai/import_utils.py", "moai/moved_modules.py", "moai/settings.py")
+FOUNDATIONS = ("moai/__init__.py", "moai/import_utils.py", "moai/settings.py")
 DOORS = ("moai/__init__.py", "moai/__main__.py")  # the public names, imported on first use, and the command line
 # Joining: running verbalizers and holding the model in one file.
 MODEL_NAMES = {
@@ -249,7 +249,7 @@ def test_verbalizers_file_lies_in_a_folder_of_the_law_when_listed() -> None:
     outside = {_relative(path) for path in _source_files("verbalizers")} - {
         _relative(path) for path in _source_files(*VERBALIZERS_LAW)
     }
-    assert outside == {"verbalizers/__init__.py", "verbalizers/moved_modules.py"}
+    assert outside == {"verbalizers/__init__.py"}
 
 
 def _is_foundation(module: str) -> bool:

@@ -3,8 +3,6 @@
 Importing this package needs numpy and Pillow only; every backend is imported when it is first used.
 """
 
-import importlib
-
 from verbalizers.backends.depth import DepthMap
 from verbalizers.backends.detection_ultralytics import UltralyticsDetector
 from verbalizers.backends.ocr_paddleocr import PaddleOCRVerbalizer
@@ -41,7 +39,6 @@ from verbalizers.core.structures import (
     register_finding,
 )
 from verbalizers.core.words import WordSettings, join_sentences
-from verbalizers.moved_modules import MOVED_MODULES, answer_to_old_names
 from verbalizers.store.cache import Verbalization, VerbalizationCache
 
 __all__ = [
@@ -80,12 +77,3 @@ __all__ = [
     "verbalize_segments",
     "verbalize_text_lines",
 ]
-
-answer_to_old_names()
-
-
-def __getattr__(name: str) -> object:
-    """Import a module under the name it had, on first use."""
-    if (old := f"{__name__}.{name}") in MOVED_MODULES:
-        return importlib.import_module(old)
-    raise AttributeError(f"module 'verbalizers' has no attribute {name!r}")

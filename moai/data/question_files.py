@@ -114,11 +114,6 @@ class AnswerFile:
             with atomic_file(self.path) as temporary:
                 temporary.write_bytes(kept)
 
-    @property
-    def done_ids(self) -> set[str | int]:
-        """Ids that have an answer."""
-        return set(self._done)
-
     def _read(self, content: bytes) -> dict[str | int, dict[str, Any]]:
         rows: dict[str | int, dict[str, Any]] = {}
         lines = content.split(b"\n")

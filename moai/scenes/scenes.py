@@ -13,7 +13,6 @@ random seed, since numpy's SeedSequence hashes split and index into it.
 """
 
 import argparse
-import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ class Scenes:
     """A stream of scenes with random access.
 
     Iterating never ends unless `length` is given; `scenes[index]` makes one scene. Objects of this class are small and
-    can be pickled to workers; `for_worker` gives each worker its own indices.
+    can be pickled to workers.
 
     Args:
         split: "train", "validation" or "test".
@@ -137,7 +136,7 @@ class Scenes:
         self.split, self.seed, self.image_size = split, seed, image_size
         self.num_objects, self.num_questions, self.kinds = (low, high), num_questions, tuple(kinds)
         self.sign_probability, self.unseen_word_share = sign_probability, unseen_word_share
-        self.start, self.step = start, 1
+        self.start = start
         self.stop = None if length is None else start + length
 
     def __getitem__(self, index: int) -> SceneSample:
@@ -151,24 +150,11 @@ class Scenes:
         return SceneSample(index, seed, layout, self.image_size, entities, truth, questions)
 
     def __iter__(self) -> Iterator[SceneSample]:
-        """Scenes `start`, `start + step`, ... before `stop`."""
-        for index in itertools.count(self.start, self.step):
+        """Scenes `start`, `start + 1`, ... before `stop`."""
+        for index in itertools.count(self.start):
             if self.stop is not None and index >= self.stop:
                 return
             yield self[index]
-
-    def for_worker(self, worker: int, num_workers: int) -> "Scenes":
-        """The share of one of several workers: every `num_workers`-th scene, disjoint from all others'.
-
-        Args:
-            worker: 0 ... num_workers - 1.
-            num_workers: how many share the stream.
-        """
-        if not 0 <= worker < num_workers:
-            raise ValueError(f"`worker` must lie in [0, {num_workers - 1}], got {worker}.")
-        share = copy.copy(self)
-        share.start, share.step = self.start + worker * self.step, self.step * num_workers
-        return share
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS
 
 from .train_settings import WatchingSettings
 
-__all__ = ["EXPERT_NAMES", "STREAMS", "MetricsLogger", "StepNumbers", "Watcher", "read_log"]
+__all__ = ["EXPERT_NAMES", "STREAMS", "MetricsLogger", "StepNumbers", "read_log"]
 
 STREAMS = ("image", "language")
 #: Expert order of each stream (mixer/gating.py).
@@ -248,6 +248,3 @@ def read_log(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-Watcher = MetricsLogger  # its former name

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InterruptHandler",
-    "StopWish",
     "check_num_processes",
     "ignore_interrupts",
     "seed_generators",
@@ -135,6 +134,3 @@ class InterruptHandler:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-
-StopWish = InterruptHandler  # its former name

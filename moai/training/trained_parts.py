@@ -12,10 +12,9 @@ from torch import nn
 
 from moai.models.moai.pretrained_model import MoAIPreTrainedModel
 
-from .optimizers import build_optimizers
 from .train_settings import TrainSettings
 
-__all__ = ["PARTS", "PartCount", "build_optimizer", "count_parts", "freeze_parts", "part_of", "print_parts"]
+__all__ = ["PARTS", "PartCount", "count_parts", "freeze_parts", "part_of", "print_parts"]
 
 #: Parts of a MoAI, in the order of the figure (paper, figure 3); what belongs to none is the decoder's.
 PARTS = (*MoAIPreTrainedModel.trainable_parts, "decoder LoRA")
@@ -141,17 +140,6 @@ def print_parts(counts: list[PartCount]) -> None:
 def _cells(part: str, total: int, trained: int, all_trained: int) -> Iterator[str]:
     yield from (part, f"{total:,}", f"{trained:,}", f"{trained / max(total, 1):.1%}")
     yield f"{trained / max(all_trained, 1):.1%}"
-
-
-def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW over what is trained; see :func:`moai.training.optimizers.build_optimizers`.
-
-    Args:
-        model: What is trained.
-        settings: The recipe.
-    """
-    (optimizer,) = build_optimizers(model, settings.optimization, rate_part_of)
-    return optimizer
 
 
 def rate_part_of(name: str) -> str:

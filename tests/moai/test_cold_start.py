@@ -68,13 +68,7 @@ def test_import_loads_no_other_module_of_ours_when_fresh(repo_root: Path) -> Non
         "import json, sys, moai\n"
         f"print(json.dumps(sorted(name for name in sys.modules if name.split('.')[0] in {packages})))"
     )
-    assert _run(script, repo_root) == [
-        "moai",
-        "moai.import_utils",
-        "moai.models",
-        "moai.models.registry",
-        "moai.moved_modules",
-    ]
+    assert _run(script, repo_root) == ["moai", "moai.import_utils", "moai.models", "moai.models.registry"]
 
 
 def test_public_names_are_all_there_when_looked_at() -> None:
@@ -85,11 +79,6 @@ def test_public_names_are_all_there_when_looked_at() -> None:
     for name in moai.__all__:
         assert namespace[name] is getattr(moai, name)
         assert namespace[name].__name__ == name
-
-
-def test_modules_of_public_names_are_attributes_when_only_moai_was_imported(repo_root: Path) -> None:
-    script = "import json, moai; print(json.dumps(moai.configuration_moai.MoAIConfig is moai.MoAIConfig))"
-    assert _run(script, repo_root) is True
 
 
 def test_unknown_name_is_refused_when_asked_for() -> None:

@@ -35,7 +35,6 @@ __all__ = [
     "find_drawing",
     "find_words",
     "fingerprint_checkpoint",
-    "hash_settings",
     "load_plugins",
     "order_by_use",
     "register_drawing",
@@ -116,34 +115,18 @@ class Verbalizer(ABC):
         through `fingerprint_checkpoint`, so that a copied folder keeps its fingerprint and a retrained one does
         not.
         """
-        return hash_settings(self.identity(), self.content_settings())
-
-    def identity(self) -> list[Any]:
-        """Which class it is of, and its version: kind and backend where these are the class's own, else its path."""
         cls = type(self)
         # A subclass that is not registered only inherits its parent's kind and backend.
-        name = [self.kind, self.backend] if cls.is_registered() else [cls.__module__, cls.__qualname__]
-        return [*name, self.version]
-
-    def content_settings(self) -> dict[str, Any]:
-        """`fingerprint_settings` with checkpoints as `fingerprint_checkpoint` reads them."""
-        return {
-            name: fingerprint_checkpoint(value)
-            if value is not None and (name == "checkpoint" or name.endswith(("_checkpoint", "_dir")))
+        is_registered = "kind" in vars(cls) and "backend" in vars(cls)
+        name = [self.kind, self.backend] if is_registered else [cls.__module__, cls.__qualname__]
+        settings = {
+            key: fingerprint_checkpoint(value)
+            if value is not None and (key == "checkpoint" or key.endswith(("_checkpoint", "_dir")))
             else value
-            for name, value in self.fingerprint_settings().items()
+            for key, value in self.fingerprint_settings().items()
         }
-
-    @classmethod
-    def is_registered(cls) -> bool:
-        """Whether `kind` and `backend` are this very class's."""
-        return "kind" in vars(cls) and "backend" in vars(cls)
-
-
-def hash_settings(identity: list[Any], settings: dict[str, Any]) -> str:
-    """16 hex digits of a verbalizer's identity and settings; what JSON does not know counts by its repr."""
-    text = json.dumps([*identity, settings], sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        text = json.dumps([*name, self.version, settings], sort_keys=True, default=repr)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def order_by_use(verbalizers: Iterable[Verbalizer]) -> list[list[Verbalizer]]:

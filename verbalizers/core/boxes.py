@@ -13,7 +13,6 @@ __all__ = [
     "box_area",
     "box_iou",
     "clip_boxes",
-    "cxcywh_to_xyxy",
     "format_box",
     "mask_to_box",
     "nms_indices",
@@ -59,13 +58,6 @@ def clip_boxes(boxes_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> np.nda
     limit = np.array([width, height, width, height], dtype=np.float32)
     # Adding 0.0 turns the negative zero that np.clip lets through into a positive one.
     return np.clip(np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4), np.float32(0), limit) + np.float32(0)
-
-
-def cxcywh_to_xyxy(boxes_cxcywh: np.ndarray) -> np.ndarray:
-    """`(N, 4)` centre/width/height boxes to `(N, 4)` corner boxes, same unit."""
-    boxes = np.asarray(boxes_cxcywh, dtype=np.float32).reshape(-1, 4)
-    half = boxes[:, 2:] / 2
-    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
 
 
 def box_area(boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from verbalizers.core.boxes import mask_to_box
 from verbalizers.core.plugins import import_plugins
 from verbalizers.core.validation import checked_array, checked_confidence, checked_image_size, checked_names
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = [
     "SCENE_FIELDS",
@@ -365,13 +361,6 @@ class Scene(Finding):
                     "See verbalizers.core.adapters."
                 )
         self._set(findings=dict(self.findings), failures={k: str(v) for k, v in dict(self.failures).items()})
-
-    def draw(self, image: Image.Image | np.ndarray) -> Image.Image:
-        """Deprecated: call `verbalizers.draw_scene(scene, image)`."""
-        from verbalizers.core.drawing import draw_scene
-
-        warnings.warn("`Scene.draw(image)` is now `draw_scene(scene, image)`.", DeprecationWarning, stacklevel=2)
-        return draw_scene(self, image)
 
     def to_dict(self) -> dict[str, Any]:
         """Values that `json.dumps` accepts; absent findings are left out."""

@@ -8,7 +8,6 @@ used.
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from verbalizers.psgtr.configuration_psgtr import PSGTRConfig
-from verbalizers.psgtr.conversion_psgtr import convert_psgtr_checkpoint
 from verbalizers.psgtr.image_processing_psgtr import PSGTRImageProcessor, SceneGraph
 from verbalizers.psgtr.modeling_psgtr import PSGTRForSceneGraph, PSGTRHead, PSGTROutput
 
@@ -23,5 +22,4 @@ __all__ = [
     "PSGTRImageProcessor",
     "PSGTROutput",
     "SceneGraph",
-    "convert_psgtr_checkpoint",
 ]

@@ -13,11 +13,9 @@ import torch
 
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES, PSG_PREDICATES
 from verbalizers.psgtr.configuration_psgtr import PSGTRConfig
-from verbalizers.psgtr.image_processing_psgtr import PSGTRImageProcessor
 from verbalizers.psgtr.modeling_psgtr import PSGTRForSceneGraph
 
 __all__ = [
-    "convert_psgtr_checkpoint",
     "convert_psgtr_head",
     "convert_psgtr_state_dict",
     "convert_resnet",
@@ -167,29 +165,6 @@ def psgtr_sizes(head: Mapping[str, torch.Tensor]) -> dict[str, int]:
     }
 
 
-def convert_psgtr_checkpoint(
-    source: str | Path,
-    output_dir: str | Path,
-    class_names: Sequence[str] | None = None,
-    predicate_names: Sequence[str] | None = None,
-) -> PSGTRForSceneGraph:
-    """Convert a published checkpoint file and save model and image processor.
-
-    Args:
-        source: `.safetensors`, or `.pth` / `.bin` that opens with weights_only.
-        output_dir: written with save_pretrained.
-        class_names: C names; None = COCO panoptic where C is 133, else numbered.
-        predicate_names: P names; None = PSG's where P is 56, else numbered.
-
-    Raises:
-        ValueError: the file cannot be opened safely, or keys are missing or left over.
-    """
-    model = convert_psgtr_state_dict(read_state_dict(source), str(source), class_names, predicate_names)
-    model.save_pretrained(output_dir)
-    PSGTRImageProcessor().save_pretrained(output_dir)
-    return model
-
-
 def looks_like_psgtr(names: Iterable[str]) -> bool:
     """Whether tensor names are those of a published PSGTR checkpoint."""
     return {f"bbox_head.{part}_cls_embed.weight" for part in ("sub", "obj", "rel")} <= set(names)
@@ -201,13 +176,13 @@ def convert_psgtr_state_dict(
     class_names: Sequence[str] | None = None,
     predicate_names: Sequence[str] | None = None,
 ) -> PSGTRForSceneGraph:
-    """Our model, in evaluation mode, with a published checkpoint's tensors; see `convert_psgtr_checkpoint`.
+    """Our model, in evaluation mode, with a published checkpoint's tensors.
 
     Args:
         state_dict: tensors under official names.
         source: what errors call the checkpoint.
-        class_names: see there.
-        predicate_names: see there.
+        class_names: C names; None = COCO panoptic where C is 133, else numbered.
+        predicate_names: P names; None = PSG's where P is 56, else numbered.
 
     Raises:
         ValueError: keys are missing or left over.

@@ -13,56 +13,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from verbalizers.core.base import Verbalizer, build_verbalizer, hash_settings
+from verbalizers.core.base import Verbalizer, build_verbalizer
 from verbalizers.core.words import WordSettings
 
-__all__ = ["MANIFEST_FILE", "Recipe", "VerbalizerEntry", "is_made_by", "legacy_fingerprint", "read_manifest"]
+__all__ = ["MANIFEST_FILE", "Recipe", "VerbalizerEntry", "is_made_by", "read_manifest"]
 
 MANIFEST_FILE = "verbalization.json"
 #: Raised when rows of an older layout can no longer be read as they are.
 FORMAT_VERSION = 1
-# Where each class stood while fingerprints held module paths. Never changed: caches written then are known by it.
-_FORMER_CLASSES = {
-    ("depth", "transformers"): ("verbalizers.depth", "TransformersDepth"),
-    ("detection", "owlv2"): ("verbalizers.detection", "Owlv2Detector"),
-    ("detection", "ultralytics"): ("verbalizers.detection_ultralytics", "UltralyticsDetector"),
-    ("ocr", "paddleocr"): ("verbalizers.ocr_paddleocr", "PaddleOCRVerbalizer"),
-    ("ocr", "rapidocr"): ("verbalizers.ocr", "RapidOCRVerbalizer"),
-    ("ocr", "transformers"): ("verbalizers.ocr_transformers", "TransformersOCR"),
-    ("scene_graph", "geometric"): ("verbalizers.scene_graph_geometric", "GeometricSceneGraph"),
-    ("scene_graph", "psgtr"): ("verbalizers.scene_graph", "PSGTRVerbalizer"),
-    ("scene_graph", "triplets"): ("verbalizers.scene_graph", "TripletVerbalizer"),
-    ("segmentation", "transformers"): ("verbalizers.segmentation", "TransformersSegmenter"),
-}
-
-
-def both_fingerprints(verbalizer: Verbalizer) -> tuple[str, str | None]:
-    """A verbalizer's fingerprint and its legacy one; its checkpoint is read once.
-
-    The legacy one follows the rule that held while a class counted by its module path; None = it finds other things
-    now. A class outside this package is taken to stand where it stood.
-    """
-    cls = type(verbalizer)
-    if cls.fingerprint is not Verbalizer.fingerprint:  # a rule of its own, which is as it was
-        return (verbalizer.fingerprint(),) * 2
-    settings = verbalizer.content_settings()
-    fingerprint = hash_settings(verbalizer.identity(), settings)
-    if verbalizer.version != Verbalizer.version:
-        return fingerprint, None
-    name, path = (verbalizer.kind, verbalizer.backend), (cls.__module__, cls.__qualname__)
-    former = _FORMER_CLASSES.get(name, path) if cls.is_registered() else path
-    return fingerprint, hash_settings([*former, *name], settings)
-
-
-def legacy_fingerprint(verbalizer: Verbalizer) -> str | None:
-    """The legacy one of `both_fingerprints`."""
-    return both_fingerprints(verbalizer)[1]
 
 
 def is_made_by(entry: Mapping[str, Any], verbalizer: Verbalizer) -> bool:
-    """Whether an entry of a manifest's `verbalizers` stands for this verbalizer, also under its legacy fingerprint."""
+    """Whether an entry of a manifest's `verbalizers` stands for this verbalizer."""
     is_kind = (entry["kind"], entry["backend"]) == (verbalizer.kind, verbalizer.backend)
-    return is_kind and entry["fingerprint"] in both_fingerprints(verbalizer)
+    return is_kind and entry["fingerprint"] == verbalizer.fingerprint()
 
 
 @dataclass(frozen=True)
@@ -75,7 +39,6 @@ class VerbalizerEntry:
         settings: arguments of `build_verbalizer`.
         fingerprint: of the verbalizer, its checkpoint's content included.
         version: of the class; see `Verbalizer.version`.
-        legacy_fingerprint: the same by the former rule; see the function of that name.
     """
 
     module: str
@@ -84,14 +47,12 @@ class VerbalizerEntry:
     settings: Mapping[str, Any]
     fingerprint: str
     version: int = Verbalizer.version
-    legacy_fingerprint: str | None = None
 
     @classmethod
     def of(cls, verbalizer: Verbalizer) -> VerbalizerEntry:
         """The entry of a ready verbalizer; reads its checkpoint."""
-        fingerprint, legacy = both_fingerprints(verbalizer)
         name = (type(verbalizer).__module__, verbalizer.kind, verbalizer.backend)
-        return cls(*name, verbalizer.settings(), fingerprint, verbalizer.version, legacy)
+        return cls(*name, verbalizer.settings(), verbalizer.fingerprint(), verbalizer.version)
 
     def build(self) -> Verbalizer:
         """Build it in this process; no model is loaded yet."""
@@ -153,23 +114,8 @@ class Recipe:
 
         The order of the verbalizers does not count: they look side by side.
         """
-        return self._fingerprint_of((entry.kind, entry.backend, entry.fingerprint) for entry in self.entries)
-
-    def fingerprint_in(self, out: str | Path) -> str:
-        """Under which fingerprint a cache keeps this recipe.
-
-        A cache that was written while fingerprints held module paths goes on under the one it has.
-
-        Args:
-            out: the cache; it need not be there yet.
-        """
-        former = [(e.kind, e.backend, e.legacy_fingerprint) for e in self.entries if e.legacy_fingerprint is not None]
-        legacy = self._fingerprint_of(former) if len(former) == len(self.entries) else self.fingerprint
-        is_there = [(Path(out) / name / MANIFEST_FILE).is_file() for name in (self.fingerprint, legacy)]
-        return legacy if is_there == [False, True] else self.fingerprint
-
-    def _fingerprint_of(self, verbalizers: Iterable[tuple[str, ...]]) -> str:
-        identity = [FORMAT_VERSION, sorted(verbalizers), asdict(self.words), self.compat]
+        verbalizers = sorted((entry.kind, entry.backend, entry.fingerprint) for entry in self.entries)
+        identity = [FORMAT_VERSION, verbalizers, asdict(self.words), self.compat]
         if self.kept_kinds is not None:
             identity.append(self.kept_kinds)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -39,7 +39,7 @@ class CacheWriter:
     """The one writer of a recipe's folder. Use as a context manager.
 
     Args:
-        out: the cache; the recipe's fingerprint there (`Recipe.fingerprint_in`) names the folder inside.
+        out: the cache; the recipe's fingerprint names the folder inside.
         recipe: what the verbalizations are made with.
         shard_rows: images per Parquet shard.
         is_retrying_failures: forget the images on which a verbalizer failed, so that they are verbalized again.
@@ -59,7 +59,7 @@ class CacheWriter:
         if shard_rows < 1:
             raise ValueError(f"`shard_rows` must be at least 1, got {shard_rows}.")
         import_pyarrow()
-        self.fingerprint, self.shard_rows = recipe.fingerprint_in(out), shard_rows
+        self.fingerprint, self.shard_rows = recipe.fingerprint, shard_rows
         self.folder = Path(out) / self.fingerprint
         if Path(out).is_file():
             raise ValueError(f"expected a folder for --out, got the file {str(out)!r}. Name another.")

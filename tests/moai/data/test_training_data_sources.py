@@ -183,6 +183,16 @@ def test_findings_are_read_by_content_when_evaluation_asks(half_cached: tuple[Pa
     assert found.text == verbalize_scene(parse_scene([draw_picture(2)], LOOKING)[0])
 
 
+def test_live_reader_refuses_a_cache_when_other_verbalizers_filled_it(half_cached: tuple[Path, Path]) -> None:
+    path, cache = half_cached
+    unknown = (path.parent / "1.png").read_bytes()
+    stored = VerbalizationCache(cache)
+    assert FindingsReader(stored, is_looking=True).read(unknown, draw_picture(1)).scene is not None
+    stored.manifest["verbalizers"][1]["fingerprint"] = "0" * 16
+    with pytest.raises(ValueError, match="detection/mean_colour is not the one that filled the cache"):
+        FindingsReader(stored, is_looking=True).read(unknown, draw_picture(1))
+
+
 def test_live_words_equal_cached_words_when_the_same_verbalizers_look(tmp_path: Path, processor: MoAIProcessor) -> None:
     path = write_table(tmp_path, "jsonl")
     cached = build_training_dataset(DataSettings(sources=str(path), cache=verbalize(path, tmp_path / "c")), processor)

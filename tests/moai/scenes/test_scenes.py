@@ -1,6 +1,5 @@
 """Scenes as a stream: determinism, splits, workers, truth that agrees with itself."""
 
-import itertools
 import os
 import pickle
 import subprocess
@@ -79,14 +78,6 @@ def test_scene_seeds_never_meet_when_splits_and_streams_differ():
     assert first["train"] != first["validation"] != first["test"] != first["train"]
 
 
-def test_workers_share_a_stream_without_overlap_when_it_is_split():
-    scenes = Scenes(image_size=32, start=10, length=11, num_questions=0)
-    shares = [[s.index for s in scenes.for_worker(k, 3)] for k in range(3)]
-    assert sorted(itertools.chain(*shares)) == list(range(10, 21))
-    nested = [s.index for k in range(2) for s in scenes.for_worker(1, 3).for_worker(k, 2)]
-    assert sorted(nested) == shares[1]
-
-
 def test_scenes_survive_pickling_when_sent_to_a_worker():
     scenes = Scenes(split="validation", image_size=48, num_objects=(2, 3))
     assert pickle.loads(pickle.dumps(scenes))[7].truth == scenes[7].truth
@@ -102,8 +93,6 @@ def test_scenes_refuse_settings_when_out_of_range():
         Scenes(sign_probability=1.5)
     with pytest.raises(ValueError, match="unseen_word_share"):
         Scenes(unseen_word_share=-0.1)
-    with pytest.raises(ValueError, match="worker"):
-        Scenes().for_worker(2, 2)
 
 
 def test_num_objects_bounds_every_scene_when_set():

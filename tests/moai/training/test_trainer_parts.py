@@ -8,13 +8,14 @@ from builders import build_tiny_inputs, build_tiny_model
 from training_builders import build_recipe
 
 from moai.training.moai_task import TrainingStep, count_targets, routing_sums, target_window
+from moai.training.optimizers import build_optimizers
 from moai.training.train_settings import load_settings
 from moai.training.trained_parts import (
-    build_optimizer,
     count_parts,
     freeze_parts,
     part_of,
     print_parts,
+    rate_part_of,
     set_training_mode,
 )
 
@@ -63,7 +64,7 @@ def test_frozen_parameters_get_no_gradient_when_a_step_is_made(case: str) -> Non
         model = adapt(model, settings)
     freeze_parts(model, settings)
     set_training_mode(model)
-    optimizer = build_optimizer(model, settings)
+    (optimizer,) = build_optimizers(model, settings.optimization, rate_part_of)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     loss, _ = TrainingStep(model)(batch, {"mode": "gated"}, target_window(batch["labels"]))
     loss.backward()
@@ -100,7 +101,7 @@ def test_groups_hold_rates_and_decay_when_built() -> None:
     model = build_tiny_model()
     settings = settings_of(2, train__decoder="full", optimization__learning_rates={"gates": 0.5})
     freeze_parts(model, settings)
-    optimizer = build_optimizer(model, settings)
+    (optimizer,) = build_optimizers(model, settings.optimization, rate_part_of)
     names = {parameter: name for name, parameter in model.named_parameters()}
     seen = []
     for group in optimizer.param_groups:

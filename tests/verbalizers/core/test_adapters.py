@@ -19,7 +19,7 @@ from verbalizers.core.adapters import (
     text_lines_from_paddleocr,
     text_lines_from_rapidocr,
 )
-from verbalizers.core.boxes import box_iou, cxcywh_to_xyxy
+from verbalizers.core.boxes import box_iou
 
 
 def test_segments_from_transformers_makes_room_when_ids_start_at_zero():
@@ -159,6 +159,5 @@ def test_text_lines_from_paddleocr_reads_both_versions_when_given():
 
 def test_boxes_convert_and_overlap_when_computed_by_hand():
     assert boxes_to_quads([[1, 2, 3, 4]]).tolist() == [[[1, 2], [3, 2], [3, 4], [1, 4]]]
-    assert cxcywh_to_xyxy([[5, 5, 4, 2]]).tolist() == [[3, 4, 7, 6]]
     iou = box_iou([[0, 0, 2, 2], [5, 5, 5, 5]], [[1, 1, 3, 3], [0, 0, 2, 2], [5, 5, 5, 5]])
     np.testing.assert_allclose(iou, [[1 / 7, 1, 0], [0, 0, 0]], rtol=1e-6)

@@ -196,3 +196,24 @@ def test_fingerprint_follows_content_when_a_setting_is_a_folder(tmp_path):
 def test_fingerprint_changes_when_a_setting_changes():
     cls = register_verbalizer("mood", "constant")(make_class())
     assert cls("a").fingerprint() == cls("a").fingerprint() != cls("b").fingerprint()
+
+
+def test_fingerprint_is_the_same_when_a_registered_class_moves_and_another_when_its_version_rises(monkeypatch):
+    verbalizer = build_verbalizer("scene_graph", "geometric")
+    before = verbalizer.fingerprint()
+    monkeypatch.setattr(type(verbalizer), "__module__", "verbalizers.backends.elsewhere")
+    assert verbalizer.fingerprint() == before
+    monkeypatch.setattr(type(verbalizer), "version", type(verbalizer).version + 1)
+    assert verbalizer.fingerprint() != before
+
+
+def test_fingerprint_is_its_own_when_a_subclass_is_not_registered():
+    parent = register_verbalizer("mood", "constant")(make_class())
+
+    class Gloomier(parent):
+        pass
+
+    class Brighter(Gloomier):
+        pass
+
+    assert len({cls("a").fingerprint() for cls in (parent, Gloomier, Brighter)}) == 3

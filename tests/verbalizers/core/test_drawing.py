@@ -67,10 +67,3 @@ def test_draw_survives_when_image_is_odd(size_hw):
 def test_draw_refuses_when_image_is_another_size():
     with pytest.raises(ValueError, match="that was parsed"):
         draw_scene(make_scene(), Image.new("RGB", (10, 10)))
-
-
-def test_scene_still_draws_itself_when_asked_and_says_what_to_call():
-    image = np.zeros((*SIZE_HW, 3), np.uint8)
-    with pytest.warns(DeprecationWarning, match=r"draw_scene\(scene, image\)"):
-        drawn = make_scene().draw(image)
-    assert np.array_equal(drawn, draw_scene(make_scene(), image))

@@ -9,7 +9,8 @@ from psgtr_checkpoints import build_official_psgtr
 from transformers.image_transforms import center_to_corners_format
 
 from verbalizers import Relations, build_verbalizer, parse_scene
-from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor, convert_psgtr_checkpoint
+from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor
+from verbalizers.psgtr.conversion_psgtr import convert_psgtr_state_dict, read_state_dict
 from verbalizers.psgtr.loss_psgtr import generalized_box_iou, match_triplets, triplet_loss
 
 CLASSES = ("cat", "mat", "grass")
@@ -223,14 +224,18 @@ def official_checkpoint():
     return build_official_psgtr()
 
 
+def convert_file(path, **names):
+    return convert_psgtr_state_dict(read_state_dict(path), str(path), **names)
+
+
 def test_conversion_reads_published_layout_when_pth_or_safetensors(official_checkpoint, tmp_path):
     from safetensors.torch import save_file
 
     resnet, state = official_checkpoint
     torch.save({"state_dict": state, "meta": {"epoch": 60}}, tmp_path / "epoch_60.pth")
     save_file(state, tmp_path / "epoch_60.safetensors")
-    first = convert_psgtr_checkpoint(tmp_path / "epoch_60.pth", tmp_path / "first")
-    second = convert_psgtr_checkpoint(tmp_path / "epoch_60.safetensors", tmp_path / "second")
+    first = convert_file(tmp_path / "epoch_60.pth")
+    second = convert_file(tmp_path / "epoch_60.safetensors")
     pixels = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(first(pixels).relation_logits, second(pixels).relation_logits)
@@ -241,6 +246,7 @@ def test_conversion_reads_published_layout_when_pth_or_safetensors(official_chec
             torch.testing.assert_close(found, x, atol=1e-4, rtol=1e-4)
     assert (first.config.encoder_attention_heads, first.config.num_labels, first.config.num_relations) == (8, 133, 56)
     assert first.config.id2label[0] == "person"
+    first.save_pretrained(tmp_path / "first")
     again = PSGTRForSceneGraph.from_pretrained(tmp_path / "first").eval()
     with torch.no_grad():
         assert torch.equal(first(pixels).subject_masks, again(pixels).subject_masks)
@@ -253,16 +259,16 @@ def test_conversion_refuses_when_keys_are_missing_left_over_or_unsafe(official_c
     lacking = {name: tensor for name, tensor in state.items() if name != "bbox_head.rel_cls_embed.bias"}
     save_file(lacking, tmp_path / "lacking.safetensors")
     with pytest.raises(ValueError, match="relation_classifier.bias"):
-        convert_psgtr_checkpoint(tmp_path / "lacking.safetensors", tmp_path / "out")
+        convert_file(tmp_path / "lacking.safetensors")
     save_file({**state, "neck.conv.weight": torch.zeros(1)}, tmp_path / "extra.safetensors")
     with pytest.raises(ValueError, match=r"neck\.conv"):
-        convert_psgtr_checkpoint(tmp_path / "extra.safetensors", tmp_path / "out")
+        convert_file(tmp_path / "extra.safetensors")
     torch.save({"state_dict": state, "hook": print}, tmp_path / "unsafe.pth")
     with pytest.raises(ValueError, match="safetensors"):
-        convert_psgtr_checkpoint(tmp_path / "unsafe.pth", tmp_path / "out")
+        convert_file(tmp_path / "unsafe.pth")
     save_file(state, tmp_path / "good.safetensors")
     with pytest.raises(ValueError, match="133 entries"):
-        convert_psgtr_checkpoint(tmp_path / "good.safetensors", tmp_path / "out", class_names=["cat"])
+        convert_file(tmp_path / "good.safetensors", class_names=["cat"])
 
 
 def test_door_gives_relations_when_random(model, tmp_path):

@@ -17,7 +17,7 @@ from verbalizers.store import building, work
 from verbalizers.store import cache as cache_module
 from verbalizers.store.building import build_cache
 from verbalizers.store.cache import VerbalizationCache
-from verbalizers.store.recipe import Recipe, is_made_by, legacy_fingerprint
+from verbalizers.store.recipe import Recipe, is_made_by
 from verbalizers.store.rows import hash_content, pack_panoptic_map, pack_scene, unpack_panoptic_map, unpack_scene
 from verbalizers.store.sources import Source, read_sources
 
@@ -237,6 +237,14 @@ def test_settings_are_refused_by_name_when_they_make_no_sense(pictures, tmp_path
             build(pictures, tmp_path / "cache", **options)
 
 
+def test_writer_refuses_a_folder_when_its_manifest_is_of_another_recipe(pictures, tmp_path):
+    folder = build(pictures, tmp_path / "cache").folder
+    manifest = json.loads((folder / "verbalization.json").read_text())
+    (folder / "verbalization.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 16}))
+    with pytest.raises(ValueError, match=f"expected verbalizations of {folder.name}.*got 0000"):
+        build(pictures, tmp_path / "cache")
+
+
 def test_reader_names_the_folder_when_the_manifest_is_of_another_version(pictures, tmp_path):
     folder = build(pictures, tmp_path / "cache").folder
     manifest = json.loads((folder / "verbalization.json").read_text())
@@ -275,10 +283,10 @@ def test_image_is_read_and_hashed_once_when_many_rows_name_it(pictures, tmp_path
 def test_checkpoint_is_read_once_when_a_recipe_is_made(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     verbalizer = build_verbalizer("segmentation", "transformers", checkpoint=tmp_path)
-    fingerprints = verbalizer.fingerprint(), legacy_fingerprint(verbalizer)
+    fingerprint = verbalizer.fingerprint()
     read = count_calls(monkeypatch, base, "fingerprint_checkpoint")
     (entry,) = Recipe.from_verbalizers([verbalizer]).entries
-    assert (entry.fingerprint, entry.legacy_fingerprint) == fingerprints and len(read) == 1
+    assert entry.fingerprint == fingerprint and len(read) == 1
     read.clear()
-    row = {"kind": "segmentation", "backend": "transformers", "fingerprint": fingerprints[1]}
+    row = {"kind": "segmentation", "backend": "transformers", "fingerprint": fingerprint}
     assert is_made_by(row, verbalizer) and len(read) == 1
