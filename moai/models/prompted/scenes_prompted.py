@@ -1,0 +1,130 @@
+"""Scenes as text for a prompt: the sentences that MoAI reads, or short structured lines."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from verbalizers.core.boxes import clip_boxes, normalize_boxes
+from verbalizers.core.merging import merge_scene
+from verbalizers.core.sentences import verbalize_finding, verbalize_scene
+from verbalizers.core.structures import SCENE_FIELDS, Relations, Scene, TextLines
+from verbalizers.core.words import WordSettings, number_duplicates, strip_coco_suffixes, without_control_characters
+
+__all__ = ["STYLES", "describe_compactly", "encode_scenes"]
+
+#: How a scene is written into a prompt.
+STYLES = ("sentences", "compact")
+
+
+def encode_scenes(
+    scenes: Sequence[Scene | None],
+    words: WordSettings | None = None,
+    kinds: Iterable[str] | None = None,
+    style: str = "sentences",
+) -> dict[str, Any]:
+    """What a :class:`~moai.models.prompted.processing_prompted.PromptedProcessor` takes beside the conversations.
+
+    Args:
+        scenes: One per conversation; None = nobody looked.
+        words: What is worth saying; None = the defaults.
+        kinds: Which kinds are said, in this order; None = all that the scene holds.
+        style: One of :data:`STYLES`.
+
+    Returns:
+        ``context``, a text per conversation, None where nobody looked. Text lines in it are quoted: a sign that reads
+        like a prediction is not one.
+
+    Raises:
+        ValueError: The style is unknown.
+    """
+    if style not in STYLES:
+        raise ValueError(f"`style` must be one of {STYLES}, got {style!r}.")
+    words = words or WordSettings()
+    if style == "compact":
+        return {"context": [None if scene is None else describe_compactly(scene, words, kinds) for scene in scenes]}
+    return {
+        "context": [None if scene is None else verbalize_scene(scene, kinds, settings=words) for scene in scenes],
+    }
+
+
+def describe_compactly(scene: Scene, words: WordSettings, kinds: Iterable[str] | None = None) -> str:
+    """A scene as short lines: counts, boxes, relations, text lines, then a sentence of each further kind.
+
+        objects: 2 car, 1 sign
+        boxes: car 0.02 0.37 0.97 0.97; car 0.10 0.40 0.22 0.58; sign 0.43 0.44 0.78 0.66
+        relations: car (#1) on road
+        text: "PLEASE"
+
+    Boxes are left, top, right and bottom as fractions of the image. What was not looked for has no line; what was
+    looked for and not found is "none".
+
+    Args:
+        scene: What was found.
+        words: Thresholds and counts.
+        kinds: Which kinds are said; None = all.
+    """
+    chosen = [*SCENE_FIELDS, *sorted(scene.findings)] if kinds is None else list(kinds)
+    if words.merge_iou is not None and {"segmentation", "detection"} <= set(chosen):
+        scene = merge_scene(scene, words.merge_iou)
+    lines = []
+    if (objects := _list_objects(scene, words, chosen)) is not None:
+        counts = Counter(name for name, _ in objects)
+        lines.append(_line("objects", ", ", (f"{number} {name}" for name, number in counts.items())))
+        if objects:
+            lines.append(_line("boxes", "; ", (f"{name} {box}" for name, box in objects)))
+    if scene.relations is not None and "scene_graph" in chosen:
+        lines.append(_line("relations", "; ", _list_relations(scene.relations, words)))
+    if scene.text_lines is not None and "ocr" in chosen:
+        lines.append(_line("text", ", ", _list_texts(scene.text_lines, words)))
+    for kind in chosen:
+        if kind not in SCENE_FIELDS and kind in scene.findings:
+            lines.append(verbalize_finding(scene.findings[kind], words, kind=kind, scene=scene))
+    return "\n".join(line for line in lines if line)
+
+
+def _line(label: str, separator: str, items: Iterable[str]) -> str:
+    return f"{label}: " + (separator.join(items) or "none")
+
+
+def _list_objects(scene: Scene, words: WordSettings, kinds: Sequence[str]) -> list[tuple[str, str]] | None:
+    """Name and box of everything found; None where neither segments nor detections were looked for."""
+    found: list[tuple[str, Any]] = []
+    looked = False
+    if (segments := scene.segments) is not None and "segmentation" in kinds:
+        looked = True
+        rows = zip(segments.class_names, segments.boxes_xyxy, segments.pixel_counts, strict=True)
+        found += [(strip_coco_suffixes(name), box) for name, box, pixels in rows if name and pixels]
+    if (detections := scene.detections) is not None and "detection" in kinds:
+        looked = True
+        rows = zip(detections.class_names, detections.boxes_xyxy, detections.confidence, strict=True)
+        found += [(name, box) for name, box, sure in rows if name and sure >= words.detection_threshold]
+    if not looked:
+        return None
+    boxes = normalize_boxes(clip_boxes([box for _, box in found], scene.image_size_hw), scene.image_size_hw)
+    return [
+        (without_control_characters(name), " ".join(f"{side:.2f}" for side in box))
+        for (name, _), box in zip(found, boxes, strict=True)
+    ]
+
+
+def _list_relations(relations: Relations, words: WordSettings) -> list[str]:
+    names = number_duplicates([without_control_characters(strip_coco_suffixes(n)) for n in relations.object_names])
+    rows = zip(
+        -relations.confidence, relations.subject_indices, relations.predicates, relations.object_indices, strict=True
+    )
+    best = sorted(rows, key=lambda row: row[0])  # stable: equal ones stay in the given order
+    said = [
+        f"{names[subject]} {predicate} {names[object_]}"
+        for negative, subject, predicate, object_ in best
+        if -negative >= words.relation_threshold and relations.object_names[subject] and relations.object_names[object_]
+    ]
+    return said[: words.max_relations]
+
+
+def _list_texts(text_lines: TextLines, words: WordSettings) -> list[str]:
+    """Text lines as JSON strings: what a sign says can end neither its quotes nor its line."""
+    rows = zip(text_lines.texts, text_lines.confidence, strict=True)
+    return [json.dumps(t, ensure_ascii=False) for t, sure in rows if t.strip() and sure >= words.text_threshold]
