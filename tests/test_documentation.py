@@ -98,9 +98,9 @@ def test_make_targets_exist_when_documented(document: str) -> None:
 
 def test_ci_runs_the_commands_that_the_readme_names() -> None:
     script = (REPO_ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    for command in _commands("README.md"):
-        if command.startswith("make "):
-            assert command in script, f".ci/run does not run `{command}`"
+    commands = [command for command in _commands("README.md") if command.startswith("make ")]
+    assert commands
+    assert [command for command in commands if command not in script] == []
 
 
 def _moai_blocks() -> dict[str, list[str]]:
@@ -195,6 +195,6 @@ def test_readme_verbalizes_and_trains_both_stages_when_typed(workplace: Path) ->
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_lead_somewhere_when_relative(document: str) -> None:
     text = (REPO_ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        if "://" not in target:
-            assert (REPO_ROOT / target).exists(), f"{document} links to {target}"
+    targets = re.findall(r"\]\(([^)#]+)\)", text)
+    assert targets
+    assert [target for target in targets if "://" not in target and not (REPO_ROOT / target).exists()] == []

@@ -91,6 +91,6 @@ def test_page_shows_the_first_line_of_the_questions_when_read() -> None:
 
 
 def test_links_lead_somewhere_when_relative() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", PAGE.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (PAGE.parent / target).exists(), target
+    targets = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text(encoding="utf-8"))
+    assert targets
+    assert [target for target in targets if "://" not in target and not (PAGE.parent / target).exists()] == []

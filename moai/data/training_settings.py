@@ -15,27 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt
 
 from moai.scenes.scenes import QUESTION_KINDS
 from moai.settings import Number, load_settings, settings
 
-__all__ = ["CHECKS", "MAPS", "MISSING_ACTIONS", "VERBALIZATIONS", "DataSettings", "SceneSource", "SourceSettings"]
+__all__ = ["DataSettings", "SceneSource", "SourceSettings"]
 
 _Verbalizations = Literal["cache", "live", "truth", "none"]
 _MissingAction = Literal["error", "skip", "live", "empty"]
 _Check = Literal["path", "content", "decode"]
 _Map = Literal["auto", "always", "never"]
-#: Where verbalizations come from.
-VERBALIZATIONS = get_args(_Verbalizations)
-#: What happens to an image that the cache does not hold.
-MISSING_ACTIONS = get_args(_MissingAction)
-#: How closely images are checked before training begins.
-CHECKS = get_args(_Check)
-#: Whether the painted panoptic map is given.
-MAPS = get_args(_Map)
 
 _Positive = Annotated[StrictInt, Field(ge=1)]
 _Count = Annotated[StrictInt, Field(ge=0)]
@@ -84,7 +76,7 @@ class SourceSettings:
         image_folder: Where relative image paths begin; None = beside the file.
         split: Split of a `datasets` folder that has several.
         limit: Use only the first rows, this many; None = all.
-        verbalizations: One of `VERBALIZATIONS` for this source; None = as `DataSettings` says.
+        verbalizations: Where this source's come from; None = as `DataSettings` says.
     """
 
     path: _Location | None = None
@@ -161,7 +153,7 @@ class DataSettings:
             raise ValueError("verbalizations come from a cache, but `cache` names no folder. Name the --out folder.")
 
     def choose_verbalizations(self, source: SourceSettings) -> str:
-        """The source of one data source's verbalizations; one of `VERBALIZATIONS`."""
+        """The source of one data source's verbalizations."""
         if source.verbalizations is not None:
             return source.verbalizations
         chosen = self.verbalizations or ("live" if self.cache is None else "cache")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -211,13 +210,11 @@ class Measured:
         kind: Which intelligence.
         scores: Name -> value.
         num_scenes: How many scenes it saw.
-        seconds_per_image: Wall time, painting not counted.
     """
 
     kind: str
     scores: dict[str, float]
     num_scenes: int
-    seconds_per_image: float
 
 
 def evaluate_verbalizers(
@@ -239,19 +236,15 @@ def evaluate_verbalizers(
         if verbalizer.kind not in SCORES:
             raise ValueError(f"expected kinds among {sorted(SCORES)}, got {verbalizer.kind!r}. Leave it out.")
     scores = [SCORES[verbalizer.kind]() for verbalizer in verbalizers]
-    seconds = [0.0] * len(scores)
     scenes = iter(Scenes(split, seed=seed, image_size=image_size, num_questions=1, length=num_scenes))
     while batch := list(islice(scenes, _BATCH)):
         images = [sample.image for sample in batch]
-        for position, (verbalizer, score) in enumerate(zip(verbalizers, scores, strict=True)):
-            began = time.perf_counter()
-            findings = verbalizer.predict(images)
-            seconds[position] += time.perf_counter() - began
-            for sample, finding in zip(batch, findings, strict=True):
+        for verbalizer, score in zip(verbalizers, scores, strict=True):
+            for sample, finding in zip(batch, verbalizer.predict(images), strict=True):
                 score.update(sample, finding)
     return [
-        Measured(verbalizer.kind, score.compute(), num_scenes, spent / max(num_scenes, 1))
-        for verbalizer, score, spent in zip(verbalizers, scores, seconds, strict=True)
+        Measured(verbalizer.kind, score.compute(), num_scenes)
+        for verbalizer, score in zip(verbalizers, scores, strict=True)
     ]
 
 

@@ -15,7 +15,6 @@ from moai.scenes.vocabulary import OBJECT_CLASSES
 __all__ = ["render_scene"]
 
 _OVERSAMPLING = 2  # polygons and signs are drawn larger and averaged down, for smooth edges
-_FLAT_STUFF = frozenset({"wall", "ceiling", "sky"})
 
 
 def render_scene(layout: SceneLayout, image_size: int) -> np.ndarray:

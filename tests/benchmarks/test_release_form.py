@@ -91,7 +91,7 @@ def test_peak_memory_counts_what_a_call_holds_when_it_is_freed_again() -> None:
 def test_memory_process_prints_one_json_object_when_asked(monkeypatch, capsys) -> None:
     monkeypatch.setitem(forward.SIZES, "small", SMALL)
     forward.main(["--measure-memory-of", "ours", "prefill", "1", "--threads", "1"])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["peak_mib"] >= 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]).keys() == {"peak_mib"}
 
 
 def test_tables_show_every_variant_and_aim_when_printed() -> None:

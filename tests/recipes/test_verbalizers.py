@@ -190,12 +190,14 @@ def test_verbalizers_serve_when_exported(trained, tmp_path, without_imagenet):
     image = Scenes("test", image_size=96, num_questions=1)[0].image
     segmenter = build_verbalizer("segmentation", "transformers", checkpoint=str(folders["mask2former-nano"]))
     assert segmenter.predict([image])[0].image_size_hw == (96, 96)
-    graphs = build_verbalizer("scene_graph", "psgtr", checkpoint=str(folders["psgtr-nano"]))
-    assert graphs.predict([image])[0].object_names is not None
+    loose = dict.fromkeys(("subject_threshold", "object_threshold", "relation_threshold", "mask_threshold"), 0.0)
+    graphs = build_verbalizer("scene_graph", "psgtr", checkpoint=str(folders["psgtr-nano"]), **loose)
+    graph = graphs.predict([image])[0]
+    assert len(graph) > 0 and set(graph.object_names) <= set(SCENE_NAMES)
     detector = build_verbalizer(
         "detection", "owlv2", checkpoint=str(folders["owlv2-nano"]), vocabulary=("dog", "zzz"), threshold=0.0
     )
-    assert set(detector.predict([image])[0].class_names) <= {"dog", "zzz"}
+    assert set(detector.predict([image])[0].class_names) in ({"dog"}, {"zzz"}, {"dog", "zzz"})
     # What training read is what is shipped: a tokenizer trained again orders equally frequent pieces anew.
     shipped, trained = (
         CLIPTokenizer.from_pretrained(at) for at in (folders["owlv2-nano"], out / "owlv2" / "tokenizer")
@@ -203,7 +205,10 @@ def test_verbalizers_serve_when_exported(trained, tmp_path, without_imagenet):
     assert shipped(SCENE_NAMES) == trained(SCENE_NAMES)
 
 
-@pytest.mark.parametrize("wrong", [{"owlv2": {**TINY["owlv2"], "hue": 1}}, {"psgtr": {"model": {}}}])
-def test_verbalizers_config_names_the_field_when_wrong_or_missing(tmp_path, wrong):
-    with pytest.raises(ValueError, match="owlv2|psgtr"):
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"owlv2": {**TINY["owlv2"], "hue": 1}}, r"owlv2\.hue"), ({"psgtr": {"model": {}}}, r"psgtr\.")],
+)
+def test_verbalizers_config_names_the_field_when_wrong_or_missing(tmp_path, wrong, named):
+    with pytest.raises(ValueError, match=named):
         write_config(tmp_path, **wrong)

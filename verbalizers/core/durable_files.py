@@ -18,7 +18,6 @@ __all__ = [
     "check_output",
     "lock_folder",
     "read_lines",
-    "replacing",
     "sync_folder",
 ]
 
@@ -65,9 +64,6 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-replacing = atomic_file  # the name it had
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def test_ask_json_holds_everything_when_findings_are_brought(workplace):
     assert result.exit_code == 0
     assert row["image"] == "a.png" and row["question"] == "What is it?" and row["answer"]
     assert row["scene"] == build_scene().to_dict() and "STOP" in row["auxiliary_text"] and row["missing"] == {}
+    assert row["routing"]
     for layer in row["routing"]:
         for stream in ("image", "language"):
             assert sum(layer[stream].values()) == pytest.approx(1, abs=1e-3)

@@ -119,7 +119,7 @@ def test_cached_findings_equal_fresh_ones_when_scenes_were_verbalized_before(cac
     looking = [build_verbalizer("ocr")]
     fresh = list(collect_questions(3, image_size=96, kinds=("reading", "existence"), verbalizers=looking))
     assert cached
-    for item, other in zip(cached, fresh, strict=False):
+    for item, other in zip(cached, fresh, strict=True):
         assert (item.question, item.answer, item.auxiliary_text) == (other.question, other.answer, other.auxiliary_text)
         assert (item.auxiliary_image == other.auxiliary_image).all()
 

@@ -220,7 +220,9 @@ def test_failure_is_in_the_scene_when_a_verbalizer_chokes(pictures, tmp_path):
 def test_finding_becomes_a_failure_when_it_has_no_words(pictures, tmp_path):
     report = build(pictures, tmp_path / "cache", [MeanColour(), Unsayable()])
     assert report.failures == {"oddity": 3}
-    for entry in VerbalizationCache(tmp_path / "cache"):
+    entries = list(VerbalizationCache(tmp_path / "cache"))
+    assert len(entries) == 3
+    for entry in entries:
         assert "got set" in entry.scene.failures["oddity"] and entry.scene.detections is not None
 
 
