@@ -155,5 +155,5 @@ def _pad_left(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def real_word_logits(logits: torch.Tensor) -> torch.Tensor:
-    """Logits without the placeholder's, which is the dtype's minimum."""
+    """Logits without the placeholder's, which the release's head does not have."""
     return logits[..., [index for index in range(logits.shape[-1]) if index != IMAGE_TOKEN_ID]]

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from .answer_turns import TurnMarks, find_turn_marks
 from .chat_templates import TURN_HEADERS, default_chat_templates
 from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
@@ -104,13 +105,21 @@ class MoAIProcessor(ProcessorMixin):
     @property
     def encoder(self) -> SampleEncoder:
         """Encoding and escaping for the present tokenizer (rebuilt when tokens were added to it)."""
-        key = (id(self.tokenizer), len(self.tokenizer), self.image_token, self.num_image_tokens)
+        key = (id(self.tokenizer), len(self.tokenizer), self.image_token, self.num_image_tokens, self.chat_template)
         cached = self.__dict__.get("_encoder")
         if cached is None or cached[0] != key:
             guard = ControlTokenGuard(self.tokenizer, [self.image_token, *TURN_HEADERS])
-            cached = (key, SampleEncoder(guard, self.image_token, self.num_image_tokens))
+            cached = (key, SampleEncoder(guard, self.image_token, self.num_image_tokens, self._turn_marks()))
             self.__dict__["_encoder"] = cached
         return cached[1]
+
+    def _turn_marks(self) -> tuple[TurnMarks, ...]:
+        """How assistant turns look in the processor's own chat templates."""
+        own = self.chat_template
+        templates = own.values() if isinstance(own, dict) else [own]
+        variables = {**self.tokenizer.special_tokens_map, "image_token": self.image_token}
+        found = [find_turn_marks(template, **variables) for template in templates]
+        return tuple(marks for marks in found if marks is not None)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -260,7 +269,9 @@ class MoAIProcessor(ProcessorMixin):
         Args:
             images: Images (anything `load_image` reads): one, a flat list, or one list per prompt.
             text: Prompts whose control tokens and placeholders COUNT (from `apply_chat_template`). Never put user
-                text in here by hand: use `questions`.
+                text in here by hand: use `questions`. Where one goes on behind the place where the assistant is to
+                speak (in the processor's own chat templates), the rest is answer: role 0. A conversation that ends
+                with a finished answer is answer from its first one on; see `moai.processing.answer_turns`.
             auxiliary_text: What the verbalizers said, one string per prompt (`None` = nothing). Data.
             auxiliary_images: Panoptic colour maps (H, W, 3) uint8, one per prompt (`None` = black).
             questions: Instead of `text`: plain questions, as data, put into the chat template.

@@ -1,7 +1,8 @@
 """Encoding of single samples: prompts, answers and auxiliary texts to token ids.
 
 What is "language" (role 2) follows the released code: every attended prompt token that is no image token, BOS
-included. Answer tokens and padding have role 0, so the mixers leave them alone.
+included. Answer tokens and padding have role 0, so the mixers leave them alone; `answer_turns` tells where a rendered
+conversation stops being prompt.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
+from .answer_turns import TurnMarks, locate_answer
 from .control_tokens import ControlTokenGuard
 from .sample_batching import pad_rows
 from .token_offsets import expand_placeholders, locate_tokens
@@ -34,11 +37,13 @@ class SampleEncoder:
         guard: The tokenizer with its line between prompt and data.
         image_token: Placeholder of one image.
         num_image_tokens: Tokens that one placeholder becomes.
+        turn_marks: Of the chat templates whose prompts are encoded.
     """
 
     guard: ControlTokenGuard
     image_token: str
     num_image_tokens: int
+    turn_marks: tuple[TurnMarks, ...] = ()
 
     @property
     def image_token_id(self) -> int:
@@ -76,14 +81,17 @@ class SampleEncoder:
         Returns:
             `input_ids` (placeholders expanded), `mm_token_type_ids`, and `labels` if there is an answer.
         """
-        ids = self.encode_prompt(prompt).ids
+        prefix, ids = [], self.encode_prompt(prompt).ids
+        num_asked = self._count_prompt(prompt, ids)
         bos = self.guard.tokenizer.bos_token
         if add_special_tokens and not (bos and prompt.startswith(bos)):
-            ids = self.guard.prefix_ids + ids
-        image_id, expanded = self.image_token_id, []
-        for token in ids:
-            expanded += [token] * self.num_image_tokens if token == image_id else [token]
-        roles = [IMAGE_ROLE if token == image_id else LANGUAGE_ROLE for token in expanded]
+            prefix = self.guard.prefix_ids
+        image_id, expanded, roles = self.image_token_id, [], []
+        for place, token in enumerate([*prefix, *ids], start=-len(prefix)):
+            count = self.num_image_tokens if token == image_id else 1
+            role = IMAGE_ROLE if token == image_id else LANGUAGE_ROLE
+            expanded += [token] * count
+            roles += [role if place < num_asked else NO_ROLE] * count
         if answer is None:
             return {"input_ids": expanded, "mm_token_type_ids": roles}
         target = self.encode_answer(answer, is_mid_line=not self._ends_turn_header(prompt, ids))
@@ -109,6 +117,11 @@ class SampleEncoder:
         spans = expand_placeholders(self.encode_prompt(prompt).ids, spans, self.image_token_id, self.num_image_tokens)
         num_special = len(sample["input_ids"]) - len(spans)  # BOS stands nowhere
         sample["offset_mapping"] = [(0, 0)] * num_special + spans
+
+    def _count_prompt(self, prompt: str, ids: list[int]) -> int:
+        """How many ids of a rendered conversation are prompt; one that reaches into the answer is not."""
+        begin = locate_answer(prompt, self.turn_marks)
+        return len(ids) if begin is None else len(commonprefix([ids, self.guard.encode(prompt[:begin])]))
 
     def _ends_turn_header(self, prompt: str, ids: list[int]) -> bool:
         """Whether a prompt ends in a line break or control token, behind which an answer begins without a space."""

@@ -159,7 +159,7 @@ class MoAIGenerationMixin:
         roles = kwargs.get("mm_token_type_ids")
         if roles is not None and (missing := num_all - roles.shape[1]) > 0:
             kwargs["mm_token_type_ids"] = F.pad(roles, (0, missing))  # decoded tokens: role 0
-        return super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(
             input_ids,
             *args,
             inputs_embeds=inputs_embeds,
@@ -167,6 +167,8 @@ class MoAIGenerationMixin:
             **as_keyword(cache),
             **kwargs,
         )
+        # In the head, not by a logits processor: beams would count the share of a word that cannot be said.
+        return inputs | {"suppress_image_token": True}
 
 
 __all__ = ["MoAIGenerationMixin"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,21 +12,25 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils import can_return_tuple
 
 from compressor import Compressor
 from mixer import Mixers, resolve_routing
 
-from ...processing.token_roles import IGNORE_INDEX
+from ...processing.token_roles import IMAGE_ROLE, NO_ROLE
 from .cache_names import as_keyword, read_cache, resolve_cache
 from .configuration_moai import MoAIConfig
 from .generation import MoAIGenerationMixin
 from .injection import Mixture, prepare_decoder
+from .losses import ignore_placeholders, loss_without_placeholders
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
 from .pretrained_model import MoAIPreTrainedModel
 from .projector import MoAIMultiModalProjector, place_image_features
-from .roles import IMAGE_ROLE, infer_positions, read_placeholders, resolve_roles
+from .roles import infer_positions, locate_answers, read_placeholders, resolve_roles
 
 
 class MoAIModel(MoAIPreTrainedModel):
@@ -126,7 +133,7 @@ class MoAIModel(MoAIPreTrainedModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         routing: Any = None,
         output_routing: bool = False,
-        prompt_labels: torch.LongTensor | None = None,
+        is_answer: torch.BoolTensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoAIModelOutputWithPast:
@@ -148,7 +155,7 @@ class MoAIModel(MoAIPreTrainedModel):
                 auxiliary_input_ids, auxiliary_attention_mask, auxiliary_pixel_values, auxiliary_embeds
             )
 
-        roles = mm_token_type_ids
+        roles, placeholder = mm_token_type_ids, self.config.image_token_id
         if roles is not None and roles.shape != inputs_embeds.shape[:2]:
             shape = tuple(inputs_embeds.shape[:2])
             raise ValueError(f"`mm_token_type_ids` must have the tokens' shape {shape}, got {tuple(roles.shape)}.")
@@ -156,13 +163,16 @@ class MoAIModel(MoAIPreTrainedModel):
             if input_ids is not None:
                 roles = None  # words alone are the plain decoder's: nothing to look for, which would ask the device
         elif roles is None and (cache is None or inputs_embeds.shape[1] > 1):  # one token beside a cache is decoded
-            ids, placeholder = input_ids, self.config.image_token_id
+            ids = input_ids
             if ids is None and image_features is not None:
                 ids = read_placeholders(inputs_embeds, self.get_input_embeddings(), placeholder)
-            roles = resolve_roles(ids, attention_mask, cache, prompt_labels, placeholder)
+            roles = resolve_roles(ids, attention_mask, cache, placeholder)
+        # Where images are, which an image behind an answer is too: it has no role in the mixture.
+        is_image = input_ids == placeholder if input_ids is not None else None if roles is None else roles == IMAGE_ROLE
         if image_features is not None:
-            slots = input_ids == self.config.image_token_id if input_ids is not None else roles == IMAGE_ROLE
-            inputs_embeds = place_image_features(inputs_embeds, slots, image_features)
+            inputs_embeds = place_image_features(inputs_embeds, is_image, image_features)
+        if roles is not None and is_answer is not None:
+            roles = roles.masked_fill(is_answer, NO_ROLE)
 
         config = self.config.mixer_config
         routing = resolve_routing(
@@ -174,8 +184,14 @@ class MoAIModel(MoAIPreTrainedModel):
         mixture = Mixture.from_roles(self.mixers, roles, auxiliary_states, routing)
         if mixture is not None:
             kwargs["mixture"] = mixture
+        elif roles is not None and is_answer is not None:
+            warnings.warn(
+                "`labels` begin with the first token of every sample, so that nothing may enter the mixture: compressor "
+                "and mixers learn nothing from this batch. Take the loss on answers only (prompt and completion, or "
+                "TRL's `assistant_only_loss`)."
+            )
         if self.config.plora_rank and roles is not None:
-            kwargs["image_positions"] = roles == IMAGE_ROLE
+            kwargs["image_positions"] = is_image
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = infer_positions(attention_mask, inputs_embeds.shape[1])
 
@@ -230,6 +246,15 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
 
         return build_from_backbones(cls, vision, text, **kwargs)
 
+    @property
+    def loss_function(self) -> Callable[..., torch.Tensor]:
+        """transformers' loss, which never asks for image placeholders; see :func:`loss_without_placeholders`."""
+        return partial(loss_without_placeholders, super().loss_function, self.config.image_token_id)
+
+    @loss_function.setter
+    def loss_function(self, value: Callable[..., torch.Tensor]) -> None:
+        self._loss_function = value
+
     def get_output_embeddings(self) -> nn.Module:
         """Return the language modelling head."""
         return self.lm_head
@@ -269,6 +294,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         use_cache: bool | None = None,
+        suppress_image_token: bool = False,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoAICausalLMOutputWithPast:
@@ -292,9 +318,12 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             routing: None, a mode, a mapping or weights; see :func:`mixer.resolve_routing`.
             output_routing: Return the gate weights per mixer layer, stream and token.
             routing_log: A list that receives this pass's routing; ``generate`` uses it.
-            labels: ``(B, L)``, -100 = ignore.
+            labels: ``(B, L)``, -100 = ignore; image placeholders are ignored too. From a row's first label on (here
+                or in ``shift_labels``) nothing enters the mixture, whatever ``mm_token_type_ids`` say.
             logits_to_keep: Compute only the last positions' logits.
             use_cache: Return a cache.
+            suppress_image_token: Give the image placeholder, a slot and never a word to say, the lowest logit.
+                ``generate`` does; a loss must not see it.
             past_key_values: The cache's name before transformers 5.24; ``cache`` wins.
             **kwargs: Passed to the decoder (``output_hidden_states``, ...).
 
@@ -304,8 +333,8 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         Raises:
             ValueError: If image tokens and image features do not match, or shapes do not fit.
         """
-        if labels is not None:  # a placeholder is no word to learn, also where labels are a copy of the ids
-            labels = labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX)
+        placeholder = self.config.image_token_id
+        learned = [ignore_placeholders(given, placeholder) for given in (labels, kwargs.get("shift_labels"))]
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -322,16 +351,16 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             mm_encoder_outputs=mm_encoder_outputs,
             routing=routing,
             output_routing=output_routing or routing_log is not None,
-            prompt_labels=labels,
+            is_answer=locate_answers(*learned),
             use_cache=use_cache,
             return_dict=True,
             **as_keyword(resolve_cache(cache, past_key_values)),
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        # The placeholder is a slot for images, never a word to say.
-        placeholder = logits.new_full((1,), self.config.image_token_id, dtype=torch.long)
-        logits = logits.index_fill(-1, placeholder, torch.finfo(logits.dtype).min)  # in place, sharded heads refuse
+        if suppress_image_token:  # in place, sharded heads refuse
+            index = logits.new_full((1,), placeholder, dtype=torch.long)
+            logits = logits.index_fill(-1, index, torch.finfo(logits.dtype).min)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
@@ -354,6 +383,9 @@ for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     _auto_class.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
 # Pipelines find a registered class through the auto mapping; `transformers serve` (5.23) looks for its name in this
 # plain table only. The table is read by key elsewhere, and no built-in model is called "moai".
+# The Trainer does so too: only of models in its table it knows that a label is the next token, which its label
+# smoothing must shift by one.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
 MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
 
 __all__ = ["MoAIForConditionalGeneration", "MoAIModel", "MoAIPreTrainedModel"]

@@ -9,28 +9,43 @@ from ...processing.token_roles import IGNORE_INDEX, IMAGE_ROLE, LANGUAGE_ROLE, N
 
 
 def infer_roles(
-    input_ids: torch.Tensor,
-    image_token_id: int,
-    attention_mask: torch.Tensor | None = None,
-    labels: torch.Tensor | None = None,
+    input_ids: torch.Tensor, image_token_id: int, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Infer which tokens are image, which prompt, and which bypass the mixture (padding, answers).
+    """Infer which tokens are image, which prompt, and which are padding.
 
     Args:
         input_ids: ``(B, L)``.
         image_token_id: The placeholder's id.
         attention_mask: ``(B, L)`` 1 = attend; None = all.
-        labels: ``(B, L)`` with -100 outside the answer; from a sample's first label on nothing enters the mixture,
-            whose experts look ahead: neither the answer nor a later turn.
 
     Returns:
-        ``(B, L)`` int64: 1 image, 2 prompt language, 0 neither.
+        ``(B, L)`` int64: 1 image, 2 prompt language, 0 padding.
     """
-    is_prompt = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    roles = torch.where(input_ids == image_token_id, IMAGE_ROLE, LANGUAGE_ROLE)
+    return roles if attention_mask is None else roles * attention_mask.bool()
+
+
+def locate_answers(labels: torch.Tensor | None, shift_labels: torch.Tensor | None) -> torch.Tensor | None:
+    """Locate what must not enter the mixture while a model learns: everything from a row's first label on.
+
+    The experts look ahead. An answer token in a stream would tell the positions before it what they are to predict,
+    and so would an image or a question behind it, whose states have attended to it.
+
+    Args:
+        labels: ``(B, L)`` with -100 where there is no loss, or None.
+        shift_labels: ``(B, L)`` the same, already one place to the left, or None.
+
+    Returns:
+        ``(B, L)`` bool, True from the first token that is predicted; None without labels.
+    """
+    is_answer = None
     if labels is not None:
-        is_prompt = is_prompt & ((labels != IGNORE_INDEX).cumsum(dim=1) == 0)
-    is_image = input_ids == image_token_id
-    return torch.where(is_prompt, torch.where(is_image, IMAGE_ROLE, LANGUAGE_ROLE), NO_ROLE)
+        is_answer = (labels != IGNORE_INDEX).cumsum(dim=1) > 0
+    if shift_labels is not None:  # a label at position p is the token at p + 1
+        has_label = (shift_labels != IGNORE_INDEX).cumsum(dim=1) > 0
+        shifted = torch.cat([torch.zeros_like(has_label[:, :1]), has_label[:, :-1]], dim=1)
+        is_answer = shifted if is_answer is None else is_answer | shifted
+    return is_answer
 
 
 def read_placeholders(inputs_embeds: torch.Tensor, embedding: torch.nn.Module, image_token_id: int) -> torch.Tensor:
@@ -52,7 +67,6 @@ def resolve_roles(
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
     cache: Cache | None,
-    labels: torch.Tensor | None,
     image_token_id: int,
 ) -> torch.Tensor:
     """Infer the roles for a caller who passed images or auxiliary inputs, but no roles.
@@ -61,7 +75,6 @@ def resolve_roles(
         input_ids: ``(B, L)`` or None.
         attention_mask: ``(B, L)``, a 4D mask or None.
         cache: A cache; a filled one means that the prompt has been mixed before.
-        labels: ``(B, L)`` with -100 outside the answer, or None.
         image_token_id: The placeholder's id.
 
     Returns:
@@ -78,7 +91,7 @@ def resolve_roles(
     elif input_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
         reason = "with `inputs_embeds` or a 4D mask"
     else:
-        return infer_roles(input_ids, image_token_id, attention_mask, labels)
+        return infer_roles(input_ids, image_token_id, attention_mask)
     raise ValueError(
         f"Expected `mm_token_type_ids` {reason}, got none: which tokens are prompt and which are answer cannot be "
         "told. The processor returns it."

@@ -7,7 +7,6 @@ import torch
 from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_inputs, build_tiny_model, real_word_logits
 
 from moai import MoAIForConditionalGeneration
-from moai.models.moai.roles import infer_roles
 
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
 TOKEN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")
@@ -94,14 +93,6 @@ def test_prompt_looks_ahead_when_it_is_mixed() -> None:
     with torch.no_grad():
         base, other = model(**inputs).logits, model(**inputs | {"input_ids": changed}).logits
     assert (real_word_logits(base) - real_word_logits(other))[:, :-1].abs().max() > 1e-3
-
-
-def test_later_turns_stay_out_of_the_mixture_when_labels_end_before_them() -> None:
-    ids = torch.tensor([[IMAGE_TOKEN_ID, 9, 8, 7, 6, 5]])
-    labels = torch.tensor([[-100, -100, 8, 7, -100, -100]])
-    assert infer_roles(ids, IMAGE_TOKEN_ID, labels=labels).tolist() == [[1, 2, 0, 0, 0, 0]]
-    mask = torch.tensor([[0, 1, 1, 1, 1, 1]])
-    assert infer_roles(ids, IMAGE_TOKEN_ID, mask).tolist() == [[0, 2, 2, 2, 2, 2]]
 
 
 def test_roles_are_inferred_as_the_processor_writes_them_when_absent() -> None:
