@@ -219,25 +219,33 @@ class EncoderStack(nn.Module):
         text: torch.Tensor,
         text_mask: torch.Tensor | None,
         patches: torch.Tensor | None,
+        patch_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See :meth:`compressor.modeling_compressor.Compressor.forward`; ``latents`` is ``(B, N, D)``."""
+        """See :meth:`.Compressor.forward`; ``latents`` is ``(B, N, D)``, ``patch_mask`` ``(B, P)``."""
         if text_mask is None:
             text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         tables = rotary_tables(text_mask, self.config.head_dim, self.config.rope_theta)
         text = self.norm_text(text)
         patches = None if patches is None else self.norm_patches(patches)
-        latent_mask = self._latent_mask(latents, text_mask, patches)
+        latent_mask = self._latent_mask(latents, text_mask, patches, patch_mask)
         states = torch.cat([text, latents], dim=1)  # (B, A + N, D)
         for layer in self.layers:
             states = layer(states, patches, text_mask, tables, latent_mask)
         return states
 
     def _latent_mask(
-        self, latents: torch.Tensor, text_mask: torch.Tensor, patches: torch.Tensor | None
+        self,
+        latents: torch.Tensor,
+        text_mask: torch.Tensor,
+        patches: torch.Tensor | None,
+        patch_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention mask of the latents: bool ``(B, 1, 1, S)``; float ``(B, H, N, S)``, added, with local heads."""
         num_unordered = latents.shape[1] + (0 if patches is None else patches.shape[1])
-        visible = torch.cat([text_mask, text_mask.new_ones(text_mask.shape[0], num_unordered)], dim=1)[:, None, None]
+        visible = torch.cat([text_mask, text_mask.new_ones(text_mask.shape[0], num_unordered)], dim=1)
+        if patch_mask is not None:  # words, latents, patches
+            visible = torch.cat([visible[:, : -patch_mask.shape[1]], patch_mask], dim=1)
+        visible = visible[:, None, None]
         num_local, num_heads = self.config.num_local_heads, self.config.num_heads
         if not num_local:
             return visible

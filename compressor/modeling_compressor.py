@@ -53,6 +53,7 @@ class Compressor(nn.Module):
         text_embeds: torch.Tensor,
         text_mask: torch.Tensor | None = None,
         patch_embeds: torch.Tensor | None = None,
+        patch_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compress auxiliary tokens.
 
@@ -60,6 +61,7 @@ class Compressor(nn.Module):
             text_embeds: ``(B, A, D)`` word embeddings of the verbalisation; A may be 0.
             text_mask: ``(B, A)`` True / 1 = a word, False / 0 = padding; None = all words.
             patch_embeds: ``(B, P, D)`` features of the segmentation map's patches, row by row; None = no map.
+            patch_mask: ``(B,)`` True / 1 = the sample has a map, False / 0 = its patches are not read; None = all have.
 
         Returns:
             ``(B, N, D)`` compressed auxiliary tokens. Padding changes nothing.
@@ -67,13 +69,19 @@ class Compressor(nn.Module):
         Raises:
             ValueError: If a width or a shape does not fit.
         """
-        self._check(text_embeds, text_mask, patch_embeds)
+        self._check(text_embeds, text_mask, patch_embeds, patch_mask)
         text_mask = None if text_mask is None else text_mask.bool()
+        if patch_mask is not None:
+            patch_mask = None if patch_embeds is None else patch_mask.bool()[:, None].expand(patch_embeds.shape[:2])
         latents = self.latents(text_embeds.shape[0]).to(text_embeds.dtype)
-        return self.norm(self.stack(latents, text_embeds, text_mask, patch_embeds))
+        return self.norm(self.stack(latents, text_embeds, text_mask, patch_embeds, patch_mask))
 
     def _check(
-        self, text_embeds: torch.Tensor, text_mask: torch.Tensor | None, patch_embeds: torch.Tensor | None
+        self,
+        text_embeds: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        patch_embeds: torch.Tensor | None,
+        patch_mask: torch.Tensor | None,
     ) -> None:
         width = self.config.hidden_size
         for name, embeds in (("text_embeds", text_embeds), ("patch_embeds", patch_embeds)):
@@ -86,4 +94,9 @@ class Compressor(nn.Module):
         if text_mask is not None and text_mask.shape != text_embeds.shape[:2]:
             raise ValueError(
                 f"`text_mask` must have the words' shape {tuple(text_embeds.shape[:2])}, got {tuple(text_mask.shape)}."
+            )
+        if patch_mask is not None and patch_mask.shape != text_embeds.shape[:1]:
+            raise ValueError(
+                f"`patch_mask` must say for each of {text_embeds.shape[0]} samples whether it has a map, got shape "
+                f"{tuple(patch_mask.shape)}."
             )

@@ -75,13 +75,18 @@ class PerceiverStack(nn.Module):
         text: torch.Tensor,
         text_mask: torch.Tensor | None,
         patches: torch.Tensor | None,
+        patch_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See :meth:`compressor.modeling_compressor.Compressor.forward`; ``latents`` is ``(B, N, D)``."""
+        """See :meth:`.Compressor.forward`; ``latents`` is ``(B, N, D)``, ``patch_mask`` ``(B, P)``."""
         auxiliary = text if patches is None else torch.cat([text, patches], dim=1)  # (B, A, D)
         key_mask = None
-        if text_mask is not None:
-            num_unmasked = auxiliary.shape[1] - text.shape[1] + latents.shape[1]
-            key_mask = torch.cat([text_mask, text_mask.new_ones(text.shape[0], num_unmasked)], dim=1)
+        if text_mask is not None or patch_mask is not None:
+            num_words, size = text.shape[1], (text.shape[0], auxiliary.shape[1] + latents.shape[1])
+            key_mask = torch.ones(size, dtype=torch.bool, device=text.device)
+            if text_mask is not None:
+                key_mask[:, :num_words] = text_mask
+            if patch_mask is not None:
+                key_mask[:, num_words : auxiliary.shape[1]] = patch_mask
         for layer in self.layers:
             latents = layer(auxiliary, latents, key_mask)
         return latents

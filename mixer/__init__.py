@@ -10,7 +10,7 @@ from .configuration_mixer import (
 )
 from .experts import Expert, LowRankProjection
 from .gating import Gate
-from .modeling_mixer import LayerRouting, MixerLayer, Mixers, TokenStream
+from .modeling_mixer import LayerRouting, MixerLayer, Mixers, TokenStream, find_auxiliary_rows
 from .routing import Routing, draw_experts, resolve_routing
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "TokenStream",
     "draw_experts",
     "evenly_spaced_layers",
+    "find_auxiliary_rows",
     "resolve_routing",
 ]

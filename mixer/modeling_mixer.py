@@ -106,6 +106,18 @@ class LayerRouting:
     language_mask: torch.Tensor
 
 
+def find_auxiliary_rows(auxiliary_states: torch.Tensor) -> torch.Tensor:
+    """Find the samples of a batch that have auxiliary tokens: all others have a row of zeros.
+
+    Args:
+        auxiliary_states: ``(B, N, D)`` compressed auxiliary tokens.
+
+    Returns:
+        ``(B, 1)`` bool.
+    """
+    return (auxiliary_states != 0).flatten(1).any(dim=1, keepdim=True)
+
+
 class MixerLayer(nn.Module):
     """Mixes auxiliary, image and language features at the entrance of one decoder layer's attention.
 
@@ -133,7 +145,8 @@ class MixerLayer(nn.Module):
 
         Args:
             hidden_states: ``(B, L, D)`` what the decoder layer's attention is about to see (normed).
-            auxiliary_states: ``(B, N, D)`` compressed auxiliary tokens; None when there are none.
+            auxiliary_states: ``(B, N, D)`` compressed auxiliary tokens; None when there are none. A sample without
+                any has a row of zeros.
             image: The image stream.
             language: The prompt language stream.
             routing: How experts are chosen.
@@ -146,7 +159,9 @@ class MixerLayer(nn.Module):
         image_tokens, language_tokens = image.gather(hidden_states), language.gather(hidden_states)
         auxiliary = (auxiliary_states, None)
         image_source, language_source = (image_tokens, image.key_mask), (language_tokens, language.key_mask)
-        has_auxiliary = torch.full_like(image.is_present, auxiliary_states is not None)
+        has_auxiliary = torch.zeros_like(image.is_present)
+        if auxiliary_states is not None:
+            has_auxiliary = find_auxiliary_rows(auxiliary_states)
         available = torch.stack([has_auxiliary, image.is_present, language.is_present], dim=-1)  # (B, 1, 3)
 
         mixed_image, image_weights = self._mix_stream(

@@ -353,26 +353,23 @@ class MoAIPipeline:
         Returns:
             Outputs by ``query.index``.
         """
-        outputs: dict[int, MoAIOutput] = {}
-        # Whether a map is given changes what the compressor reads: a batch gives it to all or to none of its rows.
-        for has_map in (False, True):
-            group = [query for query in queries if self._has_map(query.scene) is has_map]
-            if not group:
-                continue
-            texts = [self.describe(query.scene) for query in group]
-            inputs = self.processor(
-                images=[query.image for query in group],
-                text=[query.prompt for query in group],
-                auxiliary_text=texts,
-                auxiliary_images=[_paint_map(query.scene) for query in group] if has_map else None,
-                padding=True,
-                return_tensors="pt",
-            ).to(self.model.device, dtype=self.model.dtype)
-            chosen = select_routing(routing, [query.index for query in group], group[0].num_queries)
-            answers, layers = self._generate(inputs, chosen, stream, output_routing, **generate_kwargs)
-            for row, query in enumerate(group):
-                missing = find_missing_kinds(query.scene, self.settings.kinds, self.absent)
-                outputs[query.index] = MoAIOutput(answers[row], query.scene, texts[row], layers[row], missing)
+        if not queries:
+            return {}
+        texts = [self.describe(query.scene) for query in queries]
+        inputs = self.processor(
+            images=[query.image for query in queries],
+            text=[query.prompt for query in queries],
+            auxiliary_text=texts,
+            auxiliary_images=[_paint_map(query.scene) if self._has_map(query.scene) else None for query in queries],
+            padding=True,
+            return_tensors="pt",
+        ).to(self.model.device, dtype=self.model.dtype)
+        chosen = select_routing(routing, [query.index for query in queries], queries[0].num_queries)
+        answers, layers = self._generate(inputs, chosen, stream, output_routing, **generate_kwargs)
+        outputs = {}
+        for row, query in enumerate(queries):
+            missing = find_missing_kinds(query.scene, self.settings.kinds, self.absent)
+            outputs[query.index] = MoAIOutput(answers[row], query.scene, texts[row], layers[row], missing)
         return outputs
 
     def _has_map(self, scene: Scene) -> bool:

@@ -132,6 +132,7 @@ class MoAIProcessor(ProcessorMixin):
             "auxiliary_input_ids",
             "auxiliary_attention_mask",
             "auxiliary_pixel_values",
+            "auxiliary_source_mask",
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -272,8 +273,9 @@ class MoAIProcessor(ProcessorMixin):
                 text in here by hand: use `questions`. Where one goes on behind the place where the assistant is to
                 speak (in the processor's own chat templates), the rest is answer: role 0. A conversation that ends
                 with a finished answer is answer from its first one on; see `moai.processing.answer_turns`.
-            auxiliary_text: What the verbalizers said, one string per prompt (`None` = nothing). Data.
-            auxiliary_images: Panoptic colour maps (H, W, 3) uint8, one per prompt (`None` = black).
+            auxiliary_text: What the verbalizers said, one string per prompt. Data. "" = they found nothing; `None` =
+                nobody looked: the prompt is read as without auxiliary text, whatever stands beside it.
+            auxiliary_images: Panoptic colour maps (H, W, 3) uint8, one per prompt; `None` = there is none.
             questions: Instead of `text`: plain questions, as data, put into the chat template.
             answers: Training targets, as data; adds `labels`, and EOS behind each answer.
             chat_template: Template (name) for `questions`.
@@ -287,7 +289,8 @@ class MoAIProcessor(ProcessorMixin):
             `input_ids`, `attention_mask`, `mm_token_type_ids` (0 padding or answer, 1 image, 2 prompt language), each
             (B, L) int64; `pixel_values` (images, 3, H, W) float32; where auxiliary inputs are given
             `auxiliary_input_ids`, `auxiliary_attention_mask` (B, A) int64, `auxiliary_pixel_values` (B, 3, H, W)
-            float32; with `answers` also `labels` (B, L), -100 where no loss is taken.
+            float32, and where only some prompts have them `auxiliary_source_mask` (B, 2) int64, 1 = has a text, has
+            a map; with `answers` also `labels` (B, L), -100 where no loss is taken.
 
         Raises:
             ValueError: Counts do not match, a text is empty or too long, or an image cannot be read.
@@ -384,7 +387,8 @@ class MoAIProcessor(ProcessorMixin):
         texts = one_per_sample(texts, num_samples, "auxiliary texts")
         if any(item is not None for item in texts):
             limit = self.max_auxiliary_length
-            rows = [self.encoder.encode_auxiliary(index, item, limit) for index, item in enumerate(texts)]
+            encode = self.encoder.encode_auxiliary
+            rows = [[] if item is None else encode(index, item, limit) for index, item in enumerate(texts)]
             data["auxiliary_input_ids"] = pad_rows(rows, self.encoder.pad_id, multiple_of=multiple_of)
             data["auxiliary_attention_mask"] = pad_rows([[1] * len(r) for r in rows], 0, multiple_of=multiple_of)
         maps = one_per_sample(maps, num_samples, "auxiliary images")
@@ -394,4 +398,8 @@ class MoAIProcessor(ProcessorMixin):
             loaded = [black if item is None else load_image(item, self.max_image_pixels) for item in given]
             values = compute_map_pixel_values(self.image_processor, loaded, self.auxiliary_map_scale)
             data["auxiliary_pixel_values"] = values[map_index]
+        num_rows = max(len(texts), len(maps))
+        columns = [[int(item is not None) for item in items] or [0] * num_rows for items in (texts, maps)]
+        if any(0 < sum(column) < num_rows for column in columns):  # some samples have what others lack
+            data["auxiliary_source_mask"] = list(zip(*columns, strict=True))
         return data

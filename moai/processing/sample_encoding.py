@@ -141,17 +141,17 @@ class SampleEncoder:
         text = " " + answer if is_mid_line else answer
         return [*self.guard.encode_continuation(self.guard.escape(text)), self.guard.tokenizer.eos_token_id]
 
-    def encode_auxiliary(self, index: int, text: str | None, limit: int | None = None) -> list[int]:
+    def encode_auxiliary(self, index: int, text: str, limit: int | None = None) -> list[int]:
         """Ids of one auxiliary text, BOS in front as in the release.
 
         Args:
             index: Position in the batch, for messages.
-            text: What the verbalizers said; `None` counts as nothing said.
+            text: What the verbalizers said; "" = they found nothing.
             limit: Most tokens that are kept; a longer text loses its end, with a warning.
         """
-        if text is not None and not isinstance(text, str):
+        if not isinstance(text, str):
             raise ValueError(f"auxiliary text {index} must be a string or None, got {type(text).__name__}.")
-        ids = self.guard.prefix_ids + self.guard.encode_data(text or "")
+        ids = self.guard.prefix_ids + self.guard.encode_data(text)
         if limit is not None and len(ids) > limit:
             warnings.warn(
                 f"auxiliary text {index} has {len(ids)} tokens and was cut to its first {limit} "

@@ -19,6 +19,7 @@ AUXILIARY_INPUTS = (
     "auxiliary_attention_mask",
     "auxiliary_pixel_values",
     "auxiliary_embeds",
+    "auxiliary_source_mask",
 )
 PREFILL_ONLY = ("auxiliary_states", "image_features", "mm_token_type_ids", "routing", "routing_log")
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from mixer import LayerRouting, Mixers, Routing, TokenStream
+from mixer import LayerRouting, Mixers, Routing, TokenStream, find_auxiliary_rows
 
 from .derived_classes import derive_class
 from .partial_lora import LowRankUpdate, image_positions_scope, insert_partial_lora
@@ -72,7 +72,7 @@ class Mixture:
         Args:
             mixers: The model's mixers.
             roles: ``(B, L)`` ``mm_token_type_ids``, or None where nothing can be mixed.
-            auxiliary_states: ``(B, N, D)`` or None.
+            auxiliary_states: ``(B, N, D)`` or None; zeros for a sample without.
             routing: How experts are chosen.
 
         Returns:
@@ -89,9 +89,11 @@ class Mixture:
                 "auxiliary text per sample; an empty one where there is nothing to say."
             )
         is_image, is_language = roles == IMAGE_ROLE, roles == LANGUAGE_ROLE
-        if auxiliary_states is None:
-            # A sample with neither image nor findings is plain text, alone or in a batch: the plain decoder's.
-            is_language = is_language & is_image.any(dim=1, keepdim=True)
+        # A sample with neither image nor findings is plain text, alone or in a batch: the plain decoder's.
+        is_mixed = is_image.any(dim=1, keepdim=True)
+        if auxiliary_states is not None:
+            is_mixed = is_mixed | find_auxiliary_rows(auxiliary_states).to(is_mixed.device)
+        is_language = is_language & is_mixed
         image, language = TokenStream.from_roles(is_image), TokenStream.from_roles(is_language)
         if image.positions.shape[1] == 0 and language.positions.shape[1] == 0:
             return None

@@ -86,6 +86,7 @@ class MoAIModel(MoAIPreTrainedModel):
         auxiliary_attention_mask: torch.Tensor | None = None,
         auxiliary_pixel_values: torch.Tensor | None = None,
         auxiliary_embeds: torch.Tensor | None = None,
+        auxiliary_source_mask: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Compress the auxiliary tokens: embeddings of the verbalization and patch features of the panoptic map.
 
@@ -94,9 +95,11 @@ class MoAIModel(MoAIPreTrainedModel):
             auxiliary_attention_mask: ``(B, A)`` 1 = word, 0 = padding.
             auxiliary_pixel_values: ``(B, 3, H, W)`` painted panoptic map, normalised like an image.
             auxiliary_embeds: ``(B, A, D)`` embeddings instead of ids (words and patches already joined, say).
+            auxiliary_source_mask: ``(B, 2)`` 1 = the sample has words, has a map; 0 = it has none, which is not the
+                same as empty ones. None = every sample has what is given.
 
         Returns:
-            ``(B, N, D)``, or None when there is nothing auxiliary.
+            ``(B, N, D)``, zeros for a sample without words and map; None when there is nothing auxiliary.
 
         Raises:
             ValueError: If ids and embeddings are both given.
@@ -112,7 +115,14 @@ class MoAIModel(MoAIPreTrainedModel):
             return None
         if auxiliary_embeds is None:
             auxiliary_embeds, auxiliary_attention_mask = patches[:, :0], None  # a map without words
-        return self.compressor(auxiliary_embeds, auxiliary_attention_mask, patches)
+        if auxiliary_source_mask is None:
+            return self.compressor(auxiliary_embeds, auxiliary_attention_mask, patches)
+        has_words, has_map = auxiliary_source_mask.bool().unbind(dim=1)  # (B,) each
+        if auxiliary_attention_mask is None:
+            auxiliary_attention_mask = torch.ones_like(auxiliary_embeds[..., 0], dtype=torch.long)
+        words = auxiliary_attention_mask * has_words[:, None]
+        states = self.compressor(auxiliary_embeds, words, patches, has_map)
+        return states.masked_fill(~(has_words | has_map)[:, None, None], 0.0)
 
     @can_return_tuple
     def forward(
@@ -128,6 +138,7 @@ class MoAIModel(MoAIPreTrainedModel):
         auxiliary_attention_mask: torch.Tensor | None = None,
         auxiliary_pixel_values: torch.FloatTensor | None = None,
         auxiliary_embeds: torch.FloatTensor | None = None,
+        auxiliary_source_mask: torch.Tensor | None = None,
         auxiliary_states: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
@@ -152,7 +163,11 @@ class MoAIModel(MoAIPreTrainedModel):
             image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
         if auxiliary_states is None:
             auxiliary_states = self.get_auxiliary_states(
-                auxiliary_input_ids, auxiliary_attention_mask, auxiliary_pixel_values, auxiliary_embeds
+                auxiliary_input_ids,
+                auxiliary_attention_mask,
+                auxiliary_pixel_values,
+                auxiliary_embeds,
+                auxiliary_source_mask,
             )
 
         roles, placeholder = mm_token_type_ids, self.config.image_token_id
@@ -285,6 +300,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         auxiliary_attention_mask: torch.Tensor | None = None,
         auxiliary_pixel_values: torch.FloatTensor | None = None,
         auxiliary_embeds: torch.FloatTensor | None = None,
+        auxiliary_source_mask: torch.Tensor | None = None,
         auxiliary_states: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
@@ -312,7 +328,8 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             auxiliary_attention_mask: ``(B, A)``.
             auxiliary_pixel_values: ``(B, 3, H, W)`` painted panoptic maps.
             auxiliary_embeds: ``(B, A, D)`` instead of ``auxiliary_input_ids``.
-            auxiliary_states: ``(B, N, D)`` the compressor's output, to skip it.
+            auxiliary_source_mask: ``(B, 2)`` 1 = the sample has auxiliary words, has a map; None = all have.
+            auxiliary_states: ``(B, N, D)`` the compressor's output, to skip it; zeros for a sample without.
             image_features: ``(images, patches, D)`` projected features, to skip the vision tower.
             mm_encoder_outputs: What ``generate`` encoded beforehand.
             routing: None, a mode, a mapping or weights; see :func:`mixer.resolve_routing`.
@@ -346,6 +363,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             auxiliary_attention_mask=auxiliary_attention_mask,
             auxiliary_pixel_values=auxiliary_pixel_values,
             auxiliary_embeds=auxiliary_embeds,
+            auxiliary_source_mask=auxiliary_source_mask,
             auxiliary_states=auxiliary_states,
             image_features=image_features,
             mm_encoder_outputs=mm_encoder_outputs,

@@ -137,6 +137,7 @@ def test_batch_has_contract_keys_and_dtypes_when_everything_is_given(processor: 
         "labels",
         "auxiliary_input_ids",
         "auxiliary_attention_mask",
+        "auxiliary_source_mask",
     }
     floats = {"pixel_values", "auxiliary_pixel_values"}
     assert set(batch) == integers | floats == {*processor.model_input_names, "labels"}
