@@ -64,7 +64,7 @@ class ConversationSamples:
         self._settings, self._processor, self.findings, self._has_map = settings, processor, findings, has_map
         self._estimator = LengthEstimator(processor, settings.chat_template)
         self.lengths: list[int] = []
-        rows = read_rows(source.path or "", source.image_folder, source.split)
+        rows = read_rows(source.path or "", source.image_folder, source.split, source.column)
         packed, sizes, owners, turns = [], [], [], []
         looks: dict[tuple[Any, ...], int] = {}
         about: list[int] = []

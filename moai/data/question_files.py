@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from verbalizers.core.durable_files import append_to_file, atomic_file
-from verbalizers.core.valid_text import make_valid
+from verbalizers.core.valid_text import STRICT_JSON, make_valid
 
 __all__ = ["AnswerFile", "QuestionRow", "read_questions"]
 
@@ -70,7 +70,7 @@ def read_questions(path: str | Path) -> tuple[list[QuestionRow], list[str]]:
 
 def _parse_row(line: bytes, number: int) -> QuestionRow:
     try:
-        data = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        data = STRICT_JSON.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except RecursionError as error:
         raise ValueError("expected a flat JSON object, got one nested too deeply") from error
     except ValueError as error:
