@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
+from verbalizers.core.valid_text import STRICT_JSON
 
 from ..checkpoints.io.lookup import find_checkpoint
 from .rendering import note
@@ -140,7 +140,9 @@ def read_scene(source: str | Path | Mapping[str, Any]) -> Scene:
     """
     name = "the given object" if isinstance(source, Mapping) else str(source)
     try:
-        data = source if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
+        data = (
+            source if isinstance(source, Mapping) else STRICT_JSON.decode(Path(source).read_text(encoding="utf-8-sig"))
+        )
         if isinstance(data, Mapping) and isinstance(data.get("scene"), Mapping):
             data = data["scene"]
         if not isinstance(data, Mapping):

@@ -12,6 +12,7 @@ from pathlib import Path
 from verbalizers.store.sources import DatasetRow as ConversationRow
 from verbalizers.store.sources import (
     Source,
+    choose_image_column,
     count_pictures,
     is_saved_table,
     open_rows,
@@ -24,7 +25,10 @@ __all__ = ["ConversationRow", "read_rows"]
 
 
 def read_rows(
-    path: str | Path, image_folder: str | Path | None = None, split: str | None = None
+    path: str | Path,
+    image_folder: str | Path | None = None,
+    split: str | None = None,
+    column: str | None = None,
 ) -> Iterator[ConversationRow]:
     """The rows of a file or folder, in order; no image is opened.
 
@@ -32,21 +36,24 @@ def read_rows(
         path: `.json` (a list), `.jsonl`, `.parquet`, a folder of Parquet files, or one that save_to_disk wrote.
         image_folder: Where relative image paths begin; None = beside the file.
         split: Split of a `datasets` folder that has several.
+        column: Column of the images in a table; None = the only one that holds images.
 
     Raises:
-        ValueError: It is none of these, or a JSON list breaks off.
+        ValueError: It is none of these, a JSON list breaks off, or it is not clear which column holds the images.
         ImportError: A table, and the `datasets` package is not installed.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if path.is_file() and suffix in (".json", ".jsonl"):
+        if column is not None:
+            raise ValueError(f"expected `column` for tables only, got {column!r} for {str(path)!r}. Leave it out.")
         folder = path.parent if image_folder is None else Path(image_folder)
         return read_json_rows(path, folder)
     if path.is_dir() and not _is_table(path):
         hint = "Name a .json or .jsonl file inside it, or write it with datasets' save_to_disk."
         raise ValueError(f"expected conversations, got the folder {str(path)!r} without a table of them. {hint}")
     if path.is_dir() or (path.is_file() and suffix == ".parquet"):
-        return _read_table(path, split, path.parent if image_folder is None else Path(image_folder))
+        return _read_table(path, split, column, path.parent if image_folder is None else Path(image_folder))
     got = "which does not exist" if not path.exists() else f"of type {suffix or 'unknown'!r}"
     raise ValueError(f"expected a .json, .jsonl or .parquet file or a `datasets` folder, got {str(path)!r}, {got}.")
 
@@ -55,7 +62,7 @@ def _is_table(folder: Path) -> bool:
     return is_saved_table(folder) or any(folder.rglob("*.parquet"))
 
 
-def _read_table(path: Path, split: str | None, folder: Path) -> Iterator[ConversationRow]:
+def _read_table(path: Path, split: str | None, column: str | None, folder: Path) -> Iterator[ConversationRow]:
     """Rows of a `datasets` table; its images are read from it later, row by row."""
     splits = open_rows(str(path))
     if split is None and len(splits) == 1:
@@ -63,10 +70,9 @@ def _read_table(path: Path, split: str | None, folder: Path) -> Iterator[Convers
     if split not in splits:
         raise ValueError(f"expected `split` to be one of {sorted(map(str, splits))} in {str(path)!r}, got {split!r}.")
     rows = splits[split]
-    held = picture_columns(rows)
-    column = next((name for name in ("image", "images") if name in held), None)
+    column = choose_image_column(rows, column, str(path))
     counts = count_pictures(rows, column) if column else []
-    text = rows.remove_columns(list(held))
+    text = rows.remove_columns(list(picture_columns(rows)))
     for number in range(len(text)):
         place = f"{path.name}[{number}]" if split is None else f"{path.name}[{split}/{number}]"
         value = text[number]

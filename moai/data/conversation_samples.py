@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from moai.data.conversation_files import ConversationRow, read_rows
-from moai.data.conversations import answer_turns, parse_conversation
+from moai.data.conversations import answer_turns, count_images, parse_conversation, text_of
 from moai.data.findings import Findings, FindingsReader, MissingFindingsError
 from moai.data.training_report import DataReport, Problem
-from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample, text_of
+from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
 from moai.processing.image_loading import IMAGE_FORMATS, load_image
 from moai.processing.processing_moai import MoAIProcessor
@@ -64,7 +64,7 @@ class ConversationSamples:
         self._settings, self._processor, self.findings, self._has_map = settings, processor, findings, has_map
         self._estimator = LengthEstimator(processor, settings.chat_template)
         self.lengths: list[int] = []
-        rows = read_rows(source.path or "", source.image_folder, source.split)
+        rows = read_rows(source.path or "", source.image_folder, source.split, source.column)
         packed, sizes, owners, turns = [], [], [], []
         looks: dict[tuple[Any, ...], int] = {}
         about: list[int] = []
@@ -100,7 +100,7 @@ class ConversationSamples:
         """
         place, images, messages = self._unpack(index)
         turn = int(self._turns[index])
-        shown = images[: sum(len(message["content"]) - 1 for message in messages[:turn])]
+        shown = images[: count_images(messages[:turn])]
         if self._recent is None or self._recent[0] != _same(shown):  # one after the other asks about the same image
             self._recent = _same(shown), self._look(shown)
         return TrainingSample(place, self._estimator.render(messages[:turn]), text_of(messages[turn]), *self._recent[1])

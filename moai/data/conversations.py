@@ -1,8 +1,15 @@
 """Parsing of conversations: LLaVA's `conversations` and TRL's `messages` to the same list of messages.
 
-A message is ``{"role": "system" | "user" | "assistant", "content": [{"type": "image"}, ..., {"type": "text", "text":
-words}]}``, as transformers' chat templates read it. Texts stay data: the literal placeholder makes an image only where
-LLaVA's format says so, in a human turn.
+A message is ``{"role": "system" | "user" | "assistant", "content": parts}`` as transformers' chat templates read it.
+Parts, ``{"type": "image"}`` and ``{"type": "text", "text": words}``, stand in reading order.
+
+Texts are data. The literal `<image>` is the place of an image only in a question, and there
+
+- in LLaVA's `conversations` always, as the format says: as many of them as the row has images;
+- in `messages` where the row has images and no part of type "image" says where they stand (LLaMA-Factory's form).
+
+Everywhere else it is a word. One image behind all words of its turn is put in front of them, as LLaVA's own loader does
+and as questions are asked later; every other image keeps its place between the words.
 """
 
 from __future__ import annotations
@@ -10,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["LLAVA_PLACEHOLDER", "answer_turns", "parse_conversation"]
+__all__ = ["LLAVA_PLACEHOLDER", "answer_turns", "count_images", "parse_conversation", "text_of"]
 
 #: LLaVA's mark of an image inside a human turn.
 LLAVA_PLACEHOLDER = "<image>"
@@ -43,6 +50,10 @@ def parse_conversation(row: Any, num_pictures: int) -> list[dict[str, Any]]:
         raise ValueError(f"expected an object with `conversations` or `messages`, got {_show(row)}")
     if row.get("messages") is not None:
         messages = [_parse_message(turn, number) for number, turn in enumerate(_turns(row, "messages"), start=1)]
+        if num_pictures and not count_images(messages):
+            for message in messages:
+                if message["role"] == "user":
+                    message["content"] = _split_at_placeholders(text_of(message))
     elif row.get("conversations") is not None:
         messages = [_parse_llava(turn, number) for number, turn in enumerate(_turns(row, "conversations"), start=1)]
     else:
@@ -55,6 +66,16 @@ def parse_conversation(row: Any, num_pictures: int) -> list[dict[str, Any]]:
 def answer_turns(messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Indices of the assistant's messages: each one is the target of a training sample."""
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def count_images(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Images that messages of `parse_conversation` show."""
+    return sum(part["type"] == "image" for message in messages for part in message["content"])
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Words of a message of `parse_conversation`."""
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
 def _show(value: Any, limit: int = 80) -> str:
@@ -75,9 +96,29 @@ def _words(value: Any, number: int) -> str:
     return value
 
 
-def _message(role: str, num_images: int, text: str) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"type": "image"}] * num_images
-    return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
+def _split_at_placeholders(text: str) -> list[dict[str, Any]]:
+    """The parts of a question whose placeholders are images."""
+    pieces = text.split(LLAVA_PLACEHOLDER)
+    if len(pieces) == 2 and not pieces[1].strip():
+        pieces.reverse()
+    parts: list[dict[str, Any]] = [{"type": "text", "text": pieces[0]}]
+    for piece in pieces[1:]:
+        parts += [{"type": "image"}, {"type": "text", "text": piece}]
+    return _without_margins(parts)
+
+
+def _without_margins(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parts without white space before their first and behind their last words; what stands between words is kept."""
+    kept: list[dict[str, Any]] = []
+    for part in parts:
+        if part["type"] == "text" and not any(other["type"] == "text" for other in kept):
+            part = {"type": "text", "text": part["text"].lstrip()}
+        if part["type"] == "image" or part["text"]:
+            kept.append(part)
+    texts = [part for part in kept if part["type"] == "text"]
+    if texts and kept[-1] is texts[-1]:
+        kept[-1] = {"type": "text", "text": texts[-1]["text"].rstrip()}
+    return [part for part in kept if part["type"] == "image" or part["text"]]
 
 
 def _parse_llava(turn: Any, number: int) -> dict[str, Any]:
@@ -89,10 +130,9 @@ def _parse_llava(turn: Any, number: int) -> dict[str, Any]:
     if role is None:
         raise ValueError(f"turn {number}: expected `from` to be human, gpt or system, got {_show(speaker)}")
     text = _words(turn.get("value"), number)
-    if role != "user":
-        return _message(role, 0, text.strip())
-    pieces = text.split(LLAVA_PLACEHOLDER)
-    return _message(role, len(pieces) - 1, " ".join(piece.strip() for piece in pieces if piece.strip()))
+    is_question = role == "user"
+    content = _split_at_placeholders(text) if is_question else _without_margins([{"type": "text", "text": text}])
+    return {"role": role, "content": content}
 
 
 def _parse_message(turn: Any, number: int) -> dict[str, Any]:
@@ -103,25 +143,25 @@ def _parse_message(turn: Any, number: int) -> dict[str, Any]:
     if role not in _ROLES:
         raise ValueError(f"turn {number}: expected `role` to be one of {_ROLES}, got {_show(role)}")
     if isinstance(content, str):
-        return _message(role, 0, content.strip())
+        return {"role": role, "content": _without_margins([{"type": "text", "text": content}])}
     if not isinstance(content, Sequence) or not content:
         raise ValueError(f"turn {number}: expected `content` to be text or a list of parts, got {_show(content)}")
-    num_images, words = 0, []
+    parts: list[dict[str, Any]] = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in ("image", "image_url"):
-            num_images += 1
+            parts.append({"type": "image"})
         elif kind == "text":
-            words.append(_words(part.get("text"), number).strip())
+            words = _words(part.get("text"), number)
+            if parts and parts[-1]["type"] == "text":
+                words = f"{parts.pop()['text'].rstrip()} {words.lstrip()}"
+            parts.append({"type": "text", "text": words})
         else:
             raise ValueError(f"turn {number}: expected parts of type image or text, got {_show(part)}")
-    if num_images and role == "assistant":
+    message = {"role": role, "content": _without_margins(parts)}
+    if role == "assistant" and count_images([message]):
         raise ValueError(f"turn {number}: an answer holds an image; a language model answers with words only")
-    return _message(role, num_images, " ".join(word for word in words if word))
-
-
-def _text_of(message: Mapping[str, Any]) -> str:
-    return message["content"][-1]["text"]
+    return message
 
 
 def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -136,7 +176,7 @@ def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
             raise ValueError(f"turn {number}: expected user and assistant in turn, user first, got {role} out of turn")
         else:
             expected = "assistant" if role == "user" else "user"
-        if not _text_of(message) and (role != "user" or len(message["content"]) == 1):
+        if not text_of(message) and (role != "user" or not message["content"]):
             raise ValueError(f"turn {number}: expected words from the {role}, got none")
     if not answer_turns(messages):
         raise ValueError("expected at least one answer of the assistant, got none")
@@ -144,11 +184,12 @@ def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
 
 def _place_images(messages: list[dict[str, Any]], num_pictures: int) -> None:
     """Match placeholders and images; without placeholders the first question gets the images."""
-    num_placed = sum(part["type"] == "image" for message in messages for part in message["content"])
+    num_placed = count_images(messages)
     if num_placed == 0 and num_pictures > 0:
         first = next(message for message in messages if message["role"] == "user")
         first["content"] = [{"type": "image"}] * num_pictures + first["content"]
     elif num_placed != num_pictures:
         raise ValueError(
-            f"expected as many images as the turns mention, got {num_pictures} images and {num_placed} mentions"
+            f"expected as many images as the turns mention, got {num_pictures} images and {num_placed} mentions "
+            f"({LLAVA_PLACEHOLDER} in a question, or a part of type image). Mention each image once, in order"
         )

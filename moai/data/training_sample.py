@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from moai.data.conversations import count_images, text_of
 from moai.processing.processing_moai import MoAIProcessor
 
-__all__ = ["BadSampleError", "LengthEstimator", "TrainingSample", "text_of"]
+__all__ = ["BadSampleError", "LengthEstimator", "TrainingSample"]
 
 
 class BadSampleError(ValueError):
@@ -38,11 +39,6 @@ class TrainingSample:
     images: tuple[Image.Image, ...]
     auxiliary_text: str | None = None
     auxiliary_image: np.ndarray | None = None
-
-
-def text_of(message: Mapping[str, Any]) -> str:
-    """Text of a message as `parse_conversation` returns it."""
-    return message["content"][-1]["text"]
 
 
 class LengthEstimator:
@@ -102,11 +98,10 @@ class LengthEstimator:
             turns: Indices of the assistant's messages; each is one sample with all before it as prompt.
         """
         counts = [self.count(text_of(message)) for message in messages]
-        images = [len(message["content"]) - 1 for message in messages]
         overhead, lengths = self._overhead, []
         for turn in turns:
             roles = [message["role"] for message in messages[:turn]]
             length = overhead["first"] + overhead["round"] * roles.count("assistant")
-            length += overhead["system"] * roles.count("system") + overhead["image"] * sum(images[:turn])
+            length += overhead["system"] * roles.count("system") + overhead["image"] * count_images(messages[:turn])
             lengths.append(length + sum(counts[: turn + 1]) + 1)
         return lengths

@@ -75,6 +75,7 @@ class SourceSettings:
         scenes: Instead of `path`: synthetic scenes.
         image_folder: Where relative image paths begin; None = beside the file.
         split: Split of a `datasets` folder that has several.
+        column: Column of the images in a table; None = the only one that holds images.
         limit: Use only the first rows, this many; None = all.
         verbalizations: Where this source's come from; None = as `DataSettings` says.
     """
@@ -83,6 +84,7 @@ class SourceSettings:
     scenes: SceneSource | None = None
     image_folder: _Location | None = None
     split: str | None = None
+    column: str | None = None
     limit: _Positive | None = None
     verbalizations: _Verbalizations | None = None
 

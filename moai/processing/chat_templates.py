@@ -2,7 +2,7 @@
 
 The release writes one prompt for evaluation (InternLM2's turn markers) and one for its demo (``USER:`` /
 ``ASSISTANT:``); both open with the same sentence followed by the image. A conversation renders to exactly these
-strings when it holds one image and one question.
+strings when it holds one image and one question behind it; an image between words stands between words.
 """
 
 from __future__ import annotations
@@ -15,59 +15,67 @@ SYSTEM_PROMPT = "AI assistant should give helpful and detailed answers to user a
 #: Turn headers that are plain words, in the demo prompt: no tokenizer knows them as control tokens.
 TURN_HEADERS = ("USER:", "ASSISTANT:")
 
-# Shared head: the system sentence, then one placeholder per image of the whole conversation.
+# Shared head: the parts of a message in reading order, then the system sentence. `pictures` are the images before a
+# message's first words, which each prompt has a place for; `text` is the rest, where images stand between the words.
 _HEAD = (
-    "{%- macro text(message) -%}"
-    "{%- if message['content'] is string -%}{{- message['content'] -}}"
-    "{%- else -%}"
-    "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}"
+    "{%- macro pictures(message, before, after) -%}"
+    "{%- if message['content'] is not string -%}"
+    "{%- set seen = namespace(words=false) -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'text' and part['text'] -%}{%- set seen.words = true -%}"
+    "{%- elif part['type'] == 'image' and not seen.words -%}"
+    "{{- before + (image_token | default('<image>')) + after -}}{%- endif -%}"
     "{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
-    "{%- macro pictures(message) -%}"
-    "{%- if message['content'] is not string -%}"
+    "{%- macro text(message) -%}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}"
+    "{%- set seen = namespace(words=false) -%}"
     "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{- IMAGE -}}{%- endif -%}"
+    "{%- if part['type'] == 'text' and part['text'] -%}{%- set seen.words = true -%}{{- part['text'] -}}"
+    "{%- elif part['type'] == 'image' and seen.words -%}{{- image_token | default('<image>') -}}{%- endif -%}"
     "{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
     "{%- if messages[0]['role'] == 'system' -%}{{- text(messages[0]) -}}"
     "{%- else -%}{{- SYSTEM -}}{%- endif -%}"
 ).replace("SYSTEM", repr(SYSTEM_PROMPT))
-_SPACED_IMAGE = "' ' + (image_token | default('<image>'))"
+# The release's place of an image, in front of all turns: for those before the first words of the conversation, lest
+# a later image come before an earlier one. Those of later turns stand in front of their own turn's words.
+_FIRST_PICTURES = (
+    "{%- for message in messages if message['role'] != 'system' -%}"
+    "{%- if loop.first -%}{{- pictures(message, ' ', '') -}}{%- endif -%}"
+    "{%- endfor -%}"
+)
+_TURN = "{%- if not loop.first -%}{{- pictures(message, '', '\\n') -}}{%- endif -%}{{- text(message) -}}"
 
 #: Evaluation prompt of the release (arch_moai.py, eval_process): InternLM2 turn markers.
 MOAI_CHAT_TEMPLATE = (
-    _HEAD.replace("IMAGE", _SPACED_IMAGE) + "{%- for message in messages -%}{{- pictures(message) -}}{%- endfor -%}"
-    "{{- ' ' -}}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] != 'system' -%}"
-    "{{- '[UNUSED_TOKEN_146]' + message['role'] + '\\n' -}}{{- text(message) -}}{{- '[UNUSED_TOKEN_145]\\n' -}}"
-    "{%- endif -%}"
+    _HEAD + _FIRST_PICTURES + "{{- ' ' -}}"
+    "{%- for message in messages if message['role'] != 'system' -%}"
+    "{{- '[UNUSED_TOKEN_146]' + message['role'] + '\\n' -}}" + _TURN + "{{- '[UNUSED_TOKEN_145]\\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '[UNUSED_TOKEN_146]assistant\\n' -}}{%- endif -%}"
 )
 
 #: Demo prompt of the release (arch_moai.py, demo_process).
 DEMO_CHAT_TEMPLATE = (
-    _HEAD.replace("IMAGE", _SPACED_IMAGE) + "{%- for message in messages -%}{{- pictures(message) -}}{%- endfor -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{{- ' USER: ' -}}{{- text(message) -}}"
-    "{%- elif message['role'] == 'assistant' -%}{{- ' ASSISTANT: ' -}}{{- text(message) -}}{{- eos_token -}}"
+    _HEAD + _FIRST_PICTURES + "{%- for message in messages if message['role'] != 'system' -%}"
+    "{%- if message['role'] == 'user' -%}{{- ' USER: ' -}}" + _TURN + "{%- elif message['role'] == 'assistant' -%}"
+    "{{- ' ASSISTANT: ' -}}" + _TURN + "{{- eos_token -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"
 )
 
-#: ChatML (Qwen, SmolLM2 and others); images stand in front of the text of their own turn.
+#: ChatML (Qwen, SmolLM2 and others); images stand where they do in their own turn, a line for each before its words.
 CHATML_CHAT_TEMPLATE = (
-    "{{- '<|im_start|>system\\n' -}}"
-    + _HEAD.replace("IMAGE", "(image_token | default('<image>')) + '\\n'")
-    + "{{- '<|im_end|>\\n' -}}"
+    "{{- '<|im_start|>system\\n' -}}" + _HEAD + "{{- '<|im_end|>\\n' -}}"
     "{%- for message in messages -%}"
     "{%- if message['role'] != 'system' -%}"
     "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{{- pictures(message) -}}{{- text(message) -}}{{- '<|im_end|>\\n' -}}"
+    "{{- pictures(message, '', '\\n') -}}{{- text(message) -}}{{- '<|im_end|>\\n' -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"

@@ -14,6 +14,8 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from verbalizers.core.valid_text import make_valid
+
 from .answer_turns import TurnMarks, find_turn_marks
 from .chat_templates import TURN_HEADERS, default_chat_templates
 from .control_tokens import ControlTokenGuard
@@ -347,7 +349,7 @@ class MoAIProcessor(ProcessorMixin):
         if text is None:
             flat = [] if images is None else as_list(images)
             return None, [as_list(item) for item in flat]
-        prompts = as_list(text)
+        prompts = [make_valid(prompt) for prompt in as_list(text)]
         for index, prompt in enumerate(prompts):
             if not isinstance(prompt, str) or not prompt:
                 raise ValueError(f"prompt {index} must be a non-empty string, got {prompt!r}.")

@@ -18,6 +18,7 @@ import numpy as np
 
 from verbalizers.core.boxes import mask_to_box
 from verbalizers.core.plugins import import_plugins
+from verbalizers.core.valid_text import make_valid
 from verbalizers.core.validation import checked_array, checked_confidence, checked_image_size, checked_names
 
 __all__ = [
@@ -360,7 +361,8 @@ class Scene(Finding):
                     f"`{name}` must be {wanted.__name__} or None, got {type(value).__name__}. "
                     "See verbalizers.core.adapters."
                 )
-        self._set(findings=dict(self.findings), failures={k: str(v) for k, v in dict(self.failures).items()})
+        failures = {kind: str(reason) for kind, reason in dict(self.failures).items()}
+        self._set(findings=make_valid(dict(self.findings)), failures=make_valid(failures))
 
     def to_dict(self) -> dict[str, Any]:
         """Values that `json.dumps` accepts; absent findings are left out."""

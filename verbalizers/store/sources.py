@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from verbalizers.core.valid_text import STRICT_JSON, make_valid
+
 __all__ = [
     "PICTURE_SUFFIXES",
     "BadSource",
     "DatasetRow",
     "Source",
+    "choose_image_column",
     "count_pictures",
     "is_dataset",
     "is_saved_table",
@@ -35,6 +39,10 @@ PICTURE_SUFFIXES = frozenset(
 )
 #: Largest image file that is read.
 MAX_FILE_BYTES = 256 * 2**20
+# Names of columns that hold an image or its path, besides `image` and `images`.
+_IMAGE_KEY = re.compile(
+    r"(images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|webps?)([_-]?(paths?|files?|(file_?)?names?|ur[li]s?|\d+))?"
+)
 _DATASETS_FILES = ("state.json", "dataset_dict.json")
 
 
@@ -205,7 +213,7 @@ def read_sources(
 
 
 def _in_unicode(name: str) -> str:
-    """A file name as valid Unicode: bytes that are no UTF-8 are written out as escapes."""
+    """A name as valid Unicode: bytes that are no UTF-8 are written out as escapes, for the cache tells names apart."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -257,8 +265,14 @@ def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> Datase
         return DatasetRow(place, problem=f"expected a JSON object, got something else ({entry})")
     if not isinstance(entry, Mapping):
         return DatasetRow(place, problem=f"expected a JSON object, got a {type(entry).__name__}")
-    value = entry.get("image") if entry.get("image") is not None else entry.get("images")
-    paths = [] if value is None else value if isinstance(value, list) else [value]
+    held = [key for key in ("image", "images") if entry.get(key) is not None]
+    if len(held) > 1:
+        return DatasetRow(place, entry, problem="expected `image` or `images`, got both. Leave one out")
+    if not held and (others := [key for key, value in entry.items() if _looks_like_image(key, value)]):
+        got = f"expected images under `image` or `images`, got {str(entry[others[0]])[:80]!r} under {others[0]!r}"
+        return DatasetRow(place, entry, problem=f"{got}. Call it `image`, or leave it out where it is none")
+    value = entry[held[0]] if held else []
+    paths = value if isinstance(value, list) else [value]
     images = []
     for path in paths:
         if not isinstance(path, str) or not path.strip() or "\0" in path:
@@ -266,17 +280,29 @@ def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> Datase
         location = path if "://" in path[:12] else str(folder / path)
         row_id = str(entry["id"]) if entry.get("id") is not None else path
         images.append(Source(_in_unicode(dataset), _in_unicode(row_id), _in_unicode(path), location))
-    return DatasetRow(place, entry, tuple(images))
+    return DatasetRow(place, make_valid(entry), tuple(images))
+
+
+def _looks_like_image(key: Any, value: Any) -> bool:
+    """Whether a row's entry is an image under a name that nobody reads: by its name, or by what it holds."""
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, Mapping):  # as `datasets` keeps encoded images
+        return first.get("bytes") is not None and "path" in first
+    if isinstance(first, str) and Path(first).suffix.lower() in PICTURE_SUFFIXES:
+        return True
+    return isinstance(first, str | bytes) and bool(first) and _IMAGE_KEY.fullmatch(str(key).lower()) is not None
 
 
 def _parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers and parsed lines; an exception stands for a line that is no JSON."""
     with path.open("rb") as lines:
+        if lines.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise ValueError(f"expected JSON lines in UTF-8 in {str(path)!r}, got UTF-16. Save the file as UTF-8.")
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line.decode("utf-8-sig"))
+                yield number, STRICT_JSON.decode(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 yield number, error
 
@@ -287,16 +313,17 @@ def _parse_list(path: Path) -> Iterator[tuple[int, Any]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ValueError(f"expected a JSON list in UTF-8 in {str(path)!r}, got: {error}.") from error
-    decoder, position = json.JSONDecoder(), _skip(text, 0)
+    position, index = _skip(text, 0), 0
     if text[position : position + 1] != "[":
+        got = "an empty file" if position == len(text) else "something else"
         raise ValueError(
-            f"expected a JSON list of objects in {str(path)!r}, got something else. One object per line belongs in a "
+            f"expected a JSON list of objects in {str(path)!r}, got {got}. One object per line belongs in a "
             ".jsonl file."
         )
-    position, index = _skip(text, position + 1), 0
+    position = _skip(text, position + 1)
     while text[position : position + 1] != "]":
         try:
-            entry, position = decoder.raw_decode(text, position)
+            entry, position = _decode_element(text, position)
             position = _skip(text, position)
             if text[position : position + 1] not in (",", "]"):
                 raise json.JSONDecodeError("Expecting ',' or ']' behind an element", text, position)
@@ -306,6 +333,21 @@ def _parse_list(path: Path) -> Iterator[tuple[int, Any]]:
         index += 1
         if text[position] == ",":
             position = _skip(text, position + 1)
+    if (end := _skip(text, position + 1)) < len(text):
+        error = json.JSONDecodeError("something stands behind the list", text, end)
+        raise ValueError(
+            f"expected one JSON list in {str(path)!r}, got: {error}. Join several lists to one, or name several files."
+        )
+
+
+def _decode_element(text: str, position: int) -> tuple[Any, int]:
+    """An element of a list and where it ends; an exception stands for one that only a lenient reader takes."""
+    try:
+        return STRICT_JSON.raw_decode(text, position)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        return error, json.JSONDecoder().raw_decode(text, position)[1]
 
 
 def _skip(text: str, position: int) -> int:
@@ -361,15 +403,46 @@ def open_rows(location: str) -> Mapping[str | None, Any]:
 
 
 def picture_columns(rows: Any) -> dict[str, bool]:
-    """Columns of a `datasets.Dataset` that hold images, and whether each holds lists of them."""
-    from datasets import Image, List
+    """Columns of a `datasets.Dataset` that hold images, and whether each holds lists of them.
 
-    columns = {name: isinstance(feature, List) for name, feature in rows.features.items()}
-    return {
-        name: is_list
-        for name, is_list in columns.items()
-        if isinstance(rows.features[name].feature if is_list else rows.features[name], Image)
-    }
+    Those are `datasets.Image`, and what it is stored as (bytes and path), which is all that other writers of Parquet
+    leave of it.
+    """
+    from datasets import Image, LargeList, List
+
+    columns = {}
+    for name, feature in rows.features.items():
+        is_list = isinstance(feature, List | LargeList)
+        kind = feature.feature if is_list else feature
+        if isinstance(kind, Image) or (isinstance(kind, Mapping) and set(kind) == {"bytes", "path"}):
+            columns[name] = is_list
+    return columns
+
+
+def choose_image_column(rows: Any, column: str | None, name: str) -> str | None:
+    """The column of a `datasets.Dataset` whose images are meant.
+
+    Args:
+        rows: the table.
+        column: what the user says; None = the only one that holds images.
+        name: of the table, for messages.
+
+    Returns:
+        Its name; None where no column holds images and none was named.
+
+    Raises:
+        ValueError: it is no column of images, or there are several.
+    """
+    columns = list(picture_columns(rows))
+    if column is None and len(columns) < 2:
+        return columns[0] if columns else None
+    if column not in columns:
+        got = f"{columns or 'none'}" + (f" but not {column!r}" if column else "")
+        raise ValueError(
+            f"expected one column of images in {name!r}, got {got}. Name one (`column` of a training source, --column "
+            "of moai verbalize), join them to one list, or cast to datasets.Image()."
+        )
+    return column
 
 
 def count_pictures(rows: Any, column: str) -> list[int]:
@@ -396,18 +469,17 @@ def _open_column(location: str, split: str | None, column: str) -> Any:
 
 def _read_datasets_folder(folder: Path, name: str, column: str | None) -> Iterator[Source]:
     for split, rows in open_rows(str(folder)).items():
-        is_list = picture_columns(rows)
-        columns = list(is_list)
-        chosen = column or (columns[0] if len(columns) == 1 else None)
-        if chosen not in columns:
+        chosen = choose_image_column(rows, column, str(folder))
+        if chosen is None:
             raise ValueError(
-                f"expected one column of images in {str(folder)!r}, got {columns or 'none'}"
-                f"{f' but not {column!r}' if column else ''}. Name one with --column, or cast it to datasets.Image()."
+                f"expected a column of images in {str(folder)!r}, got {rows.column_names}. Cast one to "
+                "datasets.Image()."
             )
+        is_list = picture_columns(rows)[chosen]
         ids = rows["id"] if "id" in rows.features else None
-        counts = count_pictures(rows, chosen) if is_list[chosen] else []
+        counts = count_pictures(rows, chosen) if is_list else []
         for row in range(len(rows)):
             place = f"{row}" if split is None else f"{split}/{row}"
             row_id = place if ids is None else str(ids[row])
-            for item in range(counts[row] if is_list[chosen] else 1):
+            for item in range(counts[row] if is_list else 1):
                 yield Source(_in_unicode(name), row_id, "", str(folder), split, chosen, row, item)

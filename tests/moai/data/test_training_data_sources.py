@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cache_verbalizers import MeanColour, TwoHalves
-from datasets import Dataset, DatasetDict, Image, List
+from datasets import Dataset, DatasetDict, Image, List, concatenate_datasets
 from pipeline_builders import draw_picture, write_tiny_checkpoint
 from torch.utils.data import DataLoader
 
@@ -91,6 +91,33 @@ def test_table_gives_samples_with_cached_words_when_rows_hold_images_and_message
     batch = TrainingCollator(processor)(list(dataset))
     assert batch["pixel_values"].shape[0] == 3 and batch["auxiliary_pixel_values"].shape[0] == 3
     assert (batch["mm_token_type_ids"] == 1).sum(1).tolist() == [processor.num_image_tokens * n for n in (1, 2, 0)]
+
+
+@pytest.mark.parametrize("column", ["picture", "img", "jpg", "imgs"])
+def test_table_gives_its_images_when_their_column_has_any_name(
+    tmp_path: Path, processor: MoAIProcessor, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    build_table().rename_column("images", column).to_parquet(tmp_path / "table.parquet")
+    dataset = build_training_dataset(DataSettings(tmp_path / "table.parquet", verbalizations="none"), processor)
+    assert [len(sample.images) for sample in dataset] == [1, 2, 0]
+
+
+def test_table_names_its_columns_when_several_hold_images(
+    tmp_path: Path, processor: MoAIProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    table = build_table()
+    both = concatenate_datasets([table, table.select_columns("images").rename_column("images", "mask")], axis=1)
+    both.save_to_disk(tmp_path / "table")
+    settings = {"path": tmp_path / "table"}
+    with pytest.raises(ValueError, match=r"one column of images .* got \['images', 'mask'\].*`column`"):
+        build_training_dataset(DataSettings([settings], verbalizations="none"), processor)
+    chosen = DataSettings([settings | {"column": "mask"}], verbalizations="none")
+    assert build_training_dataset(chosen, processor).report.num_pictures == 3
+    for wrong in ("messages", "absent"):
+        with pytest.raises(ValueError, match=f"but not '{wrong}'"):
+            build_training_dataset(DataSettings([settings | {"column": wrong}], verbalizations="none"), processor)
 
 
 def test_row_is_refused_when_it_has_more_pictures_than_allowed(tmp_path: Path, processor: MoAIProcessor) -> None:

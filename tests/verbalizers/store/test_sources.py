@@ -66,10 +66,18 @@ def test_llava_json_lists_pictures_below_the_image_folder_when_read(folder, tmp_
 def test_data_set_is_refused_when_it_is_none(tmp_path):
     (tmp_path / "object.json").write_text('{"image": "a.png"}')
     (tmp_path / "broken.json").write_text("[")
+    (tmp_path / "empty.json").write_text("\n")
+    (tmp_path / "two.json").write_text("[]\n[]")
+    for name in ("wide.json", "wide.jsonl"):
+        (tmp_path / name).write_text("[]", encoding="utf-16")
     for name, message in (
         ("object.json", "got something else. One object per line belongs in a .jsonl"),
         ("broken.json", "expected a JSON list"),
         ("absent", "does not exist"),
+        ("empty.json", "got an empty file"),
+        ("two.json", r"two\.json.*behind the list: line 2 column 1 \(char 3\)"),
+        ("wide.jsonl", "UTF-16"),
+        ("wide.json", "UTF-8"),
     ):
         with pytest.raises(ValueError, match=message):
             read_sources(tmp_path / name)
@@ -129,3 +137,53 @@ def test_datasets_folder_lists_its_pictures_when_read(folder, tmp_path):
     assert [s.id for s in split] == ["train/0", "train/1", "x", "y"] and split[3].read() == flat[1].read()
     with pytest.raises(ValueError, match=r"one column of images .* got \['picture'\] but not 'question'"):
         read_sources(tmp_path / "flat", column="question")
+
+
+@pytest.mark.parametrize("name", ["list.jsonl", "list.json"])
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ('{"image": "a.jpg"} {"image": "b.PNG"}', "Extra data"),
+        ('{"image": "a.jpg", "score": NaN}', "NaN is no JSON"),
+        ('{"image": "a.jpg", "score": -Infinity}', "-Infinity is no JSON"),
+        ('{"image": "a.jpg", "image": "b.PNG"}', "the key 'image' stands twice"),
+        ('{"image": "a.jpg", "images": ["b.PNG"]}', "got both"),
+        ('{"img": "a.jpg", "messages": []}', "got 'a.jpg' under 'img'"),
+        ('{"image_path": "a", "conversations": []}', "under 'image_path'"),
+        ('{"pictures": ["a"]}', "under 'pictures'"),
+        ('{"image_1": "a"}', "under 'image_1'"),
+        ('{"file_name": "a.jpg", "messages": []}', "under 'file_name'"),
+        ('{"photo": {"bytes": "...", "path": null}}', "under 'photo'"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_entry_is_named_when_a_part_of_it_would_be_dropped(folder, name, entry, reason):
+    """Whoever reads the rest of such a row trains or verbalizes something else than what it says."""
+    texts = ['{"image": "a.jpg"}', entry]
+    (folder / name).write_text("[" + ",".join(texts) + "]" if name == "list.json" else "\n".join(texts))
+    if name == "list.json" and reason in ("Extra data", "Expecting property name"):
+        with pytest.raises(ValueError, match=r"list\.json.*line 1 column"):  # where the next element begins is unknown
+            read_sources(folder / name)
+        return
+    good, bad = read_sources(folder / name)
+    assert good.path == "a.jpg" and reason in bad.reason
+    assert bad.path == {"list.jsonl": "list.jsonl:2", "list.json": "list.json[1]"}[name]
+
+
+def test_rows_of_text_alone_are_left_out_when_they_mention_images(folder):
+    rows = [{"image_id": "17", "image_size": [3, 4], "image": None, "img": "", "messages": []}, {"image": "a.jpg"}]
+    (folder / "list.json").write_text(json.dumps(rows))
+    assert [source.path for source in read_sources(folder / "list.json")] == ["a.jpg"]
+
+
+def test_table_lists_its_pictures_when_its_writer_knew_no_image_type(folder, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    cells = [{"bytes": (folder / "a.jpg").read_bytes(), "path": None}]
+    datasets.Dataset.from_dict({"img": cells, "imgs": [cells * 2]}).to_parquet(tmp_path / "plain.parquet")
+    (source,) = read_sources(tmp_path / "plain.parquet", column="img")
+    assert source.read() == cells[0]["bytes"]
+    assert [source.read() for source in read_sources(tmp_path / "plain.parquet", column="imgs")] == 2 * [
+        cells[0]["bytes"]
+    ]
+    with pytest.raises(ValueError, match=r"one column of images .* got \['img', 'imgs'\]"):
+        read_sources(tmp_path / "plain.parquet")
