@@ -88,7 +88,7 @@ class MoAIPipeline:
         Args:
             name_or_path: Folder, bundled name (``"moai-nano"``) or hub name.
             verbalizers: None = those of the checkpoint's ``verbalizers.json``; else verbalizers or names such as
-                ``"ocr"``, ``"ocr/rapidocr"``; an empty list switches all off.
+                ``"ocr"`` (the checkpoint's own, else the default), ``"ocr/rapidocr"``; an empty list switches all off.
             device: None = CUDA where there is one, else CPU.
             dtype: None = float32 on CPU, else the checkpoint's own.
             load_in_4bit: Quantise the decoder to nf4 (bitsandbytes).
@@ -109,7 +109,7 @@ class MoAIPipeline:
         if verbalizers is None:
             built, absent = settings.build()
         else:
-            built, absent = build_named_verbalizers(verbalizers), {}
+            built, absent = build_named_verbalizers(verbalizers, settings), {}
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         is_quantized = load_in_4bit or load_in_8bit or model_kwargs.get("quantization_config") is not None
         if is_quantized:
