@@ -167,6 +167,7 @@ def test_bundled_checkpoint_knows_scenes_when_its_configuration_is_read(repo_roo
         (["a.png", "What?", "--scene", "a.png"], 1, "is no scene"),
         (["a.png", "What?", "--routing", "0.5,0.5"], 1, "three weights"),
         (["a.png", "What?", "--routing", "magic"], 1, "magic"),
+        (["a.png", "What?", "--max-new-tokens", "3000"], 1, "of at most 2043, got 3000: the model reads 2048 tokens"),
         (["a.png", "b.png", "What?", "--scene", "scene.json"], 1, "one --scene per image"),
         (["a.png", "What?", "--questions", "q.jsonl"], 2, "got both"),
         (["--questions", "nowhere.jsonl"], 1, "nowhere.jsonl"),
