@@ -59,6 +59,8 @@ VERBALIZERS_LAW = {
 }
 # Files that any folder of moai may import; they import one another only.
 FOUNDATIONS = ("moai/__init__.py", "moai/import_utils.py", "moai/moved_modules.py", "moai/settings.py")
+# Needs nothing but Python: text is made valid by one function, whoever takes it in.
+FOUNDATION_OF_ALL = "verbalizers/core/valid_text.py"
 DOORS = ("moai/__init__.py", "moai/__main__.py")  # the public names, imported on first use, and the command line
 # Joining: running verbalizers and holding the model in one file.
 MODEL_NAMES = {
@@ -205,6 +207,8 @@ def test_compressor_and_mixer_need_torch_only_when_they_run(path: Path) -> None:
 
 def _folder_of(module: str) -> str | None:
     """The folder of the law that a first-party module lies in; None = outside the law's reach."""
+    if f"{module}.".startswith(f"{_module_name(REPO_ROOT / FOUNDATION_OF_ALL)}."):
+        return None
     path = module.replace(".", "/") + "/"
     folders = (*FOLDER_LAW, *(package for package in PACKAGES if package != "moai"))
     return max((folder for folder in folders if path.startswith(f"{folder}/")), key=len, default=None)
@@ -254,9 +258,14 @@ def test_verbalizers_file_lies_in_a_folder_of_the_law_when_listed() -> None:
 
 def _is_foundation(module: str) -> bool:
     """``moai``, a folder without a law of its own (``moai.checkpoints``), or a name in a foundation."""
-    files = {_module_name(REPO_ROOT / file) for file in FOUNDATIONS}
+    files = {_module_name(REPO_ROOT / file) for file in (*FOUNDATIONS, FOUNDATION_OF_ALL)}
     packages = {"moai.checkpoints", *PACKAGES}
     return module in packages or module in files or module.rpartition(".")[0] in files
+
+
+def test_foundation_of_all_needs_python_only_when_read() -> None:
+    roots = _roots(_imports(REPO_ROOT / FOUNDATION_OF_ALL, import_time_only=False))
+    assert roots <= sys.stdlib_module_names
 
 
 def test_modules_import_each_other_in_no_circle_when_loaded() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from verbalizers.core.durable_files import append_to_file, atomic_file
+from verbalizers.core.valid_text import make_valid
 
 __all__ = ["AnswerFile", "QuestionRow", "read_questions"]
 
@@ -84,7 +85,9 @@ def _parse_row(line: bytes, number: int) -> QuestionRow:
         raise ValueError(f"expected `id` to be text or an integer, got {row_id!r}")
     if scene is not None and not isinstance(scene, (str, dict)):
         raise ValueError(f"expected `scene` to be a path or an object, got a {type(scene).__name__}")
-    return QuestionRow(row_id, data["image"], data["question"], scene, number)
+    # The image's path is a file name and stays as it is written.
+    question, scene = make_valid(data["question"]), scene if isinstance(scene, str) else make_valid(scene)
+    return QuestionRow(make_valid(row_id), data["image"], question, scene, number)
 
 
 class AnswerFile:

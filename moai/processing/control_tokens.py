@@ -14,6 +14,8 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from verbalizers.core.valid_text import make_valid
+
 #: Noncharacter U+FDD0: "permanently reserved for internal use" (The Unicode Standard, section 23.7).
 BREAK_MARK = "\ufdd0"
 
@@ -77,8 +79,7 @@ class ControlTokenGuard:
 
     def _escape(self, text: str) -> tuple[str, list[int]]:
         """The escaped text, and the ids that show it to be harmless."""
-        # Lone surrogates (possible in JSON) are no text that a tokenizer could encode: they become U+FFFD.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace(BREAK_MARK, "")
+        text = make_valid(text).replace(BREAK_MARK, "")
         cuts = [match.start() + 1 for match in self._pattern.finditer(text)]
         escaped = BREAK_MARK.join(text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True))
         ids = self.encode(escaped)

@@ -14,6 +14,8 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from verbalizers.core.valid_text import make_valid
+
 from .chat_templates import TURN_HEADERS, default_chat_templates
 from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
@@ -334,7 +336,7 @@ class MoAIProcessor(ProcessorMixin):
         if text is None:
             flat = [] if images is None else as_list(images)
             return None, [as_list(item) for item in flat]
-        prompts = as_list(text)
+        prompts = [make_valid(prompt) for prompt in as_list(text)]
         for index, prompt in enumerate(prompts):
             if not isinstance(prompt, str) or not prompt:
                 raise ValueError(f"prompt {index} must be a non-empty string, got {prompt!r}.")

@@ -11,6 +11,7 @@ from verbalizers.core.base import find_words
 from verbalizers.core.boxes import clip_boxes, format_box, normalize_boxes
 from verbalizers.core.merging import merge_scene
 from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Scene, Segments, TextLines
+from verbalizers.core.valid_text import make_valid
 from verbalizers.core.words import (
     BOXES_OPENING,
     RELATIONS_OPENING,
@@ -58,9 +59,9 @@ def verbalize_finding(
         return ""
     words = find_words(kind) if kind is not None and scene is not None and kind not in SCENE_FIELDS else None
     if words is not None:
-        return words(finding, scene, settings)
+        return make_valid(words(finding, scene, settings))
     if isinstance(finding, str):
-        return finding
+        return make_valid(finding)
     if isinstance(finding, Segments):
         return verbalize_segments(finding, compat)
     if isinstance(finding, Detections):

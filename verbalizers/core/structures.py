@@ -19,6 +19,7 @@ import numpy as np
 
 from verbalizers.core.boxes import mask_to_box
 from verbalizers.core.plugins import import_plugins
+from verbalizers.core.valid_text import make_valid
 from verbalizers.core.validation import checked_array, checked_confidence, checked_image_size, checked_names
 
 if TYPE_CHECKING:
@@ -364,7 +365,8 @@ class Scene(Finding):
                     f"`{name}` must be {wanted.__name__} or None, got {type(value).__name__}. "
                     "See verbalizers.core.adapters."
                 )
-        self._set(findings=dict(self.findings), failures={k: str(v) for k, v in dict(self.failures).items()})
+        failures = {kind: str(reason) for kind, reason in dict(self.failures).items()}
+        self._set(findings=make_valid(dict(self.findings)), failures=make_valid(failures))
 
     def draw(self, image: Image.Image | np.ndarray) -> Image.Image:
         """Deprecated: call `verbalizers.draw_scene(scene, image)`."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from verbalizers.core.valid_text import make_valid
+
 __all__ = ["check_range", "checked_array", "checked_confidence", "checked_image_size", "checked_names"]
 
 
@@ -62,14 +64,14 @@ def checked_confidence(value: Any, length: int, name: str = "confidence") -> np.
 
 
 def checked_names(value: Any, name: str) -> tuple[str, ...]:
-    """A tuple of strings; one bare string is refused, it would be taken apart into letters."""
+    """A tuple of strings in valid Unicode; one bare string is refused, it would be taken apart into letters."""
     if isinstance(value, str):
         raise ValueError(f"`{name}` must be a sequence of strings, got one string. Write ({value!r},).")
     names = tuple(value)
     for entry in names:
         if not isinstance(entry, str):
             raise ValueError(f"`{name}` must hold strings, got {type(entry).__name__}. Map ids to names first.")
-    return names
+    return tuple(make_valid(entry) for entry in names)
 
 
 def checked_image_size(value: Any, name: str = "image_size_hw") -> tuple[int, int]:

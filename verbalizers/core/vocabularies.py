@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from verbalizers.core.valid_text import make_valid
 from verbalizers.core.vocabulary_matching import without_names
 
 __all__ = [
@@ -148,7 +149,7 @@ def _names_of(source: Vocabulary) -> tuple[str, ...]:
     if isinstance(source, Path):
         return read_vocabulary(source)
     if not isinstance(source, str):
-        return tuple(source)
+        return tuple(make_valid(name) for name in source)
     if source in _PUBLISHED:
         return _PUBLISHED[source][1]()
     if "+" in source and not Path(source).exists():

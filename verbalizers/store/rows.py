@@ -140,8 +140,7 @@ def encode_found(content_hash: str, scene: Scene, text: str) -> str:
         "height": height,
         "width": width,
         "scene": scene_json,
-        # Arrow's strings are strict UTF-8; a lone surrogate (from a broken recogniser) would stop the whole shard.
-        "text": text.encode("utf-8", "replace").decode("utf-8"),
+        "text": text,
         "failed_kinds": sorted(scene.failures),
         "panoptic_png": None if panoptic_png is None else base64.b64encode(panoptic_png).decode("ascii"),
     }

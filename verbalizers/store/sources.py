@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from verbalizers.core.valid_text import make_valid
+
 __all__ = [
     "PICTURE_SUFFIXES",
     "BadSource",
@@ -205,7 +207,7 @@ def read_sources(
 
 
 def _in_unicode(name: str) -> str:
-    """A file name as valid Unicode: bytes that are no UTF-8 are written out as escapes."""
+    """A name as valid Unicode: bytes that are no UTF-8 are written out as escapes, for the cache tells names apart."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -266,7 +268,7 @@ def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> Datase
         location = path if "://" in path[:12] else str(folder / path)
         row_id = str(entry["id"]) if entry.get("id") is not None else path
         images.append(Source(_in_unicode(dataset), _in_unicode(row_id), _in_unicode(path), location))
-    return DatasetRow(place, entry, tuple(images))
+    return DatasetRow(place, make_valid(entry), tuple(images))
 
 
 def _parse_lines(path: Path) -> Iterator[tuple[int, Any]]:
