@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import threading
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +19,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "check_output",
+    "hold_folder",
     "lock_folder",
     "read_lines",
     "replacing",
@@ -82,11 +86,18 @@ def atomic_folder(output: str | Path, *, force: bool = False) -> Iterator[Path]:
         The temporary folder.
 
     Raises:
-        ValueError: `output` exists and `force` is not given, or it is a file.
+        ValueError: `output` exists and `force` is not given, it is a file, or another process is making it.
     """
     output = Path(output)
     check_output(output, force=force)
     output.parent.mkdir(parents=True, exist_ok=True)
+    with _hold_name(output), _filled_folder(output) as folder:
+        check_output(output, force=force)  # another may have finished meanwhile
+        yield folder
+
+
+@contextmanager
+def _filled_folder(output: Path) -> Iterator[Path]:
     folder = _temporary_name(output)
     shutil.rmtree(folder, ignore_errors=True)  # of a killed process that had this one's number
     folder.mkdir()
@@ -137,20 +148,106 @@ def append_to_file(path: Path, content: bytes) -> None:
 
 
 def lock_folder(folder: Path) -> BinaryIO:
-    """Hold the folder against a second writer for as long as the returned file is open."""
-    file = (folder / LOCK_FILE).open("wb")
+    """Hold the folder against a second writer for as long as the returned file is open.
+
+    The kernel gives the lock back when the process ends, however it ends: a file that a dead process left blocks
+    nobody. Processes that are forked meanwhile do not hold it.
+
+    Raises:
+        ValueError: another writer holds it; the message says which process, on which machine, since when.
+    """
+    return _lock(folder / LOCK_FILE, folder)
+
+
+def _lock(path: Path, folder: Path) -> BinaryIO:
+    """A file that is open, and locked where that is possible, for whoever writes to `folder`."""
+    file = path.open("a+b")
     try:
         import fcntl
-    except ImportError:  # Windows: without a lock two writers are the user's care
-        return file
-    try:
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
+        holder = _describe_holder(file)
         file.close()
         raise ValueError(
-            f"another process is writing to {str(folder)!r}. Wait for it, or name another --out."
+            f"another process is writing to {str(folder)!r}{holder}. Wait for it or stop it, or name another folder."
         ) from error
+    except (ImportError, OSError):  # Windows, or a file system without locks: two writers are the user's care
+        return file
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
+    file.truncate(0)
+    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode())
+    file.flush()
+    _lock_files.add(file)
     return file
+
+
+def _describe_holder(file: BinaryIO) -> str:
+    """Who wrote into a lock file; "" where that cannot be read."""
+    try:
+        file.seek(0)
+        holder = json.loads(file.read(4096))
+        return f" (process {int(holder['pid'])} on {str(holder['host'])!r}, since {str(holder['since'])})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+#: Locks that this process holds. A forked process closes its copies, or it would hold them after its parent's death.
+_lock_files: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in list(_lock_files)])
+
+#: Folders that `hold_folder` holds: the thread, and how often it holds each.
+_held: dict[Path, tuple[int, int]] = {}
+_holding = threading.Lock()
+
+
+@contextmanager
+def hold_folder(folder: str | Path) -> Iterator[None]:
+    """Hold a folder against all other writers; it is made where it lacks. One thread may hold it several times.
+
+    Args:
+        folder: what is written to.
+
+    Raises:
+        ValueError: another process or thread writes there (see `lock_folder`), or a file stands in its place.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"expected a folder to write to, got the file {error.filename!r}. Name another.") from error
+    place, thread = folder.resolve(), threading.get_ident()
+    with _holding:
+        owner, times = _held.get(place, (thread, 0))
+        file = None if times and owner == thread else lock_folder(folder)
+        _held[place] = (thread, times + 1 if file is None else 1)
+    try:
+        yield
+    finally:
+        with _holding:
+            if file is None:
+                _held[place] = (thread, _held[place][1] - 1)
+            else:
+                del _held[place]
+                file.close()
+
+
+@contextmanager
+def _hold_name(output: Path) -> Iterator[None]:
+    """Hold the name of a folder that is yet to be made: by a hidden file beside it, gone when this ends."""
+    path = output.with_name(f".{output.name}.lock")
+    while True:
+        file = _lock(path, output)
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            break
+        file.close()  # the one before removed it between our opening and our locking
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps open files
+            path.unlink(missing_ok=True)
+        file.close()
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from verbalizers.core.durable_files import append_to_file, atomic_file, atomic_folder
+from verbalizers.core.durable_files import append_to_file, atomic_file, atomic_folder, hold_folder
 
 
 def list_names(folder):
@@ -85,3 +85,52 @@ def test_old_content_stays_when_the_writer_is_killed(tmp_path, repo_root):
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "a").read_text() == "whole"
     assert [name for name in list_names(tmp_path) if not name.startswith(".")] == ["file", "folder"]
+
+
+HOLDER = """
+import os, sys, time
+from verbalizers.core.durable_files import atomic_folder, hold_folder
+
+with {hold}(sys.argv[1]):
+    if os.fork() == 0:  # a child that outlives its parent, as data workers do for some seconds
+        time.sleep(60)
+        os._exit(0)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no flock")
+@pytest.mark.parametrize("hold", ["hold_folder", "atomic_folder"])
+def test_folder_is_refused_with_its_holder_named_until_that_process_is_dead(tmp_path, repo_root, hold):
+    output, again = tmp_path / "out", {"hold_folder": hold_folder, "atomic_folder": atomic_folder}[hold]
+    command = [sys.executable, "-c", HOLDER.format(hold=hold), str(output)]
+    holder = subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        pid = holder.stdout.readline().strip()
+        with pytest.raises(ValueError, match=rf"out' \(process {pid} on '.+', since 20.*Wait for it"), again(output):
+            pass
+        holder.kill()
+        holder.wait(10)
+        with again(output), again(tmp_path / "other"):  # though the child is alive and the lock's file there
+            pass
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no flock")
+def test_folder_is_held_by_one_thread_when_it_asks_twice(tmp_path):
+    def ask():
+        with pytest.raises(ValueError, match=f"process {os.getpid()} "), hold_folder(tmp_path):
+            pass
+
+    with ThreadPoolExecutor(1) as threads:
+        with hold_folder(tmp_path):
+            with hold_folder(tmp_path / "." / ""):
+                threads.submit(ask).result(10)
+            threads.submit(ask).result(10)
+        with threads.submit(hold_folder, tmp_path).result(10):
+            pass
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="got the file"), hold_folder(tmp_path / "file"):
+        pass
