@@ -1,5 +1,56 @@
 """``python -m moai`` is the command ``moai``."""
 
-from moai.cli import app
+from __future__ import annotations
 
-app(prog_name="moai")
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import NoReturn
+
+__all__ = ["main"]
+
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+#: Names of threads that run foreign code (verbalizers, generation) and may still do so at the end.
+_WORKING_THREADS = ("verbalizer-", "moai-answer")
+
+
+def main() -> NoReturn:
+    """Run the command line, and leave with its exit code: 130 after Ctrl-C, 143 after SIGTERM."""
+    try:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _terminate)
+        if hasattr(sys.stdout, "reconfigure"):  # an answer in another alphabet than the terminal's is no error
+            sys.stdout.reconfigure(errors="backslashreplace")
+        from moai.cli import app
+
+        app(prog_name="moai")
+        code = 0
+    except KeyboardInterrupt:  # while modules were being imported
+        code = EXIT_INTERRUPTED
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    _leave(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends as Ctrl-C does: files are closed, workers are ended, what is done stays done."""
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # the reader of the pipe has gone: Python would complain once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if any(thread.name.startswith(_WORKING_THREADS) for thread in threading.enumerate()):
+        # Python would end while a library's native code still runs in the thread, which aborts the process.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

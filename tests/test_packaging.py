@@ -102,7 +102,7 @@ def test_wheel_holds_every_module_and_data_file_when_built(wheel: zipfile.ZipFil
 @pytest.mark.slow
 def test_wheel_names_command_licence_and_extras_when_built(wheel: zipfile.ZipFile) -> None:
     texts = {name.split("/", 1)[1]: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
-    assert "moai = moai.cli:app" in texts["entry_points.txt"]
+    assert "moai = moai.__main__:main" in texts["entry_points.txt"]
     assert "Apache License" in texts["licenses/LICENSE"]
     metadata = texts["METADATA"]
     assert "Name: moai-vlm" in metadata

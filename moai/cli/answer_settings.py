@@ -96,14 +96,14 @@ def load_pipeline(
     Raises:
         ValueError: No such checkpoint or verbalizer; known before torch is imported.
     """
-    from ..checkpoints.io.verbalizer_settings import build_named_verbalizers
+    from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
 
     folder, names = find_checkpoint(model), parse_verbalizers(verbalizers)
-    chosen = None if names is None else build_named_verbalizers(names)
-    from ..pipeline.pipeline_moai import MoAIPipeline
-
+    chosen = None if names is None else build_named_verbalizers(names, VerbalizerSettings.load_pretrained(folder))
     if not is_debugging:
         silence_libraries()
+    from ..pipeline.pipeline_moai import MoAIPipeline
+
     pipeline = MoAIPipeline.from_pretrained(folder, chosen, **settings)
     if (domain := pipeline.model.config.domain) and not is_quiet:
         note(f"{model} knows {domain} only: its answers about other images are guesses")
@@ -111,14 +111,23 @@ def load_pipeline(
 
 
 def silence_libraries() -> None:
-    """Switch off the libraries' log lines and progress bars: results say themselves what is missing."""
+    """Switch off the libraries' log lines and progress bars, here and in worker processes.
+
+    Results say themselves what is missing. transformers reads the variables when it is imported: that may be never.
+    """
     import logging
+    import os
+    import sys
     import warnings
 
-    from transformers.utils import logging as transformers_logging
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
     for name in ("verbalizers", "bitsandbytes"):  # the latter reports each fast path that it does without
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")

@@ -73,8 +73,8 @@ def verbalize_datasets(
 
     Args:
         datasets: Folders, ``.json`` or ``.jsonl`` files, ``datasets`` folders, or images.
-        model: Checkpoint whose ``verbalizers.json`` to use; None = the defaults.
-        verbalizers: Names separated by commas, instead of those.
+        model: Checkpoint whose ``verbalizers.json`` to use; None = the bundled one's.
+        verbalizers: Names separated by commas: only these of them, or others.
         kinds: Only these kinds look; None = all.
         settings: The rest.
 

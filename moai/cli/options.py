@@ -19,6 +19,9 @@ TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=0.0, help="Seconds per image that a verbalizer has; 0 = no limit.")
 ]
 VerbalizersOption = Annotated[
-    str | None, typer.Option("--verbalizers", help="Names such as ocr,ocr/rapidocr instead of the checkpoint's; none.")
+    str | None,
+    typer.Option(
+        "--verbalizers", help="Only these, such as ocr,detection (the checkpoint's own) or ocr/paddleocr; none."
+    ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import exit_for, reporting_errors
-from .options import DEFAULT_MODEL, DebugOption, JsonOption, OverlayOption, ShowOption, TimeoutOption, VerbalizersOption
+from .options import DebugOption, JsonOption, OverlayOption, ShowOption, TimeoutOption, VerbalizersOption
 
 __all__ = ["verbalize"]
 
@@ -20,7 +20,7 @@ def verbalize(
     ],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Whose verbalizers look; default: the bundled one's; DATASET: the OCR."),
+        typer.Option("--model", "-m", envvar="MOAI_MODEL", help="Whose verbalizers look; default: the bundled one's."),
     ] = None,
     kinds: Annotated[
         str | None, typer.Option("--kinds", help="Only these: segmentation, detection, scene_graph, ocr.")
@@ -51,7 +51,6 @@ def verbalize(
     debug: DebugOption = False,
 ) -> None:
     """Print what computer vision finds in images, in words, or keep it for a whole data set (--out)."""
-    from ..checkpoints.io.lookup import list_bundled_checkpoints
     from .answer_settings import AnswerSettings, silence_libraries
     from .verbalizing import verbalize_pictures
 
@@ -69,7 +68,5 @@ def verbalize(
             options = (engine, workers, batch_size, image_folder, column, limit, retry_failures, json_output)
             exit_for(*verbalize_datasets(images, model, verbalizers, chosen, DatasetSettings(out, *options)))
             return
-        if model is None and verbalizers is None and DEFAULT_MODEL in list_bundled_checkpoints():
-            model = DEFAULT_MODEL  # as `moai ask` looks
         settings = AnswerSettings(json_output, show or overlay is not None, overlay, timeout_s=limit)
         exit_for(verbalize_pictures(images, model, verbalizers, chosen, settings, profile), len(images))

@@ -9,7 +9,7 @@ from verbalizers.core.base import add_sources
 from verbalizers.core.profiling import Cost, profile_scene
 from verbalizers.core.scene import keep_kinds
 
-from ..checkpoints.io.lookup import find_checkpoint
+from ..checkpoints.io.lookup import find_checkpoint, list_bundled_checkpoints
 from ..checkpoints.io.verbalizer_settings import (
     VerbalizerSettings,
     build_named_verbalizers,
@@ -18,6 +18,7 @@ from ..checkpoints.io.verbalizer_settings import (
 )
 from ..processing.image_loading import load_image
 from .answer_settings import AnswerSettings, parse_verbalizers
+from .options import DEFAULT_MODEL
 from .profiling import print_costs
 from .rendering import choose_overlay_path, describe_missing, note, print_json, print_words, save_overlay
 
@@ -30,8 +31,8 @@ def choose_verbalizers(
     """The verbalizers that a command's options name; no model is loaded yet.
 
     Args:
-        model: Checkpoint whose ``verbalizers.json`` to use; None = the defaults.
-        verbalizers: Names separated by commas, instead of those.
+        model: Checkpoint whose ``verbalizers.json`` to use; None = the bundled one's.
+        verbalizers: Names separated by commas: only these of them, or others.
         kinds: Only these kinds look, and whoever finds what they use; None = all.
 
     Returns:
@@ -40,10 +41,13 @@ def choose_verbalizers(
     Raises:
         ValueError: An unknown kind or verbalizer.
     """
+    if model is None and DEFAULT_MODEL in list_bundled_checkpoints():
+        model = DEFAULT_MODEL  # as `moai ask` looks
     stored = VerbalizerSettings() if model is None else VerbalizerSettings.load_pretrained(find_checkpoint(model))
-    built, absent = stored.build()
-    if verbalizers is not None:
-        built, absent = build_named_verbalizers(parse_verbalizers(verbalizers) or []), {}
+    if verbalizers is None:
+        built, absent = stored.build()
+    else:
+        built, absent = build_named_verbalizers(parse_verbalizers(verbalizers) or [], stored), {}
     unknown = set(kinds or stored.kinds) - set(SCENE_FIELDS) - {v.kind for v in built}
     if unknown:
         raise ValueError(f"unknown kinds {sorted(unknown)}, expected some of {sorted(SCENE_FIELDS)}.")
@@ -63,8 +67,8 @@ def verbalize_pictures(
 
     Args:
         images: Paths.
-        model: Checkpoint whose ``verbalizers.json`` to use; None = the defaults.
-        verbalizers: Names separated by commas, instead of those.
+        model: Checkpoint whose ``verbalizers.json`` to use; None = the bundled one's.
+        verbalizers: Names separated by commas: only these of them, or others.
         kinds: Only these kinds speak, and only they and whoever finds what they use look; None = all.
         settings: ``is_json``, ``is_drawing``, ``overlay`` and ``timeout_s`` count.
         is_profiling: Measure each verbalizer alone, then all side by side; print a table, or with ``is_json`` add

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
 
@@ -25,8 +26,9 @@ from ..checkpoints.io.verbalizer_settings import (
 from ..models.moai.modeling_moai import MoAIForConditionalGeneration
 from ..processing.image_loading import ImageSource
 from ..processing.processing_moai import MoAIProcessor
+from ..processing.sample_batching import holds_samples
 from .outputs import MoAIOutput, PipelineError, PromptRouting
-from .queries import Query, pair_queries, select_routing
+from .queries import Query, check_answer_length, pair_queries, select_routing
 from .streaming import AnswerStream, CallbackStreamer
 
 __all__ = ["DEFAULT_TIMEOUT_S", "MoAIOutput", "MoAIPipeline", "PipelineError"]
@@ -88,7 +90,7 @@ class MoAIPipeline:
         Args:
             name_or_path: Folder, bundled name (``"moai-nano"``) or hub name.
             verbalizers: None = those of the checkpoint's ``verbalizers.json``; else verbalizers or names such as
-                ``"ocr"``, ``"ocr/rapidocr"``; an empty list switches all off.
+                ``"ocr"`` (the checkpoint's own, else the default), ``"ocr/rapidocr"``; an empty list switches all off.
             device: None = CUDA where there is one, else CPU.
             dtype: None = float32 on CPU, else the checkpoint's own.
             load_in_4bit: Quantise the decoder to nf4 (bitsandbytes).
@@ -109,7 +111,7 @@ class MoAIPipeline:
         if verbalizers is None:
             built, absent = settings.build()
         else:
-            built, absent = build_named_verbalizers(verbalizers), {}
+            built, absent = build_named_verbalizers(verbalizers, settings), {}
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         is_quantized = load_in_4bit or load_in_8bit or model_kwargs.get("quantization_config") is not None
         if is_quantized:
@@ -148,7 +150,7 @@ class MoAIPipeline:
         """Run the verbalizers; the scenes can be passed to many calls as ``scenes=``.
 
         Args:
-            images: One image or a list of them.
+            images: One image or several (a list, a generator).
             scenes: Findings brought along, one per image (None = nothing): only kinds that they lack are looked for.
             timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
 
@@ -162,7 +164,7 @@ class MoAIPipeline:
         for query in queries:
             query.load(self.processor.max_image_pixels)
         found = complete_scenes([(q.image, q.scene) for q in queries], self.verbalizers, timeout_s)
-        return found if isinstance(images, (list, tuple)) else found[0]
+        return found if holds_samples(images) else found[0]
 
     def describe(self, scene: Scene) -> str:
         """Verbalization of a scene, as the model reads it."""
@@ -180,7 +182,8 @@ class MoAIPipeline:
         """Answer one question about one image, or a list.
 
         Args:
-            images: One image (path, bytes, PIL, array) or a list; one image goes with every question.
+            images: One image (path, bytes, file object, PIL, array) or several (a list, a generator); one image goes
+                with every question.
             questions: One question or a list; one question goes with every image.
             scenes: Findings already at hand, one per image (or one for the only image): used as they are.
             **settings: As for :meth:`answer_each`.
@@ -200,7 +203,7 @@ class MoAIPipeline:
         except PipelineError as error:
             error.outputs = outputs
             raise
-        is_single = isinstance(questions, str) and not isinstance(images, (list, tuple))
+        is_single = isinstance(questions, str) and not holds_samples(images)
         return outputs[0] if is_single else outputs
 
     def answer_each(
@@ -246,6 +249,7 @@ class MoAIPipeline:
             )
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("the pipeline gives one answer per question; call `pipeline.model.generate` for several.")
+        check_answer_length(self.processor, self.model.config, max_new_tokens)
         queries = pair_queries(images, questions, scenes)
         batch_size = 1 if stream is not None else batch_size
         generate_kwargs |= {"max_new_tokens": max_new_tokens, "output_routing": output_routing}
@@ -260,8 +264,8 @@ class MoAIPipeline:
                 usable = [query for query in usable if query.index < first_bad]
             self.verbalize_queries(usable, seen, timeout_s, is_completing_scenes)
             answers = self.generate_answers(usable, routing, stream, **generate_kwargs)
-            still_to_come = {query.key for query in queries[start + batch_size :]}
-            seen = {key: scene for key, scene in seen.items() if key in still_to_come}
+            still_to_come = {query.source_key for query in queries[start + batch_size :]}
+            seen = {key: scene for key, scene in seen.items() if key[:2] in still_to_come}
             for query in batch:
                 query.release()
                 if query.index in answers:
@@ -290,7 +294,7 @@ class MoAIPipeline:
             An iterator over pieces of text; its ``output`` is the whole :class:`MoAIOutput` at the end. Leaving the
             loop early stops the generation.
         """
-        if isinstance(image, (list, tuple)) or not isinstance(question, str):
+        if holds_samples(image) or not isinstance(question, str):
             raise ValueError("expected one image and one question to stream, got a list. Call the pipeline for lists.")
         return AnswerStream(lambda **hooks: self(image, question, scene, **settings, **hooks), self.processor.tokenizer)
 
@@ -303,9 +307,11 @@ class MoAIPipeline:
             queries: From :func:`moai.pipeline.queries.pair_queries`; ``image`` and ``prompt`` are filled in.
             max_new_tokens: Tokens of the model's context that are kept for the answer.
         """
+        loaded: dict[Any, Image.Image] = {}
         for query in queries:
             try:
-                query.load(self.processor.max_image_pixels)
+                query.load(self.processor.max_image_pixels, loaded.get(query.source_key))
+                loaded[query.source_key] = query.image
                 query.build_prompt(self.processor, self.model.config, max_new_tokens)
             except ValueError as error:
                 query.fail(error)
@@ -326,12 +332,12 @@ class MoAIPipeline:
             is_completing_scenes: Also run the verbalizers whose findings a given scene lacks.
         """
         seen = {} if seen is None else seen
-        wanting = [query for query in queries if query.scene is None or is_completing_scenes]
-        new = {query.key: (query.image, query.scene) for query in wanting if query.key not in seen}
+        wanting = [(query.key, query) for query in queries if query.scene is None or is_completing_scenes]
+        new = {key: (query.image, query.scene) for key, query in wanting if key not in seen}
         if new:
             seen |= zip(new, complete_scenes(list(new.values()), self.verbalizers, timeout_s), strict=True)
-        for query in queries:
-            query.scene = seen.get(query.key, query.scene)
+        for key, query in wanting:
+            query.scene = seen[key]
 
     def generate_answers(
         self,

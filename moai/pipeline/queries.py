@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from PIL import Image
 from verbalizers import Scene
 
 from ..models.moai.configuration_moai import MoAIConfig
-from ..processing.image_loading import ImageSource, load_image
+from ..processing.image_loading import ImageLoadError, ImageSource, can_go_back, load_image, read_stream
 from ..processing.processing_moai import MoAIProcessor
+from ..processing.sample_batching import as_list
 
 __all__ = ["Query", "pair_queries", "select_routing"]
 
@@ -46,30 +48,38 @@ class Query:
     cause: Exception | None = None
 
     @property
+    def source_key(self) -> Any:
+        """Equal for queries that name the same image, a path or an object, with the same findings at hand."""
+        is_path = isinstance(self.source, (str, os.PathLike))
+        return os.fspath(self.source) if is_path else id(self.source), id(self.scene)
+
+    @property
     def key(self) -> Any:
-        """Equal for queries about the same image (path or object) with the same findings at hand."""
-        if isinstance(self.source, (str, os.PathLike)):
-            return os.fspath(self.source), id(self.scene)
-        return id(self.source), id(self.scene)
+        """`source_key` and what was read: a file or an array may have changed since an earlier query."""
+        return *self.source_key, self.image.size, hashlib.sha256(self.image.tobytes()).digest()
 
     @property
     def name(self) -> str:
         """Name of this query in messages: its index, and its path where it has one."""
-        path = f" ({os.fspath(self.source)})" if isinstance(self.source, (str, os.PathLike)) else ""
-        return f"item {self.index}{path}"
+        path = self.source if isinstance(self.source, (str, os.PathLike)) else getattr(self.source, "name", None)
+        return f"item {self.index}" + (f" ({os.fspath(path)})" if isinstance(path, (str, os.PathLike)) else "")
 
     def fail(self, error: Exception) -> None:
         """Record why there will be no answer."""
         self.cause = error
         self.error = f"{self.name}: {error}" if self.num_queries > 1 else str(error)
 
-    def load(self, max_pixels: int) -> None:
+    def load(self, max_pixels: int, image: Image.Image | None = None) -> None:
         """Load the image and check that a given scene belongs to it.
+
+        Args:
+            max_pixels: Its greatest size.
+            image: The image, where it has just been read for another query.
 
         Raises:
             ValueError: The image cannot be read, or the scene is none or of another size.
         """
-        self.image = load_image(self.source, max_pixels)
+        self.image = load_image(self.source, max_pixels) if image is None else image
         _check_scene(self.scene, self.image)
 
     def release(self) -> None:
@@ -97,13 +107,33 @@ class Query:
 
 def count_readable_tokens(processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> int | None:
     """Longest prompt in tokens that leaves room for the answer; None = no known bound."""
-    bounds = [processor.max_length]
-    rope = getattr(config.text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "dynamic":  # dynamic NTK reads on beyond what it was trained with
-        longest = getattr(config.text_config, "max_position_embeddings", None)
-        bounds.append(None if longest is None else longest - max_new_tokens)
-    known = [bound for bound in bounds if bound is not None]
+    longest = _count_positions(config)
+    known = [bound for bound in (processor.max_length, longest and longest - max_new_tokens) if bound is not None]
     return min(known) if known else None
+
+
+def check_answer_length(processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> None:
+    """Check that an answer of this length leaves room for the image and a question.
+
+    Raises:
+        ValueError: It does not; the message has the longest answer.
+    """
+    longest = _count_positions(config)
+    room = None if longest is None else longest - processor.num_image_tokens - 1
+    if room is not None and max_new_tokens > room:
+        raise ValueError(
+            f"expected `max_new_tokens` (--max-new-tokens) of at most {room}, got {max_new_tokens}: the model reads "
+            f"{longest} tokens, of which the image takes {processor.num_image_tokens} and the question needs some. "
+            "Lower it."
+        )
+
+
+def _count_positions(config: MoAIConfig) -> int | None:
+    """Tokens that the decoder reads, the answer included; None = no known bound."""
+    rope = getattr(config.text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "dynamic":  # dynamic NTK reads on beyond what it was trained with
+        return None
+    return getattr(config.text_config, "max_position_embeddings", None)
 
 
 def _check_scene(scene: Scene | None, image: Image.Image) -> None:
@@ -129,16 +159,19 @@ def pair_queries(
 ) -> list[Query]:
     """Pair images, questions and scenes; a single one goes with all of the others.
 
+    Generators are read to their end. A file object that cannot go back (a pipe, a download) is read here, once.
+
     Raises:
         ValueError: The numbers do not fit, or there is nothing.
     """
-    given = list(images) if isinstance(images, (list, tuple)) else [images]
-    asked = list(questions) if isinstance(questions, (list, tuple)) else [questions]
+    given, asked = as_list(images), as_list(questions)
     if not given or not asked:
         raise ValueError(
             f"expected images and questions, got {len(given)} and {len(asked)}. Pass at least one of each."
         )
-    found = list(scenes) if isinstance(scenes, (list, tuple)) else [scenes] * len(given)
+    held: dict[int, Any] = {}
+    given = [held[id(image)] if id(image) in held else held.setdefault(id(image), _hold(image)) for image in given]
+    found = [scenes] * len(given) if scenes is None or isinstance(scenes, Scene) else as_list(scenes)
     if isinstance(scenes, Scene) and len(given) != 1:
         raise ValueError(f"expected one scene per image ({len(given)}), got a single one. Pass a list; None = none.")
     if len(found) != len(given):
@@ -154,6 +187,16 @@ def pair_queries(
         )
     rows = zip(given, asked, found, strict=True)
     return [Query(index, *row, num_queries=len(asked)) for index, row in enumerate(rows)]
+
+
+def _hold(image: ImageSource) -> ImageSource:
+    """The image as given, or the content of a file object that can be read but once."""
+    if not hasattr(image, "read") or can_go_back(image):
+        return image
+    try:
+        return read_stream(image)
+    except ImageLoadError:
+        return image  # its own query says why
 
 
 def select_routing(routing: Any, indices: list[int], num_queries: int) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib.util
 import io
 import os
 import re
@@ -28,7 +29,7 @@ DEFAULT_MAX_PIXELS = 64_000_000
 #: Largest file, byte string or download that is read by default.
 DEFAULT_MAX_BYTES = 256 * 2**20
 #: Raster formats that are opened; anything else is refused by name.
-IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray"
 
@@ -46,6 +47,7 @@ _DECODER_ERRORS = (
     OverflowError,
     struct.error,
     zlib.error,
+    AssertionError,  # a lazy PIL image whose file is closed
     Image.DecompressionBombError,
     ImportError,  # a decoder that is not installed; also what ultralytics' replacement of Image.open raises
 )
@@ -77,9 +79,10 @@ def load_image(
     profile; the EXIF orientation is applied.
 
     Args:
-        source: Path, encoded bytes, binary file, PIL image, or array: (H, W), (H, W, 1|3|4) or (1|3|4, H, W) of
-            dtype bool, uint8, uint16, another integer within 0..255, or float within 0..1; torch tensors likewise.
-            Where both layouts fit, arrays are read with channels last and tensors with channels first.
+        source: Path, encoded bytes, binary file (from its start where it can go back, as Pillow reads), PIL image, or
+            array: (H, W), (H, W, 1|3|4) or (1|3|4, H, W) of dtype bool, uint8, uint16, another integer within 0..255,
+            or float within 0..1; torch tensors likewise. Where both layouts fit, arrays are read with channels last
+            and tensors with channels first.
         max_pixels: Most pixels (height x width) that are decoded.
         allow_urls: Whether ``http://`` and ``https://`` addresses are downloaded. Only switch it on for addresses
             you trust: the request is made from this machine, into its network.
@@ -106,9 +109,11 @@ def load_image(
             max_bytes,
         )
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(source, max_pixels, max_bytes)
+        return _from_bytes(read_image_file(source, max_bytes), _clip(source), max_pixels, max_bytes)
     if hasattr(source, "read"):
-        return _from_bytes(source.read(max_bytes + 1), "binary file", max_pixels, max_bytes)
+        name = getattr(source, "name", None)
+        name = _clip(name) if isinstance(name, (str, os.PathLike)) and name else "binary file"
+        return _from_bytes(read_stream(source, name, max_bytes), name, max_pixels, max_bytes)
     raise ImageLoadError(
         f"expected an image as path, bytes, PIL image or array, got {type(source).__name__}. "
         "Pass one of these, one image at a time."
@@ -121,8 +126,74 @@ def _clip(source: object, limit: int = 120) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
-def _from_path(path: str | os.PathLike[str], max_pixels: int, max_bytes: int) -> Image.Image:
-    """Open a regular file; everything else a path may name is refused."""
+def can_go_back(stream: Any) -> bool:
+    """Whether a file object can be read from its start again; a pipe or a download cannot."""
+    try:
+        return bool(stream.seekable())
+    except (AttributeError, OSError, ValueError):  # no such method, or the file is closed
+        return False
+
+
+def read_stream(stream: Any, name: str = "binary file", max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+    """Read a file object, from its start where it can go back: it may have been read, or just been written.
+
+    Args:
+        stream: Opened in binary mode.
+        name: What messages call it.
+        max_bytes: Reading ends soon behind so many.
+
+    Returns:
+        Its content, at most one piece more than ``max_bytes``.
+
+    Raises:
+        ImageLoadError: It is closed, opened as text, or cannot be read.
+    """
+    data = bytearray()
+    if isinstance(stream, io.TextIOBase):
+        raise ImageLoadError(f"expected a file opened in binary mode, got {name} opened as text. Open it with 'rb'.")
+    try:
+        if can_go_back(stream):
+            stream.seek(0)
+        while len(data) <= max_bytes:
+            piece = stream.read(max_bytes + 1 - len(data))  # an unbuffered file gives what is there, not all
+            if not isinstance(piece, (bytes, bytearray, memoryview)):
+                raise TypeError(f"its read() gives {type(piece).__name__}, not bytes")
+            if not piece:
+                break
+            data += piece
+    except (OSError, ValueError, TypeError) as error:
+        raise ImageLoadError(f"expected an open, readable file, got {name} ({error}). Open it again.") from error
+    return bytes(data)
+
+
+def read_image_file(path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+    """Read a regular file's content; everything else a path may name is refused.
+
+    Args:
+        path: The file.
+        max_bytes: Its greatest size.
+
+    Raises:
+        ImageLoadError: It is not there, no regular file, too large, or cannot be read.
+    """
+    name = _clip(path)
+    check_image_path(path, max_bytes)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageLoadError(f"expected a readable file, got {name} ({error}). Check its permissions.") from error
+
+
+def check_image_path(path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    """Check that a path names a regular file of bearable size, without opening it.
+
+    Args:
+        path: The file.
+        max_bytes: Its greatest size.
+
+    Raises:
+        ImageLoadError: It does not.
+    """
     name = _clip(path)
     try:
         status = os.stat(path)
@@ -140,37 +211,71 @@ def _from_path(path: str | os.PathLike[str], max_pixels: int, max_bytes: int) ->
         raise ImageLoadError(
             f"expected at most {max_bytes} bytes, got {name} with {status.st_size}. Shrink it or raise `max_bytes`."
         )
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageLoadError(f"expected a readable file, got {name} ({error}). Check its permissions.") from error
-    return _from_bytes(data, name, max_pixels, max_bytes)
 
 
 def _from_bytes(data: bytes, name: str, max_pixels: int, max_bytes: int) -> Image.Image:
     """Decode an encoded image, header first."""
-    if not isinstance(data, bytes):
-        raise ImageLoadError(f"expected a file opened in binary mode, got {type(data).__name__}. Open it with 'rb'.")
     if not data:
         raise ImageLoadError(f"expected an encoded image, got {name} with zero bytes. Save or download it again.")
     if len(data) > max_bytes:
         raise ImageLoadError(f"expected at most {max_bytes} bytes, got more in {name}. Shrink it or raise `max_bytes`.")
     Image.init()
+    kind, package = _name_media_file(data)
+    if kind == "HEIF" and kind not in Image.OPEN and importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+    if kind and kind not in formats:
+        shown = "HEIC (HEIF)" if kind == "HEIF" else kind
+        raise ImageLoadError(
+            f"expected an image that the installed Pillow reads, got {name} in {shown}. Install what reads it "
+            f"(pip install {package}), or save it as JPEG or PNG."
+        )
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own bound, whatever `max_pixels` says; the second where warnings are errors.
-        counted = re.search(r"\((\d+ pixels)\)", str(error))
-        raise _too_many_pixels(name, counted.group(1) if counted else str(error), max_pixels) from error
-    except _DECODER_ERRORS as error:
-        start = data[:16]
         raise ImageLoadError(
-            f"expected an image ({', '.join(formats)}), got {name}, whose content is not one (it begins with "
-            f"{start!r}). Check that the file is what its name says."
+            f"expected at most {max_pixels} pixels, got {name}, which Pillow refuses: {error} Shrink the image, or "
+            "raise `max_pixels` and PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
+    except _DECODER_ERRORS as error:
+        reason = _find_reason(data, formats)
+        if reason is None:
+            got = f"{name}, whose content is not one (it begins with {data[:16]!r})"
+        else:
+            got = f"{name}, which is damaged or cut off ({reason})"
+        raise ImageLoadError(
+            f"expected an image ({', '.join(formats)}), got {got}. Check that the file is what its name says."
         ) from error
     with image:
         return _finish(image, name, max_pixels)
+
+
+def _name_media_file(data: bytes) -> tuple[str, str]:
+    """Format of an ISO media file, and the package that lets Pillow read it; empty strings for other files."""
+    brands = data[8:64] if data[4:8] == b"ftyp" else b""
+    if b"avif" in brands or b"avis" in brands:
+        return "AVIF", "-U pillow"
+    if any(brand in brands for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")):
+        return "HEIF", "pillow-heif"
+    return "", ""
+
+
+def _find_reason(data: bytes, formats: list[str]) -> str | None:
+    """Pillow's own reason against an image whose first bytes are of a known format; `Image.open` keeps it to itself."""
+    for kind in formats:
+        factory, accept = Image.OPEN[kind]
+        accepted = accept is not None and accept(data[:16])
+        if isinstance(accepted, str):  # a format that this build of Pillow lacks
+            return accepted
+        if accepted:
+            try:
+                factory(io.BytesIO(data), "")
+            except _DECODER_ERRORS as error:
+                return f"{kind}: {error or type(error).__name__}"
+    return None
 
 
 def _too_many_pixels(name: str, got: str, max_pixels: int) -> ImageLoadError:
@@ -191,6 +296,11 @@ def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     try:
         image.load()
     except (*_DECODER_ERRORS, MemoryError) as error:
+        if getattr(image, "fp", image) is None or "closed" in str(error):
+            raise ImageLoadError(
+                f"expected an image that can be read, got {name}, whose file was closed before its pixels were loaded. "
+                "Call load() before closing it, or pass the path."
+            ) from error
         raise ImageLoadError(
             f"expected a whole image, got {name}, which is damaged or cut off ({error}). Download or save it again."
         ) from error

@@ -305,6 +305,7 @@ class MoAIProcessor(ProcessorMixin):
         images_kwargs.pop("return_tensors", None)
         limit, truncation = settings.get("max_length") or self.max_length, settings["truncation"]
         add_special_tokens, multiple_of = settings["add_special_tokens"], settings.get("pad_to_multiple_of")
+        questions = None if questions is None else as_list(questions)  # a generator can be read but once
         prompts, groups = self._prompts_and_images(images, text, questions, chat_template)
         given, image_index = unique_objects([image for group in groups for image in group])
         loaded = [load_image(image, self.max_image_pixels, allow_urls, allow_data_urls=True) for image in given]
@@ -316,7 +317,7 @@ class MoAIProcessor(ProcessorMixin):
                 if limit is not None and len(sample["input_ids"]) > limit:
                     if questions is None or not truncation:
                         raise self.encoder.too_long(index, sample, limit, can_cut=questions is not None)
-                    asked, count = as_list(questions)[index], len(groups[index])
+                    asked, count = questions[index], len(groups[index])
                     sample = self._cut_question(asked, count, chat_template, target, add_special_tokens, limit)
                 samples.append(sample)
             if settings.get("return_offsets_mapping"):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 
+def holds_samples(value: Any) -> bool:
+    """Whether a value holds samples rather than being one: a list or another sequence, a generator, a 4-D array."""
+    if isinstance(value, (str, bytes, bytearray, memoryview)) or hasattr(value, "read"):  # a file gives lines
+        return False
+    return isinstance(value, (Sequence, Iterator)) or getattr(value, "ndim", 0) == 4
+
+
 def as_list(value: Any) -> list[Any]:
-    """A list of samples: lists and tuples as they are, a stack of images (4-D array) by its rows, else one sample."""
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    if getattr(value, "ndim", 0) == 4:
-        return list(value)
-    return [value]
+    """A list of samples: of what holds several, in its order, or of the one sample."""
+    return list(value) if holds_samples(value) else [value]
 
 
 def is_nested(images: Sequence[Any]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -286,7 +287,7 @@ def build_verbalizer(kind: str, backend: str | None = None, **settings: Any) -> 
         **settings: the class's fields.
 
     Raises:
-        ValueError: unknown kind or backend, or settings the class does not have.
+        ValueError: unknown kind or backend, settings the class does not have, or none for one that it needs.
         ImportError: a plug-in cannot be imported.
     """
     available = available_verbalizers()
@@ -304,6 +305,14 @@ def build_verbalizer(kind: str, backend: str | None = None, **settings: Any) -> 
         unknown = sorted(set(settings) - known)
         if unknown:
             raise ValueError(f"{kind}/{backend} has no setting {unknown}, expected some of {sorted(known)}.")
+    parameters = inspect.signature(cls).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+    if lacking := [name for name in needed if name not in settings]:
+        raise ValueError(
+            f"{kind}/{backend} needs the settings {needed}, got none for {lacking}. Give them in the checkpoint's "
+            "verbalizers.json, or build it in Python."
+        )
     return cls(**settings)
 
 

@@ -35,7 +35,7 @@ __all__ = [
 
 #: Files of a folder that count as images, by suffix.
 PICTURE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+    ".avif .bmp .gif .heic .heif .hif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
 #: Largest image file that is read.
 MAX_FILE_BYTES = 256 * 2**20

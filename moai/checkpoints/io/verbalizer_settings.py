@@ -203,7 +203,7 @@ def _resolve_paths(entry: Any, folder: str | Path | None) -> Any:
     for name in _PATH_SETTINGS & set(settings):
         value = settings[name]
         if isinstance(value, str) and (value.startswith(_DOTS) or (Path(folder) / value).exists()):
-            resolved[name] = os.path.normpath(Path(folder) / value)
+            resolved[name] = os.path.abspath(Path(folder) / value)  # worker processes may stand elsewhere
     return {**entry, "settings": {**settings, **resolved}}
 
 
@@ -244,21 +244,28 @@ def _find_stranger(entry: Mapping[str, Any]) -> str | None:
     return f"no verbalizer {name} is installed here: install the plug-in that brings it, or a newer moai-vlm"
 
 
-def build_named_verbalizers(chosen: Iterable[Verbalizer | str] | str) -> list[Verbalizer]:
+def build_named_verbalizers(
+    chosen: Iterable[Verbalizer | str] | str, stored: VerbalizerSettings | None = None
+) -> list[Verbalizer]:
     """Verbalizers from objects and names.
 
+    A name that the checkpoint has an entry for stands for that entry, its backend, weights and thresholds included.
+
     Args:
-        chosen: Ready verbalizers and names: ``"ocr"`` (the kind's default backend) or ``"ocr/rapidocr"``.
+        chosen: Ready verbalizers and names: ``"ocr"`` (the checkpoint's, else the kind's default backend) or
+            ``"ocr/rapidocr"``.
+        stored: The checkpoint's settings; None = no checkpoint.
 
     Raises:
-        ValueError: An unknown name, or something that is no verbalizer.
-        ImportError: A plug-in cannot be imported.
+        ValueError: An unknown name, one that needs settings that the checkpoint does not have, files of the
+            checkpoint's verbalizer that are not there, or something that is no verbalizer.
+        ImportError: A package or plug-in cannot be imported.
     """
     built = []
     for item in [chosen] if isinstance(chosen, (str, Verbalizer)) else chosen:
         if isinstance(item, str):
             kind, _, backend = item.partition("/")
-            built.append(build_verbalizer(kind, backend or None))
+            built.append(_build_named(kind, backend or None, stored))
         elif isinstance(item, Verbalizer):
             built.append(item)
         else:
@@ -266,6 +273,18 @@ def build_named_verbalizers(chosen: Iterable[Verbalizer | str] | str) -> list[Ve
                 f"`verbalizers` must hold verbalizers or names ('ocr', 'ocr/rapidocr'), got {type(item).__name__}."
             )
     return built
+
+
+def _build_named(kind: str, backend: str | None, stored: VerbalizerSettings | None) -> Verbalizer:
+    known = available_verbalizers().get(kind, ("",))
+    for entry in (None if stored is None else stored.verbalizers) or ():
+        own = entry.get("backend", known[0])
+        if entry["kind"] == kind and backend in (None, own):
+            settings = entry.get("settings", {})
+            if (reason := _find_obstacle(settings)) is not None:
+                raise ValueError(f"the checkpoint's verbalizer {kind}/{own} cannot look: {reason}.")
+            return build_verbalizer(kind, own, **settings)
+    return build_verbalizer(kind, backend)
 
 
 def complete_scenes(

@@ -11,10 +11,13 @@ from PIL import Image
 from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
 from typer.testing import CliRunner
 
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
 from moai.cli import app
 from moai.cli.rendering import choose_overlay_path, printable
+from moai.cli.verbalizing import choose_verbalizers
 from moai.data.question_files import AnswerFile, read_questions
 from recipes.nano.config import SCENES_DOMAIN
+from verbalizers import VerbalizationCache
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +168,7 @@ def test_bundled_checkpoint_knows_scenes_when_its_configuration_is_read(repo_roo
         (["a.png", "What?", "--scene", "a.png"], 1, "is no scene"),
         (["a.png", "What?", "--routing", "0.5,0.5"], 1, "three weights"),
         (["a.png", "What?", "--routing", "magic"], 1, "magic"),
+        (["a.png", "What?", "--max-new-tokens", "3000"], 1, "of at most 2043, got 3000: the model reads 2048 tokens"),
         (["a.png", "b.png", "What?", "--scene", "scene.json"], 1, "one --scene per image"),
         (["a.png", "What?", "--questions", "q.jsonl"], 2, "got both"),
         (["--questions", "nowhere.jsonl"], 1, "nowhere.jsonl"),
@@ -298,7 +302,7 @@ def test_verbalize_reads_words_when_a_picture_has_some(workplace, repo_root):
     pytest.importorskip("rapidocr")
     pytest.importorskip("onnxruntime")
     truth = json.loads((repo_root / "examples" / "street.json").read_text())
-    result = run("verbalize", repo_root / "examples" / "street.jpg", "--kinds", "ocr", "--json")
+    result = run("verbalize", repo_root / "examples" / "street.jpg", "--verbalizers", "ocr", "--json")
     row = json.loads(result.stdout)
     assert result.exit_code == 0
     assert row["scene"]["text_lines"]["texts"] == truth["text_lines"]["texts"]
@@ -341,3 +345,37 @@ def test_module_runs_as_a_command_when_called_with_python(repo_root):
 
 def test_printable_text_cannot_steer_a_terminal_when_it_holds_escapes():
     assert printable("a\x1b[2Jb\u202ec\nd\te") == "a\ufffd[2Jb\ufffdc\nd\te"
+
+
+def test_verbalizers_are_the_checkpoints_own_when_only_their_kind_is_named(workplace, repo_root):
+    pytest.importorskip("scipy")
+    image = repo_root / "examples" / "street.jpg"
+    nano = VerbalizerSettings.load(repo_root / "checkpoints" / "moai-nano")
+    (own,) = [entry for entry in nano.verbalizers if entry["kind"] == "detection"]
+    for name in ("detection", "detection/owlv2"):
+        (built,) = build_named_verbalizers([name], nano)
+        assert built.checkpoint == own["settings"]["checkpoint"] and built.threshold == own["settings"]["threshold"]
+    found = json.loads(run("verbalize", image, "--model", "moai-nano", "--verbalizers", "detection", "--json").stdout)
+    assert found["scene"]["detections"]["class_names"] and found["scene"].get("text_lines") is None
+    lacking = run("verbalize", "a.png", "--verbalizers", "detection")  # the small checkpoint names none
+    assert lacking.exit_code == 1 and "detection/owlv2 needs the settings" in lacking.stderr
+
+
+def test_verbalizer_of_the_checkpoint_is_named_when_its_files_are_gone(workplace):
+    entries = [{"kind": "detection", "backend": "owlv2", "settings": {"checkpoint": "./gone", "vocabulary": "./v.txt"}}]
+    (workplace / "model").mkdir()
+    (workplace / "model" / "config.json").write_text("{}")
+    (workplace / "model" / "verbalizers.json").write_text(json.dumps(entries))
+    result = run("verbalize", "a.png", "--model", "model", "--verbalizers", "detection")
+    assert result.exit_code == 1 and "detection/owlv2 cannot look" in result.stderr and "gone" in result.stderr
+
+
+@pytest.mark.parametrize("model", [None, "moai-nano"])
+def test_data_set_is_looked_at_by_the_checkpoints_verbalizers_when_none_are_named(workplace, monkeypatch, model):
+    pytest.importorskip("pyarrow")
+    monkeypatch.delenv("MOAI_MODEL")
+    chosen = [] if model is None else ["--model", model]
+    assert run("verbalize", "a.png", *chosen, "--out", "cache", "--workers", 0).exit_code == 0
+    kinds = {entry["kind"] for entry in VerbalizationCache("cache").manifest["verbalizers"]}
+    assert kinds == {verbalizer.kind for verbalizer in choose_verbalizers(None, None, None)[1]}
+    assert {"segmentation", "detection", "scene_graph"} <= kinds

@@ -45,6 +45,17 @@ def test_folder_becomes_a_cache_when_out_is_given(photos):
     assert error["path"] == "damaged.jpg" and "expected an image" in error["reason"]
 
 
+def test_heic_files_are_counted_and_listed_when_nothing_reads_them(photos, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("moai.import_utils._is_package_available", lambda name: True)
+    for name in ("c.heic", "d.HEIF", "e.hif"):
+        (photos / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + name.encode())
+    result = run("photos", "--out", "cache", *FAKES)
+    assert "6 images: 2 verbalized, 4 unreadable" in result.stderr
+    reasons = {row["path"]: row["reason"] for row in VerbalizationCache("cache").errors()}
+    assert all("pip install pillow-heif" in reasons[name] for name in ("c.heic", "d.HEIF", "e.hif"))
+
+
 def test_report_is_json_and_nothing_is_done_twice_when_run_again(photos):
     (photos / "damaged.jpg").unlink()
     assert run("photos", "--out", "cache", *FAKES, "--json").exit_code == 0

@@ -1,10 +1,12 @@
 """MoAIPipeline: lists equal singles, scenes are reused, what fails is named and costs nothing else."""
 
+import io
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pipeline_builders import (
     HangingVerbalizer,
     ScriptedVerbalizer,
@@ -96,6 +98,79 @@ def test_pipeline_looks_once_when_a_path_is_repeated(pipe, reader, tmp_path):
     draw_picture().save(tmp_path / "a.png")
     pipe([tmp_path / "a.png", str(tmp_path / "a.png"), tmp_path / "a.png"], "What is it?", **FAST)
     assert reader.num_pictures == 1
+
+
+class OneWay(io.RawIOBase):
+    """A file object that cannot go back, and gives a few bytes at a time, as a pipe or a download does."""
+
+    def __init__(self, data: bytes) -> None:
+        self.rest = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return self.rest.readinto(memoryview(buffer)[:100])
+
+
+def encode(image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("wrap", [io.BytesIO, OneWay, bytearray, memoryview, lambda data: Image.open(io.BytesIO(data))])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_pipeline_reads_an_image_once_when_it_comes_from_a_stream(pipe, reader, wrap, batch_size):
+    expected = [fields_of(output) for output in pipe(draw_picture(), QUESTIONS, **FAST)]
+    image, num_before = wrap(encode(draw_picture())), reader.num_pictures
+    outputs = pipe(image, QUESTIONS, batch_size=batch_size, **FAST)
+    assert [fields_of(output) for output in outputs] == expected
+    image = wrap(encode(draw_picture())) if wrap is OneWay else image  # the others can be used again
+    outputs = pipe([image] * 3, QUESTIONS, batch_size=batch_size, **FAST)
+    assert [fields_of(output) for output in outputs] == expected
+    assert reader.num_pictures == num_before + 2
+
+
+def test_pipeline_reads_streams_everywhere_when_they_can_be_read_but_once(pipe):
+    data, expected = encode(draw_picture()), pipe(draw_picture(), "What is it?", **FAST)
+    assert pipe.verbalize(OneWay(data)) == expected.scene
+    assert pipe.verbalize([OneWay(data)]) == [expected.scene]
+    stream = pipe.stream(OneWay(data), "What is it?", **FAST)
+    assert "".join(stream).strip() == expected.answer
+    one = OneWay(data)
+    pixels = pipe.processor(images=[one, one], questions=["What?", "Where?"], padding=True)["pixel_values"]
+    assert (pixels[0] == pixels[1]).all()
+    closed = io.BytesIO(data)
+    closed.close()
+    outputs = pipe([draw_picture(), closed], "What is it?", on_error="skip", **FAST)
+    assert fields_of(outputs[0]) == fields_of(expected) and "closed file" in outputs[1].error
+
+
+def test_pipeline_takes_generators_when_they_give_images_or_questions(pipe):
+    images = [draw_picture(seed) for seed in range(3)]
+    expected = [fields_of(output) for output in pipe(images, QUESTIONS, **FAST)]
+    outputs = pipe((image for image in images), (question for question in QUESTIONS), **FAST)
+    assert [fields_of(output) for output in outputs] == expected
+    assert [scene.text_lines.texts for scene in pipe.verbalize(iter(images))] == [
+        row[2].text_lines.texts for row in expected
+    ]
+    assert len(pipe(iter(images[:1]), "What is it?", **FAST)) == 1
+    stack = np.stack([np.asarray(image) for image in images])
+    assert [fields_of(output) for output in pipe(stack, QUESTIONS, **FAST)] == expected
+    inputs = pipe.processor(images=iter(images), questions=iter(QUESTIONS), padding=True, return_tensors="pt")
+    assert inputs["input_ids"].shape[0] == 3
+
+
+def test_pipeline_looks_again_when_an_image_changes_between_its_questions(pipe, reader, tmp_path):
+    array, path = np.array(draw_picture(0)), tmp_path / "a.png"
+    draw_picture(0).save(path)
+    scenes = pipe.verbalize([draw_picture(0), draw_picture(1)])
+    answers = [pipe.answer_each([image, image], "What is it?", batch_size=1, **FAST) for image in (array, path)]
+    assert [next(each).scene for each in answers] == [scenes[0]] * 2
+    array[:] = np.asarray(draw_picture(1))
+    draw_picture(1).save(path)
+    assert [next(each).scene for each in answers] == [scenes[1]] * 2
 
 
 def test_pipeline_does_not_look_when_scenes_are_given(pipe, reader):

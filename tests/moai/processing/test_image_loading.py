@@ -347,3 +347,48 @@ def test_load_image_names_shape_when_array_shape_is_wrong(shape: tuple[int, ...]
 def test_load_image_says_range_when_array_values_are_wrong(array: np.ndarray, message: str) -> None:
     with pytest.raises(ImageLoadError, match=message):
         load_image(array)
+
+
+def test_load_image_reads_a_file_object_again_when_it_can_go_back(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 3), "red").save(path)
+    written = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(written, "PNG")  # its position is behind the image
+    with path.open("rb") as buffered, path.open("rb", buffering=0) as raw:
+        for file in (written, buffered, raw):
+            assert [load_image(file).getpixel((0, 0)) for _ in range(2)] == [(255, 0, 0)] * 2
+    with pytest.raises(ImageLoadError, match=r"a\.png.*closed file"):
+        load_image(raw)
+
+
+def test_load_image_says_so_when_a_pil_images_file_is_closed(tmp_path: pathlib.Path) -> None:
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    with pytest.raises(ImageLoadError, match="closed before its pixels were loaded"):
+        load_image(image)
+
+
+@pytest.mark.parametrize(
+    ("brand", "kind", "package"),
+    [(b"heic", "HEIF", "pillow-heif"), (b"mif1", "HEIF", "pillow-heif"), (b"avif", "AVIF", "pillow")],
+)
+def test_load_image_names_the_package_when_pillow_lacks_a_format(
+    monkeypatch, brand: bytes, kind: str, package: str
+) -> None:
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, kind, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImageLoadError, match=rf"{kind}.*pip install (-U )?{package}\)"):
+        load_image(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0miaf" + bytes(40))
+
+
+def test_load_image_passes_pillows_reason_on_when_it_refuses(monkeypatch) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (40, 30)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    with pytest.raises(ImageLoadError, match="PNG: broken PNG file"):  # Image.open says only that it knows no such file
+        load_image(data[:16] + b"\xff" * 4 + data[20:])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(ImageLoadError, match=r"exceeds limit of 1000 pixels.*MAX_IMAGE_PIXELS"):
+        load_image(data, max_pixels=10**9)
