@@ -22,6 +22,20 @@ def draw_sign() -> np.ndarray:
     return np.asarray(picture)
 
 
+def draw_page(num_columns: int, degrees: int) -> tuple[np.ndarray, list[str]]:
+    """A page of letters of several sizes, skewed by 4 degrees and turned clockwise; and its lines in reading order."""
+    page, lines, letters = Image.new("RGB", (900, 480), "white"), [], iter("ABCDEFGHIJKLMNOP")
+    pen = ImageDraw.Draw(page)
+    for column in range(num_columns):
+        y = 30
+        for size in (30, 22, 26, 36):
+            lines.append(f"{next(letters)} winter morning")
+            pen.text((60 + 430 * column, y), lines[-1], fill="black", font=ImageFont.load_default(size))
+            y += 3 * size
+    skewed = page.rotate(-4, expand=True, fillcolor="white", resample=Image.Resampling.BICUBIC)
+    return np.array(skewed.rotate(-degrees, expand=True)), lines
+
+
 def bundled_onnx(step: str) -> Path:
     """rapidocr's PP-OCRv6 small model for "det" or "rec"; skips where it is not."""
     spec = find_spec("rapidocr")

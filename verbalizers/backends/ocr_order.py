@@ -1,16 +1,20 @@
 """Reading order of the lines of text on a page. Pure numpy.
 
-Top to bottom, left to right within a line, column by column where the page is set in columns; a page that was
-photographed at a slant is straightened first. Left-to-right scripts only.
+Top to bottom, left to right within a line, column by column where the page is set in columns. A page that lies at a
+slant, on its side or on its head is turned upright first, as its lines' own direction says. Scripts that are set from
+left to right, and from top to bottom in columns that follow each other from the right (Chinese, Japanese): on paper
+that is a page turned a quarter. Not Arabic and Hebrew, nor Mongolian, whose columns follow each other from the left.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from verbalizers.core.boxes import quads_to_boxes
 
-__all__ = ["estimate_slant", "reading_order"]
+__all__ = ["estimate_slant", "orient_quads", "reading_order"]
 
 #: A column of text has at least this many lines; fewer are labels that happen to stand above each other.
 MIN_COLUMN_LINES = 3
@@ -19,6 +23,28 @@ MIN_COLUMN_LINES = 3
 MIN_GUTTER, MIN_COLUMN_WIDTH = 0.6, 5.0
 #: Share of its column's width that the middle one of a column's lines fills at least.
 MIN_COLUMN_FILL = 0.5
+#: PP-OCR turns a line that is so much higher than wide a quarter to the left before it reads it.
+TALL_RATIO = 1.5
+
+
+def orient_quads(quads: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Corners from the text's own top left on, of quads as PP-OCR gives them: from the one that is uppermost left.
+
+    A piece that stands upright was read from top to bottom: its text begins at its right corner. A single letter
+    stands upright in any text and stays. Oriented quads stay as they are.
+
+    Args:
+        quads: `(N, 4, 2)` corner points x, y, clockwise.
+        texts: what was read in each.
+
+    Returns:
+        Likewise, of the same dtype.
+    """
+    points = np.asarray(quads).reshape(-1, 4, 2)
+    sides = np.linalg.norm(np.roll(points, -1, axis=1) - points, axis=2)  # (N, 4): top, right, bottom, left
+    is_tall = np.maximum(sides[:, 1], sides[:, 3]) >= TALL_RATIO * np.maximum(sides[:, 0], sides[:, 2])
+    is_tall &= np.array([len(text.strip()) > 1 for text in texts], dtype=bool)
+    return np.where(is_tall[:, None, None], np.roll(points, -1, axis=1), points)
 
 
 def reading_order(quads: np.ndarray) -> np.ndarray:
@@ -29,7 +55,7 @@ def reading_order(quads: np.ndarray) -> np.ndarray:
     running text (see the constants above).
 
     Args:
-        quads: `(N, 4, 2)` corner points x, y, clockwise from each piece's top left.
+        quads: `(N, 4, 2)` corner points x, y, clockwise from the top left of each piece's text (`orient_quads`).
 
     Returns:
         int64 `(N,)` permutation.
@@ -45,25 +71,30 @@ def reading_order(quads: np.ndarray) -> np.ndarray:
 
 
 def estimate_slant(quads: np.ndarray) -> float:
-    """Angle of the text's lines against the horizontal in radians, positive = falling to the right.
+    """Direction of the text's lines in radians: 0 = to the right, positive = falling to the right, pi = on its head.
 
-    The median over the pieces, weighted with their lengths; pieces that are not clearly longer than high, or steeper
-    than 45 degrees, tell nothing. 0 where none tells anything.
+    Right, down, left or up, whichever most of the text runs to (by length); there the median over the pieces, weighted
+    with their lengths. Pieces that are not clearly longer than high tell nothing. 0 where none tells anything.
 
     Args:
-        quads: `(N, 4, 2)` corner points, clockwise from the top left.
+        quads: `(N, 4, 2)` corner points, clockwise from the top left of each piece's text.
     """
     points = np.asarray(quads, dtype=np.float64).reshape(-1, 4, 2)
     along = (points[:, 1] - points[:, 0] + points[:, 2] - points[:, 3]) / 2
     across = (points[:, 3] - points[:, 0] + points[:, 2] - points[:, 1]) / 2
     lengths = np.linalg.norm(along, axis=1)
-    angles = np.arctan2(along[:, 1], along[:, 0])
-    tells = (lengths > 1.5 * np.linalg.norm(across, axis=1)) & (np.abs(angles) < np.pi / 4)
+    tells = lengths > 1.5 * np.linalg.norm(across, axis=1)
     if not tells.any():
         return 0.0
-    order = np.argsort(angles[tells], kind="stable")
-    weights = np.cumsum(lengths[tells][order])
-    return float(angles[tells][order][np.searchsorted(weights, weights[-1] / 2)])
+    angles, lengths = np.arctan2(along[tells, 1], along[tells, 0]), lengths[tells]
+    quarters = np.round(angles / (np.pi / 2)).astype(int) % 4
+    quarter = np.bincount(quarters, lengths, minlength=4).argmax()
+    is_main = quarters == quarter
+    # Against the main direction, so that nothing jumps from pi to -pi.
+    rest = (angles[is_main] - quarter * np.pi / 2 + np.pi) % (2 * np.pi) - np.pi
+    order = np.argsort(rest, kind="stable")
+    weights = np.cumsum(lengths[is_main][order])
+    return float(quarter * np.pi / 2 + rest[order][np.searchsorted(weights, weights[-1] / 2)])
 
 
 def _group_lines(boxes: np.ndarray) -> list[list[int]]:

@@ -30,7 +30,9 @@ class PaddleOCRVerbalizer(Verbalizer):
 
     `PaddleOCR()` as it stands asks four model hosters for weights and fails where it reaches none. Here both models
     come from folders, and the three further models that its pipeline would load (page orientation, unwarping, line
-    orientation) are off, so that nothing is fetched.
+    orientation) are off, so that nothing is fetched. Without the last one, text that stands on its head, or runs
+    upwards, is not read: `options={"use_textline_orientation": True, "textline_orientation_model_name": ...,
+    "textline_orientation_model_dir": ...}` switches it on.
 
     Attributes:
         text_detection_model_dir: folder of an inference model: `inference.yml` with `inference.json` or `.pdmodel`
@@ -58,6 +60,7 @@ class PaddleOCRVerbalizer(Verbalizer):
     cpu_threads: int = 4
     batch_size: int = 8
     options: Mapping[str, Any] = field(default_factory=dict)
+    version: ClassVar[int] = 2  # 2: the order of pages that are turned
     _not_fingerprinted: ClassVar[tuple[str, ...]] = ("device", "cpu_threads", "batch_size")
     _engine: Any = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)

@@ -51,6 +51,7 @@ class TransformersOCR(CheckpointVerbalizer):
     box_threshold: float = 0.6
     unclip_ratio: float = 1.5
     recognition_batch_size: int = 32
+    version: ClassVar[int] = 2  # 2: the order of pages that are turned, and pages that stand on their head
     _not_fingerprinted: ClassVar[tuple[str, ...]] = (
         *CheckpointVerbalizer._not_fingerprinted,
         "recognition_batch_size",
@@ -78,11 +79,16 @@ class TransformersOCR(CheckpointVerbalizer):
         pages = [pad_slim(image) for image in images]
         quads = super().predict(pages)  # per image (N, 4, 2)
         loaded = self.load()
-        lines = [cut_out_line(page, quad) for page, found in zip(pages, quads, strict=True) for quad in found]
+        lines = [[cut_out_line(page, quad) for quad in found] for page, found in zip(pages, quads, strict=True)]
         with self._on_device(loaded), torch.inference_mode():
-            read = iter(self._read_lines(loaded, lines))
-        pages_read = [[next(read) for _ in found] for found in quads]
-        return [self._to_text_lines(found, texts) for found, texts in zip(quads, pages_read, strict=True)]
+            read = self._read_pages(loaded, lines)
+            # These models know no direction: a page most of which cannot be read may stand on its head.
+            unsure = [i for i, texts in enumerate(read) if 2 * self._count_sure(texts)[0] < len(texts)]
+            turned = self._read_pages(loaded, [[np.rot90(line, 2).copy() for line in lines[i]] for i in unsure])
+        for index, texts in zip(unsure, turned, strict=True):
+            if self._count_sure(texts) > self._count_sure(read[index]):
+                read[index], quads[index] = texts, np.roll(quads[index], 2, axis=1)
+        return [self._to_text_lines(found, texts) for found, texts in zip(quads, read, strict=True)]
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
         try:
@@ -138,6 +144,15 @@ class TransformersOCR(CheckpointVerbalizer):
             unclip_ratio=self.unclip_ratio,
         )
         return [result["boxes"].cpu().numpy().astype(np.float32).reshape(-1, 4, 2) for result in results]
+
+    def _count_sure(self, read: list[tuple[str, float]]) -> tuple[int, int]:
+        """How many lines are read with enough confidence, and how many letters they have."""
+        sure = [len(text) for text, confidence in read if text and confidence >= np.float32(self.threshold)]
+        return len(sure), sum(sure)
+
+    def _read_pages(self, loaded: SimpleNamespace, pages: list[list[np.ndarray]]) -> list[list[tuple[str, float]]]:
+        read = iter(self._read_lines(loaded, [line for lines in pages for line in lines]))
+        return [[next(read) for _ in lines] for lines in pages]
 
     def _read_lines(self, loaded: SimpleNamespace, lines: list[np.ndarray]) -> list[tuple[str, float]]:
         """Text and confidence of each cut-out line, uint8 `(h, w, 3)`."""

@@ -244,11 +244,25 @@ def boxes_to_quads(boxes_xyxy: Any) -> np.ndarray:
     return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
 
 
-def text_lines_from_rapidocr(output: Any) -> TextLines:
-    """A `rapidocr.RapidOCROutput`: `boxes` `(N, 4, 2)`, `txts`, `scores`; all None when nothing was read."""
+def text_lines_from_rapidocr(output: Any, is_turned: Any = None) -> TextLines:
+    """A `rapidocr.RapidOCROutput`: `boxes` `(N, 4, 2)`, `txts`, `scores`; all None when nothing was read.
+
+    Args:
+        output: what rapidocr returned.
+        is_turned: bool `(N,)`, which lines were turned half round to be read. rapidocr's output does not tell, its
+            classifier's (`TextClsOutput.cls_res`) does; None = none.
+    """
     if output is None or output.txts is None or output.boxes is None:
         return TextLines(np.zeros((0, 4, 2)), (), ())
-    return TextLines(to_numpy(output.boxes).reshape(-1, 4, 2), tuple(output.txts), to_numpy(output.scores))
+    quads = _turn_quads(to_numpy(output.boxes).reshape(-1, 4, 2), is_turned)
+    return TextLines(quads, tuple(output.txts), to_numpy(output.scores))
+
+
+def _turn_quads(quads: np.ndarray, is_turned: Any) -> np.ndarray:
+    """The corners of those that are turned, from the opposite one on."""
+    if is_turned is None:
+        return quads
+    return np.where(np.asarray(is_turned, dtype=bool)[:, None, None], np.roll(quads, 2, axis=1), quads)
 
 
 def text_lines_from_paddleocr(result: Any, compat: bool = False) -> TextLines:
@@ -256,7 +270,8 @@ def text_lines_from_paddleocr(result: Any, compat: bool = False) -> TextLines:
     `rec_scores`.
 
     Args:
-        result: the page. 3.x also carries `rec_polys` `(N, 4, 2)`.
+        result: the page. 3.x also carries `rec_polys` `(N, 4, 2)` and, for all `dt_polys` that were found,
+            `textline_orientation_angles`: 1 = turned half round to be read.
         compat: raise TypeError for None as the released MoAI does; ours takes it as "nothing read", which it
             means.
     """
@@ -266,9 +281,18 @@ def text_lines_from_paddleocr(result: Any, compat: bool = False) -> TextLines:
         return TextLines(np.zeros((0, 4, 2)), (), ())
     if isinstance(result, Mapping):
         texts, scores, quads = result["rec_texts"], result["rec_scores"], result["rec_polys"]
+        if not compat:
+            quads = _turn_quads(to_numpy(quads).reshape(-1, 4, 2), _turned_by_paddleocr(result))
     else:
         quads = [quad for quad, _ in result]
         texts = [text for _, (text, _) in result]
         scores = [score for _, (_, score) in result]
     quads = np.zeros((0, 4, 2)) if len(texts) == 0 else to_numpy(quads)
     return TextLines(quads, tuple(texts), to_numpy(scores))
+
+
+def _turned_by_paddleocr(result: Mapping[str, Any]) -> list[bool]:
+    # What the recogniser is unsure of is in `dt_polys` alone.
+    angles = zip(result.get("dt_polys", ()), result.get("textline_orientation_angles", ()), strict=False)
+    turned = {to_numpy(quad).tobytes() for quad, angle in angles if angle == 1}
+    return [to_numpy(quad).tobytes() in turned for quad in result["rec_polys"]]

@@ -257,10 +257,11 @@ class Relations(Finding):
 
 @dataclass(frozen=True, eq=False)
 class TextLines(Finding):
-    """Lines of text in reading order.
+    """Lines of text in reading order: what is handed in is said as it stands (`select_text_lines` puts it in order).
 
     Attributes:
-        quads: float32 `(N, 4, 2)` corner points x, y in pixels, clockwise from the line's top left.
+        quads: float32 `(N, 4, 2)` corner points x, y in pixels, clockwise from the text's own top left: on a page that
+            lies on its head, that is the line's lower right.
         texts: N strings, as read.
         confidence: float32 `(N,)` in [0, 1].
     """

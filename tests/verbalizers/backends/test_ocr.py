@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ocr_builders import SIGN_TEXTS, draw_sign
+from ocr_builders import SIGN_TEXTS, draw_page, draw_sign
 from PIL import Image
 
 from verbalizers import TextLines, build_verbalizer, verbalize_text_lines
@@ -50,6 +50,19 @@ def test_reader_reads_a_photograph_line_by_line_when_page_is_slanted(reader):
     assert verbalize_text_lines(found).startswith(
         "The image includes text descriptions: Region-based segmentation, and "
     )
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("num_columns", [1, 2])
+def test_reader_reads_in_order_when_page_is_turned(reader, num_columns, degrees):
+    page, lines = draw_page(num_columns, degrees)
+    found = reader.predict([page])[0]
+    assert [text.replace(" ", "") for text in found.texts] == [text.replace(" ", "") for text in lines]
+    first, last = found.quads[0], found.quads[3]
+    along, down = first[1] - first[0], last[0] - first[0]
+    turned = np.rad2deg(np.arctan2(along[1], along[0]))
+    assert abs((turned - degrees - 4 + 180) % 360 - 180) < 3  # the first side runs as the text does
+    assert along[0] * down[1] - along[1] * down[0] > 0  # and the lines follow each other to its right
 
 
 def test_reader_finds_nothing_when_image_is_blank_tiny_or_slim(reader):

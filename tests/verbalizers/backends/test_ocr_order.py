@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from verbalizers.backends.ocr_order import estimate_slant, reading_order
+from verbalizers import TextLines
+from verbalizers.backends.ocr import select_text_lines
+from verbalizers.backends.ocr_order import estimate_slant, orient_quads, reading_order
 
 
 def box(x, y, width=10, height=10):
@@ -39,7 +41,7 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("degrees", [0, 6, -9, 25])
+@pytest.mark.parametrize("degrees", [0, 6, -9, 25, 85, 90, 95, 140, 175, 180, 185, 265, 270, 275])
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_reading_order_is_found_when_page_is_shuffled_and_turned(page, degrees):
     quads = turn(page, degrees)
@@ -64,9 +66,35 @@ def test_reading_order_is_a_permutation_when_pieces_lie_anywhere():
     assert sorted(reading_order(np.zeros((5, 4, 2)))) == list(range(5))  # points without extent
 
 
-@pytest.mark.parametrize("degrees", [0, 12, -30])
+@pytest.mark.parametrize("degrees", [0, 12, -30, 90, -95, 176, -179])
 def test_slant_is_measured_when_some_pieces_mislead(degrees):
     misleading = [box(50, 50, 10, 10), box(80, 20, 8, 60)]  # a square and an upright line
     quads = np.concatenate([turn([box(10, 20 * i, 200, 12) for i in range(3)], degrees), np.array(misleading, float)])
-    assert np.rad2deg(estimate_slant(quads)) == pytest.approx(degrees, abs=1e-6)
+    assert (np.rad2deg(estimate_slant(quads)) - degrees + 180) % 360 - 180 == pytest.approx(0, abs=1e-6)
     assert estimate_slant(np.array(misleading)) == 0
+
+
+def as_detected(quads):
+    """The quads' upright boxes: the first corner is the image's uppermost left one, as PP-OCR's detector has it."""
+    low, high = np.min(quads, axis=1), np.max(quads, axis=1)
+    return np.array([box(x0, y0, x1 - x0, y1 - y0) for (x0, y0), (x1, y1) in zip(low, high, strict=True)], float)
+
+
+@pytest.mark.parametrize("degrees", [0, 90])
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_lines_are_put_in_order_when_their_quads_follow_the_image(page, degrees):
+    """A page turned a quarter clockwise, or columns of an upright script: read downwards, from the right."""
+    texts = [f"text {i}" for i in range(len(page))]
+    shuffle = np.random.default_rng(1).permutation(len(page))
+    quads = as_detected(turn(page, degrees))[shuffle]
+    found = select_text_lines(TextLines(quads, tuple(texts[i] for i in shuffle), np.ones(len(page))), 0.5)
+    assert list(found.texts) == texts
+    again = orient_quads(found.quads, found.texts)
+    np.testing.assert_array_equal(again, found.quads)
+    assert again.dtype == np.float32
+
+
+def test_single_letters_stay_upright_when_their_boxes_are_tall():
+    """Three figures in a row are no upright script: they tell no direction."""
+    quads = np.array([box(100 * k, 0, 20, 40) for k in range(3)], float)
+    assert select_text_lines(TextLines(quads, ("1", "2", "3"), np.ones(3)), 0.5).texts == ("1", "2", "3")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ocr_builders import draw_sign
+from ocr_builders import bundled_onnx, draw_page, draw_sign
 
 from verbalizers import TextLines, build_verbalizer, parse_scene
 from verbalizers.backends.ocr_transformers import WIDTH_STEP, cut_out_line
@@ -137,6 +137,43 @@ def test_reader_runs_with_its_own_detector_when_weights_are_random(folders):
     scene = parse_scene([draw_sign(), np.zeros((3, 900, 3), np.uint8)], [reader])
     assert all(isinstance(found.text_lines, TextLines) and not found.failures for found in scene)
     assert len(reader.predict([])) == 0
+
+
+class OnnxModel(torch.nn.Module):
+    """One of rapidocr's models, which know letters, in the place of a transformers model with random weights."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, step):
+        super().__init__()
+        self.session = pytest.importorskip("onnxruntime").InferenceSession(str(bundled_onnx(step)))
+
+    def forward(self, pixel_values):
+        (entry,) = self.session.get_inputs()
+        return SimpleNamespace(
+            last_hidden_state=torch.from_numpy(self.session.run(None, {entry.name: pixel_values.numpy()})[0])
+        )
+
+
+@pytest.fixture(scope="module")
+def knowing_reader(folders):
+    from transformers import PPOCRV6SmallRecImageProcessor
+
+    reader = build_verbalizer("ocr", "transformers", device="cpu", **folders)
+    loaded = reader.load()
+    loaded.model, loaded.recogniser = OnnxModel("det"), OnnxModel("rec")
+    letters = loaded.recogniser.session.get_modelmeta().custom_metadata_map["character"].split("\n")
+    loaded.recognition_processor = PPOCRV6SmallRecImageProcessor(character_list=["blank", *letters, " "])
+    return reader
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("num_columns", [1, 2])
+def test_reader_reads_in_order_when_page_is_turned(knowing_reader, num_columns, degrees):
+    page, lines = draw_page(num_columns, degrees)
+    blank, found = knowing_reader.predict([np.full((50, 50, 3), 255, np.uint8), page])
+    assert len(blank) == 0
+    assert [text.replace(" ", "") for text in found.texts] == [text.replace(" ", "") for text in lines]
 
 
 def test_cut_out_line_is_straight_when_quad_is_turned():

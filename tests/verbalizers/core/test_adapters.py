@@ -157,6 +157,18 @@ def test_text_lines_from_paddleocr_reads_both_versions_when_given():
     assert len(text_lines_from_paddleocr({"rec_texts": [], "rec_scores": [], "rec_polys": []})) == 0
 
 
+def test_text_lines_begin_at_the_text_when_they_were_turned_to_be_read():
+    first, second = boxes_to_quads([[0, 0, 90, 9], [0, 20, 90, 29]])
+    output = SimpleNamespace(boxes=np.stack([first, second]), txts=("a", "b"), scores=(0.9, 0.9))
+    found = text_lines_from_rapidocr(output, [True, False])
+    np.testing.assert_array_equal(found.quads, [np.roll(first, 2, axis=0), second])
+    # paddleocr tells of all that it detected, and reads less.
+    page = {"rec_texts": ["b"], "rec_scores": [0.9], "rec_polys": [second], "dt_polys": [first, second]}
+    for angles, wanted in (([0, 1], np.roll(second, 2, axis=0)), ([1, 0], second), ([-1, -1], second)):
+        found = text_lines_from_paddleocr({**page, "textline_orientation_angles": angles})
+        np.testing.assert_array_equal(found.quads[0], wanted)
+
+
 def test_boxes_convert_and_overlap_when_computed_by_hand():
     assert boxes_to_quads([[1, 2, 3, 4]]).tolist() == [[[1, 2], [3, 2], [3, 4], [1, 4]]]
     iou = box_iou([[0, 0, 2, 2], [5, 5, 5, 5]], [[1, 1, 3, 3], [0, 0, 2, 2], [5, 5, 5, 5]])
