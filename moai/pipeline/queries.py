@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 
 from verbalizers import Scene
 
-from ..models.moai.configuration_moai import MoAIConfig
+from ..models.answering import Answering
 from ..processing.image_loading import ImageLoadError, ImageSource, can_go_back, load_image, read_stream
-from ..processing.processing_moai import MoAIProcessor
 from ..processing.sample_batching import as_list
 
-__all__ = ["Query", "pair_queries", "select_routing"]
+__all__ = ["Query", "pair_queries"]
 
 
 @dataclass(eq=False)
@@ -32,7 +30,7 @@ class Query:
         scene: Findings at hand, or None.
         num_queries: Length of the caller's list.
         image: The image, read.
-        prompt: The prompt, built.
+        prompt: What the model made of the question.
         error: Why it cannot be answered; names the place where there are several.
         cause: The exception behind ``error``.
     """
@@ -43,7 +41,7 @@ class Query:
     scene: Scene | None
     num_queries: int
     image: Image.Image | None = None
-    prompt: str | None = None
+    prompt: Any = None
     error: str | None = None
     cause: Exception | None = None
 
@@ -86,8 +84,8 @@ class Query:
         """Drop image and prompt: a long list of images must not fill the memory."""
         self.image = self.prompt = None
 
-    def build_prompt(self, processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> None:
-        """Put the question, as data, into the chat template and check that it fits the model's context.
+    def prepare(self, answering: Answering, max_new_tokens: int) -> None:
+        """Make the prompt and check that it fits the model's context.
 
         Raises:
             ValueError: The question is empty, no text, or too long; the message has both numbers.
@@ -95,45 +93,7 @@ class Query:
         if not isinstance(self.question, str) or not self.question.strip():
             got = "an empty one" if isinstance(self.question, str) else type(self.question).__name__
             raise ValueError(f"expected a question, got {got}. Ask something, for example 'What is this?'.")
-        self.prompt = processor.encoder.encode_prompt(processor.build_prompts(self.question)[0])
-        length = len(processor.encoder.encode_sample(self.prompt)["input_ids"])
-        limit = count_readable_tokens(processor, config, max_new_tokens)
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"expected a prompt of at most {limit} tokens (image included, {max_new_tokens} kept for the answer),"
-                f" got {length} for a question of {len(self.question.split())} words. Shorten the question."
-            )
-
-
-def count_readable_tokens(processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> int | None:
-    """Longest prompt in tokens that leaves room for the answer; None = no known bound."""
-    longest = _count_positions(config)
-    known = [bound for bound in (processor.max_length, longest and longest - max_new_tokens) if bound is not None]
-    return min(known) if known else None
-
-
-def check_answer_length(processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> None:
-    """Check that an answer of this length leaves room for the image and a question.
-
-    Raises:
-        ValueError: It does not; the message has the longest answer.
-    """
-    longest = _count_positions(config)
-    room = None if longest is None else longest - processor.num_image_tokens - 1
-    if room is not None and max_new_tokens > room:
-        raise ValueError(
-            f"expected `max_new_tokens` (--max-new-tokens) of at most {room}, got {max_new_tokens}: the model reads "
-            f"{longest} tokens, of which the image takes {processor.num_image_tokens} and the question needs some. "
-            "Lower it."
-        )
-
-
-def _count_positions(config: MoAIConfig) -> int | None:
-    """Tokens that the decoder reads, the answer included; None = no known bound."""
-    rope = getattr(config.text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "dynamic":  # dynamic NTK reads on beyond what it was trained with
-        return None
-    return getattr(config.text_config, "max_position_embeddings", None)
+        self.prompt = answering.prepare(self.image, self.question, max_new_tokens)
 
 
 def _check_scene(scene: Scene | None, image: Image.Image) -> None:
@@ -197,21 +157,3 @@ def _hold(image: ImageSource) -> ImageSource:
         return read_stream(image)
     except ImageLoadError:
         return image  # its own query says why
-
-
-def select_routing(routing: Any, indices: list[int], num_queries: int) -> Any:
-    """The routing of some queries: weights given per query ``(B, M, 2, 3)`` lose the other rows.
-
-    Raises:
-        ValueError: There are neither one nor ``num_queries`` rows.
-    """
-    if isinstance(routing, (list, tuple)):
-        routing = torch.tensor(routing, dtype=torch.float32)
-    if not isinstance(routing, torch.Tensor) or routing.dim() != 4 or routing.shape[0] == 1:
-        return routing
-    if routing.shape[0] != num_queries:
-        raise ValueError(
-            f"expected routing weights for each of the {num_queries} questions, got {routing.shape[0]} rows. "
-            "Pass (M, 2, 3) for the same weights everywhere."
-        )
-    return routing[indices]

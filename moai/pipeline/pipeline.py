@@ -1,7 +1,7 @@
-"""MoAIPipeline: image + question -> answer. The only file that joins the verbalizers and the model.
+"""Pipeline: image + question -> answer. The only file that joins verbalizers and a model.
 
-Image -> scene (verbalizers) -> text and map -> ``MoAIProcessor`` -> ``generate`` -> text. A verbalizer that fails or
-is not there costs its findings, never the answer; ``MoAIOutput.missing`` says which and why.
+Image -> scene (verbalizers) -> the model's inputs -> ``generate`` -> answer. A verbalizer that fails or is not there
+costs its predictions, never the answer; ``Answer.missing`` says which and why.
 """
 
 from __future__ import annotations
@@ -10,67 +10,61 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
-from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
+from verbalizers import Scene, Verbalizer
+from verbalizers.core.durable_files import atomic_folder
 
-from ..checkpoints.io.lookup import check_model_type, find_checkpoint
-from ..checkpoints.io.verbalizer_settings import (
-    VerbalizerSettings,
-    build_named_verbalizers,
-    complete_scenes,
-    find_missing_kinds,
-)
-from ..models.moai.modeling_moai import MoAIForConditionalGeneration
+from ..checkpoints.io.lookup import find_checkpoint
+from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
+from ..models.answering import Answering, TooLongError
+from ..models.registry import find_answering
 from ..processing.image_loading import ImageSource
-from ..processing.processing_moai import MoAIProcessor
 from ..processing.sample_batching import holds_samples
-from .outputs import MoAIOutput, PipelineError, PromptRouting
-from .queries import Query, check_answer_length, pair_queries, select_routing
+from .answers import Answer, PipelineError
+from .looking import complete_scenes, find_missing_kinds
+from .queries import Query, pair_queries
 from .streaming import AnswerStream, CallbackStreamer
 
-__all__ = ["DEFAULT_TIMEOUT_S", "MoAIOutput", "MoAIPipeline", "PipelineError"]
+__all__ = ["DEFAULT_TIMEOUT_S", "Answer", "Pipeline", "PipelineError"]
 
 #: Seconds per image after which a verbalizer is given up.
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_MAX_NEW_TOKENS = 128
 
 
-class MoAIPipeline:
+class Pipeline:
     """Answers questions about images.
 
     Args:
-        model: The model, in evaluation mode on its device.
-        processor: Its processor.
+        answering: The model with its processor.
         verbalizers: Ready verbalizers, at most one per kind; empty = answers rest on the image alone.
         settings: What the model was taught to read and how it is said.
         absent: Kinds whose verbalizer could not be built, and why.
-
-    Raises:
-        ValueError: Model and processor do not belong together.
     """
 
     def __init__(
         self,
-        model: MoAIForConditionalGeneration,
-        processor: MoAIProcessor,
+        answering: Answering,
         verbalizers: Iterable[Verbalizer] = (),
         settings: VerbalizerSettings | None = None,
         absent: Mapping[str, str] | None = None,
     ) -> None:
-        self.model, self.processor = model, processor
+        self.answering = answering
         self.verbalizers = list(verbalizers)
         self.settings = settings or VerbalizerSettings()
         self.absent = dict(absent or {})
-        wanted = (model.config.image_token_id, model.config.image_seq_length)
-        got = (processor.image_token_id, processor.num_image_tokens)
-        if wanted != got:
-            raise ValueError(
-                f"expected a processor with image token id {wanted[0]} and {wanted[1]} tokens per image, as the "
-                f"model has, got {got[0]} and {got[1]}. Load both from one folder."
-            )
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.answering.model
+
+    @property
+    def processor(self) -> Any:
+        """Its processor."""
+        return self.answering.processor
 
     @classmethod
     def from_pretrained(
@@ -84,7 +78,7 @@ class MoAIPipeline:
         load_in_8bit: bool = False,
         revision: str | None = None,
         **model_kwargs: Any,
-    ) -> MoAIPipeline:
+    ) -> Pipeline:
         """Load model, processor and the verbalizers that the checkpoint names.
 
         Args:
@@ -96,7 +90,7 @@ class MoAIPipeline:
             load_in_4bit: Quantise the decoder to nf4 (bitsandbytes).
             load_in_8bit: Quantise the decoder to 8 bits (bitsandbytes).
             revision: Branch, tag or commit of a hub name; None = the main branch.
-            **model_kwargs: To ``MoAIForConditionalGeneration.from_pretrained``, for example ``attn_implementation``.
+            **model_kwargs: To the model's ``from_pretrained``, for example ``attn_implementation``.
 
         Returns:
             The pipeline. No verbalizer has loaded its model yet: each does so at its first image.
@@ -106,7 +100,7 @@ class MoAIPipeline:
             ImportError: A package that was asked for by name is not installed.
         """
         folder = find_checkpoint(name_or_path)
-        check_model_type(folder, revision)
+        answering_class = find_answering(folder, revision)
         settings = VerbalizerSettings.load_pretrained(folder, revision)
         if verbalizers is None:
             built, absent = settings.build()
@@ -119,25 +113,17 @@ class MoAIPipeline:
             model_kwargs.setdefault("device_map", {"": device})
         if dtype is None:
             dtype = torch.float32 if device.type == "cpu" else "auto"
-        processor = MoAIProcessor.from_pretrained(folder, revision=revision or "main")
-        model, report = MoAIForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, revision=revision or "main", output_loading_info=True, **model_kwargs
-        )
-        if report["missing_keys"]:
-            lacking = sorted(report["missing_keys"])
-            raise ValueError(
-                f"expected all weights in {folder}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
-                " Download or convert the checkpoint again."
-            )
+        answering = answering_class.load(folder, revision=revision, dtype=dtype, **model_kwargs)
         if "device_map" not in model_kwargs:
-            model = model.to(device)
-        return cls(model.eval(), processor, built, settings, absent)
+            answering.model = answering.model.to(device)
+        answering.model.eval()
+        return cls(answering, built, settings, absent)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, processor and the names and settings of the verbalizers, for :meth:`from_pretrained`."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-        self.settings.with_verbalizers(self.verbalizers).save(folder)
+        with atomic_folder(folder, force=True) as written:
+            self.answering.save(written)
+            self.settings.with_verbalizers(self.verbalizers).save(written)
 
     # ------------------------------------------------------------------ seeing
 
@@ -162,13 +148,14 @@ class MoAIPipeline:
         """
         queries = pair_queries(images, "", scenes)
         for query in queries:
-            query.load(self.processor.max_image_pixels)
+            query.load(self.answering.max_image_pixels)
         found = complete_scenes([(q.image, q.scene) for q in queries], self.verbalizers, timeout_s)
         return found if holds_samples(images) else found[0]
 
     def describe(self, scene: Scene) -> str:
         """Verbalization of a scene, as the model reads it."""
-        return verbalize_scene(scene, compat=self.settings.compat, settings=self.settings.words)
+        (text,) = self.answering.encode_scenes([scene], self.settings)[self.answering.text_input]
+        return text
 
     # ------------------------------------------------------------------ answering
 
@@ -178,7 +165,7 @@ class MoAIPipeline:
         questions: str | Sequence[str],
         scenes: Scene | Sequence[Scene | None] | None = None,
         **settings: Any,
-    ) -> MoAIOutput | list[MoAIOutput]:
+    ) -> Answer | list[Answer]:
         """Answer one question about one image, or a list.
 
         Args:
@@ -196,7 +183,7 @@ class MoAIPipeline:
                 the answers given before it.
             ValueError: Counts do not match, or a setting is wrong.
         """
-        outputs: list[MoAIOutput] = []
+        outputs: list[Answer] = []
         try:
             for output in self.answer_each(images, questions, scenes, **settings):
                 outputs.append(output)
@@ -212,8 +199,8 @@ class MoAIPipeline:
         questions: str | Sequence[str],
         scenes: Scene | Sequence[Scene | None] | None = None,
         *,
-        routing: Any = None,
-        output_routing: bool = False,
+        options: Mapping[str, Any] | None = None,
+        is_reporting: bool = False,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         stream: Callable[[str], None] | None = None,
@@ -221,15 +208,16 @@ class MoAIPipeline:
         on_error: str = "raise",
         is_completing_scenes: bool = False,
         **generate_kwargs: Any,
-    ) -> Iterator[MoAIOutput]:
+    ) -> Iterator[Answer]:
         """Like calling the pipeline, but every answer is yielded as soon as its batch is done.
 
         Args:
             images: See :meth:`__call__`.
             questions: Likewise.
             scenes: Likewise.
-            routing: Mode, mapping or weights for the mixtures; see :func:`mixer.resolve_routing`.
-            output_routing: Hand back the gate weights of the prompt.
+            options: The model's own, by name; MoAI's ``routing`` (mode, mapping or weights, see
+                :func:`mixer.resolve_routing`).
+            is_reporting: Hand back what the model tells about how it answered; MoAI: the prompt's gate weights.
             timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
             max_new_tokens: Longest answer in tokens.
             stream: Called with each piece of the answer as it comes; the batch size is 1 then.
@@ -249,10 +237,11 @@ class MoAIPipeline:
             )
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("the pipeline gives one answer per question; call `pipeline.model.generate` for several.")
-        check_answer_length(self.processor, self.model.config, max_new_tokens)
+        self.answering.check_answer_length(max_new_tokens)
+        self.answering.select_options(options or {}, [0], 1)  # a wrong one is told before anybody looks
         queries = pair_queries(images, questions, scenes)
         batch_size = 1 if stream is not None else batch_size
-        generate_kwargs |= {"max_new_tokens": max_new_tokens, "output_routing": output_routing}
+        generate_kwargs["max_new_tokens"] = max_new_tokens
         seen: dict[Any, Scene] = {}
         for start in range(0, len(queries), batch_size):
             batch = queries[start : start + batch_size]
@@ -263,7 +252,7 @@ class MoAIPipeline:
                 first_bad = next(query.index for query in batch if query.error is not None)
                 usable = [query for query in usable if query.index < first_bad]
             self.verbalize_queries(usable, seen, timeout_s, is_completing_scenes)
-            answers = self.generate_answers(usable, routing, stream, **generate_kwargs)
+            answers = self.generate_answers(usable, options, stream, is_reporting, **generate_kwargs)
             still_to_come = {query.source_key for query in queries[start + batch_size :]}
             seen = {key: scene for key, scene in seen.items() if key[:2] in still_to_come}
             for query in batch:
@@ -271,7 +260,7 @@ class MoAIPipeline:
                 if query.index in answers:
                     yield answers[query.index]
                 elif on_error == "skip":
-                    yield MoAIOutput(None, error=query.error)
+                    yield Answer((), error=query.error)
                 else:
                     raise PipelineError(query.error, query.index) from query.cause
 
@@ -291,12 +280,12 @@ class MoAIPipeline:
             **settings: As for :meth:`answer_each`.
 
         Returns:
-            An iterator over pieces of text; its ``output`` is the whole :class:`MoAIOutput` at the end. Leaving the
+            An iterator over pieces of text; its ``output`` is the whole :class:`Answer` at the end. Leaving the
             loop early stops the generation.
         """
         if holds_samples(image) or not isinstance(question, str):
             raise ValueError("expected one image and one question to stream, got a list. Call the pipeline for lists.")
-        return AnswerStream(lambda **hooks: self(image, question, scene, **settings, **hooks), self.processor.tokenizer)
+        return AnswerStream(lambda **hooks: self(image, question, scene, **settings, **hooks), self.answering.tokenizer)
 
     # ------------------------------------------------------------------ the stages of an answer
 
@@ -310,9 +299,9 @@ class MoAIPipeline:
         loaded: dict[Any, Image.Image] = {}
         for query in queries:
             try:
-                query.load(self.processor.max_image_pixels, loaded.get(query.source_key))
+                query.load(self.answering.max_image_pixels, loaded.get(query.source_key))
                 loaded[query.source_key] = query.image
-                query.build_prompt(self.processor, self.model.config, max_new_tokens)
+                query.prepare(self.answering, max_new_tokens)
             except ValueError as error:
                 query.fail(error)
 
@@ -342,72 +331,54 @@ class MoAIPipeline:
     def generate_answers(
         self,
         queries: Sequence[Query],
-        routing: Any = None,
+        options: Mapping[str, Any] | None = None,
         stream: Callable[[str], None] | None = None,
-        output_routing: bool = False,
+        is_reporting: bool = False,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         **generate_kwargs: Any,
-    ) -> dict[int, MoAIOutput]:
+    ) -> dict[int, Answer]:
         """Third stage: generate the answers of one batch.
 
         Args:
-            queries: Prepared and verbalized queries.
-            routing: See :meth:`answer_each`.
+            queries: Prepared and verbalized queries; what is too long with its verbalization is noted in
+                ``query.error``.
+            options: See :meth:`answer_each`.
             stream: Called with each piece of the only query's answer.
-            output_routing: Hand back the gate weights of the prompt.
+            is_reporting: See :meth:`answer_each`.
+            max_new_tokens: Longest answer in tokens.
             **generate_kwargs: To ``generate``.
 
         Returns:
-            Outputs by ``query.index``.
+            Answers by ``query.index``.
         """
+        queries, inputs, texts = self._encode(list(queries), max_new_tokens)
         if not queries:
             return {}
-        texts = [self.describe(query.scene) for query in queries]
-        inputs = self.processor(
-            images=[query.image for query in queries],
-            text=[query.prompt for query in queries],
-            auxiliary_text=texts,
-            auxiliary_images=[_paint_map(query.scene) if self._has_map(query.scene) else None for query in queries],
-            padding=True,
-            return_tensors="pt",
-        ).to(self.model.device, dtype=self.model.dtype)
-        chosen = select_routing(routing, [query.index for query in queries], queries[0].num_queries)
-        answers, layers = self._generate(inputs, chosen, stream, output_routing, **generate_kwargs)
-        outputs = {}
-        for row, query in enumerate(queries):
-            missing = find_missing_kinds(query.scene, self.settings.kinds, self.absent)
-            outputs[query.index] = MoAIOutput(answers[row], query.scene, texts[row], layers[row], missing)
-        return outputs
-
-    def _has_map(self, scene: Scene) -> bool:
-        mode = self.settings.map
-        return mode == "always" or (mode == "found" and scene.segments is not None)
-
-    @torch.inference_mode()
-    def _generate(
-        self,
-        inputs: Mapping[str, torch.Tensor],
-        routing: Any,
-        stream: Callable[[str], None] | None,
-        output_routing: bool,
-        **generate_kwargs: Any,
-    ) -> tuple[list[str], list[tuple[PromptRouting, ...] | None]]:
-        """Generated text and, when asked for, routing of every row."""
-        if stream is not None:
-            generate_kwargs["streamer"] = CallbackStreamer(self.processor.tokenizer, stream)
-        generate_kwargs = {"do_sample": False} | generate_kwargs
-        result = self.model.generate(
-            **inputs, routing=routing, output_routing=output_routing, return_dict_in_generate=True, **generate_kwargs
+        chosen = self.answering.select_options(
+            options or {}, [query.index for query in queries], queries[0].num_queries
         )
-        num_rows, length = inputs["input_ids"].shape
-        answers = self.processor.batch_decode(result.sequences[:, length:], skip_special_tokens=True)
-        layers: list[tuple[PromptRouting, ...] | None] = [None] * num_rows
-        if output_routing and result.routing is not None:
-            # With beams the prompt stands there once per beam, a sample's beams side by side.
-            repeats = result.routing[0].image.shape[0] // num_rows if result.routing else 1
-            layers = [PromptRouting.from_batch(result.routing, row * repeats) for row in range(num_rows)]
-        return [answer.strip() for answer in answers], layers
+        if stream is not None:
+            generate_kwargs["streamer"] = CallbackStreamer(self.answering.tokenizer, stream)
+        generated = self.answering.generate(
+            inputs, chosen, is_reporting, max_new_tokens=max_new_tokens, **generate_kwargs
+        )
+        answers = {}
+        for query, text, answer in zip(queries, texts, generated, strict=True):
+            missing = find_missing_kinds(query.scene, self.settings.kinds, self.absent)
+            answers[query.index] = Answer(answer.parts, query.scene, text, missing, answer.report)
+        return answers
 
-
-def _paint_map(scene: Scene) -> np.ndarray:
-    """The painted panoptic map ``(H, W, 3)`` uint8; black where there are no segments, as in the release."""
-    return render_segmentation_map(scene.segments, scene.image_size_hw)
+    def _encode(self, queries: list[Query], max_new_tokens: int) -> tuple[list[Query], Any, list[str]]:
+        """The queries that fit, their inputs and verbalizations."""
+        while queries:
+            found = self.answering.encode_scenes([query.scene for query in queries], self.settings)
+            images, prompts = [query.image for query in queries], [query.prompt for query in queries]
+            try:
+                inputs = self.answering.encode(images, prompts, found, max_new_tokens)
+            except TooLongError as error:
+                for row, reason in error.rows.items():
+                    queries[row].fail(ValueError(reason))
+                queries = [query for query in queries if query.error is None]
+            else:
+                return queries, inputs, found[self.answering.text_input]
+        return [], None, []

@@ -1,0 +1,205 @@
+"""What a pipeline asks of a model that answers: prepare a question, encode a batch, generate, report.
+
+One implementation per model, named by its :class:`~moai.models.registry.ModelSpec`. A new model is usable by every
+command once it has one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
+
+__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "count_positions"]
+
+
+class TooLongError(ValueError):
+    """Some prompts of a batch are longer than the model reads.
+
+    Attributes:
+        rows: Place in the batch -> what is wrong.
+    """
+
+    def __init__(self, rows: Mapping[int, str]) -> None:
+        super().__init__("; ".join(rows.values()))
+        self.rows = dict(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedAnswer:
+    """One answer of a batch.
+
+    Attributes:
+        parts: Text, and images of a model that draws, in reading order.
+        report: What the model tells about how it answered, by name; only where it was asked for.
+    """
+
+    parts: tuple[str | Image.Image, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Answering(ABC):
+    """A model with its processor.
+
+    Attributes:
+        model: In evaluation mode on its device.
+        processor: Its processor.
+        option_names: Options of an answer that this model has beside those of ``generate``.
+        text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
+    """
+
+    option_names: tuple[str, ...] = ()
+    text_input: str
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+
+    @classmethod
+    @abstractmethod
+    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> Answering:
+        """Load model and processor.
+
+        Args:
+            name_or_path: Folder or hub name.
+            revision: Of a hub name.
+            **model_kwargs: To the model's ``from_pretrained``.
+
+        Raises:
+            ValueError: The checkpoint is not whole.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write model and processor for :meth:`load`."""
+
+    @property
+    def domain(self) -> str | None:
+        """The images that the model knows, where it does not know photographs in general."""
+        return getattr(self.model.config, "domain", None)
+
+    @property
+    @abstractmethod
+    def max_image_pixels(self) -> int:
+        """Largest image that is decoded, in pixels."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @abstractmethod
+    def check_answer_length(self, max_new_tokens: int) -> None:
+        """Check that an answer of this length leaves room for an image and a question.
+
+        Raises:
+            ValueError: It does not.
+        """
+
+    @abstractmethod
+    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> Any:
+        """The prompt of a question, before anybody has looked at the image.
+
+        Args:
+            image: The image.
+            question: Not empty; data, no control tokens.
+            max_new_tokens: Tokens of the context that are kept for the answer.
+
+        Returns:
+            What :meth:`encode` takes.
+
+        Raises:
+            ValueError: The question is too long.
+        """
+
+    @abstractmethod
+    def encode_scenes(
+        self, scenes: Sequence[Any], settings: VerbalizerSettings, kinds: Sequence[str] | None = None
+    ) -> dict[str, list[Any]]:
+        """What the processor takes of scenes, by name: one entry per scene.
+
+        Args:
+            scenes: :class:`verbalizers.Scene` or None = nobody looked.
+            settings: What is worth saying.
+            kinds: Which kinds are said; None = all.
+        """
+
+    @abstractmethod
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[Any],
+        scene_inputs: Mapping[str, Any],
+        max_new_tokens: int,
+    ) -> BatchFeature:
+        """Model inputs of a batch, padded on the left, on the model's device.
+
+        Args:
+            images: One per prompt.
+            prompts: From :meth:`prepare`.
+            scene_inputs: What the model's ``encode_scenes`` made of what verbalizers found.
+            max_new_tokens: As in :meth:`prepare`.
+
+        Raises:
+            TooLongError: Prompts are too long together with what was found.
+        """
+
+    def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
+        """Arguments of :meth:`generate` for some of the queries of a call.
+
+        Args:
+            options: By name, in the form of Python or of the command line.
+            indices: Places of the batch's queries in the call.
+            num_queries: Of the call.
+
+        Raises:
+            ValueError: The model has no such option, or the value is wrong.
+        """
+        unknown = sorted(set(options) - set(self.option_names))
+        if unknown:
+            known = ", ".join(self.option_names) or "none"
+            name = type(self.model).__name__
+            raise ValueError(f"expected options that {name} has ({known}), got {', '.join(unknown)}. Leave them out.")
+        return dict(options)
+
+    def generate(
+        self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
+    ) -> list[GeneratedAnswer]:
+        """Generate one answer per row.
+
+        Args:
+            inputs: From :meth:`encode`.
+            options: From :meth:`select_options`.
+            is_reporting: Whether answers carry reports.
+            **generate_kwargs: To ``generate``.
+        """
+        result = self._run_generate(inputs, **options, **generate_kwargs)
+        texts = self._decode(result, inputs)
+        return [GeneratedAnswer((text,)) for text in texts]
+
+    @torch.inference_mode()
+    def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
+        return self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
+
+    def _decode(self, result: Any, inputs: BatchFeature) -> list[str]:
+        new_tokens = result.sequences[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(new_tokens, skip_special_tokens=True)]
+
+
+def count_positions(text_config: Any) -> int | None:
+    """Tokens that a decoder reads, the answer included; None = no known bound.
+
+    Args:
+        text_config: Its configuration.
+    """
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "dynamic":  # dynamic NTK reads on beyond what it was trained with
+        return None
+    return getattr(text_config, "max_position_embeddings", None)

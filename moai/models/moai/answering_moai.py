@@ -1,0 +1,135 @@
+"""MoAI behind a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import BatchFeature
+
+from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
+from ...processing.processing_moai import MoAIProcessor
+from ..answering import Answering, GeneratedAnswer, count_positions
+from .modeling_moai import MoAIForConditionalGeneration
+from .routing_report import PromptRouting, parse_routing, select_routing
+from .scenes_moai import encode_scenes
+
+__all__ = ["MoAIAnswering"]
+
+
+class MoAIAnswering(Answering):
+    """A MoAI with its processor.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+
+    Raises:
+        ValueError: They do not belong together.
+    """
+
+    option_names = ("routing",)
+    text_input = "auxiliary_text"
+
+    def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:
+        super().__init__(model, processor)
+        wanted = (model.config.image_token_id, model.config.image_seq_length)
+        got = (processor.image_token_id, processor.num_image_tokens)
+        if wanted != got:
+            raise ValueError(
+                f"expected a processor with image token id {wanted[0]} and {wanted[1]} tokens per image, as the "
+                f"model has, got {got[0]} and {got[1]}. Load both from one folder."
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> MoAIAnswering:
+        """See :meth:`.Answering.load`."""
+        processor = MoAIProcessor.from_pretrained(name_or_path, revision=revision or "main")
+        model, report = MoAIForConditionalGeneration.from_pretrained(
+            name_or_path, revision=revision or "main", output_loading_info=True, **model_kwargs
+        )
+        if report["missing_keys"]:
+            lacking = sorted(report["missing_keys"])
+            raise ValueError(
+                f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
+                " Download or convert the checkpoint again."
+            )
+        return cls(model, processor)
+
+    def save(self, folder: Path) -> None:
+        """See :meth:`.Answering.save`."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def max_image_pixels(self) -> int:
+        """See :class:`.Answering`."""
+        return self.processor.max_image_pixels
+
+    def check_answer_length(self, max_new_tokens: int) -> None:
+        """See :meth:`.Answering.check_answer_length`."""
+        longest = count_positions(self.model.config.text_config)
+        room = None if longest is None else longest - self.processor.num_image_tokens - 1
+        if room is not None and max_new_tokens > room:
+            raise ValueError(
+                f"expected `max_new_tokens` (--max-new-tokens) of at most {room}, got {max_new_tokens}: the model reads "
+                f"{longest} tokens, of which the image takes {self.processor.num_image_tokens} and the question needs "
+                "some. Lower it."
+            )
+
+    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> Any:
+        """See :meth:`.Answering.prepare`: the encoded prompt, which no verbalization lengthens."""
+        encoder = self.processor.encoder
+        prompt = encoder.encode_prompt(self.processor.build_prompts(question)[0])
+        length = len(encoder.encode_sample(prompt)["input_ids"])
+        longest = count_positions(self.model.config.text_config)
+        known = [bound for bound in (self.processor.max_length, longest and longest - max_new_tokens) if bound]
+        if known and length > min(known):
+            raise ValueError(
+                f"expected a prompt of at most {min(known)} tokens (image included, {max_new_tokens} kept for the "
+                f"answer), got {length} for a question of {len(question.split())} words. Shorten the question."
+            )
+        return prompt
+
+    def encode_scenes(
+        self, scenes: Sequence[Any], settings: VerbalizerSettings, kinds: Sequence[str] | None = None
+    ) -> dict[str, list[Any]]:
+        """See :func:`.scenes_moai.encode_scenes`."""
+        return encode_scenes(scenes, settings.words, kinds, settings.compat, settings.map)
+
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[Any],
+        scene_inputs: Mapping[str, Any],
+        max_new_tokens: int,
+    ) -> BatchFeature:
+        """See :meth:`.Answering.encode`."""
+        batch = self.processor(
+            images=list(images), text=list(prompts), padding=True, return_tensors="pt", **scene_inputs
+        )
+        return batch.to(self.model.device, dtype=self.model.dtype)
+
+    def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
+        """See :meth:`.Answering.select_options`. ``routing``: see :func:`mixer.resolve_routing`."""
+        chosen = super().select_options(options, indices, num_queries)
+        if "routing" in chosen:
+            chosen["routing"] = select_routing(parse_routing(chosen["routing"]), indices, num_queries)
+        return chosen
+
+    def generate(
+        self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
+    ) -> list[GeneratedAnswer]:
+        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer."""
+        result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
+        texts = self._decode(result, inputs)
+        if not is_reporting or result.routing is None:
+            return [GeneratedAnswer((text,)) for text in texts]
+        # With beams the prompt stands there once per beam, a sample's beams side by side.
+        repeats = result.routing[0].image.shape[0] // len(texts) if result.routing else 1
+        return [
+            GeneratedAnswer((text,), {"routing": PromptRouting.from_batch(result.routing, row * repeats)})
+            for row, text in enumerate(texts)
+        ]

@@ -1,0 +1,90 @@
+"""Routing of an answer: options in, gate weights of the prompt out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS, LayerRouting
+
+__all__ = ["PromptRouting", "parse_routing", "select_routing"]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRouting:
+    """Gate weights of one mixer layer for one prompt.
+
+    Attributes:
+        layer_idx: Zero-based decoder layer.
+        image: ``(patches, 3)`` float32 on the CPU, rows sum to 1, experts as in ``mixer.IMAGE_EXPERTS``; patches row by
+            row from the top left.
+        language: ``(words, 3)`` float32, experts as in ``mixer.LANGUAGE_EXPERTS``; prompt tokens in order.
+    """
+
+    layer_idx: int
+    image: torch.Tensor
+    language: torch.Tensor
+
+    @classmethod
+    def from_batch(cls, routing: Sequence[LayerRouting], row: int) -> tuple[PromptRouting, ...]:
+        """Take one row of a batch's routing, padding removed."""
+        return tuple(
+            cls(
+                layer.layer_idx,
+                layer.image[row][layer.image_mask[row]].float().cpu(),
+                layer.language[row][layer.language_mask[row]].float().cpu(),
+            )
+            for layer in routing
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Mean weight of every expert per stream, as plain numbers."""
+        return {
+            "layer": self.layer_idx,
+            "image": _mean_shares(self.image, IMAGE_EXPERTS),
+            "language": _mean_shares(self.language, LANGUAGE_EXPERTS),
+        }
+
+
+def _mean_shares(weights: torch.Tensor, names: tuple[str, ...]) -> dict[str, float] | None:
+    if not len(weights):
+        return None
+    return {name: round(share, 4) for name, share in zip(names, weights.mean(dim=0).tolist(), strict=True)}
+
+
+def parse_routing(value: Any) -> Any:
+    """``"uniform"`` stays, ``"0.5,0.3,0.2"`` becomes weights (auxiliary, other modality, self).
+
+    Raises:
+        ValueError: Numbers, but not three.
+    """
+    if not isinstance(value, str) or "," not in value:
+        return value
+    try:
+        weights = [float(part) for part in value.split(",")]
+    except ValueError as error:
+        raise ValueError(f"expected `routing` as a mode or three numbers a,b,c, got {value!r}.") from error
+    if len(weights) != 3:
+        raise ValueError(f"expected three weights (auxiliary, other modality, self) in `routing`, got {len(weights)}.")
+    return weights
+
+
+def select_routing(routing: Any, indices: Sequence[int], num_queries: int) -> Any:
+    """The routing of some queries: weights given per query ``(B, M, 2, 3)`` lose the other rows.
+
+    Raises:
+        ValueError: There are neither one nor ``num_queries`` rows.
+    """
+    if isinstance(routing, (list, tuple)):
+        routing = torch.tensor(routing, dtype=torch.float32)
+    if not isinstance(routing, torch.Tensor) or routing.dim() != 4 or routing.shape[0] == 1:
+        return routing
+    if routing.shape[0] != num_queries:
+        raise ValueError(
+            f"expected routing weights for each of the {num_queries} questions, got {routing.shape[0]} rows. "
+            "Pass (M, 2, 3) for the same weights everywhere."
+        )
+    return routing[list(indices)]

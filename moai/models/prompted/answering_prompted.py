@@ -1,0 +1,102 @@
+"""Any image-text-to-text model of transformers behind a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import AutoModelForImageTextToText, BatchFeature
+
+from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
+from ..answering import Answering, TooLongError, count_positions
+from .processing_prompted import PromptedProcessor
+from .scenes_prompted import encode_scenes
+
+__all__ = ["PromptedAnswering"]
+
+
+class PromptedAnswering(Answering):
+    """An unmodified model with its own processor, whose prompts hold the verbalization.
+
+    Args:
+        model: From ``AutoModelForImageTextToText``.
+        processor: The model's, wrapped.
+    """
+
+    text_input = "context"
+
+    def __init__(self, model: Any, processor: PromptedProcessor) -> None:
+        super().__init__(model, processor)
+
+    @classmethod
+    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> PromptedAnswering:
+        """See :meth:`.Answering.load`."""
+        processor = PromptedProcessor.from_pretrained(name_or_path, revision=revision or "main")
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            name_or_path, revision=revision or "main", use_safetensors=True, output_loading_info=True, **model_kwargs
+        )
+        if report["missing_keys"]:
+            lacking = sorted(report["missing_keys"])
+            raise ValueError(
+                f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
+                " Download the checkpoint again."
+            )
+        return cls(model, processor)
+
+    def save(self, folder: Path) -> None:
+        """See :meth:`.Answering.save`."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def max_image_pixels(self) -> int:
+        """See :class:`.Answering`."""
+        return self.processor.max_image_pixels
+
+    def _longest_prompt(self, max_new_tokens: int) -> int | None:
+        longest = count_positions(self.model.config.get_text_config())
+        return None if longest is None else longest - max_new_tokens
+
+    def check_answer_length(self, max_new_tokens: int) -> None:
+        """See :meth:`.Answering.check_answer_length`."""
+        room = self._longest_prompt(max_new_tokens)
+        if room is not None and room < 1:
+            longest = room + max_new_tokens
+            raise ValueError(
+                f"expected `max_new_tokens` (--max-new-tokens) below {longest}, got {max_new_tokens}: the model reads "
+                f"{longest} tokens, image and question included. Lower it."
+            )
+
+    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> list[dict[str, Any]]:
+        """See :meth:`.Answering.prepare`: a conversation; its length shows when the verbalization is in it."""
+        parts = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        return [{"role": "user", "content": parts}]
+
+    def encode_scenes(
+        self, scenes: Sequence[Any], settings: VerbalizerSettings, kinds: Sequence[str] | None = None
+    ) -> dict[str, list[Any]]:
+        """See :func:`.scenes_prompted.encode_scenes`."""
+        return encode_scenes(scenes, settings.words, kinds, self.processor.settings.style)
+
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[Any],
+        scene_inputs: Mapping[str, Any],
+        max_new_tokens: int,
+    ) -> BatchFeature:
+        """See :meth:`.Answering.encode`."""
+        batch = self.processor(list(prompts), **scene_inputs)
+        limit = self._longest_prompt(max_new_tokens)
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        too_long = {
+            row: f"expected a prompt of at most {limit} tokens (image and verbalization included, {max_new_tokens} kept "
+            f"for the answer), got {length}. Shorten the question, or let fewer verbalizers speak."
+            for row, length in enumerate(lengths)
+            if limit is not None and length > limit
+        }
+        if too_long:
+            raise TooLongError(too_long)
+        return batch.to(self.model.device, dtype=self.model.dtype)

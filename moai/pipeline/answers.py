@@ -1,0 +1,73 @@
+"""What a pipeline answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from verbalizers import Scene
+
+__all__ = ["Answer", "PipelineError"]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One answer with what it rests on.
+
+    Attributes:
+        parts: Text, and images of a model that draws, in reading order; empty where there is an ``error``.
+        scene: What the verbalizers found; None where the image could not be read.
+        auxiliary_text: The verbalization, as the model read it.
+        missing: Kind -> why this verbalizer did not contribute. The answer was given without it.
+        report: What the model tells about how it answered, where it was asked to; MoAI's ``routing``.
+        error: Why there is no answer (``on_error="skip"`` only).
+    """
+
+    parts: tuple[str | Image.Image, ...]
+    scene: Scene | None = None
+    auxiliary_text: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The text of the answer; None where there is an ``error``."""
+        return None if self.error is not None else "".join(part for part in self.parts if isinstance(part, str))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that ``json.dumps`` accepts; images are left out."""
+        return {
+            "answer": self.answer,
+            "scene": None if self.scene is None else self.scene.to_dict(),
+            "auxiliary_text": self.auxiliary_text,
+            **{name: _as_plain(value) for name, value in self.report.items()},
+            "missing": dict(self.missing),
+            **({} if self.error is None else {"error": self.error}),
+        }
+
+
+def _as_plain(value: Any) -> Any:
+    """A report's value without objects: those that can say themselves as a dict do."""
+    if isinstance(value, Mapping):
+        return {name: _as_plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_plain(item) for item in value]
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+class PipelineError(ValueError):
+    """One image or question of a list cannot be answered.
+
+    Attributes:
+        index: Which one.
+        outputs: The answers given before it, in order: they are not lost.
+    """
+
+    def __init__(self, message: str, index: int, outputs: Sequence[Answer] = ()) -> None:
+        super().__init__(message)
+        self.index = index
+        self.outputs = list(outputs)
