@@ -63,7 +63,7 @@ VERBALIZERS_LAW = {
     "verbalizers/backends": ("verbalizers/core", "verbalizers/psgtr"),
 }
 # Files that any folder of moai may import; they import one another only.
-FOUNDATIONS = ("moai/__init__.py", "moai/import_utils.py", "moai/settings.py")
+FOUNDATIONS = ("moai/__init__.py", "moai/bundled/__init__.py", "moai/import_utils.py", "moai/settings.py")
 DOORS = ("moai/__init__.py", "moai/__main__.py")  # the public names, imported on first use, and the command line
 # Joining: running verbalizers and a model in one file. The evaluation still does beside the pipeline.
 VERBALIZER_RUNNERS = {"parse_scene", "complete_scenes"}
