@@ -45,6 +45,8 @@ FIRST_PARTY_PACKAGES = {
     "mixer": "configuration_mixer.py",
 }
 
+_REINSTALL = "pip install --force-reinstall --no-deps PATH, with the clone or wheel that MoAI came from"
+
 
 @lru_cache
 def _is_package_available(package: str) -> bool:
@@ -111,8 +113,7 @@ def check_first_party_packages() -> None:
             continue
         if spec is None:
             raise ImportError(
-                f"MoAI's own package `{package}` is not installed beside `moai`. "
-                "Reinstall with: pip install --force-reinstall --no-deps moai-vlm"
+                f"MoAI's own package `{package}` is not installed beside `moai`. Reinstall with: {_REINSTALL}"
             )
         from importlib.metadata import packages_distributions  # slow to import, seldom needed
 
@@ -122,5 +123,5 @@ def check_first_party_packages() -> None:
         raise ImportError(
             f"MoAI's own package `{package}` is hidden by another one of the same name at {place}. "
             f"Put it right with: pip uninstall {' '.join(strangers)}, "
-            "then: pip install --force-reinstall --no-deps moai-vlm"
+            f"then: {_REINSTALL}"
         )

@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 
+from .bundled import FOLDER, find_bundled
 from .import_utils import require
 
 require("pydantic", purpose="Reading settings")
@@ -112,12 +113,19 @@ def load_settings(
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
+    Args:
+        path: The file, or the name of a recipe that ships with MoAI (``"train_stage1.yaml"``).
+
     Raises:
         ValueError: There is no such file, it is no YAML, or no mapping.
     """
     file = Path(path).expanduser()
+    file = find_bundled("configs", file) or file
     if not file.is_file():
-        raise ValueError(f"expected a YAML file, got {str(path)!r}, which does not exist. Recipes lie in configs/.")
+        shipped = ", ".join(sorted(recipe.name for recipe in (FOLDER / "configs").glob("*.yaml")))
+        raise ValueError(
+            f"expected a YAML file, got {str(path)!r}, which does not exist. Check the path, or name one of {shipped}."
+        )
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

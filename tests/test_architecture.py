@@ -68,7 +68,7 @@ VERBALIZERS_LAW = {
     "verbalizers/backends": ("verbalizers/core", "verbalizers/nanodet", "verbalizers/psgtr"),
 }
 # Files that any folder of moai may import; they import one another only.
-FOUNDATIONS = ("moai/__init__.py", "moai/import_utils.py", "moai/settings.py")
+FOUNDATIONS = ("moai/__init__.py", "moai/bundled/__init__.py", "moai/import_utils.py", "moai/settings.py")
 # Needs nothing but Python: text is made valid by one function, whoever takes it in.
 FOUNDATION_OF_ALL = "verbalizers/core/valid_text.py"
 DOORS = ("moai/__init__.py", "moai/__main__.py")  # the public names, imported on first use, and the command line

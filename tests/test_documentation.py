@@ -53,6 +53,7 @@ def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path) -> None
     draw_picture().save(picture)
     names = {
         "checkpoints/moai-nano": checkpoint,
+        "moai-nano": checkpoint,
         "picture.jpg": picture,
         "path/to/clip": vision,
         "path/to/smollm2": text,

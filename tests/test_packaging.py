@@ -2,7 +2,9 @@
 
 import configparser
 import importlib.metadata
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,10 @@ from moai import import_utils
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 TOP_LEVEL_PACKAGES = ("moai", "verbalizers", "compressor", "mixer")
+#: Stand at the repository's top and are installed as moai/bundled.
+BUNDLED = ("checkpoints", "configs", "examples")
+#: Of the examples, what README.md's first commands need and the images beside it.
+BUNDLED_EXAMPLES = {"astronaut.jpg", "page.png", "street.jpg", "street.json", "LICENSES.md"}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,9 @@ def _data_files_in_tree() -> set[str]:
 
 
 def test_package_list_equals_the_tree_when_compared(setup_cfg: configparser.ConfigParser) -> None:
-    assert sorted(_lines(setup_cfg["options"]["packages"])) == sorted(_packages_in_tree())
+    mapped = dict(line.split(" = ") for line in _lines(setup_cfg["options"]["package_dir"]))
+    assert mapped == {f"moai.bundled.{name}": name for name in BUNDLED}
+    assert sorted(_lines(setup_cfg["options"]["packages"])) == sorted(_packages_in_tree() | mapped.keys())
 
 
 def test_every_folder_with_code_is_a_package_when_listed() -> None:
@@ -62,29 +70,26 @@ def test_every_folder_with_code_is_a_package_when_listed() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel built from a copy of the sources, so that no build/ is left behind in the repository."""
-    pytest.importorskip("setuptools")
+    """A wheel built by way of the sdist from a copy of the sources: no build/ is left behind in the repository."""
+    pytest.importorskip("build")
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPO_ROOT / name, source)
-    for package in TOP_LEVEL_PACKAGES:
-        shutil.copytree(REPO_ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        ".",
-        "--no-deps",
-        "--no-build-isolation",
-        "--quiet",
-        "-w",
-        "out",
-    ]
+    for folder in (*TOP_LEVEL_PACKAGES, *BUNDLED):
+        shutil.copytree(REPO_ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--quiet", "--outdir", "out"]
     result = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     (path,) = (source / "out").glob("*.whl")
     return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the wheel installs, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("site")
+    wheel.extractall(folder)
+    return folder
 
 
 @pytest.mark.slow
@@ -95,8 +100,59 @@ def test_wheel_holds_every_module_and_data_file_when_built(wheel: zipfile.ZipFil
         for path in (REPO_ROOT / top).rglob("*.py")
         if "__pycache__" not in path.parts
     }
+    files = [path for folder in BUNDLED[:2] for path in (REPO_ROOT / folder).rglob("*") if path.is_file()]
+    files += [REPO_ROOT / "examples" / name for name in BUNDLED_EXAMPLES]
+    bundled = {f"moai/bundled/{path.relative_to(REPO_ROOT).as_posix()}" for path in files}
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert shipped == modules | _data_files_in_tree()
+    assert shipped == modules | _data_files_in_tree() | bundled
+    assert 13e6 < Path(wheel.filename).stat().st_size < 60e6
+
+
+@pytest.mark.slow
+def test_bundled_checkpoints_carry_their_licences_when_installed(installed: Path) -> None:
+    folders = [path.parent for path in (installed / "moai" / "bundled" / "checkpoints").rglob("config.json")]
+    assert len(folders) == 4
+    for folder in folders:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "\nlicense: apache-2.0\n" in card, folder
+    assert "SIL Open Font License" in (installed / "moai/scenes/assets/scenes/LICENSES.md").read_text(encoding="utf-8")
+    assert "public domain" in (installed / "moai/bundled/examples/LICENSES.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_installed_wheel_answers_and_trains_when_there_is_no_clone(installed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("rapidocr")
+    pytest.importorskip("peft")
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment.pop("MOAI_MODEL", None)
+
+    def moai(*arguments: str) -> str:
+        command = [sys.executable, "-m", "moai", *arguments]
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+        result = subprocess.run(command, **options, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert f"{installed}/moai/bundled/checkpoints/moai-nano" in moai("info")
+    readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
+    first = re.search(r"^moai (ask .+)$", readme, flags=re.MULTILINE)[1]
+    assert moai(*shlex.split(first)).strip() == "PLEASE"
+    tiny = "data.sources=[{scenes: {length: 2, num_questions: 1, image_size: 64}}]"
+    words = ("optimization.num_steps=1", "optimization.batch_size=2", "optimization.micro_batch_size=2", tiny)
+    assert "outputs/stage1/final" in moai("train", "--config", "train_stage1.yaml", *words)
+    assert (tmp_path / "outputs" / "stage1" / "final" / "adapter_model.safetensors").is_file()
+
+
+def test_extras_are_found_without_an_index_when_the_package_is_installed() -> None:
+    """The line of `require` asks no index for moai-vlm, which is on none."""
+    try:
+        importlib.metadata.distribution("moai-vlm")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("moai-vlm is not installed here")
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--dry-run", "moai-vlm[ocr]"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow

@@ -45,8 +45,6 @@ def ablate(
         from ..evaluation.sweep import load_results, run_sweep
         from ..evaluation.sweep_settings import load_sweep_settings
 
-        if not config.is_file():
-            raise ValueError(f"expected the settings in {config}, got no such file. Name them with --config.")
         sweep = load_sweep_settings(config)
         if seeds is not None:
             sweep = replace(sweep, seeds=_parse_seeds(seeds))

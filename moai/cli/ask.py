@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..bundled import find_bundled
 from .errors import EXIT_USAGE, exit_for, fail, reporting_errors
 from .options import (
     DEFAULT_MODEL,
@@ -98,4 +99,4 @@ def _split_arguments(arguments: list[str], questions: Path | None, is_debugging:
     if len(arguments) < 2 or (arguments[-1].strip() and Path(arguments[-1]).is_file()):
         got = " ".join(repr(argument) for argument in arguments) or "nothing"
         fail(f"expected one or more images and then a question in quotes, got {got}.", False, EXIT_USAGE)
-    return arguments[:-1], arguments[-1]
+    return [str(find_bundled("examples", image) or image) for image in arguments[:-1]], arguments[-1]

@@ -21,7 +21,9 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe.")
     ] = None,
-    config: Annotated[Path, typer.Option("--config", "-c", help="Recipe, such as configs/train_stage1.yaml.")] = ...,
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="Recipe: a file, or the name of a bundled one (train_stage1.yaml).")
+    ] = ...,
     processes: Annotated[
         int, typer.Option("--processes", min=1, help="Processes on this machine; several on CPUs meet through gloo.")
     ] = 1,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..bundled import find_bundled
 from .errors import exit_for, reporting_errors
 from .options import DebugOption, JsonOption, OverlayOption, ShowOption, TimeoutOption, VerbalizersOption
 
@@ -59,6 +60,7 @@ def verbalize(
 
         if not debug:
             silence_libraries()
+        images = [str(find_bundled("examples", image) or image) for image in images]
         chosen = [kind.strip() for kind in kinds.split(",")] if kinds else None
         limit = timeout or None
         if selects_dataset(images, out):

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a folder, a name that ships with the repository, or a name on the Hugging Face hub."""
+"""Where a checkpoint lies: a folder, a name that ships with MoAI, or a name on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import re
 from pathlib import Path
 
+from moai import bundled
+
 __all__ = ["BUNDLED_FOLDER", "check_model_type", "find_checkpoint", "is_hub_name", "list_bundled_checkpoints"]
 
-#: Checkpoints that ship with a clone of the repository stand here, one folder each.
-BUNDLED_FOLDER = Path(__file__).resolve().parents[3] / "checkpoints"
+#: Checkpoints that ship with MoAI stand here, one folder each.
+BUNDLED_FOLDER = bundled.FOLDER / "checkpoints"
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
 def list_bundled_checkpoints() -> dict[str, Path]:
-    """Names and folders of the checkpoints that ship with the repository; empty in an installation without them."""
-    if not BUNDLED_FOLDER.is_dir():
-        return {}
+    """Names and folders of the checkpoints that ship with MoAI."""
     return {path.parent.name: path.parent for path in sorted(BUNDLED_FOLDER.glob("*/config.json"))}
 
 
@@ -44,9 +44,9 @@ def find_checkpoint(name_or_path: str | Path) -> str:
     text, folder = str(name_or_path), Path(name_or_path).expanduser()
     if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return str(folder)  # an adapter names its base model; transformers loads both
-    bundled = list_bundled_checkpoints()
-    if text in bundled:
-        return str(bundled[text])
+    shipped = list_bundled_checkpoints().get(text) or bundled.find_bundled("checkpoints", text)
+    if shipped is not None and (shipped / "config.json").is_file():
+        return str(shipped)
     if folder.is_dir():
         official = (
             " Official weights are turned into this format by `moai convert SRC OUT`." if any(folder.iterdir()) else ""
@@ -54,7 +54,7 @@ def find_checkpoint(name_or_path: str | Path) -> str:
         raise ValueError(f"expected a checkpoint folder with config.json, got {text!r} without one.{official}")
     if is_hub_name(text):
         return text
-    known = ", ".join(bundled) or "none in this installation: clone the repository to have them"
+    known = ", ".join(list_bundled_checkpoints())
     raise ValueError(
         f"expected a checkpoint folder, a hub name (owner/name) or a bundled name ({known}), got {text!r}, "
         "which does not exist. Check the path."
