@@ -16,6 +16,7 @@ import torch
 from verbalizers import Scene, Verbalizer, render_segmentation_map, verbalize_scene
 
 from ..checkpoints.io.lookup import check_model_type, find_checkpoint
+from ..checkpoints.io.saving import replacing_files
 from ..checkpoints.io.verbalizer_settings import (
     VerbalizerSettings,
     build_named_verbalizers,
@@ -23,6 +24,7 @@ from ..checkpoints.io.verbalizer_settings import (
     find_missing_kinds,
 )
 from ..models.moai.modeling_moai import MoAIForConditionalGeneration
+from ..models.moai.quantization import is_stored_quantized
 from ..processing.image_loading import ImageSource
 from ..processing.processing_moai import MoAIProcessor
 from .outputs import MoAIOutput, PipelineError, PromptRouting
@@ -111,9 +113,10 @@ class MoAIPipeline:
         else:
             built, absent = build_named_verbalizers(verbalizers), {}
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        is_quantized = load_in_4bit or load_in_8bit or model_kwargs.get("quantization_config") is not None
-        if is_quantized:
+        if load_in_4bit or load_in_8bit or model_kwargs.get("quantization_config") is not None:
             model_kwargs |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+            model_kwargs.setdefault("device_map", {"": device})
+        elif is_stored_quantized(folder, revision):
             model_kwargs.setdefault("device_map", {"": device})
         if dtype is None:
             dtype = torch.float32 if device.type == "cpu" else "auto"
@@ -132,10 +135,18 @@ class MoAIPipeline:
         return cls(model.eval(), processor, built, settings, absent)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model, processor and the names and settings of the verbalizers, for :meth:`from_pretrained`."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-        self.settings.with_verbalizers(self.verbalizers).save(folder)
+        """Write model, processor and the names and settings of the verbalizers, for :meth:`from_pretrained`.
+
+        An adapter stays an adapter, which names its base model relative to the folder. Files appear when all have
+        been written.
+
+        Args:
+            folder: Made where it lacks; other files in it stay.
+        """
+        with replacing_files(folder) as temporary:
+            self.model.save_pretrained(temporary)
+            self.processor.save_pretrained(temporary)
+            self.settings.with_verbalizers(self.verbalizers).save(temporary)
 
     # ------------------------------------------------------------------ seeing
 
