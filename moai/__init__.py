@@ -13,32 +13,33 @@ from .models.registry import register_auto_classes
 if TYPE_CHECKING:
     from .models.moai.configuration_moai import MoAIConfig
     from .models.moai.modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel
-    from .pipeline.pipeline_moai import MoAIOutput, MoAIPipeline
+    from .pipeline.answers import Answer
+    from .pipeline.pipeline import Pipeline
     from .processing.processing_moai import MoAIProcessor
     from .processing.tokenization_internlm2 import InternLM2Tokenizer
 
 __all__ = [
+    "Answer",
     "InternLM2Tokenizer",
     "MoAIConfig",
     "MoAIForConditionalGeneration",
     "MoAIModel",
-    "MoAIOutput",
-    "MoAIPipeline",
     "MoAIPreTrainedModel",
     "MoAIProcessor",
+    "Pipeline",
 ]
 
 __version__ = "0.1.0"
 
 _MODULE_OF_NAME = {
+    "Answer": "pipeline.answers",
     "InternLM2Tokenizer": "processing.tokenization_internlm2",
     "MoAIConfig": "models.moai.configuration_moai",
     "MoAIForConditionalGeneration": "models.moai.modeling_moai",
     "MoAIModel": "models.moai.modeling_moai",
-    "MoAIOutput": "pipeline.pipeline_moai",
-    "MoAIPipeline": "pipeline.pipeline_moai",
     "MoAIPreTrainedModel": "models.moai.modeling_moai",
     "MoAIProcessor": "processing.processing_moai",
+    "Pipeline": "pipeline.pipeline",
 }
 
 check_first_party_packages()

@@ -11,11 +11,65 @@ import importlib
 import importlib.abc
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["register_auto_classes"]
+if TYPE_CHECKING:
+    from .answering import Answering
+
+__all__ = ["MODEL_SPECS", "PROMPTED", "ModelSpec", "find_answering", "find_spec", "register_auto_classes"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where a model's parts are; nothing is imported before it is asked for.
+
+    Attributes:
+        model_type: Of its ``config.json``.
+        answering: Class that answers questions in a pipeline, see :class:`moai.models.answering.Answering`.
+    """
+
+    model_type: str
+    answering: str
+
+
+#: By model type.
+MODEL_SPECS = {
+    spec.model_type: spec for spec in (ModelSpec("moai", answering="moai.models.moai.answering_moai.MoAIAnswering"),)
+}
+#: Any other image-text-to-text model of transformers.
+PROMPTED = ModelSpec("", answering="moai.models.prompted.answering_prompted.PromptedAnswering")
+
+
+def find_spec(name: str, model_type: str | None) -> ModelSpec:
+    """The spec of a checkpoint; :data:`PROMPTED` for a model that is transformers' own.
+
+    Args:
+        name: Folder or hub name, for messages.
+        model_type: Of its ``config.json``; None = not known, which transformers will say.
+
+    Raises:
+        ValueError: It answers no questions about images, or is a MoAI in its official format.
+    """
+    if model_type is None or model_type in MODEL_SPECS:
+        return MODEL_SPECS[model_type or "moai"]
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(
+            f"expected a MoAI checkpoint or an image-text-to-text model of transformers, got {name!r} with model_type "
+            f"{model_type!r}. Official MoAI weights are turned into this format by `moai convert {name} OUT`."
+        )
+    return PROMPTED
+
+
+def find_answering(name: str, model_type: str | None) -> type[Answering]:
+    """The class that answers with a checkpoint; see :func:`find_spec`."""
+    module, _, attribute = find_spec(name, model_type).answering.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
 
 #: Module of transformers -> ours that registers with it, and the names that nobody gets without that.
 AUTO_MODULES = {

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from verbalizers import Scene, Verbalizer
-from verbalizers.core.durable_files import atomic_folder
 
+from ..checkpoints.io.adapter_files import read_config
 from ..checkpoints.io.lookup import find_checkpoint
+from ..checkpoints.io.saving import replacing_files
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
 from ..models.answering import Answering, TooLongError
 from ..models.registry import find_answering
@@ -100,16 +101,18 @@ class Pipeline:
             ImportError: A package that was asked for by name is not installed.
         """
         folder = find_checkpoint(name_or_path)
-        answering_class = find_answering(folder, revision)
+        config = read_config(folder, revision)
+        answering_class = find_answering(folder, config.get("model_type"))
         settings = VerbalizerSettings.load_pretrained(folder, revision)
         if verbalizers is None:
             built, absent = settings.build()
         else:
             built, absent = build_named_verbalizers(verbalizers, settings), {}
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        is_quantized = load_in_4bit or load_in_8bit or model_kwargs.get("quantization_config") is not None
-        if is_quantized:
+        if load_in_4bit or load_in_8bit or model_kwargs.get("quantization_config") is not None:
             model_kwargs |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+            model_kwargs.setdefault("device_map", {"": device})
+        elif config.get("quantization_config") is not None:
             model_kwargs.setdefault("device_map", {"": device})
         if dtype is None:
             dtype = torch.float32 if device.type == "cpu" else "auto"
@@ -120,10 +123,17 @@ class Pipeline:
         return cls(answering, built, settings, absent)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model, processor and the names and settings of the verbalizers, for :meth:`from_pretrained`."""
-        with atomic_folder(folder, force=True) as written:
-            self.answering.save(written)
-            self.settings.with_verbalizers(self.verbalizers).save(written)
+        """Write model, processor and the names and settings of the verbalizers, for :meth:`from_pretrained`.
+
+        An adapter stays an adapter, which names its base model relative to the folder. Files appear when all have
+        been written.
+
+        Args:
+            folder: Made where it lacks; other files in it stay.
+        """
+        with replacing_files(folder) as temporary:
+            self.answering.save(temporary)
+            self.settings.with_verbalizers(self.verbalizers).save(temporary)
 
     # ------------------------------------------------------------------ seeing
 

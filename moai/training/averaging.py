@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 
 from moai.models.moai.configuration_moai import MoAIConfig
-from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.processing_moai import MoAIProcessor
 from verbalizers.core.durable_files import atomic_folder
 
-from .model_building import copy_verbalizer_settings, is_adapter_folder
+from .model_building import copy_verbalizer_settings, is_adapter_folder, load_whole
 
 __all__ = ["average_checkpoints", "main"]
 
@@ -47,11 +46,11 @@ def average_checkpoints(folders: Sequence[str | Path], out: str | Path, *, force
         if is_adapter_folder(folder):
             raise ValueError(f"expected whole models, got the adapter {folder}. Merge it first (saving.output=merged).")
     stored = json.loads((folders[0] / "config.json").read_text(encoding="utf-8")).get("dtype") or "float32"
-    model = MoAIForConditionalGeneration.from_pretrained(folders[0], dtype=torch.float32)
+    model = load_whole(folders[0], torch.float32)
     total = model.state_dict()
     for folder in folders[1:]:
         _check_shape(model.config, folders[0], folder)
-        other = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+        other = load_whole(folder, torch.float32).state_dict()
         total = {name: value + other[name] for name, value in total.items()}
     model.load_state_dict({name: value / len(folders) for name, value in total.items()})
     with atomic_folder(out, force=force) as target:
@@ -63,7 +62,7 @@ def average_checkpoints(folders: Sequence[str | Path], out: str | Path, *, force
 
 def _check_shape(config: MoAIConfig, first: Path, folder: Path) -> None:
     """Refuse a model whose configuration differs in more than where and how it is stored."""
-    ignored = {"dtype", "_name_or_path", "transformers_version", "architectures", "domain"}
+    ignored = {"quantization_config", "dtype", "_name_or_path", "transformers_version", "architectures", "domain"}
     ours, theirs = (
         {name: value for name, value in one.to_dict().items() if name not in ignored}
         for one in (config, MoAIConfig.from_pretrained(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from moai.checkpoints.io.lookup import ADAPTER_CONFIG, find_checkpoint
+from moai.checkpoints.io.hub_download import download_checkpoint
+from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.import_utils import require
+from moai.checkpoints.io.adapter_files import find_adapter_base, is_adapter_folder
 from moai.models.moai.adapters import PROJECTOR, default_lora_config
 from moai.models.moai.backbone_processor import build_processor_from_backbones
 from moai.models.moai.configuration_moai import MoAIConfig
@@ -31,15 +32,11 @@ __all__ = [
     "find_start",
     "is_adapter_folder",
     "load_base",
+    "load_whole",
     "prepare_start",
 ]
 
 _LATENTS = "model.compressor.latents.weight"
-
-
-def is_adapter_folder(path: str | Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
-    return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
 
 
 def find_start(name_or_path: str) -> str:
@@ -115,7 +112,7 @@ def _needs_new_base(settings: TrainSettings) -> bool:
 def _renew(start: str, settings: TrainSettings) -> MoAIForConditionalGeneration:
     """A checkpoint with some parts reinitialized, perhaps in other sizes."""
     chosen = settings.model
-    old = MoAIForConditionalGeneration.from_pretrained(start, dtype="auto")
+    old = load_whole(start, "auto")
     fields, fresh, resized = old.config.to_dict(), set(chosen.fresh_parts), set()
     for name, part, changes in (
         ("compressor", "compressor", chosen.compressor),
@@ -140,14 +137,26 @@ def _renew(start: str, settings: TrainSettings) -> MoAIForConditionalGeneration:
     return model
 
 
+def load_whole(path: str | Path, dtype: torch.dtype | str) -> MoAIForConditionalGeneration:
+    """Load a model whose weights are plain numbers, also where it was saved quantised.
+
+    Args:
+        path: Checkpoint.
+        dtype: Of its weights; "auto" = as they are stored.
+    """
+    model = MoAIForConditionalGeneration.from_pretrained(path, dtype=dtype)
+    if not getattr(model, "is_quantized", False):
+        return model
+    stored = model.dtype
+    return model.dequantize().to(stored)
+
+
 def _fits(value: torch.Tensor, other: torch.Tensor | None) -> bool:
     return other is not None and value.shape == other.shape
 
 
 def copy_verbalizer_settings(source: str | Path, target: Path) -> None:
-    """Copy ``verbalizers.json`` from one checkpoint folder to another.
-
-    Relative paths in it become absolute: the target may lie elsewhere.
+    """Copy ``verbalizers.json`` from one checkpoint folder to another; paths in it count from the target then.
 
     Args:
         source: Folder of a checkpoint; one without the file is no error.
@@ -164,8 +173,11 @@ def base_of(settings: TrainSettings) -> tuple[str, str | None]:
     start = find_start(settings.model.path or "")
     if not is_adapter_folder(start):
         return start, None
-    base = json.loads((Path(start) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return find_start(base), start
+    base = find_adapter_base(start)
+    assert base is not None
+    if base.revision is not None and not Path(base.name).is_dir():
+        return str(download_checkpoint(base.name, base.revision, is_safetensors_only=True)), start
+    return find_start(base.name), start
 
 
 def load_base(path: str, settings: TrainSettings, device: torch.device) -> MoAIForConditionalGeneration:
@@ -223,6 +235,11 @@ def build_model(settings: TrainSettings, device: torch.device) -> BuiltModel:
     """
     base, adapter = base_of(settings)
     model: nn.Module = load_base(base, settings, device)
+    if getattr(model, "is_quantized", False) and settings.train.decoder == "full":
+        raise ValueError(
+            f"expected a whole decoder to train in full, got {base}, which was saved quantised. Set `train.decoder` to "
+            "lora or frozen, or start from the checkpoint that it was made from."
+        )
     processor = MoAIProcessor.from_pretrained(adapter or base)
     if settings.train.decoder == "lora":
         require("peft", purpose="`train.decoder: lora`")
@@ -230,7 +247,7 @@ def build_model(settings: TrainSettings, device: torch.device) -> BuiltModel:
         model = add_adapter(model, settings) if adapter is None else _load_adapter(model, adapter, settings)
         model.peft_config["default"].base_model_name_or_path = base
     elif adapter is not None:
-        if settings.model.quantization != "none":
+        if getattr(model, "is_quantized", False):
             raise ValueError(
                 "expected a whole model in `model.path` for a quantised, frozen decoder, got an adapter. Use "
                 "`train.decoder: lora`, or merge the adapter first (saving.output=merged)."

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
-from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.adapter_files import AdapterBase, describe_base, write_adapter_config
 from verbalizers.core.durable_files import atomic_folder
 
 from .checkpoints import whole_tensor
-from .model_building import BuiltModel, base_of, copy_verbalizer_settings
+from .model_building import BuiltModel, base_of, copy_verbalizer_settings, load_whole
 from .train_settings import TrainSettings
 
 __all__ = ["gather_result", "write_result"]
@@ -36,8 +36,8 @@ model = AutoModelForImageTextToText.from_pretrained("this/folder")
 processor = AutoProcessor.from_pretrained("this/folder")
 ```
 
-The base model is read from `{base}`; where it lies elsewhere, change `base_model_name_or_path` in
-adapter_config.json.
+The base model is read from `{base}` (a path counts from this folder; both can be moved together); where it lies
+elsewhere, change `base_model_name_or_path` in adapter_config.json. `config.json` is the base model's.
 """
 
 
@@ -96,15 +96,19 @@ def _write_adapter(built: BuiltModel, state: Mapping[str, torch.Tensor], folder:
         state = {name: value.to(getattr(torch, settings.saving.dtype)) for name, value in state.items()}
     # Embeddings are frozen; without the flag PEFT asks the hub whether the vocabulary has grown.
     built.model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
-    parts = ", ".join(built.model.peft_config["default"].modules_to_save or ()) or "nothing"
-    text = _ADAPTER_README.format(base=built.base, parts=parts, stage=settings.stage)
+    config, base = built.model.peft_config["default"], AdapterBase(built.base)
+    write_adapter_config(config, folder, base)
+    built.model.get_base_model().config.save_pretrained(folder)
+    parts = ", ".join(config.modules_to_save or ()) or "nothing"
+    named = describe_base(base, folder)["base_model_name_or_path"]
+    text = _ADAPTER_README.format(base=named, parts=parts, stage=settings.stage)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _write_merged(built: BuiltModel, state: Mapping[str, torch.Tensor], folder: Path, settings: TrainSettings) -> None:
     """Put what was trained into the base model, read again: unquantised, not spread over ranks, in float32."""
     start, adapter = base_of(settings)
-    whole = MoAIForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    whole = load_whole(start, torch.float32)
     stored = getattr(torch, settings.saving.dtype) if settings.saving.dtype else _stored_dtype(start)
     if settings.train.decoder == "lora":
         from peft import PeftModel

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from moai import bundled
 
-__all__ = ["BUNDLED_FOLDER", "check_model_type", "find_checkpoint", "is_hub_name", "list_bundled_checkpoints"]
+__all__ = ["BUNDLED_FOLDER", "find_checkpoint", "is_hub_name", "list_bundled_checkpoints"]
 
 #: Checkpoints that ship with MoAI stand here, one folder each.
 BUNDLED_FOLDER = bundled.FOLDER / "checkpoints"
@@ -59,27 +58,3 @@ def find_checkpoint(name_or_path: str | Path) -> str:
         f"expected a checkpoint folder, a hub name (owner/name) or a bundled name ({known}), got {text!r}, "
         "which does not exist. Check the path."
     )
-
-
-def check_model_type(name_or_path: str, revision: str | None = None) -> None:
-    """Check that a checkpoint is a MoAI in this project's format, before anything large is fetched or loaded.
-
-    Args:
-        name_or_path: What :func:`find_checkpoint` gave.
-        revision: Of a hub name.
-
-    Raises:
-        ValueError: It is another model, or MoAI's official format.
-    """
-    from transformers.utils import cached_file
-
-    file = cached_file(name_or_path, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    try:
-        model_type = None if file is None else json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):  # transformers says what is wrong with such a file
-        return
-    if model_type not in (None, "moai"):
-        raise ValueError(
-            f"expected a MoAI checkpoint, got {name_or_path!r} with model_type {model_type!r}. Official weights are "
-            f"turned into this format by `moai convert {name_or_path} OUT`."
-        )

@@ -15,8 +15,9 @@ answer's scene is reported as missing), ``words`` what is worth saying. ``map`` 
 given: "found" where there are segments, "always" (black where there are none, as the release does), or "never".
 ``compat`` speaks the release's words, slips included. Paths in a verbalizer's settings (``checkpoint``, ``vocabulary``)
 are taken relative to the folder; ``../name`` is a folder beside it, ``./name`` one inside it (fetched with a checkpoint
-on the hub), and where that is not there the verbalizer is reported as missing, as is one whose backend is unknown here.
-``owner/name`` is fetched from the hub at the first image. Without the file: the OCR verbalizer where ``rapidocr`` is
+on the hub), ``owlv2-nano`` a bundled one, and where that is not there the verbalizer is reported as missing, as is one
+whose backend is unknown here. ``owner/name`` is fetched from the hub at the first image. No absolute path is written: a
+folder that is moved with what it names answers the same. Without the file: the OCR verbalizer where ``rapidocr`` is
 installed.
 """
 
@@ -39,6 +40,7 @@ from verbalizers import (
 )
 
 from .hub_download import download_files
+from .travelling_names import name_of, resolve_name
 from ...import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available, is_timm_available
 
 __all__ = [
@@ -58,7 +60,6 @@ _PATH_SETTINGS = {
     "text_detection_model_dir",
     "text_recognition_model_dir",
 }
-_DOTS = ("./", "../")
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,10 @@ class VerbalizerSettings:
 
     def save(self, folder: str | Path) -> Path:
         """Write the file into a checkpoint folder and return its path."""
-        path = Path(folder) / VERBALIZERS_FILE
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        path, content = Path(folder) / VERBALIZERS_FILE, self.to_dict()
+        for entry in content.get("verbalizers", ()):
+            entry["settings"] = _name_paths(entry.get("settings", {}), folder)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
 
     def build(self) -> tuple[list[Verbalizer], dict[str, str]]:
@@ -188,17 +191,21 @@ class VerbalizerSettings:
 def _resolve_paths(entry: Any, folder: str | Path | None) -> Any:
     """An entry whose settings name paths relative to ``folder``, with those made absolute.
 
-    What does not exist there is left as it is (a name on the hub, a published vocabulary), unless it begins with a dot.
+    What is not on this disk is left as it is (a name on the hub, a published vocabulary), unless it begins with a dot.
     """
     settings = entry.get("settings") if isinstance(entry, Mapping) else None
     if folder is None or not isinstance(settings, Mapping):
         return entry
-    resolved = {}
-    for name in _PATH_SETTINGS & set(settings):
-        value = settings[name]
-        if isinstance(value, str) and (value.startswith(_DOTS) or (Path(folder) / value).exists()):
-            resolved[name] = os.path.abspath(Path(folder) / value)  # worker processes may stand elsewhere
+    paths = {name: settings[name] for name in _PATH_SETTINGS & set(settings)}
+    resolved = {name: resolve_name(value, folder) for name, value in paths.items() if isinstance(value, str)}
     return {**entry, "settings": {**settings, **resolved}}
+
+
+def _name_paths(settings: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Settings whose paths are named from ``folder``, see :func:`.travelling_names.name_of`."""
+    paths = {name: settings[name] for name in _PATH_SETTINGS & set(settings)}
+    named = {name: name_of(path, folder)[0] for name, path in paths.items() if isinstance(path, (str, Path))}
+    return {**settings, **named}
 
 
 def _fetch_parts(name: str, folder: Path, settings: VerbalizerSettings) -> None:

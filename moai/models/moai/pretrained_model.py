@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +15,13 @@ from transformers import initialization as init
 from compressor import LatentTokens
 from mixer import Gate, LowRankProjection
 
+from ...import_utils import require
+from ...checkpoints.io.adapter_files import AdapterBase, check_adapter_fits, find_adapter_base, naming_broken_files, save_adapter
 from .cache_names import CACHE_NAME
 from .configuration_moai import MoAIConfig
 from .gradient_checkpointing import without_reentrance
 from .injection import initialise_partial_lora
-from .quantization import with_default_skip_modules
+from .quantization import check_stored_quantization, make_dtype_uniform, with_default_skip_modules
 
 
 class MoAIPreTrainedModel(PreTrainedModel):
@@ -35,6 +39,8 @@ class MoAIPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    #: What an adapter that was loaded with the model was made for.
+    adapter_base: AdapterBase | None = None
     #: Parts that are trained or rest as a whole, in the order of the paper's figure 3 -> what their parameters' names
     #: match; a parameter that matches none is the decoder's.
     trainable_parts: ClassVar[dict[str, str]] = {
@@ -47,19 +53,61 @@ class MoAIPreTrainedModel(PreTrainedModel):
     }
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> MoAIPreTrainedModel:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, *args: Any, **kwargs: Any
+    ) -> MoAIPreTrainedModel:
         """Load as every Hugging Face model; a bitsandbytes configuration quantises the decoder only.
 
         Args:
+            pretrained_model_name_or_path: Folder or hub name of a model, or of an adapter: its base model is looked
+                for relative to the adapter's folder, then among the bundled ones, then as a path or hub name.
             *args: See :meth:`transformers.PreTrainedModel.from_pretrained`.
-            **kwargs: Likewise. ``quantization_config`` without ``llm_int8_skip_modules`` gets ours.
+            **kwargs: Likewise. ``quantization_config`` without ``llm_int8_skip_modules`` gets ours; all that is not
+                quantised has the ``dtype`` asked for, in a checkpoint that was saved quantised too.
 
         Returns:
             The model, in evaluation mode.
+
+        Raises:
+            ValueError: An adapter's base model is not there or does not fit it, a file of weights is damaged, or the
+                checkpoint was saved in another quantisation than is asked for.
         """
+        wanted = {bits for bits in (4, 8) if kwargs.get(f"load_in_{bits}bit")}
         kwargs = with_default_skip_modules(kwargs)
         kwargs.setdefault("use_safetensors", True)  # never unpickle
-        return super().from_pretrained(*args, **kwargs)
+        source, adapter, revision = pretrained_model_name_or_path, None, kwargs.get("revision")
+        base = find_adapter_base(source, revision)
+        if base is not None:
+            require("peft", purpose="An adapter")
+            adapter, source = source, base.name
+            own = {"_adapter_model_path": str(adapter), "revision": revision or "main"}
+            kwargs["adapter_kwargs"] = (kwargs.get("adapter_kwargs") or {}) | own
+            kwargs["revision"] = base.revision or "main"
+        with naming_broken_files(source, adapter):
+            loaded = super().from_pretrained(source, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if base is not None:
+            model.adapter_base = base
+            check_adapter_fits(model, adapter, base, revision)
+        if getattr(model, "is_quantized", False):
+            check_stored_quantization(model, wanted)
+            make_dtype_uniform(model)
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as every Hugging Face model; one that was loaded from an adapter folder saves the adapter alone.
+
+        Args:
+            save_directory: Folder.
+            *args: See :meth:`transformers.PreTrainedModel.save_pretrained`.
+            **kwargs: Likewise.
+        """
+        if not getattr(self, "_hf_peft_config_loaded", False) or self.adapter_base is None:
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        save_adapter(self, Path(save_directory), self.adapter_base)
+        self.config.save_pretrained(save_directory)
+        self.generation_config.save_pretrained(save_directory)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
         """Resize the vocabulary; see :meth:`transformers.PreTrainedModel.resize_token_embeddings`.

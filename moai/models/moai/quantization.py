@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...import_utils import require
+from ...checkpoints.io.adapter_files import find_adapter_base
+from .configuration_moai import MoAIConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Matched by transformers from the start of a module's full name or as a suffix. The low-rank factors of experts and
 # partial LoRA are bare parameters and need no entry.
@@ -72,3 +77,45 @@ def _default_config(in_4bit: bool, dtype: Any) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
+
+
+def check_stored_quantization(model: PreTrainedModel, wanted: set[int]) -> None:
+    """Check that a quantised model has the bits that were asked for: those of a stored one cannot be changed.
+
+    Args:
+        model: A quantised model.
+        wanted: Bits that were asked for; empty = whatever it has.
+
+    Raises:
+        ValueError: It was saved in others.
+    """
+    config = model.hf_quantizer.quantization_config
+    stored = 4 if getattr(config, "load_in_4bit", False) else 8 if getattr(config, "load_in_8bit", False) else None
+    if wanted and stored not in wanted:
+        raise ValueError(
+            f"expected a checkpoint to load in {min(wanted)} bits, got one that was saved in {stored or 'other'}. "
+            "Leave the wish out, or load the checkpoint that it was made from."
+        )
+
+
+def make_dtype_uniform(model: PreTrainedModel) -> None:
+    """Give every weight that is not quantised the model's dtype.
+
+    transformers leaves half of them as they were saved where a model was saved quantised and another dtype is asked
+    for, and the first product of two dtypes fails.
+
+    Args:
+        model: A quantised model.
+    """
+    for parameter in model.parameters():
+        # 4-bit weights may be stored as floats; they know what they are.
+        if parameter.is_floating_point() and not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.to(model.config.dtype)
+
+
+__all__ = [
+    "COMPUTE_DTYPE_MODULES",
+    "check_stored_quantization",
+    "make_dtype_uniform",
+    "with_default_skip_modules",
+]

@@ -189,3 +189,30 @@ def test_load_in_4bit_says_what_to_install_when_bitsandbytes_is_absent(monkeypat
     monkeypatch.setattr(import_utils, "_is_package_available", lambda package: package != "bitsandbytes")
     with pytest.raises(ImportError, match=r"moai-vlm\[quantization\]"):
         with_default_skip_modules({"load_in_4bit": True})
+
+
+@pytest.mark.parametrize("way", ["4bit", "8bit"])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float16, torch.float32, "auto"])
+def test_saved_quantised_model_runs_in_the_dtype_asked_for(tmp_path, way: str, stored, wanted) -> None:
+    build_tiny_model(**SIZES).save_pretrained(tmp_path / "plain")
+    model = MoAIForConditionalGeneration.from_pretrained(tmp_path / "plain", dtype=stored, **WAYS[way])
+    model.save_pretrained(tmp_path / "quantised")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "quantised", dtype=wanted)
+    expected = stored if wanted == "auto" else wanted
+    dtypes = {parameter.dtype for parameter in loaded.parameters() if parameter.is_floating_point()}
+    assert dtypes == {expected} == {loaded.dtype}
+    inputs = build_tiny_inputs(loaded.config)
+    said = {name: value.to(expected) if value.is_floating_point() else value for name, value in inputs.items()}
+    reference = {name: value.to(stored) if value.is_floating_point() else value for name, value in inputs.items()}
+    assert (words(loaded, said) - words(model, reference)).abs().max() < 0.5
+
+
+def test_other_bits_are_refused_when_the_checkpoint_was_saved_quantised(tmp_path) -> None:
+    build_tiny_model(**SIZES).save_pretrained(tmp_path / "plain")
+    model = MoAIForConditionalGeneration.from_pretrained(tmp_path / "plain", load_in_4bit=True)
+    model.save_pretrained(tmp_path / "quantised")
+    with pytest.raises(ValueError, match="saved in 4"):
+        MoAIForConditionalGeneration.from_pretrained(tmp_path / "quantised", load_in_8bit=True)
+    again = MoAIForConditionalGeneration.from_pretrained(tmp_path / "quantised", load_in_4bit=True)
+    assert count_weights(again)[0] > 0
