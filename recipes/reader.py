@@ -15,8 +15,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from moai.checkpoints.io.contents import hash_checkpoint
 from moai.data.conversation_files import read_rows
 from moai.data.findings import FindingsReader, MissingFindingsError
+from moai.data.sample_identity import fold_digests, hash_value
 from moai.evaluation.text_reader import TextReader
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS
@@ -104,7 +106,9 @@ def train_reader(
         )  # fmt: skip
         shards.append(build_shard(noisy, 0, start.tokenizer))
     batches = ShardBatches(shards, settings.optimization.batch_size)
-    task = TextTask(start.model, prompt_ids(start.tokenizer), batches, settings.optimization, text_weight=0.1)
+    data = [fold_digests([hash_value(scene) for scene in shard]) for shard in shards]
+    data = {"reader": hash_checkpoint(reader), "questions": dict(enumerate(data))}
+    task = TextTask(start.model, prompt_ids(start.tokenizer), batches, settings.optimization, 0.1, data)
     run_stage(task, settings, out)
     start.model.half().save_pretrained(out / "text-reader")
     start.tokenizer.save_pretrained(out / "text-reader")

@@ -46,7 +46,10 @@ class CountingTask(Task):
     Args:
         model: The trained model.
         optimization: Into how many micro-batches a step is cut, and whose names have learning rates of their own.
-        data: Settings of the data, which a resumed run must share.
+        data: Settings of the data, or JSON-able values that tell it: a resumed run must share them.
+
+    Attributes:
+        bound: The stage's own settings, which it must share too; :func:`run_stage` fills them in.
     """
 
     #: Names of all counters.
@@ -55,6 +58,7 @@ class CountingTask(Task):
     def __init__(self, model: nn.Module, optimization: OptimizationSettings, data: Any = None) -> None:
         super().__init__()
         self.model, self.optimization, self.data = model, optimization, data
+        self.bound: dict[str, Any] = {}
         self.num_micro_batches = optimization.batch_size // optimization.micro_batch_size
 
     @abstractmethod
@@ -82,11 +86,12 @@ class CountingTask(Task):
         return next((piece for piece in self.optimization.learning_rates if piece in name), "")
 
     def identity(self) -> dict[str, Any]:
-        """Settings of the data."""
-        return {} if self.data is None else {"data": to_plain(self.data)}
+        """Frozen weights, the stage's settings and those of the data."""
+        data = to_plain(self.data) if dataclasses.is_dataclass(self.data) else self.data
+        return super().identity() | {"stage": self.bound} | ({} if data is None else {"data": data})
 
 
-def run_stage(task: Task, settings: StageSettings, folder: Path, seed: int = 0) -> None:
+def run_stage(task: CountingTask, settings: StageSettings, folder: Path, seed: int = 0) -> None:
     """Train on the CPU, or go on training.
 
     Processes of one thread each that meet once per step are several times faster on few, busy cores than one process
@@ -104,6 +109,7 @@ def run_stage(task: Task, settings: StageSettings, folder: Path, seed: int = 0) 
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     fields = {item.name: getattr(settings, item.name) for item in dataclasses.fields(StageSettings)}
+    task.bound = {name: value for name, value in to_plain(settings).items() if name not in fields}
     run = RunSettings(output_folder=folder, seed=seed, **fields)
     accelerator = start_accelerator(run)
     done, _ = Trainer(run, task, settings.optimization.num_steps, accelerator).run()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from moai.data.conversation_files import ConversationRow, read_rows
 from moai.data.conversations import answer_turns, count_images, parse_conversation, text_of
 from moai.data.findings import Findings, FindingsReader, MissingFindingsError
+from moai.data.sample_identity import fold_digests, hash_parts, hash_value, show_progress
 from moai.data.training_report import DataReport, Problem
 from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
@@ -25,6 +28,7 @@ from verbalizers.store.sources import Source
 __all__ = ["ConversationSamples"]
 
 _CHECKING_THREADS = 8
+_HASH_BYTES = 32
 _ROWS_IN_FLIGHT = 256
 # An estimate this near to the limit is measured exactly.
 _NEAR_LIMIT = 0.9
@@ -44,6 +48,7 @@ class ConversationSamples:
         report: Receives counts and problems.
 
     Attributes:
+        name: Of the file.
         lengths: Tokens per sample.
         images: int64 per sample; the same number = the same images.
         findings: As given.
@@ -62,7 +67,10 @@ class ConversationSamples:
         report: DataReport,
     ) -> None:
         self._settings, self._processor, self.findings, self._has_map = settings, processor, findings, has_map
+        self.name = Path(source.path or "").name
         self._estimator = LengthEstimator(processor, settings.chat_template)
+        self._contents: dict[str, list[bytes]] = {}
+        self._hashes: list[bytes] = []
         self.lengths: list[int] = []
         rows = read_rows(source.path or "", source.image_folder, source.split, source.column)
         packed, sizes, owners, turns = [], [], [], []
@@ -73,6 +81,7 @@ class ConversationSamples:
             if not usable:
                 continue
             images = [image.to_dict() for image in row.pictures]
+            self._hashes.append(b"".join(self._contents.pop(row.place, [])))
             look = looks.setdefault(_same(row.pictures) or (row.place,), len(looks))
             packed.append(json.dumps([row.place, images, messages]).encode())
             sizes.append(len(packed[-1]))
@@ -105,6 +114,39 @@ class ConversationSamples:
             self._recent = _same(shown), self._look(shown)
         return TrainingSample(place, self._estimator.render(messages[:turn]), text_of(messages[turn]), *self._recent[1])
 
+    def identity(self) -> dict[str, Any]:
+        """Contents of rows, images and verbalizations, see :func:`moai.data.sample_identity.fold_digests`.
+
+        Images that were not read when the rows were checked (`check_pictures: path`) are read now.
+        """
+        turns = np.split(self._turns, np.flatnonzero(np.diff(self._owners)) + 1)
+        rows, texts, are_known = range(len(self._hashes)), [], True
+        for row in rows:
+            images, messages = self._unpack_row(row)[1:]
+            texts.append(hash_value([len(images), messages, turns[row].tolist()]))
+            are_known &= len(self._hashes[row]) == _HASH_BYTES * len(images)
+        if not are_known:
+            with ThreadPoolExecutor(_CHECKING_THREADS) as threads:
+                self._hashes = list(show_progress(threads.map(self._hash_images, rows), "reading images", len(rows)))
+        found = {"texts": fold_digests(texts), "images": fold_digests(self._hashes)}
+        if self.findings is None or self.findings.cache is None:
+            return found
+        keys = [row[at : at + _HASH_BYTES].hex() for row in self._hashes for at in range(0, len(row), _HASH_BYTES)]
+        said = iter(self.findings.cache.digests(keys))
+        verbalizations = [hash_parts(islice(said, len(row) // _HASH_BYTES)) for row in self._hashes]
+        return found | {"verbalizations": fold_digests(verbalizations)}
+
+    def _hash_images(self, row: int) -> bytes:
+        """SHA-256 of each image of a row; of nothing for one that cannot be read, which is told when it is needed."""
+        hashes = b""
+        for image in self._unpack_row(row)[1]:
+            try:
+                content = image.read()
+            except ValueError:
+                content = b""
+            hashes += hashlib.sha256(content).digest()
+        return hashes
+
     def _look(self, sources: list[Source]) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
         """Images with the predictions about them, as text and map."""
         images, found = [], []
@@ -118,9 +160,12 @@ class ConversationSamples:
         return tuple(images), *((None, None) if self.findings is None else _join(found, images, self._has_map))
 
     def _unpack(self, index: int) -> tuple[str, list[Source], list[dict[str, Any]]]:
-        owner = self._owners[index]
-        place, images, messages = json.loads(self._packed[self._stops[owner] : self._stops[owner + 1]])
-        return f"{place} turn {self._turns[index] + 1}", [Source(**fields) for fields in images], messages
+        place, images, messages = self._unpack_row(self._owners[index])
+        return f"{place} turn {self._turns[index] + 1}", images, messages
+
+    def _unpack_row(self, row: int) -> tuple[str, list[Source], list[dict[str, Any]]]:
+        place, images, messages = json.loads(self._packed[self._stops[row] : self._stops[row + 1]])
+        return place, [Source(**fields) for fields in images], messages
 
     def _find(self, content: bytes, image: Image.Image) -> Findings:
         if self.findings is None:
@@ -175,6 +220,7 @@ class ConversationSamples:
                     image.check()
                     continue
                 content = image.read()
+                self._contents.setdefault(row.place, []).append(hashlib.sha256(content).digest())
                 if self._settings.check_pictures == "decode":
                     load_image(content, self._processor.max_image_pixels)
                 else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,18 @@ class FindingsReader:
             raise MissingFindingsError("the cache of verbalizations does not hold it")
         scene = keep_kinds(parse_scene([image], self._build(), self.timeout_s)[0], self._kept_kinds)
         return Findings(self.describe(scene), scene)
+
+    def identity(self) -> dict[str, Any]:
+        """Who verbalizes, with which settings; checkpoints count by their content, wherever they lie."""
+        settings = self.settings
+        found: dict[str, Any] = {"words": asdict(settings.words), "compat": settings.compat}
+        if self.cache is not None:
+            found["cache"] = self.cache.fingerprint
+        if self.is_looking:
+            verbalizers, absent = settings.build()
+            found["live"] = {one.kind: f"{one.backend} {one.fingerprint()}" for one in verbalizers}
+            found["live"] |= dict.fromkeys(absent, "absent")
+        return found
 
     def describe(self, scene: Scene) -> str:
         """Verbalization of a scene; kinds without a verbalizer are left out."""

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from moai.data.findings import Findings, FindingsReader
+from moai.data.sample_identity import hash_value
 from moai.data.training_report import DataReport
 from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
@@ -32,6 +33,7 @@ class SceneSamples:
         report: Receives counts.
 
     Attributes:
+        name: "scenes".
         lengths: Tokens per sample: the longest of a few. Questions about scenes are alike, and to know each one's would
             mean to make every scene beforehand.
         findings: As given.
@@ -49,7 +51,7 @@ class SceneSamples:
         has_map: bool,
         report: DataReport,
     ) -> None:
-        self.findings, self._has_map = findings, has_map
+        self.findings, self._has_map, self.name = findings, has_map, "scenes"
         self._estimator = LengthEstimator(processor, settings.chat_template)
         scenes = source.scenes
         if scenes is None:
@@ -74,6 +76,7 @@ class SceneSamples:
             for question in range(scenes.num_questions)
         ]
         longest = max(self._estimator.measure(prompt, answer) for prompt, answer in samples)
+        self._digest = hash_value(samples)
         if self._limit is not None and longest > self._limit:
             raise ValueError(f"expected at most {self._limit} tokens (`max_length`), scenes have {longest}. Raise it.")
         self.lengths = [longest] * (count * scenes.num_questions)
@@ -81,6 +84,10 @@ class SceneSamples:
         self._seen: tuple[int, tuple[Any, ...]] | None = None
         report.num_rows += count
         report.num_pictures += count
+
+    def identity(self) -> dict[str, Any]:
+        """Hash of the first scenes' questions and answers: what they are is said by the settings and the code."""
+        return {"first_scenes": self._digest.hex()}
 
     def place(self, index: int) -> str:
         """Stream, scene and question of a sample."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -46,9 +46,12 @@ _MOST_NEIGHBOURS = 64
 class _Part(Protocol):
     """Samples of one source."""
 
+    name: str
     lengths: list[int]
     pictures: np.ndarray
     findings: FindingsReader | None
+
+    def identity(self) -> dict[str, Any]: ...
 
     def load(self, index: int) -> TrainingSample: ...
 
@@ -116,6 +119,15 @@ class TrainingDataset(Dataset[TrainingSample]):
             else:
                 return self._with_inputs(sample)
         raise ValueError(f"{_MOST_NEIGHBOURS} samples from number {index} on cannot be read. See the report.")
+
+    def identity(self) -> dict[str, Any]:
+        """What the samples consist of: a run that goes on must find the same. JSON-able; contents count, not names."""
+        sources, verbalizers = {}, {}
+        for number, part in enumerate(self._parts):
+            sources[f"{number}: {part.name}"] = part.identity()
+            if part.findings is not None:
+                verbalizers[f"{number}: {part.name}"] = part.findings.identity()
+        return {"sources": sources, "verbalizers": verbalizers}
 
     def _locate(self, index: int) -> tuple[_Part, int]:
         number = int(np.searchsorted(self._stops, index, side="right"))

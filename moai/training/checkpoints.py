@@ -29,6 +29,8 @@ __all__ = [
     "find_newest_checkpoint",
     "read_checkpoint",
     "restore_state",
+    "running_statistics",
+    "trained_tensors",
     "whole_tensor",
     "write_checkpoint",
 ]
@@ -78,7 +80,7 @@ def collect_state(model: nn.Module, optimizer: Optimizers) -> tuple[dict[str, to
     Returns:
         Weights by parameter name; moments by ``<parameter name>.<moment>``.
     """
-    weights = {name: whole_tensor(value) for name, value in _trained_tensors(model).items()}
+    weights = {name: whole_tensor(value) for name, value in trained_tensors(model).items()}
     owners = _owners(optimizer)
     moments = {}
     for name, parameter in model.named_parameters():
@@ -93,12 +95,27 @@ def _owners(optimizers: Optimizers) -> dict[torch.Tensor, torch.optim.Optimizer]
     return {parameter: one for one in each for group in one.param_groups for parameter in group["params"]}
 
 
-def _trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    for prefix, module in model.named_modules():
-        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            tensors |= {f"{prefix}.{name}": buffer for name, buffer in module.named_buffers(recurse=False)}
-    return tensors
+def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters with a gradient and running statistics, by name: what training changes.
+
+    Args:
+        model: What is trained, without a distributed wrapper around it.
+    """
+    return {n: p for n, p in model.named_parameters() if p.requires_grad} | running_statistics(model)
+
+
+def running_statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that a forward pass changes, by name.
+
+    Args:
+        model: In training mode, but for frozen modules.
+    """
+    return {
+        f"{prefix}.{name}": buffer
+        for prefix, module in model.named_modules()
+        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+    }
 
 
 @torch.no_grad()
@@ -119,7 +136,7 @@ def restore_state(
     Raises:
         CheckpointError: They belong to another model.
     """
-    expected = _trained_tensors(model)
+    expected = trained_tensors(model)
     for name in sorted(set(weights) | set(expected)):
         got, want = weights.get(name), expected.get(name)
         if got is None or want is None or got.shape != want.shape:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from moai.processing.token_roles import IGNORE_INDEX
 from .batch_order import BatchOrder, MicroBatchSampler
 from .metrics_logging import EXPERT_NAMES, STREAMS
 from .processes import ignore_interrupts
+from .run_identity import hash_samples
 from .task import Batch, Task
 from .train_settings import TrainSettings
 from .trained_parts import rate_part_of, set_training_mode
@@ -179,6 +179,7 @@ class MoAITask(Task):
         dataset: A map-style dataset of samples with ``lengths``, and perhaps ``pictures``.
         collator: What makes a batch of its samples.
         validation: Samples that are not learned from.
+        start: Hashes of the files that the model was loaded from; None = its frozen weights are hashed in place of them.
     """
 
     def __init__(
@@ -188,11 +189,13 @@ class MoAITask(Task):
         dataset: Any,
         collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
         validation: Any = None,
+        start: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.training_step = TrainingStep(model)
         self._no_split_modules = self.training_step._no_split_modules
         self.settings, self.dataset, self.collator, self.validation = settings, dataset, collator, validation
+        self.start = start
         chosen = settings.optimization
         order = (settings.seed, chosen.is_length_grouped, getattr(dataset, "pictures", None))
         sizes = (chosen.batch_size, chosen.micro_batch_size)
@@ -252,9 +255,16 @@ class MoAITask(Task):
         return {"routing": mean_routing(counters["routing"])}
 
     def identity(self) -> dict[str, Any]:
-        """Number and lengths of the samples."""
-        lengths = np.asarray(self.dataset.lengths, dtype=np.int64)
-        return {"num_samples": len(self.dataset), "data_sum": zlib.crc32(lengths.tobytes())}
+        """Contents of the start, of the samples and of those for validation."""
+        named = {"data": self.dataset, "validation": self.validation}
+        found = {name: self._identify(dataset) for name, dataset in named.items() if dataset is not None}
+        return (super().identity() if self.start is None else {"start": dict(self.start)}) | found
+
+    @staticmethod
+    def _identify(dataset: Any) -> dict[str, Any]:
+        # Last: tokens change with the rows, and with settings that were compared before.
+        lengths = np.asarray(getattr(dataset, "lengths", ()), dtype=np.int64)
+        return {**hash_samples(dataset), "num_samples": len(dataset), "num_tokens": int(lengths.sum())}
 
     @property
     def num_validation_batches(self) -> int:

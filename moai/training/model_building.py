@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from moai.checkpoints.io.adapter_files import find_adapter_base, is_adapter_folder
+from moai.checkpoints.io.contents import hash_checkpoint
 from moai.checkpoints.io.hub_download import download_checkpoint
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
+from moai.data.sample_identity import show_progress
 from moai.import_utils import require
-from moai.checkpoints.io.adapter_files import find_adapter_base, is_adapter_folder
 from moai.models.moai.adapters import PROJECTOR, default_lora_config
 from moai.models.moai.backbone_processor import build_processor_from_backbones
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.processing_moai import MoAIProcessor
+from moai.settings import to_plain
 from verbalizers.core.durable_files import atomic_folder
 
+from .run_identity import find_change
 from .train_settings import TrainSettings
 from .trained_parts import part_of
 
@@ -29,13 +34,21 @@ __all__ = [
     "base_of",
     "build_model",
     "copy_verbalizer_settings",
+    "check_result",
     "find_start",
+    "hash_start",
     "is_adapter_folder",
     "load_base",
     "load_whole",
     "prepare_start",
 ]
 
+#: How a run was started: a line for whoever goes on with it.
+COMMAND_FILE = "command.txt"
+#: What the base model of a run was made from.
+ORIGIN_FILE = "made_from.json"
+#: Settings of the model that a base model on disk does not depend on.
+_AFTER_THE_BASE = ("quantization", "attn_implementation", "gradient_checkpointing")
 _LATENTS = "model.compressor.latents.weight"
 
 
@@ -52,10 +65,13 @@ def find_start(name_or_path: str) -> str:
     final = folder / "final"
     if is_adapter_folder(final) or (final / "config.json").is_file():
         folder = final
-    if not folder.is_dir() and folder.name == "final" and folder.parent.is_dir():
+    run = folder.parent if folder.name == "final" else folder
+    if run.is_dir() and not (run / "final").is_dir() and _is_begun(run):
+        file = run / COMMAND_FILE
+        command = f" with: {file.read_text(encoding='utf-8').strip()}" if file.is_file() else " with its command."
         raise ValueError(
-            f"expected the result of an earlier stage in {folder}, got none: that run has not finished. Run its "
-            "command again; it goes on from its last checkpoint."
+            f"expected the result of an earlier stage in {run / 'final'}, got none: that run has not finished. It goes "
+            f"on{command}"
         )
     if is_adapter_folder(folder):
         return str(folder.resolve())
@@ -63,19 +79,54 @@ def find_start(name_or_path: str) -> str:
     return str(Path(found).resolve()) if Path(found).is_dir() else found
 
 
+def _is_begun(run: Path) -> bool:
+    """Whether a folder is the output of a run, finished or not."""
+    return any((run / name).exists() for name in (COMMAND_FILE, "checkpoints", "log.jsonl"))
+
+
+def check_result(folder: Path) -> None:
+    """Check that a run does not begin anew beside a result that only its own checkpoints explain.
+
+    Args:
+        folder: Output folder.
+
+    Raises:
+        ValueError: It holds ``final`` and no checkpoint.
+    """
+    if (folder / "final").is_dir() and not any((folder / "checkpoints").glob("step-*")):
+        raise ValueError(
+            f"expected checkpoints beside the result {folder / 'final'}, got none: a new run would replace it. Choose "
+            "another `output_folder`, or move the result away."
+        )
+
+
 def prepare_start(settings: TrainSettings) -> None:
     """Write the new base model that a recipe describes, once; to be called by one process before all load it.
 
     Backbones, other sizes and parts that start anew make a model that lies nowhere yet. An adapter needs a base to
-    refer to, so it is written to ``<output_folder>/base``.
+    refer to, so it is written to ``<output_folder>/base``. One that was made otherwise is made anew.
 
     Args:
         settings: The recipe.
+
+    Raises:
+        ValueError: It was made otherwise, and something there was trained from it.
     """
     base = settings.output_folder / "base"
-    if not _needs_new_base(settings) or (base / "config.json").is_file():
+    if not _needs_new_base(settings):
         return
-    chosen = settings.model
+    chosen, origin = settings.model, _origin_of(settings)
+    if (base / "config.json").is_file():
+        change = find_change(_read_origin(base / ORIGIN_FILE), origin)
+        if change is None:
+            return
+        name, words = change
+        if any((settings.output_folder / "checkpoints").glob("step-*")) or (settings.output_folder / "final").is_dir():
+            raise ValueError(
+                f"expected the base model that {base} was made as, but `{name}` {words}, and checkpoints beside it were "
+                "trained from it. Set it back, or choose another `output_folder`."
+            )
+        print(f"{base} is made anew: `{name}` {words}", flush=True)
     torch.manual_seed(settings.seed)
     if chosen.path is None:
         dtype = None if chosen.dtype is None else getattr(torch, chosen.dtype)
@@ -102,6 +153,32 @@ def prepare_start(settings: TrainSettings) -> None:
         processor.save_pretrained(folder)
         if chosen.path is not None:
             copy_verbalizer_settings(find_start(chosen.path), folder)
+        (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+
+
+def _origin_of(settings: TrainSettings) -> dict[str, Any]:
+    """What decides a new base model: settings, seed, and contents of what it is made from."""
+    chosen = settings.model
+    model = {name: value for name, value in to_plain(chosen).items() if name not in _AFTER_THE_BASE}
+    if chosen.path is not None:
+        del model["dtype"]  # of weights in memory
+    sources = {"path": chosen.path and find_start(chosen.path), "vision": chosen.vision, "text": chosen.text}
+    files = {name: hash_checkpoint(source, show_weights) for name, source in sources.items() if source is not None}
+    said = Path(sources["path"] or "") / VERBALIZERS_FILE
+    verbalizers = said.read_text(encoding="utf-8") if said.is_file() else None
+    return json.loads(json.dumps({"model": model, "seed": settings.seed, "files": files, "verbalizers": verbalizers}))
+
+
+def _read_origin(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def show_weights(names: Sequence[str]) -> Iterator[str]:
+    """Files of a checkpoint while they are hashed, see :func:`moai.checkpoints.io.contents.hash_checkpoint`."""
+    return show_progress(names, "reading weights")
 
 
 def _needs_new_base(settings: TrainSettings) -> bool:
@@ -220,6 +297,18 @@ class BuiltModel:
     processor: MoAIProcessor
     base: str
     start: str
+
+
+def hash_start(built: BuiltModel) -> dict[str, str]:
+    """Hashes of the files that a run starts from; those of an adapter are called ``adapter/...``.
+
+    Args:
+        built: From :func:`build_model`.
+    """
+    files = hash_checkpoint(built.base, show_weights)
+    if built.start != built.base:
+        files |= {f"adapter/{name}": value for name, value in hash_checkpoint(built.start, show_weights).items()}
+    return files
 
 
 def build_model(settings: TrainSettings, device: torch.device) -> BuiltModel:

@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 
 from moai.import_utils import require
+from verbalizers.core.durable_files import hold_folder
 
 from .train_settings import RunSettings
 
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "InterruptHandler",
     "check_num_processes",
+    "hold_output",
     "ignore_interrupts",
+    "raise_together",
     "seed_generators",
     "start_accelerator",
 ]
@@ -104,12 +109,54 @@ def seed_generators(*numbers: int) -> None:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Ignore Ctrl-C in a process that prepares batches: the trainer still needs it to finish its step.
+    """Ignore Ctrl-C and SIGTERM in a process that prepares batches: the trainer needs it to finish its step.
 
     Args:
         worker: Its number.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def raise_together(problem: Exception | None, accelerator: Accelerator) -> None:
+    """End all processes where the main one has a problem: the others must not wait for one that has left.
+
+    Args:
+        problem: Of the main process; None elsewhere.
+        accelerator: Joins the processes.
+
+    Raises:
+        Exception: ``problem``, on the main process.
+        SystemExit: On the others.
+    """
+    if accelerator.num_processes > 1:
+        has_problem = torch.tensor([float(problem is not None)], device=accelerator.device)
+        if accelerator.reduce(has_problem, reduction="sum")[0] and problem is None:
+            raise SystemExit(1)
+    if problem is not None:
+        raise problem
+
+
+@contextmanager
+def hold_output(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold a run's folder for all of its processes; a thread that holds it already goes on.
+
+    Args:
+        folder: Of the run.
+        accelerator: Joins the processes; the main one holds the folder.
+
+    Raises:
+        ValueError: Another run writes there; the message says which process.
+    """
+    with ExitStack() as held:
+        problem = None
+        try:
+            if accelerator.is_main_process:
+                held.enter_context(hold_folder(folder))
+        except ValueError as error:
+            problem = error
+        raise_together(problem, accelerator)
+        yield
 
 
 class InterruptHandler:

@@ -96,8 +96,14 @@ class Task(nn.Module, ABC):
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """JSON-able values that a resumed run must share with the run it continues, beside the settings."""
-        return {}
+        """JSON-able values that a resumed run must share with the run it continues, beside the settings.
+
+        Here what training does not change: the frozen weights, under ``start``. A task adds what tells its data, such
+        as :func:`.run_identity.hash_samples`; a difference is told to users by the name of the value.
+        """
+        from .run_identity import hash_frozen
+
+        return {"start": hash_frozen(self.model, self.part_of)}
 
     @property
     def num_validation_batches(self) -> int:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checkpoints import (
@@ -23,15 +26,17 @@ from .checkpoints import (
     find_newest_checkpoint,
     read_checkpoint,
     restore_state,
+    running_statistics,
     whole_tensor,
     write_checkpoint,
 )
 from .metrics_logging import MetricsLogger, StepNumbers
 from .moai_task import MoAITask
-from .model_building import BuiltModel, build_model, prepare_start
+from .model_building import COMMAND_FILE, BuiltModel, build_model, check_result, hash_start, prepare_start
 from .optimizers import build_optimizers, learning_rate_factor
-from .processes import InterruptHandler, seed_generators, start_accelerator
+from .processes import InterruptHandler, hold_output, raise_together, seed_generators, start_accelerator
 from .result_writing import gather_result, write_result
+from .run_identity import check_same_run, flatten_settings
 from .task import Batch, Task
 from .train_settings import OptimizationSettings, RunSettings, TrainSettings, load_settings
 from .trained_parts import PartCount, count_parts, freeze_parts, print_parts
@@ -42,10 +47,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Trainer", "TrainingResult", "learning_rate_factor", "run_training"]
-
-#: Settings that a resumed run may change: they leave what is learned as it is, up to rounding.
-_FREE_SETTINGS = ("output_folder", "saving", "watching", "validation", "num_processes", "num_workers")
-_FREE_NESTED = {"model": ("gradient_checkpointing", "attn_implementation"), "optimization": ("micro_batch_size",)}
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,41 @@ def run_training(
         source: A recipe: YAML file, mapping or settings.
         overrides: ``key=value`` words laid over it.
         dataset: Instead of ``settings.data``: a map-style dataset with ``lengths``, or a function of the processor
-            that builds one.
+            that builds one. Its ``identity()``, JSON-able values, tells whether it is the same when a run goes on;
+            without one each sample is made once more for that.
         collator: What makes a batch of its samples; default :class:`moai.data.collator.TrainingCollator`.
 
     Returns:
         Where the result lies and how far the run came.
 
     Raises:
-        ValueError: The recipe, the data, the model or a checkpoint is not as expected; the message says what to do.
+        ValueError: The recipe, the data, the model or a checkpoint is not as expected, or another process trains in
+            the folder; the message says what to do.
         ImportError: A package is missing; the message holds the line that installs it.
     """
     settings = load_settings(source, overrides)
     accelerator = start_accelerator(settings)
-    with accelerator.main_process_first():
-        prepare_start(settings)
+    with hold_output(settings.output_folder, accelerator):
+        if accelerator.is_main_process and isinstance(source, str | Path):
+            command = shlex.join(["moai", "train", "--config", str(source), *overrides])
+            (settings.output_folder / COMMAND_FILE).write_text(command + "\n", encoding="utf-8")
+        return _train(settings, accelerator, dataset, collator)
+
+
+def _train(
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    dataset: Any,
+    collator: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None,
+) -> TrainingResult:
+    problem = None
+    try:
+        if accelerator.is_main_process:
+            check_result(settings.output_folder)
+            prepare_start(settings)
+    except (ValueError, ImportError, OSError) as error:
+        problem = error
+    raise_together(problem, accelerator)  # and none goes on before the start is there
     built = build_model(settings, accelerator.device)
     model, processor = built.model, built.processor
     freeze_parts(model, settings)
@@ -109,7 +131,8 @@ def run_training(
     validation = (
         _build_dataset(settings.validation, built, accelerator, "validation: ") if settings.validation else None
     )
-    task = MoAITask(settings, model, dataset, collator or _build_collator(processor, settings), validation)
+    start = hash_start(built) if accelerator.is_main_process else {}
+    task = MoAITask(settings, model, dataset, collator or _build_collator(processor, settings), validation, start)
     trainer = Trainer(settings, task, task.num_steps, accelerator)
     done, loss = trainer.run()
     if done < trainer.num_steps:
@@ -159,6 +182,10 @@ class Trainer:
         chosen = settings.optimization
         self.settings, self.task, self.num_steps, self.accelerator = settings, task, num_steps, accelerator
         self.checkpoints = settings.output_folder / "checkpoints"
+        self.done = self.saved = 0
+        self._is_updating = False
+        self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []  # as they were before the present step
+        self._unlogged: StepNumbers | None = None
         num_micro_batches, num_ranks = chosen.batch_size // chosen.micro_batch_size, accelerator.num_processes
         if num_micro_batches % num_ranks:
             raise ValueError(
@@ -171,6 +198,10 @@ class Trainer:
         if is_zero(accelerator):
             configure_engine(accelerator, chosen, self.num_own)
         task.set_training_mode()
+        # Before weights are spread over ranks. The main process compares and saves for all.
+        self._state: dict[str, Any] = {}
+        if accelerator.is_main_process:
+            self._state = json.loads(json.dumps({"settings": settings.to_dict(), **task.identity()}))
         optimizers = build_optimizers(task.model, chosen, task.part_of)
         self.wrapped, *self.optimizers = accelerator.prepare(task, *optimizers)
         self.validator = Validator(accelerator, task, self.wrapped) if task.num_validation_batches else None
@@ -182,30 +213,80 @@ class Trainer:
             How many are done, fewer than all after Ctrl-C or SIGTERM; and the last logged loss, on the main process.
 
         Raises:
-            ValueError: A loss is not finite, a step has no targets, or a checkpoint does not fit or cannot be written.
+            ValueError: A loss is not finite, a step has no targets, a checkpoint does not fit or cannot be written, or
+                another process trains in the folder.
+            Exception: Whatever the task raises. What is done is saved before, as far as it is whole on the main
+                process, and a line on standard error says how far that is.
         """
+        with hold_output(self.settings.output_folder, self.accelerator):
+            return self._run()
+
+    def _run(self) -> tuple[int, float | None]:
         start, window = self._resume()
         logger = self._start_logger(start, window)
         accelerator = self.accelerator
         batches = self.task.batches(start, self.num_steps, accelerator.process_index, accelerator.num_processes)
-        done, saved = start, start
-        with logger if logger is not None else contextlib.nullcontext(), InterruptHandler() as interrupts:
-            for step in range(start, self.num_steps):
-                numbers, rate, norm, is_stopping = self._step(step, batches, interrupts)
-                done = step + 1
-                measured = self._validate(done)
-                if logger is not None:
-                    logger.record(done, numbers, rate, norm, measured)
-                every = self.settings.saving.every_steps
-                if is_stopping or done == self.num_steps or (every and done % every == 0):
-                    self._save(done, logger)
-                    saved = done
-                if is_stopping:
-                    break
-        assert saved == done
+        self.done = self.saved = start
+        with InterruptHandler() as interrupts:
+            try:
+                with logger if logger is not None else contextlib.nullcontext():
+                    self._run_steps(batches, logger, interrupts)
+            except BaseException as error:
+                self._save_after(error, logger)
+                raise
+        done = self.done
+        assert self.saved == done
         for tracker in accelerator.trackers:
             tracker.finish()
         return done, logger.last_loss if logger is not None else None
+
+    def _run_steps(self, batches: Iterator[Batch], logger: MetricsLogger | None, interrupts: InterruptHandler) -> None:
+        every = self.settings.saving.every_steps
+        for step in range(self.done, self.num_steps):
+            numbers, rate, norm, is_stopping = self._step(step, batches, interrupts)
+            self.done = done = step + 1
+            self._unlogged = numbers
+            measured = self._validate(done)
+            self._unlogged = None
+            if logger is not None:
+                logger.record(done, numbers, rate, norm, measured)
+            if is_stopping or done == self.num_steps or (every and done % every == 0):
+                self._save(done, logger)
+            if is_stopping:
+                break
+
+    def _save_after(self, error: BaseException, logger: MetricsLogger | None) -> None:
+        """Save the steps before an error, where the main process has them whole; tell how far they go."""
+        if logger is None:
+            return
+        problem = ""
+        if self.done > self.saved and not isinstance(error, CheckpointError):
+            try:
+                self._check_whole()
+                for buffer, value in self._statistics:
+                    buffer.copy_(value)
+                if self._unlogged is not None:
+                    logger.window.add(self._unlogged)
+                self._write(self.done, logger, *collect_state(self.task.model, self.optimizers))
+                self.saved = self.done
+            except Exception as other:  # noqa: BLE001 - the first error is to be shown, whatever this one is
+                problem = f"steps {self.saved + 1} to {self.done} are lost: {other}. "
+        told = f"step {self.saved} of {self.num_steps} is saved in {self.checkpoints}; the same command goes on from there."
+        if not self.saved:
+            told = "no step is saved; the same command begins anew."
+        told = f"stopped by {type(error).__name__} after step {self.done}: {problem}{told}"
+        print(told, file=sys.stderr, flush=True)
+
+    def _check_whole(self) -> None:
+        """Check that this process can save alone, and that no optimizer step is half done.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if self._is_updating:
+            raise ValueError("the error came while weights were changed")
+        if is_zero(self.accelerator) or any(isinstance(value, DTensor) for value in self.task.model.parameters()):
+            raise ValueError("weights lie in pieces on all processes, which do not answer any more")
 
     def _validate(self, done: int) -> float | None:
         """Validation loss where it is time to measure it."""
@@ -220,7 +301,7 @@ class Trainer:
             folder.mkdir(parents=True, exist_ok=True)
             accelerator.init_trackers(
                 settings.watching.project,
-                config=_flat(settings.to_dict()),
+                config=flatten_settings(settings.to_dict()),
                 init_kwargs={"trackio": named, "wandb": {**named, "dir": str(folder)}},
             )
         if not accelerator.is_main_process:
@@ -234,6 +315,7 @@ class Trainer:
     ) -> tuple[StepNumbers, float, float, bool]:
         """One optimizer step: the loss is the mean over the targets of the whole batch, all ranks together."""
         settings, accelerator = self.settings, self.accelerator
+        self._statistics = [(value, value.clone()) for value in running_statistics(self.task.model).values()]
         seed_generators(settings.seed, step)
         own = [next(batches) for _ in range(self.num_own)]
         sums = [sum(batch.num_targets for batch in own), sum(batch.num_tokens for batch in own)]
@@ -251,17 +333,20 @@ class Trainer:
         total, wishes, *counted = self._sum(torch.cat([torch.tensor(values, dtype=torch.float64), *flat])).split(
             [1, 1, *(value.numel() for value in flat)]
         )
-        if not torch.isfinite(total):
-            raise ValueError(
-                f"expected a finite loss, got {total.item()} at step {step + 1}. The last checkpoint is untouched; "
-                "lower `optimization.learning_rate`, or look at the data of that step."
-            )
+        norm = float(whole_tensor(torch.as_tensor(0.0 if norm is None else norm)))
+        for name, value in (("loss", total.item()), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"expected a finite {name}, got {value} at step {step + 1}. Look at the data of that step, or lower "
+                    "`optimization.learning_rate` in another `output_folder`."
+                )
+        self._is_updating = True
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        self._is_updating, self._statistics = False, []
         named = zip(counters.items(), counted, strict=True)
         counters = {name: summed.view(value.shape) for (name, value), summed in named}
-        norm = float(whole_tensor(torch.as_tensor(0.0 if norm is None else norm)))
         num_samples = float(settings.optimization.batch_size)
         numbers = StepNumbers(total.item(), num_targets, num_tokens, num_samples, 1, counters)
         return numbers, max(group["lr"] for group in groups), norm, wishes.item() > 0
@@ -292,23 +377,31 @@ class Trainer:
         """Add numbers up over ranks; float64 on the CPU."""
         return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()
 
-    def _state(self) -> dict[str, Any]:
-        return {"settings": self.settings.to_dict(), **self.task.identity()}
-
     def _save(self, done: int, logger: MetricsLogger | None) -> None:
         if is_zero(self.accelerator):
             weights, moments = collect_zero_state(self.task.model, *self.optimizers)
         else:
             weights, moments = collect_state(self.task.model, self.optimizers)
-        problem = ""
+        problem = None
         if logger is not None:
-            state = {**self._state(), "window": logger.window.to_dict()}
             try:
-                write_checkpoint(self.checkpoints, done, weights, moments, state, self.settings.saving.keep)
+                self._write(done, logger, weights, moments)
             except CheckpointError as error:
-                problem = str(error)
-        if self._sum(torch.tensor([float(bool(problem))]))[0]:  # others must not wait for a main process that has left
-            raise CheckpointError(problem or "the main process could not write a checkpoint; see its message.")
+                problem = error
+        raise_together(problem, self.accelerator)
+        self.saved = done
+
+    def _write(
+        self, done: int, logger: MetricsLogger, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
+    ) -> None:
+        broken = [name for group in (weights, moments) for name, value in group.items() if not value.isfinite().all()]
+        if broken:
+            raise CheckpointError(
+                f"expected finite weights after step {done}, got others in {broken[0]!r}: they are not saved. Lower "
+                "`optimization.learning_rate` in another `output_folder`."
+            )
+        state = {**self._state, "window": logger.window.to_dict()}
+        write_checkpoint(self.checkpoints, done, weights, moments, state, self.settings.saving.keep)
 
     def _resume(self) -> tuple[int, Mapping[str, Any] | None]:
         """Steps done, and the sums since the last line of the log."""
@@ -319,7 +412,13 @@ class Trainer:
         if found is None:
             return 0, None
         weights, moments, state = read_checkpoint(found)
-        _check_same_run(state, json.loads(json.dumps(self._state())), found)
+        problem = None
+        try:
+            if is_main and (told := check_same_run(state, self._state, found)):
+                print(told, flush=True)
+        except CheckpointError as error:
+            problem = error
+        raise_together(problem, self.accelerator)
         if is_zero(self.accelerator):
             restore_zero_state(self.task.model, *self.optimizers, weights, moments)
         else:
@@ -334,40 +433,3 @@ def _attention_kernels(device: torch.device, settings: OptimizationSettings) -> 
     if device.type == "cpu" and settings.precision == "bf16":
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()
-
-
-def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], checkpoint: Path) -> None:
-    """Check that a resumed run has the settings and the data of the run it continues."""
-    before, now = (_flat(_bound_settings(state["settings"])) for state in (old, new))
-    changed = [name for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
-    if changed:
-        name = changed[0]
-        raise CheckpointError(
-            f"expected the settings that {checkpoint} was written with, but `{name}` was {before.get(name)!r} and is "
-            f"{now.get(name)!r}. Set it back, or choose another `output_folder`."
-        )
-    data = {name for name in new if name != "settings"}
-    if any(old.get(name) != new[name] for name in data):
-        counts = [f" ({state['num_samples']} samples)" if "num_samples" in state else "" for state in (old, new)]
-        raise CheckpointError(
-            f"expected the data that {checkpoint} was trained on{counts[0]}, got other data{counts[1]}. Restore it, or "
-            "choose another `output_folder`."
-        )
-
-
-def _bound_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    bound = {name: value for name, value in settings.items() if name not in _FREE_SETTINGS}
-    for group in _FREE_NESTED.keys() & bound.keys():
-        bound[group] = {name: value for name, value in bound[group].items() if name not in _FREE_NESTED[group]}
-    return bound
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings with dotted names; lists become text, as trackers want them."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat

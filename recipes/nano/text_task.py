@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -131,7 +132,7 @@ class TextTask(CountingTask):
         shards: ShardBatches,
         optimization: OptimizationSettings,
         text_weight: float,
-        data: SceneSettings | None = None,
+        data: SceneSettings | dict[str, Any] | None = None,
     ) -> None:
         super().__init__(model, optimization, data)
         self.prompt, self.shards, self.text_weight = prompt, shards, text_weight

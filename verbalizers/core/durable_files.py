@@ -157,7 +157,7 @@ def lock_folder(folder: Path) -> BinaryIO:
 
 def _lock(path: Path, folder: Path) -> BinaryIO:
     """A file that is open, and locked where that is possible, for whoever writes to `folder`."""
-    file = path.open("a+b")
+    file = path.open("a+b", buffering=0)
     try:
         import fcntl
 
@@ -171,9 +171,9 @@ def _lock(path: Path, folder: Path) -> BinaryIO:
     except (ImportError, OSError):  # Windows, or a file system without locks: two writers are the user's care
         return file
     since = datetime.now().astimezone().isoformat(" ", "seconds")
-    file.truncate(0)
-    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode())
-    file.flush()
+    with suppress(OSError):  # on a full disk the lock is held without a name in it
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode())
     _lock_files.add(file)
     return file
 

@@ -13,9 +13,10 @@ A row is found by its image's content, wherever the file lies and whatever it is
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,32 @@ class VerbalizationCache:
         path = Path(key)
         return hash_content(path.read_bytes()) if path.is_file() else None
 
+    def digests(self, content_hashes: Sequence[str]) -> Iterator[bytes]:
+        """SHA-256 of what the cache holds of images: scene, map and text; b"" where it lacks one.
+
+        Each shard is read once.
+
+        Args:
+            content_hashes: of the images, as `hash_content` gives them.
+        """
+        wanted = np.array(content_hashes, dtype="S64")
+        places = np.searchsorted(self._hashes, wanted)
+        is_there = np.zeros(len(wanted), bool)
+        if len(self):
+            places = np.minimum(places, len(self) - 1)
+            is_there = self._hashes[places] == wanted
+        found = np.zeros((len(self), hashlib.sha256().digest_size), np.uint8)
+        place_of_row = np.lexsort((self._rows, self._shards))  # the order of the shards
+        columns = ["scene", "text", "panoptic_png"]
+        for shard in np.unique(self._shards[places[is_there]]).tolist():
+            start = int(np.searchsorted(self._shards[place_of_row], shard))
+            for group in range(self._open(shard).metadata.num_row_groups):
+                for row in self._open(shard).read_row_group(group, columns=columns).to_pylist():
+                    found[place_of_row[start]] = np.frombuffer(_hash_row(row), np.uint8)
+                    start += 1
+        for place, is_known in zip(places.tolist(), is_there.tolist(), strict=True):
+            yield found[place].tobytes() if is_known else b""
+
     def sources(self) -> Iterator[dict[str, str]]:
         """Where images occur: dicts of `dataset`, `id`, `path`, `content_hash`; the newest last."""
         for path in shard_paths(self.folder, "sources"):
@@ -215,6 +242,14 @@ def _choose_folder(folder: Path, fingerprint: str | None) -> Path:
         raise ValueError(f"expected `fingerprint`, {str(folder)!r} holds several: {shown}. Choose one.")
     wanted = "verbalizations" if fingerprint is None else f"the fingerprint {fingerprint!r}"
     raise ValueError(f"expected {wanted} in {str(folder)!r}, got {shown}. Run `moai verbalize DATASET --out DIR`.")
+
+
+def _hash_row(row: Mapping[str, Any]) -> bytes:
+    digest = hashlib.sha256()
+    for part in (row["scene"].encode(), row["text"].encode(), row["panoptic_png"] or b""):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
 
 
 def _describe(manifest: dict[str, Any]) -> str:
