@@ -137,9 +137,10 @@ def _draw_registered_kinds(image: Image.Image, scene: Scene) -> Image.Image:
 def _blend_masks(image: Image.Image, segments: Segments) -> Image.Image:
     pixels = np.asarray(image).astype(np.float32)
     ids = segments.panoptic_map
-    for index, segment_id in enumerate(segments.segment_ids):
-        mask = ids == segment_id
-        pixels[mask] = (1 - MASK_OPACITY) * pixels[mask] + MASK_OPACITY * np.array(distinct_color(index))
+    owners = segments.index_map
+    is_segment = owners >= 0
+    colors = np.array([distinct_color(index) for index in range(len(segments))], dtype=np.float32).reshape(-1, 3)
+    pixels[is_segment] = (1 - MASK_OPACITY) * pixels[is_segment] + MASK_OPACITY * colors[owners[is_segment]]
     # A dark seam wherever two neighbours carry different ids.
     seam = np.zeros(ids.shape, dtype=bool)
     seam[:, 1:] |= ids[:, 1:] != ids[:, :-1]
@@ -149,10 +150,11 @@ def _blend_masks(image: Image.Image, segments: Segments) -> Image.Image:
 
 
 def _label_segments(canvas: _Canvas, segments: Segments) -> None:
-    for index, segment_id in enumerate(segments.segment_ids):
-        rows, columns = np.nonzero(segments.panoptic_map == segment_id)
+    for index, (x0, y0, x1, y1) in enumerate(segments.boxes_xyxy.astype(int)):
+        rows, columns = np.nonzero(segments.index_map[y0:y1, x0:x1] == index)
         if len(rows) and segments.class_names[index]:
             # The pixel nearest to the centre of mass lies inside the segment, even in a ring.
+            rows, columns = rows + y0, columns + x0
             nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
             name = strip_coco_suffixes(segments.class_names[index])
             canvas.label(name, float(columns[nearest]), float(rows[nearest]), distinct_color(index))
