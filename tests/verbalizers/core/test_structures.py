@@ -230,7 +230,8 @@ def test_words_are_bounded_when_thousands_of_predictions_are_handed_in():
     )  # fmt: skip
     with pytest.warns(UserWarning, match=r"2,\d+ detections .* 200 of highest confidence .*max_predictions"):
         words = verbalize_scene(scene)
-    draw_scene(scene, np.zeros((*size_hw, 3), np.uint8))
+    with pytest.warns(UserWarning, match="3,000 detections .* the 200 surest are drawn"):
+        draw_scene(scene, np.zeros((*size_hw, 3), np.uint8))
     GeometricSceneGraph().relate(scene)
     select_text_lines(scene.text_lines, 0.5)
     assert words.count("thing") == 3 * 200 + 2 * 10
