@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from verbalizers.backends.text_embeddings import embed_texts, embeddings_path, read_or_write
-from verbalizers.core.adapters import detections_from_transformers
+from verbalizers.core.adapters import detections_from_transformers, to_numpy
 from verbalizers.core.base import register_verbalizer
-from verbalizers.core.boxes import nms_indices
+from verbalizers.core.boxes import is_inside_image, nms_indices
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.sentences import verbalize_detections
 from verbalizers.core.structures import Detections
@@ -89,6 +89,7 @@ class Owlv2Detector(CheckpointVerbalizer):
     max_detections: int = 100
     cache_dir: str | None = None
     # `covered_by` has done its work on `vocabulary`, which counts.
+    version: ClassVar[int] = 2  # 2: without boxes in the padding
     _not_fingerprinted: ClassVar[tuple[str, ...]] = (
         *CheckpointVerbalizer._not_fingerprinted, "cache_dir", "covered_by"
     )  # fmt: skip
@@ -130,7 +131,13 @@ class Owlv2Detector(CheckpointVerbalizer):
         results = image_processor.post_process_object_detection(
             SimpleNamespace(logits=logits.float(), pred_boxes=boxes), -1.0, [size_hw] * len(images)
         )
-        found = [detections_from_transformers(result, self.vocabulary, size_hw) for result in results]
+        found = []
+        for result in results:
+            rows = {name: to_numpy(values) for name, values in result.items()}
+            # The model sees a padded square: what it finds in the padding is nothing.
+            keep = is_inside_image(rows["boxes"], size_hw) & (rows["scores"] >= np.float32(self.threshold))
+            rows = {name: values[keep] for name, values in rows.items()}
+            found.append(detections_from_transformers(rows, self.vocabulary, size_hw))
         return [select_detections(d, self.threshold, self.nms_threshold, self.max_detections) for d in found]
 
     def embed_vocabulary(self) -> torch.Tensor:

@@ -33,6 +33,7 @@ from verbalizers.backends.detection import select_detections
 from verbalizers.backends.text_embeddings import embed_texts, embeddings_path, read_or_write
 from verbalizers.core.adapters import to_numpy
 from verbalizers.core.base import fingerprint_checkpoint, register_verbalizer
+from verbalizers.core.boxes import is_inside_image
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.structures import Detections
 from verbalizers.core.validation import check_range
@@ -190,6 +191,7 @@ class UltralyticsDetector(CheckpointVerbalizer):
     nms_threshold: float = 0.7
     max_detections: int = 100
     cache_dir: str | None = None
+    version: ClassVar[int] = 2  # 2: without boxes in the padding
     _not_fingerprinted: ClassVar[tuple[str, ...]] = (*CheckpointVerbalizer._not_fingerprinted, "cache_dir")
     _text_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -317,6 +319,9 @@ class UltralyticsDetector(CheckpointVerbalizer):
         found = []
         for row in rows:
             boxes = scale_boxes(pixels.shape[2:], row[:, :4].clone(), size_hw)
+            # ultralytics moves boxes in the padding to the image's edge, where they have no area.
+            is_inside = torch.from_numpy(is_inside_image(to_numpy(boxes), size_hw)).to(row.device)
+            boxes, row = boxes[is_inside], row[is_inside]
             names = tuple(loaded.names[int(index)] for index in row[:, 5].tolist())
             confidence = np.clip(to_numpy(row[:, 4]), 0, 1)
             detections = Detections(to_numpy(boxes), names, confidence, size_hw)

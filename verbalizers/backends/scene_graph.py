@@ -41,6 +41,7 @@ class PSGTRVerbalizer(CheckpointVerbalizer):
     relation_threshold: float = 0.3
     mask_threshold: float = 0.85
     max_triplets: int = 100
+    version: ClassVar[int] = 2  # 2: every box has an area
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ this file knows names, for whether things are in or on what holds them is a matt
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -23,6 +24,8 @@ from verbalizers.core.validation import check_range
 from verbalizers.core.vocabulary_matching import name_keys
 
 __all__ = ["GeometricSceneGraph"]
+
+logger = logging.getLogger(__name__)
 
 _WATER = ("water", "sea", "river", "lake", "swimming pool")
 _GROUND = (
@@ -43,8 +46,8 @@ _ENCLOSURES = (
 _ENCLOSED_SHARE = 0.5
 #: Longest side of the map in which contacts are measured.
 _MAX_MAP_SIDE = 1024
-#: Detections beyond are left out, lowest confidence first: pairs grow with the square.
-_MAX_DETECTIONS = 200
+#: Detections, and segments, beyond are left out, lowest confidence first: pairs grow with the square.
+_MAX_OBJECTS = 200
 
 
 def _keys(names: Iterable[str]) -> frozenset[str]:
@@ -150,14 +153,11 @@ def _place_objects(
 
 
 def _place_segments(segments: Segments, stride: int) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    kept = [i for i, name in enumerate(segments.class_names) if name and segments.pixel_counts[i]]
-    ids = np.array([segments.segment_ids[i] for i in kept], dtype=np.int64)
-    small = segments.panoptic_map[::stride, ::stride]
-    order = np.argsort(ids)
-    position = np.minimum(np.searchsorted(ids[order], small), max(len(ids) - 1, 0))
-    object_map = np.full(small.shape, -1, dtype=np.int64)
-    if kept:
-        object_map = np.where(ids[order][position] == small, order[position], -1)
+    named = [i for i, name in enumerate(segments.class_names) if name and segments.pixel_counts[i]]
+    kept = _keep_most_confident(named, segments.confidence, "segments")
+    new_index = np.full(len(segments) + 1, -1)  # the last one is read for -1
+    new_index[kept] = np.arange(len(kept))
+    object_map = new_index[segments.index_map[::stride, ::stride]]
     return tuple(segments.class_names[i] for i in kept), segments.boxes_xyxy[kept], object_map
 
 
@@ -165,11 +165,19 @@ def _choose_detections(scene: Scene, threshold: float, merge_iou: float) -> Dete
     found = merge_detections(scene.segments, scene.detections, merge_iou)
     if found is None:
         return None
-    order = np.argsort(-found.confidence, kind="stable")
-    confident = [int(i) for i in order if found.confidence[i] >= np.float32(threshold) and found.class_names[i]]
-    kept = sorted(confident[:_MAX_DETECTIONS])
+    is_sure = found.confidence >= np.float32(threshold)
+    confident = [i for i, name in enumerate(found.class_names) if name and is_sure[i]]
+    kept = _keep_most_confident(confident, found.confidence, "detections")
     names = tuple(found.class_names[i] for i in kept)
     return Detections(found.boxes_xyxy[kept], names, found.confidence[kept], found.image_size_hw)
+
+
+def _keep_most_confident(rows: list[int], confidence: np.ndarray, what: str) -> list[int]:
+    """At most `_MAX_OBJECTS` of the rows, in order."""
+    if len(rows) > _MAX_OBJECTS:
+        logger.warning("scene_graph/geometric relates the %d surest of %d %s", _MAX_OBJECTS, len(rows), what)
+        rows = sorted(sorted(rows, key=lambda row: -confidence[row])[:_MAX_OBJECTS])
+    return rows
 
 
 def _holding_of(name: str) -> float:

@@ -1,10 +1,8 @@
 """Results of other libraries as structures.
 
-Pure functions that read attributes and keys of what other libraries return (documented at each function) and
-import none
-of them: tensors are recognised by their `detach` and `cpu` methods. Unknown class ids become the name "",
-    which the
-words skip, so that one bad label does not lose an image.
+Pure functions that read attributes and keys of what other libraries return (documented at each function) and import
+none of them: tensors are recognised by their `detach` and `cpu` methods. What is no prediction is refused: ids without
+a name, masks of another size, and whatever the structures refuse.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from verbalizers.core.structures import Detections, Relations, Segments, TextLines
+from verbalizers.core.validation import checked_confidence
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES, PSG_PREDICATES
 
 __all__ = [
@@ -43,11 +42,43 @@ def to_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def name_of(class_names: Names, index: int) -> str:
-    """The name of a class id, "" where there is none (negative ids included)."""
-    if isinstance(class_names, Mapping):
-        return str(class_names.get(index, class_names.get(str(index), "")))
-    return class_names[index] if 0 <= index < len(class_names) else ""
+def to_ids(value: Any, name: str) -> list[int]:
+    """Whole numbers of any numeric type: ultralytics has its class ids in a float tensor.
+
+    Raises:
+        ValueError: they are no numbers, or have a fraction.
+    """
+    ids = to_numpy(value).reshape(-1)
+    if ids.size and (ids.dtype.kind not in "iuf" or not np.isfinite(ids).all() or (ids != np.floor(ids)).any()):
+        raise ValueError(f"`{name}` must hold whole numbers, got {ids.dtype} {ids[:5].tolist()}. Give class ids.")
+    return [int(index) for index in ids]
+
+
+def names_of(class_names: Names, ids: Iterable[int]) -> tuple[str, ...]:
+    """The names of class ids; "" is the name of a class that is not to be said.
+
+    Raises:
+        ValueError: an id has no name.
+    """
+    by_id = class_names if isinstance(class_names, Mapping) else dict(enumerate(class_names))
+    names = []
+    for index in ids:
+        if index not in by_id and str(index) not in by_id:
+            known = f"{len(by_id)} names ({', '.join(map(repr, list(by_id)[:3]))} ...)"
+            raise ValueError(
+                f"expected class ids with a name among {known}, got {index}. Give the names that the model was trained "
+                'with, and "" for a class that is not to be said.'
+            )
+        names.append(by_id[index] if index in by_id else by_id[str(index)])
+    return tuple(names)
+
+
+def _check_mask_size(got_hw: tuple[int, ...], image_size_hw: tuple[int, int] | None, name: str) -> None:
+    if image_size_hw is not None and tuple(got_hw) != tuple(image_size_hw):
+        raise ValueError(
+            f"`{name}` must be of the image's size {tuple(image_size_hw)} (height, width), got {tuple(got_hw)}. Resize "
+            "them to the original image."
+        )
 
 
 def segments_from_transformers(
@@ -63,18 +94,25 @@ def segments_from_transformers(
             `segments_info`, a list of dicts with `id`, `label_id` and optionally `score`.
         class_names: names by label id, e.g. `model.config.id2label`.
         label_ids_to_fuse: labels whose segments become one segment (transformers' own fusing reuses ids).
-        image_size_hw: needed only when `segmentation` is None.
+        image_size_hw: needed when `segmentation` is None, else checked.
 
     Raises:
-        ValueError: `segmentation` is None and no image size is given.
+        ValueError: `segmentation` is None and no image size is given, or it is of another size, or a label has no name.
     """
     if result["segmentation"] is None:
         if image_size_hw is None:
             raise ValueError("`segmentation` is None (nothing found): give image_size_hw.")
         return Segments(np.zeros(image_size_hw, dtype=np.int32), (), (), ())
-    panoptic_map = np.array(to_numpy(result["segmentation"])).astype(np.int32)
+    panoptic_map = np.array(to_numpy(result["segmentation"]))
+    _check_mask_size(panoptic_map.shape, image_size_hw, "segmentation")
+    if panoptic_map.dtype.kind == "f" and np.isfinite(panoptic_map).all():
+        whole = panoptic_map.astype(np.int32)  # some models' maps are floats
+        panoptic_map = whole if (whole == panoptic_map).all() else panoptic_map
+    elif panoptic_map.dtype.kind in "iub":
+        panoptic_map = panoptic_map.astype(np.int64)  # with room for the ids that follow
     info = result["segments_info"]
-    entries = [(int(e["id"]), int(e["label_id"]), float(e.get("score", 1.0))) for e in info]
+    ids, labels = to_ids([e["id"] for e in info], "id"), to_ids([e["label_id"] for e in info], "label_id")
+    entries = [(*both, float(e.get("score", 1.0))) for *both, e in zip(ids, labels, info, strict=True)]
     if any(segment_id == 0 for segment_id, _, _ in entries):  # numbered from 0: make room for "nothing" = 0
         panoptic_map += 1
         entries = [(segment_id + 1, label, score) for segment_id, label, score in entries]
@@ -87,8 +125,8 @@ def segments_from_transformers(
             panoptic_map[panoptic_map == segment_id] = target
             segment_id = target
         kept[segment_id] = (label, max(score, kept[segment_id][1]) if segment_id in kept else score)
-    names = [name_of(class_names, label) for label, _ in kept.values()]
-    return Segments(panoptic_map, tuple(kept), tuple(names), [min(score, 1.0) for _, score in kept.values()])
+    names = names_of(class_names, [label for label, _ in kept.values()])
+    return Segments(panoptic_map, tuple(kept), names, [score for _, score in kept.values()])
 
 
 def segments_from_masks(
@@ -97,17 +135,26 @@ def segments_from_masks(
     """Overlapping instance masks -> a panoptic map; where masks overlap the one of higher confidence wins.
 
     Args:
-        masks: bool `(N, H, W)`.
+        masks: `(N, H, W)`, bool or 0 and 1.
         class_names: N names.
         confidence: `(N,)` in [0, 1].
-        image_size_hw: needed only when there are no masks.
+        image_size_hw: needed when there are no masks, else checked.
+
+    Raises:
+        ValueError: these are no masks, of another size, or their number is not that of the names and confidences.
     """
-    masks = to_numpy(masks).astype(bool)
-    scores = to_numpy(confidence).reshape(-1)
+    masks, scores = to_numpy(masks), to_numpy(confidence)
     if len(masks) == 0:
         if image_size_hw is None:
             raise ValueError("there are no masks: give image_size_hw.")
-        return Segments(np.zeros(image_size_hw, dtype=np.int32), (), (), ())
+        return Segments(np.zeros(image_size_hw, dtype=np.int32), (), class_names, scores)
+    if masks.ndim != 3 or (masks.dtype != bool and not np.isin(masks, (0, 1)).all()):
+        raise ValueError(
+            f"`masks` must be (N, H, W) and True or False, got {masks.dtype} {masks.shape}. Compare probabilities with "
+            "a threshold; write a single mask as mask[None]."
+        )
+    _check_mask_size(masks.shape[1:], image_size_hw, "masks")
+    masks, scores = masks.astype(bool), checked_confidence(scores, len(masks))
     panoptic_map = np.zeros(masks.shape[1:], dtype=np.int32)
     for index in np.argsort(scores, kind="stable"):
         panoptic_map[masks[index]] = index + 1
@@ -124,24 +171,24 @@ def detections_from_transformers(
         class_names: names by label id: the queries of an open-vocabulary model, else `model.config.id2label`.
         image_size_hw: of the original image.
     """
-    names = tuple(name_of(class_names, int(label)) for label in to_numpy(result["labels"]).reshape(-1))
-    return Detections(to_numpy(result["boxes"]).reshape(-1, 4), names, to_numpy(result["scores"]), image_size_hw)
+    names = names_of(class_names, to_ids(result["labels"], "labels"))
+    return Detections(to_numpy(result["boxes"]), names, to_numpy(result["scores"]), image_size_hw)
 
 
 def detections_from_ultralytics(result: Any) -> Detections:
     """One ultralytics `Results`: `boxes.xyxy`, `boxes.conf`, `boxes.cls`, `names`, `orig_shape`."""
-    size = tuple(int(length) for length in result.orig_shape[:2])
+    size = tuple(result.orig_shape[:2])
     if result.boxes is None:
         return Detections(np.zeros((0, 4)), (), (), size)
-    names = tuple(name_of(result.names, int(label)) for label in to_numpy(result.boxes.cls).reshape(-1))
-    return Detections(to_numpy(result.boxes.xyxy).reshape(-1, 4), names, to_numpy(result.boxes.conf), size)
+    names = names_of(result.names, to_ids(result.boxes.cls, "cls"))
+    return Detections(to_numpy(result.boxes.xyxy), names, to_numpy(result.boxes.conf), size)
 
 
 def detections_from_supervision(
     detections: Any, image_size_hw: tuple[int, int], class_names: Names | None = None
 ) -> Detections:
     """A `supervision.Detections`: `xyxy`, `confidence` (None = 1), `data["class_name"]` or `class_id`."""
-    boxes = to_numpy(detections.xyxy).reshape(-1, 4)
+    boxes = to_numpy(detections.xyxy)
     return Detections(boxes, *_supervision_labels(detections, len(boxes), class_names), image_size_hw)
 
 
@@ -158,9 +205,9 @@ def segments_from_supervision(
 def _supervision_labels(detections: Any, length: int, class_names: Names | None) -> tuple[tuple[str, ...], np.ndarray]:
     named = detections.data.get("class_name") if getattr(detections, "data", None) else None
     if named is not None:
-        names = tuple(str(name) for name in named)
+        names = tuple(named)
     elif class_names is not None and detections.class_id is not None:
-        names = tuple(name_of(class_names, int(index)) for index in detections.class_id)
+        names = names_of(class_names, to_ids(detections.class_id, "class_id"))
     elif length == 0:
         names = ()
     else:
@@ -189,19 +236,20 @@ def relations_from_psgtr(
             used.
     """
     read = result.get if isinstance(result, Mapping) else lambda name: getattr(result, name, None)
-    labels = to_numpy(read("labels")).reshape(-1).astype(np.int64)
-    pairs = to_numpy(read("rel_pair_idxes")).reshape(-1, 2).astype(np.int64)
+    labels = to_ids(read("labels"), "labels")
+    pairs = np.array(to_ids(read("rel_pair_idxes"), "rel_pair_idxes"), dtype=np.int64).reshape(-1, 2)
     scores = to_numpy(read("rel_dists")).astype(np.float32).reshape(len(pairs), len(predicates) + 1)[:, 1:]
     if compat:
         _check_panoptic_classes_as_released(read("pan_results"), class_names)
         names = tuple(class_names[label - 1] for label in labels)
     else:
-        names = tuple(name_of(class_names, int(label) - 1) for label in labels)
+        names = names_of(dict(enumerate(class_names, start=1)), labels)
     chosen = read("rels")
     if chosen is not None and len(chosen) == len(pairs) and not compat:
         # A query with two predicates carries the same scores twice; `rels` knows which one each row
         # is.
-        best = to_numpy(chosen).reshape(-1, 3)[:, 2].astype(np.int64) - 1
+        best = np.array(to_ids(to_numpy(chosen).reshape(-1, 3)[:, 2], "rels"), dtype=np.int64) - 1
+        names_of(dict(enumerate(predicates, start=1)), best + 1)  # 0 would be read as the last one
     else:
         best = scores.argmax(axis=1) if len(scores) else np.zeros(0, dtype=np.int64)
     boxes = read("refine_bboxes")
@@ -234,7 +282,7 @@ def relations_from_triplets(
     """A scene graph from tuples, `(subject index, predicate, object index[, confidence])` per relation."""
     rows = [tuple(triplet) if len(triplet) == 4 else (*triplet, 1.0) for triplet in triplets]
     subjects, predicates, objects, confidence = zip(*rows, strict=True) if rows else ((), (), (), ())
-    boxes = None if object_boxes_xyxy is None else to_numpy(object_boxes_xyxy).reshape(-1, 4)
+    boxes = None if object_boxes_xyxy is None else to_numpy(object_boxes_xyxy)
     return Relations(tuple(object_names), subjects, objects, tuple(predicates), confidence, boxes)
 
 

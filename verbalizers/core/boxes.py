@@ -14,27 +14,11 @@ __all__ = [
     "box_iou",
     "clip_boxes",
     "format_box",
-    "mask_to_box",
+    "is_inside_image",
     "nms_indices",
     "normalize_boxes",
     "quads_to_boxes",
 ]
-
-
-def mask_to_box(mask: np.ndarray) -> np.ndarray:
-    """Tight box around the True pixels of a mask.
-
-    Args:
-        mask: bool `(H, W)`.
-
-    Returns:
-        float32 `(4,)` xyxy pixels, `[x_min, y_min, x_max + 1, y_max + 1]`; all zeros for an empty mask.
-    """
-    columns = np.flatnonzero(mask.any(axis=0))
-    if columns.size == 0:
-        return np.zeros(4, dtype=np.float32)
-    rows = np.flatnonzero(mask.any(axis=1))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float32)
 
 
 def normalize_boxes(boxes_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> np.ndarray:
@@ -58,6 +42,17 @@ def clip_boxes(boxes_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> np.nda
     limit = np.array([width, height, width, height], dtype=np.float32)
     # Adding 0.0 turns the negative zero that np.clip lets through into a positive one.
     return np.clip(np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4), np.float32(0), limit) + np.float32(0)
+
+
+def is_inside_image(boxes_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> np.ndarray:
+    """Which boxes `(N, 4)` have an area, some of it in the image: bool `(N,)`.
+
+    Models know images that are padded or resized: a few of their boxes lie in the padding, or have become lines.
+    """
+    left, top, right, bottom = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4).T
+    height, width = image_size_hw
+    has_area = (right > left) & (bottom > top)
+    return has_area & (right > 0) & (bottom > 0) & (left < width) & (top < height)
 
 
 def box_area(boxes_xyxy: np.ndarray) -> np.ndarray:
@@ -89,11 +84,14 @@ def nms_indices(boxes_xyxy: np.ndarray, groups: np.ndarray, iou_threshold: float
         int64 indices that are kept, ascending.
     """
     kept: list[int] = []
-    for index in range(len(boxes_xyxy)):
-        rivals = [i for i in kept if groups[i] == groups[index]]
-        if not rivals or box_iou(boxes_xyxy[index], boxes_xyxy[rivals]).max() <= iou_threshold:
-            kept.append(index)
-    return np.array(kept, dtype=np.int64)
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(groups[order][1:] != groups[order][:-1]) + 1
+    for waiting in np.split(order, starts):
+        while len(waiting):
+            kept.append(int(waiting[0]))
+            overlaps = box_iou(boxes_xyxy[waiting[0]], boxes_xyxy[waiting[1:]])[0]
+            waiting = waiting[1:][overlaps <= iou_threshold]
+    return np.array(sorted(kept), dtype=np.int64)
 
 
 def quads_to_boxes(quads: np.ndarray) -> np.ndarray:

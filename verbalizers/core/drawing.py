@@ -7,6 +7,7 @@ images.
 from __future__ import annotations
 
 import colorsys
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,8 @@ TEXT_LINE_COLOR: Color = (0, 229, 255)
 RELATION_COLOR: Color = (255, 235, 59)
 MASK_OPACITY = 0.4
 MAX_DRAWN_RELATIONS = 10
+#: Of each other kind: more labels than this hide each other and the image.
+MAX_LABELS = 200
 
 
 def distinct_color(index: int) -> Color:
@@ -137,9 +140,10 @@ def _draw_registered_kinds(image: Image.Image, scene: Scene) -> Image.Image:
 def _blend_masks(image: Image.Image, segments: Segments) -> Image.Image:
     pixels = np.asarray(image).astype(np.float32)
     ids = segments.panoptic_map
-    for index, segment_id in enumerate(segments.segment_ids):
-        mask = ids == segment_id
-        pixels[mask] = (1 - MASK_OPACITY) * pixels[mask] + MASK_OPACITY * np.array(distinct_color(index))
+    owners = segments.index_map
+    is_segment = owners >= 0
+    colors = np.array([distinct_color(index) for index in range(len(segments))], dtype=np.float32).reshape(-1, 3)
+    pixels[is_segment] = (1 - MASK_OPACITY) * pixels[is_segment] + MASK_OPACITY * colors[owners[is_segment]]
     # A dark seam wherever two neighbours carry different ids.
     seam = np.zeros(ids.shape, dtype=bool)
     seam[:, 1:] |= ids[:, 1:] != ids[:, :-1]
@@ -148,19 +152,31 @@ def _blend_masks(image: Image.Image, segments: Segments) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+def _choose_labelled(confidence: np.ndarray, what: str) -> list[int]:
+    """The rows that are drawn, in order: all, or those of highest confidence and a warning."""
+    if len(confidence) <= MAX_LABELS:
+        return list(range(len(confidence)))
+    warnings.warn(f"{len(confidence):,} {what} are more than can be seen: the {MAX_LABELS} surest are drawn.")
+    return np.sort(np.argsort(-confidence, kind="stable")[:MAX_LABELS]).tolist()
+
+
 def _label_segments(canvas: _Canvas, segments: Segments) -> None:
-    for index, segment_id in enumerate(segments.segment_ids):
-        rows, columns = np.nonzero(segments.panoptic_map == segment_id)
+    boxes = segments.boxes_xyxy.astype(int)
+    for index in _choose_labelled(segments.confidence, "segments"):
+        x0, y0, x1, y1 = boxes[index]
+        rows, columns = np.nonzero(segments.index_map[y0:y1, x0:x1] == index)
         if len(rows) and segments.class_names[index]:
             # The pixel nearest to the centre of mass lies inside the segment, even in a ring.
+            rows, columns = rows + y0, columns + x0
             nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
             name = strip_coco_suffixes(segments.class_names[index])
             canvas.label(name, float(columns[nearest]), float(rows[nearest]), distinct_color(index))
 
 
 def _draw_detections(canvas: _Canvas, detections: Detections) -> None:
-    boxes = clip_boxes(detections.boxes_xyxy, detections.image_size_hw)
-    for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+    boxes = clip_boxes(detections.boxes_xyxy, detections.image_size_hw).tolist()
+    for index in _choose_labelled(detections.confidence, "detections"):
+        x0, y0, x1, y1 = boxes[index]
         color = distinct_color(index + 3)
         x1, y1 = min(x1, canvas.image.width - 1), min(y1, canvas.image.height - 1)
         canvas.path([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)], color)
@@ -169,7 +185,8 @@ def _draw_detections(canvas: _Canvas, detections: Detections) -> None:
 
 
 def _draw_text_lines(canvas: _Canvas, text_lines: TextLines) -> None:
-    for quad, text in zip(text_lines.quads, text_lines.texts, strict=True):
+    for index in _choose_labelled(text_lines.confidence, "lines of text"):
+        quad, text = text_lines.quads[index], text_lines.texts[index]
         corners = [tuple(point) for point in quad.tolist()]
         canvas.path([*corners, corners[0]], TEXT_LINE_COLOR)
         x, y = quad[:, 0].min(), quad[:, 1].max()

@@ -10,6 +10,9 @@ from verbalizers.core.boxes import box_iou, clip_boxes
 from verbalizers.core.structures import Detections, Scene, Segments
 from verbalizers.core.vocabulary_matching import means_the_same
 
+#: Detections that are compared with all segments at once.
+_CHUNK = 256
+
 __all__ = ["merge_detections", "merge_scene"]
 
 
@@ -29,16 +32,16 @@ def merge_detections(segments: Segments | None, detections: Detections | None, m
     """
     if segments is None or detections is None or not len(segments) or not len(detections):
         return detections
-    overlaps = box_iou(clip_boxes(detections.boxes_xyxy, detections.image_size_hw), segments.boxes_xyxy)  # (N, M)
-    kept = [
-        row
-        for row, name in enumerate(detections.class_names)
-        if not any(
-            means_the_same(name, segments.class_names[column]) for column in np.flatnonzero(overlaps[row] >= min_iou)
-        )
-    ]
-    if len(kept) == len(detections):
+    boxes = clip_boxes(detections.boxes_xyxy, detections.image_size_hw)
+    merged = set()
+    for start in range(0, len(boxes), _CHUNK):  # a table of all pairs at once could take gigabytes
+        overlaps = box_iou(boxes[start : start + _CHUNK], segments.boxes_xyxy)  # (n, M)
+        for row, column in zip(*np.nonzero(overlaps >= min_iou), strict=True):
+            if means_the_same(detections.class_names[start + row], segments.class_names[column]):
+                merged.add(start + int(row))
+    if not merged:
         return detections
+    kept = [row for row in range(len(detections)) if row not in merged]
     names = tuple(detections.class_names[row] for row in kept)
     boxes, confidence = detections.boxes_xyxy[kept], detections.confidence[kept]
     return Detections(boxes, names, confidence, detections.image_size_hw)

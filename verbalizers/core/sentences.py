@@ -17,6 +17,7 @@ from verbalizers.core.words import (
     RELATIONS_OPENING,
     TEXTS_OPENING,
     WordSettings,
+    choose_most_confident,
     join_sentences,
     list_sentence,
     number_duplicates,
@@ -63,13 +64,13 @@ def verbalize_finding(
     if isinstance(finding, str):
         return make_valid(finding)
     if isinstance(finding, Segments):
-        return verbalize_segments(finding, compat)
+        return verbalize_segments(finding, compat, settings.max_predictions)
     if isinstance(finding, Detections):
-        return verbalize_detections(finding, settings.detection_threshold, compat)
+        return verbalize_detections(finding, settings.detection_threshold, compat, settings.max_predictions)
     if isinstance(finding, Relations):
         return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat)
     if isinstance(finding, TextLines):
-        return verbalize_text_lines(finding, settings.text_threshold, compat)
+        return verbalize_text_lines(finding, settings.text_threshold, compat, settings.max_predictions)
     raise ValueError(
         f"expected Segments, Detections, Relations, TextLines or a sentence, got {type(finding).__name__}. "
         "A verbalizer of a new kind answers with one of these or registers its words with register_words."
@@ -110,7 +111,9 @@ def verbalize_scene(
     return join_sentences(sentences, compat)
 
 
-def verbalize_segments(segments: Segments | None, compat: bool = False) -> str:
+def verbalize_segments(
+    segments: Segments | None, compat: bool = False, max_predictions: int = WordSettings.max_predictions
+) -> str:
     """Segments as text: `The image includes bounding box coordinates and their objects: [..] name.`.
 
     Args:
@@ -118,14 +121,16 @@ def verbalize_segments(segments: Segments | None, compat: bool = False) -> str:
         compat: as the release does. It takes the boxes in ascending id order whatever the order of the
             names, and gives no text at all when an id has no pixels or a class is unknown; ours gives each
             name its own box and leaves out only that segment.
+        max_predictions: how many are said at most; with `compat` all are.
     """
     if segments is None:
         return ""
     if compat:
         return _verbalize_as_released(segments)
     boxes = normalize_boxes(clip_boxes(segments.boxes_xyxy, segments.image_size_hw), segments.image_size_hw)
-    entries = zip(segments.class_names, boxes, segments.pixel_counts, strict=True)
-    items = [f"{format_box(box)} {strip_coco_suffixes(name)}" for name, box, pixels in entries if name and pixels]
+    named = [row for row, name in enumerate(segments.class_names) if name and segments.pixel_counts[row]]
+    said = choose_most_confident(named, segments.confidence, max_predictions, "segments")
+    items = [f"{format_box(boxes[row])} {strip_coco_suffixes(segments.class_names[row])}" for row in said]
     return list_sentence(BOXES_OPENING, items)
 
 
@@ -145,7 +150,10 @@ def _verbalize_as_released(segments: Segments) -> str:
 
 
 def verbalize_detections(
-    detections: Detections | None, threshold: float = WordSettings.detection_threshold, compat: bool = False
+    detections: Detections | None,
+    threshold: float = WordSettings.detection_threshold,
+    compat: bool = False,
+    max_predictions: int = WordSettings.max_predictions,
 ) -> str:
     """Same sentence form as the segments, boxes in the order given.
 
@@ -154,14 +162,19 @@ def verbalize_detections(
         threshold: lowest confidence in the text.
         compat: as the release does, boxes outside the image and "-0.00" included; ours keeps them
             inside.
+        max_predictions: how many are said at most; with `compat` all are.
     """
     if detections is None:
         return ""
     boxes = detections.boxes_xyxy if compat else clip_boxes(detections.boxes_xyxy, detections.image_size_hw)
     normalized = normalize_boxes(boxes, detections.image_size_hw)
     is_kept = detections.confidence >= np.float32(threshold)
-    entries = zip(detections.class_names, normalized, is_kept, strict=True)
-    return list_sentence(BOXES_OPENING, [f"{format_box(box)} {name}" for name, box, keep in entries if keep and name])
+    said = [row for row, name in enumerate(detections.class_names) if is_kept[row] and name]
+    if not compat:
+        said = choose_most_confident(said, detections.confidence, max_predictions, "detections")
+    return list_sentence(
+        BOXES_OPENING, [f"{format_box(normalized[row])} {detections.class_names[row]}" for row in said]
+    )
 
 
 def verbalize_relations(
@@ -213,7 +226,10 @@ def _choose_as_released(relations: Relations, threshold: float, max_relations: i
 
 
 def verbalize_text_lines(
-    text_lines: TextLines | None, threshold: float = WordSettings.text_threshold, compat: bool = False
+    text_lines: TextLines | None,
+    threshold: float = WordSettings.text_threshold,
+    compat: bool = False,
+    max_predictions: int = WordSettings.max_predictions,
 ) -> str:
     """Lines of text as a sentence: `The image includes text descriptions: t1, and t2.`, lines in the order given.
 
@@ -221,11 +237,13 @@ def verbalize_text_lines(
         text_lines: None gives "".
         threshold: lowest confidence in the text.
         compat: leave blank lines and control characters in, as the release does.
+        max_predictions: how many are said at most; with `compat` all are.
     """
     if text_lines is None:
         return ""
     is_kept = text_lines.confidence >= np.float32(threshold)
-    texts = [text for text, keep in zip(text_lines.texts, is_kept, strict=True) if keep]
-    if not compat:
-        texts = [without_control_characters(text) for text in texts if text.strip()]
-    return list_sentence(TEXTS_OPENING, texts)
+    said = [row for row, text in enumerate(text_lines.texts) if is_kept[row] and (compat or text.strip())]
+    if compat:
+        return list_sentence(TEXTS_OPENING, [text_lines.texts[row] for row in said])
+    said = choose_most_confident(said, text_lines.confidence, max_predictions, "lines of text")
+    return list_sentence(TEXTS_OPENING, [without_control_characters(text_lines.texts[row]) for row in said])

@@ -16,10 +16,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from verbalizers.core.boxes import mask_to_box
+from verbalizers.core.boxes import quads_to_boxes
 from verbalizers.core.plugins import import_plugins
 from verbalizers.core.valid_text import make_valid
-from verbalizers.core.validation import checked_array, checked_confidence, checked_image_size, checked_names
+from verbalizers.core.validation import (
+    check_inside_image,
+    checked_array,
+    checked_boxes,
+    checked_confidence,
+    checked_image_size,
+    checked_names,
+)
 
 __all__ = [
     "SCENE_FIELDS",
@@ -76,6 +83,10 @@ class Finding:
         Raises:
             ValueError: a field is missing, unknown or does not validate.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{cls.__name__}.from_dict expects a mapping, got {type(data).__name__}.")
+        if data.get("structure", cls.structure) != cls.structure:
+            raise ValueError(f"{cls.__name__}.from_dict expects {cls.structure!r}, got {data['structure']!r}.")
         values = {name: value for name, value in data.items() if name != "structure"}
         known = {entry.name for entry in dataclasses.fields(cls)}
         required = {
@@ -116,9 +127,11 @@ class Segments(Finding):
             raise ValueError(
                 f"`panoptic_map` must hold integer ids, got {source.dtype}. Convert with astype(np.int32)."
             )
+        source = source.astype(np.uint8) if source.dtype == bool else source
         panoptic_map = checked_array(source, np.int32, (None, None), "panoptic_map", "Give one (H, W) map per image.")
         checked_image_size(panoptic_map.shape, "panoptic_map.shape")
-        ids = tuple(int(segment_id) for segment_id in self.segment_ids)
+        given = list(self.segment_ids)
+        ids = tuple(checked_array(given, np.int32, (len(given),), "segment_ids", "Give one id per segment.").tolist())
         if len(set(ids)) != len(ids) or any(segment_id < 1 for segment_id in ids):
             raise ValueError(f"`segment_ids` must be positive and distinct, got {ids}. Renumber the segments from 1.")
         names = checked_names(self.class_names, "class_names")
@@ -138,16 +151,52 @@ class Segments(Finding):
     @cached_property
     def boxes_xyxy(self) -> np.ndarray:
         """float32 `(N, 4)` tight pixel boxes `[x0, y0, x1 + 1, y1 + 1]`; zeros for an id without pixels."""
-        if not self.segment_ids:
-            return np.zeros((0, 4), dtype=np.float32)
-        return np.stack([mask_to_box(self.panoptic_map == segment_id) for segment_id in self.segment_ids])
+        height, width = self.image_size_hw
+        segments, rows, starts, stops = self._runs
+        boxes = np.full((len(self), 4), [width, height, 0, 0], dtype=np.float32)
+        np.minimum.at(boxes[:, 0], segments, starts)
+        np.minimum.at(boxes[:, 1], segments, rows)
+        np.maximum.at(boxes[:, 2], segments, stops)
+        np.maximum.at(boxes[:, 3], segments, rows + 1)
+        boxes[self.pixel_counts == 0] = 0
+        return boxes
 
     @cached_property
     def pixel_counts(self) -> np.ndarray:
         """int64 `(N,)`: how many pixels carry each id."""
-        present, counts = np.unique(self.panoptic_map, return_counts=True)
-        table = dict(zip(present.tolist(), counts.tolist(), strict=True))
-        return np.array([table.get(segment_id, 0) for segment_id in self.segment_ids], dtype=np.int64)
+        segments, _, starts, stops = self._runs
+        return np.bincount(segments, stops - starts, minlength=len(self)).astype(np.int64)
+
+    @cached_property
+    def index_map(self) -> np.ndarray:
+        """int64 `(H, W)`: which segment each pixel shows, -1 = none."""
+        segments, rows, starts, stops = self._runs
+        index_map = np.full(self.panoptic_map.size, -1, dtype=np.int64)
+        lengths = stops - starts
+        firsts = rows * self.panoptic_map.shape[1] + starts
+        behind = np.cumsum(lengths)
+        index_map[np.arange(behind[-1] if len(behind) else 0) + np.repeat(firsts - behind + lengths, lengths)] = (
+            np.repeat(segments, lengths)
+        )
+        return index_map.reshape(self.panoptic_map.shape)
+
+    @cached_property
+    def _runs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Stretches of one row that carry one listed id, int64 `(R,)` each: segment, row, first column, column behind.
+
+        One pass over the map, however many segments there are.
+        """
+        width = self.panoptic_map.shape[1]
+        is_start = np.ones(self.panoptic_map.shape, dtype=bool)
+        np.not_equal(self.panoptic_map[:, 1:], self.panoptic_map[:, :-1], out=is_start[:, 1:])
+        starts = np.flatnonzero(is_start)
+        lengths = np.diff(starts, append=self.panoptic_map.size)
+        ids, found = np.array(self.segment_ids, dtype=np.int64), self.panoptic_map.ravel()[starts]
+        order = np.argsort(ids)
+        places = np.minimum(np.searchsorted(ids[order], found), max(len(ids) - 1, 0))
+        is_listed = ids[order][places] == found if len(ids) else np.zeros(len(found), dtype=bool)
+        starts, lengths, places = starts[is_listed], lengths[is_listed], places[is_listed]
+        return order[places], starts // width, starts % width, starts % width + lengths
 
     def to_dict(self) -> dict[str, Any]:
         """As `Finding.to_dict`; the map is run-length encoded row by row."""
@@ -165,17 +214,22 @@ class Segments(Finding):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Segments:
         """Rebuild from `to_dict`'s output; a plain nested list as the map is accepted too."""
-        runs = data.get("panoptic_map")
+        runs = data.get("panoptic_map") if isinstance(data, Mapping) else None
         if isinstance(runs, Mapping):
+            next_step = "Write it with Segments.to_dict()."
+            missing = {"image_size_hw", "run_ids", "run_lengths"} - set(runs)
+            if missing:
+                raise ValueError(f"`panoptic_map` must have {sorted(missing)}, got {sorted(runs)}. {next_step}")
             height, width = checked_image_size(runs["image_size_hw"])
-            lengths = np.asarray(runs["run_lengths"], dtype=np.int64)
+            ids = checked_array(runs["run_ids"], np.int32, (None,), "run_ids", next_step)
+            lengths = checked_array(runs["run_lengths"], np.int64, (None,), "run_lengths", next_step)
             # Checked before the map is allocated, so that a forged file cannot ask for unbounded memory.
-            if lengths.size != len(runs["run_ids"]) or (lengths < 1).any() or lengths.sum() != height * width:
+            if len(lengths) != len(ids) or (lengths < 1).any() or lengths.sum() != height * width:
                 raise ValueError(
                     f"`panoptic_map` runs must cover {height} x {width} pixels, got {int(lengths.sum())} in "
-                    f"{lengths.size} runs for {len(runs['run_ids'])} ids. Write it with Segments.to_dict()."
+                    f"{len(lengths)} runs for {len(ids)} ids. {next_step}"
                 )
-            flat = np.repeat(np.asarray(runs["run_ids"], dtype=np.int32), lengths)
+            flat = np.repeat(ids, lengths)
             data = {**data, "panoptic_map": flat.reshape(height, width)}
         return super().from_dict(data)
 
@@ -185,7 +239,8 @@ class Detections(Finding):
     """Object detection.
 
     Attributes:
-        boxes_xyxy: float32 `(N, 4)` pixels of the original image; may reach outside it.
+        boxes_xyxy: float32 `(N, 4)` pixels of the original image, each with an area. They may reach outside it, as
+            models place them: what is outside is cut off where they are said, merged, related or drawn.
         class_names: N names; "" = unknown class (the words skip it).
         confidence: float32 `(N,)` in [0, 1].
         image_size_hw: height and width of the original image in pixels.
@@ -199,11 +254,12 @@ class Detections(Finding):
     image_size_hw: tuple[int, int]
 
     def __post_init__(self) -> None:
-        boxes = checked_array(self.boxes_xyxy, np.float32, (None, 4), "boxes_xyxy", "Wrap a single box as boxes[None].")
+        boxes = checked_boxes(self.boxes_xyxy, None, "boxes_xyxy", "Wrap a single box as boxes[None].")
         names = checked_names(self.class_names, "class_names")
         if len(names) != len(boxes):
             raise ValueError(f"`class_names` must have {len(boxes)} entries like boxes_xyxy, got {len(names)}.")
         self._set(boxes_xyxy=boxes, class_names=names, image_size_hw=checked_image_size(self.image_size_hw))
+        check_inside_image(boxes, self.image_size_hw, "boxes_xyxy")
         self._set(confidence=checked_confidence(self.confidence, len(boxes)))
 
     def __len__(self) -> int:
@@ -248,7 +304,7 @@ class Relations(Finding):
         self._set(object_names=names, predicates=predicates, confidence=checked_confidence(self.confidence, length))
         if self.object_boxes_xyxy is not None:
             next_step = "Give one box per object name."
-            boxes = checked_array(self.object_boxes_xyxy, np.float32, (len(names), 4), "object_boxes_xyxy", next_step)
+            boxes = checked_boxes(self.object_boxes_xyxy, len(names), "object_boxes_xyxy", next_step)
             self._set(object_boxes_xyxy=boxes)
 
     def __len__(self) -> int:
@@ -276,6 +332,14 @@ class TextLines(Finding):
         texts = checked_names(self.texts, "texts")
         next_step = "Give four x, y corners per text; boxes become quads with adapters.boxes_to_quads."
         quads = checked_array(self.quads, np.float32, (len(texts), 4, 2), "quads", next_step)
+        x, y = quads[..., 0], quads[..., 1]
+        areas = (x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1)).sum(axis=1) / 2  # positive = clockwise
+        if (areas <= 0).any():
+            row = int((areas <= 0).argmax())
+            raise ValueError(
+                f"`quads` must be corners in clockwise order around an area, got {quads[row].tolist()} in row {row}. "
+                f"{next_step}"
+            )
         self._set(quads=quads, texts=texts, confidence=checked_confidence(self.confidence, len(texts)))
 
     def __len__(self) -> int:
@@ -362,6 +426,20 @@ class Scene(Finding):
                     f"`{name}` must be {wanted.__name__} or None, got {type(value).__name__}. "
                     "See verbalizers.core.adapters."
                 )
+        for name in ("segments", "detections"):
+            value = getattr(self, name)
+            if value is not None and value.image_size_hw != self.image_size_hw:
+                raise ValueError(
+                    f"`{name}` must be of an image of {self.image_size_hw} (height, width) as the scene, got "
+                    f"{value.image_size_hw}. Resize masks and boxes to the original image."
+                )
+        if self.relations is not None and self.relations.object_boxes_xyxy is not None:
+            check_inside_image(self.relations.object_boxes_xyxy, self.image_size_hw, "relations.object_boxes_xyxy")
+        if self.text_lines is not None:
+            check_inside_image(quads_to_boxes(self.text_lines.quads), self.image_size_hw, "text_lines.quads")
+        for name in ("findings", "failures"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"`{name}` must be a mapping by kind, got {type(getattr(self, name)).__name__}.")
         failures = {kind: str(reason) for kind, reason in dict(self.failures).items()}
         self._set(findings=make_valid(dict(self.findings)), failures=make_valid(failures))
 
@@ -380,10 +458,17 @@ class Scene(Finding):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Scene:
-        """Rebuild from `to_dict`'s output."""
+        """Rebuild from `to_dict`'s output.
+
+        Raises:
+            ValueError: a field is missing, unknown or does not validate.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"Scene.from_dict expects a mapping, got {type(data).__name__}.")
         values = dict(data)
         for name in SCENE_FIELDS.values():
             if values.get(name) is not None:
                 values[name] = STRUCTURES[name].from_dict(values[name])
-        values["findings"] = {kind: _rebuild_finding(kind, value) for kind, value in values.get("findings", {}).items()}
+        if isinstance(values.get("findings"), Mapping):
+            values["findings"] = {kind: _rebuild_finding(kind, value) for kind, value in values["findings"].items()}
         return super().from_dict(values)

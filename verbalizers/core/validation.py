@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
 
+from verbalizers.core.boxes import is_inside_image
 from verbalizers.core.valid_text import make_valid
 
-__all__ = ["check_range", "checked_array", "checked_confidence", "checked_image_size", "checked_names"]
+__all__ = [
+    "check_inside_image",
+    "check_range",
+    "checked_array",
+    "checked_boxes",
+    "checked_confidence",
+    "checked_image_size",
+    "checked_names",
+]
 
 
 def check_range(settings: Any, *names: str, low: float = 0, high: float | None = 1, is_open: bool = False) -> None:
@@ -35,11 +45,25 @@ def check_range(settings: Any, *names: str, low: float = 0, high: float | None =
 
 
 def checked_array(value: Any, dtype: type, shape: tuple[int | None, ...], name: str, next_step: str) -> np.ndarray:
-    """Read-only copy of `value` with this dtype; None in `shape` stands for any length."""
+    """Read-only copy of `value` with this dtype, which it must fit; None in `shape` stands for any length."""
     try:
-        array = np.array(value, dtype=dtype)
-    except (TypeError, ValueError) as error:
+        source = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on another device
         raise ValueError(f"`{name}` must be numeric, got {type(value).__name__}: {error}. {next_step}") from error
+    is_integer = np.issubdtype(dtype, np.integer)
+    # Else numpy would read digits in strings, and cut fractions off: other numbers, without a word.
+    if source.size and source.dtype.kind not in ("iu" if is_integer else "iuf"):
+        raise ValueError(
+            f"`{name}` must hold {'integers' if is_integer else 'numbers'}, got {source.dtype}. {next_step}"
+        )
+    if source.size and is_integer:
+        limits = np.iinfo(dtype)
+        if source.min() < limits.min or source.max() > limits.max:
+            raise ValueError(
+                f"`{name}` must lie in [{limits.min}, {limits.max}], got {source.min()} to {source.max()}. {next_step}"
+            )
+    with np.errstate(over="ignore"):  # becomes infinity, which is refused below
+        array = np.array(source, dtype=dtype)
     # "[]" is all that JSON keeps of an empty array, whatever its shape was.
     if array.size == 0 and array.ndim != len(shape) and (None in shape or 0 in shape):
         array = array.reshape([length if length is not None else 0 for length in shape])
@@ -53,13 +77,42 @@ def checked_array(value: Any, dtype: type, shape: tuple[int | None, ...], name: 
     return array
 
 
+def checked_boxes(value: Any, length: int | None, name: str, next_step: str) -> np.ndarray:
+    """float32 boxes `(length, 4)`: left, top, right, bottom, each with an area."""
+    boxes = checked_array(value, np.float32, (length, 4), name, next_step)
+    is_wrong = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])
+    if is_wrong.any():
+        raise ValueError(
+            f"`{name}` must be left, top, right, bottom with right > left and bottom > top, got "
+            f"{_show_first(boxes, is_wrong)}. Drop boxes without area; x, y, width, height is another form."
+        )
+    return boxes
+
+
+def check_inside_image(boxes_xyxy: np.ndarray, image_size_hw: tuple[int, int], name: str) -> None:
+    """Check that boxes `(N, 4)` share some area with their image; a part of them may reach outside."""
+    is_wrong = ~is_inside_image(boxes_xyxy, image_size_hw)
+    if is_wrong.any():
+        raise ValueError(
+            f"`{name}` must lie in the image of {image_size_hw} (height, width), at least in part, got "
+            f"{_show_first(boxes_xyxy, is_wrong)}. Give pixels of the original image, and the size of that one."
+        )
+
+
+def _show_first(rows: np.ndarray, is_wrong: np.ndarray) -> str:
+    row = int(is_wrong.argmax())
+    return f"{rows[row].tolist()} in row {row} ({int(is_wrong.sum())} such of {len(rows)})"
+
+
 def checked_confidence(value: Any, length: int, name: str = "confidence") -> np.ndarray:
-    """float32 scores `(length,)` in [0, 1]."""
+    """float32 scores `(length,)` in [0, 1]; what lies outside by rounding is moved there."""
     array = checked_array(value, np.float32, (length,), name, "Give one score per entry.")
-    if array.size and (array.min() < 0 or array.max() > 1 + 1e-4):
+    if array.size and (array.min() < -1e-4 or array.max() > 1 + 1e-4):
         raise ValueError(
             f"`{name}` must lie in [0, 1], got {array.min():.4g} to {array.max():.4g}. Apply sigmoid or softmax first."
         )
+    array = array.clip(0, 1)
+    array.setflags(write=False)
     return array
 
 
@@ -67,7 +120,10 @@ def checked_names(value: Any, name: str) -> tuple[str, ...]:
     """A tuple of strings in valid Unicode; one bare string is refused, it would be taken apart into letters."""
     if isinstance(value, str):
         raise ValueError(f"`{name}` must be a sequence of strings, got one string. Write ({value!r},).")
-    names = tuple(value)
+    try:
+        names = tuple(value)
+    except TypeError as error:
+        raise ValueError(f"`{name}` must be a sequence of strings, got {type(value).__name__}.") from error
     for entry in names:
         if not isinstance(entry, str):
             raise ValueError(f"`{name}` must hold strings, got {type(entry).__name__}. Map ids to names first.")
@@ -76,7 +132,10 @@ def checked_names(value: Any, name: str) -> tuple[str, ...]:
 
 def checked_image_size(value: Any, name: str = "image_size_hw") -> tuple[int, int]:
     """(height, width), both at least 1."""
-    size = tuple(int(length) for length in value)
+    try:
+        size = tuple(operator.index(length) for length in value)
+    except TypeError:
+        size = ()
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"`{name}` must be (height, width), both at least 1, got {value!r}. Use array.shape[:2].")
     return size

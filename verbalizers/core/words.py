@@ -7,8 +7,11 @@ The four sentences are those of the released MoAI (golden-tested); its paper sta
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from verbalizers.core.validation import check_range
 
@@ -17,6 +20,7 @@ __all__ = [
     "RELATIONS_OPENING",
     "TEXTS_OPENING",
     "WordSettings",
+    "choose_most_confident",
     "join_sentences",
     "list_sentence",
     "number_duplicates",
@@ -38,6 +42,8 @@ class WordSettings:
         relation_threshold: lowest confidence of a relation in the text.
         max_relations: how many relations are in the text at most, those of highest confidence.
         text_threshold: lowest confidence of a recognised line in the text.
+        max_predictions: how many segments, detections and lines are in their sentence at most, those of highest
+            confidence, with a warning: what the model reads costs time with the square of its length.
         merge_iou: a detection is left out where a segment that means the same overlaps its box by this much
             (`merging.merge_detections`); None keeps both, as the release does.
     """
@@ -46,13 +52,33 @@ class WordSettings:
     relation_threshold: float = 0.8
     max_relations: int = 10
     text_threshold: float = 0.85
+    max_predictions: int = 200
     merge_iou: float | None = 0.5
 
     def __post_init__(self) -> None:
         check_range(self, "detection_threshold", "relation_threshold", "text_threshold")
-        check_range(self, "max_relations", high=None)
+        check_range(self, "max_relations", "max_predictions", high=None)
         if self.merge_iou is not None:
             check_range(self, "merge_iou", is_open=True)
+
+
+def choose_most_confident(rows: Sequence[int], confidence: np.ndarray, max_predictions: int, what: str) -> list[int]:
+    """The rows of highest confidence, in the order given, and a warning where some are left out.
+
+    Args:
+        rows: those that are worth saying.
+        confidence: `(N,)`, of all.
+        max_predictions: how many are kept.
+        what: their name in the warning.
+    """
+    if len(rows) <= max_predictions:
+        return list(rows)
+    warnings.warn(
+        f"{len(rows):,} {what} are more than a sentence holds: the {max_predictions:,} of highest confidence are said, "
+        f"the other {len(rows) - max_predictions:,} are left out (`WordSettings.max_predictions`)."
+    )
+    rows = np.asarray(rows)
+    return np.sort(rows[np.argsort(-confidence[rows], kind="stable")[:max_predictions]]).tolist()
 
 
 def list_sentence(opening: str, items: Sequence[str]) -> str:

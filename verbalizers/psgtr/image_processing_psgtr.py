@@ -260,13 +260,21 @@ def _merge_objects(
     return SceneGraph(
         labels=object_labels,
         masks=indices[None] == torch.arange(len(remaining), device=indices.device)[:, None, None],
-        refine_bboxes=sure.both("boxes")[remaining],
+        refine_bboxes=_with_area(sure.both("boxes")[remaining]),
         rel_pair_idxes=pairs,
         rel_dists=sure.relation_scores[is_seen],
         rels=torch.cat([pairs, relation_labels[:, None]], dim=1),
         pan_results=indices * INSTANCE_OFFSET + (object_labels - 1)[indices],
         triplets=triplets,
     )
+
+
+def _with_area(boxes: torch.Tensor) -> torch.Tensor:
+    """Boxes `(N, 4)`; those that rounding has made lines or points become a pixel long where they have no length."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    is_flat = high <= low
+    low = torch.where(is_flat, (low - 0.5).clamp(min=0), low)
+    return torch.cat([low, torch.where(is_flat, low + 1, high)], dim=1)
 
 
 def _empty_graph(found: _Found, triplets: Triplets, compat: bool) -> SceneGraph:
@@ -276,7 +284,7 @@ def _empty_graph(found: _Found, triplets: Triplets, compat: bool) -> SceneGraph:
     return SceneGraph(
         labels=torch.ones(num_objects, **integers),
         masks=torch.ones((num_objects, *size_hw), dtype=torch.bool, device=found.relation_labels.device),
-        refine_bboxes=found.subject_boxes.new_zeros(num_objects, 4),
+        refine_bboxes=found.subject_boxes.new_tensor([[0, 0, size_hw[1], size_hw[0]]])[:num_objects],
         rel_pair_idxes=torch.zeros((0, 2), **integers),
         rel_dists=found.relation_scores[:0],
         rels=torch.zeros((num_objects, 3), **integers),

@@ -7,6 +7,7 @@ from verbalizer_builders import save_owlv2
 
 from verbalizers import Detections, build_verbalizer
 from verbalizers.backends.detection import select_detections
+from verbalizers.core.boxes import is_inside_image
 
 WORDS = ("cat", "traffic light", "dog", "teapot")
 
@@ -39,6 +40,10 @@ def test_detector_equals_transformers_when_run_by_hand(owlv2, images):
         outputs, threshold=0.0, target_sizes=[images[0].shape[:2]]
     )[0]
     found = build(owlv2, nms_threshold=None, max_detections=1000).predict(images[:1])[0]
+    # Some of a random model's boxes lie in the padding below the image, where there is nothing to find.
+    is_inside = torch.from_numpy(is_inside_image(expected["boxes"].numpy(), images[0].shape[:2]))
+    assert 0 < is_inside.sum() < len(is_inside)
+    expected = {name: values[is_inside] for name, values in expected.items()}
     order = torch.argsort(expected["scores"], descending=True, stable=True)
     np.testing.assert_allclose(found.confidence, expected["scores"][order], atol=1e-5)
     np.testing.assert_allclose(found.boxes_xyxy, expected["boxes"][order], atol=1e-3)

@@ -10,6 +10,7 @@ from verbalizers import build_verbalizer
 from verbalizers.core.adapters import (
     boxes_to_quads,
     detections_from_supervision,
+    detections_from_transformers,
     detections_from_ultralytics,
     relations_from_psgtr,
     relations_from_triplets,
@@ -27,7 +28,7 @@ def test_segments_from_transformers_makes_room_when_ids_start_at_zero():
         "segmentation": torch.tensor([[-1, 0], [1, 1]]),
         "segments_info": [{"id": 0, "label_id": 1, "score": 0.5}, {"id": 1, "label_id": 7, "score": 0.75}],
     }
-    segments = segments_from_transformers(result, {0: "a", 1: "b"})
+    segments = segments_from_transformers(result, {0: "a", 1: "b", 7: ""})
     assert segments.panoptic_map.tolist() == [[0, 1], [2, 2]]
     assert segments.class_names == ("b", "")
     assert segments.confidence.tolist() == [0.5, 0.75]
@@ -82,7 +83,7 @@ def psgtr_result():
     dists = torch.zeros(2, 4)
     dists[0, 0], dists[0, 2], dists[1, 3] = 0.9, 0.6, 0.8
     return {
-        "labels": torch.tensor([1, 2, 9]),
+        "labels": torch.tensor([1, 2, 3]),
         "rel_pair_idxes": torch.tensor([[0, 1], [2, 0]]),
         "rel_dists": dists,
         "refine_bboxes": torch.arange(15.0).reshape(3, 5),
@@ -90,12 +91,12 @@ def psgtr_result():
 
 
 def test_relations_from_psgtr_ignores_column_zero_when_reading_scores():
-    found = relations_from_psgtr(psgtr_result(), ("cat", "dog"), ("on", "in", "under"))
+    found = relations_from_psgtr(psgtr_result(), ("cat", "dog", ""), ("on", "in", "under"))
     assert found.object_names == ("cat", "dog", "")
     assert found.predicates == ("in", "under")
     np.testing.assert_allclose(found.confidence, [0.6, 0.8], rtol=1e-6)
     assert found.object_boxes_xyxy.tolist() == [[0, 1, 2, 3], [5, 6, 7, 8], [10, 11, 12, 13]]
-    attributes = relations_from_psgtr(SimpleNamespace(**psgtr_result()), ("cat", "dog"), ("on", "in", "under"))
+    attributes = relations_from_psgtr(SimpleNamespace(**psgtr_result()), ("cat", "dog", ""), ("on", "in", "under"))
     assert attributes == found
 
 
@@ -126,7 +127,7 @@ def test_relations_from_psgtr_tells_two_predicates_of_one_query_apart_when_rels_
 def test_triplet_door_takes_any_model_when_result_is_documented():
     door = build_verbalizer(
         "scene_graph", "triplets", model=lambda images: [psgtr_result() for _ in images], name="mine",
-        class_names=("cat", "dog"), predicates=("on", "in", "under"),
+        class_names=("cat", "dog", "eel"), predicates=("on", "in", "under"),
     )  # fmt: skip
     found = door.predict([np.zeros((4, 4, 3), np.uint8)] * 2)
     assert found == [relations_from_psgtr(psgtr_result(), ("cat", "dog"), ("on", "in", "under"))] * 2
@@ -143,9 +144,111 @@ def test_relations_from_triplets_gives_certainty_when_scores_are_left_out():
     assert len(relations_from_triplets([], ())) == 0
 
 
+SIZE = (10, 20)
+
+
+def from_transformers(boxes=((0, 1, 2, 3),), labels=(0,), scores=(0.5,), names=("cat", "dog")):
+    return detections_from_transformers({"boxes": boxes, "labels": labels, "scores": scores}, names, SIZE)
+
+
+def from_ultralytics(boxes=((0.0, 1, 2, 3),), labels=(0.0,), scores=(0.5,), names=("cat",)):
+    found = SimpleNamespace(xyxy=torch.tensor(boxes), conf=torch.tensor(scores), cls=torch.tensor(labels))
+    return detections_from_ultralytics(SimpleNamespace(boxes=found, names=dict(enumerate(names)), orig_shape=SIZE))
+
+
+def from_supervision(boxes=((0, 1, 2, 3),), labels=(0,), scores=(0.5,), names=("cat",), data=None, mask=None):
+    found = SimpleNamespace(
+        xyxy=np.array(boxes), confidence=np.array(scores), class_id=np.array(labels), data=data or {}, mask=mask
+    )
+    if mask is not None:
+        return segments_from_supervision(found, SIZE, names)
+    return detections_from_supervision(found, SIZE, names)
+
+
+def from_panoptic(segmentation=((0, 1), (1, 2)), ids=(1, 2), labels=(0, 1), scores=(0.5, 0.5), size=None):
+    info = [{"id": i, "label_id": b, "score": s} for i, b, s in zip(ids, labels, scores, strict=True)]
+    return segments_from_transformers({"segmentation": segmentation, "segments_info": info}, ("cat", "dog"), (), size)
+
+
+def from_psgtr(predicates=("on", "in", "under"), **changes):
+    return relations_from_psgtr({**psgtr_result(), **changes}, ("cat", "dog", "eel"), predicates)
+
+
+@pytest.mark.parametrize("build", [from_transformers, from_ultralytics, from_supervision])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"boxes": ((2.0, 1, 0, 3),)}, "right > left"),
+        ({"boxes": ((2.0, 1, 2, 3),)}, "without area"),
+        ({"boxes": ((21.0, 1, 25, 3),)}, "lie in the image"),
+        ({"boxes": ((float("nan"), 1, 2, 3),)}, "finite"),
+        ({"boxes": (0.0, 1, 2, 3)}, "shape"),
+        ({"labels": (1.5,)}, "whole numbers"),
+        ({"labels": (2,)}, "class ids with a name.*got 2"),
+        ({"labels": (-1,)}, "got -1"),
+        ({"names": (None,)}, "strings, got NoneType"),
+        ({"scores": (1.5,)}, r"\[0, 1\]"),
+        ({"scores": (0.5, 0.5)}, "shape"),
+    ],
+)
+def test_detection_adapters_refuse_what_is_no_prediction(build, wrong, message):
+    assert build().class_names == ("cat",)
+    with pytest.raises(ValueError, match=message):
+        build(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: from_panoptic(labels=(0, 2)), "got 2"),
+        (lambda: from_panoptic(labels=(0, -1)), "got -1"),
+        (lambda: from_panoptic(scores=(0.5, 7.0)), "sigmoid"),
+        (lambda: from_panoptic(ids=(1, 1.5)), "whole numbers"),
+        (lambda: from_panoptic(segmentation=np.array([[0.5, 1], [1, 2]])), "integer ids"),
+        (lambda: from_panoptic(segmentation=np.array([[np.nan, 1], [1, 2]])), "integer ids"),
+        (lambda: from_panoptic(size=(3, 2)), r"segmentation.*\(3, 2\).*got \(2, 2\)"),
+        (lambda: segments_from_masks(np.ones((1, 4, 4), bool), ("a",), (1,), (4, 5)), r"masks.*\(4, 5\)"),
+        (lambda: segments_from_masks(np.full((1, 4, 4), 0.7), ("a",), (1,)), "True or False, got float64"),
+        (lambda: segments_from_masks(np.ones((4, 4), bool), ("a",) * 4, (1,) * 4), r"mask\[None\]"),
+        (lambda: segments_from_masks(np.ones((2, 4, 4), bool), ("a", "b"), (1,)), "shape"),
+        (lambda: segments_from_masks(np.ones((2, 4, 4), bool), ("a",), (1, 1)), "2 entries"),
+        (lambda: segments_from_masks(np.ones((1, 4, 4), bool), ("a",), (3,)), "sigmoid"),
+        (lambda: from_supervision(data={"class_name": [3]}), "strings, got int"),
+        (lambda: from_supervision(mask=np.ones((1, 9, 20), bool)), "masks.*got"),
+        (lambda: from_psgtr(labels=[1, 2, 4]), "got 4"),
+        (lambda: from_psgtr(labels=[0, 2, 3]), "got 0"),
+        (lambda: from_psgtr(rel_pair_idxes=[[0, 1], [3, 0]]), "subject_indices"),
+        (lambda: from_psgtr(rel_pair_idxes=[[0, 1], [1, 0.5]]), "whole numbers"),
+        (lambda: from_psgtr(rel_dists=torch.full((2, 4), 2.0)), "sigmoid"),
+        (lambda: from_psgtr(rels=[[0, 1, 0], [2, 0, 3]]), "got 0"),
+        (lambda: from_psgtr(rels=[[0, 1, 1], [2, 0, 4]]), "got 4"),
+        (lambda: from_psgtr(refine_bboxes=torch.ones(3, 4)), "without area"),
+        (lambda: relations_from_triplets([(0, "on", 2)], ("a", "b")), "object_indices"),
+        (lambda: relations_from_triplets([(0, "on", 1)], ("a", "b"), [[0, 0, 1, 1], [3, 0, 1, 1]]), "right > left"),
+        (lambda: relations_from_triplets([(0, 5, 1)], ("a", "b")), "strings"),
+        (lambda: text_lines_from_paddleocr([[[[0, 0], [0, 2], [4, 2], [4, 0]], ("hi", 0.5)]]), "clockwise"),
+        (lambda: text_lines_from_paddleocr([[[[0, 0], [4, 0], [4, 2], [0, 2]], ("hi", 5)]]), "sigmoid"),
+        (lambda: text_lines_from_paddleocr([[[[0, 0], [4, 0], [4, 2], [0, 2]], (None, 0.5)]]), "strings"),
+        (
+            lambda: text_lines_from_rapidocr(SimpleNamespace(boxes=np.ones((1, 4, 2)), txts=("hi",), scores=(0.5,))),
+            "around an area",
+        ),
+    ],
+)
+def test_adapters_refuse_what_is_no_prediction(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_adapters_take_whole_numbers_when_they_are_floats():
+    assert from_panoptic(np.array([[0.0, 1], [1, 2]])) == from_panoptic(torch.tensor([[0, 1], [1, 2]]))
+    assert from_transformers(labels=np.float32([1])).class_names == ("dog",)
+    assert segments_from_masks(np.ones((1, 2, 2)), ("a",), (1,)).pixel_counts.tolist() == [4]
+
+
 def test_text_lines_from_rapidocr_is_empty_when_nothing_was_read():
     assert len(text_lines_from_rapidocr(SimpleNamespace(boxes=None, txts=None, scores=None))) == 0
-    output = SimpleNamespace(boxes=np.ones((1, 4, 2)), txts=("hi",), scores=(0.5,))
+    output = SimpleNamespace(boxes=boxes_to_quads([[0, 0, 4, 2]]), txts=("hi",), scores=(0.5,))
     assert text_lines_from_rapidocr(output).texts == ("hi",)
 
 

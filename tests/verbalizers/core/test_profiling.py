@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from verbalizers import Detections, TextLines, Verbalizer, parse_scene
+from verbalizers.core.adapters import boxes_to_quads
 from verbalizers.core.profiling import TOGETHER, profile_scene
 
 IMAGE = np.zeros((6, 8, 3), np.uint8)
-LINE = TextLines(np.zeros((1, 4, 2)), ("STOP",), (1.0,))
+LINE = TextLines(boxes_to_quads([[0, 0, 1, 1]]), ("STOP",), (1.0,))
 
 
 class SlowReader(Verbalizer):
@@ -31,7 +32,7 @@ class HungryDetector(Verbalizer):
 
     def predict(self, images):
         ballast = np.ones(64 * 2**20, np.uint8)  # 64 MiB, touched
-        return [Detections(np.zeros((1, 4)), ("cat",), (float(ballast[5]),), image.shape[:2]) for image in images]
+        return [Detections([[0, 0, 1, 1]], ("cat",), (float(ballast[5]),), image.shape[:2]) for image in images]
 
 
 class Broken(Verbalizer):

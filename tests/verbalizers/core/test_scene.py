@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from verbalizers import Detections, TextLines, Verbalizer, parse_scene, verbalize_scene
+from verbalizers.core.adapters import boxes_to_quads
 
-LINE = TextLines(np.zeros((1, 4, 2)), ("STOP",), (1.0,))
+LINE = TextLines(boxes_to_quads([[0, 0, 1, 1]]), ("STOP",), (1.0,))
 
 
 class Reader(Verbalizer):
