@@ -19,6 +19,7 @@ from verbalizers.core.words import (
     join_sentences,
     list_sentence,
     number_duplicates,
+    quote,
     strip_coco_suffixes,
     without_control_characters,
 )
@@ -68,7 +69,7 @@ def verbalize_finding(
     if isinstance(finding, Relations):
         return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat)
     if isinstance(finding, TextLines):
-        return verbalize_text_lines(finding, settings.text_threshold, compat)
+        return verbalize_text_lines(finding, settings.text_threshold, compat, settings.quote_text)
     raise ValueError(
         f"expected Segments, Detections, Relations, TextLines or a sentence, got {type(finding).__name__}. "
         "A verbalizer of a new kind answers with one of these or registers its words with register_words."
@@ -212,14 +213,18 @@ def _choose_as_released(relations: Relations, threshold: float, max_relations: i
 
 
 def verbalize_text_lines(
-    text_lines: TextLines | None, threshold: float = WordSettings.text_threshold, compat: bool = False
+    text_lines: TextLines | None,
+    threshold: float = WordSettings.text_threshold,
+    compat: bool = False,
+    quote_text: bool = WordSettings.quote_text,
 ) -> str:
-    """Lines of text as a sentence: `The image includes text descriptions: t1, and t2.`, lines in the order given.
+    """Lines of text as a sentence: `The image includes text descriptions: "t1", and "t2".`, lines in the order given.
 
     Args:
         text_lines: None gives "".
         threshold: lowest confidence in the text.
-        compat: leave blank lines and control characters in, as the release does.
+        compat: leave blank lines and control characters in and quotes out, as the release does.
+        quote_text: quote each line; see `WordSettings`.
     """
     if text_lines is None:
         return ""
@@ -227,4 +232,5 @@ def verbalize_text_lines(
     texts = [text for text, keep in zip(text_lines.texts, is_kept, strict=True) if keep]
     if not compat:
         texts = [without_control_characters(text) for text in texts if text.strip()]
+        texts = [quote(text) for text in texts] if quote_text else texts
     return list_sentence(TEXTS_OPENING, texts)
