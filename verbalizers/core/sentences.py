@@ -21,6 +21,7 @@ from verbalizers.core.words import (
     join_sentences,
     list_sentence,
     number_duplicates,
+    quote,
     strip_coco_suffixes,
     without_control_characters,
 )
@@ -70,7 +71,9 @@ def verbalize_finding(
     if isinstance(finding, Relations):
         return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat)
     if isinstance(finding, TextLines):
-        return verbalize_text_lines(finding, settings.text_threshold, compat, settings.max_predictions)
+        return verbalize_text_lines(
+            finding, settings.text_threshold, compat, settings.max_predictions, settings.quote_text
+        )
     raise ValueError(
         f"expected Segments, Detections, Relations, TextLines or a sentence, got {type(finding).__name__}. "
         "A verbalizer of a new kind answers with one of these or registers its words with register_words."
@@ -230,14 +233,16 @@ def verbalize_text_lines(
     threshold: float = WordSettings.text_threshold,
     compat: bool = False,
     max_predictions: int = WordSettings.max_predictions,
+    quote_text: bool = WordSettings.quote_text,
 ) -> str:
-    """Lines of text as a sentence: `The image includes text descriptions: t1, and t2.`, lines in the order given.
+    """Lines of text as a sentence: `The image includes text descriptions: "t1", and "t2".`, lines in the order given.
 
     Args:
         text_lines: None gives "".
         threshold: lowest confidence in the text.
-        compat: leave blank lines and control characters in, as the release does.
+        compat: leave blank lines and control characters in and quotes out, as the release does.
         max_predictions: how many are said at most; with `compat` all are.
+        quote_text: quote each line; see `WordSettings`.
     """
     if text_lines is None:
         return ""
@@ -246,4 +251,5 @@ def verbalize_text_lines(
     if compat:
         return list_sentence(TEXTS_OPENING, [text_lines.texts[row] for row in said])
     said = choose_most_confident(said, text_lines.confidence, max_predictions, "lines of text")
-    return list_sentence(TEXTS_OPENING, [without_control_characters(text_lines.texts[row]) for row in said])
+    texts = [without_control_characters(text_lines.texts[row]) for row in said]
+    return list_sentence(TEXTS_OPENING, [quote(text) for text in texts] if quote_text else texts)

@@ -24,6 +24,7 @@ __all__ = [
     "join_sentences",
     "list_sentence",
     "number_duplicates",
+    "quote",
     "strip_coco_suffixes",
     "without_control_characters",
 ]
@@ -46,6 +47,8 @@ class WordSettings:
             confidence, with a warning: what the model reads costs time with the square of its length.
         merge_iou: a detection is left out where a segment that means the same overlaps its box by this much
             (`merging.merge_detections`); None keeps both, as the release does.
+        quote_text: whether recognised lines are quoted (:func:`quote`), so that what is written in an image cannot
+            pose as a prediction. False is the release's form, for models that were trained on it.
     """
 
     detection_threshold: float = 0.5
@@ -54,12 +57,15 @@ class WordSettings:
     text_threshold: float = 0.85
     max_predictions: int = 200
     merge_iou: float | None = 0.5
+    quote_text: bool = True
 
     def __post_init__(self) -> None:
         check_range(self, "detection_threshold", "relation_threshold", "text_threshold")
         check_range(self, "max_relations", "max_predictions", high=None)
         if self.merge_iou is not None:
             check_range(self, "merge_iou", is_open=True)
+        if not isinstance(self.quote_text, bool):
+            raise ValueError(f"`quote_text` must be true or false, got {self.quote_text!r}.")
 
 
 def choose_most_confident(rows: Sequence[int], confidence: np.ndarray, max_predictions: int, what: str) -> list[int]:
@@ -113,3 +119,9 @@ def number_duplicates(names: Sequence[str]) -> list[str]:
 def without_control_characters(text: str) -> str:
     """Control characters (line breaks, escapes) become spaces: a line of text is one line."""
     return "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def quote(text: str) -> str:
+    """Text in double quotes; quotes and backslashes in it get a backslash, so that it cannot end its own quotation."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -5,7 +5,8 @@ The file stands beside ``config.json``. Every key may be left out::
     {
       "verbalizers": [{"kind": "ocr", "backend": "rapidocr", "settings": {"threshold": 0.5}}],
       "kinds": ["segmentation", "detection", "scene_graph", "ocr"],
-      "words": {"detection_threshold": 0.5, "relation_threshold": 0.8, "max_relations": 10, "text_threshold": 0.85},
+      "words": {"detection_threshold": 0.5, "relation_threshold": 0.8, "max_relations": 10, "text_threshold": 0.85,
+                "quote_text": true},
       "map": "found",
       "compat": false
     }

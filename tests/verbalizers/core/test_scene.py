@@ -57,7 +57,7 @@ def test_parse_scene_loses_only_the_bad_image_when_batch_raises():
     assert [scene.detections is None for scene in scenes] == [False, True, False]
     assert [dict(scene.failures) for scene in scenes] == [{}, {"detection": "RuntimeError: too dark"}, {}]
     assert all(scene.text_lines == LINE for scene in scenes)
-    assert verbalize_scene(scenes[1]) == "The image includes text descriptions: STOP."
+    assert verbalize_scene(scenes[1]) == 'The image includes text descriptions: "STOP".'
 
 
 def test_parse_scene_runs_batches_when_nothing_fails():
