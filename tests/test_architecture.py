@@ -75,7 +75,7 @@ DOORS = ("moai/__init__.py", "moai/__main__.py")  # the public names, imported o
 # Joining: running verbalizers and a model in one file. The evaluation still does beside the pipeline.
 VERBALIZER_RUNNERS = {"parse_scene", "complete_scenes"}
 MODEL_RUNNERS = {"generate"}
-MAY_JOIN_VERBALIZERS_AND_MODEL = {"moai/pipeline/pipeline_moai.py", "moai/evaluation/evaluate.py"}
+MAY_JOIN_VERBALIZERS_AND_MODEL = {"moai/pipeline/pipeline.py", "moai/evaluation/evaluate.py"}
 
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common"}
 HEAVY_PACKAGES = {
@@ -283,7 +283,7 @@ def joining_law(files: Files) -> Iterator[str]:
         if called & VERBALIZER_RUNNERS and called & MODEL_RUNNERS:
             joining.add(path)
     for path in sorted(joining - MAY_JOIN_VERBALIZERS_AND_MODEL):
-        yield f"{path} runs verbalizers and the model; that is moai/pipeline/pipeline_moai.py's work"
+        yield f"{path} runs verbalizers and the model; that is moai/pipeline/pipeline.py's work"
     for path in sorted(MAY_JOIN_VERBALIZERS_AND_MODEL.intersection(files) - joining):
         yield f"{path} no longer runs verbalizers and the model: take it out of MAY_JOIN_VERBALIZERS_AND_MODEL"
 
@@ -380,7 +380,7 @@ BROKEN: list[tuple[Callable[[Files], Iterator[str]], dict[str, str], str]] = [
         {"moai/evaluation/a.py": "model.generate(words(parse_scene(x, y)))"},
         "runs verbalizers and the model",
     ),
-    (joining_law, {"moai/pipeline/pipeline_moai.py": "parse_scene(x, y)"}, "no longer runs"),
+    (joining_law, {"moai/pipeline/pipeline.py": "parse_scene(x, y)"}, "no longer runs"),
     (name_law, {"moai/data/utils.py": ""}, "moai/data/utils.py"),
     (name_law, {"recipes/helpers/a.py": ""}, "recipes/helpers/a.py"),
     (safety_law, {"a.py": "try:\n    f()\nexcept:\n    pass"}, "a.py:3: bare except"),

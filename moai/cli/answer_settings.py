@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ from ..checkpoints.io.lookup import find_checkpoint
 from .rendering import note
 
 if TYPE_CHECKING:
-    from ..pipeline.pipeline_moai import MoAIPipeline
+    from ..pipeline.pipeline import Pipeline
 
-__all__ = ["AnswerSettings", "load_pipeline", "parse_routing", "parse_verbalizers", "read_scene", "silence_libraries"]
+__all__ = ["AnswerSettings", "load_pipeline", "parse_options", "parse_verbalizers", "read_scene", "silence_libraries"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AnswerSettings:
         timeout_s: Seconds per image for a verbalizer.
         batch_size: Images per pass.
         max_new_tokens: Longest answer.
-        routing: None, a mode's name, or ``"0.5,0.3,0.2"``.
+        options: The model's own, by name, as they were written.
         is_quiet: Say nothing beside answers and errors.
         generate: Further arguments of ``generate``.
     """
@@ -43,45 +43,30 @@ class AnswerSettings:
     timeout_s: float | None = None
     batch_size: int = 8
     max_new_tokens: int = 128
-    routing: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
     is_quiet: bool = False
     generate: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        parse_routing(self.routing)  # wrong weights are told before anything is loaded
-
     def to_kwargs(self) -> dict[str, Any]:
-        """Arguments of :meth:`MoAIPipeline.answer_each`."""
+        """Arguments of :meth:`Pipeline.answer_each`."""
         return {
             "timeout_s": self.timeout_s,
             "max_new_tokens": self.max_new_tokens,
-            "routing": parse_routing(self.routing),
-            "output_routing": self.is_json,
+            "options": self.options,
+            "is_reporting": self.is_json,
             "is_completing_scenes": True,
             **self.generate,
         }
 
 
-def parse_routing(text: str | None) -> Any:
-    """``"uniform"`` stays, ``"0.5,0.3,0.2"`` becomes weights (auxiliary, other modality, self).
-
-    Raises:
-        ValueError: Numbers, but not three.
-    """
-    if text is None or "," not in text:
-        return text
-    try:
-        weights = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"expected --routing as a mode or three numbers a,b,c, got {text!r}.") from error
-    if len(weights) != 3:
-        raise ValueError(f"expected three weights (auxiliary, other modality, self) in --routing, got {len(weights)}.")
-    return weights
-
-
 def load_pipeline(
-    model: str, verbalizers: str | None, is_debugging: bool, is_quiet: bool = False, **settings: Any
-) -> MoAIPipeline:
+    model: str,
+    verbalizers: str | None,
+    is_debugging: bool,
+    is_quiet: bool = False,
+    options: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Pipeline:
     """Load a model for the command line: no progress bars or warnings between a user and the answer.
 
     A checkpoint that knows few images says so, once, on standard error.
@@ -91,10 +76,11 @@ def load_pipeline(
         verbalizers: None = the checkpoint's; names separated by commas; "none".
         is_debugging: Let the libraries talk.
         is_quiet: Do not tell which images the checkpoint knows.
-        **settings: To :meth:`MoAIPipeline.from_pretrained`.
+        options: Of the answers to come, which the model must have.
+        **settings: To :meth:`Pipeline.from_pretrained`.
 
     Raises:
-        ValueError: No such checkpoint or verbalizer; known before torch is imported.
+        ValueError: No such checkpoint or verbalizer, which is known before torch is imported; or a wrong option.
     """
     from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
 
@@ -102,10 +88,13 @@ def load_pipeline(
     chosen = None if names is None else build_named_verbalizers(names, VerbalizerSettings.load_pretrained(folder))
     if not is_debugging:
         silence_libraries()
-    from ..pipeline.pipeline_moai import MoAIPipeline
+    from ..checkpoints.io.adapter_files import read_config
+    from ..models.registry import find_answering
+    from ..pipeline.pipeline import Pipeline
 
-    pipeline = MoAIPipeline.from_pretrained(folder, chosen, **settings)
-    if (domain := pipeline.model.config.domain) and not is_quiet:
+    find_answering(folder, read_config(folder).get("model_type")).parse_options(options or {})
+    pipeline = Pipeline.from_pretrained(folder, chosen, **settings)
+    if (domain := pipeline.answering.domain) and not is_quiet:
         note(f"{model} knows {domain} only: its answers about other images are guesses")
     return pipeline
 
@@ -131,6 +120,21 @@ def silence_libraries() -> None:
     for name in ("verbalizers", "bitsandbytes"):  # the latter reports each fast path that it does without
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
+
+
+def parse_options(words: Sequence[str]) -> dict[str, str]:
+    """``["routing=uniform"]`` as a mapping.
+
+    Raises:
+        ValueError: A word is no ``name=value``, or a name stands there twice.
+    """
+    options: dict[str, str] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign or not name or name in options:
+            raise ValueError(f"expected --option NAME=VALUE, each name once, got {word!r}.")
+        options[name] = value
+    return options
 
 
 def parse_verbalizers(names: str | None) -> list[str] | None:

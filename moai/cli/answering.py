@@ -22,14 +22,14 @@ from .rendering import (
 )
 
 if TYPE_CHECKING:
-    from ..pipeline.outputs import MoAIOutput
-    from ..pipeline.pipeline_moai import MoAIPipeline
+    from ..pipeline.answers import Answer
+    from ..pipeline.pipeline import Pipeline
 
 __all__ = ["answer_pictures"]
 
 
 def answer_pictures(
-    pipeline: MoAIPipeline, images: Sequence[str], question: str, scenes: Sequence[Scene], settings: AnswerSettings
+    pipeline: Pipeline, images: Sequence[str], question: str, scenes: Sequence[Scene], settings: AnswerSettings
 ) -> int:
     """Ask one question about each image and show the answers as they come.
 
@@ -72,7 +72,7 @@ def answer_pictures(
 
 
 def _stream_images(
-    pipeline: MoAIPipeline,
+    pipeline: Pipeline,
     images: Sequence[str],
     question: str,
     scenes: Sequence[Scene],
@@ -94,11 +94,11 @@ def _stream_images(
     return num_failed
 
 
-def _footer(output: MoAIOutput, overlay: Path | None, settings: AnswerSettings) -> str:
+def _footer(output: Answer, overlay: Path | None, settings: AnswerSettings) -> str:
     return "" if settings.is_quiet else footer_of(output, overlay)
 
 
-def _draw(output: MoAIOutput, image: str, index: int, num_images: int, settings: AnswerSettings) -> Path | None:
+def _draw(output: Answer, image: str, index: int, num_images: int, settings: AnswerSettings) -> Path | None:
     if not settings.is_drawing or output.scene is None:
         return None
     path = choose_overlay_path(image, settings.overlay, index, num_images)

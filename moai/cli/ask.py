@@ -47,8 +47,11 @@ def ask(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per pass.")] = 8,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 128,
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; 1 = greedy.")] = 1,
-    routing: Annotated[
-        str | None, typer.Option("--routing", help="gated, uniform, random_expert, or weights such as 0.5,0.3,0.2.")
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", metavar="NAME=VALUE", help="The model's own; MoAI: routing=uniform, or weights as 0.5,0.3,0.2."
+        ),
     ] = None,
     verbalizers: VerbalizersOption = None,
     timeout: TimeoutOption = 60.0,
@@ -60,7 +63,7 @@ def ask(
     debug: DebugOption = False,
 ) -> None:
     """Ask about images: moai ask street.png "What is written on the sign?"."""
-    from .answer_settings import AnswerSettings, load_pipeline, read_scene
+    from .answer_settings import AnswerSettings, load_pipeline, parse_options, read_scene
     from .answering import answer_pictures
     from .question_files import answer_file
 
@@ -74,7 +77,7 @@ def ask(
             timeout_s=timeout or None,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            routing=routing,
+            options=parse_options(option or []),
             is_quiet=quiet,
             generate={"num_beams": num_beams} if num_beams > 1 else {},
         )
@@ -83,7 +86,7 @@ def ask(
             raise ValueError(f"expected one --scene per image ({len(images)}), got {len(scenes)}.")
         choice: dict[str, Any] = {"device": device, "dtype": dtype}
         choice |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
-        load = partial(load_pipeline, model, verbalizers, debug, quiet, **choice)
+        load = partial(load_pipeline, model, verbalizers, debug, quiet, settings.options, **choice)
         if questions is not None:
             exit_for(answer_file(load, model, questions, out, settings, max_errors, overwrite), None)
         else:

@@ -13,8 +13,8 @@ from .answer_settings import AnswerSettings, read_scene
 from .rendering import note, print_json
 
 if TYPE_CHECKING:
-    from ..pipeline.outputs import MoAIOutput
-    from ..pipeline.pipeline_moai import MoAIPipeline
+    from ..pipeline.answers import Answer
+    from ..pipeline.pipeline import Pipeline
 
 __all__ = ["answer_file"]
 
@@ -23,7 +23,7 @@ _BATCHES_AT_ONCE = 8
 
 
 def answer_file(
-    load: Callable[[], MoAIPipeline],
+    load: Callable[[], Pipeline],
     model: str,
     questions: Path,
     out: Path | None,
@@ -38,7 +38,7 @@ def answer_file(
         model: Its name, for the answers.
         questions: The file of questions; images and scenes are named relative to its folder.
         out: The file of answers; a killed run is continued. None = standard output.
-        settings: How; ``is_json`` adds scene and routing to every answer.
+        settings: How; ``is_json`` adds the scene and what the model reports to every answer.
         max_errors: So many bad lines and failed questions are reported and skipped; one more ends the run.
         is_overwriting: Do not continue ``out`` but start anew.
 
@@ -90,10 +90,10 @@ class AnswerPrinter:
 
 
 def _answer_rows(
-    pipeline: MoAIPipeline, rows: Sequence[QuestionRow], folder: Path, settings: AnswerSettings
-) -> Iterator[tuple[QuestionRow, MoAIOutput]]:
+    pipeline: Pipeline, rows: Sequence[QuestionRow], folder: Path, settings: AnswerSettings
+) -> Iterator[tuple[QuestionRow, Answer]]:
     """Answers of some rows, in order; a row whose scene cannot be read has an error instead."""
-    from ..pipeline.outputs import MoAIOutput
+    from ..pipeline.answers import Answer
 
     scenes: dict[int, Scene | None] = {}
     failures: dict[int, str] = {}
@@ -104,7 +104,7 @@ def _answer_rows(
         except ValueError as error:
             failures[row.line] = str(error)
     good = [row for row in rows if row.line not in failures]
-    outputs: Iterator[MoAIOutput] = iter(())
+    outputs: Iterator[Answer] = iter(())
     if good:
         outputs = pipeline.answer_each(
             [folder / row.image for row in good],
@@ -115,13 +115,13 @@ def _answer_rows(
             **settings.to_kwargs(),
         )
     for row in rows:
-        yield row, MoAIOutput(None, error=failures[row.line]) if row.line in failures else next(outputs)
+        yield row, Answer((), error=failures[row.line]) if row.line in failures else next(outputs)
 
 
-def _answer_fields(output: MoAIOutput, is_full: bool) -> dict[str, Any]:
+def _answer_fields(output: Answer, is_full: bool) -> dict[str, Any]:
     fields = output.to_dict()
     if not is_full:
-        del fields["scene"], fields["routing"]
+        del fields["scene"]
     return fields
 
 

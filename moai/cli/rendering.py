@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..pipeline.outputs import MoAIOutput
+    from ..pipeline.answers import Answer
 
 __all__ = [
     "choose_overlay_path",
@@ -186,7 +186,7 @@ def save_overlay(scene: Any, image: str, path: Path) -> Path:
     return path
 
 
-def footer_of(output: MoAIOutput, overlay: Path | None) -> str:
+def footer_of(output: Answer, overlay: Path | None) -> str:
     """Footer of an answer's panel."""
     lines = [describe_missing(output.missing)] if output.missing else []
     if overlay is not None:

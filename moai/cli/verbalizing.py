@@ -10,12 +10,8 @@ from verbalizers.core.profiling import Cost, profile_scene
 from verbalizers.core.scene import keep_kinds
 
 from ..checkpoints.io.lookup import find_checkpoint, list_bundled_checkpoints
-from ..checkpoints.io.verbalizer_settings import (
-    VerbalizerSettings,
-    build_named_verbalizers,
-    complete_scenes,
-    find_missing_kinds,
-)
+from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
+from ..pipeline.looking import complete_scenes, find_missing_kinds
 from ..processing.image_loading import load_image
 from .answer_settings import AnswerSettings, parse_verbalizers
 from .options import DEFAULT_MODEL

@@ -151,23 +151,31 @@ class Answering(ABC):
             TooLongError: Prompts are too long together with what was found.
         """
 
+    @classmethod
+    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of an answer by name, from the form of the command line to that of Python.
+
+        Raises:
+            ValueError: The model has no such option, or the value is wrong.
+        """
+        unknown = sorted(set(options) - set(cls.option_names))
+        if unknown:
+            known = ", ".join(cls.option_names) or "none"
+            raise ValueError(f"expected options that this model has ({known}), got {', '.join(unknown)}.")
+        return dict(options)
+
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """Arguments of :meth:`generate` for some of the queries of a call.
 
         Args:
-            options: By name, in the form of Python or of the command line.
+            options: See :meth:`parse_options`.
             indices: Places of the batch's queries in the call.
             num_queries: Of the call.
 
         Raises:
             ValueError: The model has no such option, or the value is wrong.
         """
-        unknown = sorted(set(options) - set(self.option_names))
-        if unknown:
-            known = ", ".join(self.option_names) or "none"
-            name = type(self.model).__name__
-            raise ValueError(f"expected options that {name} has ({known}), got {', '.join(unknown)}. Leave them out.")
-        return dict(options)
+        return self.parse_options(options)
 
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any

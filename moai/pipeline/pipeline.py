@@ -39,20 +39,25 @@ class Pipeline:
     """Answers questions about images.
 
     Args:
-        answering: The model with its processor.
+        model: The model, in evaluation mode on its device: a MoAI, or any image-text-to-text model of transformers.
+        processor: Its processor.
         verbalizers: Ready verbalizers, at most one per kind; empty = answers rest on the image alone.
         settings: What the model was taught to read and how it is said.
         absent: Kinds whose verbalizer could not be built, and why.
+
+    Raises:
+        ValueError: Model and processor do not belong together.
     """
 
     def __init__(
         self,
-        answering: Answering,
+        model: Any,
+        processor: Any,
         verbalizers: Iterable[Verbalizer] = (),
         settings: VerbalizerSettings | None = None,
         absent: Mapping[str, str] | None = None,
     ) -> None:
-        self.answering = answering
+        self.answering: Answering = find_answering(type(model).__name__, model.config.model_type)(model, processor)
         self.verbalizers = list(verbalizers)
         self.settings = settings or VerbalizerSettings()
         self.absent = dict(absent or {})
@@ -117,10 +122,8 @@ class Pipeline:
         if dtype is None:
             dtype = torch.float32 if device.type == "cpu" else "auto"
         answering = answering_class.load(folder, revision=revision, dtype=dtype, **model_kwargs)
-        if "device_map" not in model_kwargs:
-            answering.model = answering.model.to(device)
-        answering.model.eval()
-        return cls(answering, built, settings, absent)
+        model = answering.model if "device_map" in model_kwargs else answering.model.to(device)
+        return cls(model.eval(), answering.processor, built, settings, absent)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, processor and the names and settings of the verbalizers, for :meth:`from_pretrained`.
@@ -248,7 +251,7 @@ class Pipeline:
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("the pipeline gives one answer per question; call `pipeline.model.generate` for several.")
         self.answering.check_answer_length(max_new_tokens)
-        self.answering.select_options(options or {}, [0], 1)  # a wrong one is told before anybody looks
+        self.answering.parse_options(options or {})  # a wrong one is told before anybody looks
         queries = pair_queries(images, questions, scenes)
         batch_size = 1 if stream is not None else batch_size
         generate_kwargs["max_new_tokens"] = max_new_tokens

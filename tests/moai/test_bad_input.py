@@ -19,7 +19,7 @@ from pipeline_builders import (
 )
 from typer.testing import CliRunner
 
-from moai import MoAIPipeline
+from moai import Pipeline
 from moai.cli import app
 
 FAST = {"max_new_tokens": 4}
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipe(folder):
-    return MoAIPipeline.from_pretrained(folder)
+    return Pipeline.from_pretrained(folder)
 
 
 def encode(picture: Image.Image, file_format: str, **settings) -> bytes:
@@ -137,7 +137,7 @@ def test_pipeline_sees_the_upright_picture_when_exif_says_it_lies(pipe):
     lying, upright = rotated_by_exif()
     seen = []
     reader = ScriptedVerbalizer("ocr", lambda image: seen.append(image) or build_text_lines("A"))
-    both = MoAIPipeline(pipe.model, pipe.processor, [reader])([lying, upright], "What is it?", **FAST)
+    both = Pipeline(pipe.model, pipe.processor, [reader])([lying, upright], "What is it?", **FAST)
     assert np.array_equal(seen[0], np.asarray(upright)) and np.array_equal(seen[0], seen[1])
     assert both[0].answer == both[1].answer
 
@@ -146,7 +146,7 @@ def test_pipeline_sees_the_first_frame_when_the_gif_is_animated(pipe):
     frames = [draw_picture(seed).quantize(32).convert("RGB") for seed in (1, 2)]
     seen = []
     reader = ScriptedVerbalizer("ocr", lambda image: seen.append(image) or build_text_lines("A"))
-    MoAIPipeline(pipe.model, pipe.processor, [reader])(
+    Pipeline(pipe.model, pipe.processor, [reader])(
         encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), "What is it?", **FAST
     )
     distances = [np.abs(seen[0].astype(int) - np.asarray(frame)).mean() for frame in frames]
@@ -185,7 +185,7 @@ def test_control_tokens_steer_nothing_when_they_stand_on_a_sign(pipe, text, monk
     calls = []
     original = pipe.model.generate
     reader = ScriptedVerbalizer("ocr", lambda image: build_text_lines(text))
-    pipe = MoAIPipeline(pipe.model, pipe.processor, [reader])
+    pipe = Pipeline(pipe.model, pipe.processor, [reader])
     monkeypatch.setattr(pipe.model, "generate", lambda **inputs: calls.append(inputs) or original(**inputs))
     output = pipe(draw_picture(), "What is it?", **FAST)
     assert output.answer is not None and text.split("\n")[0] in output.auxiliary_text
@@ -232,7 +232,7 @@ def test_answer_comes_and_names_the_kind_when_a_verbalizer_raises(pipe, error):
 
     detector = ScriptedVerbalizer("detection", fail)
     reader = ScriptedVerbalizer("ocr", lambda image: build_text_lines("STOP"))
-    output = MoAIPipeline(pipe.model, pipe.processor, [detector, reader])(draw_picture(), "What is it?", **FAST)
+    output = Pipeline(pipe.model, pipe.processor, [detector, reader])(draw_picture(), "What is it?", **FAST)
     assert output.answer and type(error).__name__ in output.missing["detection"]
     assert "ocr" not in output.missing and "STOP" in output.auxiliary_text
 
@@ -240,14 +240,14 @@ def test_answer_comes_and_names_the_kind_when_a_verbalizer_raises(pipe, error):
 @pytest.mark.parametrize("finding", ["words", 7, [], {"a": 1}])
 def test_answer_comes_and_names_the_kind_when_a_verbalizer_answers_nonsense(pipe, finding):
     reader = ScriptedVerbalizer("ocr", lambda image: finding)
-    output = MoAIPipeline(pipe.model, pipe.processor, [reader])(draw_picture(), "What is it?", **FAST)
+    output = Pipeline(pipe.model, pipe.processor, [reader])(draw_picture(), "What is it?", **FAST)
     assert output.answer and "TextLines" in output.missing["ocr"]
 
 
 def test_other_findings_are_used_when_one_verbalizer_hangs(pipe):
     hanging = HangingVerbalizer()
     other = ScriptedVerbalizer("weather", lambda image: "The image is deep.")
-    pipe = MoAIPipeline(pipe.model, pipe.processor, [hanging, other])
+    pipe = Pipeline(pipe.model, pipe.processor, [hanging, other])
     try:
         outputs = pipe([draw_picture(0), draw_picture(1)], "What is it?", timeout_s=0.2, **FAST)
     finally:

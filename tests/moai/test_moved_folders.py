@@ -13,7 +13,7 @@ from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
 from training_builders import build_recipe
 from transformers import AutoModelForImageTextToText
 
-from moai import MoAIForConditionalGeneration, MoAIPipeline
+from moai import MoAIForConditionalGeneration, Pipeline
 from moai.checkpoints.io.lookup import BUNDLED_FOLDER
 from moai.checkpoints.io.travelling_names import name_of, resolve_name
 
@@ -28,7 +28,7 @@ DETECTOR = {
 
 
 def answer(folder: Path) -> str:
-    pipeline = MoAIPipeline.from_pretrained(folder, [])
+    pipeline = Pipeline.from_pretrained(folder, [])
     return pipeline(draw_picture(), QUESTION, build_scene(), max_new_tokens=8).answer
 
 
@@ -57,7 +57,7 @@ def test_adapter_answers_the_same_when_its_tree_is_moved(trained: Path, tmp_path
         assert config["base_model_name_or_path"] == "../../../start"
         settings = json.loads((final / "verbalizers.json").read_text())["verbalizers"][0]["settings"]
         assert settings == {"checkpoint": "../../../owl", "vocabulary": "coco_panoptic"}
-        pipeline = MoAIPipeline.from_pretrained(final)
+        pipeline = Pipeline.from_pretrained(final)
         assert [v.checkpoint for v in pipeline.verbalizers] == [str(moved / "owl")]
     finally:
         hidden.rename(trained)
@@ -94,15 +94,15 @@ def test_adapter_loads_and_saves_through_every_door_when_its_base_is_relative(tr
 
 def test_pipeline_of_an_adapter_saves_an_adapter_that_answers_the_same(trained: Path, tmp_path: Path) -> None:
     final = trained / "runs" / "first" / "final"
-    pipeline = MoAIPipeline.from_pretrained(final)
+    pipeline = Pipeline.from_pretrained(final)
     pipeline.save_pretrained(tmp_path / "copy")
     assert answer(tmp_path / "copy") == answer(final)
     assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "copy").glob("*.json"))
-    assert MoAIPipeline.from_pretrained(tmp_path / "copy").verbalizers[0].checkpoint == str(trained / "owl")
+    assert Pipeline.from_pretrained(tmp_path / "copy").verbalizers[0].checkpoint == str(trained / "owl")
 
 
 def test_pipeline_leaves_nothing_behind_when_saving_fails(trained: Path, tmp_path: Path) -> None:
-    pipeline = MoAIPipeline.from_pretrained(trained / "runs" / "first" / "final", [])
+    pipeline = Pipeline.from_pretrained(trained / "runs" / "first" / "final", [])
     pipeline.processor.save_pretrained = None
     with pytest.raises(TypeError):
         pipeline.save_pretrained(tmp_path / "copy")
@@ -127,7 +127,7 @@ def test_adapter_of_a_bundled_model_names_it_when_written_by_hand(tmp_path: Path
 def test_missing_base_is_named_when_an_adapter_is_loaded(trained: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trained / "runs" / "first" / "final", tmp_path / "alone")
     with pytest.raises(ValueError, match=r"start.*adapter_config\.json"):
-        MoAIPipeline.from_pretrained(copy)
+        Pipeline.from_pretrained(copy)
     (copy / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"base_model_name_or_path.*adapter_config\.json"):
         MoAIForConditionalGeneration.from_pretrained(copy)
@@ -150,7 +150,7 @@ def test_cut_file_is_named_when_weights_are_read(trained: Path, tmp_path: Path, 
     content = (tree / name).read_bytes()
     (tree / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=rf"(?s){tree / name}.*again"):
-        MoAIPipeline.from_pretrained(tree / "runs" / "first" / "final", [])
+        Pipeline.from_pretrained(tree / "runs" / "first" / "final", [])
 
 
 def test_names_lead_back_to_what_they_name_when_resolved(tmp_path: Path) -> None:

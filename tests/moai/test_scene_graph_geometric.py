@@ -9,11 +9,12 @@ import pytest
 from pipeline_builders import draw_picture, write_tiny_checkpoint
 from typer.testing import CliRunner
 
-from moai import MoAIPipeline
+from moai import Pipeline
 from moai.checkpoints.io.lookup import BUNDLED_FOLDER
-from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings, complete_scenes
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.cli import app
 from moai.data.findings import FindingsReader
+from moai.pipeline.looking import complete_scenes
 from verbalizers import Scene, Segments, VerbalizationCache, parse_scene, verbalize_scene
 from verbalizers.store.recipe import Recipe
 
@@ -45,7 +46,7 @@ def verbalize(*arguments):
 
 
 def test_pipeline_reads_relations_and_keeps_the_graph_when_saved(folder, tmp_path):
-    pipeline = MoAIPipeline.from_pretrained(folder)
+    pipeline = Pipeline.from_pretrained(folder)
     pictures = [draw_picture(seed) for seed in range(3)]
     scenes = pipeline.verbalize(pictures)
     assert [pipeline.verbalize(picture) for picture in pictures] == scenes

@@ -74,9 +74,9 @@ class MoAIAnswering(Answering):
         room = None if longest is None else longest - self.processor.num_image_tokens - 1
         if room is not None and max_new_tokens > room:
             raise ValueError(
-                f"expected `max_new_tokens` (--max-new-tokens) of at most {room}, got {max_new_tokens}: the model reads "
-                f"{longest} tokens, of which the image takes {self.processor.num_image_tokens} and the question needs "
-                "some. Lower it."
+                f"expected `max_new_tokens` (--max-new-tokens) of at most {room}, got {max_new_tokens}: the model "
+                f"reads {longest} tokens, of which the image takes {self.processor.num_image_tokens} and the question "
+                "needs some. Lower it."
             )
 
     def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> Any:
@@ -112,12 +112,15 @@ class MoAIAnswering(Answering):
         )
         return batch.to(self.model.device, dtype=self.model.dtype)
 
+    @classmethod
+    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.parse_options`; ``routing``: :func:`mixer.resolve_routing`, or ``"0.5,0.3,0.2"``."""
+        return {name: parse_routing(value) for name, value in super().parse_options(options).items()}
+
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
-        """See :meth:`.Answering.select_options`. ``routing``: see :func:`mixer.resolve_routing`."""
-        chosen = super().select_options(options, indices, num_queries)
-        if "routing" in chosen:
-            chosen["routing"] = select_routing(parse_routing(chosen["routing"]), indices, num_queries)
-        return chosen
+        """See :meth:`.Answering.select_options`; of weights per query the batch's rows."""
+        chosen = self.parse_options(options)
+        return {name: select_routing(value, indices, num_queries) for name, value in chosen.items()}
 
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any

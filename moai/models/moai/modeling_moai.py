@@ -263,7 +263,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
 
     @property
     def loss_function(self) -> Callable[..., torch.Tensor]:
-        """transformers' loss, which never asks for image placeholders; see :func:`loss_without_placeholders`."""
+        """Transformers' loss, which never asks for image placeholders; see :func:`loss_without_placeholders`."""
         return partial(loss_without_placeholders, super().loss_function, self.config.image_token_id)
 
     @loss_function.setter

@@ -15,8 +15,14 @@ from transformers import initialization as init
 from compressor import LatentTokens
 from mixer import Gate, LowRankProjection
 
+from ...checkpoints.io.adapter_files import (
+    AdapterBase,
+    check_adapter_fits,
+    find_adapter_base,
+    naming_broken_files,
+    save_adapter,
+)
 from ...import_utils import require
-from ...checkpoints.io.adapter_files import AdapterBase, check_adapter_fits, find_adapter_base, naming_broken_files, save_adapter
 from .cache_names import CACHE_NAME
 from .configuration_moai import MoAIConfig
 from .gradient_checkpointing import without_reentrance

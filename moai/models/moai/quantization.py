@@ -6,8 +6,6 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from ...import_utils import require
-from ...checkpoints.io.adapter_files import find_adapter_base
-from .configuration_moai import MoAIConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

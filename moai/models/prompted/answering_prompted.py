@@ -22,13 +22,13 @@ class PromptedAnswering(Answering):
 
     Args:
         model: From ``AutoModelForImageTextToText``.
-        processor: The model's, wrapped.
+        processor: The model's own, or that wrapped.
     """
 
     text_input = "context"
 
-    def __init__(self, model: Any, processor: PromptedProcessor) -> None:
-        super().__init__(model, processor)
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor if isinstance(processor, PromptedProcessor) else PromptedProcessor(processor))
 
     @classmethod
     def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> PromptedAnswering:
@@ -92,8 +92,8 @@ class PromptedAnswering(Answering):
         limit = self._longest_prompt(max_new_tokens)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         too_long = {
-            row: f"expected a prompt of at most {limit} tokens (image and verbalization included, {max_new_tokens} kept "
-            f"for the answer), got {length}. Shorten the question, or let fewer verbalizers speak."
+            row: f"expected a prompt of at most {limit} tokens (image and verbalization included, {max_new_tokens} "
+            f"kept for the answer), got {length}. Shorten the question, or let fewer verbalizers speak."
             for row, length in enumerate(lengths)
             if limit is not None and length > limit
         }

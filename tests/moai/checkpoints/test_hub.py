@@ -251,12 +251,12 @@ processor = AutoProcessor.from_pretrained("me/parts")
 inputs = processor(images="photo.jpg", questions="What is it?")
 with torch.no_grad():
     same = torch.equal(model(**inputs).logits, local(**inputs).logits)
-pipeline = moai.MoAIPipeline.from_pretrained("me/whole", revision="main")
+pipeline = moai.Pipeline.from_pretrained("me/whole", revision="main")
 output = pipeline("photo.jpg", "What is it?", max_new_tokens=5)
 print(json.dumps({{
     "same": same,
     "answer": output.answer,
-    "equal_answer": moai.MoAIPipeline.from_pretrained(folder)("photo.jpg", "What is it?", max_new_tokens=5).answer,
+    "equal_answer": moai.Pipeline.from_pretrained(folder)("photo.jpg", "What is it?", max_new_tokens=5).answer,
     "checkpoints": {{v.kind: getattr(v, "checkpoint", None) for v in pipeline.verbalizers}},
     "vocabulary": [v.vocabulary for v in pipeline.verbalizers if v.kind == "detection"],
     "missing": output.missing,

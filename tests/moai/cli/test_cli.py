@@ -166,8 +166,8 @@ def test_bundled_checkpoint_knows_scenes_when_its_configuration_is_read(repo_roo
         (["a.png", "What?", "--verbalizers", "smell"], 1, "unknown verbalizer kind 'smell'"),
         (["a.png", "What?", "--scene", "nowhere.json"], 1, "nowhere.json"),
         (["a.png", "What?", "--scene", "a.png"], 1, "is no scene"),
-        (["a.png", "What?", "--routing", "0.5,0.5"], 1, "three weights"),
-        (["a.png", "What?", "--routing", "magic"], 1, "magic"),
+        (["a.png", "What?", "--option", "routing=0.5,0.5"], 1, "three weights"),
+        (["a.png", "What?", "--option", "routing=magic"], 1, "magic"),
         (["a.png", "What?", "--max-new-tokens", "3000"], 1, "of at most 2043, got 3000: the model reads 2048 tokens"),
         (["a.png", "b.png", "What?", "--scene", "scene.json"], 1, "one --scene per image"),
         (["a.png", "What?", "--questions", "q.jsonl"], 2, "got both"),
@@ -246,11 +246,11 @@ def test_question_file_continues_without_loss_when_killed_in_the_middle_of_a_lin
     first_line = whole.index(b"\n") + 1
     (workplace / "answers.jsonl").write_bytes(whole[: first_line + 30])
     asked = []
-    from moai.pipeline.pipeline_moai import MoAIPipeline
+    from moai.pipeline.pipeline import Pipeline
 
-    original = MoAIPipeline.answer_each
+    original = Pipeline.answer_each
     monkeypatch.setattr(
-        MoAIPipeline,
+        Pipeline,
         "answer_each",
         lambda self, images, questions, *a, **k: asked.extend(questions) or original(self, images, questions, *a, **k),
     )

@@ -180,10 +180,10 @@ def test_result_loads_when_trained_in_each_mode(checkpoint: Path, tmp_path: Path
 def test_adapter_answers_through_the_pipeline_when_named(checkpoint: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    from moai import MoAIPipeline
+    from moai import Pipeline
 
     result = run_training(build_recipe(checkpoint, tmp_path / "run", optimization__num_steps=1))
-    pipeline = MoAIPipeline.from_pretrained(result.folder, verbalizers=[])
+    pipeline = Pipeline.from_pretrained(result.folder, verbalizers=[])
     assert isinstance(pipeline(Image.new("RGB", (40, 30)), "how many dogs?", max_new_tokens=2).answer, str)
 
 

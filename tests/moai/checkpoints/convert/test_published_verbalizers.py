@@ -11,7 +11,7 @@ from official_checkpoints import write_release
 from psgtr_checkpoints import build_official_psgtr
 from verbalizer_builders import save_mask2former, save_owlv2
 
-from moai import MoAIPipeline
+from moai import Pipeline
 from moai.checkpoints.convert import PublishedVerbalizers, convert
 from moai.checkpoints.convert.published_verbalizers import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
@@ -113,4 +113,4 @@ def test_settings_report_a_kind_when_its_backend_is_unknown_here(tmp_path):
 
 def test_pipeline_names_the_command_when_the_checkpoint_is_not_converted_yet(release):
     with pytest.raises(ValueError, match=rf"got '{release}' with model_type 'internlm2'.*`moai convert {release} OUT`"):
-        MoAIPipeline.from_pretrained(release)
+        Pipeline.from_pretrained(release)

@@ -1,4 +1,4 @@
-"""MoAIPipeline: lists equal singles, scenes are reused, what fails is named and costs nothing else."""
+"""Pipeline: lists equal singles, scenes are reused, what fails is named and costs nothing else."""
 
 import io
 import shutil
@@ -16,9 +16,9 @@ from pipeline_builders import (
     write_tiny_checkpoint,
 )
 
-from moai import MoAIOutput, MoAIPipeline
+from moai import Answer, Pipeline
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
-from moai.pipeline.outputs import PipelineError
+from moai.pipeline.answers import PipelineError
 from moai.pipeline.queries import pair_queries
 from moai.processing.control_tokens import ControlTokenGuard
 
@@ -43,30 +43,30 @@ def reader():
 
 @pytest.fixture
 def pipe(folder, reader):
-    return MoAIPipeline.from_pretrained(folder, verbalizers=[reader])
+    return Pipeline.from_pretrained(folder, verbalizers=[reader])
 
 
-def fields_of(output: MoAIOutput) -> tuple:
+def fields_of(output: Answer) -> tuple:
     return output.answer, output.auxiliary_text, output.scene, dict(output.missing)
 
 
 def test_pipeline_answers_one_output_when_asked_one_question(pipe):
     output = pipe(draw_picture(), "What is it?", **FAST)
-    assert isinstance(output, MoAIOutput)
-    assert output.answer and output.error is None and output.routing is None
-    assert output.auxiliary_text.startswith("The image includes text descriptions: SIGN")
+    assert isinstance(output, Answer)
+    assert output.answer and output.error is None and not output.report
+    assert output.auxiliary_text.startswith("The image includes text descriptions: \"SIGN")
     assert output.scene.text_lines.texts[0] in output.auxiliary_text
 
 
 def test_pipeline_list_equals_singles_when_scenes_and_lengths_differ(pipe):
     images = [draw_picture(seed) for seed in range(3)]
     scenes = [None, build_scene(), None]
-    together = pipe(images, QUESTIONS, scenes, output_routing=True, **FAST)
-    alone = [pipe(p, q, s, output_routing=True, **FAST) for p, q, s in zip(images, QUESTIONS, scenes, strict=True)]
+    together = pipe(images, QUESTIONS, scenes, is_reporting=True, **FAST)
+    alone = [pipe(p, q, s, is_reporting=True, **FAST) for p, q, s in zip(images, QUESTIONS, scenes, strict=True)]
     assert [fields_of(output) for output in together] == [fields_of(output) for output in alone]
     assert len({output.answer for output in together}) > 1
     for one, other in zip(together, alone, strict=True):
-        for layer, expected in zip(one.routing, other.routing, strict=True):
+        for layer, expected in zip(one.report["routing"], other.report["routing"], strict=True):
             torch.testing.assert_close(layer.image, expected.image, atol=1e-4, rtol=1e-3)
             torch.testing.assert_close(layer.language, expected.language, atol=1e-4, rtol=1e-3)
 
@@ -191,7 +191,7 @@ def test_pipeline_keeps_two_scenes_apart_when_the_picture_is_the_same(pipe):
 def test_verbalize_fills_only_gaps_when_findings_are_brought(folder):
     reader = ScriptedVerbalizer("ocr", read_brightness)
     mapper = ScriptedVerbalizer("weather", lambda image: "The sky is grey.")
-    pipe = MoAIPipeline.from_pretrained(folder, verbalizers=[reader, mapper])
+    pipe = Pipeline.from_pretrained(folder, verbalizers=[reader, mapper])
     scene = pipe.verbalize(draw_picture(), build_scene())
     assert (reader.num_pictures, mapper.num_pictures) == (0, 1)
     assert scene.text_lines.texts == ("STOP",) and scene.findings == {"weather": "The sky is grey."}
@@ -202,7 +202,7 @@ def test_pipeline_names_what_is_missing_when_a_verbalizer_raises(folder):
     def fail(image):
         raise RuntimeError("no memory left")
 
-    pipe = MoAIPipeline.from_pretrained(folder, verbalizers=[ScriptedVerbalizer("ocr", fail)])
+    pipe = Pipeline.from_pretrained(folder, verbalizers=[ScriptedVerbalizer("ocr", fail)])
     output = pipe(draw_picture(), "What is it?", **FAST)
     assert output.answer
     assert "no memory left" in output.missing["ocr"]
@@ -211,7 +211,7 @@ def test_pipeline_names_what_is_missing_when_a_verbalizer_raises(folder):
 
 def test_pipeline_answers_when_a_verbalizer_hangs(folder):
     hanging = HangingVerbalizer()
-    pipe = MoAIPipeline.from_pretrained(folder, verbalizers=[hanging])
+    pipe = Pipeline.from_pretrained(folder, verbalizers=[hanging])
     try:
         output = pipe(draw_picture(), "What is it?", timeout_s=0.2, **FAST)
     finally:
@@ -227,7 +227,7 @@ def test_pipeline_keeps_other_findings_when_one_picture_breaks_a_verbalizer(fold
             raise RuntimeError("cannot read this one")
         return build_text_lines("FINE")
 
-    pipe = MoAIPipeline.from_pretrained(folder, verbalizers=[ScriptedVerbalizer("ocr", fail_on_bad)])
+    pipe = Pipeline.from_pretrained(folder, verbalizers=[ScriptedVerbalizer("ocr", fail_on_bad)])
     outputs = pipe([draw_picture(0), bad, draw_picture(2)], "What is it?", **FAST)
     assert ["ocr" in output.missing for output in outputs] == [False, True, False]
     assert all(output.answer for output in outputs)
@@ -297,10 +297,10 @@ def test_stages_answer_as_the_pipeline_does_when_called_one_by_one(pipe):
 
 
 def test_routing_shares_sum_to_one_when_asked_for(pipe):
-    output = pipe(draw_picture(), "What is it?", output_routing=True, **FAST)
+    output = pipe(draw_picture(), "What is it?", is_reporting=True, **FAST)
     layers = pipe.model.config.mixer_config.layers
-    assert [layer.layer_idx for layer in output.routing] == list(layers)
-    for layer in output.routing:
+    assert [layer.layer_idx for layer in output.report["routing"]] == list(layers)
+    for layer in output.report["routing"]:
         assert layer.image.shape == (pipe.model.config.image_seq_length, 3)
         for stream in (layer.image, layer.language):
             torch.testing.assert_close(stream.sum(-1), torch.ones(len(stream)))
@@ -311,26 +311,28 @@ def test_routing_shares_sum_to_one_when_asked_for(pipe):
 def test_routing_weights_go_to_their_question_when_given_per_question(pipe):
     image, num_layers = draw_picture(), len(pipe.model.config.mixer_config.layers)
     weights = torch.eye(3)[:, None, None].expand(3, num_layers, 2, 3)
-    outputs = pipe(image, QUESTIONS, routing=weights, output_routing=True, batch_size=2, **FAST)
+    outputs = pipe(image, QUESTIONS, options={"routing": weights}, is_reporting=True, batch_size=2, **FAST)
     for index, output in enumerate(outputs):
-        assert torch.equal(output.routing[0].image[0], torch.eye(3)[index])
+        assert torch.equal(output.report["routing"][0].image[0], torch.eye(3)[index])
     with pytest.raises(ValueError, match="each of the 3 questions"):
-        pipe(image, QUESTIONS, routing=weights[:2], **FAST)
+        pipe(image, QUESTIONS, options={"routing": weights[:2]}, **FAST)
 
 
 def test_routing_rows_are_their_samples_when_searching_with_beams(pipe):
     images = [draw_picture(seed) for seed in range(2)]
-    beams = pipe(images, QUESTIONS[:2], output_routing=True, num_beams=3, **FAST)
-    greedy = pipe(images, QUESTIONS[:2], output_routing=True, **FAST)
+    beams = pipe(images, QUESTIONS[:2], is_reporting=True, num_beams=3, **FAST)
+    greedy = pipe(images, QUESTIONS[:2], is_reporting=True, **FAST)
     for one, other in zip(beams, greedy, strict=True):
-        torch.testing.assert_close(one.routing[0].language, other.routing[0].language, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            one.report["routing"][0].language, other.report["routing"][0].language, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_pipeline_restores_itself_when_saved(pipe, tmp_path):
     pipe.settings = VerbalizerSettings(kinds=("ocr",), map="always")
     pipe.verbalizers = []
     pipe.save_pretrained(tmp_path / "copy")
-    copy = MoAIPipeline.from_pretrained(tmp_path / "copy")
+    copy = Pipeline.from_pretrained(tmp_path / "copy")
     assert copy.verbalizers == [] and copy.settings.map == "always" and copy.settings.kinds == ("ocr",)
     image, scene = draw_picture(), build_scene()
     assert copy(image, "What is it?", scene, **FAST).answer == pipe(image, "What is it?", scene, **FAST).answer
@@ -369,7 +371,7 @@ def test_pipeline_refuses_a_scene_when_it_is_another_pictures(pipe):
 
 def test_from_pretrained_says_what_it_takes_when_the_name_is_unknown():
     with pytest.raises(ValueError, match="checkpoint folder, a hub name .* or a bundled name"):
-        MoAIPipeline.from_pretrained("no-such-model")
+        Pipeline.from_pretrained("no-such-model")
 
 
 def test_from_pretrained_refuses_when_weights_are_missing(folder, tmp_path):
@@ -381,12 +383,12 @@ def test_from_pretrained_refuses_when_weights_are_missing(folder, tmp_path):
     del weights[dropped]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="expected all weights"):
-        MoAIPipeline.from_pretrained(tmp_path, verbalizers=[])
+        Pipeline.from_pretrained(tmp_path, verbalizers=[])
 
 
 def test_from_pretrained_names_the_kind_when_its_package_is_missing(folder, monkeypatch):
     monkeypatch.setattr("moai.checkpoints.io.verbalizer_settings.is_rapidocr_available", lambda: False)
-    output = MoAIPipeline.from_pretrained(folder)(draw_picture(), "What is it?", **FAST)
+    output = Pipeline.from_pretrained(folder)(draw_picture(), "What is it?", **FAST)
     assert output.answer and 'pip install "moai-vlm[ocr]"' in output.missing["ocr"]
 
 
@@ -421,7 +423,7 @@ def test_transformers_pipeline_answers_when_moai_is_imported(folder):
     together = [rows[0]["generated_text"] for rows in pipe(text=chats, batch_size=2, **settings)]
     assert together == singles and all(singles)
 
-    ours = MoAIPipeline.from_pretrained(folder, verbalizers=[])
+    ours = Pipeline.from_pretrained(folder, verbalizers=[])
     inputs = ours.processor(images=draw_picture(0), questions="What is it?")
     ids = ours.model.generate(**inputs, max_new_tokens=5)[:, inputs["input_ids"].shape[1] :]
     assert ours.processor.batch_decode(ids, skip_special_tokens=True) == singles[:1]
