@@ -21,7 +21,7 @@ TimeoutOption = Annotated[
 VerbalizersOption = Annotated[
     str | None,
     typer.Option(
-        "--verbalizers", help="Only these, such as ocr,detection (the checkpoint's own) or ocr/paddleocr; none."
+        "--verbalizers", help="Only these: ocr,detection (the checkpoint's own), ocr/paddleocr, published, none."
     ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]

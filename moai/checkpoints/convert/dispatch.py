@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from ..io.lookup import is_hub_name
-from ..io.hub_download import download_checkpoint
-from . import official, psgtr
 from verbalizers.core.durable_files import check_output
+
+from ..io.hub_download import download_checkpoint
+from ..io.lookup import is_hub_name
+from ..io.tensor_folder import TensorFolder
+from . import official, psgtr
 from .official_config import looks_official
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport
-from ..io.tensor_folder import TensorFolder
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def convert(
 
 def _fetch(verbalizers: PublishedVerbalizers) -> tuple[str, ...]:
     """Download the verbalizers' models to the local cache. A missing one is reported, and does not stop the
-    conversion."""
+    conversion.
+    """
     notes = []
     for name in verbalizers.hub_names():
         try:

@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from verbalizers.core.durable_files import atomic_folder
+
 from ...models.moai.configuration_moai import MoAIConfig
 from ...processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
-from verbalizers.core.durable_files import atomic_folder
+from ..io.tensor_folder import TensorFolder, list_names
+from ..io.tensor_writing import DEFAULT_SHARD_BYTES, ShardedWriter
 from .model_card import write_card
 from .official_config import OfficialSizes, build_official_config
 from .official_keys import convert_official_tensor
 from .official_processor import build_official_processor
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport, FamilyCounter
-from ..io.tensor_folder import TensorFolder, list_names
-from ..io.tensor_writing import DEFAULT_SHARD_BYTES, ShardedWriter
 
 KIND = "official-moai"
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from verbalizers.core.durable_files import atomic_folder
+
 from .report import ConversionReport
 
 KIND = "psgtr"

@@ -1,7 +1,6 @@
 """What the released MoAI-7B looks with, as the ``verbalizers.json`` of a converted checkpoint.
 
-Models and thresholds are those of the released code (ByungKwanLee/MoAI: ``moai/load_moai.py``, ``moai/arch_moai.py``,
-``moai/utils/utils.py``). Models on the hub are named, not copied: their weights keep their place and their licence.
+Models on the hub are named, not copied: their weights keep their place and their licence.
 Local folders are copied into the checkpoint, which can then be moved or uploaded as one.
 """
 
@@ -13,26 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from verbalizers import WordSettings
-from verbalizers.core.vocabularies import available_vocabularies, load_vocabulary
+from verbalizers.core.vocabularies import load_vocabulary
 
 from ..io.lookup import is_hub_name
+from ..io.published_settings import (
+    PUBLISHED_DETECTOR,
+    PUBLISHED_SEGMENTER,
+    PUBLISHED_VOCABULARIES,
+    published_entries,
+)
 from ..io.verbalizer_settings import VerbalizerSettings
 from .psgtr import convert_psgtr, is_psgtr_checkpoint
 
-__all__ = ["PUBLISHED_DETECTOR", "PUBLISHED_SEGMENTER", "PublishedVerbalizers"]
+__all__ = ["PublishedVerbalizers"]
 
-PUBLISHED_SEGMENTER = "facebook/mask2former-swin-base-coco-panoptic"
-PUBLISHED_DETECTOR = "google/owlv2-base-patch16-ensemble"
 FOLDER = "verbalizers"
 VOCABULARY_FILE = "vocabulary.txt"
-#: OWLv2 at 960 px has as many boxes: none is left out, as in the release.
-ALL_BOXES = 3600
 NO_LEARNED_SCENE_GRAPH = (
     "the release's learned scene graph (PSGTR) is absent; scene_graph/geometric, which has no weights, stands in its "
     "place. With PSGTR's weights at hand convert again with --scene-graph FILE."
 )
-#: The release asks for ADE20K's 847 names and ImageNet's 1,000.
-_VOCABULARIES = ("ade20k", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class PublishedVerbalizers:
         detection: Folder or hub name of the OWLv2 detector.
         scene_graph: Folder, hub name or published file (``psgtr_r50_epoch_60.pth``) of a PSGTR; None = the backend
             ``geometric``, which has no weights.
-        vocabulary: What the detector looks for, as :func:`verbalizers.core.vocabularies.load_vocabulary` takes it; None =
-            the published lists that are installed here.
+        vocabulary: What the detector looks for, as :func:`verbalizers.core.vocabularies.load_vocabulary` takes it; None
+            = the published lists that are installed here.
     """
 
     segmentation: str | Path = PUBLISHED_SEGMENTER
@@ -72,37 +71,16 @@ class PublishedVerbalizers:
         """
         vocabulary, note = self._write_vocabulary(folder)
         notes = [note]
-        entries: list[dict[str, Any]] = [
-            {
-                "kind": "segmentation",
-                "backend": "transformers",
-                "settings": {
-                    "checkpoint": _place(self.segmentation, "segmentation", folder),
-                    "threshold": 0.5,
-                    "mask_threshold": 0.95,
-                    "overlap_mask_area_threshold": 0.8,
-                },
-            },
-            {
-                "kind": "detection",
-                "backend": "owlv2",
-                "settings": {
-                    "checkpoint": _place(self.detection, "detection", folder),
-                    "vocabulary": vocabulary,
-                    "threshold": 0.5,
-                    "nms_threshold": None,
-                    "max_detections": ALL_BOXES,
-                },
-            },
-        ]
+        entries = published_entries()
+        entries["segmentation"]["settings"]["checkpoint"] = _place(self.segmentation, "segmentation", folder)
+        entries["detection"]["settings"]["checkpoint"] = _place(self.detection, "detection", folder)
+        entries["detection"]["settings"]["vocabulary"] = vocabulary
         if self.scene_graph is None:
-            entries.append({"kind": "scene_graph", "backend": "geometric"})
             notes.append(NO_LEARNED_SCENE_GRAPH)
         else:
-            entries.append(_scene_graph_entry(self.scene_graph, folder))
-        entries.append({"kind": "ocr", "backend": "rapidocr", "settings": {"threshold": 0.85}})
+            entries["scene_graph"] = _scene_graph_entry(self.scene_graph, folder)
         words = WordSettings(merge_iou=None)  # its thresholds are the release's by default
-        VerbalizerSettings(tuple(entries), words=words, map="always", compat=True).save(folder)
+        VerbalizerSettings(tuple(entries.values()), words=words, map="always", compat=True).save(folder)
         if self.hub_names():
             notes.append(f"named on the hub, fetched where the local cache lacks them: {', '.join(self.hub_names())}")
         if self.segmentation == PUBLISHED_SEGMENTER:
@@ -111,11 +89,11 @@ class PublishedVerbalizers:
 
     def _write_vocabulary(self, folder: Path) -> tuple[str, str]:
         """The setting of the detector, and a sentence about it."""
-        wanted = self.vocabulary or "+".join(name for name in _VOCABULARIES if name in available_vocabularies())
+        wanted = self.vocabulary or published_entries()["detection"]["settings"]["vocabulary"]
         try:
-            names = load_vocabulary(wanted or _VOCABULARIES[-1])
+            names = load_vocabulary(wanted)
         except ImportError as error:
-            return _VOCABULARIES[-1], f"the detector's names are not there yet: {error}"
+            return PUBLISHED_VOCABULARIES[-1], f"the detector's names are not there yet: {error}"
         file = folder / FOLDER / VOCABULARY_FILE
         file.parent.mkdir(exist_ok=True)
         file.write_text("\n".join(names) + "\n", encoding="utf-8")

@@ -15,9 +15,7 @@ _SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".jinja", ".txt
 _LEFT_OUT = ("verbalizers.json", "generation_config.json", "evaluation")
 
 
-def hash_checkpoint(
-    name_or_path: str | Path, show: Callable[[Sequence[str]], Iterable[str]] = iter
-) -> dict[str, str]:
+def hash_checkpoint(name_or_path: str | Path, show: Callable[[Sequence[str]], Iterable[str]] = iter) -> dict[str, str]:
     """SHA-256 of each file of a checkpoint that decides what it computes: weights, configuration, tokenizer, template.
 
     Args:

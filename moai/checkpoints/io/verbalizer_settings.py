@@ -40,9 +40,10 @@ from verbalizers import (
     build_verbalizer,
 )
 
-from .hub_download import download_files
-from .travelling_names import name_of, resolve_name
 from ...import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available, is_timm_available
+from .hub_download import download_files
+from .published_settings import published_entries
+from .travelling_names import name_of, resolve_name
 
 __all__ = [
     "MAP_MODES",
@@ -157,7 +158,8 @@ class VerbalizerSettings:
         """Write the file into a checkpoint folder and return its path."""
         path, content = Path(folder) / VERBALIZERS_FILE, self.to_dict()
         for entry in content.get("verbalizers", ()):
-            entry["settings"] = _name_paths(entry.get("settings", {}), folder)
+            if "settings" in entry:
+                entry["settings"] = _name_paths(entry["settings"], folder)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
 
@@ -246,12 +248,17 @@ def _find_stranger(entry: Mapping[str, Any]) -> str | None:
     return f"no verbalizer {name} is installed here: install the plug-in that brings it, or a newer moai-vlm"
 
 
+#: Name of the released MoAI's four verbalizers.
+PUBLISHED = "published"
+
+
 def build_named_verbalizers(
     chosen: Iterable[Verbalizer | str] | str, stored: VerbalizerSettings | None = None
 ) -> list[Verbalizer]:
     """Verbalizers from objects and names.
 
-    A name that the checkpoint has an entry for stands for that entry, its backend, weights and thresholds included.
+    A name that the checkpoint has an entry for stands for that entry, its backend, weights and thresholds included. For
+    a checkpoint that names no verbalizers it stands for the released MoAI's; ``"published"`` always does, for all four.
 
     Args:
         chosen: Ready verbalizers and names: ``"ocr"`` (the checkpoint's, else the kind's default backend) or
@@ -264,10 +271,14 @@ def build_named_verbalizers(
         ImportError: A package or plug-in cannot be imported.
     """
     built = []
+    published = VerbalizerSettings(tuple(published_entries().values()))
     for item in [chosen] if isinstance(chosen, (str, Verbalizer)) else chosen:
-        if isinstance(item, str):
+        if item == PUBLISHED:
+            built += [_build_named(entry["kind"], None, published) for entry in published.verbalizers]
+        elif isinstance(item, str):
             kind, _, backend = item.partition("/")
-            built.append(_build_named(kind, backend or None, stored))
+            is_silent = stored is None or stored.verbalizers is None
+            built.append(_build_named(kind, backend or None, published if is_silent else stored))
         elif isinstance(item, Verbalizer):
             built.append(item)
         else:

@@ -24,7 +24,7 @@ from verbalizer_builders import save_mask2former, save_owlv2
 
 from moai.checkpoints.io.lookup import is_hub_name
 from moai.checkpoints.convert import PublishedVerbalizers, convert
-from moai.checkpoints.convert.published_verbalizers import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
+from moai.checkpoints.io.published_settings import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from verbalizer_builders import save_mask2former, save_owlv2
 
 from moai import Pipeline
 from moai.checkpoints.convert import PublishedVerbalizers, convert
-from moai.checkpoints.convert.published_verbalizers import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
+from moai.checkpoints.io.published_settings import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 
 
