@@ -20,6 +20,7 @@ AUXILIARY_INPUTS = (
     "auxiliary_pixel_values",
     "auxiliary_embeds",
 )
+VISION_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")
 PREFILL_ONLY = ("auxiliary_states", "image_features", "mm_token_type_ids", "routing", "routing_log")
 
 
@@ -95,7 +96,8 @@ class MoAIGenerationMixin:
             return self._bypass_mixture(inputs_tensor, model_kwargs, int(cache.get_seq_length()))
         auxiliary = {name: model_kwargs.pop(name, None) for name in AUXILIARY_INPUTS}
         if model_kwargs.get("auxiliary_states") is None:
-            model_kwargs["auxiliary_states"] = self.get_auxiliary_states(**auxiliary)
+            read = {name: model_kwargs[name] for name in VISION_OPTIONS if name in model_kwargs}
+            model_kwargs["auxiliary_states"] = self.get_auxiliary_states(**auxiliary, **read)
         if (features := model_kwargs.pop("image_features", None)) is not None:
             # In this form they are expanded sample by sample, however many images each has.
             model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
