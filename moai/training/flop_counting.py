@@ -177,6 +177,7 @@ def _look(body: nn.Module) -> torch.Tensor:
     """Patch features of one image."""
     vision = body.config.vision_config
     tokens = body.vision_tower(torch.empty(1, 3, vision.image_size, vision.image_size, **_META)).last_hidden_state
+    tokens = tokens.repeat(1, 1, body.config.num_vision_features)  # as wide as several hidden states
     return tokens[:, 1:] if body.config.vision_feature_select_strategy == "default" else tokens
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from typing import Any
 
+import torch
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -13,7 +15,13 @@ CACHE_NAME = "cache" if any(field.name == "cache" for field in fields(BaseModelO
 
 
 def resolve_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """Choose between the two names a caller may have used; ``cache`` wins."""
+    """Choose between the two names a caller may have used; ``cache`` wins, and the former one warns where it is one."""
+    if past_key_values is not None and CACHE_NAME != "past_key_values" and not torch.compiler.is_compiling():
+        warnings.warn(
+            "`past_key_values` is deprecated and will be removed in version 5.40.0. Use `cache` instead.",
+            FutureWarning,
+            stacklevel=3,
+        )
     return past_key_values if cache is None else cache
 
 

@@ -28,7 +28,8 @@ class MoAIConfig(PreTrainedConfig):
             four evenly spaced ones, the last included.
         image_token_id: Id of the image placeholder; one stands for each patch.
         image_seq_length: Patch tokens per image; computed from the vision tower when None.
-        vision_feature_layer: Hidden state of the tower to use, -1 = last, before any post-normalisation.
+        vision_feature_layer: Hidden state of the tower to use, -1 = last, before any post-normalisation; a list puts
+            those of several side by side.
         vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps all tokens.
         projector_hidden_act: Activation between the projector's two linears.
         plora_rank: Rank of partial LoRA at image positions (InternLM-XComposer2, arXiv 2401.16420); 0 = none.
@@ -77,7 +78,7 @@ class MoAIConfig(PreTrainedConfig):
     mixer: dict | None = None
     image_token_id: int = 92544
     image_seq_length: int | None = None
-    vision_feature_layer: int = -1
+    vision_feature_layer: int | list[int] = -1
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     projector_hidden_act: str = "gelu"
     plora_rank: int = 0
@@ -93,7 +94,7 @@ class MoAIConfig(PreTrainedConfig):
             self.tie_word_embeddings = True  # only the outer flag counts
         self.compressor = self._fit("compressor", CompressorConfig, self.compressor).to_dict()
         self.mixer = self._fit("mixer", MixerConfig, self._with_mixer_layers()).to_dict()
-        self._check_vision_features()
+        self.resolve_vision_features()
         if self.auxiliary_map_scale <= 0:
             raise ValueError(f"`auxiliary_map_scale` must be positive, got {self.auxiliary_map_scale}.")
         if self.plora_rank < 0:
@@ -128,18 +129,50 @@ class MoAIConfig(PreTrainedConfig):
                 f"{self.image_token_id}. Add the placeholder to the tokenizer and enlarge the vocabulary by one."
             )
 
-    def _check_vision_features(self) -> None:
+    def resolve_vision_features(
+        self, layer: int | list[int] | None = None, strategy: str | None = None
+    ) -> tuple[tuple[int, ...], str]:
+        """Say what of the vision tower is used, where a call may override it.
+
+        Args:
+            layer: Hidden state or states; None = ``vision_feature_layer``.
+            strategy: ``default`` or ``full``; None = ``vision_feature_select_strategy``.
+
+        Returns:
+            The hidden states to put side by side, and the strategy.
+
+        Raises:
+            ValueError: If the tower has no such hidden state, the projector is not as wide, or the strategy does not
+                exist or does not fit the tower.
+        """
         family, depth = self.vision_config.model_type, getattr(self.vision_config, "num_hidden_layers", None)
-        if self.vision_feature_select_strategy == "default" and "siglip" in family:
+        layer = self.vision_feature_layer if layer is None else layer
+        strategy = self.vision_feature_select_strategy if strategy is None else strategy
+        if strategy not in ("default", "full"):
+            raise ValueError(f"`vision_feature_select_strategy` must be 'default' or 'full', got {strategy!r}.")
+        if strategy == "default" and "siglip" in family:
             raise ValueError(
                 f"`vision_feature_select_strategy` must be 'full' for {family!r}, got 'default': SigLIP has no class "
                 "token, and the first patch would be dropped."
             )
-        if isinstance(depth, int) and not -depth - 1 <= self.vision_feature_layer <= depth:
+        layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+        if not layers or not all(isinstance(index, int) and not isinstance(index, bool) for index in layers):
+            raise ValueError(f"`vision_feature_layer` must be a hidden state's number or a list of them, got {layer!r}.")
+        if isinstance(depth, int) and not all(-depth - 1 <= index <= depth for index in layers):
             raise ValueError(
-                f"`vision_feature_layer` must be {-depth - 1} to {depth} for a tower of {depth} layers, got "
-                f"{self.vision_feature_layer}."
+                f"`vision_feature_layer` must be {-depth - 1} to {depth} for a tower of {depth} layers, got {layer}."
             )
+        if len(layers) != self.num_vision_features:
+            raise ValueError(
+                f"`vision_feature_layer` must name as many hidden states as the projector reads, "
+                f"{self.num_vision_features}, got {layer}."
+            )
+        return layers, strategy
+
+    @property
+    def num_vision_features(self) -> int:
+        """Hidden states of the tower that the projector reads side by side."""
+        return 1 if isinstance(self.vision_feature_layer, int) else len(self.vision_feature_layer)
 
     def _with_mixer_layers(self) -> dict[str, Any]:
         depth = self.text_config.num_hidden_layers

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import Cache, GenerationConfig
+from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mixer import resolve_routing
 
 from .cache_names import CACHE_NAME, as_keyword, resolve_cache
 from .roles import infer_roles
+from .text_assistant import TextAssistantCandidateGenerator
 
 AUXILIARY_INPUTS = (
     "auxiliary_input_ids",
@@ -21,6 +23,7 @@ AUXILIARY_INPUTS = (
     "auxiliary_embeds",
     "auxiliary_source_mask",
 )
+VISION_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")
 PREFILL_ONLY = ("auxiliary_states", "image_features", "mm_token_type_ids", "routing", "routing_log")
 
 
@@ -42,7 +45,7 @@ class MoAIGenerationMixin:
             tuple of :class:`mixer.LayerRouting`.
 
         Raises:
-            ValueError: For chunked prefill or a text-only assistant, which would answer wrongly.
+            ValueError: For chunked prefill, which would answer wrongly, or an assistant that does not fit.
         """
         if (cache := resolve_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))) is not None:
             kwargs |= as_keyword(cache)
@@ -68,24 +71,57 @@ class MoAIGenerationMixin:
                 "MoAI mixes the whole prompt at once: expected `prefill_chunk_size=None`, got "
                 f"{generation_config.prefill_chunk_size}. Leave it out."
             )
-        self._check_assistant(generation_mode_kwargs.get("assistant_model"))
+        assistant = generation_mode_kwargs.get("assistant_model")
+        if isinstance(assistant, MoAIGenerationMixin):
+            self._check_assistant(assistant)
+        elif assistant is not None and assistant.config.get_text_config().vocab_size == self.config.image_token_id:
+            # The plain decoder, as it was before the placeholder was added: the same tokenizer all the same.
+            generation_mode_kwargs = {n: v for n, v in generation_mode_kwargs.items() if n != "assistant_model"}
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
-    def _check_assistant(self, assistant: Any) -> None:
+    def _check_assistant(self, assistant: MoAIGenerationMixin) -> None:
         """Check that a draft model accepts our image features and auxiliary states."""
-        if assistant is None:
-            return
-        if not isinstance(assistant, MoAIGenerationMixin):
-            raise ValueError(
-                f"Expected a MoAI as assistant, got the text-only {type(assistant).__name__}: it cannot see the "
-                "image. Use another MoAI, or prompt_lookup_num_tokens."
-            )
         ours, theirs = self.config.text_config.hidden_size, assistant.config.text_config.hidden_size
         if ours != theirs:
             raise ValueError(
                 f"Expected an assistant of our decoder's hidden_size {ours}, whose features it shares, got {theirs}. "
-                "Use prompt_lookup_num_tokens instead."
+                "Use a text-only decoder of the same vocabulary, or prompt_lookup_num_tokens."
             )
+
+    def _get_candidate_generator(
+        self,
+        generation_config: GenerationConfig,
+        input_ids: torch.Tensor,
+        inputs_tensor: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        model_kwargs: dict[str, Any],
+        assistant_model: PreTrainedModel | None = None,
+        target_tokenizer: Any = None,
+        assistant_tokenizer: Any = None,
+    ) -> CandidateGenerator:
+        is_text_only = assistant_model is not None and not isinstance(assistant_model, MoAIGenerationMixin)
+        if is_text_only and assistant_tokenizer is None:
+            return TextAssistantCandidateGenerator(
+                self.config.image_token_id,
+                self.config.text_config.vocab_size,
+                input_ids,
+                assistant_model,
+                generation_config,
+                model_kwargs,
+                logits_processor,
+            )
+        if is_text_only:  # another tokenizer reads the prompt's text anew
+            model_kwargs = {}
+        return super()._get_candidate_generator(
+            generation_config=generation_config,
+            input_ids=input_ids,
+            inputs_tensor=inputs_tensor,
+            logits_processor=logits_processor,
+            model_kwargs=model_kwargs,
+            assistant_model=assistant_model,
+            target_tokenizer=target_tokenizer,
+            assistant_tokenizer=assistant_tokenizer,
+        )
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -96,7 +132,8 @@ class MoAIGenerationMixin:
             return self._bypass_mixture(inputs_tensor, model_kwargs, int(cache.get_seq_length()))
         auxiliary = {name: model_kwargs.pop(name, None) for name in AUXILIARY_INPUTS}
         if model_kwargs.get("auxiliary_states") is None:
-            model_kwargs["auxiliary_states"] = self.get_auxiliary_states(**auxiliary)
+            read = {name: model_kwargs[name] for name in VISION_OPTIONS if name in model_kwargs}
+            model_kwargs["auxiliary_states"] = self.get_auxiliary_states(**auxiliary, **read)
         if (features := model_kwargs.pop("image_features", None)) is not None:
             # In this form they are expanded sample by sample, however many images each has.
             model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}

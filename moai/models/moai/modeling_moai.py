@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
-from transformers.utils import can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from compressor import Compressor
 from mixer import Mixers, resolve_routing
@@ -59,23 +59,37 @@ class MoAIModel(MoAIPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
         """Encode images.
 
         Args:
             pixel_values: ``(images, 3, H, W)`` normalised pixels.
+            vision_feature_layer: Hidden state of the tower, or as many as the projector reads; None = the
+                configuration's.
+            vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it; None = the
+                configuration's.
             **kwargs: Passed to the vision tower.
 
         Returns:
             The tower's output; its ``pooler_output`` is ``(images, patches, D)``, projected to the decoder's width.
+
+        Raises:
+            ValueError: See :meth:`MoAIConfig.resolve_vision_features`.
         """
-        layer = self.config.vision_feature_layer
+        layers, strategy = self.config.resolve_vision_features(vision_feature_layer, vision_feature_select_strategy)
         # (images, tokens, vision width); post-normalisation is not applied by CLIP's last_hidden_state
-        if layer != -1:
+        if layers != (-1,):
             kwargs["output_hidden_states"] = True
         outputs = self.vision_tower(pixel_values, **kwargs | {"return_dict": True})
-        features = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
-        if self.config.vision_feature_select_strategy == "default":
+        states = [outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers]
+        features = torch.cat(states, dim=-1)
+        if strategy == "default":
             features = features[:, 1:]
         outputs.pooler_output = self.multi_modal_projector(features)
         return outputs
@@ -87,6 +101,8 @@ class MoAIModel(MoAIPreTrainedModel):
         auxiliary_pixel_values: torch.Tensor | None = None,
         auxiliary_embeds: torch.Tensor | None = None,
         auxiliary_source_mask: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
     ) -> torch.Tensor | None:
         """Compress the auxiliary tokens: embeddings of the verbalization and patch features of the panoptic map.
 
@@ -97,6 +113,8 @@ class MoAIModel(MoAIPreTrainedModel):
             auxiliary_embeds: ``(B, A, D)`` embeddings instead of ids (words and patches already joined, say).
             auxiliary_source_mask: ``(B, 2)`` 1 = the sample has words, has a map; 0 = it has none, which is not the
                 same as empty ones. None = every sample has what is given.
+            vision_feature_layer: How the map is read; see :meth:`get_image_features`.
+            vision_feature_select_strategy: Likewise.
 
         Returns:
             ``(B, N, D)``, zeros for a sample without words and map; None when there is nothing auxiliary.
@@ -110,7 +128,9 @@ class MoAIModel(MoAIPreTrainedModel):
             auxiliary_embeds = self.get_input_embeddings()(auxiliary_input_ids)
         patches = None
         if auxiliary_pixel_values is not None:
-            patches = self.get_image_features(auxiliary_pixel_values, return_dict=True).pooler_output
+            patches = self.get_image_features(
+                auxiliary_pixel_values, vision_feature_layer, vision_feature_select_strategy, return_dict=True
+            ).pooler_output
         if auxiliary_embeds is None and patches is None:
             return None
         if auxiliary_embeds is None:
@@ -141,12 +161,14 @@ class MoAIModel(MoAIPreTrainedModel):
         auxiliary_source_mask: torch.Tensor | None = None,
         auxiliary_states: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         routing: Any = None,
         output_routing: bool = False,
         is_answer: torch.BoolTensor | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MoAIModelOutputWithPast:
         """See :meth:`MoAIForConditionalGeneration.forward`."""
         cache = resolve_cache(cache, past_key_values)
@@ -154,13 +176,20 @@ class MoAIModel(MoAIPreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
+        for name in ("output_attentions", "output_hidden_states"):  # the parts read their own configurations only
+            if kwargs.get(name) is None and getattr(self.config, name, None):
+                kwargs[name] = True
 
-        if image_features is None and (mm_encoder_outputs or {}).get("image") is not None:
-            image_features = mm_encoder_outputs["image"].pooler_output
+        image_outputs = (mm_encoder_outputs or {}).get("image")
+        if image_features is None and image_outputs is None and pixel_values is not None:
+            chosen = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
+            image_outputs = self.get_image_features(
+                pixel_values, vision_feature_layer, vision_feature_select_strategy, return_dict=True, **chosen
+            )
+        if image_features is None and image_outputs is not None:
+            image_features = image_outputs.pooler_output
             if not isinstance(image_features, torch.Tensor):
                 image_features = torch.stack(list(image_features))
-        if image_features is None and pixel_values is not None:
-            image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
         if auxiliary_states is None:
             auxiliary_states = self.get_auxiliary_states(
                 auxiliary_input_ids,
@@ -168,6 +197,8 @@ class MoAIModel(MoAIPreTrainedModel):
                 auxiliary_pixel_values,
                 auxiliary_embeds,
                 auxiliary_source_mask,
+                vision_feature_layer,
+                vision_feature_select_strategy,
             )
 
         roles, placeholder = mm_token_type_ids, self.config.image_token_id
@@ -223,6 +254,7 @@ class MoAIModel(MoAIPreTrainedModel):
             **as_keyword(read_cache(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            image_outputs=image_outputs,
             image_hidden_states=image_features,
             auxiliary_hidden_states=auxiliary_states,
             routing=chosen if output_routing else None,
@@ -278,9 +310,17 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         """Replace the language modelling head."""
         self.lm_head = new_embeddings
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
         """See :meth:`MoAIModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, **kwargs)
+        return self.model.get_image_features(
+            pixel_values, vision_feature_layer, vision_feature_select_strategy, **kwargs
+        )
 
     def get_auxiliary_states(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
         """See :meth:`MoAIModel.get_auxiliary_states`."""
@@ -303,6 +343,8 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         auxiliary_source_mask: torch.Tensor | None = None,
         auxiliary_states: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         routing: Any = None,
         output_routing: bool = False,
@@ -312,7 +354,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         use_cache: bool | None = None,
         suppress_image_token: bool = False,
         past_key_values: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MoAICausalLMOutputWithPast:
         """Predict the next tokens.
 
@@ -331,6 +373,8 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             auxiliary_source_mask: ``(B, 2)`` 1 = the sample has auxiliary words, has a map; None = all have.
             auxiliary_states: ``(B, N, D)`` the compressor's output, to skip it; zeros for a sample without.
             image_features: ``(images, patches, D)`` projected features, to skip the vision tower.
+            vision_feature_layer: How images and maps are read; see :meth:`get_image_features`.
+            vision_feature_select_strategy: Likewise.
             mm_encoder_outputs: What ``generate`` encoded beforehand.
             routing: None, a mode, a mapping or weights; see :func:`mixer.resolve_routing`.
             output_routing: Return the gate weights per mixer layer, stream and token.
@@ -366,6 +410,8 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             auxiliary_source_mask=auxiliary_source_mask,
             auxiliary_states=auxiliary_states,
             image_features=image_features,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
             mm_encoder_outputs=mm_encoder_outputs,
             routing=routing,
             output_routing=output_routing or routing_log is not None,
@@ -390,6 +436,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             **as_keyword(read_cache(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            image_outputs=outputs.image_outputs,
             image_hidden_states=outputs.image_hidden_states,
             auxiliary_hidden_states=outputs.auxiliary_hidden_states,
             routing=outputs.routing if output_routing else None,

@@ -20,12 +20,12 @@ class MoAIMultiModalProjector(nn.Module):
     def __init__(self, config: MoAIConfig) -> None:
         super().__init__()
         width = config.text_config.hidden_size
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width)
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size * config.num_vision_features, width)
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map ``(B, P, vision width)`` to ``(B, P, D)``."""
+        """Map ``(B, P, vision width * hidden states read)`` to ``(B, P, D)``."""
         return self.linear_2(self.act(self.linear_1(features)))
 
 

@@ -92,6 +92,8 @@ def test_image_tokens_are_counted_when_the_tower_is_known(strategy: str, vision:
         ({"vision_feature_select_strategy": "default", "vision": {"model_type": "siglip_vision_model"}}, "full"),
         ({"vision_feature_layer": 5}, "vision_feature_layer"),
         ({"vision_feature_layer": -4}, "vision_feature_layer"),
+        ({"vision_feature_layer": [-1, 3]}, "vision_feature_layer.*-3 to 2"),
+        ({"vision_feature_layer": []}, "vision_feature_layer"),
         ({"auxiliary_map_scale": 0.0}, "auxiliary_map_scale"),
         ({"image_seq_length": 0}, "image_seq_length"),
     ],

@@ -1,11 +1,12 @@
 """generate: every mode of the library, one encoding per call, and equality with single and uncached runs."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_config, build_tiny_inputs, build_tiny_model
-from transformers import AutoModelForCausalLM, DynamicCache, StaticCache, TextStreamer
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache, TextStreamer
 
 from moai import MoAIForConditionalGeneration
 from moai.models.moai.cache_names import read_cache
@@ -209,11 +210,54 @@ def test_moai_assistant_equals_greedy_when_given() -> None:
     assert torch.equal(model.generate(**inputs, **GREEDY, assistant_model=other), expected)
 
 
-def test_assistant_is_refused_when_it_cannot_see() -> None:
+def plain_decoder(model: MoAIForConditionalGeneration, vocab_size: int) -> PreTrainedModel:
+    """The model's own decoder and head, without mixture and images, perhaps without the placeholder's row."""
+    config = copy.deepcopy(model.config.text_config)
+    config.vocab_size = vocab_size
+    decoder = AutoModelForCausalLM.from_config(config).eval()
+    state = model.model.language_model.state_dict()
+    state["embed_tokens.weight"] = state["embed_tokens.weight"][:vocab_size]
+    decoder.model.load_state_dict({name: state[name] for name in decoder.model.state_dict()})
+    decoder.lm_head.weight.data = model.lm_head.weight.data[:vocab_size].clone()
+    return decoder
+
+
+@pytest.mark.parametrize("vocab_size", [256, IMAGE_TOKEN_ID])
+def test_text_only_assistant_equals_greedy_when_given(vocab_size: int) -> None:
+    model = build(plora_rank=0)
+    inputs = take_single(build_inputs(model), 0)
+    options = GREEDY | {"max_new_tokens": 16}
+    expected = model.generate(**inputs, **options)
+    assistant = plain_decoder(model, vocab_size)
+    calls = Calls(model)
+    seen: list[torch.Tensor] = []
+    assistant.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
+    assert torch.equal(model.generate(**inputs, **options, assistant_model=assistant), expected)
+    assert calls.counts["vision_tower"] == 2 and calls.counts["compressor"] == 1
+    assert seen and all((ids != IMAGE_TOKEN_ID).all() for ids in seen)  # it is not shown the image
+    assert calls.counts["language_model"] < 16, "no draft was ever accepted: the test shows nothing"
+    mask = torch.cat([torch.zeros(1, 3, dtype=torch.long), inputs["attention_mask"]], 1)
+    padded = inputs | {"attention_mask": mask}
+    for name in ("input_ids", "mm_token_type_ids"):
+        padded[name] = torch.cat([torch.zeros(1, 3, dtype=torch.long), inputs[name]], 1)
+    assert torch.equal(model.generate(**padded, **options, assistant_model=assistant)[:, 3:], expected)
+
+
+def test_text_only_assistant_drafts_samples_of_the_model_when_sampling() -> None:
+    model = build(plora_rank=0)
+    inputs = take_single(build_inputs(model), 0)
+    for vocab_size in (256, IMAGE_TOKEN_ID):
+        assistant = plain_decoder(model, vocab_size)
+        new = model.generate(**inputs, **GREEDY | {"do_sample": True}, assistant_model=assistant)
+        assert new.shape[1] == inputs["input_ids"].shape[1] + NUM_NEW
+        assert (new[:, inputs["input_ids"].shape[1] :] != IMAGE_TOKEN_ID).all()
+
+
+def test_assistant_is_refused_when_its_vocabulary_differs() -> None:
     model = build()
-    text_only = AutoModelForCausalLM.from_config(build_tiny_config().text_config)
-    with pytest.raises(ValueError, match="text-only LlamaForCausalLM"):
-        model.generate(**take_single(build_inputs(model), 0), **GREEDY, assistant_model=text_only)
+    other = AutoModelForCausalLM.from_config(build_tiny_config(text={"vocab_size": 300}).text_config)
+    with pytest.raises(ValueError, match="different tokenizers"):
+        model.generate(**take_single(build_inputs(model), 0), **GREEDY, assistant_model=other)
 
 
 def test_assistant_is_refused_when_its_width_differs() -> None:

@@ -1,5 +1,6 @@
 """MoAIModel and MoAIForConditionalGeneration: what one forward pass promises."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,6 +202,84 @@ def test_image_features_come_with_the_towers_outputs_when_asked() -> None:
         assert output.pooler_output.shape == (2, 4, 64) and len(output.hidden_states) == 3
         plain = model.get_image_features(pixels, output_hidden_states=False, return_dict=True)
         assert torch.equal(plain.pooler_output, output.pooler_output)
+
+
+def test_image_features_are_of_the_layers_and_tokens_that_a_call_names() -> None:
+    model, second_last = build_tiny_model(), build_tiny_model(vision_feature_layer=-2)
+    second_last.load_state_dict(model.state_dict())
+    inputs = build_tiny_inputs(model.config)
+    pixels = inputs["pixel_values"]
+    with torch.no_grad():
+        tower = model.model.vision_tower(pixels, output_hidden_states=True)
+        expected = model.model.multi_modal_projector(tower.hidden_states[-2][:, 1:])
+        for layer in (-2, [-2], 1):
+            got = model.get_image_features(pixels, vision_feature_layer=layer).pooler_output
+            assert torch.equal(got, expected)
+        full = model.get_image_features(pixels, vision_feature_select_strategy="full").pooler_output
+        assert torch.equal(full, model.model.multi_modal_projector(tower.last_hidden_state))
+        # forward and generate, for the image and the map
+        logits = second_last(**inputs).logits
+        assert torch.equal(model(**inputs, vision_feature_layer=-2).logits, logits)
+        assert not torch.equal(model(**inputs).logits, logits)
+        settings = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+        expected = second_last.generate(**inputs, **settings).logits
+        got = model.generate(**inputs, **settings, vision_feature_layer=-2).logits
+        assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+    for options, message in (
+        ({"vision_feature_layer": -4}, "-3 to 2"),
+        ({"vision_feature_layer": [-1, -2]}, "as many hidden states as the projector reads, 1, got"),
+        ({"vision_feature_layer": []}, "number or a list"),
+        ({"vision_feature_layer": "last"}, "number or a list"),
+        ({"vision_feature_select_strategy": "cls"}, "'default' or 'full', got 'cls'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.get_image_features(pixels, **options)
+
+
+def test_image_features_stand_side_by_side_when_the_configuration_lists_layers(tmp_path: Path) -> None:
+    model = build_tiny_model(vision_feature_layer=[-2, -1, 0])
+    assert model.model.multi_modal_projector.linear_1.in_features == 3 * 32
+    inputs = build_tiny_inputs(model.config)
+    with torch.no_grad():
+        tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
+        joined = torch.cat([tower.hidden_states[layer] for layer in (-2, -1, 0)], dim=-1)[:, 1:]
+        output = model(**inputs)
+        assert torch.equal(output.image_hidden_states, model.model.multi_modal_projector(joined))
+        model.save_pretrained(tmp_path)
+        loaded = MoAIForConditionalGeneration.from_pretrained(tmp_path)
+        assert loaded.config.vision_feature_layer == [-2, -1, 0]
+        assert torch.equal(loaded(**inputs).logits, output.logits)
+        other = model.get_image_features(inputs["pixel_values"], vision_feature_layer=[0, 0, 1]).pooler_output
+        assert other.shape == (2, 4, 64) and not torch.equal(other, output.image_hidden_states)
+    with pytest.raises(ValueError, match="projector reads, 3, got -1"):
+        model.get_image_features(inputs["pixel_values"], vision_feature_layer=-1)
+
+
+def test_outputs_hold_the_towers_output_when_it_ran() -> None:
+    model = build_tiny_model()
+    inputs = build_tiny_inputs(model.config)
+    with torch.no_grad():
+        for each in (model, model.model):
+            output = each(**inputs)
+            assert output.image_outputs.pooler_output is output.image_hidden_states
+            assert output.image_outputs.last_hidden_state.shape == (2, 5, 32)
+            assert output.image_outputs.hidden_states is None
+            assert each(**inputs, output_hidden_states=True).image_outputs.hidden_states[0].shape == (2, 5, 32)
+            assert not any(isinstance(item, dict) for item in each(**inputs, return_dict=False))
+        features = output.image_hidden_states
+        del inputs["pixel_values"]
+        assert model(**inputs, image_features=features).image_outputs is None
+
+
+def test_hidden_states_are_returned_when_the_whole_configuration_asks_for_them() -> None:
+    model = build_tiny_model()
+    inputs = build_tiny_inputs(model.config)
+    with torch.no_grad():
+        assert model(**inputs).hidden_states is None
+        model.config.output_hidden_states = True
+        output = model(**inputs)
+        assert len(output.hidden_states) == 5 and len(output.image_outputs.hidden_states) == 3
+        assert model(**inputs, output_hidden_states=False).hidden_states is None
 
 
 @pytest.mark.parametrize("plora_rank", [0, 4])
