@@ -34,6 +34,19 @@ _HEAD = (
     "{%- if messages[0]['role'] == 'system' -%}{{- text(messages[0]) -}}"
     "{%- else -%}{{- SYSTEM -}}{%- endif -%}"
 ).replace("SYSTEM", repr(SYSTEM_PROMPT))
+
+
+def _said(content: str) -> str:
+    """Mark what an assistant says, its end-of-turn token included, for `return_assistant_tokens_mask`."""
+    return (
+        "{%- if message['role'] == 'assistant' -%}{%- generation -%}"
+        + content
+        + "{%- endgeneration -%}{%- else -%}"
+        + content
+        + "{%- endif -%}"
+    )
+
+
 _SPACED_IMAGE = "' ' + (image_token | default('<image>'))"
 
 #: Evaluation prompt of the release (arch_moai.py, eval_process): InternLM2 turn markers.
@@ -42,7 +55,9 @@ MOAI_CHAT_TEMPLATE = (
     "{{- ' ' -}}"
     "{%- for message in messages -%}"
     "{%- if message['role'] != 'system' -%}"
-    "{{- '[UNUSED_TOKEN_146]' + message['role'] + '\\n' -}}{{- text(message) -}}{{- '[UNUSED_TOKEN_145]\\n' -}}"
+    "{{- '[UNUSED_TOKEN_146]' + message['role'] + '\\n' -}}"
+    + _said("{{- text(message) -}}{{- '[UNUSED_TOKEN_145]' -}}")
+    + "{{- '\\n' -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '[UNUSED_TOKEN_146]assistant\\n' -}}{%- endif -%}"
@@ -53,7 +68,8 @@ DEMO_CHAT_TEMPLATE = (
     _HEAD.replace("IMAGE", _SPACED_IMAGE) + "{%- for message in messages -%}{{- pictures(message) -}}{%- endfor -%}"
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'user' -%}{{- ' USER: ' -}}{{- text(message) -}}"
-    "{%- elif message['role'] == 'assistant' -%}{{- ' ASSISTANT: ' -}}{{- text(message) -}}{{- eos_token -}}"
+    "{%- elif message['role'] == 'assistant' -%}{{- ' ASSISTANT:' -}}"
+    "{%- generation -%}{{- ' ' -}}{{- text(message) -}}{{- eos_token -}}{%- endgeneration -%}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"
@@ -67,7 +83,7 @@ CHATML_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] != 'system' -%}"
     "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{{- pictures(message) -}}{{- text(message) -}}{{- '<|im_end|>\\n' -}}"
+    "{{- pictures(message) -}}" + _said("{{- text(message) -}}{{- '<|im_end|>' -}}") + "{{- '\\n' -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.utils import cached_file
 
 from ...checkpoints.io.lookup import ADAPTER_CONFIG
 from ...checkpoints.io.travelling_names import name_of, resolve_name
+from .configuration_moai import MoAIConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's own name of what it wraps
@@ -171,20 +173,20 @@ def _active_adapters(model: nn.Module) -> set[str]:
 
 
 def write_adapter_config(config: Any, folder: Path, base: AdapterBase) -> None:
-    """Write an adapter's configuration with a name of its base that holds from that folder.
+    """Write an adapter's configuration with a name of its base that holds from that folder, and the base's own.
 
     Args:
         config: A ``peft.PeftConfig``; it is left as it is.
         folder: Where to.
         base: The base model.
     """
-    import copy
-
-    written = copy.copy(config)
+    written = copy(config)
     written.inference_mode = True
     for name, value in describe_base(base, folder).items():
         setattr(written, name, value)
     written.save_pretrained(folder)
+    # As the base is stored: the one in memory may have been quantised on the way.
+    MoAIConfig.from_pretrained(base.name, revision=base.revision or "main").save_pretrained(folder)
 
 
 @contextmanager

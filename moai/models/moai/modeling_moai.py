@@ -9,7 +9,10 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 from transformers.utils import can_return_tuple
 
 from compressor import Compressor
@@ -370,8 +373,9 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
 AutoModel.register(MoAIConfig, MoAIModel, exist_ok=True)
 for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     _auto_class.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
-# Pipelines find a registered class through the auto mapping; `transformers serve` (5.23) looks for its name in this
-# plain table only. The table is read by key elsewhere, and no built-in model is called "moai".
-MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
+# Pipelines find a registered class through the auto mapping; `transformers serve` looks for its name in these plain
+# tables only (in the first since 5.23, in the second since 5.24). No built-in model is called "moai".
+for _names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+    _names.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
 
 __all__ = ["MoAIForConditionalGeneration", "MoAIModel", "MoAIPreTrainedModel"]

@@ -16,6 +16,7 @@ from compressor import LatentTokens
 from mixer import Gate, LowRankProjection
 
 from ...import_utils import require
+from ...processing.remote_code import InstalledCode
 from .adapter_files import AdapterBase, check_adapter_fits, find_adapter_base, naming_broken_files, save_adapter
 from .cache_names import CACHE_NAME
 from .configuration_moai import MoAIConfig
@@ -24,7 +25,7 @@ from .injection import initialise_partial_lora
 from .quantization import check_stored_quantization, make_dtype_uniform, with_default_skip_modules
 
 
-class MoAIPreTrainedModel(PreTrainedModel):
+class MoAIPreTrainedModel(InstalledCode, PreTrainedModel):
     """Loading, saving and initialisation common to the MoAI models."""
 
     config_class = MoAIConfig
@@ -106,7 +107,6 @@ class MoAIPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, *args, **kwargs)
             return
         save_adapter(self, Path(save_directory), self.adapter_base)
-        self.config.save_pretrained(save_directory)
         self.generation_config.save_pretrained(save_directory)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
