@@ -48,13 +48,27 @@ _FIRST_PICTURES = (
     "{%- if loop.first -%}{{- pictures(message, ' ', '') -}}{%- endif -%}"
     "{%- endfor -%}"
 )
-_TURN = "{%- if not loop.first -%}{{- pictures(message, '', '\\n') -}}{%- endif -%}{{- text(message) -}}"
+_TURN = "{%- if not is_first -%}{{- pictures(message, '', '\\n') -}}{%- endif -%}{{- text(message) -}}"
+
+
+def _said(content: str) -> str:
+    """Mark what an assistant says, its end-of-turn token included, for `return_assistant_tokens_mask`."""
+    return (
+        "{%- if message['role'] == 'assistant' -%}{%- generation -%}"
+        + content
+        + "{%- endgeneration -%}{%- else -%}"
+        + content
+        + "{%- endif -%}"
+    )
+
 
 #: Evaluation prompt of the release (arch_moai.py, eval_process): InternLM2 turn markers.
 MOAI_CHAT_TEMPLATE = (
     _HEAD + _FIRST_PICTURES + "{{- ' ' -}}"
-    "{%- for message in messages if message['role'] != 'system' -%}"
-    "{{- '[UNUSED_TOKEN_146]' + message['role'] + '\\n' -}}" + _TURN + "{{- '[UNUSED_TOKEN_145]\\n' -}}"
+    "{%- for message in messages if message['role'] != 'system' -%}{%- set is_first = loop.first -%}"
+    "{{- '[UNUSED_TOKEN_146]' + message['role'] + '\\n' -}}"
+    + _said(_TURN + "{{- '[UNUSED_TOKEN_145]' -}}")
+    + "{{- '\\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '[UNUSED_TOKEN_146]assistant\\n' -}}{%- endif -%}"
 )
@@ -62,8 +76,9 @@ MOAI_CHAT_TEMPLATE = (
 #: Demo prompt of the release (arch_moai.py, demo_process).
 DEMO_CHAT_TEMPLATE = (
     _HEAD + _FIRST_PICTURES + "{%- for message in messages if message['role'] != 'system' -%}"
+    "{%- set is_first = loop.first -%}"
     "{%- if message['role'] == 'user' -%}{{- ' USER: ' -}}" + _TURN + "{%- elif message['role'] == 'assistant' -%}"
-    "{{- ' ASSISTANT: ' -}}" + _TURN + "{{- eos_token -}}"
+    "{{- ' ASSISTANT:' -}}{%- generation -%}{{- ' ' -}}" + _TURN + "{{- eos_token -}}{%- endgeneration -%}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"
@@ -75,7 +90,8 @@ CHATML_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] != 'system' -%}"
     "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{{- pictures(message, '', '\\n') -}}{{- text(message) -}}{{- '<|im_end|>\\n' -}}"
+    + _said("{{- pictures(message, '', '\\n') -}}{{- text(message) -}}{{- '<|im_end|>' -}}")
+    + "{{- '\\n' -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"

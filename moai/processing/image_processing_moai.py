@@ -15,8 +15,10 @@ import numpy as np
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from .remote_code import InstalledCode
 
-class MoAIImageProcessor(CLIPImageProcessorPil):
+
+class MoAIImageProcessor(InstalledCode, CLIPImageProcessorPil):
     """CLIP preprocessing on Pillow without cropping.
 
     Args:

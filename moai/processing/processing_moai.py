@@ -6,6 +6,7 @@ The work is in its neighbours: `image_loading` and `image_processing_moai` (pixe
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
@@ -22,6 +23,7 @@ from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from .image_processing_moai import compute_map_pixel_values, compute_pixel_values
 from .processor_arguments import MoAIProcessorKwargs, refuse_unknown
+from .remote_code import MODULE, InstalledCode, write_remote_code
 from .sample_batching import (
     as_list,
     group_images_by_placeholders,
@@ -31,11 +33,11 @@ from .sample_batching import (
     unique_objects,
 )
 from .sample_encoding import SampleEncoder
-from .token_offsets import locate_replacements
+from .token_offsets import can_locate_tokens, locate_replacements
 from .tokenization_internlm2 import IMAGE_TOKEN
 
 
-class MoAIProcessor(ProcessorMixin):
+class MoAIProcessor(InstalledCode, ProcessorMixin):
     """Turns images, prompts, auxiliary text and maps into a batch for `MoAIForConditionalGeneration`.
 
     Args:
@@ -140,7 +142,22 @@ class MoAIProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """Settings for ``processor_config.json``."""
         self.__dict__.pop("_encoder", None)  # the parent deep-copies every attribute; this one holds the tokenizer
-        return super().to_dict()
+        return super().to_dict() | {"auto_map": {"AutoProcessor": f"{MODULE}.{type(self).__name__}"}}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> list[str]:
+        """Write the processor's files, and what lets transformers load it with ``trust_remote_code=True``.
+
+        Args:
+            save_directory: Folder.
+            *args: See :meth:`transformers.ProcessorMixin.save_pretrained`.
+            **kwargs: Likewise.
+
+        Returns:
+            The files written.
+        """
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        write_remote_code(save_directory)
+        return files
 
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any
@@ -198,6 +215,24 @@ class MoAIProcessor(ProcessorMixin):
         if "image_token" in template:
             kwargs.setdefault("image_token", self.image_token)
         return super().apply_chat_template(conversation, chat_template=template, **kwargs)
+
+    def _prepare_processor_kwargs(
+        self,
+        chat_template: str,
+        processor_kwargs: dict,
+        kwargs: dict,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        return_assistant_tokens_mask: bool,
+    ) -> dict:
+        # transformers takes it that only tokenizers of the tokenizers library know their offsets.
+        knows = return_assistant_tokens_mask and not self.tokenizer.is_fast and can_locate_tokens(self.tokenizer)
+        is_asking = return_assistant_tokens_mask and not (knows and not continue_final_message)
+        modes = (add_generation_prompt, continue_final_message, is_asking)
+        settings = super()._prepare_processor_kwargs(chat_template, processor_kwargs, kwargs, *modes)
+        if knows:
+            settings |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+        return settings
 
     def _resolve_chat_template(self, chat_template: str | None) -> str:
         if chat_template == "default" and isinstance(self.chat_template, str):

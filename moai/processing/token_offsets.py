@@ -10,6 +10,11 @@ from .control_tokens import BREAK_MARK, ControlTokenGuard
 Span = tuple[int, int]
 
 
+def can_locate_tokens(tokenizer: Any) -> bool:
+    """Whether a tokenizer tells where its tokens stand in a text."""
+    return tokenizer.is_fast or hasattr(tokenizer, "encode_with_offsets")
+
+
 def locate_tokens(guard: ControlTokenGuard, text: str) -> list[Span]:
     """Find the characters of every id that `guard.encode(text)` gives.
 
@@ -21,9 +26,9 @@ def locate_tokens(guard: ControlTokenGuard, text: str) -> list[Span]:
         Start and end of each token.
 
     Raises:
-        ValueError: The tokenizer cannot tell (only those of the tokenizers library can).
+        ValueError: The tokenizer cannot tell (those of the tokenizers library and :class:`InternLM2Tokenizer` can).
     """
-    if not guard.tokenizer.is_fast:
+    if not can_locate_tokens(guard.tokenizer):
         raise ValueError(
             f"`return_offsets_mapping` needs a fast tokenizer, got {type(guard.tokenizer).__name__}. Load one with "
             "AutoTokenizer, or leave offsets (and `return_assistant_tokens_mask`) out."
@@ -34,11 +39,14 @@ def locate_tokens(guard: ControlTokenGuard, text: str) -> list[Span]:
         if piece:
             # As `encode_continuation`: a line break in front keeps sentencepiece models from inserting a space.
             lead = "\n" if index else ""
-            found = guard.tokenizer(lead + piece, add_special_tokens=False, return_offsets_mapping=True)
+            if guard.tokenizer.is_fast:
+                settings = {"add_special_tokens": False, "return_offsets_mapping": True}
+                found = guard.tokenizer(lead + piece, **settings)["offset_mapping"]
+            else:
+                _, found = guard.tokenizer.encode_with_offsets(lead + piece)
             skipped = len(guard.encode(lead)) if lead else 0
             spans += [
-                (max(0, begin - len(lead)) + start, max(0, end - len(lead)) + start)
-                for begin, end in found["offset_mapping"][skipped:]
+                (max(0, begin - len(lead)) + start, max(0, end - len(lead)) + start) for begin, end in found[skipped:]
             ]
         start += len(piece) + len(BREAK_MARK)
     return spans
@@ -82,4 +90,4 @@ def locate_replacements(text: str, image_token: str, num_image_tokens: int) -> l
     return found
 
 
-__all__ = ["expand_placeholders", "locate_replacements", "locate_tokens"]
+__all__ = ["can_locate_tokens", "expand_placeholders", "locate_replacements", "locate_tokens"]

@@ -14,10 +14,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from transformers.tokenization_python import Trie
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+from .remote_code import MODULE, InstalledCode, write_remote_code
 
 #: Turn markers of InternLM2 / InternLM-XComposer2 chat: opens a turn, closes a turn.
 CHAT_TOKENS: tuple[str, str] = ("[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]")
@@ -35,7 +38,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _LAYOUTS = {"none": (False, False), "bos": (True, False), "eos": (False, True), "bos_eos": (True, True)}
 
 
-class InternLM2Tokenizer(SentencePieceBackend):
+class InternLM2Tokenizer(InstalledCode, SentencePieceBackend):
     """Sentencepiece tokenizer of InternLM2 and of the released MoAI.
 
     Args:
@@ -62,6 +65,7 @@ class InternLM2Tokenizer(SentencePieceBackend):
     vocab_files_names = {"vocab_file": "tokenizer.model"}
     model_input_names = ["input_ids", "attention_mask"]
     padding_side = "left"
+    _auto_map = {"AutoTokenizer": [f"{MODULE}.InternLM2Tokenizer", None]}
 
     def __init__(
         self,
@@ -108,6 +112,62 @@ class InternLM2Tokenizer(SentencePieceBackend):
             extra_special_tokens=extra,
             **kwargs,
         )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Write the tokenizer's files, and what lets transformers load it with ``trust_remote_code=True``.
+
+        Args:
+            save_directory: Folder.
+            *args: See :meth:`transformers.PreTrainedTokenizerBase.save_pretrained`.
+            **kwargs: Likewise.
+
+        Returns:
+            The files written.
+        """
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        write_remote_code(save_directory)
+        return files
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The vocabulary as a ``tokenizers.Tokenizer``, for decoding only: `transformers serve` streams through it.
+
+        It has no merges: sentencepiece encodes, whose ids a converted tokenizer does not give on every string.
+        """
+        from tokenizers import AddedToken, Tokenizer, decoders, models
+
+        twin = Tokenizer(models.BPE(vocab=self.get_vocab(), merges=[], byte_fallback=True))
+        twin.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in self.all_special_tokens]
+        )
+        steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        if self.sp_model.id_to_piece(self.sp_model.encode("a"))[0].startswith("\u2581"):  # it puts a space in front
+            steps.append(decoders.Strip(" ", 1, 0))
+        twin.decoder = decoders.Sequence(steps)
+        return twin
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode text without BOS or EOS, as :meth:`encode` does, and tell where each token stands.
+
+        Args:
+            text: Any string.
+
+        Returns:
+            The ids, and the characters of each, start and end. All bytes of a character stand where it stands.
+        """
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        place = 0
+        for part in self.tokens_trie.split(text):
+            if part in self._added_tokens_encoder and part not in self._user_defined_pieces:
+                ids.append(self._added_tokens_encoder[part])
+                spans.append((place, place + len(part)))
+            elif part:
+                found, where = _encode_with_offsets(self.sp_model, part)
+                ids += found
+                spans += [(place + start, place + end) for start, end in where]
+            place += len(part)
+        return ids, spans
 
     @property
     def control_tokens(self) -> frozenset[str]:
@@ -173,6 +233,21 @@ class InternLM2Tokenizer(SentencePieceBackend):
             else:
                 run.append(token)
         return text + (self.sp_model.decode(run) if run else "")
+
+
+def _encode_with_offsets(sp_model: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and spans by sentencepiece itself: ``SentencePieceText.pieces`` = 2; id = 2, begin = 4, end = 5, in bytes."""
+    message = sp_model.encode(text, return_type="serialized_proto")
+    pieces = [dict(_wire_fields(bytes(value))) for field, value in _wire_fields(message) if field == 2]
+    character = [index for index, letter in enumerate(text) for _ in letter.encode("utf-8")] + [len(text)]
+    spans: list[tuple[int, int]] = []
+    end = None
+    for piece in reversed(pieces):  # of a character in bytes the last one has its width, the others none
+        start = int(piece.get(4, 0))
+        if end is None or int(piece.get(5, 0)) > start:
+            end = int(piece.get(5, 0))
+        spans.append((character[start], character[end]))
+    return [int(piece[2]) if 2 in piece else 0 for piece in pieces], spans[::-1]
 
 
 def _resolve_layout(layout: str, add_bos_token: bool | None, add_eos_token: bool | None) -> str:

@@ -98,7 +98,6 @@ def _write_adapter(built: BuiltModel, state: Mapping[str, torch.Tensor], folder:
     built.model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
     config, base = built.model.peft_config["default"], AdapterBase(built.base)
     write_adapter_config(config, folder, base)
-    built.model.get_base_model().config.save_pretrained(folder)
     parts = ", ".join(config.modules_to_save or ()) or "nothing"
     named = describe_base(base, folder)["base_model_name_or_path"]
     text = _ADAPTER_README.format(base=named, parts=parts, stage=settings.stage)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from .lookup import ADAPTER_CONFIG
@@ -192,20 +194,20 @@ def _active_adapters(model: nn.Module) -> set[str]:
 
 
 def write_adapter_config(config: Any, folder: Path, base: AdapterBase) -> None:
-    """Write an adapter's configuration with a name of its base that holds from that folder.
+    """Write an adapter's configuration with a name of its base that holds from that folder, and the base's own.
 
     Args:
         config: A ``peft.PeftConfig``; it is left as it is.
         folder: Where to.
         base: The base model.
     """
-    import copy
-
-    written = copy.copy(config)
+    written = copy(config)
     written.inference_mode = True
     for name, value in describe_base(base, folder).items():
         setattr(written, name, value)
     written.save_pretrained(folder)
+    # As the base is stored: the one in memory may have been quantised on the way.
+    AutoConfig.from_pretrained(base.name, revision=base.revision or "main").save_pretrained(folder)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -11,12 +12,25 @@ from transformers.configuration_utils import SubConfigSpec
 from compressor.configuration_compressor import CompressorConfig
 from mixer.configuration_mixer import MixerConfig, evenly_spaced_layers
 
+from ...processing.remote_code import MODULE, InstalledCode, write_remote_code
+
 DECODER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DEFAULT_NUM_MIXERS = 4
 
 
+#: What transformers' Auto classes load with `trust_remote_code=True`.
+AUTO_MAP = {
+    "AutoConfig": f"{MODULE}.MoAIConfig",
+    "AutoModel": f"{MODULE}.MoAIModel",
+    "AutoModelForImageTextToText": f"{MODULE}.MoAIForConditionalGeneration",
+    "AutoModelForMultimodalLM": f"{MODULE}.MoAIForConditionalGeneration",
+    "AutoProcessor": f"{MODULE}.MoAIProcessor",
+    "AutoImageProcessor": f"{MODULE}.MoAIImageProcessor",
+}
+
+
 @strict
-class MoAIConfig(PreTrainedConfig):
+class MoAIConfig(InstalledCode, PreTrainedConfig):
     r"""Configuration of a MoAI model (Mixture of All Intelligence, arXiv 2403.07508).
 
     Attributes:
@@ -105,6 +119,18 @@ class MoAIConfig(PreTrainedConfig):
             self.image_seq_length = self._count_image_tokens()
         if self.image_seq_length < 1:
             raise ValueError(f"`image_seq_length` must be at least 1 token per image, got {self.image_seq_length}.")
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write ``config.json``, and what lets transformers load the checkpoint with ``trust_remote_code=True``.
+
+        Args:
+            save_directory: Folder.
+            *args: See :meth:`transformers.PreTrainedConfig.save_pretrained`.
+            **kwargs: Likewise.
+        """
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_remote_code(save_directory)
 
     @property
     def compressor_config(self) -> CompressorConfig:

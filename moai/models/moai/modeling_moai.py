@@ -15,6 +15,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 )
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -446,11 +447,15 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
 AutoModel.register(MoAIConfig, MoAIModel, exist_ok=True)
 for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     _auto_class.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
-# Pipelines find a registered class through the auto mapping; `transformers serve` (5.23) looks for its name in this
-# plain table only. The table is read by key elsewhere, and no built-in model is called "moai".
-# The Trainer does so too: only of models in its table it knows that a label is the next token, which its label
-# smoothing must shift by one.
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
-MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
+# Pipelines find a registered class through the auto mapping; `transformers serve` looks for its name in these plain
+# tables only (in the first since 5.23, in the second since 5.24). The Trainer does so in the third: only of models in it
+# does it know that a label is the next token, which its label smoothing must shift by one. No built-in model is called
+# "moai".
+for _names in (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+):
+    _names.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
 
 __all__ = ["MoAIForConditionalGeneration", "MoAIModel", "MoAIPreTrainedModel"]

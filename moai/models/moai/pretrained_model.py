@@ -23,6 +23,7 @@ from ...checkpoints.io.adapter_files import (
     save_adapter,
 )
 from ...import_utils import require
+from ...processing.remote_code import InstalledCode
 from .cache_names import CACHE_NAME
 from .configuration_moai import MoAIConfig
 from .gradient_checkpointing import without_reentrance
@@ -30,7 +31,7 @@ from .injection import initialise_partial_lora
 from .quantization import check_stored_quantization, make_dtype_uniform, with_default_skip_modules
 
 
-class MoAIPreTrainedModel(PreTrainedModel):
+class MoAIPreTrainedModel(InstalledCode, PreTrainedModel):
     """Loading, saving and initialisation common to the MoAI models."""
 
     config_class = MoAIConfig
@@ -112,7 +113,6 @@ class MoAIPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, *args, **kwargs)
             return
         save_adapter(self, Path(save_directory), self.adapter_base)
-        self.config.save_pretrained(save_directory)
         self.generation_config.save_pretrained(save_directory)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:

@@ -1,0 +1,24 @@
+"""For transformers' trust_remote_code: the classes of this checkpoint are those of the package moai-vlm."""
+
+try:
+    from moai import (
+        InternLM2Tokenizer,
+        MoAIConfig,
+        MoAIForConditionalGeneration,
+        MoAIModel,
+        MoAIProcessor,
+    )
+    from moai.processing.image_processing_moai import MoAIImageProcessor
+except ImportError as error:
+    raise ImportError(
+        "this checkpoint needs the package moai-vlm. Install it from a clone of its repository: pip install FOLDER"
+    ) from error
+
+__all__ = [
+    "InternLM2Tokenizer",
+    "MoAIConfig",
+    "MoAIForConditionalGeneration",
+    "MoAIImageProcessor",
+    "MoAIModel",
+    "MoAIProcessor",
+]
