@@ -55,7 +55,7 @@ class SceneSamples:
         if scenes is None:
             raise ValueError("expected a source with `scenes`, got a path.")
         self._made: tuple[int, SceneSample] | None = None
-        self._source, self._limit = scenes, settings.max_length or processor.max_length
+        self._source, self._limit = scenes, settings.max_length
         self._is_live = settings.choose_verbalizations(source) == "live"
         self._scenes = Scenes(
             scenes.split,

@@ -115,6 +115,14 @@ class MoAIConfig(PreTrainedConfig):
         """The mixers' settings, checked."""
         return MixerConfig(**self.mixer)
 
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence in tokens that the decoder reads, images and answer included; None = no known bound."""
+        rope = getattr(self.text_config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "dynamic":  # dynamic NTK reads on beyond what it was trained with
+            return None
+        return getattr(self.text_config, "max_position_embeddings", None)
+
     def _check_text_config(self) -> None:
         family = self.text_config.model_type
         if family not in DECODER_FAMILIES:
