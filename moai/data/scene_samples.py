@@ -75,7 +75,9 @@ class SceneSamples:
         ]
         longest = max(self._estimator.measure(prompt, answer) for prompt, answer in samples)
         if self._limit is not None and longest > self._limit:
-            raise ValueError(f"expected at most {self._limit} tokens (`max_length`), scenes have {longest}. Raise it.")
+            raise ValueError(
+                f"expected at most {self._limit} tokens (`max_length`, or what the model reads), scenes have {longest}."
+            )
         self.lengths = [longest] * (count * scenes.num_questions)
         self.pictures = np.repeat(np.arange(count), scenes.num_questions)
         self._seen: tuple[int, tuple[Any, ...]] | None = None

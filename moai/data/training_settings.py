@@ -140,7 +140,8 @@ class DataSettings:
             error.
         check_pictures: What is looked at before training: "path" (the file is there), "header" (it is read, begins as
             an image of a size that may be decoded, and the cache holds it; one that is cut off behind its header is
-            found when its sample is needed, and is a bad row then), or "decode" (every pixel; CHECKCOST).
+            found when its sample is needed, and is a bad row then), or "decode" (every pixel:
+            docs/finetune.md says what it costs).
         chat_template: Template (name) of prompts; None = the processor's default.
     """
 
