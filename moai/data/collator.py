@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from moai.data.training_sample import TrainingSample
 from moai.processing.processing_moai import MoAIProcessor
 from moai.processing.sample_batching import unique_objects
 
-__all__ = ["TrainingCollator"]
+__all__ = ["CollatedBatches", "TrainingCollator"]
 
 
 class TrainingCollator:
@@ -73,6 +75,30 @@ class TrainingCollator:
             **inputs,
         )
         return _share(dict(batch), samples) if self.is_sharing else dict(batch)
+
+
+class CollatedBatches(Dataset[Any]):
+    """Batches of a data set by the indices of their samples, for a `DataLoader` without batching of its own.
+
+    What users are to mend (a bad row, a missing package) comes out of a worker process as the batch that it is in place
+    of: torch would put the traceback of the worker into the message.
+
+    Args:
+        dataset: The samples.
+        collator: What makes a batch of a list of them.
+    """
+
+    def __init__(self, dataset: Any, collator: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collator = dataset, collator
+
+    def __getitem__(self, indices: Sequence[int]) -> Any:
+        """The batch of some samples, or the `ValueError` to raise in its place, with the traceback as a note."""
+        try:
+            return self.collator([self.dataset[index] for index in indices])
+        except (ValueError, ImportError, OSError) as error:
+            failure = ValueError(str(error))
+            failure.add_note(traceback.format_exc())
+            return failure
 
 
 def _share(batch: dict[str, torch.Tensor], samples: Sequence[TrainingSample]) -> dict[str, torch.Tensor]:

@@ -54,7 +54,7 @@ class ConversationSamples:
         findings: As given.
 
     Raises:
-        ValueError: The file cannot be read, or has too many bad rows.
+        ValueError: The file cannot be read.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ConversationSamples:
         """Make one sample: its images are read and decoded, its prompt is rendered.
 
         Raises:
-            BadSampleError: An image cannot be read.
+            BadSampleError: An image cannot be read, or its verbalization is too long.
             MissingFindingsError: The cache lacks an image.
         """
         place, images, messages = self._unpack(index)
@@ -112,7 +112,22 @@ class ConversationSamples:
         shown = images[: count_images(messages[:turn])]
         if self._recent is None or self._recent[0] != _same(shown):  # one after the other asks about the same image
             self._recent = _same(shown), self._look(shown)
-        return TrainingSample(place, self._estimator.render(messages[:turn]), text_of(messages[turn]), *self._recent[1])
+        seen, text, painted = self._recent[1]
+        if text is not None:
+            self._check_auxiliary(text)
+        prompt = self._estimator.render(messages[:turn])
+        return TrainingSample(place, prompt, text_of(messages[turn]), seen, text, painted)
+
+    def _check_auxiliary(self, text: str) -> None:
+        """Refuse a verbalization that is longer than what the model reads, unless the processor cuts it."""
+        limit = self._settings.max_length
+        if limit is None or self._processor.max_auxiliary_length is not None or len(text.encode()) <= limit:
+            return  # so few bytes are no more tokens
+        if (length := self._estimator.count(text)) > limit:
+            raise BadSampleError(
+                f"expected a verbalization of at most {limit} tokens (`max_length`, or what the model reads), got "
+                f"{length}. Choose `kinds`, or set the processor's `max_auxiliary_length`."
+            )
 
     def identity(self) -> dict[str, Any]:
         """Contents of rows, images and verbalizations, see :func:`moai.data.sample_identity.fold_digests`.
@@ -225,10 +240,12 @@ class ConversationSamples:
                     load_image(content, self._processor.max_image_pixels)
                 else:
                     _check_header(content, self._processor.max_image_pixels)
+                if wants_cache and not self.findings.knows(content):
+                    # Either nobody verbalized it, or nobody could: only the former is mended by verbalizing once more.
+                    load_image(content, self._processor.max_image_pixels)
+                    missing.append(_name(image))
             except ValueError as error:
                 return f"{_name(image)}: {error}", []
-            if wants_cache and not self.findings.knows(content):
-                missing.append(_name(image))
         return None, missing
 
     def _usable_turns(
@@ -236,14 +253,20 @@ class ConversationSamples:
     ) -> list[tuple[int, int]]:
         """Answer turns that fit, each with its length."""
         turns = answer_turns(messages)
-        limits = [limit for limit in (self._settings.max_length, self._processor.max_length) if limit is not None]
+        limit = self._settings.max_length
         usable = []
         for turn, length in zip(turns, self._estimator.lengths(messages, turns), strict=True):
-            if limits and length > _NEAR_LIMIT * min(limits):
-                length = self._estimator.measure(self._estimator.render(messages[:turn]), text_of(messages[turn]))
-                if length > min(limits):
-                    reason = f"expected at most {min(limits)} tokens (`max_length`), got {length}"
-                    report.add(f"{row.place} turn {turn + 1}", reason)
+            if limit is not None and length > _NEAR_LIMIT * limit:
+                place = f"{row.place} turn {turn + 1}"
+                try:
+                    length = self._estimator.measure(self._estimator.render(messages[:turn]), text_of(messages[turn]))
+                except ValueError as error:
+                    report.add(place, str(error))
+                    continue
+                if length > limit:
+                    wanted = f"expected at most {limit} tokens (`max_length`, or what the model reads)"
+                    shown = count_images(messages[:turn])
+                    report.add(place, f"{wanted}, got {length}, {shown} images and the answer included")
                     continue
             usable.append((turn, length))
         return usable

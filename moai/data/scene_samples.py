@@ -57,7 +57,7 @@ class SceneSamples:
         if scenes is None:
             raise ValueError("expected a source with `scenes`, got a path.")
         self._made: tuple[int, SceneSample] | None = None
-        self._source, self._limit = scenes, settings.max_length or processor.max_length
+        self._source, self._limit = scenes, settings.max_length
         self._is_live = settings.choose_verbalizations(source) == "live"
         self._scenes = Scenes(
             scenes.split,
@@ -78,7 +78,9 @@ class SceneSamples:
         longest = max(self._estimator.measure(prompt, answer) for prompt, answer in samples)
         self._digest = hash_value(samples)
         if self._limit is not None and longest > self._limit:
-            raise ValueError(f"expected at most {self._limit} tokens (`max_length`), scenes have {longest}. Raise it.")
+            raise ValueError(
+                f"expected at most {self._limit} tokens (`max_length`, or what the model reads), scenes have {longest}."
+            )
         self.lengths = [longest] * (count * scenes.num_questions)
         self.pictures = np.repeat(np.arange(count), scenes.num_questions)
         self._seen: tuple[int, tuple[Any, ...]] | None = None

@@ -13,10 +13,13 @@ not stand inside one (see `moai.processing.sample_encoding`). What came before i
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
@@ -62,7 +65,8 @@ class TrainingDataset(Dataset[TrainingSample]):
     """Samples of all sources, one source after the other.
 
     `dataset[i]` depends on `i` alone, in every process and on every run. A sample whose image turns out unreadable
-    only when it is needed is replaced by the next readable one, and counts as a bad row.
+    only when it is needed is replaced by the next readable one, and counts as a bad row: once per image, however many
+    processes and epochs meet it.
 
     Args:
         parts: Samples per source.
@@ -89,6 +93,9 @@ class TrainingDataset(Dataset[TrainingSample]):
             numbers.append(start + part.pictures)
             start += 1 + int(part.pictures.max(initial=-1))
         self.pictures: np.ndarray = np.concatenate(numbers)
+        # Images that cannot be read, in memory that worker processes share.
+        self._is_bad = torch.zeros(1 + int(self.pictures.max(initial=-1)), dtype=torch.bool).share_memory_()
+        self._num_bad = len(report.problems)
         readers = [part.findings for part in parts if part.findings is not None]
         self.has_auxiliary = bool(readers)
         named = [reader for reader in readers if reader.cache is not None] or readers
@@ -115,7 +122,8 @@ class TrainingDataset(Dataset[TrainingSample]):
                     raise ValueError(f"{part.place(local)}: {error}. Run `moai verbalize` once more.") from error
                 logger.warning("%s: %s; another sample stands in", part.place(local), error)
             except BadSampleError as error:
-                self.report.add(part.place(local), str(error))
+                self._is_bad[self.pictures[(index + step) % len(self)]] = True
+                self.report.add_late(part.place(local), str(error), self._num_bad + int(self._is_bad.sum()))
             else:
                 return self._with_inputs(sample)
         raise ValueError(f"{_MOST_NEIGHBOURS} samples from number {index} on cannot be read. See the report.")
@@ -148,6 +156,9 @@ def build_training_dataset(
     settings: DataSettings,
     processor: MoAIProcessor,
     verbalizer_settings: VerbalizerSettings | None = None,
+    *,
+    max_positions: int | None = None,
+    report_file: Path | None = None,
 ) -> TrainingDataset:
     """Read and check all sources.
 
@@ -156,6 +167,8 @@ def build_training_dataset(
         processor: Whose prompts, lengths and limits count.
         verbalizer_settings: Who looks at images where no cache is named: those of the starting checkpoint
             (`VerbalizerSettings.load(folder)`); None = the defaults.
+        max_positions: Longest sequence that the model reads (`MoAIConfig.max_positions`); None = no bound.
+        report_file: Where all bad rows are listed; None = the message lists the first ones.
 
     Returns:
         The dataset; `report.summary()` says what was read.
@@ -164,7 +177,9 @@ def build_training_dataset(
         ValueError: A source cannot be read, has too many bad rows, lacks verbalizations, or nothing is left.
         ImportError: An optional package is missing; the message has the line to type.
     """
-    report = DataReport(settings.max_bad_rows, missing_action=settings.on_missing)
+    limits = [limit for limit in (settings.max_length, processor.max_length, max_positions) if limit is not None]
+    settings = replace(settings, max_length=min(limits, default=None))
+    report = DataReport(settings.max_bad_rows, report_file, missing_action=settings.on_missing)
     shared = FindingsReader.from_settings(settings, verbalizer_settings)
     readers: list[FindingsReader | None] = []
     for source in settings.sources:
@@ -178,7 +193,7 @@ def build_training_dataset(
             parts.append(SceneSamples(source, settings, processor, reader, has_map, report))
         else:
             parts.append(ConversationSamples(source, settings, processor, reader, has_map, report))
-    report.close_missing(settings.cache)
+    report.close(settings.cache)
     dataset = TrainingDataset(parts, report, has_map)
     report.num_samples = len(dataset)
     if not len(dataset):

@@ -26,7 +26,7 @@ __all__ = ["DataSettings", "SceneSource", "SourceSettings"]
 
 _Verbalizations = Literal["cache", "live", "truth", "none"]
 _MissingAction = Literal["error", "skip", "live", "empty"]
-_Check = Literal["path", "content", "decode"]
+_Check = Literal["path", "header", "decode"]
 _Map = Literal["auto", "always", "never"]
 
 _Positive = Annotated[StrictInt, Field(ge=1)]
@@ -125,12 +125,15 @@ class DataSettings:
         map: Whether the painted panoptic map is an input: "always", "never", or "auto" = where segmentation is among
             the verbalizers.
         timeout_s: Seconds per image for each live verbalizer; None = no limit.
-        max_length: Longest sample in tokens, images and answer included; None = as the processor says.
+        max_length: Longest sample in tokens, images and answer included; None = as the processor says. What the model
+            cannot read is too long in any case.
         max_images: Most images in one sample.
         max_bad_rows: How many malformed rows, unreadable images and too long samples are skipped before it is an
             error.
-        check_pictures: What is looked at before training: "path" (the file is there), "content" (its bytes are read:
-            it is an image, and the cache holds it), or "decode" (every pixel).
+        check_pictures: What is looked at before training: "path" (the file is there), "header" (it is read, begins as
+            an image of a size that may be decoded, and the cache holds it; one that is cut off behind its header is
+            found when its sample is needed, and is a bad row then), or "decode" (every pixel:
+            docs/finetune.md says what it costs).
         chat_template: Template (name) of prompts; None = the processor's default.
     """
 
@@ -145,7 +148,7 @@ class DataSettings:
     max_length: _Positive | None = None
     max_images: _Positive = 8
     max_bad_rows: _Count = 0
-    check_pictures: _Check = "content"
+    check_pictures: _Check = "header"
     chat_template: str | None = None
 
     def __post_init__(self) -> None:

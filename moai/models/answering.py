@@ -18,7 +18,7 @@ from transformers import BatchFeature
 
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
 
-__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "count_positions"]
+__all__ = ["Answering", "GeneratedAnswer", "TooLongError"]
 
 
 class TooLongError(ValueError):
@@ -199,15 +199,3 @@ class Answering(ABC):
     def _decode(self, result: Any, inputs: BatchFeature) -> list[str]:
         new_tokens = result.sequences[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new_tokens, skip_special_tokens=True)]
-
-
-def count_positions(text_config: Any) -> int | None:
-    """Tokens that a decoder reads, the answer included; None = no known bound.
-
-    Args:
-        text_config: Its configuration.
-    """
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "dynamic":  # dynamic NTK reads on beyond what it was trained with
-        return None
-    return getattr(text_config, "max_position_embeddings", None)

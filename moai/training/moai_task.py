@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from mixer import NUM_EXPERTS
+from moai.data.collator import CollatedBatches
 from moai.processing.token_roles import IGNORE_INDEX
 
 from .batch_order import BatchOrder, MicroBatchSampler
@@ -170,6 +171,11 @@ class TrainingStep(nn.Module):
         return inputs
 
 
+def _unchanged(batch: Any) -> Any:
+    """What a loader makes of a batch that is one already."""
+    return batch
+
+
 class MoAITask(Task):
     """One stage of MoAI's training on questions about images (paper, section 3.3).
 
@@ -215,9 +221,10 @@ class MoAITask(Task):
     def batches(self, first_step: int, last_step: int, rank: int, num_ranks: int) -> Iterator[Batch]:
         """See :meth:`.task.Task.batches`; ``num_workers`` processes prepare samples."""
         loader = DataLoader(
-            self.dataset,
-            batch_sampler=MicroBatchSampler(self.order, first_step, last_step, rank, num_ranks),
-            collate_fn=self.collator,
+            CollatedBatches(self.dataset, self.collator),
+            batch_size=None,
+            sampler=MicroBatchSampler(self.order, first_step, last_step, rank, num_ranks),
+            collate_fn=_unchanged,
             num_workers=self.settings.num_workers,
             pin_memory=next(self.model.parameters()).device.type == "cuda",
             worker_init_fn=ignore_interrupts,
@@ -225,6 +232,8 @@ class MoAITask(Task):
         )
         per_step = self.order.num_micro_batches // num_ranks
         for number, samples in enumerate(loader):
+            if isinstance(samples, Exception):
+                raise samples
             yield self._batch(samples, self._routing(first_step + number // per_step))
 
     def _batch(self, samples: Mapping[str, torch.Tensor], routing: Mapping[str, Any] | torch.Tensor) -> Batch:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.checkpoints.io.adapter_files import AdapterBase, describe_base, write_adapter_config
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from verbalizers.core.durable_files import atomic_folder
 
 from .checkpoints import whole_tensor

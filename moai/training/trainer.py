@@ -125,12 +125,13 @@ def _train(
     if accelerator.is_main_process:
         print_parts(parts)
     if dataset is None:
-        dataset = _build_dataset(settings.data, built, accelerator)
+        dataset = _build_dataset(settings.data, built, accelerator, settings.output_folder / "bad_rows.jsonl")
     elif callable(dataset) and not hasattr(dataset, "__getitem__"):
         dataset = dataset(processor)
-    validation = (
-        _build_dataset(settings.validation, built, accelerator, "validation: ") if settings.validation else None
-    )
+    validation = None
+    if settings.validation:
+        file = settings.output_folder / "bad_rows_validation.jsonl"
+        validation = _build_dataset(settings.validation, built, accelerator, file, "validation: ")
     start = hash_start(built) if accelerator.is_main_process else {}
     task = MoAITask(settings, model, dataset, collator or _build_collator(processor, settings), validation, start)
     trainer = Trainer(settings, task, task.num_steps, accelerator)
@@ -148,12 +149,21 @@ def _train(
     return TrainingResult(settings.output_folder / "final", settings.output_folder, done, True, loss, parts)
 
 
-def _build_dataset(fields: Mapping[str, Any], built: BuiltModel, accelerator: Accelerator, label: str = "") -> Any:
+def _build_dataset(
+    fields: Mapping[str, Any], built: BuiltModel, accelerator: Accelerator, report_file: Path, label: str = ""
+) -> Any:
     from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
     from moai.data.training_data import DataSettings, build_training_dataset
 
     verbalizers = VerbalizerSettings.load_pretrained(built.start)
-    dataset = build_training_dataset(DataSettings.from_dict(fields), built.processor, verbalizers)
+    inner = built.model.get_base_model() if hasattr(built.model, "get_base_model") else built.model
+    dataset = build_training_dataset(
+        DataSettings.from_dict(fields),
+        built.processor,
+        verbalizers,
+        max_positions=inner.config.max_positions,
+        report_file=report_file if accelerator.is_main_process else None,
+    )
     if accelerator.is_main_process:
         print(label + dataset.report.summary(), flush=True)
     return dataset

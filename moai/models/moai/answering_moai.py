@@ -11,7 +11,7 @@ from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ...processing.processing_moai import MoAIProcessor
-from ..answering import Answering, GeneratedAnswer, count_positions
+from ..answering import Answering, GeneratedAnswer
 from .modeling_moai import MoAIForConditionalGeneration
 from .routing_report import PromptRouting, parse_routing, select_routing
 from .scenes_moai import encode_scenes
@@ -70,7 +70,7 @@ class MoAIAnswering(Answering):
 
     def check_answer_length(self, max_new_tokens: int) -> None:
         """See :meth:`.Answering.check_answer_length`."""
-        longest = count_positions(self.model.config.text_config)
+        longest = self.model.config.max_positions
         room = None if longest is None else longest - self.processor.num_image_tokens - 1
         if room is not None and max_new_tokens > room:
             raise ValueError(
@@ -84,7 +84,7 @@ class MoAIAnswering(Answering):
         encoder = self.processor.encoder
         prompt = encoder.encode_prompt(self.processor.build_prompts(question)[0])
         length = len(encoder.encode_sample(prompt)["input_ids"])
-        longest = count_positions(self.model.config.text_config)
+        longest = self.model.config.max_positions
         known = [bound for bound in (self.processor.max_length, longest and longest - max_new_tokens) if bound]
         if known and length > min(known):
             raise ValueError(

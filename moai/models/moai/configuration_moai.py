@@ -13,6 +13,7 @@ from compressor.configuration_compressor import CompressorConfig
 from mixer.configuration_mixer import MixerConfig, evenly_spaced_layers
 
 from ...processing.remote_code import MODULE, InstalledCode, write_remote_code
+from ..context_length import count_positions
 
 DECODER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DEFAULT_NUM_MIXERS = 4
@@ -142,6 +143,11 @@ class MoAIConfig(InstalledCode, PreTrainedConfig):
         """The mixers' settings, checked."""
         return MixerConfig(**self.mixer)
 
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence in tokens that the decoder reads, images and answer included; None = no known bound."""
+        return count_positions(self.text_config)
+
     def _check_text_config(self) -> None:
         family = self.text_config.model_type
         if family not in DECODER_FAMILIES:
@@ -183,7 +189,9 @@ class MoAIConfig(InstalledCode, PreTrainedConfig):
             )
         layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
         if not layers or not all(isinstance(index, int) and not isinstance(index, bool) for index in layers):
-            raise ValueError(f"`vision_feature_layer` must be a hidden state's number or a list of them, got {layer!r}.")
+            raise ValueError(
+                f"`vision_feature_layer` must be a hidden state's number or a list of them, got {layer!r}."
+            )
         if isinstance(depth, int) and not all(-depth - 1 <= index <= depth for index in layers):
             raise ValueError(
                 f"`vision_feature_layer` must be {-depth - 1} to {depth} for a tower of {depth} layers, got {layer}."

@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, TooLongError, count_positions
+from ..answering import Answering, TooLongError
+from ..context_length import count_positions
 from .processing_prompted import PromptedProcessor
 from .scenes_prompted import encode_scenes
 

@@ -207,7 +207,7 @@ def test_backbones_become_a_base_and_an_adapter_when_named(checkpoint: Path, tmp
     from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoProcessor.from_pretrained(checkpoint).tokenizer
-    text = LlamaConfig(**TINY_TEXT | {"vocab_size": len(tokenizer)})
+    text = LlamaConfig(**TINY_TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 2048})
     LlamaForCausalLM(text).save_pretrained(tmp_path / "text")
     tokenizer.save_pretrained(tmp_path / "text")
     CLIPVisionModel(CLIPVisionConfig(**TINY_VISION)).save_pretrained(tmp_path / "vision")

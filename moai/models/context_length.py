@@ -1,0 +1,19 @@
+"""How many tokens a decoder reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["count_positions"]
+
+
+def count_positions(text_config: Any) -> int | None:
+    """Tokens that a decoder reads, the answer included; None = no known bound.
+
+    Args:
+        text_config: Its configuration.
+    """
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "dynamic":  # dynamic NTK reads on beyond what it was trained with
+        return None
+    return getattr(text_config, "max_position_embeddings", None)
