@@ -179,7 +179,7 @@ class MoAITask(Task):
         dataset: A map-style dataset of samples with ``lengths``, and perhaps ``pictures``.
         collator: What makes a batch of its samples.
         validation: Samples that are not learned from.
-        start: Hashes of the files that the model was loaded from; None = its frozen weights are hashed in place of them.
+        start: Hashes of the files that the model was loaded from; None = its frozen weights are hashed instead.
     """
 
     def __init__(
