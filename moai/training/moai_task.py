@@ -16,7 +16,7 @@ from moai.processing.token_roles import IGNORE_INDEX
 
 from .batch_order import BatchOrder, MicroBatchSampler
 from .metrics_logging import EXPERT_NAMES, STREAMS
-from .processes import ignore_interrupts
+from .processes import ignore_interrupts, iterate_batches
 from .run_identity import hash_samples
 from .task import Batch, Task
 from .train_settings import TrainSettings
@@ -224,7 +224,7 @@ class MoAITask(Task):
             generator=torch.Generator(),  # the global one would advance by one draw
         )
         per_step = self.order.num_micro_batches // num_ranks
-        for number, samples in enumerate(loader):
+        for number, samples in enumerate(iterate_batches(loader)):
             yield self._batch(samples, self._routing(first_step + number // per_step))
 
     def _batch(self, samples: Mapping[str, torch.Tensor], routing: Mapping[str, Any] | torch.Tensor) -> Batch:

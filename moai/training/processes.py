@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -29,11 +30,13 @@ __all__ = [
     "check_num_processes",
     "hold_output",
     "ignore_interrupts",
+    "iterate_batches",
     "raise_together",
     "seed_generators",
     "start_accelerator",
 ]
 
+_WORKER_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback")
 _TORCHRUN = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N -m moai.training --config FILE"
 
 
@@ -117,6 +120,29 @@ def ignore_interrupts(worker: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def iterate_batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """Batches of a data loader; an error in one of its processes comes as it came there.
+
+    torch puts that process's traceback into the message, which is no help to users; it stays in the error's cause.
+
+    Args:
+        loader: A ``torch.utils.data.DataLoader``.
+    """
+    try:
+        yield from loader
+    except Exception as error:
+        found = _WORKER_ERROR.match(str(error))
+        last = None if found is None else re.split(rf"^(?:[\w.]+\.)?{found[1]}(?:: |$)", str(error), flags=re.MULTILINE)
+        if last is None or len(last) == 1:
+            raise
+        message = last[-1].strip("'\" \n") if isinstance(error, KeyError) else last[-1].strip()
+        try:
+            clear = type(error)(message)
+        except Exception:  # noqa: BLE001 - a class with arguments of its own
+            clear = RuntimeError(message)
+        raise clear from error
 
 
 def raise_together(problem: Exception | None, accelerator: Accelerator) -> None:
