@@ -25,6 +25,7 @@ from moai.scenes.scenes import QUESTION_KINDS
 from moai.training.train_settings import OptimizationSettings, SavingSettings
 from recipes.stages import StageSettings, run_stage
 from verbalizers import VerbalizationCache
+from verbalizers.core.durable_files import atomic_folder, hold_folder
 
 from .nano.models import prompt_ids
 from .nano.scenes import SceneSettings, ShardBatches, TokenQuestion, TokenScene, build_shard
@@ -109,9 +110,11 @@ def train_reader(
     data = [fold_digests([hash_value(scene) for scene in shard]) for shard in shards]
     data = {"reader": hash_checkpoint(reader), "questions": dict(enumerate(data))}
     task = TextTask(start.model, prompt_ids(start.tokenizer), batches, settings.optimization, 0.1, data)
-    run_stage(task, settings, out)
-    start.model.half().save_pretrained(out / "text-reader")
-    start.tokenizer.save_pretrained(out / "text-reader")
+    with hold_folder(out):
+        run_stage(task, settings, out)
+        with atomic_folder(out / "text-reader", force=True) as folder:
+            start.model.half().save_pretrained(folder)
+            start.tokenizer.save_pretrained(folder)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +17,16 @@ from torch import nn
 from moai.settings import settings, to_plain
 from moai.training.checkpoints import find_newest_checkpoint, read_checkpoint
 from moai.training.processes import start_accelerator
+from moai.training.run_identity import find_change
 from moai.training.task import Batch, Task
 from moai.training.train_settings import OptimizationSettings, RunSettings, SavingSettings, WatchingSettings
 from moai.training.trainer import Trainer
+from verbalizers.core.durable_files import atomic_file
 
-__all__ = ["CountingTask", "StageSettings", "has_checkpoint", "load_trained", "run_stage"]
+__all__ = ["CountingTask", "StageSettings", "has_checkpoint", "is_made", "load_trained", "note_made", "run_stage"]
 
 EXIT_INTERRUPTED = 130
+_ORIGIN_FILE = "made_from.json"
 
 
 @settings(kw_only=True)
@@ -119,6 +123,33 @@ def run_stage(task: CountingTask, settings: StageSettings, folder: Path, seed: i
         raise SystemExit(EXIT_INTERRUPTED)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def is_made(folder: Path, origin: Any) -> bool:
+    """Whether a folder was made before, of the same; :func:`note_made` says so.
+
+    Args:
+        folder: What a recipe makes once.
+        origin: JSON-able: what decides it.
+
+    Raises:
+        ValueError: It was made of something else.
+    """
+    file = folder / _ORIGIN_FILE
+    if not file.is_file():
+        return False
+    change = find_change(json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(origin)))
+    if change is not None:
+        raise ValueError(
+            f"expected {folder} as it was made, but `{change[0]}` {change[1]}. Set it back, or choose another --out."
+        )
+    return True
+
+
+def note_made(folder: Path, origin: Any) -> None:
+    """Note what a folder is made of, see :func:`is_made`."""
+    with atomic_file(folder / _ORIGIN_FILE) as temporary:
+        temporary.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
 
 
 def has_checkpoint(folder: Path) -> bool:

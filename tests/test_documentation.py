@@ -121,6 +121,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "your" / "images").mkdir(parents=True)
     for name in ("street.jpg", "page.png"):
         shutil.copy(REPO_ROOT / "examples" / name, tmp_path / "your" / "images")
+    (shown,) = _code_blocks("README.md", "json")  # a row, and another like it
+    rows = [json.loads(shown), {**json.loads(shown), "image": "images/page.png"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "your" / "questions.jsonl").write_text(text, encoding="utf-8")
     draw_picture().save(tmp_path / "photo.jpg")
     (tmp_path / "BK-Lee").mkdir()
     write_release(tmp_path / "BK-Lee" / "MoAI-7B")  # a folder goes before the hub's repository of that name
@@ -184,7 +188,8 @@ def test_readme_converts_and_asks_a_release_when_typed(workplace: Path) -> None:
 def test_readme_verbalizes_and_trains_both_stages_when_typed(workplace: Path) -> None:
     pytest.importorskip("peft")
     pytest.importorskip("rapidocr")
-    _type(_moai_blocks()["verbalize"])
+    printed = _type(_moai_blocks()["verbalize"])
+    assert [text.count("2 samples from 2 rows with 2 images") for text in printed] == [0, 1, 1]  # no scene among them
     cache = VerbalizationCache("verbalizations")
     assert {entry.path for entry in cache} == {"street.jpg", "page.png"} and "PLEASE" in cache["street.jpg"].text
     for stage in ("stage1", "stage2"):

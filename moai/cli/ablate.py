@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,18 +43,21 @@ def ablate(
             silence_libraries()
         from dataclasses import replace
 
+        from verbalizers.core.durable_files import hold_folder
+
         from ..evaluation.sweep import load_results, run_sweep
         from ..evaluation.sweep_settings import load_sweep_settings
 
         sweep = load_sweep_settings(config)
         if seeds is not None:
             sweep = replace(sweep, seeds=_parse_seeds(seeds))
-        try:
-            if not report_only:
-                run_sweep(sweep, start, out, tuple(only or ()), lambda line: typer.echo(line, err=True))
-        finally:
-            if results := load_results(sweep, start, out):
-                _write(sweep, results, markdown or out / "ablation.md")
+        with nullcontext() if report_only else hold_folder(out):
+            try:
+                if not report_only:
+                    run_sweep(sweep, start, out, tuple(only or ()), lambda line: typer.echo(line, err=True))
+            finally:
+                if results := load_results(sweep, start, out):
+                    _write(sweep, results, markdown or out / "ablation.md")
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,9 @@ from .errors import reporting_errors
 from .options import DebugOption
 
 __all__ = ["launch_processes", "train"]
+
+#: How long processes may finish a step and save after Ctrl-C, SIGTERM or the end of one of them.
+_SAVING_SECONDS = 600
 
 
 def train(
@@ -36,7 +41,8 @@ def train(
     with reporting_errors(debug):
         words = ["--config", str(config), *(overrides or [])]
         if processes > 1:
-            raise typer.Exit(launch_processes(processes, [*words, f"num_processes={processes}"]))
+            words.append(f"num_processes={processes}")
+            raise typer.Exit(launch_processes(processes, [*words, *["--debug"] * debug], is_debugging=debug))
         if not debug:
             from .answer_settings import silence_libraries
 
@@ -48,7 +54,9 @@ def train(
             raise typer.Exit(code)
 
 
-def launch_processes(num_processes: int, words: Sequence[str], module: str = "moai.training") -> int:
+def launch_processes(
+    num_processes: int, words: Sequence[str], module: str = "moai.training", is_debugging: bool = False
+) -> int:
     """Start ``python -m MODULE`` in several processes with torchrun.
 
     accelerate's own launcher starts only one on CPUs (accelerate 1.15), so torchrun it is; for several machines,
@@ -58,6 +66,7 @@ def launch_processes(num_processes: int, words: Sequence[str], module: str = "mo
         num_processes: How many.
         words: The module's arguments.
         module: What each process runs.
+        is_debugging: Show what torchrun itself has to say.
 
     Returns:
         Exit code.
@@ -68,6 +77,22 @@ def launch_processes(num_processes: int, words: Sequence[str], module: str = "mo
     if not torch.cuda.is_available():
         environment["ACCELERATE_USE_CPU"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    command = [sys.executable, *launcher, "-m", module, *words]
-    return subprocess.run(command, env=environment, check=False).returncode
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
+    torchrun = "torch.distributed.run" if is_debugging else "moai.training.launcher"
+    launcher = ["-m", torchrun, "--standalone", "--nproc_per_node", str(num_processes)]
+    # In a session of its own: a terminal's Ctrl-C would reach the processes twice, from it and from torchrun, and the
+    # second one ends them before they have saved.
+    process = subprocess.Popen(
+        [sys.executable, *launcher, "-m", module, *words], env=environment, start_new_session=True
+    )
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = {
+        number: signal.signal(number, lambda number, frame: process.send_signal(number))
+        for number in (numbers if is_main else ())
+    }
+    try:
+        return process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

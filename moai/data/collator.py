@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from moai.data.training_sample import TrainingSample
 from moai.processing.processing_moai import MoAIProcessor
 from moai.processing.sample_batching import unique_objects
 
-__all__ = ["CollatedBatches", "TrainingCollator"]
+__all__ = ["CollatedBatches", "TrainingCollator", "iterate_batches"]
 
 
 class TrainingCollator:
@@ -80,8 +81,8 @@ class TrainingCollator:
 class CollatedBatches(Dataset[Any]):
     """Batches of a data set by the indices of their samples, for a `DataLoader` without batching of its own.
 
-    What users are to mend (a bad row, a missing package) comes out of a worker process as the batch that it is in place
-    of: torch would put the traceback of the worker into the message.
+    An error comes out of a worker process as the batch that it is in place of, for :func:`iterate_batches` to raise:
+    torch would put the traceback of the worker into the message.
 
     Args:
         dataset: The samples.
@@ -92,13 +93,36 @@ class CollatedBatches(Dataset[Any]):
         self.dataset, self.collator = dataset, collator
 
     def __getitem__(self, indices: Sequence[int]) -> Any:
-        """The batch of some samples, or the `ValueError` to raise in its place, with the traceback as a note."""
+        """The batch of some samples, or the error in its place, with the traceback as a note."""
         try:
             return self.collator([self.dataset[index] for index in indices])
-        except (ValueError, ImportError, OSError) as error:
-            failure = ValueError(str(error))
+        except Exception as error:  # noqa: BLE001 - raised again by iterate_batches
+            failure = _travelling(error)
             failure.add_note(traceback.format_exc())
             return failure
+
+
+def _travelling(error: Exception) -> Exception:
+    """An error that can pass between processes: itself, or its message where its class wants arguments of its own."""
+    try:
+        return copy.copy(error)
+    except TypeError:
+        return RuntimeError(str(error))
+
+
+def iterate_batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """Batches of a data loader of :class:`CollatedBatches`.
+
+    Args:
+        loader: The loader.
+
+    Raises:
+        Exception: A batch could not be made.
+    """
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def _share(batch: dict[str, torch.Tensor], samples: Sequence[TrainingSample]) -> dict[str, torch.Tensor]:

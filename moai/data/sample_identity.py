@@ -107,5 +107,7 @@ def describe_rows(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     same = (old["digests"][place : place + _DIGITS] == new["digests"][place : place + _DIGITS] for place in places)
     stretch = next((number for number, is_same in enumerate(same) if not is_same), shorter // _DIGITS)
     first, last = stretch * size + 1, min((stretch + 1) * size, max(old["count"], new["count"]))
-    place = f"the first other one is row {first}" if size == 1 else f"the first other one is in rows {first} to {last}"
+    place = f"row {first} is the first that differs"
+    if size > 1:
+        place = f"the first that differs is among rows {first} to {last}"
     return f"{counts}; {place}" if counts else place

@@ -131,10 +131,11 @@ class TrainingDataset(Dataset[TrainingSample]):
     def identity(self) -> dict[str, Any]:
         """What the samples consist of: a run that goes on must find the same. JSON-able; contents count, not names."""
         sources, verbalizers = {}, {}
-        for number, part in enumerate(self._parts):
-            sources[f"{number}: {part.name}"] = part.identity()
+        for number, part in enumerate(self._parts, start=1):
+            name = f"{part.name} ({number})" if part.name in sources else part.name
+            sources[name] = part.identity()
             if part.findings is not None:
-                verbalizers[f"{number}: {part.name}"] = part.findings.identity()
+                verbalizers[name] = part.findings.identity()
         return {"sources": sources, "verbalizers": verbalizers}
 
     def _locate(self, index: int) -> tuple[_Part, int]:

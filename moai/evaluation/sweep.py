@@ -14,16 +14,23 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from dataclasses import field
 from pathlib import Path
+from typing import Any
 
 from pydantic import StrictBool
 
+from moai.checkpoints.io.contents import hash_checkpoint
 from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
+from moai.data.training_data import DataSettings, build_training_dataset
+from moai.processing.processing_moai import MoAIProcessor
 from moai.settings import load_settings, settings, to_plain
+from moai.training.run_identity import find_change
 from moai.training.trainer import run_training
-from verbalizers.core.durable_files import atomic_file
+from verbalizers.core.durable_files import atomic_file, hold_folder
 
 from .evaluate import evaluate
 from .metrics import is_right
@@ -45,6 +52,7 @@ class SweepResult:
         right: Whether each is right.
         train_seconds: Wall-clock time of training since the last interruption; 0 where nothing was trained.
         test_seconds: Wall-clock time of the test.
+        made_of: What ``fingerprint`` is of: settings, and contents of the start and of data files.
     """
 
     variant: str
@@ -55,6 +63,7 @@ class SweepResult:
     right: tuple[StrictBool, ...]
     train_seconds: float
     test_seconds: float
+    made_of: dict[str, Any] = field(default_factory=dict)
 
 
 #: Finished results by (variant's name, seed).
@@ -65,29 +74,59 @@ def _result_path(out: Path, variant: Variant, seed: int) -> Path:
     return out / "results" / f"{variant.name}--seed-{seed}.json"
 
 
-def hash_start(start: str) -> str:
-    """Hash of the files of a checkpoint: weights, configuration, tokenizer.
+class _Contents:
+    """Contents of what a sweep reads: the start's files once, each set of data once.
 
     Args:
-        start: Its folder.
+        start: Folder of the start.
     """
-    digest = hashlib.sha256()
-    for path in sorted(Path(start).iterdir()):
-        if path.suffix in (".safetensors", ".json", ".model"):
-            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+
+    def __init__(self, start: str) -> None:
+        self.start, self._data = start, {}
+        self.files = hash_checkpoint(start)
+        verbalizers = Path(start) / VERBALIZERS_FILE
+        if verbalizers.is_file():
+            self.files[VERBALIZERS_FILE] = hashlib.sha256(verbalizers.read_bytes()).hexdigest()
+
+    def of(self, sweep: SweepSettings, variant: Variant, seed: int) -> dict[str, Any]:
+        """JSON-able contents behind a variant's settings."""
+        data = {}
+        for stage in sweep.stages_of(variant):
+            recipe = sweep.recipe_of(variant, stage, seed, "", Path())
+            for group in ("data", "validation"):
+                if recipe.get(group):
+                    data[f"{stage} {group}"] = self._of_data(recipe[group])
+        return {"start": self.files, "data": data}
+
+    def _of_data(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        key = json.dumps(fields, sort_keys=True, default=str)
+        if key not in self._data:
+            chosen, found = DataSettings.from_dict(fields), {}
+            # Of scenes that are verbalized from their truth the settings say everything.
+            if any(source.path or chosen.choose_verbalizations(source) == "live" for source in chosen.sources):
+                processor = MoAIProcessor.from_pretrained(self.start)
+                found = build_training_dataset(chosen, processor, VerbalizerSettings.load(self.start)).identity()
+            self._data[key] = json.loads(json.dumps(found))
+        return self._data[key]
 
 
-def fingerprint(sweep: SweepSettings, variant: Variant, seed: int, weights: str) -> str:
+def _made_of(sweep: SweepSettings, variant: Variant, seed: int, contents: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a result, each thing under a name."""
+    recipes, test = sweep.deciding(variant, seed)
+    named = {"recipes": dict(zip(sweep.stages_of(variant), recipes, strict=True)), "test": test}
+    return json.loads(json.dumps(named | dict(contents), default=str))
+
+
+def fingerprint(sweep: SweepSettings, variant: Variant, seed: int, contents: Any) -> str:
     """Hash of everything that decides a result.
 
     Args:
         sweep: All settings.
         variant: Which variant.
         seed: Its seed.
-        weights: Hash of the start, see :func:`hash_start`.
+        contents: JSON-able: what the files hold that the settings name.
     """
-    deciding = json.dumps([sweep.deciding(variant, seed), weights], sort_keys=True, default=str)
+    deciding = json.dumps([sweep.deciding(variant, seed), contents], sort_keys=True, default=str)
     return hashlib.sha256(deciding.encode()).hexdigest()[:16]
 
 
@@ -114,7 +153,11 @@ def load_results(sweep: SweepSettings, start: str | Path, out: Path) -> Results:
     Raises:
         ValueError: A result was made with other settings or is no result.
     """
-    weights, found = hash_start(find_sweep_start(start)), {}
+    return _load_results(sweep, _Contents(find_sweep_start(start)), out)
+
+
+def _load_results(sweep: SweepSettings, contents: _Contents, out: Path) -> Results:
+    found: Results = {}
     for seed in sweep.seeds:
         for variant in sweep.variants:
             path = _result_path(out, variant, seed)
@@ -124,10 +167,13 @@ def load_results(sweep: SweepSettings, start: str | Path, out: Path) -> Results:
                 result = load_settings(SweepResult, json.loads(path.read_text(encoding="utf-8")))
             except ValueError as error:
                 raise ValueError(f"expected a result of a sweep in {path}, got {error} Remove the file.") from error
-            if result.fingerprint != fingerprint(sweep, variant, seed, weights):
+            present = contents.of(sweep, variant, seed)
+            if result.fingerprint != fingerprint(sweep, variant, seed, present):
+                change = find_change(result.made_of, _made_of(sweep, variant, seed, present))
+                told = "" if change is None else f": `{change[0]}`: {change[1]}"
                 raise ValueError(
-                    f"expected results of the present settings and start in {out}, but {path.name} was made with "
-                    "others. Choose another --out, or remove that file to have it made anew."
+                    f"expected results of the present settings, start and data in {out}, but {path.name} was made with "
+                    f"others{told}. Choose another --out, or remove that file to have it made anew."
                 )
             found[variant.name, seed] = result
     return found
@@ -194,16 +240,24 @@ def run_sweep(
         All finished results, earlier ones included.
 
     Raises:
-        ValueError: There is no start, a name is unknown, or ``out`` holds results of other settings.
+        ValueError: There is no start, a name is unknown, ``out`` holds results of other settings, or another process
+            writes there.
         KeyboardInterrupt: Stopped; the same call goes on from there.
     """
-    jobs, results = select_jobs(sweep, only), load_results(sweep, start, out)
-    folder = find_sweep_start(start)
-    weights = hash_start(folder)
+    with hold_folder(out):
+        return _run_sweep(sweep, find_sweep_start(start), out, only, report)
+
+
+def _run_sweep(
+    sweep: SweepSettings, folder: str, out: Path, only: tuple[str, ...], report: Callable[[str], None]
+) -> Results:
+    contents = _Contents(folder)
+    jobs, results = select_jobs(sweep, only), _load_results(sweep, contents, out)
     for number, (variant, seed) in enumerate(jobs, 1):
         if (variant.name, seed) in results:
             continue
-        made_by = fingerprint(sweep, variant, seed, weights)
+        present = contents.of(sweep, variant, seed)
+        made_by = fingerprint(sweep, variant, seed, present)
         work = out / "work" / f"{variant.name}--seed-{seed}--{made_by}"
         name = f"{number} of {len(jobs)}: {variant.name}, seed {seed}"
         report(f"{name}: training, see {work / 'output.txt'}" if sweep.stages_of(variant) else f"{name}: test")
@@ -220,6 +274,7 @@ def run_sweep(
             tuple(is_right(item.answer, given) for item, given in answered),
             round(trained_at - began, 1) if sweep.stages_of(variant) else 0.0,
             round(time.monotonic() - trained_at, 1),
+            _made_of(sweep, variant, seed, present),
         )
         with atomic_file(_result_path(out, variant, seed)) as temporary:
             temporary.write_text(json.dumps(to_plain(result)) + "\n", encoding="utf-8")

@@ -122,7 +122,9 @@ class SweepSettings:
         if stage != next(iter(stages)):
             model = {name: value for name, value in model.items() if name not in _START_SETTINGS}
         data = dict(recipe.get("data") or {})
-        data["sources"] = [_with_seed(source, seed) for source in data.get("sources") or ()]
+        sources = data.get("sources") or ()
+        sources = sources if isinstance(sources, list | tuple) else [sources]
+        data["sources"] = [_with_seed(source, seed) for source in sources]
         return {**recipe, "model": model, "data": data}
 
     def test_of(self, variant: Variant) -> EvaluationSettings:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from moai.scenes.scenes import QUESTION_KINDS, SPLITS, Scenes
-from verbalizers.core.durable_files import atomic_file
+from verbalizers.core.durable_files import atomic_file, hold_folder
 
 __all__ = ["QUESTIONS_FILE", "encode_picture", "export_scenes"]
 
@@ -52,14 +52,13 @@ def export_scenes(scenes: Scenes, length: int, out: str | Path, file_name: str =
         The file of questions: one line per question, `{"id", "image", "kind", "conversations"}`.
 
     Raises:
-        ValueError: `length` is below 1.
+        ValueError: `length` is below 1, or another process writes there.
     """
     if length < 1:
         raise ValueError(f"`length` must be at least 1, got {length}.")
     folder = Path(out)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
     path = folder / file_name
-    with atomic_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
+    with hold_folder(folder), atomic_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
         for index in track(range(scenes.start, scenes.start + length), "scenes", console=Console(stderr=True)):
             sample = scenes[index]
             name = f"images/{scenes.split}-{scenes.seed}-{index:07d}.png"

@@ -35,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         result = run_training(words.config, words.overrides)
-    except (ValueError, ImportError, OSError) as error:
+    except Exception as error:
         if words.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        is_expected = isinstance(error, ValueError | ImportError | OSError)
+        told = str(error) if is_expected else f"unexpected {type(error).__name__}: {error}. --debug shows where."
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {told}" if rank == "0" else f"process {rank}: error: {told}", file=sys.stderr)
         return EXIT_FAILED
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

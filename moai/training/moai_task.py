@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from mixer import NUM_EXPERTS
-from moai.data.collator import CollatedBatches
+from moai.data.collator import CollatedBatches, iterate_batches
 from moai.processing.token_roles import IGNORE_INDEX
 
 from .batch_order import BatchOrder, MicroBatchSampler
@@ -185,7 +185,7 @@ class MoAITask(Task):
         dataset: A map-style dataset of samples with ``lengths``, and perhaps ``pictures``.
         collator: What makes a batch of its samples.
         validation: Samples that are not learned from.
-        start: Hashes of the files that the model was loaded from; None = its frozen weights are hashed in place of them.
+        start: Hashes of the files that the model was loaded from; None = its frozen weights are hashed instead.
     """
 
     def __init__(
@@ -231,9 +231,7 @@ class MoAITask(Task):
             generator=torch.Generator(),  # the global one would advance by one draw
         )
         per_step = self.order.num_micro_batches // num_ranks
-        for number, samples in enumerate(loader):
-            if isinstance(samples, Exception):
-                raise samples
+        for number, samples in enumerate(iterate_batches(loader)):
             yield self._batch(samples, self._routing(first_step + number // per_step))
 
     def _batch(self, samples: Mapping[str, torch.Tensor], routing: Mapping[str, Any] | torch.Tensor) -> Batch:

@@ -122,10 +122,11 @@ def prepare_start(settings: TrainSettings) -> None:
         if change is None:
             return
         name, words = change
-        if any((settings.output_folder / "checkpoints").glob("step-*")) or (settings.output_folder / "final").is_dir():
+        is_used = any((settings.output_folder / "checkpoints").glob("step-*"))
+        if is_used or (settings.output_folder / "final").is_dir():
             raise ValueError(
-                f"expected the base model that {base} was made as, but `{name}` {words}, and checkpoints beside it were "
-                "trained from it. Set it back, or choose another `output_folder`."
+                f"expected the base model that {base} was made as, but `{name}` {words}, and checkpoints beside it "
+                "were trained from it. Set it back, or choose another `output_folder`."
             )
         print(f"{base} is made anew: `{name}` {words}", flush=True)
     torch.manual_seed(settings.seed)

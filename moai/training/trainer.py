@@ -281,9 +281,10 @@ class Trainer:
                 self.saved = self.done
             except Exception as other:  # noqa: BLE001 - the first error is to be shown, whatever this one is
                 problem = f"steps {self.saved + 1} to {self.done} are lost: {other}. "
-        told = f"step {self.saved} of {self.num_steps} is saved in {self.checkpoints}; the same command goes on from there."
-        if not self.saved:
-            told = "no step is saved; the same command begins anew."
+        told = "no step is saved; the same command begins anew."
+        if self.saved:
+            saved = f"step {self.saved} of {self.num_steps} is saved in {self.checkpoints}"
+            told = f"{saved}; the same command goes on from there."
         told = f"stopped by {type(error).__name__} after step {self.done}: {problem}{told}"
         print(told, file=sys.stderr, flush=True)
 
@@ -347,8 +348,8 @@ class Trainer:
         for name, value in (("loss", total.item()), ("gradient norm", norm)):
             if not math.isfinite(value):
                 raise ValueError(
-                    f"expected a finite {name}, got {value} at step {step + 1}. Look at the data of that step, or lower "
-                    "`optimization.learning_rate` in another `output_folder`."
+                    f"expected a finite {name}, got {value} at step {step + 1}. Look at the data of that step, or "
+                    "lower `optimization.learning_rate` in another `output_folder`."
                 )
         self._is_updating = True
         for optimizer in self.optimizers:

@@ -23,7 +23,8 @@ from moai.processing.processing_moai import MoAIProcessor
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.settings import to_plain
 from moai.training.model_building import copy_verbalizer_settings
-from recipes.stages import CountingTask, has_checkpoint, load_trained, run_stage
+from recipes.stages import CountingTask, has_checkpoint, is_made, load_trained, note_made, run_stage
+from verbalizers.core.durable_files import atomic_folder, hold_folder
 
 from .compressor_task import CompressorTask
 from .config import MultimodalSettings, NanoConfig, PhraseSettings, TextSettings, load_nano_config
@@ -151,15 +152,15 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
-    target.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(target)
-    if config.start is not None:
-        MoAIProcessor.from_pretrained(config.start).save_pretrained(target)
-        copy_verbalizer_settings(config.start, target)
-    else:
-        build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(target)
-        text = json.dumps(config.verbalizer_settings, indent=2) + "\n"
-        (target / VERBALIZERS_FILE).write_text(text, encoding="utf-8")
+    with atomic_folder(target, force=True) as folder:
+        model.half().save_pretrained(folder)
+        if config.start is not None:
+            MoAIProcessor.from_pretrained(config.start).save_pretrained(folder)
+            copy_verbalizer_settings(config.start, folder)
+        else:
+            build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(folder)
+            text = json.dumps(config.verbalizer_settings, indent=2) + "\n"
+            (folder / VERBALIZERS_FILE).write_text(text, encoding="utf-8")
 
 
 def export_text_reader(config: NanoConfig, out: Path, target: Path) -> None:
@@ -171,9 +172,9 @@ def export_text_reader(config: NanoConfig, out: Path, target: Path) -> None:
         target: Folder for :meth:`moai.evaluation.text_reader.TextReader.from_pretrained`.
     """
     decoder = _pretrained_decoder(config, out)
-    target.mkdir(parents=True, exist_ok=True)
-    decoder.half().save_pretrained(target)
-    InternLM2Tokenizer.from_pretrained(out / "tokenizer").save_pretrained(target)
+    with atomic_folder(target, force=True) as folder:
+        decoder.half().save_pretrained(folder)
+        InternLM2Tokenizer.from_pretrained(out / "tokenizer").save_pretrained(folder)
 
 
 def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) -> None:
@@ -185,18 +186,24 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
         stages: Which to run, of :data:`STAGES`.
 
     Raises:
-        ValueError: ``config.start`` is given and ``stages`` holds more than :data:`LATE_STAGES`.
+        ValueError: ``config.start`` is given and ``stages`` holds more than :data:`LATE_STAGES`; something there was
+            made with other settings; or another process writes there.
         SystemExit: A stage was stopped by Ctrl-C or SIGTERM; a checkpoint is written.
     """
     if config.start is not None and not set(stages) <= set(LATE_STAGES):
         raise ValueError(
             f"from a finished model only the stages {LATE_STAGES} can start, got {stages}. Leave the others out."
         )
-    out.mkdir(parents=True, exist_ok=True)
+    with hold_folder(out):
+        _train_stages(config, out, stages)
+
+
+def _train_stages(config: NanoConfig, out: Path, stages: tuple[str, ...]) -> None:
     if config.start is not None:
         InternLM2Tokenizer.from_pretrained(config.start).save_pretrained(out / "tokenizer")
-    elif "tokenizer" in stages and not (out / "tokenizer" / "tokenizer.model").is_file():
+    elif "tokenizer" in stages and not is_made(out / "tokenizer", config.tokenizer):
         train_nano_tokenizer(out / "tokenizer", **config.tokenizer)
+        note_made(out / "tokenizer", config.tokenizer)
     for stage in ("text", *_MODEL_STAGES):
         if getattr(config, stage) is not None and stage in stages:
             _train_stage(stage, config, out)

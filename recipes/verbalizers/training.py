@@ -16,7 +16,10 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from recipes.stages import has_checkpoint, load_trained, run_stage
+from moai.data.sample_identity import hash_value
+from moai.settings import to_plain
+from recipes.stages import has_checkpoint, is_made, load_trained, note_made, run_stage
+from verbalizers.core.durable_files import atomic_folder, hold_folder
 from verbalizers.psgtr import PSGTRForSceneGraph
 
 from .config import VerbalizersConfig, load_verbalizers_config
@@ -64,8 +67,11 @@ def _train_mask2former(config: VerbalizersConfig, out: Path) -> None:
 
 
 def _write_features(config: VerbalizersConfig, out: Path) -> None:
-    model = _build_graph(config, out).eval()
-    write_features(model, config.shards, out / "psgtr-features")
+    model, folder = _build_graph(config, out).eval(), out / "psgtr-features"
+    origin = {"shards": to_plain(config.shards), "backbone": hash_value(dict(model.backbone.state_dict())).hex()}
+    if not is_made(folder, origin):
+        note_made(folder, origin)
+    write_features(model, config.shards, folder)
 
 
 def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
@@ -98,9 +104,10 @@ def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
 
 def _detector_tokenizer(config: VerbalizersConfig, out: Path) -> CLIPTokenizer:
     """The run's tokenizer, trained once: equally frequent pairs are merged in another order every time."""
-    folder = out / "owlv2" / "tokenizer"
-    if not (folder / "tokenizer.json").is_file():
+    folder, origin = out / "owlv2" / "tokenizer", {"num_merges": config.owlv2.num_merges}
+    if not is_made(folder, origin):
         train_tokenizer(SCENE_NAMES, config.owlv2.num_merges).save_pretrained(folder)
+        note_made(folder, origin)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -137,9 +144,9 @@ def export_verbalizers(config: VerbalizersConfig, out: Path, target: Path) -> li
 
 
 def _save(model: nn.Module, processor: object, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with atomic_folder(folder, force=True) as unfinished:
+        model.half().save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     return folder
 
 
@@ -163,10 +170,11 @@ def train_verbalizers(config: VerbalizersConfig, out: Path, stages: tuple[str, .
 
     Raises:
         SystemExit: A stage was stopped by Ctrl-C or SIGTERM; a checkpoint is written.
+        ValueError: Something there was made with other settings, or another process writes there.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for stage in stages:
-        STAGES[stage](config, out)
+    with hold_folder(out):
+        for stage in stages:
+            STAGES[stage](config, out)
 
 
 def main(arguments: list[str] | None = None) -> None:

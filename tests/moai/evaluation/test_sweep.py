@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from moai.evaluation.report import (  # noqa: E402
 from moai.evaluation.sweep import SweepResult, fingerprint, load_results, run_sweep, select_jobs  # noqa: E402
 from moai.evaluation.sweep_settings import SweepSettings, load_sweep_settings  # noqa: E402
 from moai.settings import load_settings, to_plain  # noqa: E402
+from verbalizers.core.durable_files import hold_folder  # noqa: E402
 
 SETTINGS = Path(__file__).resolve().parents[3] / "configs" / "ablation.yaml"
 TINY = {
@@ -292,11 +294,37 @@ def test_command_trains_tests_and_reports_every_variant_when_run(start, tmp_path
 def test_results_are_refused_when_made_with_others_settings_or_damaged(start, tmp_path):
     run_sweep(tiny(), start, tmp_path, ("start",))
     (path,) = (tmp_path / "results").iterdir()
-    with pytest.raises(ValueError, match="made with others"):
+    with pytest.raises(ValueError, match=r"made with others: `test.noise`: was 1.0 and is 0.5\."):
         load_results(tiny(evaluate={**TINY["evaluate"], "noise": 0.5}), start, tmp_path)
+    other = write_tiny_checkpoint(tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{# other #}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"made with others: `start.chat_template.jinja`: has another content"):
+        load_results(tiny(), other, tmp_path)
     path.write_text(json.dumps({"variant": "start"}), encoding="utf-8")
     with pytest.raises(ValueError, match="Remove the file"):
         load_results(tiny(), start, tmp_path)
+
+
+def test_sweep_names_the_data_when_a_file_has_changed_and_waits_for_no_other(start, tmp_path):
+    (tmp_path / "files").mkdir()
+    file, row = tmp_path / "files" / "rows.jsonl", {"messages": [{"role": "user", "content": "who?"}]}
+    answers = ["one dog", "two dogs", "red cat", "old cat"]
+
+    def write():
+        rows = [{"messages": [*row["messages"], {"role": "assistant", "content": answer}]} for answer in answers]
+        file.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+
+    write()
+    data = {"sources": [str(file)], "verbalizations": "none"}
+    sweep = tiny(recipe={**TINY["recipe"], "data": data}, variants=[{**TINY["variants"][2], "compared_with": "random"}])
+    out = tmp_path / "out"
+    run_sweep(sweep, start, out)
+    answers[1] = "no dogs"
+    write()
+    with pytest.raises(ValueError, match=r"made with others: .*rows.jsonl.texts`: row 2 is the first"):
+        run_sweep(sweep, start, out)
+    with ThreadPoolExecutor(1) as other, hold_folder(out), pytest.raises(ValueError, match="another process is writ"):
+        other.submit(run_sweep, sweep, start, out).result()
 
 
 def test_sweep_goes_on_from_the_last_checkpoint_when_interrupted(start, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,13 @@ class MapTask(Task):
         return {"seed_of_data": self.seed}
 
 
-def settings_of(folder: Path, num_steps: int = 12, **optimization) -> RunSettings:
+def settings_of(folder: Path, num_steps: int = 12, validate: int = 0, every: int = 1, **optimization) -> RunSettings:
     chosen = {"num_steps": num_steps, "batch_size": BATCH_SIZE, "micro_batch_size": 4, "learning_rate": 5e-2}
     return RunSettings(
         output_folder=folder,
         optimization=OptimizationSettings(**(chosen | optimization)),
         saving=SavingSettings(every_steps=5),
-        watching=WatchingSettings(every_steps=1, is_live=False),
+        watching=WatchingSettings(every_steps=every, validate_every_steps=validate, is_live=False),
     )
 
 
@@ -99,6 +100,129 @@ def test_loss_falls_and_a_resumed_run_equals_an_unbroken_one(
     _, moments, _ = read_checkpoint(find_newest_checkpoint(whole.output_folder / "checkpoints")[0])
     kinds = {key.rpartition(".")[2] for key in moments if key.startswith("0.weight")}
     assert kinds == ({"momentum_buffer"} if optimizer == "muon" else {"step", "exp_avg", "exp_avg_sq"})
+
+
+class FailingTask(MapTask):
+    """With running statistics, and an error at one place of one step."""
+
+    def __init__(self, error: BaseException | float | None = None, place: str = "", fails_after: int = 7) -> None:
+        super().__init__(dropout=0.0)
+        self.model.insert(1, nn.BatchNorm1d(WIDTH))
+        self.error, self.place, self.fails_after = error, place, fails_after
+
+    def batches(self, first_step: int, last_step: int, rank: int, num_ranks: int) -> Iterator[Batch]:
+        for number, batch in enumerate(super().batches(first_step, last_step, rank, num_ranks)):
+            is_due = first_step + number // 2 == self.fails_after and number % 2  # in the second micro-batch
+            if is_due and self.place == "data":
+                raise self.error
+            batch.inputs["is_due"] = is_due
+            yield batch
+
+    def step(self, inputs):
+        loss, counters = super().step(inputs)
+        if inputs["is_due"] and self.place == "step":
+            raise self.error
+        return (loss * self.error if inputs["is_due"] and self.place == "loss" else loss), counters
+
+    @property
+    def num_validation_batches(self) -> int:
+        return 1
+
+    def validation_batch(self, place: int) -> Batch:
+        if self.place == "validation":
+            raise self.error
+        return Batch({"rows": torch.ones(BATCH_SIZE, WIDTH), "is_due": False}, float(BATCH_SIZE))
+
+    def part_of(self, name: str) -> str:
+        return ""
+
+
+FAILURES = [
+    (KeyError("image"), "data", 7),
+    (MemoryError(), "step", 7),
+    (RuntimeError("CUDA out of memory"), "step", 7),
+    (SystemExit(3), "step", 7),
+    (ValueError("bad"), "validation", 9),
+    (float("nan"), "loss", 7),
+    (float("inf"), "loss", 7),
+]
+
+
+@pytest.mark.parametrize(("error", "place", "done"), FAILURES)
+def test_run_that_an_error_ends_equals_an_unbroken_one_when_started_again(
+    tmp_path: Path, error, place: str, done: int, capsys: pytest.CaptureFixture
+) -> None:
+    whole, broken = (settings_of(tmp_path / name, validate=9, every=4) for name in ("whole", "broken"))
+    run(whole, FailingTask())
+    is_number = isinstance(error, float)
+    kind = ValueError if is_number else type(error)
+    with pytest.raises(kind, match="expected a finite loss, got (nan|inf) at step 8" if is_number else None):
+        run(broken, FailingTask(error, place))
+    told = capsys.readouterr().err
+    assert f"stopped by {kind.__name__} after step {done}: step {done} of 12 is saved in {tmp_path}" in told
+    assert "the same command goes on from there" in told
+    assert find_newest_checkpoint(broken.output_folder / "checkpoints")[0].name == f"step-{done:08d}"
+    assert run(broken, FailingTask())[0] == 12
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        files = [each.output_folder / "checkpoints" / "step-00000012" / name for each in (whole, broken)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+    lines = [[learned(line) for line in read_log(each.output_folder / "log.jsonl")] for each in (whole, broken)]
+    if place == "validation":  # what failed is not measured later; its step counts in the next line
+        assert [[line["step"] for line in each] for each in lines] == [[4, 8, 9, 12], [4, 8, 12]]
+        assert lines[1][2]["loss"] == pytest.approx((lines[0][2]["loss"] + 3 * lines[0][3]["loss"]) / 4)
+    else:
+        assert lines[0] == lines[1]
+
+
+def test_message_says_what_is_there_when_nothing_is_saved_or_nothing_may_be(tmp_path: Path, capsys) -> None:
+    with pytest.raises(ValueError, match="expected a finite loss, got nan at step 1"):
+        run(settings_of(tmp_path / "first"), FailingTask(float("nan"), "loss", 0))
+    assert "after step 0: no step is saved; the same command begins anew." in capsys.readouterr().err
+    assert not (tmp_path / "first" / "checkpoints").exists()
+
+    class Overflowing(MapTask):
+        def part_of(self, name: str) -> str:
+            return ""
+
+        def step(self, inputs):
+            return super().step(inputs)[0] * 1e30, {}
+
+        def report(self, counters):
+            return {}
+
+    with pytest.raises(ValueError, match="expected a finite gradient norm, got (inf|nan) at step 1"):
+        run(settings_of(tmp_path / "second"), Overflowing())
+    settings = settings_of(tmp_path / "third")
+
+    class Spoiled(FailingTask):
+        def batches(self, *arguments):
+            for number, batch in enumerate(super().batches(*arguments)):
+                if number == 14:  # after step 7
+                    with torch.no_grad():
+                        self.model[0].bias[0] = float("nan")
+                yield batch
+
+    with pytest.raises(ValueError, match="finite loss"):
+        run(settings, Spoiled())
+    told = capsys.readouterr().err
+    assert "steps 6 to 7 are lost: expected finite weights after step 7, got others in '0.bias'" in told
+    assert "step 5 of 12 is saved" in told
+    weights, _, state = read_checkpoint(find_newest_checkpoint(settings.output_folder / "checkpoints")[0])
+    assert state["step"] == 5 and all(value.isfinite().all() for value in weights.values())
+
+
+def test_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "run", 6)
+
+    class Meeting(MapTask):
+        def batches(self, *arguments):
+            for number, batch in enumerate(super().batches(*arguments)):
+                if number == 5:
+                    with ThreadPoolExecutor(1) as threads, pytest.raises(ValueError, match="another process is writ"):
+                        threads.submit(run, settings, MapTask()).result(60)
+                yield batch
+
+    assert run(settings, Meeting())[0] == 6
 
 
 def test_counters_are_summed_over_micro_batches_and_reported(tmp_path: Path) -> None:

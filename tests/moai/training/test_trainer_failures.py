@@ -1,0 +1,171 @@
+"""Runs that an error or a signal ends, with helpers and several processes: what is done is kept, a line says so."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from training_builders import REPO_ROOT, build_recipe, write_tiny_checkpoint
+
+pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
+pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
+
+from moai.data.collator import CollatedBatches, iterate_batches  # noqa: E402
+from moai.training.metrics_logging import read_log  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+class Broken:
+    """A dataset with one item that cannot be had."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2:
+            try:
+                raise OSError("deeper")
+            except OSError as cause:
+                raise self.error from cause
+        return index
+
+
+LONG = "train.jsonl:3: expected an image\nin two lines"
+
+
+class TwoWords(ValueError):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError(LONG), ValueError, LONG),
+        (KeyError("pixels"), KeyError, "'pixels'"),
+        (TwoWords("one", "two"), RuntimeError, "one two"),
+        (MemoryError(), MemoryError, ""),
+    ],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_error_of_a_helper_comes_without_its_traceback(error, kind, message: str, num_workers: int) -> None:
+    from torch.utils.data import DataLoader
+
+    seen = []
+    batches = CollatedBatches(Broken(error), list)
+    with pytest.raises(kind) as caught:
+        seen.extend(iterate_batches(DataLoader(batches, None, sampler=[[0], [1], [2], [3]], num_workers=num_workers)))
+    assert str(caught.value) == message and len(seen) == 2
+
+
+def command_of(recipe: dict, *words: str) -> list[str]:
+    file = Path(recipe["output_folder"]).with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return [sys.executable, "-m", "moai", "train", "--config", str(file), *words]
+
+
+def start(command: list[str], cwd: Path = REPO_ROOT) -> subprocess.Popen[str]:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=variables, **pipes)
+
+
+def wait_for(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 400
+    while not any(line["step"] >= step for line in read_log(folder / "log.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_processes_save_and_leave_when_their_launcher_is_stopped(
+    checkpoint: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    options = {"optimization__num_steps": 500, "saving__every_steps": 0, "optimization__micro_batch_size": 1}
+    process = start(command_of(build_recipe(checkpoint, tmp_path / "run", **options), "--processes", "2"))
+    wait_for(2, tmp_path / "run", process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 130, output
+    (kept,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert f"stopped after step {int(kept.name[5:])}; the same command goes on" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_second_command_is_refused_with_the_first_named_while_that_trains(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = build_recipe(checkpoint, tmp_path / "run", optimization__num_steps=500, saving__every_steps=0)
+    first = start(command_of(recipe))
+    wait_for(1, tmp_path / "run", first)
+    second = start(command_of(recipe))
+    output, _ = second.communicate(timeout=400)
+    assert second.returncode == 1 and f"(process {first.pid} on " in output and "Traceback" not in output, output
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    third = start(command_of(recipe))  # nobody is blocked by what the dead one left
+    wait_for(1, tmp_path / "run", third)
+    third.send_signal(signal.SIGTERM)
+    assert third.communicate(timeout=400)[0] and third.returncode == 130
+
+
+FAILING = """
+import os, sys
+from moai.training.processes import start_accelerator
+from moai.training.task import Batch, Task
+from moai.training.train_settings import RunSettings, load_any_settings
+from moai.training.trainer import Trainer
+import torch
+
+class Failing(Task):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(3, 3)
+
+    def batches(self, first, last, rank, num_ranks):
+        for step in range(first, last):
+            if step == 3 and rank == int(sys.argv[2]):
+                raise ValueError(f"bad row of process {rank}")
+            yield Batch(torch.full((2, 3), step + 1.0), 2.0)
+
+    def step(self, inputs):
+        return self.model(inputs).square().sum(), {}
+
+optimization = {"num_steps": 6, "batch_size": 2, "micro_batch_size": 1}
+settings = load_any_settings(RunSettings, {"output_folder": sys.argv[1], "optimization": optimization})
+try:
+    Trainer(settings, Failing(), 6, start_accelerator(settings)).run()
+except ValueError as error:
+    print(f"error: {error}", flush=True)
+    sys.exit(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_steps_are_kept_when_one_of_two_processes_fails(tmp_path: Path, rank: str) -> None:
+    (tmp_path / "failing.py").write_text(FAILING, encoding="utf-8")
+    launcher = ["-m", "moai.training.launcher", "--standalone", "--nproc_per_node", "2"]
+    words = [str(tmp_path / "failing.py"), str(tmp_path / "run"), rank]
+    variables = {"ACCELERATE_USE_CPU": "1"}
+    command = [sys.executable, *launcher, *words]
+    process = start(["env", *(f"{name}={value}" for name, value in variables.items()), *command], tmp_path)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 1, output
+    assert f"error: bad row of process {rank}" in output and "after step 3: step 3 of 6 is saved in" in output
+    state = json.loads((tmp_path / "run/checkpoints/step-00000003/state.json").read_text(encoding="utf-8"))
+    assert state["step"] == 3
