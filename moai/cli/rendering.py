@@ -195,7 +195,7 @@ def choose_overlay_path(image: str, chosen: Path | None, index: int, num_images:
         return Path(name)
     if num_images > 1 or chosen.is_dir():
         return chosen / name
-    return chosen if chosen.suffix else chosen.with_suffix(".png")
+    return chosen if chosen.suffix or chosen.exists() else chosen.with_suffix(".png")
 
 
 def check_overlays(images: Sequence[str], chosen: Path | None, others: Iterable[Path] = ()) -> None:
@@ -214,10 +214,10 @@ def check_overlays(images: Sequence[str], chosen: Path | None, others: Iterable[
     inputs = [path for path in (*images, *others) if os.path.exists(path)]
     for index, image in enumerate(images):
         path = choose_overlay_path(image, chosen, index, len(images))
+        if path.exists() and not path.is_file():
+            raise ValueError(f"expected a regular file for an overlay, got {str(path)!r}. Name another --overlay.")
         if path.suffix.lower() not in _OVERLAY_FORMATS:
             raise ValueError(f"expected one of {', '.join(_OVERLAY_FORMATS)} for an overlay, got {str(path)!r}.")
-        if path.exists() and not path.is_file():
-            raise ValueError(f"expected a regular file for the overlay, got {str(path)!r}. Name another --overlay.")
         if path.exists() and any(os.path.samefile(path, each) for each in inputs):
             raise ValueError(f"the overlay would replace the image {image!r} itself. Name another --overlay.")
         try:

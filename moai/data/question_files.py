@@ -115,13 +115,13 @@ class AnswerFile:
     def __init__(self, path: str | Path, model: str, settings: Mapping[str, Any], is_overwriting: bool = False) -> None:
         self.path, self.model, self.settings = Path(path).resolve(), model, _flatten(settings)
         self.settings_path = self.path.with_name(self.path.name + ".settings.json")
-        self._is_overwriting = is_overwriting
+        self._given, self._is_overwriting = Path(path), is_overwriting
         self._done: dict[str | int, dict[str, Any]] = {}
         self._context = ExitStack()
 
     def __enter__(self) -> AnswerFile:
         try:
-            _check_output(self.path)
+            _check_output(self._given)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._context.enter_context(hold_name(self.path))
             self._open()
