@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
+from verbalizers.core.base import fingerprint_checkpoint
 from verbalizers.core.valid_text import STRICT_JSON
 
+from ..checkpoints.io.contents import hash_checkpoint
 from ..checkpoints.io.lookup import find_checkpoint
 from .rendering import note
 
 if TYPE_CHECKING:
     from ..pipeline.pipeline import Pipeline
 
-__all__ = ["AnswerSettings", "load_pipeline", "parse_options", "parse_verbalizers", "read_scene", "silence_libraries"]
+__all__ = [
+    "AnswerSettings",
+    "describe_deciding_settings",
+    "load_pipeline",
+    "parse_options",
+    "parse_verbalizers",
+    "read_scene",
+    "silence_libraries",
+]
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,67 @@ def load_pipeline(
     if (domain := pipeline.answering.domain) and not is_quiet:
         note(f"{model} knows {domain} only: its answers about other images are guesses")
     return pipeline
+
+
+def describe_deciding_settings(
+    model: str, verbalizers: str | None, settings: AnswerSettings, choice: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything beside image, question and scene that decides an answer: what answers in one file have in common.
+
+    The batch size does not count: samples are padded so that it changes nothing.
+
+    Args:
+        model: Folder, bundled name or hub name; counts by its files' content, a hub name by its commit.
+        verbalizers: As for :func:`load_pipeline`; each counts with its settings and weights.
+        settings: How answers are made.
+        choice: ``device``, ``dtype`` and quantization; of the device its kind counts.
+
+    Returns:
+        JSON-able values by name.
+    """
+    import torch
+
+    from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
+
+    folder, names = find_checkpoint(model), parse_verbalizers(verbalizers)
+    stored = VerbalizerSettings.load_pretrained(folder)
+    built, absent = stored.build() if names is None else (build_named_verbalizers(names, stored), {})
+    device = torch.device(choice["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+    looking = dict.fromkeys(absent, "not available") | {v.kind: f"{v.backend} {v.fingerprint()}" for v in built}
+    said = {name: value for name, value in stored.to_dict().items() if name != "verbalizers"}
+    return {
+        "model": _hash_model(folder),
+        "verbalizers": looking,
+        "words": said.pop("words"),
+        **said,
+        "max_new_tokens": settings.max_new_tokens,
+        "options": dict(settings.options),
+        "num_beams": settings.generate.get("num_beams", 1),
+        "timeout": settings.timeout_s,
+        "json": settings.is_json,
+        **choice,
+        "device": device.type,
+    }
+
+
+def _hash_model(folder: str) -> dict[str, str]:
+    """Hashes of a checkpoint's files by name, those of an adapter's base included; the commit of a hub name."""
+    from ..checkpoints.io.adapter_files import find_adapter_base
+
+    if not Path(folder).is_dir():
+        from transformers.utils import cached_file
+
+        for name in ("config.json", "adapter_config.json"):
+            if file := cached_file(folder, name, _raise_exceptions_for_missing_entries=False):
+                return {"commit": Path(file).parent.name}
+    hashes = hash_checkpoint(folder)
+    generation = Path(folder) / "generation_config.json"
+    if generation.is_file():
+        hashes[generation.name] = fingerprint_checkpoint(generation)
+    base = find_adapter_base(folder)
+    if base is not None and Path(base.name) != Path(folder).absolute():  # a whole model may hold its adapter
+        hashes |= {f"base {name}": value for name, value in _hash_model(base.name).items()}
+    return {name: value[:16] for name, value in hashes.items()}
 
 
 def silence_libraries() -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
 
+from ..processing.image_loading import ImageLoadError, check_image_path
 from .answer_settings import AnswerSettings
 from .rendering import (
-    choose_overlay_path,
+    draw_overlay,
     footer_of,
     is_terminal,
     live_answer,
@@ -18,14 +19,13 @@ from .rendering import (
     print_json,
     print_panel,
     print_plain,
-    save_overlay,
 )
 
 if TYPE_CHECKING:
     from ..pipeline.answers import Answer
     from ..pipeline.pipeline import Pipeline
 
-__all__ = ["answer_pictures"]
+__all__ = ["answer_pictures", "tell_unreadable_images"]
 
 
 def answer_pictures(
@@ -54,7 +54,7 @@ def answer_pictures(
     for index, (image, output) in enumerate(zip(images, outputs, strict=True)):
         if output.error is not None:
             num_failed += 1
-        overlay = _draw(output, image, index, len(images), settings)
+        overlay, obstacle = draw_overlay(output.scene, image, index, len(images), settings)
         if settings.is_json:
             row = {"image": image, "question": question, **output.to_dict()}
             print_json(row | ({} if overlay is None else {"overlay": str(overlay)}))
@@ -68,7 +68,36 @@ def answer_pictures(
         else:
             print_plain(output.answer if len(images) == 1 else f"{image}\t{' '.join(output.answer.split())}")
             note(_footer(output, overlay, settings))
+        if obstacle is not None:
+            raise obstacle
     return num_failed
+
+
+def tell_unreadable_images(images: Sequence[str], question: str, settings: AnswerSettings) -> bool:
+    """Report images that are not there, without a model, where none of them is; else each is reported in its place.
+
+    Args:
+        images: Paths.
+        question: The question.
+        settings: ``is_json`` counts.
+
+    Returns:
+        Whether at least one image is there.
+    """
+    problems = []
+    for image in images:
+        try:
+            check_image_path(image)
+        except ImageLoadError as error:
+            problems.append((image, str(error)))
+    if len(problems) < len(images):
+        return True
+    for image, problem in problems:
+        if settings.is_json:
+            print_json({"image": image, "question": question, "answer": None, "error": problem})
+        else:
+            note(f"error: {problem}")
+    return False
 
 
 def _stream_images(
@@ -85,21 +114,16 @@ def _stream_images(
         scene = scenes[index] if scenes else None
         with live_answer(image, question) as panel:
             output = next(pipeline.answer_each(image, question, scene, stream=panel.add, **kwargs))
-            overlay = _draw(output, image, index, len(images), settings)
+            overlay, obstacle = draw_overlay(output.scene, image, index, len(images), settings)
             if output.error is None:
                 panel.finish(output.answer, _footer(output, overlay, settings))
             else:
                 num_failed += 1
                 panel.finish("", f"error: {output.error}")
+        if obstacle is not None:
+            raise obstacle
     return num_failed
 
 
 def _footer(output: Answer, overlay: Path | None, settings: AnswerSettings) -> str:
     return "" if settings.is_quiet else footer_of(output, overlay)
-
-
-def _draw(output: Answer, image: str, index: int, num_images: int, settings: AnswerSettings) -> Path | None:
-    if not settings.is_drawing or output.scene is None:
-        return None
-    path = choose_overlay_path(image, settings.overlay, index, num_images)
-    return save_overlay(output.scene, image, path)

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from verbalizers.core.valid_text import make_valid
+
 from ..bundled import find_bundled
-from .errors import EXIT_USAGE, exit_for, fail, reporting_errors
+from .errors import EXIT_FAILED, EXIT_USAGE, exit_for, fail, reporting_errors
 from .options import (
     DEFAULT_MODEL,
     DebugOption,
@@ -63,11 +65,25 @@ def ask(
     debug: DebugOption = False,
 ) -> None:
     """Ask about images: moai ask street.png "What is written on the sign?"."""
-    from .answer_settings import AnswerSettings, load_pipeline, parse_options, read_scene
-    from .answering import answer_pictures
-    from .question_files import answer_file
-
     with reporting_errors(debug):
+        from ..checkpoints.io.lookup import find_checkpoint
+        from .answer_settings import (
+            AnswerSettings,
+            describe_deciding_settings,
+            load_pipeline,
+            parse_options,
+            read_scene,
+        )
+        from .answering import answer_pictures, tell_unreadable_images
+        from .question_files import answer_file
+        from .rendering import check_overlays
+
+        given = {"--out": out, "--overwrite": overwrite or None}
+        if questions is not None:
+            given = {"--show": show or None, "--overlay": overlay, "--scene": scene, "--stream": stream}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            wanted = 'IMAGE... "QUESTION"' if questions is not None else "--questions"
+            fail(f"expected {', '.join(wrong)} with {wanted} only. Leave them out.", False, EXIT_USAGE)
         images, question = _split_arguments(arguments or [], questions, debug)
         settings = AnswerSettings(
             is_json=json_output,
@@ -84,13 +100,19 @@ def ask(
         scenes = [read_scene(path) for path in scene or []]
         if scenes and len(scenes) != len(images):
             raise ValueError(f"expected one --scene per image ({len(images)}), got {len(scenes)}.")
+        if settings.is_drawing:
+            check_overlays(images, overlay, scene or [])
         choice: dict[str, Any] = {"device": device, "dtype": dtype}
         choice |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         load = partial(load_pipeline, model, verbalizers, debug, quiet, settings.options, **choice)
         if questions is not None:
-            exit_for(answer_file(load, model, questions, out, settings, max_errors, overwrite), None)
-        else:
-            exit_for(answer_pictures(load(), images, question, scenes, settings), len(images))
+            deciding = partial(describe_deciding_settings, model, verbalizers, settings, choice)
+            exit_for(answer_file(load, model, questions, out, settings, deciding, max_errors, overwrite), None)
+            return
+        find_checkpoint(model)  # a wrong name is told at once
+        if not tell_unreadable_images(images, question, settings):
+            raise typer.Exit(EXIT_FAILED)
+        exit_for(answer_pictures(load(), images, question, scenes, settings), len(images))
 
 
 def _split_arguments(arguments: list[str], questions: Path | None, is_debugging: bool) -> tuple[list[str], str]:
@@ -102,4 +124,5 @@ def _split_arguments(arguments: list[str], questions: Path | None, is_debugging:
     if len(arguments) < 2 or (arguments[-1].strip() and Path(arguments[-1]).is_file()):
         got = " ".join(repr(argument) for argument in arguments) or "nothing"
         fail(f"expected one or more images and then a question in quotes, got {got}.", False, EXIT_USAGE)
-    return [str(find_bundled("examples", image) or image) for image in arguments[:-1]], arguments[-1]
+    images = [str(find_bundled("examples", image) or image) for image in arguments[:-1]]
+    return images, make_valid(arguments[-1])  # bytes that are no UTF-8 come as lone surrogates

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from verbalizers.store.building import BuildReport, build_cache
 from verbalizers.store.local_engine import count_cores
@@ -21,11 +15,8 @@ from verbalizers.store.writing import ERRORS_FILE
 
 from ..import_utils import require
 from ..processing.image_loading import load_image
-from .rendering import note, print_json, print_plain
+from .rendering import note, print_json, print_plain, progress_bar
 from .verbalizing import choose_verbalizers
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["DatasetSettings", "selects_dataset", "verbalize_datasets"]
 
@@ -103,7 +94,7 @@ def verbalize_datasets(
     num_workers = settings.num_workers
     if num_workers is None:
         num_workers = len(cuda_devices) or min(8, max(1, count_cores() // 2))
-    with _progress_bar(len(sources)) as show:
+    with progress_bar("verbalizing", len(sources)) as show:
         report = build_cache(
             sources,
             recipe,
@@ -116,7 +107,7 @@ def verbalize_datasets(
             cuda_devices=cuda_devices,
             num_gpus=1 if cuda_devices else 0,
             is_retrying_failures=settings.is_retrying_failures,
-            on_progress=show,
+            on_progress=lambda report: show(report.num_done, _describe_counts(report)),
         )
     _print_report(report, settings.is_json)
     return report.num_errors, report.num_sources
@@ -130,22 +121,6 @@ def _list_cuda_devices() -> list[str]:
     if not torch.cuda.is_available():
         return []
     return chosen.split(",") if chosen else [str(index) for index in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def _progress_bar(num_sources: int) -> Iterator[Callable[[BuildReport], None]]:
-    """Progress bar on standard error, where that is a terminal."""
-    columns = [SpinnerColumn(), TextColumn("verbalizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    bar = Progress(
-        *columns, TextColumn("{task.fields[counts]}"), console=Console(stderr=True), disable=not sys.stderr.isatty()
-    )
-    with bar:
-        task = bar.add_task("", total=num_sources, counts="")
-
-        def show(report: BuildReport) -> None:
-            bar.update(task, completed=report.num_done, counts=_describe_counts(report))
-
-        yield show
 
 
 def _describe_counts(report: BuildReport) -> str:

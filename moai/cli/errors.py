@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,10 +32,20 @@ def reporting_errors(is_debugging: bool) -> Iterator[None]:
         raise typer.Exit(EXIT_FAILED) from None
     except typer.Exit:
         raise
-    except (ValueError, ImportError, OSError) as error:
+    except OSError as error:
+        fail(_describe(error), is_debugging)
+    except (ValueError, ImportError) as error:
         fail(str(error), is_debugging)
     except Exception as error:  # noqa: BLE001 - the last place where a message can replace a traceback
         fail(f"unexpected {type(error).__name__}: {error}. --debug shows where.", is_debugging)
+
+
+def _describe(error: OSError) -> str:
+    """The system's message, with the file that it is about."""
+    text = str(error)
+    if error.errno == errno.ENOSPC:
+        text += ". What is written is kept: make room and give the same command again."
+    return text if error.filename is None or str(error.filename) in text else f"{error.filename}: {text}"
 
 
 def fail(message: str, is_debugging: bool, code: int = EXIT_FAILED) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,23 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from verbalizers.core.durable_files import atomic_file, naming_file
+from verbalizers.core.valid_text import make_valid
+
 if TYPE_CHECKING:
+    from verbalizers import Scene
+
     from ..pipeline.answers import Answer
+    from .answer_settings import AnswerSettings
 
 __all__ = [
+    "check_overlays",
     "choose_overlay_path",
     "describe_missing",
+    "draw_overlay",
     "footer_of",
     "is_terminal",
     "live_answer",
@@ -30,9 +40,12 @@ __all__ = [
     "print_plain",
     "print_words",
     "printable",
+    "progress_bar",
     "render_answer",
-    "save_overlay",
 ]
+
+
+_OVERLAY_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
 
 
 def is_terminal() -> bool:
@@ -54,12 +67,44 @@ def note(message: str) -> None:
 
 def print_plain(text: str) -> None:
     """Print one line."""
-    print(printable(text), flush=True)
+    with naming_file("standard output"):
+        print(printable(text), flush=True)
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """Print one JSON object on one line."""
-    print(json.dumps(values, ensure_ascii=False), flush=True)
+    """Print one JSON object on one line, in ASCII where standard output takes no more."""
+    values = make_valid(values)
+    line = json.dumps(values, ensure_ascii=False)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(values)
+    with naming_file("standard output"):
+        print(line, flush=True)
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """Progress bar on standard error, where that is a terminal; what is printed meanwhile appears above it.
+
+    Args:
+        what: What is being done.
+        total: How many there are to do.
+
+    Yields:
+        ``show(num_done, counts="")``: how many are done, and words behind the bar.
+    """
+    columns = [SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    bar = Progress(
+        *columns,
+        TextColumn("{task.fields[counts]}"),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        redirect_stdout=sys.stdout.isatty(),  # results in a file or a pipe stay there
+    )
+    with bar:
+        task = bar.add_task("", total=total, counts="")
+        yield lambda num_done, counts="": bar.update(task, completed=num_done, counts=counts)
 
 
 def describe_missing(missing: Mapping[str, str]) -> str:
@@ -143,47 +188,76 @@ def choose_overlay_path(image: str, chosen: Path | None, index: int, num_images:
         chosen: What the user named: a file, or for several images a folder; None = beside where the command runs.
         index: Place of the image among them.
         num_images: How many there are.
-
-    Raises:
-        ValueError: The overlay would replace its own image.
     """
     prefix = f"{index + 1}_" if num_images > 1 else ""
     name = f"{prefix}{Path(image).stem}_overlay.png"
     if chosen is None:
-        path = Path(name)
-    elif num_images > 1 or chosen.is_dir():
-        path = chosen / name
-    else:
-        path = chosen if chosen.suffix else chosen.with_suffix(".png")
-    if path.exists() and path.resolve() == Path(image).resolve():
-        raise ValueError(f"the overlay would replace the image {image!r} itself. Name another --overlay.")
-    return path
+        return Path(name)
+    if num_images > 1 or chosen.is_dir():
+        return chosen / name
+    return chosen if chosen.suffix or chosen.exists() else chosen.with_suffix(".png")
 
 
-def save_overlay(scene: Any, image: str, path: Path) -> Path:
-    """Draw a scene over its image and save it.
+def check_overlays(images: Sequence[str], chosen: Path | None, others: Iterable[Path] = ()) -> None:
+    """Check where overlays will be saved, before anything is loaded.
 
     Args:
-        scene: What was found.
-        image: Path of the image.
-        path: Where to save; folders are made.
-
-    Returns:
-        ``path``.
+        images: Paths of the images.
+        chosen: What the user named; see :func:`choose_overlay_path`.
+        others: Further files that the command reads.
 
     Raises:
-        ValueError: Its format is not one that images are saved in.
+        ValueError: An overlay would replace an image or another input, or cannot be saved there.
     """
+    if chosen is not None and len(images) > 1 and chosen.exists() and not chosen.is_dir():
+        raise ValueError(f"expected a folder for the overlays of {len(images)} images, got the file {str(chosen)!r}.")
+    inputs = [path for path in (*images, *others) if os.path.exists(path)]
+    for index, image in enumerate(images):
+        path = choose_overlay_path(image, chosen, index, len(images))
+        if path.exists() and not path.is_file():
+            raise ValueError(f"expected a regular file for an overlay, got {str(path)!r}. Name another --overlay.")
+        if path.suffix.lower() not in _OVERLAY_FORMATS:
+            raise ValueError(f"expected one of {', '.join(_OVERLAY_FORMATS)} for an overlay, got {str(path)!r}.")
+        if path.exists() and any(os.path.samefile(path, each) for each in inputs):
+            raise ValueError(f"the overlay would replace the image {image!r} itself. Name another --overlay.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_open = os.access(path.parent, os.W_OK | os.X_OK)
+        except OSError:
+            is_open = False
+        if not is_open:
+            raise ValueError(f"expected a folder that can be written to for {str(path)!r}. Name another --overlay.")
+
+
+def draw_overlay(
+    scene: Scene | None, image: str, index: int, num_images: int, settings: AnswerSettings
+) -> tuple[Path | None, Exception | None]:
+    """Draw a scene over its image and save it, if that is asked for.
+
+    Args:
+        scene: What was found; None = the image could not be read.
+        image: Path of the image.
+        index: Place of the image among them.
+        num_images: How many there are.
+        settings: ``is_drawing`` and ``overlay`` count.
+
+    Returns:
+        The overlay's path, and why it could not be saved: to be raised when what was found has been shown.
+    """
+    if not settings.is_drawing or scene is None:
+        return None, None
     from verbalizers import draw_scene
 
     from ..processing.image_loading import load_image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = choose_overlay_path(image, settings.overlay, index, num_images)
     try:
-        draw_scene(scene, load_image(image)).save(path)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"the overlay cannot be saved as {path}: {error}. Name a .png file.") from error
-    return path
+        drawing = draw_scene(scene, load_image(image))
+        with atomic_file(path) as temporary:
+            drawing.save(temporary, format=_OVERLAY_FORMATS[path.suffix.lower()])
+    except (ValueError, OSError) as error:
+        return None, error
+    return path, None
 
 
 def footer_of(output: Answer, overlay: Path | None) -> str:

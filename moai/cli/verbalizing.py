@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from verbalizers import SCENE_FIELDS, Verbalizer, verbalize_scene
 from verbalizers.core.base import add_sources
@@ -16,7 +17,15 @@ from ..processing.image_loading import load_image
 from .answer_settings import AnswerSettings, parse_verbalizers
 from .options import DEFAULT_MODEL
 from .profiling import print_costs
-from .rendering import choose_overlay_path, describe_missing, note, print_json, print_words, save_overlay
+from .rendering import (
+    check_overlays,
+    describe_missing,
+    draw_overlay,
+    note,
+    print_json,
+    print_words,
+    progress_bar,
+)
 
 __all__ = ["choose_verbalizers", "verbalize_pictures"]
 
@@ -76,37 +85,41 @@ def verbalize_pictures(
     Raises:
         ValueError: An unknown kind or verbalizer.
     """
+    if settings.is_drawing:
+        check_overlays(images, settings.overlay)
     stored, looking, absent = choose_verbalizers(model, verbalizers, kinds)
     wanted = list(kinds or stored.kinds)
     num_failed = 0
     costs: list[list[Cost]] = []
-    for index, path in enumerate(images):
-        try:
-            image = load_image(path)
-            if is_profiling:
-                scene, cost = profile_scene(image, looking, settings.timeout_s, is_first=not costs)
-                costs.append(cost)
+    with progress_bar("verbalizing", len(images)) if len(images) > 1 else nullcontext() as show:
+        for index, path in enumerate(images):
+            if show is not None:
+                show(index)
+            try:
+                image = load_image(path)
+                if is_profiling:
+                    scene, cost = profile_scene(image, looking, settings.timeout_s, is_first=not costs)
+                    costs.append(cost)
+                else:
+                    scene = complete_scenes([(image, None)], looking, settings.timeout_s)[0]
+            except ValueError as error:
+                num_failed += 1
+                print_json({"image": path, "error": str(error)}) if settings.is_json else note(f"error: {error}")
+                continue
+            scene = keep_kinds(scene, kinds)
+            words = verbalize_scene(scene, compat=stored.compat, settings=stored.words)
+            missing = find_missing_kinds(scene, wanted, absent)
+            overlay, obstacle = draw_overlay(scene, path, index, len(images), settings)
+            if settings.is_json:
+                row = {"image": path, "words": words, "scene": scene.to_dict(), "missing": missing}
+                row |= {} if overlay is None else {"overlay": str(overlay)}
+                print_json(row | ({"profile": [c.to_dict() for c in costs[-1]]} if is_profiling else {}))
             else:
-                scene = complete_scenes([(image, None)], looking, settings.timeout_s)[0]
-        except ValueError as error:
-            num_failed += 1
-            print_json({"image": path, "error": str(error)}) if settings.is_json else note(f"error: {error}")
-            continue
-        scene = keep_kinds(scene, kinds)
-        words = verbalize_scene(scene, compat=stored.compat, settings=stored.words)
-        missing = find_missing_kinds(scene, wanted, absent)
-        overlay = None
-        if settings.is_drawing:
-            target = choose_overlay_path(path, settings.overlay, index, len(images))
-            overlay = save_overlay(scene, path, target)
-        if settings.is_json:
-            row = {"image": path, "words": words, "scene": scene.to_dict(), "missing": missing}
-            row |= {} if overlay is None else {"overlay": str(overlay)}
-            print_json(row | ({"profile": [c.to_dict() for c in costs[-1]]} if is_profiling else {}))
-        else:
-            lines = describe_missing(missing).replace("answered without", "nobody looked for")
-            footer = "\n".join(filter(None, [lines, f"overlay: {overlay}" if overlay else ""]))
-            print_words(path, words, footer)
+                lines = describe_missing(missing).replace("answered without", "nobody looked for")
+                footer = "\n".join(filter(None, [lines, f"overlay: {overlay}" if overlay else ""]))
+                print_words(path, words, footer)
+            if obstacle is not None:
+                raise obstacle
     if costs and not settings.is_json:
         print_costs(costs)
     return num_failed

@@ -161,6 +161,8 @@ def read_stream(stream: Any, name: str = "binary file", max_bytes: int = DEFAULT
             if not piece:
                 break
             data += piece
+    except ImageLoadError:  # of a stream that reads images itself
+        raise
     except (OSError, ValueError, TypeError) as error:
         raise ImageLoadError(f"expected an open, readable file, got {name} ({error}). Open it again.") from error
     return bytes(data)

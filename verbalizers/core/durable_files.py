@@ -20,7 +20,9 @@ __all__ = [
     "atomic_folder",
     "check_output",
     "hold_folder",
+    "hold_name",
     "lock_folder",
+    "naming_file",
     "read_lines",
     "sync_folder",
 ]
@@ -61,7 +63,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
     try:
-        yield temporary
+        with naming_file(path):
+            yield temporary
         _sync(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
@@ -87,7 +90,7 @@ def atomic_folder(output: str | Path, *, force: bool = False) -> Iterator[Path]:
     output = Path(output)
     check_output(output, force=force)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _hold_name(output), _filled_folder(output) as folder:
+    with hold_name(output), _filled_folder(output) as folder:
         check_output(output, force=force)  # another may have finished meanwhile
         yield folder
 
@@ -136,11 +139,32 @@ def _make_readable(folder: Path) -> None:
 
 
 def append_to_file(path: Path, content: bytes) -> None:
-    """Write behind what a file holds; the file is made where it lacks."""
-    with path.open("ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write behind what a file holds; the file is made where it lacks.
+
+    Raises:
+        OSError: the disk is full, say: names the file, which holds what it held before.
+    """
+    with naming_file(path), path.open("ab", buffering=0) as file:
+        end, rest = file.tell(), memoryview(content)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+@contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """Let errors in writing say which file they are about: the system's, of a full disk say, do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def lock_folder(folder: Path) -> BinaryIO:
@@ -230,8 +254,12 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _hold_name(output: Path) -> Iterator[None]:
-    """Hold the name of a folder that is yet to be made: by a hidden file beside it, gone when this ends."""
+def hold_name(output: Path) -> Iterator[None]:
+    """Hold the name of a file or a folder, which may be yet to be made: by a hidden file beside it, gone at the end.
+
+    Raises:
+        ValueError: another process holds it; see `lock_folder`.
+    """
     path = output.with_name(f".{output.name}.lock")
     while True:
         file = _lock(path, output)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from verbalizers.core.durable_files import append_to_file, atomic_file, lock_folder, read_lines
+from verbalizers.core.durable_files import append_to_file, atomic_file, lock_folder, naming_file, read_lines
 from verbalizers.store.recipe import MANIFEST_FILE, Recipe, read_manifest
 from verbalizers.store.shards import (
     import_pyarrow,
@@ -94,7 +94,8 @@ class CacheWriter:
         if self._lock_file.closed:
             return
         try:
-            self.flush()
+            with naming_file(self.folder):
+                self.flush()
             self._rewrite_errors()
         finally:
             self._journal.close()
@@ -160,9 +161,10 @@ class CacheWriter:
 
     def _append(self, lines: list[str]) -> None:
         if lines:
-            self._journal.write("".join(f"{line}\n" for line in lines).encode())
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
+            with naming_file(self.folder / JOURNAL_FILE):
+                self._journal.write("".join(f"{line}\n" for line in lines).encode())
+                self._journal.flush()
+                os.fsync(self._journal.fileno())
         is_full = len(self._scenes) >= self.shard_rows or len(self._sources) >= 64 * self.shard_rows
         if is_full or self._journal.tell() > _MAX_JOURNAL_BYTES:
             self.flush()

@@ -1,0 +1,313 @@
+"""``moai ask --questions --out``: one file holds the answers of one setting, whoever writes, whatever breaks off."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from moai.cli import app
+from moai.data.question_files import AnswerFile
+from verbalizers.core.durable_files import append_to_file, hold_name
+
+ROWS = [
+    {"id": "one", "image": "a.png", "question": "What is it?"},
+    {"id": "two", "image": "b.png", "question": "How many dogs are there?", "scene": "scene.json"},
+    {"image": "a.png", "question": "Where is the cat?", "scene": build_scene(word="OPEN").to_dict()},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    settings = {"verbalizers": [], "kinds": ["detection", "ocr"]}
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), settings)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, folder):
+    """A folder with a checkpoint, two images, findings and three questions; commands run inside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOAI_MODEL", "model")
+    shutil.copytree(folder, tmp_path / "model")
+    for seed, name in enumerate(("a.png", "b.png")):
+        draw_picture(seed).save(name)
+    (tmp_path / "scene.json").write_text(json.dumps(build_scene().to_dict()))
+    write_questions(*ROWS)
+    return tmp_path
+
+
+def write_questions(*rows) -> None:
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def ask(*arguments):
+    words = ["ask", "--questions", "q.jsonl", *(str(argument) for argument in arguments)]
+    result = CliRunner().invoke(app, words if "--max-new-tokens" in words else [*words, "--max-new-tokens", "4"])
+    assert "Traceback" not in result.output
+    return result
+
+
+def change_weights() -> None:
+    tensors = load_file("model/model.safetensors")
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, "model/model.safetensors", metadata={"format": "pt"})
+
+
+def change_json(path, **values) -> None:
+    Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (None, ["--max-new-tokens", "3"], "max_new_tokens was 4, now 3"),
+        (None, ["--option", "routing=uniform"], 'routing was null, now "uniform"'),
+        (None, ["--num-beams", 2], "num_beams was 1, now 2"),
+        (None, ["--dtype", "bfloat16"], 'dtype was null, now "bfloat16"'),
+        (None, ["--json"], "json was false, now true"),
+        (None, ["--timeout", "5"], "timeout was 60.0, now 5.0"),
+        (None, ["--verbalizers", "ocr"], "verbalizers.ocr was nothing, now"),
+        (change_weights, [], "model.model.safetensors was"),
+        (lambda: change_json("model/verbalizers.json", words={"text_threshold": 0.1}), [], "words.text_threshold was"),
+        (lambda: draw_picture(7).save("a.png"), [], "'one' about other content ('a.png'): image_hash was"),
+        (
+            lambda: change_json("scene.json", failures={"ocr": "x"}),
+            [],
+            "'two' about other content ('b.png'): scene_hash",
+        ),
+        (lambda: write_questions({**ROWS[0], "scene": "scene.json"}, *ROWS[1:]), [], "scene_hash was nothing, now"),
+        (
+            lambda: write_questions({**ROWS[0], "question": "Why?"}, *ROWS[1:]),
+            [],
+            "another question under the id 'one'",
+        ),
+        (lambda: write_questions(*ROWS[1:]), [], "questions that are not asked now, the first 'one'"),
+        (lambda: os.remove("o.jsonl.settings.json"), [], "o.jsonl.settings.json beside it, which records"),
+    ],
+)
+@pytest.mark.parametrize("num_kept", [1, 3])
+def test_answers_refuse_other_settings_when_continued(workplace, change, options, message, num_kept):
+    assert ask("--out", "o.jsonl").exit_code == 0
+    lines = Path("o.jsonl").read_text().splitlines(keepends=True)
+    kept = lines if num_kept == 3 else ([lines[1]] if "'two'" in message else lines[:1])
+    Path("o.jsonl").write_text("".join(kept))
+    if change is not None:
+        change()
+    result = ask("--out", "o.jsonl", *options)
+    assert result.exit_code == 1 and message in result.stderr and "--overwrite" in result.stderr
+    assert Path("o.jsonl").read_text() == "".join(kept)
+
+
+def test_answers_begin_anew_when_overwriting_is_asked_for(workplace):
+    assert ask("--out", "o.jsonl").exit_code == 0
+    before = Path("o.jsonl").read_bytes()
+    assert ask("--out", "o.jsonl", "--overwrite", "--max-new-tokens", "3").exit_code == 0
+    assert Path("o.jsonl").read_bytes() != before
+    assert ask("--out", "o.jsonl", "--max-new-tokens", "3").exit_code == 0
+    assert "max_new_tokens was 3, now 4" in ask("--out", "o.jsonl").stderr
+
+
+def test_answers_go_on_when_what_changed_decides_nothing(workplace):
+    write_questions(*ROWS[:2])
+    assert ask("--out", "o.jsonl").exit_code == 0
+    before = Path("o.jsonl").read_text()
+    write_questions(*ROWS)  # more questions
+    draw_picture(0).save("other.png")
+    os.replace("other.png", "a.png")  # another file of the same content
+    shutil.copytree("model", "elsewhere/model")
+    os.remove("b.png")  # answered already
+    result = ask("--out", "o.jsonl", "--batch-size", 1)
+    assert result.exit_code == 0 and Path("o.jsonl").read_text().startswith(before)
+    assert "2 of 3 questions are answered" in result.stderr
+
+
+def test_answers_have_one_writer_when_two_begin(workplace):
+    with hold_name(workplace / "o.jsonl"):
+        result = ask("--out", "./o.jsonl")
+    assert result.exit_code == 1 and f"process {os.getpid()} on" in result.stderr and "o.jsonl" in result.stderr
+    assert not Path("o.jsonl").exists()
+    assert ask("--out", "o.jsonl").exit_code == 0
+    assert sorted(path.name for path in workplace.glob("*o.jsonl*")) == ["o.jsonl", "o.jsonl.settings.json"]
+
+
+def test_question_file_is_answered_when_it_holds_half_a_pair(workplace):
+    half = (
+        '{"id": "\\ud83d", "image": "a.png", "question": "What is \\ud83d?"}\n{"image": "b.png", "question": "Who?"}\n'
+    )
+    Path("q.jsonl").write_text(half)
+    for _ in range(2):  # a second run finds its own answers
+        assert ask("--out", "o.jsonl").exit_code == 0
+    rows = [json.loads(line) for line in Path("o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["question"] for row in rows] == ["What is \ufffd?", "Who?"] and rows[0]["id"] == "\ufffd"
+    assert len(ask().stdout.splitlines()) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
+def test_image_is_read_when_its_name_is_no_utf8(workplace):
+    name = os.fsdecode(b"caf\xe9.png")
+    draw_picture(3).save(name)
+    write_questions({"image": name, "question": "What?"})
+    for _ in range(2):
+        assert ask("--out", "o.jsonl").exit_code == 0
+    (row,) = [json.loads(line) for line in Path("o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert row["image"] == "caf\ufffd.png" and row["answer"]
+    for option in ((), ("--json",)):
+        result = CliRunner().invoke(app, ["ask", name, "What \udce9?", "--max-new-tokens", "4", *option])
+        assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["question"] == "What \ufffd?"
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("/dev/full", "a device or a pipe"),
+        ("fifo", "a device or a pipe"),
+        ("model", "the folder"),
+        ("/proc/answers.jsonl", "answers can be written to"),
+        ("a.png/answers.jsonl", "answers can be written to"),
+        ("q.jsonl", "than their input"),
+        ("b.png", "than their input"),
+        ("scene.json", "than their input"),
+        ("link.png", "than their input"),
+    ],
+)
+def test_out_is_refused_when_it_cannot_hold_answers(workplace, out, message):
+    os.mkfifo("fifo")
+    os.link("a.png", "link.png")
+    before = {path: path.read_bytes() for path in workplace.glob("*.*")}
+    for options in ((), ("--overwrite",)):
+        result = ask("--out", out, *options)
+        assert result.exit_code == 1 and message in result.stderr, result.stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("/dev/full", "an overlay"),
+        ("fifo.png", "regular file"),
+        ("a.gif", "expected one of .png"),
+        ("b.png", "replace the image"),
+        ("scene.json", "expected one of .png"),
+        ("q.jsonl/x.png", "can be written to"),
+    ],
+)
+def test_overlay_is_refused_when_it_cannot_be_saved(workplace, monkeypatch, overlay, message):
+    os.mkfifo("fifo.png")
+    for loading in ("answer_settings.find_checkpoint", "verbalizing.choose_verbalizers"):
+        monkeypatch.setattr(f"moai.cli.{loading}", lambda *names: pytest.fail("something was loaded"))
+    image = "b.png" if overlay == "b.png" else "a.png"
+    for command in (["ask", image, "What?", "--scene", "scene.json"], ["verbalize", image]):
+        result = CliRunner().invoke(app, [*command, "--overlay", overlay])
+        assert result.exit_code == 1 and message in result.stderr, result.stderr
+
+
+def test_full_disk_names_the_file_and_keeps_it_whole(tmp_path):
+    path = tmp_path / "o.jsonl"
+    path.write_bytes(b"first\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+        with pytest.raises(OSError, match=r"o\.jsonl"):
+            append_to_file(path, b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert path.read_bytes() == b"first\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.png", "What?", "--out", "o.jsonl"], "--out with --questions only"),
+        (["a.png", "What?", "--overwrite"], "--overwrite with --questions only"),
+        (["--questions", "q.jsonl", "--show"], '--show with IMAGE... "QUESTION" only'),
+        (["--questions", "q.jsonl", "--scene", "scene.json"], '--scene with IMAGE... "QUESTION" only'),
+    ],
+)
+def test_option_is_refused_when_it_would_do_nothing(workplace, arguments, message):
+    result = CliRunner().invoke(app, ["ask", *arguments])
+    assert result.exit_code == 2 and message in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["nowhere.png", "What?"], ["a.png", "What?", "--model", "nowhere"]])
+def test_wrong_paths_are_told_when_neither_torch_nor_transformers_is_loaded(workplace, arguments):
+    code = (
+        "import sys\nfrom moai.cli import app\n"
+        f"try: app({['ask', *arguments]!r})\n"
+        "except SystemExit as leaving: print(leaving.code, sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout.strip() == "1 []" and "nowhere" in result.stderr
+
+
+def test_missing_images_are_told_before_the_model_is_loaded_when_they_are_too_many(workplace, monkeypatch):
+    write_questions(*ROWS, {"image": "nowhere.png", "question": "What?"})
+    monkeypatch.setattr("moai.cli.answer_settings.silence_libraries", lambda: pytest.fail("the model was loaded"))
+    result = ask("--out", "o.jsonl", "--max-errors", 0)
+    assert result.exit_code == 1 and "q.jsonl:4: expected the path of an image" in result.stderr
+
+
+def start(*arguments: str, **options):
+    words = [sys.executable, "-m", "moai", "ask", *arguments, "--max-new-tokens", "4"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_answers_are_kept_and_continued_when_the_process_is_stopped(workplace, number, code):
+    rows = [{"id": index, "image": "a.png", "question": f"What is {index}?"} for index in range(400)]
+    write_questions(*rows)
+    process = start("--questions", "q.jsonl", "--out", "o.jsonl", "--batch-size", "2")
+    while not (Path("o.jsonl").exists() and Path("o.jsonl").stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == code and "terminate" not in complaint and "Traceback" not in complaint
+    content = Path("o.jsonl").read_bytes()
+    ids = [json.loads(line)["id"] for line in content.splitlines()]
+    assert content.endswith(b"\n") and ids == list(range(len(ids))) and len(ids) < 400
+    write_questions(
+        *({"id": index, "image": "a.png", "question": f"What is {index}?"} for index in range(len(ids) + 1))
+    )
+    assert ask("--out", "o.jsonl").exit_code == 0
+    assert Path("o.jsonl").read_bytes().startswith(content)
+
+
+@pytest.mark.slow
+def test_command_ends_quietly_when_nobody_reads_or_stdout_is_ascii_or_full(workplace):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    Path("é.png").write_bytes(Path("a.png").read_bytes())
+    answer, _ = start("é.png", "Où?", "--json", env=environment).communicate(timeout=120)
+    assert answer.isascii() and json.loads(answer)["image"] == "é.png"
+    process = start("--questions", "q.jsonl", "--batch-size", "1")
+    process.stdout.close()
+    assert process.wait(timeout=120) == 1
+    assert "Exception ignored" not in process.stderr.read()
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "moai", "ask", "a.png", "What?", "--max-new-tokens", "4"]
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert result.returncode == 1 and "standard output" in result.stderr
+
+
+def test_answer_file_repairs_its_end_when_a_line_is_half_written(workplace):
+    assert ask("--out", "o.jsonl").exit_code == 0
+    whole = Path("o.jsonl").read_bytes()
+    for cut in (1, 30, len(whole.splitlines(keepends=True)[-1]) - 1):
+        Path("o.jsonl").write_bytes(whole[:-cut])
+        with AnswerFile("o.jsonl", "model", json.loads(Path("o.jsonl.settings.json").read_text())) as answers:
+            content = Path("o.jsonl").read_bytes()
+            assert whole.startswith(content) and content.endswith(b"\n")
+            assert answers.done_ids >= {"one", "two"}
