@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -37,6 +39,44 @@ def _limit_longest_side(image: np.ndarray) -> np.ndarray:
         return image
     height, width = (max(1, round(side * _LONGEST_SIDE / longest)) for side in image.shape[:2])
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _resize_blurred(image_processor: Any, image: torch.Tensor, size: Any, **options: Any) -> torch.Tensor:
+    """OWLv2's own resizing, sooner: a Gaussian blur, then bilinear.
+
+    transformers blurs with a square of up to hundreds of weights per pixel; a Gaussian is the same as one line of them
+    after the other.
+
+    Args:
+        image_processor: of OWLv2.
+        image: float `(B, 3, h, w)`.
+        size: its `height` and `width` are those of the result.
+        **options: as for the processor's `resize`.
+    """
+    import torch
+    from torch.nn.functional import pad
+    from transformers.image_processing_backends import TorchvisionBackend
+
+    height, width = image.shape[-2:]
+    factor = height / size.height
+    if factor <= 1 or (height, size.height) != (width, size.width):
+        return type(image_processor).resize(image_processor, image, size, **options)
+    sigma = (factor - 1) / 2
+    radius = math.ceil(3 * sigma)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    weights = (weights / weights.sum()).tolist()
+    padded = pad(image, (radius,) * 4, mode="reflect")
+    lines = _sum_shifted([padded[..., i : i + height, :] for i in range(len(weights))], weights)
+    blurred = _sum_shifted([lines[..., i : i + width] for i in range(len(weights))], weights)
+    return TorchvisionBackend.resize(image_processor, blurred, size=size, antialias=False)
+
+
+def _sum_shifted(parts: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
+    """The weighted sum of tensors of one shape."""
+    total = parts[0] * weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.add_(part, alpha=weight)
+    return total
 
 
 def select_detections(
@@ -108,6 +148,7 @@ class Owlv2Detector(CheckpointVerbalizer):
 
         model = from_pretrained(Owlv2ForObjectDetection, self.checkpoint, dtype=dtype, use_safetensors=True)
         processor = from_pretrained(AutoProcessor, self.checkpoint)
+        processor.image_processor.resize = partial(_resize_blurred, processor.image_processor)
         # bfloat16 knows 1/256 of the image's width at best: the few layers that place boxes stay in float32.
         model.box_head.float()
         model.box_bias = model.compute_box_bias(model.num_patches_height, model.num_patches_width).float()

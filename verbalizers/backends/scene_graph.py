@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,8 +61,9 @@ class PSGTRVerbalizer(CheckpointVerbalizer):
         model, config = loaded.model, loaded.model.config
         inputs = loaded.processor(images=images, input_data_format="channels_last", return_tensors="pt")
         pixel_values = inputs.pixel_values.to(model.device, model.dtype)
+        outputs = model(pixel_values, output_masks=False)
         graphs = loaded.processor.post_process_scene_graph(
-            model(pixel_values),
+            outputs,
             [images[0].shape[:2]] * len(images),
             subject_threshold=self.subject_threshold,
             object_threshold=self.object_threshold,
@@ -69,6 +71,7 @@ class PSGTRVerbalizer(CheckpointVerbalizer):
             mask_threshold=self.mask_threshold,
             max_triplets=self.max_triplets,
             num_thing_classes=config.num_thing_classes,
+            draw_masks=partial(model.draw_masks, outputs),
         )
         return [relations_from_psgtr(graph, loaded.names, config.predicate_names) for graph in graphs]
 

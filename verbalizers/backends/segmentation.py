@@ -78,6 +78,9 @@ class TransformersSegmenter(CheckpointVerbalizer):
         return [segments_from_transformers(r, loaded.names, loaded.fused, size_hw) for r in results]
 
     def _post_process(self, processor: Any, outputs: Any, target_sizes: list[tuple[int, int]]) -> list[dict]:
+        if type(processor).__name__.startswith("Mask2Former"):
+            settings = (self.threshold, self.mask_threshold, self.overlap_mask_area_threshold)
+            return [_segment_mask2former(outputs, i, size, *settings) for i, size in enumerate(target_sizes)]
         post_process = processor.post_process_panoptic_segmentation
         options = {
             "threshold": self.threshold,
@@ -90,3 +93,52 @@ class TransformersSegmenter(CheckpointVerbalizer):
         known = inspect.signature(post_process).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
         return post_process(outputs, **{k: v for k, v in options.items() if k in known or takes_any})
+
+
+def _segment_mask2former(
+    outputs: Any,
+    index: int,
+    size_hw: tuple[int, int],
+    threshold: float,
+    mask_threshold: float,
+    overlap_mask_area_threshold: float,
+) -> dict[str, Any]:
+    """What transformers' `post_process_panoptic_segmentation` of Mask2Former gives without fusing, sooner.
+
+    transformers enlarges the masks of all queries before it drops most of them, looks for the best mask with a slow
+    `argmax`, and compares the whole map once per segment.
+
+    Args:
+        outputs: the model's, float32.
+        index: which image of the batch.
+        size_hw: that image's height and width.
+        threshold: see `TransformersSegmenter`,
+        mask_threshold: likewise,
+        overlap_mask_area_threshold: likewise.
+
+    Returns:
+        `segmentation` int32 `(H, W)`, 0 or -1 = nothing, and `segments_info`.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    scores, labels = outputs.class_queries_logits[index].softmax(-1).max(-1)  # (Q,)
+    is_kept = labels.ne(outputs.class_queries_logits.shape[-1] - 1) & (scores > threshold)
+    scores, labels = scores[is_kept], labels[is_kept]
+    if not len(scores):
+        return {"segmentation": torch.full(size_hw, -1, dtype=torch.int32), "segments_info": []}
+    logits = outputs.masks_queries_logits[index, is_kept][None]  # (1, N, h, w)
+    # By way of the size that transformers scales all models' masks to.
+    logits = interpolate(logits, size=(384, 384), mode="bilinear", align_corners=False)
+    weighed = interpolate(logits.sigmoid(), size=size_hw, mode="bilinear", align_corners=False)[0]  # (N, H, W)
+    weighed *= scores[:, None, None]
+    winner = weighed.max(0).indices  # (H, W)
+    areas = torch.bincount(winner.flatten(), minlength=len(scores))
+    own_areas = (weighed >= mask_threshold).flatten(1).sum(1)
+    ratios = (areas / own_areas).tolist()  # NaN and infinity where one of them is 0
+    ids, info = torch.zeros(len(scores), dtype=torch.int32), []
+    for row, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
+        if areas[row] > 0 and own_areas[row] > 0 and ratios[row] > overlap_mask_area_threshold:
+            ids[row] = len(info) + 1
+            info.append({"id": len(info) + 1, "label_id": label, "score": round(score, 6)})
+    return {"segmentation": ids.to(winner.device)[winner], "segments_info": info}

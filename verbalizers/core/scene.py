@@ -116,7 +116,8 @@ def as_rgb_array(image: Image.Image | np.ndarray) -> np.ndarray:
         ValueError: neither, or an array of another dtype or shape.
     """
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only, which torch warns about
+        # A copy: Pillow's own buffer is read-only, which torch warns about.
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         if 0 not in image.shape:
             return image

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
@@ -34,6 +35,9 @@ from verbalizers.psgtr.loss_psgtr import triplet_loss
 __all__ = ["PSGTRForSceneGraph", "PSGTRHead", "PSGTROutput", "PSGTRPreTrainedModel"]
 
 
+_QUERIES_AT_ONCE = 8
+
+
 @dataclass
 class PSGTROutput(ModelOutput):
     """Output of PSGTR.
@@ -50,6 +54,7 @@ class PSGTROutput(ModelOutput):
         subject_masks: `(B, Q, H / 4, W / 4)` logits.
         object_masks: `(B, Q, H / 4, W / 4)` logits.
         auxiliary_outputs: per earlier decoder layer a dict of the five classes and boxes above, if asked for.
+        mask_inputs: what `PSGTRHead.draw_masks` draws masks from, where they were left out.
     """
 
     loss: torch.Tensor | None = None
@@ -62,6 +67,7 @@ class PSGTROutput(ModelOutput):
     subject_masks: torch.Tensor | None = None
     object_masks: torch.Tensor | None = None
     auxiliary_outputs: tuple[dict[str, torch.Tensor], ...] | None = None
+    mask_inputs: tuple | None = None
 
 
 class PSGTRPreTrainedModel(DetrPreTrainedModel):
@@ -131,6 +137,42 @@ class PSGTRDecoder(PSGTRPreTrainedModel, DetrDecoder):
         return torch.stack(outputs)
 
 
+class PSGTRMaskHead(DetrMaskHeadSmallConv):
+    """DETR's mask head; what does not depend on the query is computed once per image, not once per query.
+
+    transformers' repeats the image's maps for every query: the first convolution sees 256 channels of the image beside
+    8 of the query, and the adapters of the finer maps see nothing of the query at all.
+    """
+
+    def forward(
+        self, features: torch.Tensor, attention_masks: torch.Tensor, fpn_features: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Masks `(B * Q, 1, H, W)`.
+
+        Args:
+            features: `(B, D, h, w)`.
+            attention_masks: `(B, Q, heads, h, w)`.
+            fpn_features: three maps `(B, channels, H, W)`, coarsest first.
+        """
+        num_queries = attention_masks.shape[1]
+        convolution, width = self.conv1.conv, features.shape[1]
+        # A convolution of joined channels is the sum of the parts' convolutions.
+        shared = F.conv2d(features, convolution.weight[:, :width], convolution.bias, padding=1)
+        own = F.conv2d(attention_masks.flatten(0, 1), convolution.weight[:, width:], padding=1)
+        hidden_states = _add_to_queries(own, shared, num_queries)  # (B * Q, D + heads, h, w)
+        hidden_states = self.conv2(self.conv1.activation(self.conv1.norm(hidden_states)))
+        for stage, finer_map in zip(self.fpn_stages, fpn_features, strict=True):
+            finer_map = stage.fpn_adapter(finer_map)  # (B, channels, H, W)
+            hidden_states = F.interpolate(hidden_states, size=finer_map.shape[-2:], mode="nearest")
+            hidden_states = stage.refine(_add_to_queries(hidden_states, finer_map, num_queries))
+        return self.output_conv(hidden_states)
+
+
+def _add_to_queries(maps: torch.Tensor, shared: torch.Tensor, num_queries: int) -> torch.Tensor:
+    """Maps `(B * Q, ...)` plus what the queries of an image share `(B, ...)`."""
+    return (maps.unflatten(0, (-1, num_queries)) + shared[:, None]).flatten(0, 1)
+
+
 class PSGTRHead(PSGTRPreTrainedModel):
     """Encoder, decoder, classifiers, box and mask predictors: all but the backbone.
 
@@ -155,8 +197,8 @@ class PSGTRHead(PSGTRPreTrainedModel):
         self.subject_attention_map = DetrMHAttentionMap(hidden_size, num_heads)
         self.object_attention_map = DetrMHAttentionMap(hidden_size, num_heads)
         mask_head = (hidden_size + num_heads, feature_channels[-2::-1], hidden_size, config.activation_function)
-        self.subject_mask_head = DetrMaskHeadSmallConv(*mask_head)
-        self.object_mask_head = DetrMaskHeadSmallConv(*mask_head)
+        self.subject_mask_head = PSGTRMaskHead(*mask_head)
+        self.object_mask_head = PSGTRMaskHead(*mask_head)
         self.post_init()
 
     def forward(
@@ -164,6 +206,7 @@ class PSGTRHead(PSGTRPreTrainedModel):
         feature_maps: list[torch.Tensor],
         feature_mask: torch.Tensor | None = None,
         output_auxiliary: bool = False,
+        output_masks: bool = True,
     ) -> PSGTROutput:
         """From the backbone's maps to triplets.
 
@@ -171,9 +214,12 @@ class PSGTRHead(PSGTRPreTrainedModel):
             feature_maps: four maps `(B, channels, H / stride, W / stride)`, finest first.
             feature_mask: bool `(B, h, w)` at the coarsest map's size, True = image, False = padding.
             output_auxiliary: also give the earlier decoder layers' classes and boxes.
+            output_masks: False leaves the masks for later: `draw_masks(*outputs.mask_inputs)`, of those queries that
+                turn out to matter.
         """
         states, projected, memory_map = self.decode(feature_maps[-1], feature_mask)
-        masks = self.draw_masks(states[-1], projected, memory_map, feature_maps[:-1], feature_mask)
+        mask_inputs = (states[-1], projected, memory_map, feature_maps[:-1], feature_mask)
+        masks = self.draw_masks(*mask_inputs) if output_masks else {"mask_inputs": mask_inputs}
         earlier = tuple(self.classify(layer) for layer in states[:-1]) if output_auxiliary else None
         return PSGTROutput(**self.classify(states[-1]), **masks, auxiliary_outputs=earlier)
 
@@ -281,6 +327,7 @@ class PSGTRForSceneGraph(PSGTRPreTrainedModel):
         labels: list[dict[str, torch.Tensor]] | None = None,
         output_auxiliary: bool = False,
         return_dict: bool | None = None,
+        output_masks: bool = True,
     ) -> PSGTROutput | tuple:
         """Find triplets; with labels also the training loss.
 
@@ -292,14 +339,40 @@ class PSGTRForSceneGraph(PSGTRPreTrainedModel):
                 index, object index, predicate counted from 1.
             output_auxiliary: also give the earlier decoder layers' classes and boxes.
             return_dict: False gives a plain tuple.
+            output_masks: False leaves them to `draw_masks`.
         """
         batch_size, _, height, width = pixel_values.shape
         if pixel_mask is None:
             pixel_mask = torch.ones((batch_size, height, width), device=pixel_values.device)
         features = self.backbone(pixel_values, pixel_mask)
         needs_auxiliary = output_auxiliary or (labels is not None and self.config.auxiliary_loss)
-        outputs = self.head([feature for feature, _ in features], features[-1][1], needs_auxiliary)
+        outputs = self.head([feature for feature, _ in features], features[-1][1], needs_auxiliary, output_masks)
         if labels is not None:
             outputs.loss_dict = triplet_loss(outputs, labels, self.config)
             outputs.loss = torch.stack(list(outputs.loss_dict.values())).sum()
         return outputs.to_tuple() if return_dict is False else outputs
+
+    def draw_masks(self, outputs: PSGTROutput, index: int, queries: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The masks of some queries of one image, from outputs without masks.
+
+        Args:
+            outputs: of `forward(..., output_masks=False)`.
+            index: which image of the batch.
+            queries: int64 `(n,)`.
+
+        Returns:
+            `subject_masks` and `object_masks`, logits `(n, H / 4, W / 4)`.
+        """
+        states, projected, memory_map, finer_maps, feature_mask = outputs.mask_inputs
+        if not len(queries):
+            empty = states.new_zeros(0, *finer_maps[0].shape[-2:])
+            return {"subject_masks": empty, "object_masks": empty}
+        one = slice(index, index + 1)
+        rest = (projected[one], memory_map[one], [finer_map[one] for finer_map in finer_maps])
+        feature_mask = None if feature_mask is None else feature_mask[one]
+        # In chunks: a hundred queries' largest maps together are larger than any cache.
+        drawn = [
+            self.head.draw_masks(states[one][:, chunk], *rest, feature_mask)
+            for chunk in queries.split(_QUERIES_AT_ONCE)
+        ]
+        return {name: torch.cat([masks[name][0] for masks in drawn]) for name in drawn[0]}

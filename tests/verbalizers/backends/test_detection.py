@@ -50,6 +50,19 @@ def test_detector_equals_transformers_when_run_by_hand(owlv2, images):
     assert list(found.class_names) == [WORDS[label] for label in expected["labels"][order]]
 
 
+@pytest.mark.parametrize("size", [(48, 60), (300, 200), (97, 97), (400, 10)])
+def test_detector_sees_the_same_pixels_as_transformers_when_an_image_is_shrunk(owlv2, size):
+    from transformers import Owlv2Processor
+
+    theirs = Owlv2Processor.from_pretrained(owlv2).image_processor
+    ours = build(owlv2).load().processor.image_processor
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(2)]
+    expected, found = (p(images=images, return_tensors="pt").pixel_values for p in (theirs, ours))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert max(size) > theirs.size["height"]
+
+
 def test_detector_batch_equals_singles_when_sizes_differ(owlv2, images):
     detector = build(owlv2)
     for batched, image in zip(detector.predict(images), images, strict=True):

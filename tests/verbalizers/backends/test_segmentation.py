@@ -35,20 +35,28 @@ def test_segmenter_names_segments_when_loaded_from_folder(mask2former, images):
     assert all((segments.pixel_counts > 0).all() for segments in found)
 
 
-def test_segmenter_equals_transformers_when_run_by_hand(mask2former, images):
+@pytest.mark.parametrize("thresholds", [(0.0, 0.0, 0.0), (0.0, 0.05, 0.3), (0.1, 0.0, 0.1), (1, 0, 0)])
+def test_segmenter_equals_transformers_when_run_by_hand(mask2former, images, thresholds):
     from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
     model = Mask2FormerForUniversalSegmentation.from_pretrained(mask2former).eval()
     processor = Mask2FormerImageProcessor.from_pretrained(mask2former)
-    with torch.no_grad():
-        outputs = model(**processor(images=[images[1]], return_tensors="pt"))
-    expected = processor.post_process_panoptic_segmentation(
-        outputs, threshold=0.0, mask_threshold=0.0, overlap_mask_area_threshold=0.0,
-        label_ids_to_fuse=set(), target_sizes=[images[1].shape[:2]],
-    )[0]  # fmt: skip
-    found = build(mask2former).predict([images[1]])[0]
-    np.testing.assert_array_equal(found.panoptic_map, expected["segmentation"].numpy())
-    assert list(found.class_names) == [NAMES[e["label_id"]] for e in expected["segments_info"]]
+    names = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
+    settings = dict(zip(names, thresholds, strict=True))
+    segmenter, num_segments = build(mask2former, **settings), 0
+    for image in images:
+        with torch.no_grad():
+            outputs = model(**processor(images=[image], return_tensors="pt"))
+        expected = processor.post_process_panoptic_segmentation(
+            outputs, **settings, label_ids_to_fuse=set(), target_sizes=[image.shape[:2]]
+        )[0]
+        found = segmenter.predict([image])[0]
+        np.testing.assert_array_equal(found.panoptic_map, expected["segmentation"].numpy())
+        assert list(found.segment_ids) == [e["id"] for e in expected["segments_info"]]
+        assert list(found.class_names) == [NAMES[e["label_id"]] for e in expected["segments_info"]]
+        np.testing.assert_array_equal(found.confidence, np.float32([e["score"] for e in expected["segments_info"]]))
+        num_segments += len(found)
+    assert num_segments or thresholds[0] > 0
 
 
 def test_segmenter_batch_equals_singles_when_sizes_differ(mask2former, images):

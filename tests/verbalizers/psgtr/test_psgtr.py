@@ -1,12 +1,15 @@
 """PSGTR's model: saving, batches, matching, training, conversion of a whole checkpoint, and its door."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from psgtr_checkpoints import build_official_psgtr
 from transformers.image_transforms import center_to_corners_format
+from transformers.models.detr.modeling_detr import DetrMaskHeadSmallConv
 
 from verbalizers import Relations, build_verbalizer, parse_scene
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor
@@ -91,6 +94,80 @@ def test_model_round_trip_is_equal_when_saved(model, tmp_path):
     assert isinstance(processor, PSGTRImageProcessor)
     assert processor.size.shortest_edge == 64
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_mask_head_equals_transformers_when_the_shared_part_is_computed_once(model):
+    torch.manual_seed(1)
+    ours = model.head.subject_mask_head
+    theirs = DetrMaskHeadSmallConv(40, [16, 8, 8], 32, "relu")
+    theirs.load_state_dict(ours.state_dict())
+    finer = [torch.randn(2, channels, side, side) for channels, side in ((16, 8), (8, 16), (8, 32))]
+    inputs = torch.randn(2, 32, 4, 4), torch.rand(2, 3, 8, 4, 4), finer
+    with torch.no_grad():
+        torch.testing.assert_close(ours(*inputs), theirs(*inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_masks_of_some_queries_equal_all_masks_when_drawn_later(model):
+    pixels, queries = torch.randn(2, 3, 64, 96), torch.tensor([5, 0, 3])
+    with torch.no_grad():
+        all_at_once, later = model(pixels), model(pixels, output_masks=False)
+        assert later.subject_masks is None and later.object_masks is None
+        for index in range(2):
+            drawn = model.draw_masks(later, index, queries)
+            for name, masks in drawn.items():
+                torch.testing.assert_close(masks, all_at_once[name][index, queries], atol=1e-5, rtol=1e-5)
+        assert model.draw_masks(later, 0, queries[:0])["subject_masks"].shape == (0, 16, 24)
+
+
+def random_outputs(seed, num_queries=30):
+    """Outputs with many duplicates: few names, and blobs that overlap."""
+    from verbalizers.psgtr import PSGTROutput
+
+    generator = torch.Generator().manual_seed(seed)
+    blobs = torch.randn(2, 4, 1, 12, 17, generator=generator).repeat_interleave(num_queries // 4 + 1, 1)[
+        :, :num_queries
+    ]
+    masks = 6 * blobs + torch.randn(2, num_queries, 1, 12, 17, generator=generator)
+    return PSGTROutput(
+        **{f"{role}_logits": 4 * torch.randn(1, num_queries, 4, generator=generator) for role in ("subject", "object")},
+        relation_logits=4 * torch.randn(1, num_queries, 3, generator=generator),
+        **{f"{role}_boxes": torch.rand(1, num_queries, 4, generator=generator) for role in ("subject", "object")},
+        subject_masks=masks[None, 0, :, 0],
+        object_masks=masks[None, 1, :, 0],
+    )
+
+
+@pytest.mark.parametrize("size_hw", [(12, 17), (48, 68), (50, 61), (100, 31), (7, 9), (1, 200)])
+def test_graph_is_the_same_when_measured_on_enlarged_masks(size_hw):
+    """Weighted pixels of small masks count as the image's pixels do, and only the masks in use matter."""
+    processor, settings = PSGTRImageProcessor(), {"mask_threshold": 0.6, "num_thing_classes": 2}
+    num_relations = 0
+    for seed in range(6):
+        outputs = random_outputs(seed)
+        large = replace(
+            outputs,
+            **{
+                f"{role}_masks": F.interpolate(outputs[f"{role}_masks"], size=size_hw) for role in ("subject", "object")
+            },
+        )
+        asked = []
+
+        def draw(index, queries, outputs=outputs, asked=asked):
+            asked.append(len(queries))
+            return {f"{role}_masks": outputs[f"{role}_masks"][index][queries] for role in ("subject", "object")}
+
+        small, enlarged, drawn = (
+            processor.post_process_scene_graph(given, [size_hw], **settings, draw_masks=d)[0]
+            for given, d in ((outputs, None), (large, None), (outputs, draw))
+        )
+        for graph in (enlarged, drawn):
+            for name in ("labels", "rels", "rel_pair_idxes", "rel_dists", "refine_bboxes", "masks", "pan_results"):
+                assert torch.equal(getattr(small, name), getattr(graph, name)), name
+        assert small.masks.shape == (len(small.labels), *size_hw) and small.pan_results.shape == size_hw
+        assert torch.equal(small.triplets.masks, enlarged.triplets.masks)
+        num_relations += len(small.rels)
+        assert len(asked) == 1 and asked[0] < 30
+    assert num_relations
 
 
 def test_generalized_box_iou_equals_hand_computation():
