@@ -75,11 +75,3 @@ def tiny_model():
     from builders import build_tiny_model
 
     return build_tiny_model()
-
-
-@pytest.fixture
-def tiny_inputs(tiny_config):
-    """A left-padded batch of two unequal samples for it."""
-    from builders import build_tiny_inputs
-
-    return build_tiny_inputs(tiny_config)

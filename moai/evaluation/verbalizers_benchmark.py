@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,7 @@ import torch
 from torchmetrics.detection import MeanAveragePrecision, PanopticQuality
 from torchmetrics.text import CharErrorRate
 
+from moai.bundled import find_bundled
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
 from verbalizers.core.base import Verbalizer, build_verbalizer
@@ -210,11 +212,13 @@ class Measured:
         kind: Which intelligence.
         scores: Name -> value.
         num_scenes: How many scenes it saw.
+        seconds_per_image: Wall time, painting not counted.
     """
 
     kind: str
     scores: dict[str, float]
     num_scenes: int
+    seconds_per_image: float
 
 
 def evaluate_verbalizers(
@@ -236,15 +240,19 @@ def evaluate_verbalizers(
         if verbalizer.kind not in SCORES:
             raise ValueError(f"expected kinds among {sorted(SCORES)}, got {verbalizer.kind!r}. Leave it out.")
     scores = [SCORES[verbalizer.kind]() for verbalizer in verbalizers]
+    seconds = [0.0] * len(scores)
     scenes = iter(Scenes(split, seed=seed, image_size=image_size, num_questions=1, length=num_scenes))
     while batch := list(islice(scenes, _BATCH)):
         images = [sample.image for sample in batch]
-        for verbalizer, score in zip(verbalizers, scores, strict=True):
-            for sample, finding in zip(batch, verbalizer.predict(images), strict=True):
+        for position, (verbalizer, score) in enumerate(zip(verbalizers, scores, strict=True)):
+            began = time.perf_counter()
+            findings = verbalizer.predict(images)
+            seconds[position] += time.perf_counter() - began
+            for sample, finding in zip(batch, findings, strict=True):
                 score.update(sample, finding)
     return [
-        Measured(verbalizer.kind, score.compute(), num_scenes)
-        for verbalizer, score in zip(verbalizers, scores, strict=True)
+        Measured(verbalizer.kind, score.compute(), num_scenes, spent / max(num_scenes, 1))
+        for verbalizer, score, spent in zip(verbalizers, scores, seconds, strict=True)
     ]
 
 
@@ -289,7 +297,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file that receives the numbers")
     chosen = parser.parse_args(arguments)
     kinds = tuple(chosen.kind or SCORES)
-    measured = evaluate_verbalizers(bundled_verbalizers(chosen.verbalizers, kinds), chosen.scenes, split=chosen.split)
+    folder = find_bundled("checkpoints", chosen.verbalizers) or chosen.verbalizers
+    measured = evaluate_verbalizers(bundled_verbalizers(folder, kinds), chosen.scenes, split=chosen.split)
     print(markdown_table(measured))
     if chosen.json is not None:
         known = json.loads(chosen.json.read_text(encoding="utf-8")) if chosen.json.is_file() else {}
