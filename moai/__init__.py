@@ -14,6 +14,7 @@ from .moved_modules import MOVED_MODULES, answer_to_old_names
 if TYPE_CHECKING:
     from .models.moai.configuration_moai import MoAIConfig
     from .models.moai.modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel
+    from .models.moai.new_model import from_backbones
     from .pipeline.pipeline_moai import MoAIOutput, MoAIPipeline
     from .processing.processing_moai import MoAIProcessor
     from .processing.tokenization_internlm2 import InternLM2Tokenizer
@@ -27,6 +28,7 @@ __all__ = [
     "MoAIPipeline",
     "MoAIPreTrainedModel",
     "MoAIProcessor",
+    "from_backbones",
 ]
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ _MODULE_OF_NAME = {
     "MoAIPipeline": "pipeline.pipeline_moai",
     "MoAIPreTrainedModel": "models.moai.modeling_moai",
     "MoAIProcessor": "processing.processing_moai",
+    "from_backbones": "models.moai.new_model",
 }
 
 check_first_party_packages()
