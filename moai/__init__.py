@@ -13,6 +13,7 @@ from .models.registry import register_auto_classes
 if TYPE_CHECKING:
     from .models.moai.configuration_moai import MoAIConfig
     from .models.moai.modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel
+    from .models.moai.new_model import from_backbones
     from .pipeline.answers import Answer
     from .pipeline.pipeline import Pipeline
     from .processing.processing_moai import MoAIProcessor
@@ -27,6 +28,7 @@ __all__ = [
     "MoAIPreTrainedModel",
     "MoAIProcessor",
     "Pipeline",
+    "from_backbones",
 ]
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ _MODULE_OF_NAME = {
     "MoAIPreTrainedModel": "models.moai.modeling_moai",
     "MoAIProcessor": "processing.processing_moai",
     "Pipeline": "pipeline.pipeline",
+    "from_backbones": "models.moai.new_model",
 }
 
 check_first_party_packages()

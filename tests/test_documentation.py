@@ -35,16 +35,29 @@ def _commands(document: str) -> list[str]:
 
 def _write_backbones(folder: Path) -> tuple[Path, Path]:
     """Two pretrained folders, as from_backbones takes them."""
-    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
 
     vision, text = folder / "clip", folder / "llama"
     CLIPVisionModel(CLIPVisionConfig(**TINY_VISION)).save_pretrained(vision)
-    LlamaForCausalLM(LlamaConfig(**TINY_TEXT)).save_pretrained(text)
+    LlamaForCausalLM(LlamaConfig(**TINY_TEXT | {"vocab_size": 384})).save_pretrained(text)
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(["dogs"], trainers.BpeTrainer(special_tokens=["</s>"], initial_alphabet=alphabet))
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(text)
     return vision, text
 
 
 @pytest.mark.slow
-def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path) -> None:
+def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("peft")
     checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint")
@@ -67,6 +80,8 @@ def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path) -> None
         if "model" in namespace:  # `**inputs` in the text stands for inputs of the model at hand
             namespace["inputs"] = build_tiny_inputs(namespace["model"].config)
         exec(compile(block, f"README.md, Python block {number + 1}", "exec"), namespace)
+        if "from_backbones" in block:  # what it saved is a checkpoint that answers
+            namespace["moai"].MoAIPipeline.from_pretrained("my-moai", [])(picture, "dogs?", max_new_tokens=2)
 
 
 def test_contributing_verbalizer_works_when_copied() -> None:

@@ -214,6 +214,10 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
             conversation = self._escape_conversation(conversation)
         if "image_token" in template:
             kwargs.setdefault("image_token", self.image_token)
+        if kwargs.get(
+            "return_assistant_tokens_mask"
+        ):  # transformers makes the mask a list: so is the rest, unless asked
+            kwargs.setdefault("return_tensors", (kwargs.get("processor_kwargs") or {}).get("return_tensors"))
         return super().apply_chat_template(conversation, chat_template=template, **kwargs)
 
     def _prepare_processor_kwargs(

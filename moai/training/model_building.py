@@ -19,9 +19,9 @@ from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, Verbalizer
 from moai.data.sample_identity import show_progress
 from moai.import_utils import require
 from moai.models.moai.adapters import PROJECTOR, default_lora_config
-from moai.models.moai.backbone_processor import build_processor_from_backbones
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.new_model import from_backbones
 from moai.processing.processing_moai import MoAIProcessor
 from moai.settings import to_plain
 from verbalizers.core.durable_files import atomic_folder
@@ -132,7 +132,7 @@ def prepare_start(settings: TrainSettings) -> None:
     torch.manual_seed(settings.seed)
     if chosen.path is None:
         dtype = None if chosen.dtype is None else getattr(torch, chosen.dtype)
-        model = MoAIForConditionalGeneration.from_backbones(
+        model, processor = from_backbones(
             chosen.vision,
             chosen.text,
             compressor=chosen.compressor or None,
@@ -141,7 +141,6 @@ def prepare_start(settings: TrainSettings) -> None:
             dtype=dtype,
             **chosen.fields,
         )
-        processor = build_processor_from_backbones(chosen.vision, chosen.text, model.config, gguf_file=chosen.gguf_file)
     else:
         start = find_start(chosen.path)
         if is_adapter_folder(start):

@@ -1,0 +1,88 @@
+"""Checkpoints load with ``trust_remote_code=True`` in a process that never says ``import moai``, and keep doing so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pipeline_builders import write_tiny_checkpoint
+
+from moai.checkpoints.io.lookup import BUNDLED_FOLDER
+
+_LOAD = """
+import sys
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoModelForMultimodalLM
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
+first, folder, again = sys.argv[1:]
+auto = globals()[first]
+assert "moai" not in sys.modules
+loaded = auto.from_pretrained(folder, trust_remote_code=True)
+assert type(loaded).__module__.startswith("moai.") and "moai" in sys.modules, type(loaded)
+for door in (AutoModelForImageTextToText, AutoProcessor):
+    door.from_pretrained(folder, trust_remote_code=True).save_pretrained(again)
+print(type(loaded).__name__)
+"""
+
+
+def load(door: str, folder: Path, again: Path) -> str:
+    environment = os.environ | {
+        "PYTHONPATH": str(BUNDLED_FOLDER.parent),
+        "HF_MODULES_CACHE": str(again.parent / "code"),
+    }
+    command = [sys.executable, "-c", _LOAD, door, str(folder), str(again)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=again.parent, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("door", "name"),
+    [
+        ("AutoModelForImageTextToText", "MoAIForConditionalGeneration"),
+        ("AutoProcessor", "MoAIProcessor"),
+        ("AutoTokenizer", "InternLM2Tokenizer"),
+    ],
+)
+def test_auto_class_loads_without_an_import_when_code_is_trusted(folder: Path, tmp_path: Path, door, name) -> None:
+    assert load(door, folder, tmp_path / "again") == name
+    files = {path.name for path in (tmp_path / "again").iterdir()}
+    assert {path.name for path in folder.iterdir()} <= files and not any(
+        name.endswith(".py") and name != "moai_auto.py" for name in files
+    )
+    if door == "AutoModelForImageTextToText":
+        assert load(door, tmp_path / "again", tmp_path / "third") == name
+
+
+def test_adapter_loads_without_an_import_when_code_is_trusted(folder: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
+    from moai import MoAIForConditionalGeneration, MoAIProcessor
+    from moai.models.moai.adapter_files import AdapterBase, write_adapter_config
+    from moai.models.moai.adapters import default_lora_config
+
+    model = MoAIForConditionalGeneration.from_pretrained(folder)
+    adapted = peft.get_peft_model(model, default_lora_config(model, 2))
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    write_adapter_config(adapted.peft_config["default"], tmp_path / "adapter", AdapterBase(str(folder)))
+    MoAIProcessor.from_pretrained(folder).save_pretrained(tmp_path / "adapter")
+    name = load("AutoModelForMultimodalLM", tmp_path / "adapter", tmp_path / "again")
+    assert name == "MoAIForConditionalGeneration" and (tmp_path / "again" / "adapter_model.safetensors").is_file()
+
+
+def test_bundled_checkpoint_names_its_code_when_shipped(tmp_path: Path) -> None:
+    folder = BUNDLED_FOLDER / "moai-nano"
+    assert load("AutoConfig", folder, tmp_path / "again") == "MoAIConfig"
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        ours, written = (json.loads((place / name).read_text())["auto_map"] for place in (folder, tmp_path / "again"))
+        assert ours == written
+    for name in ("moai_auto.py", "chat_template.jinja"):
+        assert (folder / name).read_text() == (tmp_path / "again" / name).read_text()
