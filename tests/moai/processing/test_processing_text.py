@@ -70,6 +70,10 @@ def test_text_keeps_its_control_tokens_when_written_by_the_template(processor: M
 
 def test_lone_surrogate_becomes_replacement_character_when_question_holds_one(processor: MoAIProcessor) -> None:
     assert "dogs \ufffd?" in processor.tokenizer.decode(question_ids(processor, questions="dogs \ud800?"))
+    prompt = processor.apply_chat_template(conversation("dogs \ud800?"), sanitize_control_tokens=False)
+    for text in (prompt, processor.apply_chat_template(conversation("dogs \ud800?"))):
+        batch = processor(images=RED, text=text, answers="a \udc00", auxiliary_text="b \ud83d")
+        assert "dogs \ufffd?" in processor.tokenizer.decode(batch["input_ids"][0])
     assert "dogs 🙂?" in processor.tokenizer.decode(question_ids(processor, questions="dogs \ud83d\ude42?"))
 
 
