@@ -97,11 +97,8 @@ class Query:
 
 def count_readable_tokens(processor: MoAIProcessor, config: MoAIConfig, max_new_tokens: int) -> int | None:
     """Longest prompt in tokens that leaves room for the answer; None = no known bound."""
-    bounds = [processor.max_length]
-    rope = getattr(config.text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "dynamic":  # dynamic NTK reads on beyond what it was trained with
-        longest = getattr(config.text_config, "max_position_embeddings", None)
-        bounds.append(None if longest is None else longest - max_new_tokens)
+    longest = config.max_positions
+    bounds = [processor.max_length, None if longest is None else longest - max_new_tokens]
     known = [bound for bound in bounds if bound is not None]
     return min(known) if known else None
 
