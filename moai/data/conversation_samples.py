@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingS
 from moai.data.training_settings import DataSettings, SourceSettings
 from moai.processing.image_loading import IMAGE_FORMATS, load_image
 from moai.processing.processing_moai import MoAIProcessor
+from verbalizers.store.rows import hash_content
 from verbalizers.store.sources import Source
 
 __all__ = ["ConversationSamples"]
@@ -30,6 +32,8 @@ __all__ = ["ConversationSamples"]
 _CHECKING_THREADS = 8
 _HASH_BYTES = 32
 _ROWS_IN_FLIGHT = 256
+# A cache's reader keeps files open for one thread.
+_READING = Lock()
 # An estimate this near to the limit is measured exactly.
 _NEAR_LIMIT = 0.9
 
@@ -71,6 +75,8 @@ class ConversationSamples:
         self._estimator = LengthEstimator(processor, settings.chat_template)
         self._contents: dict[str, list[bytes]] = {}
         self._hashes: list[bytes] = []
+        cache, limit = None if findings is None else findings.cache, self._auxiliary_limit
+        self._long_texts = set() if cache is None or limit is None else cache.list_long_texts(limit)
         self.lengths: list[int] = []
         rows = read_rows(source.path or "", source.image_folder, source.split, source.column)
         packed, sizes, owners, turns = [], [], [], []
@@ -113,21 +119,27 @@ class ConversationSamples:
         if self._recent is None or self._recent[0] != _same(shown):  # one after the other asks about the same image
             self._recent = _same(shown), self._look(shown)
         seen, text, painted = self._recent[1]
-        if text is not None:
-            self._check_auxiliary(text)
+        if text is not None and (problem := self._judge_words(text)) is not None:
+            raise BadSampleError(problem)
         prompt = self._estimator.render(messages[:turn])
         return TrainingSample(place, prompt, text_of(messages[turn]), seen, text, painted)
 
-    def _check_auxiliary(self, text: str) -> None:
-        """Refuse a verbalization that is longer than what the model reads, unless the processor cuts it."""
-        limit = self._settings.max_length
-        if limit is None or self._processor.max_auxiliary_length is not None or len(text.encode()) <= limit:
-            return  # so few bytes are no more tokens
-        if (length := self._estimator.count(text)) > limit:
-            raise BadSampleError(
-                f"expected a verbalization of at most {limit} tokens (`max_length`, or what the model reads), got "
-                f"{length}. Choose `kinds`, or set the processor's `max_auxiliary_length`."
-            )
+    @property
+    def _auxiliary_limit(self) -> int | None:
+        """Most tokens of a verbalization; None = the processor cuts them, or no bound is known."""
+        return self._settings.max_length if self._processor.max_auxiliary_length is None else None
+
+    def _judge_words(self, text: str) -> str | None:
+        """What is wrong with a verbalization; None = it can be read."""
+        limit = self._auxiliary_limit
+        if limit is None or len(text.encode()) <= limit:
+            return None  # so few bytes are no more tokens
+        if (length := self._estimator.count(text)) <= limit:
+            return None
+        return (
+            f"expected a verbalization of at most {limit} tokens (`max_length`, or what the model reads), got {length}"
+            ". Choose `kinds`, or set the processor's `max_auxiliary_length`."
+        )
 
     def identity(self) -> dict[str, Any]:
         """Contents of rows, images and verbalizations, see :func:`moai.data.sample_identity.fold_digests`.
@@ -244,6 +256,11 @@ class ConversationSamples:
                     # Either nobody verbalized it, or nobody could: only the former is mended by verbalizing once more.
                     load_image(content, self._processor.max_image_pixels)
                     missing.append(_name(image))
+                elif wants_cache and hash_content(content) in self._long_texts:
+                    with _READING:
+                        found = self.findings.read(content, np.zeros((1, 1, 3), np.uint8))
+                    if (problem := self._judge_words(found.text)) is not None:
+                        return f"{_name(image)}: {problem}", []
             except ValueError as error:
                 return f"{_name(image)}: {error}", []
         return None, missing

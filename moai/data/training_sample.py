@@ -45,7 +45,7 @@ class LengthEstimator:
     """Lengths of samples in tokens, estimated from their texts: each is encoded once, no template is rendered.
 
     What the template adds per turn and per image is measured once. Words that merge with the template's at the
-    border of a turn make the estimate differ by a token.
+    border of a turn make the estimate differ by a token, images between words by one or two each.
 
     Args:
         processor: Whose tokenizer and templates count.

@@ -176,6 +176,17 @@ class VerbalizationCache:
         for path in shard_paths(self.folder, "sources"):
             yield from read_table(path).to_pylist()
 
+    def list_long_texts(self, num_bytes: int) -> set[str]:
+        """Content hashes of the images whose text has more bytes of UTF-8; only the texts are read."""
+        import pyarrow.compute as pc
+
+        found: set[str] = set()
+        for path in self._paths:
+            table = read_table(path, ["content_hash", "text"])
+            is_long = pc.greater(pc.binary_length(table["text"]), num_bytes)
+            found.update(table.filter(is_long)["content_hash"].to_pylist())
+        return found
+
     def errors(self) -> list[dict[str, str]]:
         """Images that could not be read: dicts of `path`, `reason`, `id`, `dataset`."""
         return [row for _, row in read_lines(self.folder / ERRORS_FILE)]

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
 from moai.data.collator import CollatedBatches, TrainingCollator
+from moai.data.question_files import read_questions
 from moai.data.training_data import DataSettings, TrainingDataset, build_training_dataset
 from moai.processing.image_loading import load_image
 from verbalizers.store.building import build_cache
@@ -155,9 +156,39 @@ def test_sample_is_a_bad_row_when_its_verbalization_is_longer_than_what_the_mode
     whole = build(path, processor, verbalizations="cache", cache=cache)
     words = len(processor.tokenizer(whole[0].auxiliary_text)["input_ids"])
     assert words > whole.lengths[0] + 2
-    narrow = build(path, processor, verbalizations="cache", cache=cache, max_length=words - 2)
-    with pytest.raises(ValueError, match=rf"rows\.jsonl:1 turn 2: .*verbalization of at most {words - 2} tokens"):
-        narrow[0]
+    fields = {"verbalizations": "cache", "cache": cache, "max_length": words - 2}
+    reason = rf"verbalization of at most {words - 2} tokens .*, got "
+    with pytest.raises(ValueError, match=rf"got 2:\n  rows\.jsonl:1: 0\.jpg: .*{reason}"):
+        build(path, processor, **fields)
+    unread = build(path, processor, check_pictures="path", **fields)
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:1 turn 2: .*{reason}"):
+        unread[0]
+    processor.max_auxiliary_length = words - 2  # cut, with the processor's own warning
+    try:
+        assert len(build(path, processor, **fields)) == 2
+    finally:
+        processor.max_auxiliary_length = None
+
+
+def test_row_is_trained_on_when_its_texts_hold_half_a_surrogate_pair(damaged: Path, processor: MoAIProcessor) -> None:
+    rows = [{"image": "0.jpg", "id": "\ud800", "conversations": talk("A \ud83d", "B \udc00")}]
+    rows.append({"images": ["0.jpg"], "messages": [{"role": "user", "content": [{"type": "text", "text": "\udcff?"}]}]})
+    rows[1]["messages"].append({"role": "assistant", "content": "\ud83d\ude00"})
+    dataset = build(write(damaged.parent, rows), processor)
+    assert [sample.answer for sample in dataset] == ["B \ufffd", "\U0001f600"]
+    assert dataset[0].prompt.count("A \ufffd") == 1 and dataset[1].prompt.count("\ufffd?") == 1
+    TrainingCollator(processor)(list(dataset))
+
+
+def test_question_is_valid_text_when_its_line_holds_half_a_surrogate_pair(tmp_path: Path) -> None:
+    lines = [{"image": "a\udcff.jpg", "question": "What \ud83d?", "id": "\ud800", "scene": {"\ud800": ["\ud800"]}}]
+    (tmp_path / "q.jsonl").write_text(
+        "\n".join([json.dumps(lines[0]), '{"image": "a", "image": "b", "question": "?"}'])
+    )
+    (row,), (problem,) = read_questions(tmp_path / "q.jsonl")
+    assert (row.question, row.id, row.scene) == ("What \ufffd?", "\ufffd", {"\ufffd": ["\ufffd"]})
+    assert row.image == "a\udcff.jpg"  # the name of a file
+    assert ":2: " in problem and "'image' stands twice" in problem
 
 
 def _unchanged(batch: object) -> object:

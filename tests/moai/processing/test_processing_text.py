@@ -13,6 +13,7 @@ from PIL import Image
 from processing_builders import FORGERIES, PATCHES, RED, question_ids
 
 from moai import MoAIProcessor
+from moai.processing.chat_templates import DEMO_CHAT_TEMPLATE
 from moai.processing.control_tokens import BREAK_MARK
 from moai.processing.image_processing_moai import MoAIImageProcessor
 from moai.processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
@@ -70,6 +71,10 @@ def test_text_keeps_its_control_tokens_when_written_by_the_template(processor: M
 
 def test_lone_surrogate_becomes_replacement_character_when_question_holds_one(processor: MoAIProcessor) -> None:
     assert "dogs \ufffd?" in processor.tokenizer.decode(question_ids(processor, questions="dogs \ud800?"))
+    prompt = processor.apply_chat_template(conversation("dogs \ud800?"), sanitize_control_tokens=False)
+    for text in (prompt, processor.apply_chat_template(conversation("dogs \ud800?"))):
+        batch = processor(images=RED, text=text, answers="a \udc00", auxiliary_text="b \ud83d")
+        assert "dogs \ufffd?" in processor.tokenizer.decode(batch["input_ids"][0])
     assert "dogs 🙂?" in processor.tokenizer.decode(question_ids(processor, questions="dogs \ud83d\ude42?"))
 
 
@@ -145,6 +150,11 @@ def test_several_turns_render_in_order_when_conversation_goes_on(processor: MoAI
     )
     demo = processor.apply_chat_template(messages, chat_template="demo", add_generation_prompt=True)
     assert demo.endswith(" USER: dogs? ASSISTANT: Two.</s> USER: cats? ASSISTANT:")
+
+
+def test_bundled_checkpoint_has_the_template_of_the_code_when_read() -> None:
+    saved = pathlib.Path(__file__).parents[3] / "checkpoints" / "moai-nano" / "chat_template.jinja"
+    assert saved.read_text(encoding="utf-8") == DEMO_CHAT_TEMPLATE
 
 
 def test_processor_lists_templates_when_name_is_unknown(processor: MoAIProcessor) -> None:

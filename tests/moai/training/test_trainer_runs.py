@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline_builders import draw_picture
 from safetensors.torch import load_file
 from training_builders import build_recipe, learned, write_tiny_checkpoint
 
@@ -232,6 +233,27 @@ def test_batches_are_the_same_when_other_processes_prepare_them(checkpoint: Path
         run_training(build_recipe(checkpoint, tmp_path / name, num_workers=workers, optimization__num_steps=3))
     alone, helped = ([learned(line) for line in read_log(tmp_path / run / "log.jsonl")] for run in ("alone", "helped"))
     assert alone == helped
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damaged_image_is_a_bad_row_when_training_meets_it(checkpoint: Path, tmp_path: Path, num_workers: int) -> None:
+    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a dog"}]
+    for index in range(4):
+        draw_picture(index).save(tmp_path / f"{index}.jpg")
+    whole = (tmp_path / "3.jpg").read_bytes()
+    (tmp_path / "3.jpg").write_bytes(whole[: len(whole) // 2])
+    rows = [json.dumps({"image": f"{index}.jpg", "conversations": talk}) for index in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    recipe = build_recipe(checkpoint, tmp_path / "run", num_workers=num_workers, saving__every_steps=1)
+    recipe["data"] = {"sources": str(tmp_path / "rows.jsonl"), "verbalizations": "none"}
+    with pytest.raises(ValueError, match=r"^expected at most 0 bad rows .*rows\.jsonl:4 turn 2: 3\.jpg: .*") as failed:
+        run_training(recipe)
+    assert "\n" not in str(failed.value)
+    recipe["data"]["max_bad_rows"] = 1
+    recipe["output_folder"] = str(tmp_path / "patient")
+    assert run_training(recipe).is_finished
+    (listed,) = set((tmp_path / "patient" / "bad_rows.jsonl").read_text().splitlines())
+    assert json.loads(listed)["place"] == "rows.jsonl:4 turn 2"
 
 
 def test_tracker_is_named_when_it_is_not_installed(
