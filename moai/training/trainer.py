@@ -98,7 +98,8 @@ def run_training(
     settings = load_settings(source, overrides)
     accelerator = start_accelerator(settings)
     with hold_output(settings.output_folder, accelerator):
-        if accelerator.is_main_process and isinstance(source, str | Path):
+        is_new = not any(settings.output_folder.glob("checkpoints/step-*"))
+        if accelerator.is_main_process and is_new and isinstance(source, str | Path):
             command = shlex.join(["moai", "train", "--config", str(source), *overrides])
             (settings.output_folder / COMMAND_FILE).write_text(command + "\n", encoding="utf-8")
         return _train(settings, accelerator, dataset, collator)

@@ -243,3 +243,26 @@ def test_first_difference_is_found_when_rows_are_many() -> None:
 def test_values_that_differ_have_other_hashes(one, other) -> None:
     assert hash_value(one) != hash_value(other)
     assert hash_value(one) == hash_value(one)
+
+
+def test_identity_is_of_contents_when_images_are_read_late_or_lie_elsewhere(finished: Path, tmp_path: Path) -> None:
+    from moai import MoAIProcessor
+    from moai.data.training_data import DataSettings, build_training_dataset
+
+    processor = MoAIProcessor.from_pretrained(finished / "base")
+    elsewhere = Path(shutil.copytree(finished, tmp_path / "elsewhere", copy_function=shutil.copyfile))
+
+    def identify(folder: Path, **fields) -> dict:
+        fields = {"sources": [str(folder / "rows.jsonl")] * 2, "cache": str(folder / "cache")} | fields
+        return build_training_dataset(DataSettings.from_dict(fields), processor).identity()
+
+    found = identify(finished)
+    assert json.loads(json.dumps(found)) == found and list(found["sources"]) == ["rows.jsonl", "rows.jsonl (2)"]
+    assert identify(elsewhere) == identify(finished, check_pictures="path") == identify(finished, max_images=3) == found
+    said = {one["cache"] for one in found["verbalizers"].values()}
+    assert len(said) == 1 and said.pop() in {folder.name for folder in (finished / "cache").iterdir()}
+    without = identify(finished, cache=None, verbalizations="none")
+    assert without["verbalizers"] == {} and "verbalizations" not in without["sources"]["rows.jsonl"]
+    scenes = {"scenes": {"length": 3, "num_questions": 1, "image_size": 32}}
+    quiet, loud = (identify(finished, cache=None, sources=[scenes], kinds=kinds) for kinds in (None, ["ocr"]))
+    assert quiet == loud and quiet["verbalizers"]["scenes"]["words"]["detection_threshold"] == 0.5

@@ -116,6 +116,7 @@ def test_second_command_is_refused_with_the_first_named_while_that_trains(checkp
     assert first.poll() is None
     first.kill()
     first.communicate()
+    (tmp_path / "run" / "log.jsonl").unlink()
     third = start(command_of(recipe))  # nobody is blocked by what the dead one left
     wait_for(1, tmp_path / "run", third)
     third.send_signal(signal.SIGTERM)
