@@ -8,10 +8,12 @@ throughput   each verbalizer alone, batches of 1 and 8 equal-sized images
 text-cache   OWLv2 looking for 1,847 names in one image: its text embeddings in memory, read from disk, or computed
              anew for the image as the released MoAI does
 scene        parse_scene with all verbalizers side by side in threads, against one after the other
+variants     each verbalizer against the way its library, or this project before, finds the same: ratios, new / old
 cache        reading an image's verbalization from Parquet, against looking at it anew (batches of 8)
 
 Models: --models, a folder with mask2former/, owlv2/, psgtr/ (default: the bundled ones), else random weights of the
 sizes in configs/verbalizers.yaml; rapidocr where it is installed. Calls alternate, A B A B ...; medians [quartiles].
+`variants` counts this process's CPU seconds, which a busy machine changes least; --clock cpu makes the others do so.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import io
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,12 +38,13 @@ from benchmarks.verbalizer_models import (
     save_published_owlv2,
     save_random_models,
 )
+from benchmarks.verbalizer_variants import measure_variants
 from verbalizers import VerbalizationCache, Verbalizer, parse_scene, verbalize_scene
 from verbalizers.core.base import order_by_use
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "checkpoints" / "verbalizers"
-SECTIONS = ("throughput", "text-cache", "scene", "cache")
+SECTIONS = ("throughput", "variants", "text-cache", "scene", "cache")
 NUM_PICTURES = 8
 PICTURE_SIZE = (240, 320)
 
@@ -63,7 +67,11 @@ def load_pictures() -> list[np.ndarray]:
 
 
 def measure_throughput(
-    verbalizers: list[Verbalizer], batches: list[int], num_rounds: int, device: torch.device
+    verbalizers: list[Verbalizer],
+    batches: list[int],
+    num_rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Table:
     """Images per second of each verbalizer alone."""
     images, rows, records = load_pictures(), [], []
@@ -73,7 +81,7 @@ def measure_throughput(
             chosen = (images * (batch // NUM_PICTURES + 1))[:batch]
             scenes = parse_scene(chosen, [source for source in verbalizers if source.kind in verbalizer.uses])
             calls[str(batch)] = lambda chosen=chosen, scenes=scenes, v=verbalizer: v.predict_with(chosen, scenes)
-        times = time_alternating(calls, num_rounds, device)
+        times = time_alternating(calls, num_rounds, device, clock=clock)
         name = f"{verbalizer.kind}/{verbalizer.backend}"
         records.append({"verbalizer": name, "times_ms": times})
         row = [name]
@@ -87,7 +95,9 @@ def measure_throughput(
     return {"title": "Throughput", "header": header, "rows": rows, "records": records}
 
 
-def measure_text_cache(folder: Path, num_rounds: int, device: torch.device) -> Table:
+def measure_text_cache(
+    folder: Path, num_rounds: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> Table:
     """One image for OWLv2 with its words' embeddings in memory, on disk, or to be computed."""
     names, origin = choose_names(NUM_NAMES)
     image = load_pictures()[:1]
@@ -107,7 +117,7 @@ def measure_text_cache(folder: Path, num_rounds: int, device: torch.device) -> T
 
         detector.predict(image)  # writes the file
         calls = {"in memory": lambda: detector.predict(image), "from disk": from_disk, "computed anew": anew}
-        times = time_alternating(calls, num_rounds, device)
+        times = time_alternating(calls, num_rounds, device, clock=clock)
     rows = [
         [name, Spread.of(values).shown(), paired_ratio(times["computed anew"], values).shown(2)]
         for name, values in times.items()
@@ -118,7 +128,9 @@ def measure_text_cache(folder: Path, num_rounds: int, device: torch.device) -> T
     return {"title": title, "header": header, "rows": rows, "records": [{"times_ms": times}]}
 
 
-def measure_scene(verbalizers: list[Verbalizer], num_rounds: int, device: torch.device) -> Table:
+def measure_scene(
+    verbalizers: list[Verbalizer], num_rounds: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> Table:
     """All verbalizers in threads against one after the other, batches of 1 and of all images."""
     images, rows, records = load_pictures(), [], []
     for batch in (1, NUM_PICTURES):
@@ -134,7 +146,7 @@ def measure_scene(verbalizers: list[Verbalizer], num_rounds: int, device: torch.
             "side by side": lambda chosen=chosen: parse_scene(chosen, verbalizers),
             "one by one": one_by_one,
         }
-        times = time_alternating(calls, num_rounds, device)
+        times = time_alternating(calls, num_rounds, device, clock=clock)
         records.append({"batch": batch, "times_ms": times})
         ratio = paired_ratio(times["one by one"], times["side by side"])
         rows.append([str(batch), *(Spread.of(values).shown() for values in times.values()), ratio.shown(2)])
@@ -148,7 +160,9 @@ def load_encoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def measure_cache(verbalizers: list[Verbalizer], num_rounds: int, device: torch.device) -> Table:
+def measure_cache(
+    verbalizers: list[Verbalizer], num_rounds: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> Table:
     """An image's scene and words out of Parquet against looking and telling anew."""
     from verbalizers.store.building import build_cache
     from verbalizers.store.sources import read_sources
@@ -170,7 +184,7 @@ def measure_cache(verbalizers: list[Verbalizer], num_rounds: int, device: torch.
             for data in encoded:
                 assert cache[data].scene is not None
 
-        times = time_alternating({"cached": cached, "fresh": fresh}, num_rounds, device)
+        times = time_alternating({"cached": cached, "fresh": fresh}, num_rounds, device, clock=clock)
     per_picture = {name: [value / len(encoded) for value in values] for name, values in times.items()}
     ratio = paired_ratio(times["fresh"], times["cached"])
     rows = [[*(Spread.of(values).shown(2) for values in per_picture.values()), ratio.shown(0)]]
@@ -192,11 +206,13 @@ def to_markdown(machine: str, models: str, tables: list[Table]) -> str:
 
 def measure(arguments: argparse.Namespace, folder: Path, device: torch.device) -> list[Table]:
     """The chosen tables."""
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     sections = {
-        "throughput": lambda v: measure_throughput(v, arguments.batches, arguments.rounds, device),
-        "text-cache": lambda v: measure_text_cache(folder, arguments.rounds, device),
-        "scene": lambda v: measure_scene(v, arguments.rounds, device),
-        "cache": lambda v: measure_cache(v, arguments.rounds, device),
+        "throughput": lambda v: measure_throughput(v, arguments.batches, arguments.rounds, device, clock),
+        "variants": lambda v: measure_variants(v, load_pictures(), arguments.batches, arguments.rounds, device),
+        "text-cache": lambda v: measure_text_cache(folder, arguments.rounds, device, clock),
+        "scene": lambda v: measure_scene(v, arguments.rounds, device, clock),
+        "cache": lambda v: measure_cache(v, arguments.rounds, device, clock),
     }
     from moai.scenes.vocabulary import OBJECT_CLASSES
 
@@ -218,6 +234,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: seconds of this process alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--markdown", type=Path, help="write the report here")
     parser.add_argument("--json", type=Path, help="write every single measurement here")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.verbalizer_models import NUM_NAMES, build_verbalizers, choose_names
+from benchmarks.verbalizer_variants import measure_variants
 from benchmarks.verbalizers import NUM_PICTURES, load_pictures, main, measure_throughput, to_markdown
 from verbalizers import TextLines, Verbalizer
 
@@ -52,6 +53,18 @@ def test_text_cache_is_measured_on_real_models_when_run(tmp_path):
     assert set(times) == {"in memory", "from disk", "computed anew"}
     assert times["computed anew"][0] > times["in memory"][0]  # 1,847 names more to encode
     assert "1,847 names" in (tmp_path / "out.md").read_text()
+
+
+@pytest.mark.slow
+def test_variants_find_the_same_as_their_references_when_measured(repo_root):
+    import torch
+
+    pytest.importorskip("timm")
+    pytest.importorskip("rapidocr")
+    built = build_verbalizers(repo_root / "checkpoints" / "verbalizers", ("cat", "car"), "cpu")
+    table = measure_variants(built, load_pictures(), [2], 1, torch.device("cpu"))
+    assert len(table["rows"]) == 5
+    assert [row[-1] for row in table["rows"]][:4] == ["2 of 2"] * 4
 
 
 def test_bundled_checkpoints_are_measured_when_no_folder_is_named(repo_root):

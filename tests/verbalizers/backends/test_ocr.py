@@ -94,6 +94,36 @@ def test_reader_is_silent_when_nothing_is_found(reader, capfd):
     assert captured.out == captured.err == ""
 
 
+def test_reader_reads_the_same_when_threads_and_arena_differ(reader, sign):
+    plain = build_verbalizer("ocr", num_threads=0, use_memory_arena=False)
+    found, expected = plain.predict([sign])[0], reader.predict([sign])[0]
+    assert found.texts == expected.texts
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-4)
+    np.testing.assert_array_equal(found.quads, expected.quads)
+    assert plain.fingerprint() == reader.fingerprint() == build_verbalizer("ocr").fingerprint()
+    options = [r._engine.cfg.EngineConfig.onnxruntime for r in (reader, plain)]
+    assert [(o.intra_op_num_threads, o.enable_cpu_mem_arena) for o in options] == [(1, True), (-1, False)]
+    smaller = build_verbalizer("ocr", params={"Det.limit_side_len": 448})
+    assert smaller.fingerprint() != reader.fingerprint()
+    assert smaller.predict([sign])[0].texts == expected.texts
+
+
+def test_reader_finds_what_rapidocr_itself_does(reader, sign):
+    """The steps are called one by one, for what the engine's own call keeps to itself."""
+    from rapidocr import RapidOCR
+
+    page, _ = draw_page(2, 180)
+    for image in (sign, page):
+        output = RapidOCR(params={"Global.log_level": "error"})(np.ascontiguousarray(image[:, :, ::-1]))
+        found = reader.predict([image])[0]
+        confident = {text for text, score in zip(output.txts, output.scores, strict=True) if score >= 0.85}
+        assert set(found.texts) == confident and confident
+        places = {text: quad.min(axis=0).tolist() for text, quad in zip(output.txts, output.boxes, strict=True)}
+        assert {text: q.min(axis=0).tolist() for text, q in zip(found.texts, found.quads, strict=True)} == {
+            text: places[text] for text in confident
+        }
+
+
 def test_reader_keeps_less_when_threshold_is_one(sign):
     pytest.importorskip("rapidocr")
     assert len(build_verbalizer("ocr", num_threads=1, threshold=1.0).predict([sign])[0]) == 0
