@@ -21,8 +21,10 @@ def main() -> NoReturn:
     try:
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _terminate)
-        if hasattr(sys.stdout, "reconfigure"):  # an answer in another alphabet than the terminal's is no error
-            sys.stdout.reconfigure(errors="backslashreplace")
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by who started this process
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        sys.stdout.reconfigure(errors="backslashreplace")  # letters that a terminal lacks are no error
         from moai.cli import app
 
         app(prog_name="moai")

@@ -93,7 +93,9 @@ def list_command_modules() -> list[str]:
     return [
         _module_name(file).removesuffix(".__main__")
         for file in files
-        if '\nif __name__ == "__main__":' in file.read_text(encoding="utf-8") and file.name != "cli.py"
+        if '\nif __name__ == "__main__":' in file.read_text(encoding="utf-8")
+        and file.name != "cli.py"
+        and _module_name(file) != "moai.__main__"  # the command `moai` itself
     ]
 
 

@@ -125,13 +125,13 @@ def describe_deciding_settings(
     Returns:
         JSON-able values by name.
     """
-    import torch
-
     from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
 
     folder, names = find_checkpoint(model), parse_verbalizers(verbalizers)
     stored = VerbalizerSettings.load_pretrained(folder)
     built, absent = stored.build() if names is None else (build_named_verbalizers(names, stored), {})
+    import torch  # only now: a wrong name is told at once
+
     device = torch.device(choice["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
     looking = dict.fromkeys(absent, "not available") | {v.kind: f"{v.backend} {v.fingerprint()}" for v in built}
     said = {name: value for name, value in stored.to_dict().items() if name != "verbalizers"}
@@ -223,6 +223,8 @@ def read_scene(source: str | Path | Mapping[str, Any]) -> Scene:
         ValueError: The file cannot be read or does not hold a scene; the message names it.
     """
     name = "the given object" if isinstance(source, Mapping) else str(source)
+    if not isinstance(source, Mapping) and Path(source).is_char_device():
+        raise ValueError(f"expected a scene file, got the device {name!r}. Name a file.")
     try:
         data = (
             source if isinstance(source, Mapping) else STRICT_JSON.decode(Path(source).read_text(encoding="utf-8-sig"))

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from verbalizers.core.valid_text import make_valid
-
 from ..bundled import find_bundled
 from .errors import EXIT_FAILED, EXIT_USAGE, exit_for, fail, reporting_errors
 from .options import (
@@ -124,5 +122,7 @@ def _split_arguments(arguments: list[str], questions: Path | None, is_debugging:
     if len(arguments) < 2 or (arguments[-1].strip() and Path(arguments[-1]).is_file()):
         got = " ".join(repr(argument) for argument in arguments) or "nothing"
         fail(f"expected one or more images and then a question in quotes, got {got}.", False, EXIT_USAGE)
+    from verbalizers.core.valid_text import make_valid
+
     images = [str(find_bundled("examples", image) or image) for image in arguments[:-1]]
     return images, make_valid(arguments[-1])  # bytes that are no UTF-8 come as lone surrogates

@@ -168,8 +168,9 @@ def _hash_scene(row: QuestionRow, folder: Path) -> str:
         return ""
     if not isinstance(row.scene, str):
         return hash_content(json.dumps(row.scene, sort_keys=True).encode())
+    path = folder / row.scene
     try:
-        return hash_content((folder / row.scene).read_bytes())
+        return hash_content(path.read_bytes()) if path.is_file() else ""
     except OSError:
         return ""
 

@@ -51,6 +51,8 @@ def read_questions(path: str | Path) -> tuple[list[QuestionRow], list[str]]:
     problems: list[str] = []
     lines_of_ids: dict[str | int, int] = {}
     try:
+        if Path(path).is_char_device() and str(path) != "/dev/stdin":
+            raise ValueError(f"expected a JSONL file of questions, got the device {str(path)!r}. Name a file.")
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise ValueError(

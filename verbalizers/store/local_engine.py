@@ -140,6 +140,9 @@ def _start_pool(settings: WorkSettings, num_workers: int, cuda_devices: Sequence
             "worker processes cannot start (their messages stand above). Functions and verbalizers must live in "
             "modules that another process can import; a script needs `if __name__ == '__main__':`."
         ) from error
+    except BaseException:  # Ctrl-C, while they are starting
+        _stop_pool(pool)
+        raise
     return pool
 
 

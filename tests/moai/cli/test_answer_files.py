@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from moai.cli import app
+from moai.cli.answer_settings import _hash_model
 from moai.data.question_files import AnswerFile
 from verbalizers.core.durable_files import append_to_file, hold_name
 
@@ -259,6 +260,26 @@ def test_missing_images_are_told_before_the_model_is_loaded_when_they_are_too_ma
     assert result.exit_code == 1 and "q.jsonl:4: expected the path of an image" in result.stderr
 
 
+@pytest.mark.parametrize("place", ["questions", "scene", "option"])
+def test_input_is_refused_when_it_never_ends(workplace, place):
+    Path("zero").symlink_to("/dev/zero")
+    rows = [{"image": "a.png", "question": "What?"} | ({"scene": "zero"} if place == "scene" else {})]
+    write_questions(*rows)
+    words = {"questions": ["--questions", "zero"], "scene": ["--questions", "q.jsonl", "--max-errors", "0"]}
+    words["option"] = ["a.png", "What?", "--scene", "zero"]
+    result = CliRunner().invoke(app, ["ask", *words[place], *(["--out", "o.jsonl"] if place != "option" else [])])
+    assert result.exit_code == 1 and "zero" in result.stderr and "device" in result.stderr
+
+
+def test_answer_is_bound_to_the_base_when_the_model_is_an_adapter(workplace):
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "model"}))
+    before = _hash_model("adapter")
+    change_weights()
+    names = {name for name, value in _hash_model("adapter").items() if before[name] != value}
+    assert names == {"base model.safetensors"} and "adapter_config.json" in before
+
+
 def start(*arguments: str, **options):
     words = [sys.executable, "-m", "moai", "ask", *arguments, "--max-new-tokens", "4"]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
@@ -311,3 +332,34 @@ def test_answer_file_repairs_its_end_when_a_line_is_half_written(workplace):
             content = Path("o.jsonl").read_bytes()
             assert whole.startswith(content) and content.endswith(b"\n")
             assert {json.loads(line)["id"] for line in content.splitlines()} >= {"one", "two"}
+
+
+def test_process_ends_with_its_code_when_a_verbalizer_is_still_at_work():
+    """Python aborts where native code still runs in a daemon thread; Ctrl-C leaves verbalizers in that state."""
+    code = (
+        "import threading, time, torch\nfrom moai.__main__ import _leave\n"
+        "def work():\n    values = torch.randn(300, 300)\n    while True: values = (values @ values).softmax(-1)\n"
+        "threading.Thread(target=work, name='verbalizer-ocr', daemon=True).start()\ntime.sleep(0.5)\n"
+        "print('told')\n_leave(130)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "told\n", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_progress_is_shown_on_the_error_terminal_only_when_there_is_one(is_terminal):
+    code = (
+        "from moai.cli.rendering import note, print_json, progress_bar\n"
+        "with progress_bar('answering', 3) as show:\n    show(2, 'two done')\n    print_json({'a': 1})\n"
+        "    note('told')"
+    )
+    master, terminal = os.openpty()
+    words, stderr = [sys.executable, "-c", code], terminal if is_terminal else subprocess.PIPE
+    environment = os.environ | {"TERM": "xterm"}
+    result = subprocess.run(words, stdout=subprocess.PIPE, stderr=stderr, env=environment, timeout=120, check=False)
+    os.close(terminal)
+    shown = os.read(master, 65536) if is_terminal else result.stderr
+    os.close(master)
+    assert result.stdout == b'{"a": 1}\n' and b"told" in shown
+    assert [text in shown for text in (b"answering", b"2/3", b"two done")] == [is_terminal] * 3
