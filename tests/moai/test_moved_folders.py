@@ -165,3 +165,21 @@ def test_names_lead_back_to_what_they_name_when_resolved(tmp_path: Path) -> None
     for target, folder in ((tmp_path / "model", tmp_path / "a" / "b"), (tmp_path / "a", tmp_path), (bundled, tmp_path)):
         name, _ = name_of(target, folder)
         assert not Path(name).is_absolute() and resolve_name(name, folder) == str(target)
+
+
+def test_manifest_of_a_cache_leads_to_the_verbalizer_when_both_are_moved(tmp_path: Path) -> None:
+    from verbalizers import build_verbalizer
+    from verbalizers.store.recipe import MANIFEST_FILE, Recipe, read_manifest
+
+    tree = tmp_path / "tree"
+    shutil.copytree(BUNDLED_FOLDER / "verbalizers" / "owlv2-nano", tree / "owl")
+    recipe = Recipe.from_verbalizers(
+        [build_verbalizer("detection", "owlv2", checkpoint=str(tree / "owl"), vocabulary=["cat"])]
+    )
+    (tree / "cache").mkdir()
+    manifest = recipe.to_manifest(tree / "cache")
+    assert str(tmp_path) not in json.dumps(manifest)
+    (tree / "cache" / MANIFEST_FILE).write_text(json.dumps(manifest))
+    tree.rename(tmp_path / "moved")
+    (entry,) = read_manifest(tmp_path / "moved" / "cache")["verbalizers"]
+    assert entry["settings"]["checkpoint"] == str(tmp_path / "moved" / "owl")

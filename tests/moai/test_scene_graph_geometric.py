@@ -121,7 +121,7 @@ def test_recipe_differs_when_a_source_or_what_is_kept_does(folder):
     same = Recipe.from_verbalizers(
         [detector, graph, segmenter], kept_kinds=["detection", "segmentation", "scene_graph"]
     )
-    assert same.fingerprint == recipes[0].fingerprint and "kept_kinds" not in same.to_manifest()
+    assert same.fingerprint == recipes[0].fingerprint and "kept_kinds" not in same.to_manifest(".")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from verbalizers.core.base import Verbalizer, build_verbalizer
+from verbalizers.core.relative_paths import make_absolute, make_relative
 from verbalizers.core.words import WordSettings
 
 __all__ = ["MANIFEST_FILE", "Recipe", "VerbalizerEntry", "is_made_by", "read_manifest"]
@@ -124,8 +125,12 @@ class Recipe:
         """Build the verbalizers in this process."""
         return [entry.build() for entry in self.entries]
 
-    def to_manifest(self) -> dict[str, Any]:
-        """What stands beside the shards, for people and for the reader."""
+    def to_manifest(self, folder: str | Path) -> dict[str, Any]:
+        """What stands beside the shards, for people and for the reader.
+
+        Args:
+            folder: Where it will stand: paths in settings count from there.
+        """
         return {
             "format": "moai-verbalizations",
             "version": FORMAT_VERSION,
@@ -135,7 +140,7 @@ class Recipe:
                     "kind": entry.kind,
                     "backend": entry.backend,
                     "version": entry.version,
-                    "settings": json.loads(json.dumps(dict(entry.settings), default=repr)),
+                    "settings": json.loads(json.dumps(make_relative(entry.settings, folder), default=repr)),
                     "fingerprint": entry.fingerprint,
                 }
                 for entry in self.entries
@@ -146,7 +151,7 @@ class Recipe:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of one fingerprint's folder.
+    """The manifest of one fingerprint's folder; relative paths in settings are made absolute.
 
     Raises:
         ValueError: there is none, or it is of another format or version.
@@ -165,4 +170,6 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"expected moai-verbalizations of version {FORMAT_VERSION} in {str(path)!r}, got {name} {version}. "
             "Verbalize anew into another folder."
         )
+    for entry in manifest["verbalizers"]:
+        entry["settings"] = make_absolute(entry["settings"], folder)
     return manifest

@@ -238,7 +238,7 @@ class CacheWriter:
                 )
             return
         with atomic_file(self.folder / MANIFEST_FILE) as temporary:
-            temporary.write_text(json.dumps(recipe.to_manifest(), indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(recipe.to_manifest(self.folder), indent=2) + "\n", encoding="utf-8")
 
     def _rewrite_errors(self) -> None:
         path = self.folder / ERRORS_FILE

@@ -39,6 +39,7 @@ from verbalizers import (
     available_verbalizers,
     build_verbalizer,
 )
+from verbalizers.core.relative_paths import make_absolute, make_relative
 
 from ...import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available, is_timm_available
 from .hub_download import download_files
@@ -61,7 +62,11 @@ _PATH_SETTINGS = {
     "recognition_checkpoint",
     "text_detection_model_dir",
     "text_recognition_model_dir",
+    "text_checkpoint",
+    "text_embeddings",
 }
+#: Settings that belong to the machine that wrote them.
+_MACHINE_SETTINGS = {"device", "cache_dir"}
 
 
 @dataclass(frozen=True)
@@ -201,14 +206,15 @@ def _resolve_paths(entry: Any, folder: str | Path | None) -> Any:
         return entry
     paths = {name: settings[name] for name in _PATH_SETTINGS & set(settings)}
     resolved = {name: resolve_name(value, folder) for name, value in paths.items() if isinstance(value, str)}
-    return {**entry, "settings": {**settings, **resolved}}
+    return {**entry, "settings": make_absolute({**settings, **resolved}, folder)}
 
 
 def _name_paths(settings: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
-    """Settings whose paths are named from ``folder``, see :func:`.travelling_names.name_of`."""
+    """Settings whose paths are named from ``folder``, see :func:`.travelling_names.name_of`; no device, no cache."""
+    settings = {name: value for name, value in settings.items() if name not in _MACHINE_SETTINGS}
     paths = {name: settings[name] for name in _PATH_SETTINGS & set(settings)}
     named = {name: name_of(path, folder)[0] for name, path in paths.items() if isinstance(path, (str, Path))}
-    return {**settings, **named}
+    return make_relative({**settings, **named}, folder)
 
 
 def _fetch_parts(name: str, folder: Path, settings: VerbalizerSettings) -> None:
