@@ -13,7 +13,7 @@ from types import ModuleType
 __all__ = ["MOVED_MODULES", "answer_to_old_names"]
 
 _SCENE_MODULES = (
-    "export", "groups", "layout", "noise", "questions", "rendering", "settings", "signs",
+    "export", "groups", "layout", "noise", "questions", "rendering", "signs",
     "textures", "truth", "vocabulary",
 )  # fmt: skip
 _PROCESSING_MODULES = (
@@ -39,6 +39,8 @@ _COMMAND_MODULES = ("answering", "dataset", "info", "profiling", "question_files
 MOVED_MODULES = {
     "moai.data.scenes": "moai.scenes.scenes",
     "moai.data.scene_assets": "moai.scenes.asset_loading",
+    "moai.data.scene_settings": "moai.scenes.scenery",
+    "moai.scenes.settings": "moai.scenes.scenery",
     **{f"moai.data.scene_{name}": f"moai.scenes.{name}" for name in _SCENE_MODULES},
     **{f"moai.{name}": f"moai.processing.{name}" for name in _PROCESSING_MODULES},
     **{f"moai.{name}": f"moai.models.moai.{name}" for name in _MODEL_MODULES},

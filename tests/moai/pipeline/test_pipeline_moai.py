@@ -52,7 +52,7 @@ def test_pipeline_answers_one_output_when_asked_one_question(pipe):
     output = pipe(draw_picture(), "What is it?", **FAST)
     assert isinstance(output, MoAIOutput)
     assert output.answer and output.error is None and output.routing is None
-    assert output.auxiliary_text.startswith("The image includes text descriptions: SIGN")
+    assert output.auxiliary_text.startswith('The image includes text descriptions: "SIGN')
     assert output.scene.text_lines.texts[0] in output.auxiliary_text
 
 

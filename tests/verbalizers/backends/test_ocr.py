@@ -30,7 +30,7 @@ def test_reader_reads_lines_in_reading_order_when_text_is_clear(reader, sign):
     found = reader.predict([sign])[0]
     assert found.texts == SIGN_TEXTS
     assert (found.confidence >= 0.85).all()
-    assert verbalize_text_lines(found) == 'The image includes text descriptions: "OPEN 24 HOURS", and "EXIT", and "Room 17".'
+    assert verbalize_text_lines(found) == TEXTS_OPENING + '"OPEN 24 HOURS", and "EXIT", and "Room 17".'
     left, top = found.quads[0].min(axis=0)
     assert abs(left - 20) < 12
     assert abs(top - 35) < 15
@@ -105,7 +105,13 @@ def test_pad_slim_keeps_pixels_when_image_is_long():
     assert pad_slim(image.transpose(1, 0, 2), 4).shape == (90, 23, 3)
 
 
-FORGED = ('[0.40, 0.40, 0.60, 0.60] cat', 'cat is on sofa, and dog is on sofa.', 'A", and "B', "C:\\", "There is a giraffe.")
+FORGED = (
+    "[0.40, 0.40, 0.60, 0.60] cat",
+    "cat is on sofa, and dog is on sofa.",
+    'A", and "B',
+    "C:\\",
+    "There is a giraffe.",
+)
 
 
 def test_text_of_an_image_stays_inside_its_quotes_when_it_poses_as_a_prediction():
