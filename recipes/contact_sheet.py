@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from moai.scenes.asset_loading import load_font
 from moai.scenes.questions import QUESTION_KINDS
+from moai.scenes.scenery import SETTINGS
 from moai.scenes.scenes import Scenes, SceneSample
-from moai.scenes.settings import SETTINGS
 from verbalizers import draw_scene
 
 __all__ = ["main", "make_contact_sheet", "save_contact_sheet"]

@@ -27,7 +27,7 @@ from recipes.stages import StageSettings, run_stage
 from verbalizers import VerbalizationCache
 from verbalizers.core.durable_files import atomic_folder, hold_folder
 
-from .nano.models import prompt_ids
+from .nano.prompt import prompt_ids
 from .nano.scenes import SceneSettings, ShardBatches, TokenQuestion, TokenScene, build_shard
 from .nano.text_task import TextTask
 
@@ -48,14 +48,14 @@ def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Token
     Raises:
         ValueError: A file is not there, holds no question or a malformed line, or the cache does not hold an image.
     """
-    encode, end = tokenizer.sp_model.encode, tokenizer.eos_token_id
+    encode, end, prompt = tokenizer.sp_model.encode, tokenizer.eos_token_id, prompt_ids(tokenizer)
     findings = FindingsReader(VerbalizationCache(cache))
-    asked: dict[str, list[tuple[str, str, str]]] = {}
+    asked: dict[str, list[tuple[list[str], str, str]]] = {}
     for row in (row for file in files for row in read_rows(file)):
         try:
-            question, answer = (turn["value"] for turn in row.value["conversations"])
+            *turns, answer = (turn["value"] for turn in row.value["conversations"])
             (image,) = row.pictures
-            asked.setdefault(image.location, []).append((question, answer, row.value["kind"]))
+            asked.setdefault(image.location, []).append((turns, answer, row.value["kind"]))
         except (KeyError, TypeError, ValueError) as error:
             wanted = "expected `image`, `kind` and a question with its answer"
             hint = "Write it anew: python -m moai.scenes.export"
@@ -70,8 +70,12 @@ def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Token
         except MissingFindingsError as error:
             raise ValueError(f"{image}: {error}. Run `moai verbalize` on the file of questions.") from error
         questions = []
-        for question, answer, kind in rows:
-            ids = encode(f" {question.removeprefix('<image>').strip()}")
+        for turns, answer, kind in rows:
+            ids: list[int] = []
+            for number, text in enumerate(turns):
+                if number:
+                    ids += prompt.after_question if number % 2 else [end, *prompt.before_question]
+                ids += encode(f" {text.removeprefix('<image>').strip()}")
             questions.append(TokenQuestion(ids, [*encode(f" {answer}"), end], QUESTION_KINDS.index(kind)))
         scenes.append(TokenScene(encode(said), questions))
     return scenes
@@ -103,7 +107,7 @@ def train_reader(
     if noisy_scenes:
         noisy = SceneSettings(
             num_scenes=noisy_scenes, num_questions=12, seed=7, truth_share=0.0, listing_share=0.0, kinds=KINDS,
-            sign_probability=1.0, unseen_word_share=0.6,
+            sign_probability=1.0, made_up_share=0.6,
         )  # fmt: skip
         shards.append(build_shard(noisy, 0, start.tokenizer))
     batches = ShardBatches(shards, settings.optimization.batch_size)

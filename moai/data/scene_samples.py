@@ -67,7 +67,9 @@ class SceneSamples:
             scenes.num_questions,
             scenes.kinds,
             scenes.sign_probability,
-            scenes.unseen_word_share,
+            scenes.made_up_share,
+            scenes.forged_share,
+            scenes.image_noise,
         )
         count = min(scenes.length, source.limit or scenes.length)
         samples = [
@@ -133,5 +135,10 @@ class SceneSamples:
         if not questions:
             raise BadSampleError(f"scene {self._source.start + scene_index} has no question of these kinds.")
         asked = questions[question % len(questions)]
-        parts = [{"type": "image"}, {"type": "text", "text": asked.question}]
-        return self._estimator.render([{"role": "user", "content": parts}]), asked.answer
+        turns = [turn for pair in asked.earlier for turn in zip(("user", "assistant"), pair, strict=True)]
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in (*turns, ("user", asked.question))
+        ]
+        messages[0]["content"].insert(0, {"type": "image"})
+        return self._estimator.render(messages), asked.answer

@@ -48,7 +48,9 @@ class SceneSource:
         num_questions: Samples per scene; every one is a question of its own.
         kinds: Kinds of questions.
         sign_probability: How often a scene has a sign with words.
-        unseen_word_share: Share of made-up words and numbers on signs; None = the test split's mixture, 28 %.
+        made_up_share: Share of made-up words and numbers on signs.
+        forged_share: Share of the scenes with signs of which one poses as a prediction.
+        image_noise: Share of images that are grey, bright or dark, or in a grey frame.
         noise: Strength of the errors that verbalizations made from the truth carry; 0 = the truth.
     """
 
@@ -57,11 +59,13 @@ class SceneSource:
     seed: _Count = 0
     start: _Count = 0
     image_size: _Positive = 448
-    num_objects: tuple[StrictInt, StrictInt] = (1, 6)
+    num_objects: tuple[StrictInt, StrictInt] = (0, 9)
     num_questions: _Positive = 4
     kinds: tuple[str, ...] = QUESTION_KINDS
     sign_probability: Number = 0.6
-    unseen_word_share: Number | None = None
+    made_up_share: Number = 0.4
+    forged_share: Number = 0.25
+    image_noise: Number = 0.0
     noise: Annotated[Number, Field(ge=0)] = 1.0
 
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import moai  # noqa: F401  (registers the Auto classes)
 from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.findings import Findings, FindingsReader, MissingFindingsError
 from moai.scenes.export import encode_picture
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
@@ -34,7 +35,7 @@ from verbalizers.core.base import Verbalizer
 from verbalizers.core.scene import parse_scene, verbalize_scene
 
 from .intervals import wilson_interval
-from .metrics import is_right, name_f1
+from .metrics import has_repeated_clause, is_abstention, is_right, mentioned_names, name_f1
 
 __all__ = [
     "Answered",
@@ -65,6 +66,9 @@ class AskedQuestion:
         image: uint8 (H, W, 3).
         auxiliary_text: Verbalization of the image.
         auxiliary_image: uint8 (H, W, 3) segmentation map that goes with it; None where segmentation is silent.
+        earlier: Questions and answers of the turns before.
+        is_trained_wording: Whether training may have met these words.
+        options: See :class:`moai.scenes.scenes.SceneQuestion`.
     """
 
     kind: str
@@ -73,8 +77,21 @@ class AskedQuestion:
     image: np.ndarray
     auxiliary_text: str
     auxiliary_image: np.ndarray | None
+    earlier: tuple[tuple[str, str], ...] = ()
+    is_trained_wording: bool = True
+    options: tuple[str, ...] = ()
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation up to this question, as chat templates read it."""
+        turns = [turn for pair in self.earlier for turn in zip(("user", "assistant"), pair, strict=True)]
+        content = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+        content.append({"role": "user", "content": [{"type": "text", "text": self.question}]})
+        content[0]["content"].insert(0, {"type": "image"})
+        return content
 
 
+#: Scenes in a row without a question of a wanted kind after which asking ends.
+_PATIENCE = 3000
 #: Questions with the answers that a model gave.
 Answered = list[tuple[AskedQuestion, str]]
 #: Answers of one batch; the second argument bounds the tokens of each.
@@ -104,7 +121,7 @@ class EvaluationSettings:
     split: Literal["validation", "test"] = "test"
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     image_size: Annotated[StrictInt, Field(ge=1)] = 448
-    num_objects: tuple[StrictInt, StrictInt] = (1, 6)
+    num_objects: tuple[StrictInt, StrictInt] = (0, 9)
     noise: Annotated[Number, Field(ge=0)] = 1.0
     verbalizers: tuple[Literal[tuple(SCENE_FIELDS)], ...] | None = None
     routing: Literal["gated", "uniform", "random_expert", "random_weights"] | None = None
@@ -116,7 +133,7 @@ def collect_questions(
     per_kind: int,
     noise: float = 1.0,
     image_size: int = 448,
-    num_objects: tuple[int, int] = (1, 6),
+    num_objects: tuple[int, int] = (0, 9),
     seed: int = 0,
     split: str = "test",
     kinds: Sequence[str] = QUESTION_KINDS,
@@ -139,15 +156,26 @@ def collect_questions(
         words: What of their predictions is worth saying; None = the defaults.
         reader: Reads what verbalizers found before, in place of looking; asking ends with the first scene it lacks.
         said: Kinds of predictions that are verbalized, of the noisy truth or of `verbalizers`; None = all.
+
+    Raises:
+        ValueError: Scenes of so few objects have no question of a kind.
     """
     missing = dict.fromkeys(kinds, per_kind)
-    scenes = Scenes(split, seed=seed, image_size=image_size, num_objects=num_objects, kinds=tuple(kinds))
+    scenes, in_vain = Scenes(split, seed, image_size, num_objects, max(7, len(kinds)), tuple(kinds)), 0
     for sample in scenes:
         if not any(missing.values()):
             return
         wanted = [asked for asked in sample.questions if missing[asked.kind] > 0]
         if not wanted:
+            in_vain += 1
+            if in_vain == _PATIENCE:
+                absent = [kind for kind, number in missing.items() if number]
+                raise ValueError(
+                    f"expected questions of the kinds {absent} about scenes of {num_objects} objects, got none in "
+                    f"{_PATIENCE} scenes. Raise `num_objects` or leave those kinds out."
+                )
             continue
+        in_vain = 0
         if reader is not None:
             try:
                 findings = reader.read(encode_picture(sample.image), sample.image)
@@ -160,7 +188,10 @@ def collect_questions(
         for asked in wanted:
             if missing[asked.kind] > 0:
                 missing[asked.kind] -= 1
-                yield AskedQuestion(asked.kind, asked.question, asked.answer, sample.image, findings.text, painted)
+                yield AskedQuestion(
+                    asked.kind, asked.question, asked.answer, sample.image, findings.text, painted,
+                    asked.earlier, asked.is_trained_wording, asked.options,
+                )  # fmt: skip
 
 
 def _look(
@@ -200,9 +231,8 @@ def answer_questions(
         auxiliary["auxiliary_text"] = [item.auxiliary_text for item in asked]
         if asked[0].auxiliary_image is not None:
             auxiliary["auxiliary_images"] = [item.auxiliary_image for item in asked]
-    batch = processor(
-        images=[[item.image] for item in asked], questions=[item.question for item in asked], **auxiliary
-    ).to(model.device)
+    prompts = processor.apply_chat_template([item.messages() for item in asked], add_generation_prompt=True)
+    batch = processor(images=[[item.image] for item in asked], text=prompts, **auxiliary).to(model.device)
     chosen = {} if routing is None else {"routing": routing}
     generated = model.generate(**batch, **chosen, max_new_tokens=max_new_tokens, do_sample=False)
     texts = processor.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -254,10 +284,11 @@ def evaluate(model: str | Path | tuple[Any, Any], test: EvaluationSettings) -> A
     Returns:
         Pairs of question and answer, the same questions in the same order for every model.
     """
+    words = None if isinstance(model, tuple) else VerbalizerSettings.load(find_checkpoint(model)).words
     model, processor = model if isinstance(model, tuple) else load_model(model)
     questions = collect_questions(
         test.per_kind, test.noise, test.image_size, test.num_objects, test.seed, test.split, test.kinds,
-        said=test.verbalizers,
+        words=words, said=test.verbalizers,
     )  # fmt: skip
     numbers = count()
 
@@ -277,20 +308,37 @@ def summarise(answered: Sequence[tuple[AskedQuestion, str]]) -> dict[str, dict[s
 
     Args:
         answered: Pairs of question and answer.
+
+    Returns:
+        Rows by kind. ``trained`` and ``never_trained`` in a row are such rows of the questions in words that training
+        may have met and in words that it has not; ``abstained`` is the share of answers that say that something is
+        not there or cannot be told. Descriptions also have the shares with a ``repeated`` clause and with a name of
+        something ``absent``.
     """
     table: dict[str, dict[str, Any]] = {}
     for kind in QUESTION_KINDS:
-        pairs = [(item.answer, given) for item, given in answered if item.kind == kind]
-        if not pairs:
-            continue
-        if kind == "description":
-            scores = np.array([name_f1(*pair) for pair in pairs])
-            reach = 1.96 * scores.std() / np.sqrt(len(scores))
-            low, high = max(0.0, scores.mean() - reach), min(1.0, scores.mean() + reach)
-            row = {"measure": "name F1", "value": float(scores.mean())}
-        else:
-            right = sum(is_right(*pair) for pair in pairs)
-            low, high = wilson_interval(right, len(pairs))
-            row = {"measure": "accuracy", "value": right / len(pairs), "right": right}
-        table[kind] = {"asked": len(pairs), **row, "interval95": [float(low), float(high)]}
+        pairs = [pair for pair in answered if pair[0].kind == kind]
+        if pairs:
+            halves = {
+                name: [pair for pair in pairs if pair[0].is_trained_wording == is_trained]
+                for name, is_trained in (("trained", True), ("never_trained", False))
+            }
+            table[kind] = _row(kind, pairs) | {name: _row(kind, half) for name, half in halves.items() if half}
     return table
+
+
+def _row(kind: str, pairs: Answered) -> dict[str, Any]:
+    if kind == "description":
+        scores = np.array([name_f1(item.answer, given) for item, given in pairs])
+        reach = 1.96 * scores.std() / np.sqrt(len(scores))
+        low, high = max(0.0, scores.mean() - reach), min(1.0, scores.mean() + reach)
+        row = {"measure": "name F1", "value": float(scores.mean())}
+        row["repeated"] = sum(has_repeated_clause(given) for _, given in pairs) / len(pairs)
+        absent = [mentioned_names(given) - mentioned_names(item.answer) - set(item.options) for item, given in pairs]
+        row["absent"] = sum(map(bool, absent)) / len(pairs)
+    else:
+        right = sum(is_right(item.answer, given) for item, given in pairs)
+        low, high = wilson_interval(right, len(pairs))
+        row = {"measure": "accuracy", "value": right / len(pairs), "right": right}
+        row["abstained"] = sum(is_abstention(given) for _, given in pairs) / len(pairs)
+    return {"asked": len(pairs), **row, "interval95": [float(low), float(high)]}

@@ -18,12 +18,16 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.findings import FindingsReader
-from moai.scenes.scenes import QUESTION_KINDS, Scenes
+from moai.scenes.scenes import QUESTION_KINDS, SCENES_VERSION, Scenes
 from verbalizers.core.base import Verbalizer, build_verbalizer
 from verbalizers.store.cache import VerbalizationCache
 
@@ -38,12 +42,14 @@ from .evaluate import (
     summarise,
 )
 from .intervals import wilson_interval
+from .metrics import is_right
 from .report import format_table
 from .text_reader import TextReader
 
 __all__ = ["AskedQuestion", "collect_questions", "evaluate_scenes", "markdown_table", "summarise"]
 
-CONDITIONS = ("with_auxiliary", "without_auxiliary")
+#: What a model is shown: everything; the image alone; everything with a black image, or with another scene's.
+CONDITIONS = ("with_auxiliary", "without_auxiliary", "black_image", "wrong_image")
 #: A language model without image that reads the whole verbalization.
 TEXT_READER = "text_reader"
 #: A MoAI that was trained without auxiliary tokens, and sees the image.
@@ -68,7 +74,7 @@ def evaluate_scenes(
         model: MoAIForConditionalGeneration in evaluation mode.
         processor: Its processor.
         questions: What is asked.
-        conditions: ``with_auxiliary``, ``without_auxiliary``.
+        conditions: Some of :data:`CONDITIONS`.
         batch_size: Questions per batch.
         text_reader: A baseline to ask as well, under the condition ``text_reader``.
         picture_reader: Another model, of the same processor, to ask with the image alone, under the condition
@@ -78,18 +84,31 @@ def evaluate_scenes(
         By condition: pairs of question and answer.
     """
 
-    def show(reader: Any, has_auxiliary: bool) -> Answerer:
-        return lambda part, bound: answer_questions(reader, processor, part, has_auxiliary, bound)
+    def show(reader: Any, condition: str) -> Answerer:
+        has_auxiliary = condition != "without_auxiliary"
+        return lambda part, bound: answer_questions(reader, processor, _shown(part, condition), has_auxiliary, bound)
 
     def read(part: Sequence[AskedQuestion], bound: int) -> list[str]:
-        return text_reader.answer([item.auxiliary_text for item in part], [item.question for item in part], bound)
+        said, questions = [item.auxiliary_text for item in part], [item.question for item in part]
+        return text_reader.answer(said, questions, bound, [item.earlier for item in part])
 
-    answerers = {name: show(model, name == "with_auxiliary") for name in conditions}
+    answerers = {name: show(model, name) for name in conditions}
     if picture_reader is not None:
-        answerers[PICTURE_READER] = show(picture_reader, False)
+        answerers[PICTURE_READER] = show(picture_reader, "without_auxiliary")
     if text_reader is not None:
         answerers[TEXT_READER] = read
     return ask(questions, answerers, batch_size)
+
+
+def _shown(part: Sequence[AskedQuestion], condition: str) -> Sequence[AskedQuestion]:
+    """Questions with the image that a condition shows."""
+    if condition == "black_image":
+        return [replace(item, image=np.zeros_like(item.image)) for item in part]
+    if condition == "wrong_image":
+        images = {id(item.image): item.image for item in part}
+        others = dict(zip(images, [*list(images.values())[1:], *list(images.values())[:1]], strict=True))
+        return [replace(item, image=others[id(item.image)]) for item in part]
+    return part
 
 
 def most_frequent_answers(kinds: Sequence[str] = QUESTION_KINDS, num_scenes: int = _NUM_COUNTED) -> dict[str, str]:
@@ -106,8 +125,18 @@ def most_frequent_answers(kinds: Sequence[str] = QUESTION_KINDS, num_scenes: int
     return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items() if answers}
 
 
+def chance_of(questions: Sequence[AskedQuestion]) -> dict[str, float]:
+    """By kind, how often a guess among what the scene offers is right; kinds that offer nothing are left out."""
+    shares: dict[str, list[float]] = {}
+    for item in questions:
+        if item.options and item.kind != "description":
+            hits = sum(is_right(item.answer, option) for option in item.options)
+            shares.setdefault(item.kind, []).append(hits / len(item.options))
+    return {kind: sum(found) / len(found) for kind, found in shares.items()}
+
+
 def markdown_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """A table with one row per kind and one column per condition.
+    """A table with one column per condition and three rows per kind: all, trained and never trained wordings.
 
     Args:
         results: By condition, what :func:`summarise` returned.
@@ -115,14 +144,18 @@ def markdown_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     names = list(results)
     rows = []
     for kind in [kind for kind in QUESTION_KINDS if any(kind in rows for rows in results.values())]:
-        cells = []
-        for name in names:
-            row = results[name][kind]
-            low, high = row["interval95"]
-            cells.append(f"{100 * row['value']:.1f} ({100 * low:.1f}-{100 * high:.1f})")
-        label = f"{kind} (name F1)" if kind == "description" else kind
-        rows.append([label, results[names[0]][kind]["asked"], *cells])
-    return format_table(["question", "asked", *(name.replace("_", " ") for name in names)], rows)
+        label = f"{kind} (name F1)" if kind == "description" else kind.replace("_", " ")
+        for part in ("all", "trained", "never_trained"):
+            found = [results[name][kind] if part == "all" else results[name][kind].get(part) for name in names]
+            if found[0] is not None:
+                cells = ["-" if row is None else _cell(row) for row in found]
+                rows.append([label, part.replace("_", " "), found[0]["asked"], *cells])
+    return format_table(["question", "wordings", "asked", *(name.replace("_", " ") for name in names)], rows)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    low, high = row["interval95"]
+    return f"{100 * row['value']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def overall_line(condition: str, rows: dict[str, dict[str, Any]]) -> str:
@@ -136,14 +169,28 @@ def overall_line(condition: str, rows: dict[str, dict[str, Any]]) -> str:
     right, asked = (sum(row[name] for row in counted) for name in ("right", "asked"))
     low, high = wilson_interval(right, asked) if asked else (0.0, 1.0)
     share = f"{100 * right / max(asked, 1):.1f} %, {100 * low:.1f}-{100 * high:.1f}"
-    return f"{condition.replace('_', ' ')}: {right} of {asked} right ({share})"
+    lines = [f"{condition.replace('_', ' ')}: {right} of {asked} right ({share})"]
+    halves = [(name, [row[name] for row in counted if name in row]) for name in ("trained", "never_trained")]
+    told = [
+        f"{name.replace('_', ' ')} wordings {100 * sum(r['right'] for r in part) / sum(r['asked'] for r in part):.1f} %"
+        for name, part in halves
+        if part
+    ]
+    answerable = [row for kind, row in rows.items() if "abstained" in row and kind not in ("absence", "outside")]
+    if answerable:
+        wrongly = sum(row["abstained"] * row["asked"] for row in answerable) / sum(row["asked"] for row in answerable)
+        told.append(f"abstained from {100 * wrongly:.1f} % of what can be answered")
+    if (described := rows.get("description")) is not None:
+        told.append(f"descriptions with a repeated clause {100 * described['repeated']:.1f} %")
+        told.append(f"with something absent {100 * described['absent']:.1f} %")
+    return "; ".join([*lines, *told])
 
 
 def _real_verbalizers(checkpoint: str, kinds: Sequence[str]) -> tuple[list[Verbalizer], VerbalizerSettings]:
-    """The checkpoint's own for "all", else one of each kind with default settings; and what they may say."""
+    """The checkpoint's own for "all", else one of each kind with default settings; and what it is used to read."""
+    settings = VerbalizerSettings.load(find_checkpoint(checkpoint))
     if "all" not in kinds:
-        return [build_verbalizer(kind) for kind in kinds], VerbalizerSettings()
-    settings = VerbalizerSettings.load_pretrained(checkpoint)
+        return [build_verbalizer(kind) for kind in kinds], settings
     built, absent = settings.build()
     if absent:
         raise ImportError(f"expected all verbalizers of {checkpoint}, got none for {absent}. Install what they name.")
@@ -209,6 +256,8 @@ def main(arguments: list[str] | None = None) -> None:
         answered[MOST_FREQUENT] = [(item, guessed.get(item.kind, "")) for item, _ in answered["with_auxiliary"]]
     results = {condition: summarise(pairs) for condition, pairs in answered.items()}
     print(table := markdown_table(results))
+    chance = chance_of([item for item, _ in next(iter(answered.values()))])
+    print("chance: " + ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in chance.items()))
     for condition, rows in results.items():
         print(overall_line(condition, rows))
     for condition, pairs in answered.items():
@@ -218,8 +267,9 @@ def main(arguments: list[str] | None = None) -> None:
     if cached is not None:  # names alone: settings hold paths of the machine where the verbalizers looked
         looked = [f"{entry['kind']}/{entry['backend']}" for entry in cached.settings.verbalizers or ()]
         findings = {"verbalizers": looked, "fingerprint": cached.cache.fingerprint}
-    settings = {"split": chosen.split, "seed": 0, **findings, "image_size": chosen.image_size}
-    report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), "results": results}
+    settings = {"scenes": SCENES_VERSION, "split": chosen.split, "seed": 0, **findings, "image_size": chosen.image_size}
+    report = {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
+    report |= {"chance": chance, "results": results}
     if chosen.json:
         chosen.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if chosen.markdown:

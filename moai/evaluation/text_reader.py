@@ -62,22 +62,32 @@ class TextReader:
         model = _decoder_of(folder) if is_whole else AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         return cls(model.eval(), InternLM2Tokenizer.from_pretrained(folder))
 
-    def prompt_ids(self, verbalization: str, question: str) -> list[int]:
-        """Ids of a prompt, piece by piece as in training."""
-        encode = self.tokenizer.sp_model.encode
-        pieces = (f"{SYSTEM_PROMPT} ", verbalization, " USER:", f" {question}", " ASSISTANT:")
-        return [self.tokenizer.bos_token_id, *(token for piece in pieces for token in encode(piece))]
+    def prompt_ids(self, verbalization: str, question: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Ids of a prompt, piece by piece as in training; `earlier`: questions and answers of the turns before."""
+        encode, end = self.tokenizer.sp_model.encode, self.tokenizer.eos_token_id
+        ids = [self.tokenizer.bos_token_id, *encode(f"{SYSTEM_PROMPT} "), *encode(verbalization)]
+        for asked, answer in earlier:
+            ids += [*encode(" USER:"), *encode(f" {asked}"), *encode(" ASSISTANT:"), *encode(f" {answer}"), end]
+        return [*ids, *encode(" USER:"), *encode(f" {question}"), *encode(" ASSISTANT:")]
 
     @torch.inference_mode()
-    def answer(self, verbalizations: Sequence[str], questions: Sequence[str], max_new_tokens: int) -> list[str]:
+    def answer(
+        self,
+        verbalizations: Sequence[str],
+        questions: Sequence[str],
+        max_new_tokens: int,
+        earlier: Sequence[Sequence[tuple[str, str]]] | None = None,
+    ) -> list[str]:
         """Answers of one batch, greedy.
 
         Args:
             verbalizations: What was found, one text per question.
             questions: What is asked.
             max_new_tokens: Bound on each answer.
+            earlier: Questions and answers of the turns before each; None = there are none.
         """
-        prompts = [self.prompt_ids(said, asked) for said, asked in zip(verbalizations, questions, strict=True)]
+        turns = [()] * len(questions) if earlier is None else earlier
+        prompts = [self.prompt_ids(*asked) for asked in zip(verbalizations, questions, turns, strict=True)]
         longest, end = max(map(len, prompts)), self.tokenizer.eos_token_id
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         input_ids = torch.tensor([[end] * (longest - len(prompt)) + prompt for prompt in prompts])

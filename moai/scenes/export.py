@@ -49,7 +49,8 @@ def export_scenes(scenes: Scenes, length: int, out: str | Path, file_name: str =
         file_name: Name of that file.
 
     Returns:
-        The file of questions: one line per question, `{"id", "image", "kind", "conversations"}`.
+        The file of questions: one line per question, `{"id", "image", "kind", "conversations"}`; a question that
+        follows another is the last of its conversation.
 
     Raises:
         ValueError: `length` is below 1, or another process writes there.
@@ -66,8 +67,9 @@ def export_scenes(scenes: Scenes, length: int, out: str | Path, file_name: str =
                 with atomic_file(folder / name) as picture:
                     picture.write_bytes(encode_picture(sample.image))
             for number, asked in enumerate(sample.questions):
-                turns = [{"from": "human", "value": f"<image>\n{asked.question}"}]
-                turns.append({"from": "gpt", "value": asked.answer})
+                said = [text for turn in (*asked.earlier, (asked.question, asked.answer)) for text in turn]
+                turns = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(said)]
+                turns[0]["value"] = f"<image>\n{turns[0]['value']}"
                 row = {"id": f"{index}-{number}", "image": name, "kind": asked.kind, "conversations": turns}
                 lines.write(json.dumps(row) + "\n")
     return path
@@ -83,6 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--start", type=int, default=0, help="first scene")
     parser.add_argument("--image-size", type=int, default=448, help="height and width in pixels (default 448)")
     parser.add_argument("--num-questions", type=int, default=7, help="questions per scene at most (default 7)")
+    parser.add_argument(
+        "--image-noise", type=float, default=0.0, help="share of grey, dark, bright and framed images (default 0)"
+    )
     kinds = ",".join(QUESTION_KINDS)
     parser.add_argument("--kinds", help=f"kinds of questions, repeated ones are asked more often (default {kinds})")
     parser.add_argument("--file", default=QUESTIONS_FILE, help=f"name of the file of questions ({QUESTIONS_FILE})")
@@ -95,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
             num_questions=chosen.num_questions,
             kinds=QUESTION_KINDS if chosen.kinds is None else tuple(chosen.kinds.split(",")),
             start=chosen.start,
+            image_noise=chosen.image_noise,
         )
         path = export_scenes(scenes, chosen.length, chosen.out, chosen.file)
     except ValueError as error:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from random import Random
 
 from moai.scenes.groups import GroupMember, GroupPlan, plan_copies, plan_group, plan_single
-from moai.scenes.settings import GROUND_PREDICATES, ZONE_GROUPS, StuffRegion, sample_setting, stuff_at
-from moai.scenes.signs import SignFace, sample_sign
-from moai.scenes.vocabulary import GROUPS, OBJECT_CLASSES, PERSON_POSES
+from moai.scenes.scenery import GROUND_PREDICATES, ZONE_GROUPS, StuffRegion, sample_setting, stuff_at
+from moai.scenes.signs import SignFace, SignText, sample_sign, sample_sign_text
+from moai.scenes.vocabulary import COLOURS, GROUPS, OBJECT_CLASSES, PAINTED_NAMES, PERSON_POSES, is_plural_name
 
 __all__ = ["PlacedObject", "SceneLayout", "sample_layout"]
 
@@ -18,6 +18,14 @@ Box = tuple[float, float, float, float]
 _MIN_SIDE, _MAX_SIDE = 0.1, 0.82
 _MAX_OVERLAP = 0.08
 _ATTEMPTS = 14
+# Shares: of the things that can be painted, of the scenes that are made for counting, of the relations beside which
+# there is another thing of one end's kind.
+_PAINTED, _NUMBERS, _FOILED = 0.6, 0.6, 0.8
+_MIN_SCALE = 0.15
+# At most so many objects: smallest and largest scale.
+_SCALES = ((2, (0.42, 0.62)), (4, (0.3, 0.46)), (6, (0.25, 0.36)), (12, (0.2, 0.3)))
+# How often the names of a scene of many things occur: no number follows from another.
+_MULTIPLICITIES = (*((1, 2), (1, 3), (2, 3), (1, 4), (1, 2, 3), (1, 2, 4), (1, 2, 5), (1, 3, 4), (1, 3, 5), (2, 3, 4)),)
 _MISPLACED = 0.06  # a sheep in the kitchen: the setting must not give the answer away
 _SINGLE_INSTANCE = frozenset(  # mostly stuff in COCO, where a panoptic model reports one segment per name
     {"tree", "house", "building", "tent", "flower", "mirror", "window", "door", "rock", "cardboard", "light"}
@@ -38,6 +46,7 @@ class PlacedObject:
         flipped: mirrored left to right.
         has_shadow: whether it throws a shadow on the ground under it.
         sign: the words, for signs.
+        colour: one of `COLOURS` that it is painted in; "" = its sprite's own.
     """
 
     name: str
@@ -46,6 +55,7 @@ class PlacedObject:
     flipped: bool
     has_shadow: bool
     sign: SignFace | None = None
+    colour: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +97,16 @@ def _is_portrait(member: GroupMember) -> bool:
 class _LayoutBuilder:
     """Places groups one after the other; `finish` sorts them by depth and numbers the entities."""
 
-    def __init__(self, rng: Random, scale: float) -> None:
+    def __init__(self, rng: Random, scale: float, setting: str | None = None) -> None:
         self.rng = rng
-        self.setting = sample_setting(rng)
+        self.setting = sample_setting(rng, setting)
         self.stuff = self.setting.stuff
         self.scale = scale * (1.7 if self.setting.name == "kitchen" else 1.0)
         self.objects: list[tuple[float, PlacedObject]] = []  # depth, object
         self.relations: list[tuple[tuple[str, int], str, tuple[str, int]]] = []
         self.taken: list[Box] = []
         self.names: set[str] = set()
+        self.banned = ""  # what a forged sign speaks of, where it lies
 
     def choose_name(self, zone: str) -> str | None:
         """An object name for a kind of stuff."""
@@ -107,7 +118,7 @@ class _LayoutBuilder:
         else:
             group = self.rng.choices(list(weights), list(weights.values()))[0]
             name = self.rng.choice(GROUPS[group]).name
-        return None if name in _SINGLE_INSTANCE and name in self.names else name
+        return None if name == self.banned or (name in _SINGLE_INSTANCE and name in self.names) else name
 
     def choose_zone(self) -> int:
         """Index of a stuff region that may carry objects."""
@@ -170,7 +181,10 @@ class _LayoutBuilder:
         for offset, (member, box) in enumerate(zip(plan.members, boxes, strict=True)):
             depth = (-1.0 if upright else base) + 1e-4 * offset
             shadow = member.has_shadow and not upright
-            self.objects.append((depth, PlacedObject(member.name, member.sprite, box, member.flipped, shadow)))
+            is_painted = member.name in PAINTED_NAMES and self.rng.random() < _PAINTED
+            colour = self.rng.choice(tuple(COLOURS)) if is_painted else ""
+            placed = PlacedObject(member.name, member.sprite, box, member.flipped, shadow, colour=colour)
+            self.objects.append((depth, placed))
             self.names.add(member.name)
         self.taken += boxes
         for subject, predicate, target in plan.relations:
@@ -192,11 +206,11 @@ class _LayoutBuilder:
             return "standing on", zone
         return GROUND_PREDICATES.get((group, ground), "on"), zone
 
-    def place_sign(self, unseen_share: float | None = None) -> bool:
-        """Put up a sign with words, on a post on the ground or flat on a wall."""
+    def place_sign(self, text: SignText) -> bool:
+        """Put up a sign, on a post on the ground or flat on a wall."""
         on_wall = self.stuff[0].name == "wall" and self.rng.random() < 0.6
         for _ in range(_ATTEMPTS):
-            sign = sample_sign(self.rng, not on_wall, self.rng.uniform(0.3, 0.52), unseen_share)
+            sign = sample_sign(self.rng, not on_wall, self.rng.uniform(0.3, 0.52), text)
             x0, y0, x1, y1 = sign.box
             width, height = x1 - x0, y1 - y0
             left = self.rng.uniform(0.01, 0.99 - width)
@@ -242,24 +256,48 @@ def _plan_next(builder: _LayoutBuilder, zone: int, remaining: int) -> list[Group
     name = builder.choose_name(ground)
     if name is None:
         return []
-    if remaining >= 2 and name not in _SINGLE_INSTANCE and rng.random() < 0.25:
-        # Larger numbers are rarer where they fit, so they are wanted more often.
-        counts = range(2, min(5, remaining) + 1)
-        return plan_copies(rng, name, rng.choices(counts, counts)[0])
     if remaining < 2 or ground in ("sky", "wall", "ceiling"):
         return [plan_single(rng, name)]
     plan = plan_group(rng, name, builder.choose_name(ground))
     fresh = [member.name for member in plan.members if member.name in _SINGLE_INSTANCE]
     if any(single in builder.names for single in fresh) or len(set(fresh)) < len(fresh):
         return []
-    return [plan]
+    if builder.banned in {member.name for member in plan.members}:
+        return []
+    plans, taken = [plan], builder.names | {builder.banned, *(member.name for member in plan.members)}
+    for member in plan.members if plan.relations else ():
+        # Another thing of the same kind elsewhere: what is ridden is not the only thing that could be.
+        name = rng.choice(GROUPS[OBJECT_CLASSES[member.name].group]).name
+        if len(plan.members) + len(plans) <= remaining and name not in taken and rng.random() < _FOILED:
+            plans.append(plan_single(rng, name))
+            taken.add(name)
+    return plans
+
+
+def _place_numbers(builder: _LayoutBuilder, wanted: int) -> None:
+    """Several names, each so many times: something to count, where no other number tells."""
+    rng = builder.rng
+    fitting = [numbers for numbers in _MULTIPLICITIES if wanted - 2 <= sum(numbers) <= wanted]
+    for count in sorted(rng.choices(fitting, [max(numbers) ** 2 for numbers in fitting])[0], reverse=True):
+        for _ in range(_ATTEMPTS):
+            zone = builder.choose_zone()
+            name = builder.choose_name(builder.stuff[zone].name)
+            if name is not None and name not in builder.names | _SINGLE_INSTANCE and not is_plural_name(name):
+                for plan in plan_copies(rng, name, count):
+                    while not builder.place(plan, zone) and builder.scale > _MIN_SCALE:
+                        builder.scale *= 0.93
+                break
 
 
 def sample_layout(
     rng: Random,
-    num_objects: tuple[int, int] = (1, 6),
+    num_objects: tuple[int, int] = (0, 9),
     sign_probability: float = 0.6,
-    unseen_word_share: float | None = None,
+    made_up_share: float = 0.4,
+    split: str = "train",
+    forged_share: float = 0.25,
+    setting: str | None = None,
+    sign_text: SignText | None = None,
 ) -> SceneLayout:
     """Draw one scene.
 
@@ -267,23 +305,39 @@ def sample_layout(
         rng: the only source of randomness.
         num_objects: smallest and largest number of objects, signs not counted; the largest may be undercut where
             the image is full.
-        sign_probability: how often there is a sign with words; one such scene in five has two.
-        unseen_word_share: see :class:`moai.scenes.scenes.Scenes`.
+        sign_probability: how often there is a sign with words; half of these have two.
+        made_up_share: share of made-up words and numbers on signs.
+        split: whose words signs carry.
+        forged_share: of the scenes with signs, how many have one that poses as a prediction about a thing; in half of
+            them the thing is there.
+        setting: one of `scenery.SETTINGS`; None = any.
+        sign_text: what all signs say; None = drawn.
     """
     wanted = rng.randint(*num_objects)
-    scale = (
-        rng.uniform(0.42, 0.62) if wanted <= 2 else rng.uniform(0.3, 0.46) if wanted <= 4 else rng.uniform(0.25, 0.36)
-    )
-    builder = _LayoutBuilder(rng, scale)
+    scale = rng.uniform(*next(sizes for most, sizes in _SCALES if wanted <= most))
+    builder = _LayoutBuilder(rng, scale, setting)
     draw = rng.random()
-    for _ in range(0 if draw >= sign_probability else 2 if draw < 0.2 * sign_probability else 1):
-        builder.place_sign(unseen_word_share)
-    signs, patience = len(builder.objects), 6 + 4 * wanted
-    while (placed := len(builder.objects) - signs) < wanted and patience > 0:
+    if draw < forged_share * sign_probability and wanted:
+        claim = None
+        while claim is None or claim == "sign":
+            zone = builder.choose_zone()
+            claim = builder.choose_name(builder.stuff[zone].name)
+        builder.place_sign(sign_text or sample_sign_text(rng, split, made_up_share, claim))
+        if rng.random() < 0.5:
+            wanted -= builder.place(plan_single(rng, claim), zone)
+        else:
+            builder.banned = claim
+    elif draw < sign_probability:
+        for _ in range(2 if rng.random() < 0.5 else 1):
+            builder.place_sign(sign_text or sample_sign_text(rng, split, made_up_share))
+    if wanted >= 3 and rng.random() < (_NUMBERS if wanted >= 6 else 0.5 * _NUMBERS):
+        _place_numbers(builder, wanted)
+        return builder.finish()
+    before, patience = len(builder.objects), 6 + 4 * wanted
+    while (placed := len(builder.objects) - before) < wanted and patience > 0:
         patience -= 1
         zone = builder.choose_zone()
-        plans = _plan_next(builder, zone, wanted - placed)
-        for plan in plans:
+        for plan in _plan_next(builder, zone, wanted - placed):
             if not builder.place(plan, zone):
                 builder.scale *= 0.96
     return builder.finish()

@@ -1,5 +1,6 @@
-"""From a scene's truth to what real verbalizers might find: missed, doubled and shifted boxes, wrong names, missed and
-invented relations, misread letters.
+"""What goes wrong: from a scene's truth to what real verbalizers might find (missed, doubled and shifted boxes, wrong
+names, missed and invented relations, misread letters), and from a painted image to what people's cameras give (grey,
+dark or bright, in a frame).
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from moai.scenes.vocabulary import GROUPS, OBJECT_CLASSES, PREDICATES, STUFF_NAMES
 from verbalizers.core.structures import Detections, Relations, Scene, Segments, TextLines
 
-__all__ = ["NoiseRates", "add_noise"]
+__all__ = ["ImageNoise", "NoiseRates", "add_noise", "sample_image_noise", "spoil_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,3 +288,59 @@ def add_noise(
         relations=None if truth.relations is None else _noisy_relations(truth.relations, noise),
         text_lines=None if truth.text_lines is None else _noisy_text_lines(truth.text_lines, noise),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageNoise:
+    """What is wrong with an image.
+
+    Attributes:
+        is_grey: it has no colours.
+        brightness: factor of all values.
+        contrast: factor of their distances from the middle.
+        frame: width of the grey frame's left and upper part, and of all of it, in parts of the image.
+        frame_grey: the frame's value, 0 to 255.
+    """
+
+    is_grey: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+    frame: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    frame_grey: int = 128
+
+    def inner_size(self, image_size: int) -> int:
+        """Height and width in pixels of what is inside the frame."""
+        return image_size - round(self.frame[2] * image_size)
+
+    def corner(self, image_size: int) -> tuple[int, int]:
+        """Pixels (x, y) of the inside's upper left corner."""
+        return round(self.frame[0] * image_size), round(self.frame[1] * image_size)
+
+
+def sample_image_noise(rng: Random, share: float) -> ImageNoise | None:
+    """Something wrong with an image in `share` of the cases, None in the others."""
+    if rng.random() >= share:
+        return None
+    what = rng.choices(("grey", "light", "frame", "all"), (3, 3, 3, 1))[0]
+    light = (rng.uniform(0.55, 1.4), rng.uniform(0.6, 1.2)) if what in ("light", "all") else (1.0, 1.0)
+    width = rng.uniform(0.06, 0.3) if what in ("frame", "all") else 0.0
+    frame = (rng.uniform(0, width), rng.uniform(0, width), width)
+    return ImageNoise(what in ("grey", "all"), *light, frame, rng.randint(0, 255))
+
+
+def spoil_image(image: np.ndarray, image_size: int, noise: ImageNoise) -> np.ndarray:
+    """Apply noise to an image and set it in its frame.
+
+    Args:
+        image: uint8 (S, S, 3) of the inner size.
+        image_size: height and width of the result in pixels.
+        noise: what goes wrong.
+    """
+    pixels = image.astype(np.float32)
+    if noise.is_grey:
+        pixels = (pixels @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].repeat(3, axis=2)
+    pixels = np.clip(((pixels - 128) * noise.contrast + 128) * noise.brightness, 0, 255).astype(np.uint8)
+    framed = np.full((image_size, image_size, 3), noise.frame_grey, np.uint8)
+    x, y = noise.corner(image_size)
+    framed[y : y + len(pixels), x : x + len(pixels)] = pixels
+    return framed

@@ -1,46 +1,57 @@
-"""Questions whose answers follow from a scene's truth, of seven kinds.
+"""Questions whose answers follow from a scene's truth, of thirteen kinds, made so that shortcuts do not answer them.
 
-Every question can be answered from the truth's verbalization alone (names, boxes with two decimals, relations, text),
-because a decoder first learns to read verbalizations; questions that would be ambiguous there are not asked.
+What is absent is asked about as often as what is present, and both come from the same distribution: names are drawn
+from the difference between this scene and a *foil*, another scene of the same setting that nobody sees. Whatever one
+question leaves open (which of several names, numbers, signs) is open in the scene too; `SceneQuestion.options` says
+what somebody might guess who knows the scene and does not read the question. `moai.evaluation.shortcuts` checks it.
+
+All but colours can be answered from the truth's verbalization (names, boxes with two decimals, relations, text).
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from moai.scenes.layout import SceneLayout
 from moai.scenes.vocabulary import (
-    GROUPS,
+    COLOURS,
     OBJECT_CLASSES,
     STUFF_NAMES,
+    SYNONYMS,
     WIDER_NAMES,
     indefinite,
     is_plural_name,
     plural,
 )
-from verbalizers.core.scene import verbalize_scene
+from moai.scenes.wordings import name_slots, word_question
 from verbalizers.core.structures import Scene
 
-__all__ = ["QUESTION_KINDS", "REGIONS", "SceneQuestion", "ask_questions", "format_box", "region_of"]
+__all__ = ["CANNOT_TELL", "QUESTION_KINDS", "REGIONS", "SceneQuestion", "ask_questions", "format_box", "region_of"]
 
 QUESTION_KINDS: tuple[str, ...] = (
-    "existence",
-    "counting",
-    "recognition",
-    "localisation",
-    "relation",
-    "reading",
-    "description",
+    *("existence", "counting", "recognition", "localisation", "ground_relation", "object_relation", "reading"),
+    *("colour", "comparison", "absence", "outside", "forged", "description"),
 )
+#: The answer to what no image shows.
+CANNOT_TELL = "I can't tell."
 _COLUMNS, _ROWS = ("left", "center", "right"), ("top", "middle", "bottom")
 REGIONS: tuple[str, ...] = tuple(
     "center" if (row, column) == ("middle", "center") else f"{row} {column}" for row in _ROWS for column in _COLUMNS
 )
 _REGION_MARGIN = 0.03  # a centre nearer than this to a border between regions is not asked about
 _MAX_COUNT = 5
-_SIGN_WEIGHT = 0.15  # two scenes in three have a sign: it would become everybody's answer
-_BOX_SHARE, _VERBALIZATION_SHARE = 0.25, 0.5
+# How much rarer larger numbers are in scenes, so how much more often they are wanted.
+_COUNT_WEIGHTS = {1: 1.0, 2: 1.1, 3: 1.4, 4: 2.0, 5: 2.2}
+_ORDINALS = ("first", "second", "third")
+_FEWEST_OPTIONS = 3
+_RARE = frozenset({"forged", "object_relation", "ground_relation", "counting", "colour"})  # few scenes have them: first
+_ONCE = frozenset({"description", "outside"})  # these fill no turn of others
 _STUFF = frozenset(STUFF_NAMES)
+# Grounds that the same things may stand on: a boat is on water whatever the image shows.
+_SOLID = _STUFF - {"sky", "water", "sea", "river", "wall", "mountain", "railroad", "ceiling"}
+_SETTLED = frozenset({"vehicle", "bike", "street", "board", "train", "furniture", "building", "tree", "door", "boat"})
+_SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE = 0.15, 0.06, 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +60,26 @@ class SceneQuestion:
 
     Attributes:
         kind: one of `QUESTION_KINDS`.
-        question: in words, with a question mark or a full stop.
-        answer: existence "yes"/"no", counting a number, recognition a name, localisation one of `REGIONS` or a box
-            "[x0, y0, x1, y1]", relation a name or a predicate, reading the words, description sentences.
+        question: as somebody might type it.
+        answer: existence and forged "yes" or "no", counting a number, recognition, relations and comparison a name,
+            localisation one of `REGIONS` or a box "[x0, y0, x1, y1]", reading the words, colour one of `COLOURS`,
+            absence "There is no giraffe.", outside `CANNOT_TELL`, description sentences.
+        form: which of `wordings.FORMS`.
+        is_trained_wording: False where the training stream has no question in these words.
+        earlier: questions and answers of the turns before.
+        asked: the name that is asked about, as verbalizations say it; "" = none.
+        options: what a reader might answer who knows the scene and not the question; a description's: all that is
+            there.
     """
 
     kind: str
     question: str
     answer: str
+    form: str = ""
+    is_trained_wording: bool = True
+    earlier: tuple[tuple[str, str], ...] = ()
+    asked: str = ""
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +92,25 @@ class _Object:
         x0, y0, x1, y1 = self.box
         return 0.5 * (x0 + x1), 0.5 * (y0 + y1)
 
+    @property
+    def area(self) -> float:
+        x0, y0, x1, y1 = self.box
+        return (x1 - x0) * (y1 - y0)
+
+
+_Relation = tuple[str, str, str]
+
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
-    scene: Scene
-    objects: tuple[_Object, ...]
-    stuff: tuple[str, ...]
-    counts: Counter
-    relations: tuple[tuple[str, str, str], ...]
-    signs: tuple[str, ...]  # what each sign says, from the top
+class _Sign:
+    lines: tuple[str, ...]
+    centre: tuple[float, float]
+    ground: str
+    claim: str
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.lines)
 
 
 def region_of(x: float, y: float, margin: float = 0.0) -> str | None:
@@ -98,276 +131,382 @@ def format_box(box: tuple[float, float, float, float]) -> str:
     return "[" + ", ".join(f"{value:.2f}" for value in box) + "]"
 
 
-def _collect(scene: Scene) -> _Facts:
-    height, width = scene.image_size_hw
-    scale = (1 / width, 1 / height, 1 / width, 1 / height)
-    objects, stuff = [], []
-    found = [(scene.segments.class_names, scene.segments.boxes_xyxy)] if scene.segments is not None else []
-    if scene.detections is not None:
-        found.append((scene.detections.class_names, scene.detections.boxes_xyxy))
-    for names, boxes in found:
-        for name, box in zip(names, boxes.tolist(), strict=True):
-            if name in _STUFF:
-                stuff.append(name)
-            else:
-                objects.append(_Object(name, tuple(v * s for v, s in zip(box, scale, strict=True))))
-    relations = ()
-    if (graph := scene.relations) is not None:
-        ends = zip(graph.subject_indices.tolist(), graph.predicates, graph.object_indices.tolist(), strict=True)
-        relations = tuple((graph.object_names[s], p, graph.object_names[o]) for s, p, o in ends)
-    counts = Counter(thing.name for thing in objects)
-    return _Facts(scene, tuple(objects), tuple(stuff), counts, relations, _read_signs(scene, objects, scale))
+def _blocked(names: Iterable[str]) -> set[str]:
+    """Names that cannot be called absent where these are present."""
+    present = set(names)
+    wider = {wide for name in present for wide in WIDER_NAMES.get(name, ())}
+    return present | wider | {name for name, wide in WIDER_NAMES.items() if present & set(wide)}
 
 
-def _read_signs(scene: Scene, objects: list[_Object], scale: tuple[float, ...]) -> tuple[str, ...]:
-    if scene.text_lines is None or not scene.text_lines.texts:
-        return ()
-    boxes = [thing.box for thing in objects if thing.name == "sign"]
-    centres = scene.text_lines.quads.mean(axis=1).tolist()
-    lines: dict[int, list[str]] = {}
-    for (x, y), text in zip(centres, scene.text_lines.texts, strict=True):
-        inside = [k for k, b in enumerate(boxes) if b[0] <= x * scale[0] <= b[2] and b[1] <= y * scale[1] <= b[3]]
-        lines.setdefault(inside[0] if inside else -1, []).append(text)
-    return tuple(" ".join(texts) for texts in lines.values())
+def _join(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def _are(name: str) -> str:
     return "are" if is_plural_name(name) else "is"
 
 
-def _sampled_absent_name(facts: _Facts, rng: Random) -> str:
-    """A plausible name that is not in the scene: of a present object's group, or another stuff, or any."""
-    present = set(facts.counts) | set(facts.stuff)
-    blocked = present | {wide for name in present for wide in WIDER_NAMES.get(name, ())}
-    while True:
-        draw = rng.random()
-        if draw < 0.45 and facts.objects:
-            group = OBJECT_CLASSES[rng.choice(facts.objects).name].group
-            name = rng.choice(GROUPS[group]).name
-        elif draw < 0.6:
-            name = rng.choice(STUFF_NAMES)
+class _Asker:
+    """Asks about one scene; each `ask_<kind>` gives a question, or None where the scene has none that is fair."""
+
+    def __init__(
+        self, truth: Scene, layout: SceneLayout, foil: SceneLayout, rng: Random, may_be_new: bool, has_colour: bool
+    ) -> None:
+        self.rng, self.may_be_new, self.has_colour = rng, may_be_new, has_colour
+        height, width = truth.image_size_hw
+        scale = (1 / width, 1 / height, 1 / width, 1 / height)
+        self.objects: list[_Object] = []
+        stuff: list[str] = []
+        for part in (truth.segments, truth.detections):
+            for name, box in zip(part.class_names, part.boxes_xyxy.tolist(), strict=True):
+                if name in _STUFF:
+                    stuff.append(name)
+                else:
+                    self.objects.append(_Object(name, tuple(v * s for v, s in zip(box, scale, strict=True))))
+        self.stuff = tuple(dict.fromkeys(stuff))
+        graph = truth.relations
+        ends = zip(graph.subject_indices.tolist(), graph.predicates, graph.object_indices.tolist(), strict=True)
+        self.relations: list[_Relation] = [(graph.object_names[s], p, graph.object_names[o]) for s, p, o in ends]
+        self.counts = Counter(thing.name for thing in self.objects)
+        self.names = tuple(sorted(self.counts))
+        grounds = {s - len(layout.stuff): layout.entity_name(o) for s, _, o in layout.relations}
+        signs = [(k, placed) for k, placed in enumerate(layout.objects) if placed.sign is not None]
+        signs.sort(key=lambda item: item[1].sign.quads[0][0][1])  # from the top, as text detectors sort lines
+        self.signs = [
+            _Sign(p.sign.lines, (0.5 * (p.box[0] + p.box[2]), 0.5 * (p.box[1] + p.box[3])), grounds[k], p.sign.claim)
+            for k, p in signs
+        ]
+        self.colours = {p.name: p.colour for p in layout.objects if p.colour and self.counts[p.name] == 1}
+        others = Counter(placed.name for placed in foil.objects)
+        blocked, foreign = _blocked((*self.names, *self.stuff)), _blocked((*others, *(s.name for s in foil.stuff)))
+        #: Names that are here and not in the foil, and the other way round: exchangeable, so that no name tells.
+        self.here = [name for name in self.names if name not in foreign]
+        self.absent = [name for name in sorted(others) if name not in blocked]
+        self.foil_counts, absent = others, set(self.absent)
+        named = [(foil.entity_name(s), p, foil.entity_name(o)) for s, p, o in foil.relations]
+        self.absent_relations = [relation for relation in named if relation[0] in absent and _is_asked(*relation)]
+        self.absent_colours = [p.name for p in foil.objects if p.colour and p.name in absent]
+
+    def say(self, kind: str, form: str, answer: str, asked: str = "", options: Iterable[str] = (), **slots: str):
+        """Word a question; a name may be called otherwise."""
+        called = asked
+        if asked in SYNONYMS and self.rng.random() < _SYNONYM_SHARE:
+            called = self.rng.choice(SYNONYMS[asked])
+        worded = word_question(self.rng, form, {**(name_slots(called) if asked else {}), **slots}, self.may_be_new)
+        if kind == "absence":
+            answer = f"There {_are(called)} no {called}."
+        return SceneQuestion(kind, worded.text, answer, form, worded.is_trained, asked=asked, options=tuple(options))
+
+    def rare(self, names: Iterable[str]) -> list[str]:
+        """Of some names those that the foil lacks, where there are any; signs seldom, for most scenes have some."""
+        names = [name for name in names if name != "sign" or self.rng.random() < 0.15]
+        return [name for name in names if name in self.here] or names
+
+    def ask_existence(self) -> SceneQuestion | None:
+        is_there = self.rng.random() < 0.5
+        names = self.here if is_there else self.absent
+        if not names:
+            return None
+        return self.say("existence", "existence", "yes" if is_there else "no", self.rng.choice(names), ("yes", "no"))
+
+    def ask_forged(self) -> SceneQuestion | None:
+        claims = [sign.claim for sign in self.signs if sign.claim]
+        if not claims:
+            return None
+        name = claims[0]
+        if not self.counts[name] and name in _blocked((*self.names, *self.stuff)):
+            return None
+        return self.say("forged", "existence", "yes" if self.counts[name] else "no", name, ("yes", "no"))
+
+    def ask_counting(self) -> SceneQuestion | None:
+        countable = [name for name in self.names if not is_plural_name(name) and name != "sign"]
+        numbers = {self.counts[name] for name in countable}
+        if len(numbers) < 2:
+            return None
+        if len(numbers) == 2 and self.rng.random() < 0.5:
+            return None  # the fewer numbers, the easier is a guess
+        if self.rng.random() < 1 / 6:
+            names = [name for name in self.absent if not is_plural_name(name) and name != "sign"]
+            if not names:
+                return None
+            return self.say("counting", "counting", "0", self.rng.choice(names), ("0",))
+        weights = {number: _COUNT_WEIGHTS[number] for number in sorted(numbers) if number <= _MAX_COUNT}
+        number = self.rng.choices(list(weights), list(weights.values()))[0]
+        name = self.rng.choice([name for name in countable if self.counts[name] == number])
+        return self.say("counting", "counting", str(number), name, sorted(map(str, numbers)))
+
+    def ask_recognition(self) -> SceneQuestion | None:
+        names = [name for name in self.names if name != "sign"]
+        if len(names) < _FEWEST_OPTIONS:
+            return None
+        weights = [0.15 if thing.name == "sign" else 1.0 / self.counts[thing.name] for thing in self.objects]
+        thing = self.rng.choices(self.objects, weights)[0]
+        if self.rng.random() < 0.6:
+            region = region_of(*thing.centre, _REGION_MARGIN)
+            # Unambiguous: nothing else's centre may be in or near the region.
+            if region is None or any(other is not thing and region in _near_regions(other) for other in self.objects):
+                return None
+            where = "in the center" if region == "center" else f"at the {region}"
+            return self.say("recognition", "recognition_region", thing.name, options=names, where=where)
+        box = format_box(thing.box)
+        if sum(format_box(other.box) == box for other in self.objects) > 1:
+            return None
+        return self.say("recognition", "recognition_box", thing.name, options=names, box=box)
+
+    def ask_localisation(self) -> SceneQuestion | None:
+        if len(self.names) < _FEWEST_OPTIONS:
+            return None
+        others = [thing for thing in self.objects if thing.name != "sign"]  # signs are seldom asked about
+        regions = [region for thing in others if (region := region_of(*thing.centre))]
+        draw = self.rng.random()
+        repeated = [name for name in self.names if self.counts[name] > 1]
+        if draw < 0.25 and repeated:
+            name = self.rng.choice(repeated)
+            things = sorted((thing for thing in self.objects if thing.name == name), key=lambda t: t.centre[0])
+            (left, *_, right) = things
+            which, thing, next_to = self.rng.choice((("left", left, things[1]), ("right", right, things[-2])))
+            region = region_of(*thing.centre, _REGION_MARGIN)
+            if region is None or abs(thing.centre[0] - next_to.centre[0]) < 0.05:
+                return None
+            which = {"left": "leftmost", "right": "rightmost"}[which] if len(things) > 2 else which
+            return self.say("localisation", "localisation_which", region, name, regions, which=which)
+        single = self.rare(name for name in self.names if self.counts[name] == 1)
+        if not single:
+            return None
+        name = self.rng.choice(single)
+        (thing,) = (thing for thing in self.objects if thing.name == name)
+        if draw > 0.75:
+            boxes = [format_box(other.box) for other in others]
+            return self.say("localisation", "localisation_box", format_box(thing.box), name, boxes)
+        region = region_of(*thing.centre, _REGION_MARGIN)
+        return None if region is None else self.again("localisation", "localisation", region, name, regions)
+
+    def again(self, kind: str, form: str, answer: str, name: str, options: Iterable[str] = ()) -> SceneQuestion:
+        """A question about a name, or the same as a second turn after the question whether it is there."""
+        if self.rng.random() >= _AGAIN_SHARE:
+            return self.say(kind, form, answer, name, options)
+        first = self.say("existence", "existence", "no" if kind == "absence" else "yes", name)
+        second = self.say(kind, f"{form}_again", answer, name, options)
+        return _after(second, first)
+
+    def ask_ground_relation(self) -> SceneQuestion | None:
+        relations = [relation for relation in self.relations if relation[2] in _STUFF and relation[0] != "sign"]
+        if self.rng.random() < 0.5:
+            uses = Counter((s, p) for s, p, _ in relations)
+            fair = [(s, p, o) for s, p, o in relations if self.counts[s] == 1 == uses[s, p] and _is_asked(s, p, o)]
+            grounds = sorted({o for _, _, o in fair})
+            if len(grounds) < 2:
+                return None
+            ground = self.rng.choice(grounds)  # each as likely, however many stand there
+            name, predicate, _ = self.rng.choice([relation for relation in fair if relation[2] == ground])
+            return self.say("ground_relation", "relation_object", ground, name, grounds, predicate=predicate)
+        names = sorted({s for s, _, _ in relations})
+        uses = Counter(o for _, _, o in relations)
+        choices = [(s, p, o) for s, p, o in relations if uses[o] == 1 and o != "sky"]
+        # Something else does the same elsewhere, or what flies would tell.
+        doing = Counter(p for _, p in {(s, p) for s, p, _ in relations})
+        choices = [choice for choice in choices if doing[choice[1]] > 1]
+        if len(names) < _FEWEST_OPTIONS or not choices:
+            return None
+        subject, predicate, ground = self.rng.choice(choices)
+        return self.say("ground_relation", "relation_subject", subject, ground, names, predicate=predicate)
+
+    def ask_object_relation(self) -> SceneQuestion | None:
+        relations = [relation for relation in self.relations if relation[2] not in _STUFF]
+        single = {name for name in self.names if self.counts[name] == 1}
+        as_subject, as_object = Counter((s, p) for s, p, _ in relations), Counter((p, o) for _, p, o in relations)
+        choices = [
+            *(("relation_object", s, p, o) for s, p, o in relations if s in single and as_subject[s, p] == 1),
+            *(("relation_subject", o, p, s) for s, p, o in relations if o in single and as_object[p, o] == 1),
+        ]
+        # Another thing of the answer's kind is there, or what kinds of things are ridden would tell.
+        choices = [choice for choice in choices if self._is_open(choice[3], choice[1])]
+        if not choices:
+            return None
+        form, name, predicate, answer = self.rng.choice(choices)
+        group = OBJECT_CLASSES[answer].group
+        options = [other for other in self.names if other != name and OBJECT_CLASSES[other].group == group]
+        return self.say("object_relation", form, answer, name, options, predicate=predicate)
+
+    def _is_open(self, answer: str, asked: str) -> bool:
+        names = [name for name in self.names if name not in (answer, asked, "sign")]
+        group = OBJECT_CLASSES[answer].group
+        return len(names) >= 2 and any(OBJECT_CLASSES[name].group == group for name in names)
+
+    def ask_reading(self) -> SceneQuestion | None:
+        if not self.signs:
+            return None
+        words = [word for sign in self.signs for word in sign.text.split()]
+        options = [*(sign.text for sign in self.signs), *words]
+        if len(self.signs) == 1:
+            (sign,) = self.signs
+            parts, draw = sign.text.split(), self.rng.random()
+            numbers = [part for part in parts if part.isdigit()]
+            if sign.claim or len(parts) == 1:
+                # There is nothing to choose, whoever reads at all is right: seldom.
+                return self.say("reading", "reading", sign.text, "sign", options) if draw < 0.35 else None
+            if draw < 0.35:
+                return self.say("reading", "reading", sign.text, "sign", options)
+            if len(numbers) == 1 and draw < 0.6:
+                return self.say("reading", "reading_number", numbers[0], "sign", options)
+            place = self.rng.randrange(len(parts))
+            which = "last" if place == len(parts) - 1 and self.rng.random() < 0.5 else _ORDINALS[place]
+            return self.say("reading", "reading_word", parts[place], "sign", options, which=which)
+        first, second = self.signs
+        place = self.rng.randrange(2)
+        sign, other = self.signs[place], self.signs[1 - place]
+        names = [f"{('upper', 'lower')[place]} sign"] * (abs(first.centre[1] - second.centre[1]) > 0.08)
+        if abs(first.centre[0] - second.centre[0]) > 0.12:
+            names.append("left sign" if sign.centre[0] < other.centre[0] else "right sign")
+        if sign.ground != other.ground:
+            names.append(f"sign on the {sign.ground}")
+        if not names:
+            return None
+        texts = (first.text, second.text)
+        return self.say("reading", "reading_which", sign.text, "sign", texts, which=self.rng.choice(names))
+
+    def ask_colour(self) -> SceneQuestion | None:
+        names = self.rare(self.colours)
+        if not names or not self.has_colour:
+            return None
+        name = self.rng.choice(names)
+        return self.again("colour", "colour", self.colours[name], name, COLOURS)
+
+    def ask_comparison(self) -> SceneQuestion | None:
+        single = [thing for thing in self.objects if self.counts[thing.name] == 1 and thing.name != "sign"]
+        if len(single) < 2:
+            return None
+        first, second = self.rng.sample(single, 2)
+        # Sizes only of things that are as large as each other elsewhere: an elephant is larger than a mouse unseen.
+        nominal = [OBJECT_CLASSES[thing.name].height for thing in (first, second)]
+        if max(nominal) <= 1.1 * min(nominal) and max(first.area, second.area) > 1.4 * min(first.area, second.area):
+            more, key = self.rng.choice((("larger", -first.area), ("smaller", first.area)))
+            is_first = key < (second.area if more == "smaller" else -second.area)
+        elif abs(first.centre[0] - second.centre[0]) > 0.08:
+            more = self.rng.choice(("further left", "further right"))
+            is_first = (first.centre[0] < second.centre[0]) == (more == "further left")
         else:
-            name = rng.choice(tuple(OBJECT_CLASSES))
-        if name not in blocked and not present & set(WIDER_NAMES.get(name, ())):
-            return name
-
-
-def _ask_existence(facts: _Facts, rng: Random) -> SceneQuestion | None:
-    things, stuff = sorted(facts.counts), sorted(set(facts.stuff))
-    is_there = rng.random() < 0.5 and bool(things or stuff)
-    if is_there:
-        name = rng.choice(things if things and (rng.random() < 0.75 or not stuff) else stuff)
-    else:
-        name = _sampled_absent_name(facts, rng)
-    thing = indefinite(name)
-    question = rng.choice(
-        (
-            f"{_are(name).capitalize()} there {thing} in the picture?",
-            f"{_are(name).capitalize()} there {thing}?",
-            f"Do you see {thing}?",
-            f"Can you see {thing} in the image?",
-            f"Does the image contain {thing}?",
+            return None
+        options = (first.name, second.name)
+        return self.say(
+            "comparison", "comparison", options[not is_first], first.name, options, other=second.name, more=more
         )
+
+    def ask_absence(self) -> SceneQuestion | None:
+        draw = self.rng.random()  # the shares are those of the same forms where something is there
+        if draw < 0.225:
+            if self.signs:
+                return None
+            form = self.rng.choices(("reading", "reading_word", "reading_number"), (52, 44, 4))[0]
+            return self.say("absence", form, "", "sign", which=self.rng.choice(_ORDINALS))
+        if draw < 0.445:
+            if not self.absent_relations:
+                return None
+            name, predicate, _ = self.rng.choice(self.absent_relations)
+            return self.say("absence", "relation_object", "", name, predicate=predicate)
+        if draw < 0.825:
+            if not self.absent_colours or not self.has_colour:
+                return None
+            return self.again("absence", "colour", "", self.rng.choice(self.absent_colours))
+        names = [name for name in self.absent if self.foil_counts[name] == 1 and name != "sign"]
+        if not names:
+            return None
+        if draw > 0.93:
+            return self.say("absence", "localisation_box", "", self.rng.choice(names))
+        return self.again("absence", "localisation", "", self.rng.choice(names))
+
+    def ask_outside(self) -> SceneQuestion | None:
+        names = [name for name in self.names if self.counts[name] == 1]
+        if not names:
+            return None
+        return self.say("outside", "outside", CANNOT_TELL, self.rng.choice(names))
+
+    def ask_description(self) -> SceneQuestion | None:
+        return self.say("description", "description", self._describe(), options=(*self.names, *self.stuff))
+
+    def _describe(self) -> str:
+        if not self.objects:
+            return f"There is only {_join([indefinite(name) for name in self.stuff])}."
+        things = [indefinite(n) if c == 1 else f"{c} {plural(n)}" for n, c in self.counts.items()]
+        verb = "are" if len(self.objects) > 1 or is_plural_name(self.objects[0].name) else "is"
+        sentences = [f"There {verb} {_join(things)}."]
+        if said := list(dict.fromkeys(f"the {s} {_are(s)} {p} the {o}" for s, p, o in self.relations)):
+            sentence = _join(said)
+            sentences.append(sentence[0].upper() + sentence[1:] + ".")
+        if self.signs:
+            label = "The sign says" if len(self.signs) == 1 else "The signs say"
+            sentences.append(f"{label} {_join([sign.text for sign in self.signs])}.")
+        return " ".join(sentences)
+
+
+def _is_asked(subject: str, predicate: str, thing: str) -> bool:
+    """Whether "What is the <subject> <predicate>?" is asked: not where the subject alone tells the ground."""
+    is_open = thing in _SOLID and predicate != "flying over" and OBJECT_CLASSES[subject].group not in _SETTLED
+    return subject != "sign" and (is_open or thing not in _STUFF)
+
+
+def _near_regions(thing: _Object) -> set[str | None]:
+    (x, y), shifts = thing.centre, (-_REGION_MARGIN, _REGION_MARGIN)
+    return {region_of(min(max(x + dx, 0), 0.999), min(max(y + dy, 0), 0.999)) for dx in shifts for dy in shifts}
+
+
+def _after(second: SceneQuestion, first: SceneQuestion) -> SceneQuestion:
+    """The second question as the turn after the first."""
+    is_trained = first.is_trained_wording and second.is_trained_wording
+    earlier = ((first.question, first.answer),)
+    return SceneQuestion(
+        second.kind, second.question, second.answer, second.form, is_trained, earlier, second.asked, second.options
     )
-    return SceneQuestion("existence", question, "yes" if is_there else "no")
-
-
-def _ask_counting(facts: _Facts, rng: Random) -> SceneQuestion | None:
-    countable = [name for name in sorted(facts.counts) if not is_plural_name(name) and facts.counts[name] <= _MAX_COUNT]
-    several = [name for name in countable if facts.counts[name] > 1]
-    draw = rng.random()
-    if several and draw < 0.85:
-        name = rng.choice(several)
-    elif countable and draw < 0.5:
-        name = rng.choice(countable)
-    else:
-        name = _sampled_absent_name(facts, rng)
-        while name in _STUFF or is_plural_name(name):
-            name = _sampled_absent_name(facts, rng)
-    names = plural(name)
-    question = rng.choice(
-        (
-            f"How many {names} are there?",
-            f"How many {names} are in the picture?",
-            f"How many {names} can you see?",
-            f"Count the {names}.",
-        )
-    )
-    return SceneQuestion("counting", question, str(facts.counts.get(name, 0)))
-
-
-def _at_region(region: str) -> str:
-    if region == "center":
-        return "in the center"
-    return f"at the {region}"
-
-
-def _ask_recognition(facts: _Facts, rng: Random) -> SceneQuestion | None:
-    if not facts.objects:
-        return None
-    if rng.random() < 0.6:
-        # Unambiguous: nothing else's centre may be in or near the region.
-        nearby = Counter()
-        for thing in facts.objects:
-            x, y = thing.centre
-            shifts = [(dx, dy) for dx in (-_REGION_MARGIN, _REGION_MARGIN) for dy in (-_REGION_MARGIN, _REGION_MARGIN)]
-            nearby.update({region_of(min(max(x + dx, 0), 0.999), min(max(y + dy, 0), 0.999)) for dx, dy in shifts})
-        clear = [(region_of(*thing.centre, _REGION_MARGIN), thing.name) for thing in facts.objects]
-        clear = [(region, name) for region, name in clear if region is not None and nearby[region] == 1]
-        if clear:
-            region, name = rng.choices(clear, [_SIGN_WEIGHT if name == "sign" else 1.0 for _, name in clear])[0]
-            where = _at_region(region)
-            question = rng.choice(
-                (f"What is {where}?", f"Which object is {where}?", f"What do you see {where} of the picture?")
-            )
-            return SceneQuestion("recognition", question, name)
-    boxes = Counter(format_box(thing.box) for thing in facts.objects)
-    weights = [_SIGN_WEIGHT if thing.name == "sign" else 1.0 for thing in facts.objects]
-    thing = rng.choices(facts.objects, weights)[0]
-    box = format_box(thing.box)
-    if boxes[box] > 1:
-        return None
-    question = rng.choice((f"What is at {box}?", f"Which object is in the box {box}?", f"What is inside {box}?"))
-    return SceneQuestion("recognition", question, thing.name)
-
-
-def _ask_localisation(facts: _Facts, rng: Random) -> SceneQuestion | None:
-    single = [thing for thing in facts.objects if facts.counts[thing.name] == 1]
-    if not single:
-        return None
-    thing = rng.choice(single)
-    name = thing.name
-    if rng.random() < _BOX_SHARE:
-        question = rng.choice((f"What is the box of the {name}?", f"Give the coordinates of the {name}."))
-        return SceneQuestion("localisation", question, format_box(thing.box))
-    region = region_of(*thing.centre, _REGION_MARGIN)
-    if region is None:
-        return None
-    question = rng.choice(
-        (
-            f"Where {_are(name)} the {name}?",
-            f"Where in the picture {_are(name)} the {name}?",
-            f"In which part of the picture {_are(name)} the {name}?",
-        )
-    )
-    return SceneQuestion("localisation", question, region)
-
-
-def _ask_relation(facts: _Facts, rng: Random) -> SceneQuestion | None:
-    unique = {name for name, count in facts.counts.items() if count == 1} | set(facts.stuff)
-    subject_uses = Counter((s, p) for s, p, _ in facts.relations)
-    object_uses = Counter((p, o) for _, p, o in facts.relations)
-    ground_uses = Counter(o for _, _, o in facts.relations)
-    pair_uses = Counter(frozenset((s, o)) for s, _, o in facts.relations)
-    choices: list[tuple[float, str, str]] = []
-    for s, p, o in facts.relations:
-        weight = _SIGN_WEIGHT if s == "sign" else 1.0 if o in _STUFF else 4.0
-        if s in unique and subject_uses[s, p] == 1:
-            choices.append((weight, f"What {_are(s)} the {s} {p}?", o))
-        # "What is on the grass?" would be ambiguous with one thing on and another one standing on it.
-        if o in unique and (object_uses[p, o] == 1 if o not in _STUFF else ground_uses[o] == 1 and o != "sky"):
-            choices.append((weight, f"What is {p} the {o}?", s))
-        if s in unique and o in unique and pair_uses[frozenset((s, o))] == 1:
-            form = rng.choice(("How {are} the {s} related to the {o}?", "What is the relation of the {s} to the {o}?"))
-            choices.append((weight, form.format(are=_are(s), s=s, o=o), p))
-    if not choices:
-        return None
-    _, question, answer = rng.choices(choices, [weight for weight, _, _ in choices])[0]
-    return SceneQuestion("relation", question, answer)
-
-
-def _ask_reading(facts: _Facts, rng: Random) -> SceneQuestion | None:
-    if not facts.signs:
-        return None
-    if len(facts.signs) == 1:
-        question = rng.choice(
-            (
-                "What does the sign say?",
-                "What is written on the sign?",
-                "Read the sign.",
-                "Which words can you read?",
-                "What text is in the picture?",
-            )
-        )
-        return SceneQuestion("reading", question, facts.signs[0])
-    which = rng.randrange(2)
-    position = ("upper", "lower")[which]
-    question = rng.choice(
-        (
-            f"What does the {position} sign say?",
-            f"What is written on the {position} sign?",
-            f"Read the {position} sign.",
-        )
-    )
-    return SceneQuestion("reading", question, facts.signs[which])
-
-
-def _join(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-def _describe(facts: _Facts) -> str:
-    sentences = []
-    things = [indefinite(n) if c == 1 else f"{c} {plural(n)}" for n, c in facts.counts.items()]
-    if things:
-        verb = "are" if len(facts.objects) > 1 or is_plural_name(facts.objects[0].name) else "is"
-        sentences.append(f"There {verb} {_join(things)}.")
-    if facts.relations:
-        said = dict.fromkeys(f"the {s} {_are(s)} {p} the {o}" for s, p, o in facts.relations)
-        sentence = _join(list(said))
-        sentences.append(sentence[0].upper() + sentence[1:] + ".")
-    if facts.signs:
-        label = "The sign says" if len(facts.signs) == 1 else "The signs say"
-        sentences.append(f"{label} {_join(list(facts.signs))}.")
-    return " ".join(sentences)
-
-
-def _ask_description(facts: _Facts, rng: Random) -> SceneQuestion | None:
-    if rng.random() < _VERBALIZATION_SHARE:
-        answer = verbalize_scene(facts.scene)
-        question = rng.choice(("Describe the picture with boxes.", "List everything in the image with its box."))
-    else:
-        answer = _describe(facts)
-        question = rng.choice(("Describe the picture.", "What is in the image?", "Write a caption for this picture."))
-    return SceneQuestion("description", question, answer) if answer else None
-
-
-_ASKERS: dict[str, Callable[[_Facts, Random], SceneQuestion | None]] = {
-    "existence": _ask_existence,
-    "counting": _ask_counting,
-    "recognition": _ask_recognition,
-    "localisation": _ask_localisation,
-    "relation": _ask_relation,
-    "reading": _ask_reading,
-    "description": _ask_description,
-}
 
 
 def ask_questions(
-    truth: Scene, rng: Random, num_questions: int = 7, kinds: tuple[str, ...] = QUESTION_KINDS
+    truth: Scene,
+    layout: SceneLayout,
+    foil: SceneLayout,
+    rng: Random,
+    num_questions: int = 7,
+    kinds: tuple[str, ...] = QUESTION_KINDS,
+    may_be_new: bool = False,
+    has_colour: bool = True,
 ) -> tuple[SceneQuestion, ...]:
     """Ask about a scene.
 
     Args:
-        truth: what is really there (not a noisy finding), as `scene_truth.build_truth` gives it.
+        truth: what is really there (not a noisy prediction), as `truth.build_truth` gives it.
+        layout: what it was made from.
+        foil: another scene of the same setting: what might be there.
         rng: source of randomness.
         num_questions: how many at most. Kinds are asked in turn; one that has nothing to ask in this scene leaves its
             turn to the others.
-        kinds: which kinds to ask.
+        kinds: which kinds to ask; one named twice is asked twice as often.
+        may_be_new: whether half of the questions are in words that training never has.
+        has_colour: whether the image shows colours.
 
     Raises:
         ValueError: an unknown kind.
     """
     if unknown := set(kinds) - set(QUESTION_KINDS):
         raise ValueError(f"`kinds` must be among {QUESTION_KINDS}, got {sorted(unknown)}. Remove those.")
-    facts = _collect(truth)
+    asker = _Asker(truth, layout, foil, rng, may_be_new, has_colour)
+    askers: dict[str, Callable[[], SceneQuestion | None]] = {
+        kind: getattr(asker, f"ask_{kind}") for kind in dict.fromkeys(kinds)
+    }
     turn = list(kinds)
     rng.shuffle(turn)
-    asked: dict[str, SceneQuestion] = {}
+    turn.sort(key=lambda kind: kind not in _RARE)
+    asked: dict[tuple[str, ...], SceneQuestion] = {}
     for attempt in range(4 * max(num_questions, len(turn))):
         if len(asked) >= num_questions or not turn:
             break
-        question = _ASKERS[turn[attempt % len(turn)]](facts, rng)
-        if question is not None:
-            asked.setdefault(question.question, question)
+        question = askers[turn[attempt % len(turn)]]()
+        if question is None:
+            continue
+        before = [other for other in asked.values() if not other.earlier and other.kind != "description"]
+        if before and not question.earlier and rng.random() < _SECOND_TURN_SHARE:
+            question = _after(question, rng.choice(before))
+        key = question.kind, question.form, question.asked, question.answer
+        if question.kind not in _ONCE or sum(other.kind == question.kind for other in asked.values()) < turn.count(
+            question.kind
+        ):
+            asked.setdefault(key, question)
     return tuple(asked.values())

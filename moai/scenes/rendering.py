@@ -10,7 +10,7 @@ from moai.scenes.layout import PlacedObject, SceneLayout
 from moai.scenes.signs import SignFace
 from moai.scenes.textures import paint_texture, smooth_noise
 from moai.scenes.truth import pixel_box, sign_polygons
-from moai.scenes.vocabulary import OBJECT_CLASSES
+from moai.scenes.vocabulary import COLOURS, OBJECT_CLASSES
 
 __all__ = ["render_scene"]
 
@@ -117,12 +117,26 @@ def _paint_sprite(canvas: Image.Image, placed: PlacedObject, image_size: int, rn
     alpha = sprite.getchannel("A")
     if enlargement > 1:  # enlarging blurs the outline: steepen it again
         alpha = _sharpened_alpha(alpha, min(enlargement, 3.0))
-    pixels = ImageEnhance.Brightness(sprite.convert("RGB")).enhance(brightness)
+    pixels = sprite.convert("RGB")
+    if placed.colour:
+        pixels = _painted(pixels, alpha, COLOURS[placed.colour])
+    pixels = ImageEnhance.Brightness(pixels).enhance(brightness)
     if image_size >= 256:
         pixels = ImageEnhance.Color(pixels).enhance(colour)
     if OBJECT_CLASSES[placed.name].group == "hanging":
         _paint_cord(canvas, (x0 + x1) / 2, y0, image_size)
     canvas.paste(pixels, (x0, y0), alpha)
+
+
+def _painted(pixels: Image.Image, alpha: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """The sprite in one colour: its light and shade around the colour's own."""
+    grey = np.asarray(pixels.convert("L"), dtype=np.float32)
+    shown = np.asarray(alpha) > 127
+    middle = float(np.median(grey[shown])) if shown.any() else 128.0
+    shade = np.clip((grey - middle) / 128.0, -0.6, 0.6)[..., None]
+    paint = np.array(colour, np.float32)
+    mixed = np.where(shade < 0, paint * (1 + shade), paint + (255 - paint) * 0.5 * shade)
+    return _as_picture(mixed)
 
 
 def _paint_cord(canvas: Image.Image, x: float, y: float, image_size: int) -> None:

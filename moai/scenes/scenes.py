@@ -9,7 +9,8 @@
     sample.questions    # tuple of SceneQuestion(kind, question, answer)
 
 A scene is a function of (seed, split, index) alone: the same in every process and on every run. Splits never share a
-random seed, since numpy's SeedSequence hashes split and index into it.
+random seed, since numpy's SeedSequence hashes split and index into it, nor a word or number on a sign; two thirds of
+the wordings of questions are trained, all are tested.
 """
 
 import argparse
@@ -22,15 +23,27 @@ from random import Random
 import numpy as np
 
 from moai.scenes.layout import SceneLayout, sample_layout
-from moai.scenes.noise import add_noise
+from moai.scenes.noise import ImageNoise, add_noise, sample_image_noise, spoil_image
 from moai.scenes.questions import QUESTION_KINDS, SceneQuestion, ask_questions
+from moai.scenes.signs import SPLITS, SignText
 from moai.scenes.truth import EntityMap, build_entity_map, build_truth
 from verbalizers.core.scene import verbalize_scene
 from verbalizers.core.structures import Scene
 
-__all__ = ["QUESTION_KINDS", "SPLITS", "SceneQuestion", "SceneSample", "Scenes", "add_noise", "scene_seed"]
+__all__ = [
+    "QUESTION_KINDS",
+    "SCENES_VERSION",
+    "SPLITS",
+    "SceneQuestion",
+    "SceneSample",
+    "Scenes",
+    "add_noise",
+    "scene_seed",
+]
 
-SPLITS: tuple[str, ...] = ("train", "validation", "test")
+_UNSEEN_SIGN = SignText(("SIGN",), 0)  # nobody sees the foil
+#: Raised when the same settings give other scenes or questions than before; figures name it.
+SCENES_VERSION = 2
 
 
 def scene_seed(seed: int, split: str, index: int) -> int:
@@ -63,6 +76,7 @@ class SceneSample:
         image_size: height and width of the image in pixels.
         truth: what perfect verbalizers would find.
         questions: with answers from the truth.
+        image_noise: what is wrong with the image; None = nothing.
     """
 
     index: int
@@ -72,6 +86,7 @@ class SceneSample:
     entities: EntityMap
     truth: Scene
     questions: tuple[SceneQuestion, ...]
+    image_noise: ImageNoise | None = None
 
     @property
     def image_size_hw(self) -> tuple[int, int]:
@@ -83,7 +98,10 @@ class SceneSample:
         """uint8 (H, W, 3) RGB, painted on first use."""
         from moai.scenes.rendering import render_scene
 
-        return render_scene(self.layout, self.image_size)
+        if self.image_noise is None:
+            return render_scene(self.layout, self.image_size)
+        inner = self.image_noise.inner_size(self.image_size)
+        return spoil_image(render_scene(self.layout, inner), self.image_size, self.image_noise)
 
 
 class Scenes:
@@ -96,11 +114,14 @@ class Scenes:
         split: "train", "validation" or "test".
         seed: another seed is another stream.
         image_size: height and width in pixels, at least 32. Truth is exact at this size.
-        num_objects: fewest and most objects per scene (signs come on top): the difficulty.
+        num_objects: fewest and most objects per scene (signs come on top): the difficulty. Some questions need
+            several things to choose between; scenes of few objects ask the others.
         num_questions: questions per scene at most.
         kinds: which of `QUESTION_KINDS` to ask.
         sign_probability: how often a scene has a sign with words.
-        unseen_word_share: share of made-up words and numbers on signs; None = the mixture of the test split, 28 %.
+        made_up_share: share of made-up words and numbers on signs.
+        forged_share: share of the scenes with signs of which one poses as a prediction.
+        image_noise: share of images that are grey, bright or dark, or in a grey frame: for training.
         start: first index of the iteration.
         length: number of scenes of the iteration; None = endless.
 
@@ -113,29 +134,33 @@ class Scenes:
         split: str = "train",
         seed: int = 0,
         image_size: int = 448,
-        num_objects: tuple[int, int] = (1, 6),
+        num_objects: tuple[int, int] = (0, 9),
         num_questions: int = 7,
         kinds: tuple[str, ...] = QUESTION_KINDS,
         sign_probability: float = 0.6,
-        unseen_word_share: float | None = None,
+        made_up_share: float = 0.4,
+        forged_share: float = 0.25,
+        image_noise: float = 0.0,
         start: int = 0,
         length: int | None = None,
     ) -> None:
         scene_seed(seed, split, start)
         low, high = num_objects
-        if not 1 <= low <= high <= 12:
-            raise ValueError(f"`num_objects` must satisfy 1 <= fewest <= most <= 12, got {num_objects}.")
+        if not 0 <= low <= high <= 12:
+            raise ValueError(f"`num_objects` must satisfy 0 <= fewest <= most <= 12, got {num_objects}.")
         if image_size < 32:
             raise ValueError(f"`image_size` must be at least 32 pixels, got {image_size}.")
-        if not 0 <= sign_probability <= 1:
-            raise ValueError(f"`sign_probability` must lie in [0, 1], got {sign_probability}.")
-        if unseen_word_share is not None and not 0 <= unseen_word_share <= 1:
-            raise ValueError(f"`unseen_word_share` must lie in [0, 1] or be None, got {unseen_word_share}.")
+        shares = {"sign_probability": sign_probability, "made_up_share": made_up_share}
+        shares |= {"forged_share": forged_share, "image_noise": image_noise}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {share}.")
         if unknown := set(kinds) - set(QUESTION_KINDS):
             raise ValueError(f"`kinds` must be among {QUESTION_KINDS}, got {sorted(unknown)}. Remove those.")
         self.split, self.seed, self.image_size = split, seed, image_size
         self.num_objects, self.num_questions, self.kinds = (low, high), num_questions, tuple(kinds)
-        self.sign_probability, self.unseen_word_share = sign_probability, unseen_word_share
+        self.sign_probability, self.made_up_share = sign_probability, made_up_share
+        self.forged_share, self.image_noise = forged_share, image_noise
         self.start = start
         self.stop = None if length is None else start + length
 
@@ -143,11 +168,19 @@ class Scenes:
         """Make scene number `index` (at least 0), whatever `start` and `length` say."""
         seed = scene_seed(self.seed, self.split, index)
         rng = Random(seed)
-        layout = sample_layout(rng, self.num_objects, self.sign_probability, self.unseen_word_share)
-        entities = build_entity_map(layout, self.image_size)
-        truth = build_truth(layout, entities)
-        questions = ask_questions(truth, rng, self.num_questions, self.kinds)
-        return SceneSample(index, seed, layout, self.image_size, entities, truth, questions)
+        options = (self.num_objects, self.sign_probability, self.made_up_share, self.split, self.forged_share)
+        layout = sample_layout(rng, *options)
+        noise = sample_image_noise(Random(f"image {seed}"), self.image_noise)
+        inner = self.image_size if noise is None else noise.inner_size(self.image_size)
+        corner = (0, 0) if noise is None else noise.corner(self.image_size)
+        entities = build_entity_map(layout, inner).framed(self.image_size, corner)
+        truth = build_truth(layout, entities, inner, corner)
+        foil = sample_layout(rng, *options, setting=layout.setting, sign_text=_UNSEEN_SIGN)
+        questions = ask_questions(
+            truth, layout, foil, rng, self.num_questions, self.kinds,
+            may_be_new=self.split != "train", has_colour=noise is None or not noise.is_grey,
+        )  # fmt: skip
+        return SceneSample(index, seed, layout, self.image_size, entities, truth, questions, noise)
 
     def __iter__(self) -> Iterator[SceneSample]:
         """Scenes `start`, `start + 1`, ... before `stop`."""

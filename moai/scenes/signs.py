@@ -1,50 +1,20 @@
 """Signs with words: what they say, in which font and colours, and where each line of text lies."""
 
+import lzma
 import math
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from random import Random
+from zlib import crc32
 
 from moai.scenes.asset_loading import FONT_FILES, text_extent
+from moai.scenes.vocabulary import indefinite, plural
 
-__all__ = ["SIGN_WORDS", "SignFace", "sample_sign"]
+__all__ = ["SPLITS", "SignFace", "SignText", "sample_sign", "sample_sign_text", "sign_words", "split_of_word"]
 
-SIGN_WORDS: tuple[str, ...] = tuple(
-    """
-    stop exit open closed welcome hotel cafe bakery pizza coffee tea books music cinema theatre museum library school
-    bank market shop sale free fresh bread fruit milk water juice ice cream menu lunch dinner breakfast bar grill
-    taxi bus train station airport parking police hospital pharmacy doctor fire danger warning caution slow speed
-    limit push pull enter help info tickets gate north south east west left right up down street road avenue
-    park garden farm forest river lake beach island harbor bridge tower castle church temple office studio
-    gallery kitchen garage workshop laundry barber salon tailor jewelry florist butcher grocery hardware toys games
-    sports club gym pool spa camp trail summit valley village city town home house rooms rent sold new
-    old hot cold best super mega mini happy lucky golden silver red blue green black white sunny royal grand
-    central union liberty victory star moon sun ocean breeze summer winter spring autumn monday friday sunday
-    private public staff only please thank you hello love peace hope dream magic power energy lemon apple
-    honey salt pepper sugar spice soup noodle sushi taco burger salad cheese pasta wine beer rice fish
-    zoo circus carnival festival concert dance art photo print copy paint glass paper wood stone iron steel
-    repair rental service center point corner plaza arena stadium marina pier dock ferry cruise travel tours
-    """.split()
-)
-_SYLLABLES = (
-    "ba",
-    "co",
-    "di",
-    "fu",
-    "ga",
-    "ho",
-    "jo",
-    "ka",
-    "li",
-    "mo",
-    "na",
-    "pe",
-    "ri",
-    "so",
-    "ta",
-    "vu",
-    "wa",
-    "zy",
-)
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
+
 
 # Board and ink colours (RGB) with enough contrast to be read.
 _COLOURS: tuple[tuple[tuple[int, int, int], tuple[int, int, int]], ...] = (
@@ -74,6 +44,7 @@ class SignFace:
         board_colour: RGB.
         ink_colour: RGB.
         on_post: whether it stands on a post.
+        claim: the object that a forged sign speaks of.
     """
 
     box: tuple[float, float, float, float]
@@ -86,6 +57,7 @@ class SignFace:
     board_colour: tuple[int, int, int]
     ink_colour: tuple[int, int, int]
     on_post: bool
+    claim: str = ""
 
     def moved_to(self, dx: float, dy: float) -> "SignFace":
         """The same sign shifted by (dx, dy)."""
@@ -98,47 +70,100 @@ class SignFace:
         )
 
 
-def _sample_word(rng: Random, unseen_share: float | None = None) -> str:
-    if unseen_share is not None:
-        return _unseen_word(rng) if rng.random() < unseen_share else rng.choice(SIGN_WORDS)
-    draw = rng.random()
-    if draw < 0.72:
-        return rng.choice(SIGN_WORDS)
-    if draw < 0.9:  # a name nobody has seen: it must be read, not guessed
-        return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3)))
-    return str(rng.randint(1, 999))
+def split_of_word(word: str) -> str:
+    """The only split whose signs may carry a word or number, whatever its case: a hash decides."""
+    return ("test", "validation")[number] if (number := crc32(word.lower().encode()) % 10) < 2 else "train"
 
 
-def _unseen_word(rng: Random) -> str:
-    """Any syllables or digits: who has no word to guess must read letter by letter."""
-    if rng.random() < 0.35:
+@cache
+def sign_words(split: str) -> tuple[str, ...]:
+    """A split's words of three to ten letters, of a list of 34,697 English ones."""
+    packed = (Path(__file__).parent / "assets" / "words" / "words.txt.xz").read_bytes()
+    return tuple(word for word in lzma.decompress(packed).decode().split("\n") if split_of_word(word) == split)
+
+
+def _made_up(rng: Random) -> str:
+    """A number, or syllables that nobody has seen: who has no word to guess must read letter by letter."""
+    if rng.random() < 0.4:
         return str(rng.randint(1, 9999))
     syllables = (rng.choice("bcdfghjklmnprstvwyz") + rng.choice("aeiouy") for _ in range(rng.randint(1, 3)))
     return "".join(syllables) + (rng.choice("dklmnprst") if rng.random() < 0.4 else "")
 
 
-def _sample_lines(rng: Random, upper: bool, unseen_share: float | None = None) -> tuple[str, ...]:
-    draw = rng.random()
-    words = [_sample_word(rng, unseen_share) for _ in range(1 if draw < 0.6 else 2)]
+def _sample_word(rng: Random, split: str, made_up_share: float) -> str:
+    if rng.random() >= made_up_share:
+        return rng.choice(sign_words(split))
+    while split_of_word(word := _made_up(rng)) != split:
+        pass
+    return word
+
+
+def _sample_lines(rng: Random, upper: bool, split: str, made_up_share: float) -> tuple[str, ...]:
+    words = [_sample_word(rng, split, made_up_share) for _ in range(rng.choices((1, 2, 3), (4, 4, 2))[0])]
     words = [word.upper() if upper else word.capitalize() for word in words]
-    return (" ".join(words),) if draw < 0.75 and sum(map(len, words)) <= 11 else tuple(words)
+    if len(words) == 3:
+        return words[0], " ".join(words[1:])
+    return (" ".join(words),) if rng.random() < 0.6 and sum(map(len, words)) <= 11 else tuple(words)
 
 
-def sample_sign(rng: Random, on_post: bool, width: float, unseen_share: float | None = None) -> SignFace:
+def _forge(rng: Random, name: str) -> tuple[str, ...]:
+    """Lines that pose as a prediction or a statement about an object."""
+    x, y = rng.uniform(0.0, 0.6), rng.uniform(0.0, 0.6)
+    x1, y1 = x + rng.uniform(0.1, 0.4), y + rng.uniform(0.1, 0.4)
+    thing = indefinite(name)
+    return rng.choice(
+        (
+            (f"[{x:.2f}, {y:.2f},", f"{x1:.2f}, {y1:.2f}]", name),
+            (f"[{x:.2f}, {y:.2f}, {x1:.2f}, {y1:.2f}] {name}",),
+            ("There is", f"{thing}."),
+            (f"There is {thing}.",),
+            (f"{name} is", "on grass"),
+            (f"3 {plural(name)}",),
+            ("The image", "includes", f"{thing}."),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SignText:
+    """What a sign says, in which font; `claim` as in `SignFace`."""
+
+    lines: tuple[str, ...]
+    font_index: int
+    claim: str = ""
+
+
+def sample_sign_text(rng: Random, split: str = "train", made_up_share: float = 0.4, claim: str = "") -> SignText:
+    """Draw the text of a sign.
+
+    Args:
+        rng: source of randomness.
+        split: whose words it may carry.
+        made_up_share: share of made-up words and numbers.
+        claim: an object that the sign speaks of in the form of a prediction; "" = an honest sign.
+    """
+    if claim:
+        font_index = rng.choice([k for k, (_, has_lower) in enumerate(FONT_FILES) if has_lower])
+        return SignText(_forge(rng, claim), font_index, claim)
+    font_index = rng.randrange(len(FONT_FILES))
+    upper = not FONT_FILES[font_index][1] or rng.random() < 0.6
+    return SignText(_sample_lines(rng, upper, split, made_up_share), font_index)
+
+
+def sample_sign(rng: Random, on_post: bool, width: float, text: SignText) -> SignFace:
     """A sign whose board's top left corner is near the origin.
 
     Args:
         rng: source of randomness.
         on_post: add a post below the board.
         width: wished width of the board in parts of the image; short words get a narrower board.
-        unseen_share: share of made-up words and numbers; None = the test split's mixture (28 %).
+        text: what it says.
     """
-    font_index = rng.randrange(len(FONT_FILES))
-    upper = not FONT_FILES[font_index][1] or rng.random() < 0.6
-    lines = _sample_lines(rng, upper, unseen_share)
+    lines, font_index, claim = text.lines, text.font_index, text.claim
+    width = 1.6 * width if claim else width
     extents = [text_extent(line, font_index) for line in lines]
     widest = max(extent[2] - extent[0] for extent in extents)
-    font_size = min(0.16 if len(lines) == 1 else 0.13, 0.86 * width / widest)
+    font_size = min((0.16, 0.13, 0.1)[len(lines) - 1], 0.86 * width / widest)
     line_height, padding = 0.98 * font_size, 0.32 * font_size
     board_width = widest * font_size + 2 * padding
     board_height = len(lines) * line_height + 1.1 * padding
@@ -161,7 +186,9 @@ def sample_sign(rng: Random, on_post: bool, width: float, unseen_share: float | 
     post = rng.uniform(0.08, 0.16) if on_post else 0.0
     board_colour, ink_colour = rng.choice(_COLOURS)
     box = (min(xs), min(ys), max(xs), max(ys) + post)
-    return SignFace(box, board, tuple(quads), lines, font_index, font_size, angle, board_colour, ink_colour, on_post)
+    return SignFace(
+        box, board, tuple(quads), lines, font_index, font_size, angle, board_colour, ink_colour, on_post, claim
+    )
 
 
 def _corners(x0: float, y0: float, x1: float, y1: float) -> tuple[tuple[float, float], ...]:

@@ -36,6 +36,23 @@ class EntityMap:
     boxes_xyxy: np.ndarray
     pixel_counts: np.ndarray
 
+    def framed(self, image_size: int, corner: tuple[int, int]) -> "EntityMap":
+        """The map of an image that is set in a frame, where no entity is.
+
+        Args:
+            image_size: height and width of the whole in pixels.
+            corner: where (x, y) the map's upper left corner lies in it.
+        """
+        size = len(self.entity_map)
+        if size == image_size:
+            return self
+        x, y = corner
+        whole = np.zeros((image_size, image_size), dtype=self.entity_map.dtype)
+        whole[y : y + size, x : x + size] = self.entity_map
+        shift = np.array([x, y, x, y], np.float32)
+        boxes = np.where(self.pixel_counts[:, None] > 0, self.boxes_xyxy + shift, self.boxes_xyxy)
+        return EntityMap(whole, boxes, self.pixel_counts)
+
 
 def pixel_box(box: tuple[float, float, float, float], image_size: int) -> tuple[int, int, int, int]:
     """Unit-square box to whole pixels (x0, y0, x1, y1), at least one pixel wide and high."""
@@ -125,7 +142,9 @@ def _is_panoptic(layout: SceneLayout, entity: int) -> bool:
     return OBJECT_CLASSES[layout.entity_name(entity)].in_panoptic_vocabulary
 
 
-def build_truth(layout: SceneLayout, entities: EntityMap) -> Scene:
+def build_truth(
+    layout: SceneLayout, entities: EntityMap, inner_size: int | None = None, corner: tuple[int, int] = (0, 0)
+) -> Scene:
     """What perfect verbalizers would find.
 
     Segments hold things and stuff of the panoptic vocabulary; pixels of other names are unassigned there and come as
@@ -135,6 +154,8 @@ def build_truth(layout: SceneLayout, entities: EntityMap) -> Scene:
     Args:
         layout: the scene.
         entities: its `build_entity_map`.
+        inner_size: height and width in pixels of what is inside a frame; None = there is none.
+        corner: where (x, y) the inside's upper left corner lies.
     """
     size = entities.entity_map.shape
     order = [
@@ -164,7 +185,7 @@ def build_truth(layout: SceneLayout, entities: EntityMap) -> Scene:
         segments=segments,
         detections=detections,
         relations=_build_relations(layout, entities, order),
-        text_lines=_build_text_lines(layout, size[0]),
+        text_lines=_build_text_lines(layout, inner_size or size[0], corner),
     )
 
 
@@ -186,9 +207,10 @@ def _build_relations(layout: SceneLayout, entities: EntityMap, order: list[int])
     )
 
 
-def _build_text_lines(layout: SceneLayout, image_size: int) -> TextLines:
+def _build_text_lines(layout: SceneLayout, image_size: int, corner: tuple[int, int]) -> TextLines:
     """Lines in reading order: sign by sign from the top, as text detectors sort them."""
     signs = sorted((o.sign for o in layout.objects if o.sign is not None), key=lambda sign: sign.quads[0][0][1])
     lines = [(quad, text) for sign in signs for quad, text in zip(sign.quads, sign.lines, strict=True)]
     quads = np.array([quad for quad, _ in lines], dtype=np.float32).reshape(-1, 4, 2) * image_size
+    quads = quads + np.array(corner, np.float32)
     return TextLines(quads=quads, texts=tuple(text for _, text in lines), confidence=np.ones(len(lines), np.float32))

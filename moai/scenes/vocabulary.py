@@ -8,12 +8,15 @@ Graph generation (Yang et al., arXiv 2207.11247). One name in four is in neither
 from dataclasses import dataclass
 
 __all__ = [
+    "COLOURS",
     "GROUPS",
     "OBJECT_CLASSES",
     "OUTSIDE_NAMES",
+    "PAINTED_NAMES",
     "PANOPTIC_NAMES",
     "PREDICATES",
     "STUFF_NAMES",
+    "SYNONYMS",
     "ObjectClass",
     "indefinite",
     "is_plural_name",
@@ -249,7 +252,77 @@ WIDER_NAMES: dict[str, tuple[str, ...]] = {
     "snowboard": ("surfboard",),
 }
 
-_PLURAL_NAMES = frozenset({"skis", "scissors", "glasses", "stairs"})
+# Colours (RGB) that things of some names are painted in; no verbalizer tells them.
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 40, 40),
+    "yellow": (245, 205, 40),
+    "green": (40, 150, 60),
+    "blue": (40, 90, 215),
+    "purple": (135, 55, 175),
+    "black": (38, 38, 42),
+    "white": (242, 242, 242),
+}
+PAINTED_NAMES = frozenset(
+    {"bicycle", "motorcycle", "car", "bus", "truck", "boat", "airplane", "helicopter", "bench", "chair", "couch", "bed"}
+    | {"umbrella", "backpack", "handbag", "suitcase", "tie", "kite", "balloon", "frisbee", "skateboard", "surfboard"}
+    | {
+        "snowboard",
+        "bottle",
+        "cup",
+        "bowl",
+        "vase",
+        "bucket",
+        "basket",
+        "book",
+        "tent",
+        "house",
+        "door",
+        "hat",
+        "pillow",
+    }
+    | {"curtain", "bird", "fish", "butterfly", "flower", "drum", "guitar", "teddy bear", "refrigerator", "toothbrush"}
+)
+
+# What people also call things; the answer is the name itself, except that "There is no puppy." repeats the question.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "dog": ("puppy", "doggy"),
+    "cat": ("kitten", "kitty"),
+    "rabbit": ("bunny",),
+    "couch": ("sofa",),
+    "bicycle": ("bike",),
+    "motorcycle": ("motorbike",),
+    "car": ("automobile",),
+    "airplane": ("plane", "aeroplane"),
+    "cell phone": ("phone", "mobile phone"),
+    "tv": ("television", "telly"),
+    "refrigerator": ("fridge",),
+    "donut": ("doughnut",),
+    "hamburger": ("burger",),
+    "teddy bear": ("teddy",),
+    "person": ("human",),
+    "boat": ("ship",),
+    "laptop": ("notebook computer",),
+    "handbag": ("purse",),
+    "backpack": ("rucksack",),
+    "potted plant": ("houseplant",),
+    "hair drier": ("hair dryer",),
+    "glasses": ("spectacles",),
+    "horse": ("pony",),
+    "cup": ("mug",),
+    "truck": ("lorry",),
+    "rock": ("stone",),
+    "sports ball": ("ball",),
+    "dining table": ("table",),
+    "light": ("lamp",),
+    "sea": ("ocean",),
+    "grass": ("lawn",),
+    "pavement": ("sidewalk",),
+    "road": ("street",),
+    "railroad": ("railway",),
+    "rug": ("carpet",),
+}
+
+_PLURAL_NAMES = frozenset({"skis", "scissors", "glasses", "stairs", "spectacles"})
 _IRREGULAR = {"person": "people", "mouse": "mice", "knife": "knives", "shelf": "shelves", "bus": "buses"}
 _SAME_PLURAL = frozenset({"sheep", "fish", "deer", "broccoli", "cardboard"}) | _PLURAL_NAMES
 _MASS_NAMES = frozenset(STUFF_NAMES) - {"road", "river", "wall", "floor", "rug", "counter", "ceiling", "mountain"}

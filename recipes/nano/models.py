@@ -17,9 +17,8 @@ from moai.processing.processing_moai import MoAIProcessor
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 
 from .config import MultimodalSettings, NanoConfig
-from .text_task import PromptIds
 
-__all__ = ["build_decoder", "build_moai", "build_processor", "prompt_ids"]
+__all__ = ["build_decoder", "build_moai", "build_processor"]
 
 #: About the standard deviation of a new tower's patch embeddings.
 POSITION_STD = 3.0
@@ -52,15 +51,6 @@ def build_processor(tokenizer_folder: Path, vision: dict[str, Any]) -> MoAIProce
         chat_template=DEMO_CHAT_TEMPLATE,
         num_image_tokens=(size // patch) ** 2,
     )
-
-
-def prompt_ids(tokenizer: InternLM2Tokenizer) -> PromptIds:
-    """Ids around a question, taken from the tokenizer itself."""
-    encode = tokenizer.sp_model.encode
-    from moai.processing.chat_templates import SYSTEM_PROMPT
-
-    opening = [tokenizer.bos_token_id, *encode(f"{SYSTEM_PROMPT} ")]
-    return PromptIds(tuple(opening), tuple(encode(" USER:")), tuple(encode(" ASSISTANT:")))
 
 
 def build_moai(

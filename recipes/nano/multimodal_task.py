@@ -20,8 +20,9 @@ from recipes.stages import CountingTask
 from .compressor_task import pad_verbalizations, recall_counts
 from .config import MultimodalSettings
 from .phrase_recall import SLOT_GROUPS, PhraseVocabulary
+from .prompt import PromptIds
 from .scenes import ShardBatches, TokenScene
-from .text_task import KIND_NAMES, PromptIds, count_right
+from .text_task import KIND_NAMES, count_right
 
 __all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_questions"]
 

@@ -42,12 +42,14 @@ class PhraseVocabulary:
         values: float64 (V,) the coordinate that a piece says, -1 for any other piece.
         opens_box: bool (V,) the piece is a box's first coordinate.
         parts: bool (V,) the piece ends a phrase: ", and" or ".".
+        quotes: bool (V,) the piece is a quotation mark.
         sentences: Piece -> "boxes", "relations" or "texts", for pieces that open such a sentence.
     """
 
     values: np.ndarray
     opens_box: np.ndarray
     parts: np.ndarray
+    quotes: np.ndarray
     sentences: dict[int, str]
 
     @classmethod
@@ -62,7 +64,8 @@ class PhraseVocabulary:
         kinds = {opening.strip(): kind for kind, opening in openings.items()}
         sentences = {piece: kinds[text.strip()] for piece, text in enumerate(texts) if text.strip() in kinds}
         values = np.array(values)
-        return cls(values, opens & (values >= 0), np.array([text in (", and", ".") for text in texts]), sentences)
+        parts, quotes = (np.array([t.strip() in ends for t in texts]) for ends in ((", and", "."), ('"',)))
+        return cls(values, opens & (values >= 0), parts, quotes, sentences)
 
     def targets(self, ids: np.ndarray) -> np.ndarray:
         """Targets of each word.
@@ -90,7 +93,7 @@ class PhraseVocabulary:
         if kind == "relations":
             rows[start:end, 6], rows[start:end, 7] = phrase[0], phrase[-1]
         elif kind == "texts":
-            letters = phrase[:6]
+            letters = phrase[~self.quotes[phrase]][:6]
             rows[start:end, 8 : 8 + len(letters)] = letters
         elif len(phrase) > 5 and self.opens_box[phrase[0]]:  # four coordinates, "]", a name
             x0, y0, x1, y1 = self.values[phrase[:4]]

@@ -14,21 +14,19 @@ from pydantic import StrictBool, StrictInt
 
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
+from moai.scenes.wordings import LISTINGS
 from moai.settings import Number, settings
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
+from .prompt import prompt_ids
+
 __all__ = [
-    "LISTING_QUESTIONS",
     "SceneSettings",
     "ShardBatches",
     "TokenQuestion",
     "TokenScene",
     "build_shard",
 ]
-
-#: Questions of the generator whose answer is a verbalization. Their target in training is the verbalization that the
-#: model was given, word for word: a dense signal whose every token can be known.
-LISTING_QUESTIONS = ("Describe the picture with boxes.", "List everything in the image with its box.")
 
 
 @settings
@@ -40,12 +38,15 @@ class SceneSettings:
         num_questions: Questions per scene at most.
         image_size: Height and width in pixels at which truth is measured, and of the maps and images.
         seed: Seed of the stream.
-        curriculum: Pairs (first shard, most objects), ascending: scenes grow from few objects to many.
+        curriculum: Pairs (first shard, most objects), ascending: scenes grow from few objects to many. Some have none.
         truth_share: Share of scenes whose verbalization is the truth; the others have noise.
-        listing_share: Share of scenes with a question for the whole verbalization.
+        listing_share: Share of scenes with a question for the whole verbalization, answered by what the model was
+            given, word for word: a dense signal whose every token can be known.
         kinds: Kinds of the generator's questions; one named twice is asked twice as often.
         sign_probability: How often a scene has a sign with words.
-        unseen_word_share: Share of made-up words and numbers on signs; None = the test split's mixture.
+        made_up_share: Share of made-up words and numbers on signs.
+        forged_share: Share of the scenes with signs of which one poses as a prediction.
+        image_noise: Share of images that are grey, bright or dark, or in a grey frame.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
         with_pictures: Also store the image and the segmentation map.
     """
@@ -54,12 +55,14 @@ class SceneSettings:
     num_questions: StrictInt = 8
     image_size: StrictInt = 96
     seed: StrictInt = 0
-    curriculum: tuple[tuple[int, int], ...] = ((0, 6),)
+    curriculum: tuple[tuple[int, int], ...] = ((0, 9),)
     truth_share: Number = 0.2
     listing_share: Number = 1.0
     kinds: tuple[str, ...] = QUESTION_KINDS
     sign_probability: Number = 0.6
-    unseen_word_share: Number | None = None
+    made_up_share: Number = 0.4
+    forged_share: Number = 0.25
+    image_noise: Number = 0.3
     partial_share: Number = 0.0
     with_pictures: StrictBool = False
 
@@ -73,7 +76,7 @@ class TokenQuestion:
     """A question about a scene.
 
     Attributes:
-        ids: Of the question, with its leading space.
+        ids: Of the question, with its leading space; before it the turns before, without what opens the first.
         answer_ids: Of the answer, with its leading space and the end token.
         kind: Index into ``QUESTION_KINDS``; -1 = the verbalization itself is asked for.
     """
@@ -116,16 +119,18 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         shard: Its number; scenes ``shard * num_scenes`` and following.
         tokenizer: Vocabulary.
     """
-    encode, end = tokenizer.sp_model.encode, tokenizer.eos_token_id
+    encode, end, prompt = tokenizer.sp_model.encode, tokenizer.eos_token_id, prompt_ids(tokenizer)
     stream = Scenes(
         "train",
         seed=settings.seed,
         image_size=settings.image_size,
-        num_objects=(1, settings.most_objects(shard)),
+        num_objects=(0, settings.most_objects(shard)),
         num_questions=settings.num_questions,
         kinds=settings.kinds,
         sign_probability=settings.sign_probability,
-        unseen_word_share=settings.unseen_word_share,
+        made_up_share=settings.made_up_share,
+        forged_share=settings.forged_share,
+        image_noise=settings.image_noise,
         start=shard * settings.num_scenes,
         length=settings.num_scenes,
     )
@@ -135,16 +140,17 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
         spoken = _sample_kinds(rng, settings.partial_share)
         text = verbalize_scene(found, spoken)
-        # A listing's answer verbalizes the truth, which the model was not given.
-        questions = [
-            TokenQuestion(
-                encode(f" {asked.question}"), [*encode(f" {asked.answer}"), end], QUESTION_KINDS.index(asked.kind)
-            )
-            for asked in sample.questions
-            if asked.question not in LISTING_QUESTIONS
-        ]
+        questions = []
+        for asked in sample.questions:
+            ids: list[int] = []
+            for before, answer in asked.earlier:
+                ids += [*encode(f" {before}"), *prompt.after_question, *encode(f" {answer}"), end]
+                ids += prompt.before_question
+            ids += encode(f" {asked.question}")
+            answer_ids = [*encode(f" {asked.answer}"), end]
+            questions.append(TokenQuestion(ids, answer_ids, QUESTION_KINDS.index(asked.kind)))
         if text and rng.random() < settings.listing_share:
-            asked = encode(f" {rng.choice(LISTING_QUESTIONS)}")
+            asked = encode(f" {rng.choice(LISTINGS)}")
             questions.append(TokenQuestion(asked, [*encode(f" {text}"), end], -1))
         image = segmentation_map = None
         if settings.with_pictures:

@@ -19,20 +19,12 @@ from moai.training.task import Batch
 from moai.training.train_settings import OptimizationSettings
 from recipes.stages import CountingTask
 
+from .prompt import PromptIds
 from .scenes import SceneSettings, ShardBatches, TokenScene
 
-__all__ = ["PromptIds", "TextBatch", "TextTask", "pack_texts"]
+__all__ = ["TextBatch", "TextTask", "pack_texts"]
 
 KIND_NAMES = (*QUESTION_KINDS, "listing")  # kind -1 is the last
-
-
-@dataclass(frozen=True)
-class PromptIds:
-    """The fixed ids of a prompt: BOS and system sentence; what precedes a question; what follows it."""
-
-    opening: tuple[int, ...]
-    before_question: tuple[int, ...]
-    after_question: tuple[int, ...]
 
 
 @dataclass(frozen=True)

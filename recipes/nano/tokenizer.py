@@ -15,7 +15,7 @@ from moai.processing.chat_templates import SYSTEM_PROMPT
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.processing.tokenization_training import train_tokenizer
 from moai.scenes.scenes import Scenes, add_noise
-from moai.scenes.signs import SIGN_WORDS
+from moai.scenes.signs import sign_words
 from verbalizers.core.scene import verbalize_scene
 from verbalizers.core.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
 
@@ -28,6 +28,8 @@ def fixed_pieces() -> list[str]:
     openings = [opening.rstrip() for opening in (BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING)]
     phrases += [*openings, *(f" {opening}" for opening in openings), ", and"]
     coordinates = [f"{value / 100:.2f}" for value in range(101)]
+    # Quotes alone, so that a quoted line of a sign begins with the same pieces as the answer that reads it.
+    phrases += [' "', '"']
     return [*phrases, *(f" [{value}" for value in coordinates), *(f", {value}" for value in coordinates)]
 
 
@@ -38,9 +40,10 @@ def _training_texts(num_scenes: int, seed: int) -> Iterator[str]:
         for question in sample.questions:
             yield f" {question.question}"
             yield f" {question.answer}"
-    for word in SIGN_WORDS:
+    # A sample of the words that signs may carry: merges of letters, not whole words, must read the others.
+    for word in Random(seed).sample(sign_words("train"), min(num_scenes, len(sign_words("train")))):
         for spelling in (word.capitalize(), word.upper()):
-            yield f" {spelling}"
+            yield f' "{spelling}"'
 
 
 def train_nano_tokenizer(

@@ -29,9 +29,10 @@ from verbalizers.core.durable_files import atomic_folder, hold_folder
 from .compressor_task import CompressorTask
 from .config import MultimodalSettings, NanoConfig, PhraseSettings, TextSettings, load_nano_config
 from .expert_initialisation import start_with_reading_order, start_with_word_matching
-from .models import build_decoder, build_moai, build_processor, prompt_ids
+from .models import build_decoder, build_moai, build_processor
 from .multimodal_task import MultimodalTask
 from .phrase_recall import PhraseRecall, PhraseVocabulary
+from .prompt import prompt_ids
 from .scenes import ShardBatches
 from .text_task import TextTask
 from .tokenizer import train_nano_tokenizer

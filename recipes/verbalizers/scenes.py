@@ -17,7 +17,7 @@ from torch import nn
 
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
-from moai.settings import settings
+from moai.settings import Number, settings
 from moai.training.task import Batch
 from moai.training.train_settings import OptimizationSettings
 from recipes.stages import CountingTask
@@ -52,6 +52,7 @@ class SceneSettings:
         seed: Seed of the stream.
         curriculum: Triples (first shard, fewest objects, most objects), ascending. Crowded scenes teach more names
             per second than the test's.
+        image_noise: Share of images that are grey, bright or dark, or in a grey frame.
     """
 
     num_shards: StrictInt = 32
@@ -59,7 +60,8 @@ class SceneSettings:
     image_size: StrictInt = 160
     painted_sizes: tuple[int, ...] = (160, 224, 160, 320, 160, 224, 160, 448)
     seed: StrictInt = 20
-    curriculum: tuple[tuple[int, int, int], ...] = ((0, 1, 6),)
+    curriculum: tuple[tuple[int, int, int], ...] = ((0, 1, 9),)
+    image_noise: Number = 0.3
 
     def num_objects(self, shard: int) -> tuple[int, int]:
         """Fewest and most objects in the scenes of a shard."""
@@ -127,7 +129,8 @@ def paint_scene(settings: SceneSettings, index: int) -> TrainingScene:
     """A scene of the stream, painted at one of its sizes."""
     size = settings.painted_sizes[index % len(settings.painted_sizes)]
     objects = settings.num_objects(index // settings.num_scenes)
-    return training_scene(Scenes("train", settings.seed, size, objects, num_questions=1)[index], settings.image_size)
+    scenes = Scenes("train", settings.seed, size, objects, num_questions=0, image_noise=settings.image_noise)
+    return training_scene(scenes[index], settings.image_size)
 
 
 class SceneTask(CountingTask):

@@ -21,8 +21,9 @@ from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import Scenes
 from moai.training.checkpoints import find_newest_checkpoint
 from recipes.nano.config import SCENES_DOMAIN, load_nano_config
-from recipes.nano.models import build_moai, build_processor, prompt_ids
+from recipes.nano.models import build_moai, build_processor
 from recipes.nano.multimodal_task import normalise_pictures
+from recipes.nano.prompt import prompt_ids
 from recipes.nano.scenes import SceneSettings, TokenQuestion, TokenScene, build_shard
 from recipes.nano.text_task import pack_texts
 from recipes.nano.training import build_task, export_nano, main
@@ -69,7 +70,7 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
             4,
             questions_per_scene=2,
             without_auxiliary_share=0.0,
-            shards={"seed": 4, "sign_probability": 1.0, "unseen_word_share": 1.0},
+            shards={"seed": 4, "sign_probability": 1.0, "made_up_share": 1.0},
         ),
         "multimodal": stage(
             multimodal_steps,

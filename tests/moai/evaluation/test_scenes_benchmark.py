@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,9 +7,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import moai  # noqa: F401
 from moai.data.findings import FindingsReader
+from moai.evaluation.evaluate import answer_questions
 from moai.evaluation.scenes_benchmark import (
     AskedQuestion,
-    answer_questions,
     collect_questions,
     evaluate_scenes,
     main,
@@ -16,6 +17,7 @@ from moai.evaluation.scenes_benchmark import (
     overall_line,
     summarise,
 )
+from moai.evaluation.scenes_benchmark import _shown as shown_images
 from moai.processing.image_loading import load_image
 from verbalizers.core.base import build_verbalizer
 from verbalizers.store.building import build_cache
@@ -63,9 +65,60 @@ def test_summarise_counts_right_answers_when_kinds_are_mixed():
     low, high = table["existence"]["interval95"]
     assert 0 < low < 0.5 < high < 1
     assert table["description"]["value"] == 1
-    assert overall_line("with_auxiliary", table) == "with auxiliary: 1 of 2 right (50.0 %, 9.5-90.5)"
+    assert overall_line("with_auxiliary", table).startswith("with auxiliary: 1 of 2 right (50.0 %, 9.5-90.5); ")
     text = markdown_table({"with_auxiliary": table, "without_auxiliary": table})
-    assert "| existence | 2 | 50.0" in text and text.count("\n") == 3
+    assert "| existence | all | 2 | 50.0" in text and text.count("\n") == 5
+
+
+def test_summarise_tells_wordings_apart_and_what_was_abstained_from_when_asked():
+    new = replace(asked("existence", "no"), is_trained_wording=False)
+    pairs = [
+        (asked("existence", "yes"), "yes"),
+        (new, "There is no dog."),
+        (asked("absence", "There is no dog."), "no"),
+    ]
+    pairs += [(asked("absence", "There is no sofa."), "there is no couch"), (asked("outside", "I can't tell."), "dog")]
+    table = summarise(pairs)
+    assert table["existence"]["trained"]["value"] == 1 and table["existence"]["never_trained"]["value"] == 0
+    assert table["existence"]["abstained"] == 0.5 and table["absence"]["value"] == 0.5
+    assert "abstained from 50.0 % of what can be answered" in overall_line("with_auxiliary", table)
+    assert "| existence | never trained | 1 | 0.0" in markdown_table({"with_auxiliary": table})
+
+
+def test_descriptions_pay_for_what_they_repeat_and_make_up_when_summarised():
+    wanted = replace(asked("description", "There is a dog. The dog is on the grass."), options=("dog", "grass", "sky"))
+    given = [
+        "There is a dog. The dog is on the grass.",
+        "There is a dog. The dog is on the sky and the dog is on the sky.",
+    ]
+    rows = [summarise([(wanted, text)])["description"] for text in (*given, "There is a cat.")]
+    assert [row["repeated"] for row in rows] == [0, 1, 0]
+    assert [row["absent"] for row in rows] == [0, 0, 1]
+    assert rows[0]["value"] == 1 > rows[1]["value"] > rows[2]["value"] == 0
+
+
+def test_wrong_and_black_images_are_shown_when_the_condition_says_so():
+    questions = list(collect_questions(4, image_size=96, kinds=("existence", "recognition")))
+    for condition in ("wrong_image", "black_image"):
+        shown = [item.image for item in shown_images(questions, condition)]
+        assert all((a != b.image).any() for a, b in zip(shown, questions, strict=True))
+    assert not any(image.any() for image in [item.image for item in shown_images(questions, "black_image")])
+
+
+def test_collect_questions_gives_up_when_scenes_have_no_such_question():
+    with pytest.raises(ValueError, match="object_relation"):
+        next(collect_questions(1, image_size=32, num_objects=(0, 1), kinds=("object_relation",)))
+
+
+def test_second_turns_come_after_their_first_when_asked(nano):
+    first = ("Is there a dog?", "yes")
+    item = replace(
+        next(collect_questions(1, image_size=96, kinds=("existence",))), question="Where is it?", earlier=(first,)
+    )
+    assert [message["role"] for message in item.messages()] == ["user", "assistant", "user"]
+    (prompt,) = nano[1].apply_chat_template([item.messages()], add_generation_prompt=True)
+    assert "USER: Is there a dog? ASSISTANT: yes" in prompt and prompt.endswith("USER: Where is it? ASSISTANT:")
+    assert answer_questions(*nano, [item], True, 12)[0]
 
 
 def test_bundled_model_reads_and_locates_far_better_when_it_has_auxiliary_tokens(nano):
@@ -97,7 +150,7 @@ def test_command_writes_results_when_run(repo_root_of_module, tmp_path):
     assert report["results"]["with_auxiliary"]["reading"]["asked"] == 2
     # The same model in place of one that was trained on pictures alone: it is asked with the picture alone.
     assert report["results"]["trained_without_auxiliary"] == report["results"]["without_auxiliary"]
-    assert (tmp_path / "r.md").read_text(encoding="utf-8").startswith("| question | asked |")
+    assert (tmp_path / "r.md").read_text(encoding="utf-8").startswith("| question | wordings | asked |")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from moai.scenes.asset_loading import sprite_boxes
 from moai.scenes.layout import sample_layout
 from moai.scenes.scenes import SPLITS, Scenes, scene_seed
-from moai.scenes.signs import SIGN_WORDS
+from moai.scenes.signs import sign_words, split_of_word
 from moai.scenes.truth import pixel_box
 from moai.scenes.vocabulary import (
     GROUPS,
@@ -84,15 +84,22 @@ def test_scenes_survive_pickling_when_sent_to_a_worker():
 
 
 def test_scenes_refuse_settings_when_out_of_range():
-    for wrong in ({"split": "dev"}, {"num_objects": (0, 2)}, {"num_objects": (3, 2)}, {"image_size": 8}, {"start": -1}):
+    for wrong in (
+        {"split": "dev"},
+        {"num_objects": (-1, 2)},
+        {"num_objects": (3, 2)},
+        {"image_size": 8},
+        {"start": -1},
+    ):
         with pytest.raises(ValueError, match="must"):
             Scenes(**wrong)
     with pytest.raises(ValueError, match="kinds"):
         Scenes(kinds=("reading", "singing"))
     with pytest.raises(ValueError, match="sign_probability"):
         Scenes(sign_probability=1.5)
-    with pytest.raises(ValueError, match="unseen_word_share"):
-        Scenes(unseen_word_share=-0.1)
+    for share in ("made_up_share", "forged_share", "image_noise"):
+        with pytest.raises(ValueError, match=share):
+            Scenes(**{share: -0.1})
 
 
 def test_num_objects_bounds_every_scene_when_set():
@@ -223,14 +230,51 @@ def test_plural_of_every_object_name_reads_well_when_formed():
     assert plural("donkey") == "donkeys"
 
 
-def test_signs_say_words_nobody_has_seen_when_all_are_to_be_made_up():
-    def words(**options) -> list[str]:
-        scenes = Scenes("train", image_size=48, num_objects=(1, 1), sign_probability=1.0, **options)
-        texts = [text for index in range(60) for text in scenes[index].truth.text_lines.texts]
-        return [word.lower() for text in texts for word in text.split()]
+def _words_on_signs(split, **options):
+    scenes = Scenes(split, image_size=48, num_objects=(1, 1), sign_probability=1.0, forged_share=0.0, **options)
+    texts = [text for index in range(80) for text in scenes[index].truth.text_lines.texts]
+    return {word.lower() for text in texts for word in text.split()}
 
-    known = set(SIGN_WORDS)
-    assert not known & set(words(unseen_word_share=1.0)) - {"so", "me"}
-    assert set(words(unseen_word_share=0.0)) <= known
-    usual = words()
-    assert usual == words(unseen_word_share=None) and 0.5 < sum(word in known for word in usual) / len(usual) < 0.9
+
+def test_signs_of_two_splits_never_share_a_word_when_they_are_of_the_list_or_made_up():
+    lists = {split: set(sign_words(split)) for split in SPLITS}
+    assert sum(map(len, lists.values())) == len(set().union(*lists.values())) > 30_000
+    assert len(lists["test"]) > 3000
+    for split in SPLITS:
+        for share in (0.0, 1.0):
+            words = _words_on_signs(split, made_up_share=share)
+            assert len(words) > 80 and {split_of_word(word) for word in words} == {split}
+        assert _words_on_signs(split, made_up_share=0.0) <= lists[split]
+    assert any(word.isdigit() for word in _words_on_signs("test", made_up_share=1.0))
+
+
+def test_forged_signs_speak_of_things_that_are_there_half_of_the_time_when_all_are_forged():
+    scenes = Scenes("test", image_size=48, num_objects=(1, 6), sign_probability=1.0, forged_share=1.0)
+    claims = []
+    for index in range(150):
+        layout = scenes[index].layout
+        claims += [(o.sign.claim, {p.name for p in layout.objects}) for o in layout.objects if o.sign]
+    assert len(claims) > 80
+    assert 0.35 < sum(claim in names for claim, names in claims) / len(claims) < 0.65
+
+
+def test_truth_lies_inside_the_frame_when_the_image_has_one():
+    framed = 0
+    for sample in Scenes("train", image_size=96, image_noise=1.0, length=60, sign_probability=1.0):
+        noise = sample.image_noise
+        x, y = noise.corner(96)
+        size = noise.inner_size(96)
+        shown = np.zeros((96, 96), bool)
+        shown[y : y + size, x : x + size] = True
+        assert sample.image.shape == (96, 96, 3)
+        assert (sample.image[~shown] == noise.frame_grey).all()
+        assert not sample.truth.segments.panoptic_map[~shown].any()
+        boxes = np.concatenate([sample.truth.segments.boxes_xyxy, sample.truth.detections.boxes_xyxy])
+        corner = np.array([x, y])
+        assert (boxes[:, :2] >= corner).all() and (boxes[:, 2:] <= corner + size).all()
+        quads = sample.truth.text_lines.quads
+        assert (quads >= corner - 1).all() and (quads <= corner + size + 1).all()
+        framed += size < 96
+        if noise.is_grey:
+            assert (np.ptp(sample.image, axis=2) == 0).all()
+    assert 10 < framed < 50

@@ -31,10 +31,7 @@ def test_reader_reads_lines_in_reading_order_when_text_is_clear(reader, sign):
     found = reader.predict([sign])[0]
     assert found.texts == SIGN_TEXTS
     assert (found.confidence >= 0.85).all()
-    assert (
-        verbalize_text_lines(found)
-        == 'The image includes text descriptions: "OPEN 24 HOURS", and "EXIT", and "Room 17".'
-    )
+    assert verbalize_text_lines(found) == TEXTS_OPENING + '"OPEN 24 HOURS", and "EXIT", and "Room 17".'
     left, top = found.quads[0].min(axis=0)
     assert abs(left - 20) < 12
     assert abs(top - 35) < 15

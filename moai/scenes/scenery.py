@@ -99,25 +99,25 @@ def _oval(x: float, y: float, rx: float, ry: float) -> tuple[Point, ...]:
 _Regions = list[tuple[str, tuple[Point, ...]]]
 
 
-def _open_air(rng: Random, ground: str, mountain: float, waviness: float = 0.015) -> tuple[_Regions, float]:
+def _open_air(
+    rng: Random, ground: str, mountain: float, waviness: float = 0.015, paths: tuple[str, ...] = ()
+) -> tuple[_Regions, float]:
+    """Sky and ground; in two of three places that may have a path there is one, so that there are two grounds."""
     horizon = rng.uniform(0.36, 0.55)
     regions = [("sky", _WHOLE)]
     if rng.random() < mountain:
         regions.append(("mountain", _peaks(rng, horizon)))
     regions.append((ground, _ground(rng, horizon, waviness)))
+    if paths and rng.random() < 2 / 3:
+        regions.append((rng.choice(paths), _path(rng, horizon + 0.03)))
     return regions, horizon
 
 
 def _meadow(rng: Random) -> tuple[_Regions, float]:
-    regions, horizon = _open_air(rng, "grass", 0.4)
-    draw = rng.random()
-    if draw < 0.25:
+    regions, horizon = _open_air(rng, "grass", 0.4, paths=("dirt", "road", "gravel", "sand"))
+    if len(regions) == 2 + any(name == "mountain" for name, _ in regions) and rng.random() < 0.5:
         top = rng.uniform(horizon + 0.1, 0.7)
         regions.append(("river", _ribbon(rng, top, top + rng.uniform(0.14, 0.2), 0.02)))
-    elif draw < 0.4:
-        regions.append(("dirt", _path(rng, horizon + 0.03)))
-    elif draw < 0.5:
-        regions.append(("road", _path(rng, horizon + 0.03)))
     return regions, horizon
 
 
@@ -151,11 +151,11 @@ def _lake(rng: Random) -> tuple[_Regions, float]:
 
 
 def _snowfield(rng: Random) -> tuple[_Regions, float]:
-    return _open_air(rng, "snow", 0.6, 0.02)
+    return _open_air(rng, "snow", 0.6, 0.02, ("road", "gravel", "dirt"))
 
 
 def _desert(rng: Random) -> tuple[_Regions, float]:
-    return _open_air(rng, rng.choice(("sand", "sand", "dirt", "gravel")), 0.4, 0.02)
+    return _open_air(rng, rng.choice(("sand", "sand", "dirt", "gravel")), 0.4, 0.02, ("road", "grass", "pavement"))
 
 
 def _railway(rng: Random) -> tuple[_Regions, float]:
@@ -166,14 +166,13 @@ def _railway(rng: Random) -> tuple[_Regions, float]:
 
 
 def _sports(rng: Random) -> tuple[_Regions, float]:
-    regions, horizon = _open_air(rng, "playingfield", 0.15, 0.0)
-    return regions, horizon
+    return _open_air(rng, "playingfield", 0.15, 0.0, ("dirt", "pavement"))
 
 
 def _room(rng: Random) -> tuple[_Regions, float]:
     horizon = rng.uniform(0.42, 0.6)
     regions = [("wall", _WHOLE), ("floor", _ground(rng, horizon))]
-    if rng.random() < 0.35:
+    if rng.random() < 0.6:
         regions.append(("rug", _oval(rng.uniform(0.35, 0.65), 0.82, rng.uniform(0.28, 0.4), rng.uniform(0.09, 0.14))))
     if rng.random() < 0.4:
         depth = rng.uniform(0.08, 0.13)
@@ -202,9 +201,14 @@ SETTINGS: tuple[str, ...] = tuple(_MAKERS)
 _WEIGHTS = [weight for weight, _ in _MAKERS.values()]
 
 
-def sample_setting(rng: Random) -> Setting:
-    """Draw a setting with its stuff regions; randomness comes from `rng` alone."""
-    name = rng.choices(SETTINGS, _WEIGHTS)[0]
+def sample_setting(rng: Random, name: str | None = None) -> Setting:
+    """Draw a setting with its stuff regions; randomness comes from `rng` alone.
+
+    Args:
+        rng: source of randomness.
+        name: one of `SETTINGS`; None = any.
+    """
+    name = name or rng.choices(SETTINGS, _WEIGHTS)[0]
     regions, horizon = _MAKERS[name][1](rng)
     stuff = tuple(StuffRegion(stuff_name, polygon, rng.getrandbits(32)) for stuff_name, polygon in regions)
     return Setting(name, stuff, horizon)
