@@ -421,7 +421,7 @@ def test_files_that_laws_name_are_there_when_listed() -> None:
     """An exemption of a file that has gone would be open to the next of that name."""
     named = {*DOORS, *FOUNDATIONS, *MAY_JOIN_VERBALIZERS_AND_MODEL}
     assert named <= _read(*PACKAGES).keys()
-    assert _in(_read(*PACKAGES), MODEL_FOLDER_OF_VERBALIZERS.rstrip("/"))
+    assert all(_in(_read(*PACKAGES), folder.rstrip("/")) for folder in MODEL_FOLDERS_OF_VERBALIZERS)
 
 
 def test_laws_complain_when_they_are_broken_and_only_then() -> None:

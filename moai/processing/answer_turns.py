@@ -51,7 +51,7 @@ def find_turn_marks(template: str, **variables: Any) -> TurnMarks | None:
     try:
         asked, answered = render(question), render(question, answer)
         prompt = render(question, add_generation_prompt=True)
-    except Exception:  # a template may refuse whatever it likes to
+    except Exception:  # noqa: BLE001 - a template may refuse whatever it likes to
         return None
     before, found, behind = answered.partition(_ANSWER)
     if not found or not before.startswith(asked):

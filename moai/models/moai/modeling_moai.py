@@ -233,8 +233,8 @@ class MoAIModel(MoAIPreTrainedModel):
             kwargs["mixture"] = mixture
         elif roles is not None and is_answer is not None:
             warnings.warn(
-                "`labels` begin with the first token of every sample, so that nothing may enter the mixture: compressor "
-                "and mixers learn nothing from this batch. Take the loss on answers only (prompt and completion, or "
+                "`labels` begin with the first token of every sample, so that nothing may enter the mixture: "
+                "compressor and mixers learn nothing from this batch. Take the loss on answers only (prompt and completion, or "
                 "TRL's `assistant_only_loss`)."
             )
         if self.config.plora_rank and roles is not None:
@@ -448,9 +448,9 @@ AutoModel.register(MoAIConfig, MoAIModel, exist_ok=True)
 for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     _auto_class.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
 # Pipelines find a registered class through the auto mapping; `transformers serve` looks for its name in these plain
-# tables only (in the first since 5.23, in the second since 5.24). The Trainer does so in the third: only of models in it
-# does it know that a label is the next token, which its label smoothing must shift by one. No built-in model is called
-# "moai".
+# tables only (in the first since 5.23, in the second since 5.24). The Trainer does so in the third: only of models in
+# it does it know that a label is the next token, which its label smoothing must shift by one. No built-in model is
+# called "moai".
 for _names in (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,

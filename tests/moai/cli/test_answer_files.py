@@ -328,7 +328,7 @@ def test_answer_file_repairs_its_end_when_a_line_is_half_written(workplace):
     whole = Path("o.jsonl").read_bytes()
     for cut in (1, 30, len(whole.splitlines(keepends=True)[-1]) - 1):
         Path("o.jsonl").write_bytes(whole[:-cut])
-        with AnswerFile("o.jsonl", "model", json.loads(Path("o.jsonl.settings.json").read_text())) as answers:
+        with AnswerFile("o.jsonl", "model", json.loads(Path("o.jsonl.settings.json").read_text())):
             content = Path("o.jsonl").read_bytes()
             assert whole.startswith(content) and content.endswith(b"\n")
             assert {json.loads(line)["id"] for line in content.splitlines()} >= {"one", "two"}
