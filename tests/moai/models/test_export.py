@@ -117,7 +117,11 @@ def test_parts_answer_as_in_the_model_when_exported_alone() -> None:
     given = {"hidden_states": hidden, "auxiliary_states": auxiliary, **streams, "routing": Routing("gated")}
     words = {"text_embeds": torch.randn(2, 5, 64), "text_mask": torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])}
     pixels = {"pixel_values": torch.randn(2, 3, 28, 28)}
-    for part, inputs in ((body.mixers, given | {"layer_idx": 1}), (body.compressor, words), (body.vision_tower, pixels)):
+    for part, inputs in (
+        (body.mixers, given | {"layer_idx": 1}),
+        (body.compressor, words),
+        (body.vision_tower, pixels),
+    ):
         with torch.no_grad():
             expected = tree_leaves(part(**copy.deepcopy(inputs)))
         for graph in (

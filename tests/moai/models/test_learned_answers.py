@@ -120,9 +120,7 @@ def test_trl_shows_no_answer_early_when_it_collates_prompt_and_completion(
 ) -> None:
     collate = trl_collator(processor, completion_only_loss=True)
     rows = [(messages[:-1], messages[-1:]) for messages in (conversation(0, num_turns), conversation(1, num_turns))]
-    batch = collate(
-        [{"prompt": ask, "completion": say, "images": [IMAGES[n]]} for n, (ask, say) in enumerate(rows)]
-    )
+    batch = collate([{"prompt": ask, "completion": say, "images": [IMAGES[n]]} for n, (ask, say) in enumerate(rows)])
     assert check_nothing_is_seen_early(model, batch) > 10 and is_mixed(model, batch)
     # The samples are ours: loss and logits of TRL's batch and of our own collator's.
     own = []
@@ -302,7 +300,9 @@ def test_placeholder_is_no_word_to_learn_however_labels_name_it() -> None:
         num_items = int((shift(labels) != IGNORE_INDEX).sum())  # as transformers' Trainer counts
         assert num_items > 8
         for count in (num_items, torch.tensor(num_items)):
-            assert model(**inputs, labels=labels, num_items_in_batch=count).loss.item() == pytest.approx(expected.item())
+            assert model(**inputs, labels=labels, num_items_in_batch=count).loss.item() == pytest.approx(
+                expected.item()
+            )
         for count in (8, torch.tensor(8)):  # and nothing changes where it counted words
             assert model(**inputs, labels=words, num_items_in_batch=count).loss.item() == pytest.approx(expected.item())
         given = {"logits": output.logits, "labels": None, "vocab_size": output.logits.shape[-1]}
