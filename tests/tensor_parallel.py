@@ -25,8 +25,8 @@ def check_answers(cut: MoAIForConditionalGeneration, plain: MoAIForConditionalGe
     inputs = build_tiny_inputs(plain.config)
     with torch.no_grad():
         expected, got = plain(**inputs).logits, cut(**inputs).logits
-    torch.testing.assert_close(real_word_logits(got), real_word_logits(expected), atol=1e-5, rtol=1e-5)
         suppressed = cut(**inputs, suppress_image_token=True).logits
+    torch.testing.assert_close(real_word_logits(got), real_word_logits(expected), atol=1e-5, rtol=1e-5)
     assert (suppressed[..., plain.config.image_token_id] == torch.finfo(got.dtype).min).all()
     for kind in ("dynamic", "static"):
         settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1, "cache_implementation": kind}

@@ -221,8 +221,8 @@ class MoAIModel(MoAIPreTrainedModel):
         elif roles is not None and is_answer is not None:
             warnings.warn(
                 "`labels` begin with the first token of every sample, so that nothing may enter the mixture: "
-                "compressor and mixers learn nothing from this batch. Take the loss on answers only (prompt and completion, or "
-                "TRL's `assistant_only_loss`)."
+                "compressor and mixers learn nothing from this batch. Take the loss on answers only (prompt and "
+                "completion, or TRL's `assistant_only_loss`)."
             )
         if self.config.plora_rank and roles is not None:
             kwargs["image_positions"] = is_image
