@@ -126,7 +126,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Keys of a batch of prompts and images; `auxiliary_input_names` join where something auxiliary is given."""
+        """Keys of a batch of prompts and images; `auxiliary_input_names` are those of what may stand beside them."""
         return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values"]
 
     @property

@@ -296,7 +296,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
 
     @property
     def loss_function(self) -> Callable[..., torch.Tensor]:
-        """Transformers' loss, which never asks for image placeholders; see :func:`loss_without_placeholders`."""
+        """The loss of transformers, which never asks for image placeholders; see :func:`loss_without_placeholders`."""
         return partial(loss_without_placeholders, super().loss_function, self.config.image_token_id)
 
     @loss_function.setter
