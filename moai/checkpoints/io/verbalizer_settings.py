@@ -167,7 +167,8 @@ class VerbalizerSettings:
         """Write the file into a checkpoint folder and return its path."""
         path, content = Path(folder) / VERBALIZERS_FILE, self.to_dict()
         for entry in content.get("verbalizers", ()):
-            entry["settings"] = _name_paths(entry.get("settings", {}), folder)
+            if "settings" in entry:
+                entry["settings"] = _name_paths(entry["settings"], folder)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
 
