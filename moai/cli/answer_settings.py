@@ -111,17 +111,24 @@ def load_pipeline(
 
 
 def silence_libraries() -> None:
-    """Switch off the libraries' log lines and progress bars: results say themselves what is missing."""
+    """Switch off the libraries' log lines and progress bars: results say themselves what is missing.
+
+    What is left out of an image's text, and no result tells, is still said.
+    """
     import logging
     import warnings
 
     from transformers.utils import logging as transformers_logging
+
+    from verbalizers.core.words import LeftOutWarning
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in ("verbalizers", "bitsandbytes"):  # the latter reports each fast path that it does without
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=LeftOutWarning)
+    warnings.showwarning = lambda message, *_, **__: note(str(message))
 
 
 def parse_verbalizers(names: str | None) -> list[str] | None:
