@@ -48,7 +48,7 @@ def write_tiny_checkpoint(folder: Path, family: str = "llama", **fields: Any) ->
     """
     tokenizer = _tokenizer()
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    text = {"vocab_size": max(len(tokenizer), 384)} | fields.pop("text", {})
+    text = {"vocab_size": len(tokenizer)} | fields.pop("text", {})  # every id it may generate is a piece
     config = build_tiny_config(family, text=text, image_token_id=image_token_id, **fields)
     model = build_tiny_model(config=config)
     image_processor = MoAIImageProcessor(size={"height": 28, "width": 28})
