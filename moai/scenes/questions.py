@@ -27,12 +27,23 @@ from moai.scenes.vocabulary import (
 from moai.scenes.wordings import name_slots, word_question
 from verbalizers.core.structures import Scene
 
-__all__ = ["CANNOT_TELL", "QUESTION_KINDS", "REGIONS", "SceneQuestion", "ask_questions", "format_box", "region_of"]
+__all__ = [
+    "CANNOT_TELL",
+    "PIXEL_KINDS",
+    "QUESTION_KINDS",
+    "REGIONS",
+    "SceneQuestion",
+    "ask_questions",
+    "format_box",
+    "region_of",
+]
 
 QUESTION_KINDS: tuple[str, ...] = (
     *("existence", "counting", "recognition", "localisation", "ground_relation", "object_relation", "reading"),
     *("colour", "comparison", "absence", "outside", "forged", "description"),
 )
+#: Kinds that no verbalization answers.
+PIXEL_KINDS = ("colour",)
 #: The answer to what no image shows.
 CANNOT_TELL = "I can't tell."
 _COLUMNS, _ROWS = ("left", "center", "right"), ("top", "middle", "bottom")
