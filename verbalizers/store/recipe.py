@@ -169,7 +169,10 @@ class Recipe:
         return legacy if is_there == [False, True] else self.fingerprint
 
     def _fingerprint_of(self, verbalizers: Iterable[tuple[str, ...]]) -> str:
-        identity = [FORMAT_VERSION, sorted(verbalizers), asdict(self.words), self.compat]
+        words = asdict(self.words)
+        if not self.words.quote_text:  # as caches were written before text was quoted, which go on under their name
+            del words["quote_text"]
+        identity = [FORMAT_VERSION, sorted(verbalizers), words, self.compat]
         if self.kept_kinds is not None:
             identity.append(self.kept_kinds)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

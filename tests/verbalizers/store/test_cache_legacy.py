@@ -41,25 +41,29 @@ def copy_old_cache(tmp_path):
     return shutil.copytree(LEGACY_CACHE / "cache", tmp_path / "cache")
 
 
+def recipe_of(verbalizers):
+    return Recipe.from_verbalizers(verbalizers, WordSettings(quote_text=False))
+
+
 def build(out, verbalizers):
-    return build_cache(read_sources(PICTURES), verbalizers, out, load_small, num_workers=0)
+    return build_cache(read_sources(PICTURES), recipe_of(verbalizers), out, load_small, num_workers=0)
 
 
 def test_old_cache_is_gone_on_with_when_the_same_verbalizers_look(tmp_path):
     out = copy_old_cache(tmp_path)
     (old,) = out.iterdir()
-    assert Recipe.from_verbalizers(build_verbalizers()).fingerprint != old.name
+    assert recipe_of(build_verbalizers()).fingerprint != old.name
     report = build(out, build_verbalizers())
     assert report.folder == old and (report.num_known, report.num_verbalized) == (2, 0)
     more = tmp_path / "more"
     Image.new("RGB", (9, 9), (1, 2, 3)).save(shutil.copytree(PICTURES, more) / "c.png")
-    report = build_cache(read_sources(more), build_verbalizers(), out, load_small, num_workers=0)
+    report = build_cache(read_sources(more), recipe_of(build_verbalizers()), out, load_small, num_workers=0)
     assert report.folder == old and (report.num_known, report.num_verbalized) == (2, 1)
     cache = VerbalizationCache(out)
     assert len(cache) == 3 and {entry.fingerprint for entry in cache} == {old.name}
 
 
-@pytest.mark.parametrize("change", ["setting", "version", "another", "fewer", "words"])
+@pytest.mark.parametrize("change", ["setting", "version", "another", "fewer", "words", "quotes"])
 def test_old_cache_is_left_alone_when_something_else_looks(tmp_path, monkeypatch, change):
     out = copy_old_cache(tmp_path)
     (old,) = out.iterdir()
@@ -71,7 +75,8 @@ def test_old_cache_is_left_alone_when_something_else_looks(tmp_path, monkeypatch
         "another": [halves, build_verbalizer("detection", "owlv2", checkpoint="some/model", vocabulary=["cat"]), graph],
         "fewer": [halves, colour],
     }.get(change, [halves, colour, graph])
-    recipe = Recipe.from_verbalizers(looking, WordSettings(max_relations=3) if change == "words" else None)
+    words = WordSettings(max_relations=3 if change == "words" else 10, quote_text=change == "quotes")
+    recipe = Recipe.from_verbalizers(looking, words)
     assert recipe.fingerprint_in(out) == recipe.fingerprint != old.name
 
 
