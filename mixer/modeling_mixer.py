@@ -13,7 +13,7 @@ from .gating import Gate
 from .routing import IMAGE, LANGUAGE, Routing
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenStream:
     """Positions of one stream's tokens in a padded batch, packed to the front of a batch of their own.
 
@@ -87,7 +87,7 @@ class TokenStream:
         return hidden_states.flatten(0, 1).index_copy(0, rows, tokens.flatten(0, 1)).view_as(hidden_states)
 
 
-@dataclass(frozen=True)
+@dataclass
 class LayerRouting:
     """Gate weights of one mixer layer, as ``output_routing=True`` returns them.
 
@@ -104,6 +104,11 @@ class LayerRouting:
     language: torch.Tensor
     image_mask: torch.Tensor
     language_mask: torch.Tensor
+
+
+for _structure in (TokenStream, LayerRouting, Routing):
+    # So that a mixer can be exported by itself.
+    torch.export.register_dataclass(_structure, serialized_type_name=f"moai.{_structure.__name__}")
 
 
 def find_auxiliary_rows(auxiliary_states: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from .configuration_mixer import NUM_EXPERTS, ROUTING_MODES
 IMAGE, LANGUAGE = 0, 1  # order of the streams wherever both stand in one tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Routing:
     """One forward pass's routing, resolved before the first layer so that recomputation repeats it.
 

@@ -48,7 +48,8 @@ def write_tiny_checkpoint(folder: Path, family: str = "llama", **fields: Any) ->
     """
     tokenizer = _tokenizer()
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    text = {"vocab_size": max(len(tokenizer), 384), "max_position_embeddings": 2048} | fields.pop("text", {})
+    # Every id that it may generate is a piece.
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 2048} | fields.pop("text", {})
     config = build_tiny_config(family, text=text, image_token_id=image_token_id, **fields)
     model = build_tiny_model(config=config)
     image_processor = MoAIImageProcessor(size={"height": 28, "width": 28})

@@ -173,7 +173,8 @@ def _hash_model(folder: str) -> dict[str, str]:
 def silence_libraries() -> None:
     """Switch off the libraries' log lines and progress bars, here and in worker processes.
 
-    Results say themselves what is missing. transformers reads the variables when it is imported: that may be never.
+    Results say themselves what is missing; what is left out of an image's text, and no result tells, is still said.
+    transformers reads the variables when it is imported: that may be never.
     """
     import logging
     import os
@@ -188,9 +189,13 @@ def silence_libraries() -> None:
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+    from verbalizers.core.words import LeftOutWarning
+
     for name in ("verbalizers", "bitsandbytes"):  # the latter reports each fast path that it does without
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=LeftOutWarning)
+    warnings.showwarning = lambda message, *_, **__: note(str(message))
 
 
 def parse_options(words: Sequence[str]) -> dict[str, str]:

@@ -72,11 +72,13 @@ class SceneSamples:
             scenes.image_noise,
         )
         count = min(scenes.length, source.limit or scenes.length)
-        samples = [
-            self._compose(index, question)
-            for index in range(min(count, _MEASURED_SCENES))
-            for question in range(scenes.num_questions)
-        ]
+        asking = [index for index in range(min(count, _MEASURED_SCENES)) if self._scene(index).questions]
+        if not asking:
+            raise ValueError(
+                f"expected questions of the kinds {scenes.kinds}, got none in the first {min(count, _MEASURED_SCENES)} "
+                "scenes. Name more kinds, or allow more objects (`num_objects`)."
+            )
+        samples = [self._compose(index, question) for index in asking for question in range(scenes.num_questions)]
         longest = max(self._estimator.measure(prompt, answer) for prompt, answer in samples)
         self._digest = hash_value(samples)
         if self._limit is not None and longest > self._limit:

@@ -121,7 +121,11 @@ class Answering(ABC):
 
     @abstractmethod
     def encode_scenes(
-        self, scenes: Sequence[Any], settings: VerbalizerSettings, kinds: Sequence[str] | None = None
+        self,
+        scenes: Sequence[Any],
+        settings: VerbalizerSettings,
+        kinds: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> dict[str, list[Any]]:
         """What the processor takes of scenes, by name: one entry per scene.
 
@@ -129,6 +133,7 @@ class Answering(ABC):
             scenes: :class:`verbalizers.Scene` or None = nobody looked.
             settings: What is worth saying.
             kinds: Which kinds are said; None = all.
+            options: From :meth:`parse_options`; those that decide how scenes are written count.
         """
 
     @abstractmethod
@@ -138,6 +143,7 @@ class Answering(ABC):
         prompts: Sequence[Any],
         scene_inputs: Mapping[str, Any],
         max_new_tokens: int,
+        options: Mapping[str, Any] | None = None,
     ) -> BatchFeature:
         """Model inputs of a batch, padded on the left, on the model's device.
 
@@ -146,6 +152,7 @@ class Answering(ABC):
             prompts: From :meth:`prepare`.
             scene_inputs: What the model's ``encode_scenes`` made of what verbalizers found.
             max_new_tokens: As in :meth:`prepare`.
+            options: From :meth:`parse_options`; those that decide how a prompt is written count.
 
         Raises:
             TooLongError: Prompts are too long together with what was found.

@@ -364,7 +364,7 @@ class Pipeline:
         Returns:
             Answers by ``query.index``.
         """
-        queries, inputs, texts = self._encode(list(queries), max_new_tokens)
+        queries, inputs, texts = self._encode(list(queries), max_new_tokens, options or {})
         if not queries:
             return {}
         chosen = self.answering.select_options(
@@ -381,13 +381,16 @@ class Pipeline:
             answers[query.index] = Answer(answer.parts, query.scene, text, missing, answer.report)
         return answers
 
-    def _encode(self, queries: list[Query], max_new_tokens: int) -> tuple[list[Query], Any, list[str]]:
+    def _encode(
+        self, queries: list[Query], max_new_tokens: int, options: Mapping[str, Any]
+    ) -> tuple[list[Query], Any, list[str]]:
         """The queries that fit, their inputs and verbalizations."""
+        parsed = self.answering.parse_options(options)
         while queries:
-            found = self.answering.encode_scenes([query.scene for query in queries], self.settings)
+            found = self.answering.encode_scenes([query.scene for query in queries], self.settings, options=parsed)
             images, prompts = [query.image for query in queries], [query.prompt for query in queries]
             try:
-                inputs = self.answering.encode(images, prompts, found, max_new_tokens)
+                inputs = self.answering.encode(images, prompts, found, max_new_tokens, parsed)
             except TooLongError as error:
                 for row, reason in error.rows.items():
                     queries[row].fail(ValueError(reason))

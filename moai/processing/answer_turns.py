@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 #: Contents of the turns by which a template is asked (noncharacters, which no template writes by itself).
@@ -51,7 +52,7 @@ def find_turn_marks(template: str, **variables: Any) -> TurnMarks | None:
     try:
         asked, answered = render(question), render(question, answer)
         prompt = render(question, add_generation_prompt=True)
-    except Exception:  # noqa: BLE001 - a template may refuse whatever it likes to
+    except (TemplateError, TypeError):  # a template may refuse a conversation, or want contents of another form
         return None
     before, found, behind = answered.partition(_ANSWER)
     if not found or not before.startswith(asked):

@@ -22,7 +22,7 @@ from .chat_templates import TURN_HEADERS, default_chat_templates
 from .control_tokens import ControlTokenGuard
 from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from .image_processing_moai import compute_map_pixel_values, compute_pixel_values
-from .processor_arguments import MoAIProcessorKwargs, refuse_unknown
+from .processor_arguments import MoAIProcessorKwargs, refuse_unknown, tokenizer_defaults
 from .remote_code import MODULE, InstalledCode, write_remote_code
 from .sample_batching import (
     as_list,
@@ -63,7 +63,6 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         "padding": True,
         "padding_side": "left",
         "truncation": False,
-        "add_special_tokens": True,
         "return_tensors": "pt",
     }
 
@@ -127,12 +126,13 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Keys of a full batch."""
+        """Keys of a batch of prompts and images; `auxiliary_input_names` are those of what may stand beside them."""
+        return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values"]
+
+    @property
+    def auxiliary_input_names(self) -> list[str]:
+        """Keys that auxiliary texts and maps add to a batch."""
         return [
-            "input_ids",
-            "attention_mask",
-            "mm_token_type_ids",
-            "pixel_values",
             "auxiliary_input_ids",
             "auxiliary_attention_mask",
             "auxiliary_pixel_values",
@@ -303,7 +303,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         questions: str | Sequence[str] | None = None,
         answers: str | Sequence[str] | None = None,
         chat_template: str | None = None,
-        allow_urls: bool = False,
+        allow_urls: bool | None = None,
         **kwargs: Unpack[MoAIProcessorKwargs],
     ) -> BatchFeature:
         """Build model inputs.
@@ -320,7 +320,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
             questions: Instead of `text`: plain questions, as data, put into the chat template.
             answers: Training targets, as data; adds `labels`, and EOS behind each answer.
             chat_template: Template (name) for `questions`.
-            allow_urls: Whether http(s) addresses among `images` are followed.
+            allow_urls: Whether http(s) addresses among `images` are followed; None = no.
             **kwargs: Settings as for every transformers processor: those of text (`MoAITextKwargs`: `padding`,
                 `padding_side`, `truncation`, `max_length`, `return_tensors`, ...) and of the image processor
                 (`do_rescale`, `size`, ...), alone or in `text_kwargs`, `images_kwargs` and `common_kwargs`;
@@ -338,16 +338,17 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         """
         refuse_unknown(kwargs, self.image_processor)
         given = {name: value for name, value in kwargs.items() if value is not None or name == "return_tensors"}
-        merged = self._merge_kwargs(MoAIProcessorKwargs, **given)
+        defaults = tokenizer_defaults(self.tokenizer, given)
+        merged = self._merge_kwargs(MoAIProcessorKwargs, tokenizer_init_kwargs=defaults, **given)
         settings, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         return_tensors = settings.get("return_tensors")
         images_kwargs.pop("return_tensors", None)
         limit, truncation = settings.get("max_length") or self.max_length, settings["truncation"]
-        add_special_tokens, multiple_of = settings["add_special_tokens"], settings.get("pad_to_multiple_of")
+        add_special_tokens, multiple_of = settings.get("add_special_tokens", True), settings.get("pad_to_multiple_of")
         questions = None if questions is None else as_list(questions)  # a generator can be read but once
         prompts, groups = self._prompts_and_images(images, text, questions, chat_template)
         given, image_index = unique_objects([image for group in groups for image in group])
-        loaded = [load_image(image, self.max_image_pixels, allow_urls, allow_data_urls=True) for image in given]
+        loaded = [load_image(image, self.max_image_pixels, bool(allow_urls), allow_data_urls=True) for image in given]
         data: dict[str, Any] = {}
         if prompts is not None:
             prompts, samples = [self.encoder.encode_prompt(prompt) for prompt in prompts], []

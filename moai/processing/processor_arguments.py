@@ -16,12 +16,13 @@ class MoAITextKwargs(TypedDict, total=False):
     """Settings of the text side.
 
     Attributes:
-        padding: True / "longest", "max_length", or False.
+        padding: True / "longest", "max_length", or False; default is the tokenizer's own, else True.
         padding_side: "left" (needed for generation) or "right".
         pad_to_multiple_of: Round the padded length up.
         truncation: Whether a question that does not fit `max_length` loses its end, with a warning. Otherwise a
             `ValueError` names both lengths. Prompts given as `text` are never cut.
-        max_length: Bound in tokens for this call; default is the processor's own.
+        max_length: Bound in tokens for this call; default is the processor's own, or what the tokenizer was built with
+            where it is to pad or cut to that.
         add_special_tokens: Whether BOS is put in front of prompts that do not begin with it.
         return_offsets_mapping: Also return `offset_mapping`, where each token stands in its prompt; needs a fast
             tokenizer.
@@ -82,8 +83,29 @@ def refuse_unknown(kwargs: Mapping[str, Any], image_processor: Any) -> None:
         raise TypeError(f"MoAIProcessor got unknown arguments {unknown}. See help(MoAIProcessor.__call__).")
 
 
+def tokenizer_defaults(tokenizer: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tokenizer was built with and a call leaves open, as transformers' processors honour it.
+
+    Its `padding_side` is left out: prompts to be answered are padded on the left. Its `max_length` counts as it does
+    for the tokenizer itself: as the length to pad or cut to, not as a bound on everything.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        kwargs: The caller's settings.
+
+    Returns:
+        The settings, for `ProcessorMixin._merge_kwargs`.
+    """
+    known = ("padding", "pad_to_multiple_of", "truncation", "max_length")
+    defaults = {name: tokenizer.init_kwargs[name] for name in known if tokenizer.init_kwargs.get(name) is not None}
+    asked = {**defaults, **(kwargs.get("common_kwargs") or {}), **(kwargs.get("text_kwargs") or {}), **kwargs}
+    if asked.get("padding") != "max_length" and not asked.get("truncation"):
+        defaults.pop("max_length", None)
+    return defaults
+
+
 def _given(kwargs: Mapping[str, Any], known: Iterable[str]) -> list[str]:
     return [name for name, value in kwargs.items() if value is not None and name not in known]
 
 
-__all__ = ["MoAIProcessorKwargs", "MoAITextKwargs", "refuse_unknown"]
+__all__ = ["MoAIProcessorKwargs", "MoAITextKwargs", "refuse_unknown", "tokenizer_defaults"]

@@ -27,12 +27,23 @@ from moai.scenes.vocabulary import (
 from moai.scenes.wordings import name_slots, word_question
 from verbalizers.core.structures import Scene
 
-__all__ = ["CANNOT_TELL", "QUESTION_KINDS", "REGIONS", "SceneQuestion", "ask_questions", "format_box", "region_of"]
+__all__ = [
+    "CANNOT_TELL",
+    "PIXEL_KINDS",
+    "QUESTION_KINDS",
+    "REGIONS",
+    "SceneQuestion",
+    "ask_questions",
+    "format_box",
+    "region_of",
+]
 
 QUESTION_KINDS: tuple[str, ...] = (
     *("existence", "counting", "recognition", "localisation", "ground_relation", "object_relation", "reading"),
     *("colour", "comparison", "absence", "outside", "forged", "description"),
 )
+#: Kinds that no verbalization answers.
+PIXEL_KINDS = ("colour",)
 #: The answer to what no image shows.
 CANNOT_TELL = "I can't tell."
 _COLUMNS, _ROWS = ("left", "center", "right"), ("top", "middle", "bottom")
@@ -178,10 +189,12 @@ class _Asker:
         ]
         self.colours = {p.name: p.colour for p in layout.objects if p.colour and self.counts[p.name] == 1}
         others = Counter(placed.name for placed in foil.objects)
-        blocked, foreign = _blocked((*self.names, *self.stuff)), _blocked((*others, *(s.name for s in foil.stuff)))
+        self.blocked, foreign = (
+            _blocked(names) for names in ((*self.names, *self.stuff), (*others, *(s.name for s in foil.stuff)))
+        )
         #: Names that are here and not in the foil, and the other way round: exchangeable, so that no name tells.
         self.here = [name for name in self.names if name not in foreign]
-        self.absent = [name for name in sorted(others) if name not in blocked]
+        self.absent = [name for name in sorted(others) if name not in self.blocked]
         self.foil_counts, absent = others, set(self.absent)
         named = [(foil.entity_name(s), p, foil.entity_name(o)) for s, p, o in foil.relations]
         self.absent_relations = [relation for relation in named if relation[0] in absent and _is_asked(*relation)]
@@ -205,6 +218,8 @@ class _Asker:
     def ask_existence(self) -> SceneQuestion | None:
         is_there = self.rng.random() < 0.5
         names = self.here if is_there else self.absent
+        if not self.here and not self.absent:  # two empty scenes
+            is_there, names = False, [name for name in OBJECT_CLASSES if name not in self.blocked]
         if not names:
             return None
         return self.say("existence", "existence", "yes" if is_there else "no", self.rng.choice(names), ("yes", "no"))
@@ -214,7 +229,7 @@ class _Asker:
         if not claims:
             return None
         name = claims[0]
-        if not self.counts[name] and name in _blocked((*self.names, *self.stuff)):
+        if not self.counts[name] and name in self.blocked:
             return None
         return self.say("forged", "existence", "yes" if self.counts[name] else "no", name, ("yes", "no"))
 

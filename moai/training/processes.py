@@ -109,13 +109,12 @@ def seed_generators(*numbers: int) -> None:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Ignore Ctrl-C and SIGTERM in a process that prepares batches: the trainer needs it to finish its step.
+    """Ignore Ctrl-C in a process that prepares batches: the trainer still needs it to finish its step.
 
     Args:
         worker: Its number.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # not SIGTERM, by which such a process is ended
 
 
 def raise_together(problem: Exception | None, accelerator: Accelerator) -> None:

@@ -244,7 +244,10 @@ class Trainer:
                     self._run_steps(batches, logger, interrupts)
             except BaseException as error:
                 self._save_after(error, logger)
-                raise
+                # SIGTERM to a whole group ends helpers too, and with them the step that had begun.
+                is_stopped = interrupts.is_interrupted and isinstance(error, RuntimeError)
+                if not (is_stopped and self.done == self.saved):
+                    raise
         done = self.done
         assert self.saved == done
         for tracker in accelerator.trackers:

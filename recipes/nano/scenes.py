@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import StrictBool, StrictInt
 
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.scenes.questions import PIXEL_KINDS
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.scenes.wordings import LISTINGS
 from moai.settings import Number, settings
@@ -42,7 +43,8 @@ class SceneSettings:
         truth_share: Share of scenes whose verbalization is the truth; the others have noise.
         listing_share: Share of scenes with a question for the whole verbalization, answered by what the model was
             given, word for word: a dense signal whose every token can be known.
-        kinds: Kinds of the generator's questions; one named twice is asked twice as often.
+        kinds: Kinds of the generator's questions; one named twice is asked twice as often. Without images those that
+            only pixels answer are left out.
         sign_probability: How often a scene has a sign with words.
         made_up_share: Share of made-up words and numbers on signs.
         forged_share: Share of the scenes with signs of which one poses as a prediction.
@@ -126,7 +128,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         image_size=settings.image_size,
         num_objects=(0, settings.most_objects(shard)),
         num_questions=settings.num_questions,
-        kinds=settings.kinds,
+        kinds=tuple(kind for kind in settings.kinds if settings.with_pictures or kind not in PIXEL_KINDS),
         sign_probability=settings.sign_probability,
         made_up_share=settings.made_up_share,
         forged_share=settings.forged_share,

@@ -60,10 +60,17 @@ def test_shard_holds_every_question_beside_what_was_found(run: Path) -> None:
         questions = scenes[number].questions
         assert len(questions) == len(asked)
         for held, row in zip(questions, asked, strict=True):
-            question, answer = (turn["value"] for turn in row["conversations"])
-            assert tokenizer.decode(held.ids).strip() == question.removeprefix("<image>").strip()
+            *turns, answer = (turn["value"] for turn in row["conversations"])
+            asked_ids = tokenizer.decode(held.ids, skip_special_tokens=True)
+            assert asked_ids.split() == " ".join(_with_headers(turns)).split()
             assert tokenizer.decode(held.answer_ids, skip_special_tokens=True).strip() == answer
             assert held.answer_ids[-1] == tokenizer.eos_token_id
+
+
+def _with_headers(turns: list[str]) -> list[str]:
+    """Question, answer, question as a prompt has them, without what opens the first."""
+    headers = ("", "ASSISTANT:", "USER:")
+    return [f"{headers[min(k, 1) + (k > 1)]} {text.removeprefix('<image>')}" for k, text in enumerate(turns)]
 
 
 def test_reader_learns_when_trained_on_findings(run: Path, tmp_path: Path) -> None:

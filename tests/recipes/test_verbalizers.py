@@ -138,7 +138,9 @@ def test_folded_norms_change_no_output_and_no_gradient():
 
 
 def test_patch_targets_give_every_object_a_patch():
-    scenes = [paint_scene(SceneSettings(num_scenes=4, image_size=96, painted_sizes=(96,)), index) for index in range(4)]
+    # Few objects, for a patch holds one of them only.
+    settings = SceneSettings(4, 4, 96, painted_sizes=(96,), curriculum=((0, 1, 4),), image_noise=0.0)
+    scenes = [paint_scene(settings, index) for index in range(4)]
     targets = patch_targets(scenes, 6)
     for index, scene in enumerate(scenes):
         objects = {int(name) for name in scene.names if name < 135}

@@ -8,7 +8,7 @@ this file knows names, for whether things are in or on what holds them is a matt
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -22,10 +22,9 @@ from verbalizers.core.merging import merge_detections
 from verbalizers.core.structures import Detections, Relations, Scene, Segments
 from verbalizers.core.validation import check_range
 from verbalizers.core.vocabulary_matching import name_keys
+from verbalizers.core.words import LeftOutWarning
 
 __all__ = ["GeometricSceneGraph"]
-
-logger = logging.getLogger(__name__)
 
 _WATER = ("water", "sea", "river", "lake", "swimming pool")
 _GROUND = (
@@ -175,7 +174,9 @@ def _choose_detections(scene: Scene, threshold: float, merge_iou: float) -> Dete
 def _keep_most_confident(rows: list[int], confidence: np.ndarray, what: str) -> list[int]:
     """At most `_MAX_OBJECTS` of the rows, in order."""
     if len(rows) > _MAX_OBJECTS:
-        logger.warning("scene_graph/geometric relates the %d surest of %d %s", _MAX_OBJECTS, len(rows), what)
+        warnings.warn(
+            f"scene_graph/geometric relates the {_MAX_OBJECTS} surest of {len(rows):,} {what}.", LeftOutWarning
+        )
         rows = sorted(sorted(rows, key=lambda row: -confidence[row])[:_MAX_OBJECTS])
     return rows
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from verbalizers.core.base import find_drawing
 from verbalizers.core.boxes import clip_boxes
 from verbalizers.core.structures import Detections, Relations, Scene, Segments, TextLines
-from verbalizers.core.words import number_duplicates, strip_coco_suffixes
+from verbalizers.core.words import LeftOutWarning, number_duplicates, strip_coco_suffixes
 
 __all__ = ["draw_scene"]
 
@@ -156,7 +156,9 @@ def _choose_labelled(confidence: np.ndarray, what: str) -> list[int]:
     """The rows that are drawn, in order: all, or those of highest confidence and a warning."""
     if len(confidence) <= MAX_LABELS:
         return list(range(len(confidence)))
-    warnings.warn(f"{len(confidence):,} {what} are more than can be seen: the {MAX_LABELS} surest are drawn.")
+    warnings.warn(
+        f"{len(confidence):,} {what} are more than can be seen: the {MAX_LABELS} surest are drawn.", LeftOutWarning
+    )
     return np.sort(np.argsort(-confidence, kind="stable")[:MAX_LABELS]).tolist()
 
 

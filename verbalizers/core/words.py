@@ -19,6 +19,7 @@ __all__ = [
     "BOXES_OPENING",
     "RELATIONS_OPENING",
     "TEXTS_OPENING",
+    "LeftOutWarning",
     "WordSettings",
     "choose_most_confident",
     "join_sentences",
@@ -32,6 +33,10 @@ __all__ = [
 BOXES_OPENING = "The image includes bounding box coordinates and their objects: "
 RELATIONS_OPENING = "The image includes relationships between objects: "
 TEXTS_OPENING = "The image includes text descriptions: "
+
+
+class LeftOutWarning(UserWarning):
+    """Predictions are more than a sentence or a drawing holds: some are left out. The command line shows it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ def choose_most_confident(rows: Sequence[int], confidence: np.ndarray, max_predi
         return list(rows)
     warnings.warn(
         f"{len(rows):,} {what} are more than a sentence holds: the {max_predictions:,} of highest confidence are said, "
-        f"the other {len(rows) - max_predictions:,} are left out (`WordSettings.max_predictions`)."
+        f"the other {len(rows) - max_predictions:,} are left out (`WordSettings.max_predictions`).",
+        LeftOutWarning,
     )
     rows = np.asarray(rows)
     return np.sort(rows[np.argsort(-confidence[rows], kind="stable")[:max_predictions]]).tolist()

@@ -94,7 +94,11 @@ class MoAIAnswering(Answering):
         return prompt
 
     def encode_scenes(
-        self, scenes: Sequence[Any], settings: VerbalizerSettings, kinds: Sequence[str] | None = None
+        self,
+        scenes: Sequence[Any],
+        settings: VerbalizerSettings,
+        kinds: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> dict[str, list[Any]]:
         """See :func:`.scenes_moai.encode_scenes`."""
         return encode_scenes(scenes, settings.words, kinds, settings.compat, settings.map)
@@ -105,6 +109,7 @@ class MoAIAnswering(Answering):
         prompts: Sequence[Any],
         scene_inputs: Mapping[str, Any],
         max_new_tokens: int,
+        options: Mapping[str, Any] | None = None,
     ) -> BatchFeature:
         """See :meth:`.Answering.encode`."""
         batch = self.processor(

@@ -189,9 +189,7 @@ class MoAIConfig(InstalledCode, PreTrainedConfig):
             )
         layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
         if not layers or not all(isinstance(index, int) and not isinstance(index, bool) for index in layers):
-            raise ValueError(
-                f"`vision_feature_layer` must be a hidden state's number or a list of them, got {layer!r}."
-            )
+            raise ValueError(f"`vision_feature_layer` must be a hidden state's number or a list, got {layer!r}.")
         if isinstance(depth, int) and not all(-depth - 1 <= index <= depth for index in layers):
             raise ValueError(
                 f"`vision_feature_layer` must be {-depth - 1} to {depth} for a tower of {depth} layers, got {layer}."

@@ -234,8 +234,8 @@ class MoAIModel(MoAIPreTrainedModel):
         elif roles is not None and is_answer is not None:
             warnings.warn(
                 "`labels` begin with the first token of every sample, so that nothing may enter the mixture: "
-                "compressor and mixers learn nothing from this batch. Take the loss on answers only (prompt and completion, or "
-                "TRL's `assistant_only_loss`)."
+                "compressor and mixers learn nothing from this batch. Take the loss on answers only (prompt and "
+                "completion, or TRL's `assistant_only_loss`)."
             )
         if self.config.plora_rank and roles is not None:
             kwargs["image_positions"] = is_image
@@ -296,7 +296,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
 
     @property
     def loss_function(self) -> Callable[..., torch.Tensor]:
-        """Transformers' loss, which never asks for image placeholders; see :func:`loss_without_placeholders`."""
+        """The loss of transformers, which never asks for image placeholders; see :func:`loss_without_placeholders`."""
         return partial(loss_without_placeholders, super().loss_function, self.config.image_token_id)
 
     @loss_function.setter

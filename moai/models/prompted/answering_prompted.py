@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, BatchFeature
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, TooLongError
 from ..context_length import count_positions
-from .processing_prompted import PromptedProcessor
+from .processing_prompted import PromptedProcessor, PromptSettings
 from .scenes_prompted import encode_scenes
 
 __all__ = ["PromptedAnswering"]
@@ -26,6 +26,7 @@ class PromptedAnswering(Answering):
         processor: The model's own, or that wrapped.
     """
 
+    option_names = ("style", "place")
     text_input = "context"
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -76,10 +77,26 @@ class PromptedAnswering(Answering):
         return [{"role": "user", "content": parts}]
 
     def encode_scenes(
-        self, scenes: Sequence[Any], settings: VerbalizerSettings, kinds: Sequence[str] | None = None
+        self,
+        scenes: Sequence[Any],
+        settings: VerbalizerSettings,
+        kinds: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> dict[str, list[Any]]:
         """See :func:`.scenes_prompted.encode_scenes`."""
-        return encode_scenes(scenes, settings.words, kinds, self.processor.settings.style)
+        style = (options or {}).get("style", self.processor.settings.style)
+        return encode_scenes(scenes, settings.words, kinds, style)
+
+    @classmethod
+    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.parse_options`; ``style`` and ``place`` as in :class:`.PromptSettings`."""
+        parsed = super().parse_options(options)
+        PromptSettings(**parsed)  # names what is wrong
+        return parsed
+
+    def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
+        """Nothing: the options of this model decide its prompt."""
+        return {}
 
     def encode(
         self,
@@ -87,9 +104,10 @@ class PromptedAnswering(Answering):
         prompts: Sequence[Any],
         scene_inputs: Mapping[str, Any],
         max_new_tokens: int,
+        options: Mapping[str, Any] | None = None,
     ) -> BatchFeature:
         """See :meth:`.Answering.encode`."""
-        batch = self.processor(list(prompts), **scene_inputs)
+        batch = self.processor(list(prompts), place=(options or {}).get("place"), **scene_inputs)
         limit = self._longest_prompt(max_new_tokens)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         too_long = {

@@ -110,12 +110,15 @@ class PromptedProcessor:
         """The model's tokenizer."""
         return self.processor.tokenizer
 
-    def insert_context(self, messages: Sequence[Mapping[str, Any]], context: str | None) -> list[dict[str, Any]]:
+    def insert_context(
+        self, messages: Sequence[Mapping[str, Any]], context: str | None, place: str | None = None
+    ) -> list[dict[str, Any]]:
         """A conversation with a verbalization in its first user turn.
 
         Args:
             messages: The conversation, as transformers writes them; a content may be a string.
             context: None or "" leaves the conversation as it is.
+            place: "before" or "after" the images; None = as in the settings.
         """
         messages = [{**message, "content": _as_parts(message["content"])} for message in messages]
         if not context:
@@ -126,8 +129,8 @@ class PromptedProcessor:
         parts = messages[index]["content"]
         report = {"type": "text", "text": f"{self.settings.introduction}\n{context}\n\n"}
         last_image = max((i for i, part in enumerate(parts) if part["type"] == "image"), default=-1)
-        place = 0 if self.settings.place == "before" else last_image + 1
-        messages[index]["content"] = _join_texts([*parts[:place], report, *parts[place:]])
+        at = 0 if (place or self.settings.place) == "before" else last_image + 1
+        messages[index]["content"] = _join_texts([*parts[:at], report, *parts[at:]])
         return messages
 
     def __call__(
@@ -137,6 +140,7 @@ class PromptedProcessor:
         answers: Sequence[str] | None = None,
         padding_side: str = "left",
         max_length: int | None = None,
+        place: str | None = None,
     ) -> BatchFeature:
         """Encode conversations.
 
@@ -149,6 +153,7 @@ class PromptedProcessor:
             answers: What the assistant is to say, to learn from; adds ``labels``.
             padding_side: "left" or "right".
             max_length: Longest sequence in tokens, answer included; None sets no bound.
+            place: Where the context stands; None = as in the settings.
 
         Returns:
             What the model's own processor makes, on the CPU; with ``answers`` also ``labels`` ``(B, L)`` int64, -100
@@ -161,7 +166,7 @@ class PromptedProcessor:
         context = [None] * len(conversations) if context is None else list(context)
         if len(context) != len(conversations):
             raise ValueError(f"expected {len(conversations)} contexts, one per conversation, got {len(context)}.")
-        asked = [self.insert_context(*pair) for pair in zip(conversations, context, strict=True)]
+        asked = [self.insert_context(*pair, place) for pair in zip(conversations, context, strict=True)]
         if answers is None:
             batch = self._render(asked, padding_side, add_generation_prompt=True)
             self._check_lengths(batch, max_length)

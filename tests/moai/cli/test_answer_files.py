@@ -15,6 +15,7 @@ from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.cli import app
 from moai.cli.answer_settings import _hash_model
 from moai.data.question_files import AnswerFile
@@ -205,8 +206,9 @@ def test_out_is_refused_when_it_cannot_hold_answers(workplace, out, message):
 )
 def test_overlay_is_refused_when_it_cannot_be_saved(workplace, monkeypatch, overlay, message):
     os.mkfifo("fifo.png")
-    for loading in ("answer_settings.find_checkpoint", "verbalizing.choose_verbalizers"):
-        monkeypatch.setattr(f"moai.cli.{loading}", lambda *names: pytest.fail("something was loaded"))
+    # A method of a class, and no module's function: modules that are first imported meanwhile would keep it.
+    monkeypatch.setattr(VerbalizerSettings, "load_pretrained", lambda *names: pytest.fail("something was loaded"))
+    monkeypatch.setattr("moai.cli.answer_settings.find_checkpoint", lambda name: pytest.fail("something was loaded"))
     image = "b.png" if overlay == "b.png" else "a.png"
     for command in (["ask", image, "What?", "--scene", "scene.json"], ["verbalize", image]):
         result = CliRunner().invoke(app, [*command, "--overlay", overlay])

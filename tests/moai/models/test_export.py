@@ -9,11 +9,13 @@ import pytest
 import torch
 from builders import build_tiny_inputs, build_tiny_model, real_word_logits
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GenerationConfig, StaticCache
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 from transformers.exporters.utils import decompose_prefill_decode
 from transformers.integrations.executorch import convert_and_export_with_cache
 
+from mixer import Routing, TokenStream
 from moai import MoAIForConditionalGeneration
 from moai.models.moai.cache_names import as_keyword
 
@@ -105,6 +107,29 @@ def test_decoding_exports_when_transformers_recipe_is_used() -> None:
             steps = [graph(input_ids=ids[:, [n]], cache_position=torch.tensor([n])) for n in range(ids.shape[1])]
         expected = run(model, {"input_ids": ids})
         torch.testing.assert_close(real_word_logits(torch.cat(steps, dim=1)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_parts_answer_as_in_the_model_when_exported_alone() -> None:
+    body = build_tiny_model().model
+    roles = build_tiny_inputs(body.config)["mm_token_type_ids"]
+    hidden, auxiliary = torch.randn(2, roles.shape[1], 64), torch.randn(2, 4, 64)
+    streams = {"image": TokenStream.from_roles(roles == 1), "language": TokenStream.from_roles(roles == 2)}
+    given = {"hidden_states": hidden, "auxiliary_states": auxiliary, **streams, "routing": Routing("gated")}
+    words = {"text_embeds": torch.randn(2, 5, 64), "text_mask": torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])}
+    pixels = {"pixel_values": torch.randn(2, 3, 28, 28)}
+    for part, inputs in (
+        (body.mixers, given | {"layer_idx": 1}),
+        (body.compressor, words),
+        (body.vision_tower, pixels),
+    ):
+        with torch.no_grad():
+            expected = tree_leaves(part(**copy.deepcopy(inputs)))
+        for graph in (
+            torch.export.export(part, (), copy.deepcopy(inputs)).module(),
+            DynamoExporter().export(part, copy.deepcopy(inputs), DynamoConfig()),
+        ):
+            got = tree_leaves(graph(**copy.deepcopy(inputs)))
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_export_says_what_it_needs_when_roles_are_missing() -> None:

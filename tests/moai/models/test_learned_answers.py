@@ -136,8 +136,7 @@ def test_trl_shows_no_answer_early_when_it_collates_prompt_and_completion(
     assert theirs == pytest.approx(ours, rel=0.2)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("num_turns", [1, 2])
+@pytest.mark.parametrize(("num_turns", "smoothing"), [(2, 0.0), (1, 0.1), (2, 0.1)])
 def test_trainer_hands_the_model_no_answer_ahead_when_it_learns(
     model: MoAIForConditionalGeneration, processor: MoAIProcessor, tmp_path: Path, num_turns: int, smoothing: float
 ) -> None:
@@ -304,7 +303,8 @@ def test_placeholder_is_no_word_to_learn_however_labels_name_it() -> None:
                 expected.item()
             )
         for count in (8, torch.tensor(8)):  # and nothing changes where it counted words
-            assert model(**inputs, labels=words, num_items_in_batch=count).loss.item() == pytest.approx(expected.item())
+            loss = model(**inputs, labels=words, num_items_in_batch=count).loss
+            assert loss.item() == pytest.approx(expected.item())
         given = {"logits": output.logits, "labels": None, "vocab_size": output.logits.shape[-1]}
         assert model.loss_function(**given, shift_labels=shift(labels)) == expected
         only = labels.masked_fill(labels != placeholder, IGNORE_INDEX)

@@ -359,9 +359,10 @@ def ask(words: str, num_pictures: int = 1) -> list[dict[str, Any]]:
 
 def test_batch_has_the_declared_names_when_everything_is_given(processor: MoAIProcessor) -> None:
     batch = processor(images=RED, questions="How many dogs?", auxiliary_text="two dogs", auxiliary_images=RED)
-    assert set(batch) == set(processor.model_input_names)
+    assert set(batch) == {*processor.model_input_names, *processor.auxiliary_input_names}
+    assert set(processor(images=RED, questions="How many dogs?")) == set(processor.model_input_names)
     accepted = inspect.signature(MoAIForConditionalGeneration.forward).parameters
-    assert set(processor.model_input_names) <= set(accepted)
+    assert set(batch) <= set(accepted)
     assert set(processor.tokenizer.model_input_names) | set(processor.image_processor.model_input_names) <= set(batch)
 
 

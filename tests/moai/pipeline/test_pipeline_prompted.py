@@ -69,8 +69,24 @@ def test_pipeline_fails_one_question_when_its_verbalization_is_too_long(folder):
 
 
 def test_pipeline_refuses_options_that_the_model_does_not_have(pipe):
-    with pytest.raises(ValueError, match="options that this model has \\(none\\), got routing"):
+    with pytest.raises(ValueError, match="options that this model has \\(style, place\\), got routing"):
         pipe(draw_picture(), QUESTIONS[0], options={"routing": "uniform"}, **FAST)
+    with pytest.raises(ValueError, match="`style` must be one of"):
+        pipe(draw_picture(), QUESTIONS[0], options={"style": "poem"}, **FAST)
+
+
+def test_pipeline_writes_the_prompt_as_options_say(pipe, monkeypatch):
+    seen = []
+    encode = pipe.answering.encode
+    monkeypatch.setattr(pipe.answering, "encode", lambda *inputs: seen.append(encode(*inputs)) or seen[-1])
+    image = draw_picture()
+    options = {"style": "compact", "place": "before"}
+    output = pipe(image, QUESTIONS[0], build_scene(image, "STOP"), options=options, **FAST)
+    assert output.auxiliary_text.splitlines() == [
+        "objects: 1 cat", "boxes: cat 0.00 0.00 0.25 0.17", 'text: "STOP"'
+    ]  # fmt: skip
+    prompt = pipe.answering.tokenizer.decode(seen[0]["input_ids"][0])
+    assert "user\nComputer vision models" in prompt and prompt.index("STOP") < prompt.index(QUESTIONS[0])
 
 
 def test_pipeline_answers_the_same_when_saved_and_loaded(pipe, tmp_path):

@@ -140,7 +140,7 @@ def test_batch_has_contract_keys_and_dtypes_when_everything_is_given(processor: 
         "auxiliary_source_mask",
     }
     floats = {"pixel_values", "auxiliary_pixel_values"}
-    assert set(batch) == integers | floats == {*processor.model_input_names, "labels"}
+    assert set(batch) == integers | floats == {*processor.model_input_names, *processor.auxiliary_input_names, "labels"}
     assert all(batch[key].dtype == torch.int64 for key in integers)
     assert all(batch[key].dtype == torch.float32 and batch[key].shape == (2, 3, 28, 42) for key in floats)
     assert len({batch[key].shape for key in ("input_ids", "attention_mask", "mm_token_type_ids", "labels")}) == 1

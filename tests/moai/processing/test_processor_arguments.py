@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from processing_builders import PATCHES, RED
+from transformers import AddedToken, ByT5Tokenizer
 
 from moai import MoAIProcessor
 
@@ -130,8 +131,11 @@ def test_assistant_masks_cover_the_answers_when_pictures_stand_before_them(chatm
 
 
 def test_offsets_are_refused_when_the_tokenizer_cannot_tell(processor: MoAIProcessor) -> None:
-    with pytest.raises(ValueError, match="fast tokenizer, got InternLM2Tokenizer"):
-        processor(questions="a", return_offsets_mapping=True)
+    tokenizer = ByT5Tokenizer()
+    tokenizer.add_tokens([AddedToken(processor.image_token, special=True)], special_tokens=True)
+    other = MoAIProcessor(processor.image_processor, tokenizer, num_image_tokens=PATCHES)
+    with pytest.raises(ValueError, match="fast tokenizer, got ByT5Tokenizer"):
+        other(questions="a", return_offsets_mapping=True)
 
 
 def test_offsets_are_refused_when_there_are_answers(chatml_processor: MoAIProcessor) -> None:
@@ -146,3 +150,25 @@ def test_token_count_equals_the_batchs_when_planned_without_pictures(processor: 
     assert planned["num_image_tokens"] == per_picture
     assert planned["num_image_patches"] == [1, 1]
     assert "num_image_tokens" not in processor._get_num_multimodal_tokens()
+
+
+def test_tokenizer_settings_hold_when_a_call_leaves_them_open(
+    processor: MoAIProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lengths(**arguments: object) -> list[int]:
+        batch = processor(images=[RED] * 2, questions=["dogs?", "How many dogs?"], return_tensors=None, **arguments)
+        return [len(row) for row in batch["input_ids"]]
+
+    longest, init = max(lengths()), processor.tokenizer.init_kwargs
+    monkeypatch.setattr(processor.tokenizer, "init_kwargs", init | {"padding": "max_length", "max_length": 117})
+    assert lengths() == [117, 117] and lengths(max_length=120) == [120, 120] and lengths(padding=True) == [longest] * 2
+    assert lengths(text_kwargs={"padding": True}) == [longest] * 2
+    monkeypatch.setattr(processor.tokenizer, "init_kwargs", init | {"padding": False, "padding_side": "right"})
+    assert len(set(lengths())) == 2
+    batch = processor(images=[RED] * 2, questions=["dogs?", "How many dogs?"], padding=True)
+    assert batch["attention_mask"][:, -1].tolist() == [1, 1]  # a prompt is padded on the left all the same
+    monkeypatch.setattr(processor.tokenizer, "init_kwargs", init | {"max_length": 10})
+    assert max(lengths()) == longest  # as for the tokenizer: no bound by itself
+    monkeypatch.setattr(processor.tokenizer, "init_kwargs", init | {"max_length": longest - 1, "truncation": True})
+    with pytest.warns(UserWarning, match="was cut"):
+        assert max(lengths()) == longest - 1

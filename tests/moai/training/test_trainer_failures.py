@@ -76,10 +76,10 @@ def command_of(recipe: dict, *words: str) -> list[str]:
     return [sys.executable, "-m", "moai", "train", "--config", str(file), *words]
 
 
-def start(command: list[str], cwd: Path = REPO_ROOT) -> subprocess.Popen[str]:
+def start(command: list[str], cwd: Path = REPO_ROOT, **options: bool) -> subprocess.Popen[str]:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=variables, **pipes)
+    return subprocess.Popen(command, cwd=cwd, env=variables, **pipes, **options)
 
 
 def wait_for(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
@@ -170,3 +170,43 @@ def test_steps_are_kept_when_one_of_two_processes_fails(tmp_path: Path, rank: st
     assert f"error: bad row of process {rank}" in output and "after step 3: step 3 of 6 is saved in" in output
     state = json.loads((tmp_path / "run/checkpoints/step-00000003/state.json").read_text(encoding="utf-8"))
     assert state["step"] == 3
+
+
+def write_rows(folder: Path, num_rows: int, num_broken: int) -> str:
+    """Rows with an image each; of the last ones only the beginning is there."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    rows = []
+    for number in range(num_rows):
+        file = folder / f"{number}.png"
+        noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(file)
+        if number >= num_rows - num_broken:
+            file.write_bytes(file.read_bytes()[:2000])
+        talk = [{"from": "human", "value": "<image>\nwho?"}, {"from": "gpt", "value": "the man"}]
+        rows.append({"image": file.name, "conversations": talk})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(folder / "rows.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["image", "SIGTERM"])
+def test_run_with_helpers_saves_and_ends_when_one_of_them_fails(checkpoint: Path, tmp_path: Path, ending: str) -> None:
+    rows = write_rows(tmp_path / "rows", 40, 1 if ending == "image" else 0)
+    options = {"optimization__num_steps": 500, "saving__every_steps": 0, "num_workers": 2}
+    recipe = build_recipe(checkpoint, tmp_path / "run", **options)
+    recipe["data"] = {"sources": rows, "verbalizations": "none", "check_pictures": "path"}
+    process = start(command_of(recipe), start_new_session=True)
+    if ending == "SIGTERM":
+        wait_for(2, tmp_path / "run", process)
+        os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    kept = [int(folder.name[5:]) for folder in (tmp_path / "run").glob("checkpoints/step-*")]
+    assert "Traceback" not in output and "in DataLoader worker" not in output, output
+    if ending == "SIGTERM":
+        assert process.returncode == 130 and f"stopped after step {kept[0]}; the same command" in output, output
+    else:
+        assert process.returncode == 1 and "39.png" in output.split("error: ")[1], output
+        assert "step is saved" in output or f"step {kept[0]} of 500 is saved in" in output, output

@@ -19,6 +19,7 @@ from verbalizers import (
 from verbalizers.backends.ocr import select_text_lines
 from verbalizers.backends.scene_graph_geometric import GeometricSceneGraph
 from verbalizers.core.adapters import boxes_to_quads
+from verbalizers.core.words import LeftOutWarning
 
 
 def make_scene() -> Scene:
@@ -232,7 +233,8 @@ def test_words_are_bounded_when_thousands_of_predictions_are_handed_in():
         words = verbalize_scene(scene)
     with pytest.warns(UserWarning, match="3,000 detections .* the 200 surest are drawn"):
         draw_scene(scene, np.zeros((*size_hw, 3), np.uint8))
-    GeometricSceneGraph().relate(scene)
+    with pytest.warns(LeftOutWarning, match="relates the 200 surest of 2,"):
+        GeometricSceneGraph().relate(scene)
     select_text_lines(scene.text_lines, 0.5)
     assert words.count("thing") == 3 * 200 + 2 * 10
     # Those of highest confidence, in their order.
