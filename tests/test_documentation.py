@@ -81,7 +81,7 @@ def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path, monkeyp
             namespace["inputs"] = build_tiny_inputs(namespace["model"].config)
         exec(compile(block, f"README.md, Python block {number + 1}", "exec"), namespace)
         if "from_backbones" in block:  # what it saved is a checkpoint that answers
-            namespace["moai"].MoAIPipeline.from_pretrained("my-moai", [])(picture, "dogs?", max_new_tokens=2)
+            namespace["moai"].Pipeline.from_pretrained("my-moai", [])(picture, "dogs?", max_new_tokens=2)
 
 
 def test_contributing_verbalizer_works_when_copied() -> None:

@@ -36,7 +36,7 @@ def test_page_runs_and_trains_the_compressor_when_copied(tmp_path: Path, caplog:
         moved = [name for name in compressor if not torch.equal(before[name], after[name])]
         assert len(moved) >= 0.9 * len(compressor), sorted(set(compressor) - set(moved))
         for folder in ("trl-run/final", "trl-adapter/final"):
-            pipeline = moai.MoAIPipeline.from_pretrained(folder)
+            pipeline = moai.Pipeline.from_pretrained(folder)
             assert pipeline("examples/street.jpg", "What is written on the sign?").answer == "PLEASE"
         pipeline.save_pretrained("adapter")
     os.rename(tmp_path / "adapter", tmp_path / "moved")
