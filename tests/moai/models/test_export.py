@@ -15,7 +15,7 @@ from transformers.exporters.utils import decompose_prefill_decode
 from transformers.integrations.executorch import convert_and_export_with_cache
 
 from moai import MoAIForConditionalGeneration
-from moai.models.moai.cache_names import as_keyword
+from moai.models.cache_names import as_keyword
 
 CACHE_LENGTH = 32
 
