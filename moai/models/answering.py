@@ -53,10 +53,12 @@ class Answering(ABC):
         model: In evaluation mode on its device.
         processor: Its processor.
         option_names: Options of an answer that this model has beside those of ``generate``.
+        prompt_options: Those of them that shape the prompt; :meth:`encode` takes them too, as keywords.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
     """
 
     option_names: tuple[str, ...] = ()
+    prompt_options: tuple[str, ...] = ()
     text_input: str
 
     def __init__(self, model: Any, processor: Any) -> None:

@@ -30,11 +30,13 @@ class Media:
         states: ``(B, T, N, V)`` resampled images.
         is_visible: ``(B, L, T)`` bool: the token sees the image. None = every token sees all.
         is_looking: ``(B, L, 1)`` bool: False = the token takes nothing from images. None = all do.
+        is_padding: ``(B, 1, T)`` bool: in place of an image, in a row that has others. None = nowhere.
     """
 
     states: torch.Tensor
     is_visible: torch.Tensor | None = None
     is_looking: torch.Tensor | None = None
+    is_padding: torch.Tensor | None = None
 
     @classmethod
     def from_times(
@@ -60,13 +62,13 @@ class Media:
         else:
             is_visible = times[..., None] >= numbers
             is_looking = None
+        is_padding = None
         if media_mask is not None:
-            # Rows that see nothing fall back to all real images alike, so that padding changes nothing.
-            real = media_mask.bool()[:, None]
-            is_visible = (is_visible & real) | (real & ~(is_visible & real).any(dim=-1, keepdim=True))
-            has_media = real.any(dim=-1, keepdim=True)
+            is_real = media_mask.bool()[:, None]  # (B, 1, T)
+            has_media = is_real.any(dim=-1, keepdim=True)
+            is_padding = ~is_real & has_media
             is_looking = has_media if is_looking is None else is_looking & has_media
-        return cls(states, is_visible, is_looking)
+        return cls(states, is_visible, is_looking, is_padding)
 
 
 class MaskedCrossAttention(nn.Module):
@@ -104,10 +106,12 @@ class MaskedCrossAttention(nn.Module):
         queries, keys, values = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (queries, keys, values))
         bias = None
         if media.is_visible is not None:
-            is_visible = media.is_visible.repeat_interleave(num_latents, dim=-1)[:, None]  # (B, 1, L, T * N)
-            # A finite bias: what sees nothing attends to everything alike, where -inf would give NaN.
-            bias = torch.zeros_like(is_visible, dtype=queries.dtype)
-            bias = bias.masked_fill(~is_visible, torch.finfo(queries.dtype).min)
+            # A finite bias: what sees no image attends to all of them alike, where -inf would give NaN.
+            bias = torch.zeros_like(media.is_visible, dtype=queries.dtype)
+            bias = bias.masked_fill(~media.is_visible, torch.finfo(queries.dtype).min)
+            if media.is_padding is not None:
+                bias = bias.masked_fill(media.is_padding, float("-inf"))
+            bias = bias.repeat_interleave(num_latents, dim=-1)[:, None]  # (B, 1, L, T * N)
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)  # (B, heads, L, head_dim)
         taken = self.to_out(attended.transpose(1, 2).flatten(2))
         return taken if media.is_looking is None else taken * media.is_looking
