@@ -251,7 +251,7 @@ class Pipeline:
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("the pipeline gives one answer per question; call `pipeline.model.generate` for several.")
         self.answering.check_answer_length(max_new_tokens)
-        self.answering.parse_options(options or {})  # a wrong one is told before anybody looks
+        options = self.answering.parse_options(options or {})  # a wrong one is told before anybody looks
         queries = pair_queries(images, questions, scenes)
         batch_size = 1 if stream is not None else batch_size
         generate_kwargs["max_new_tokens"] = max_new_tokens
@@ -367,9 +367,7 @@ class Pipeline:
         queries, inputs, texts = self._encode(list(queries), max_new_tokens, options or {})
         if not queries:
             return {}
-        chosen = self.answering.select_options(
-            options or {}, [query.index for query in queries], queries[0].num_queries
-        )
+        chosen = self.answering.select_options(options, [query.index for query in queries], queries[0].num_queries)
         if stream is not None:
             generate_kwargs["streamer"] = CallbackStreamer(self.answering.tokenizer, stream)
         generated = self.answering.generate(

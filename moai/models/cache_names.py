@@ -22,12 +22,8 @@ def resolve_cache(cache: Cache | None, past_key_values: Cache | None, is_generat
         past_key_values: By the former one, which PEFT's prompt learning uses while it generates.
         is_generating: Whether ``generate`` is the caller, whose user chose no name.
     """
-    if (
-        past_key_values is not None
-        and not is_generating
-        and CACHE_NAME != "past_key_values"
-        and not torch.compiler.is_compiling()
-    ):
+    is_former = past_key_values is not None and CACHE_NAME != "past_key_values"
+    if is_former and not is_generating and not torch.compiler.is_compiling():
         warnings.warn(
             "`past_key_values` is deprecated and will be removed in version 5.40.0. Use `cache` instead.",
             FutureWarning,
