@@ -1,4 +1,4 @@
-"""PEFT's prompt learning on MoAI: virtual tokens are prompt language in front of the prompt, in training and generation."""
+"""PEFT's prompt learning on MoAI: virtual tokens are prompt language in front of the prompt, whoever runs the model."""
 
 from __future__ import annotations
 
