@@ -15,7 +15,10 @@ __all__ = ["convert"]
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Folder or hub name of an official MoAI or an OpenFlamingo, or a PSGTR's file.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="Folder or hub name of an official MoAI or an OpenFlamingo, or a PSGTR's file."
+        ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: as it is.")] = None,
@@ -33,10 +36,10 @@ def convert(
     vocabulary: Annotated[
         str | None, typer.Option("--vocabulary", help="What the detector looks for: a text file, or lvis+imagenet.")
     ] = None,
-    text: Annotated[
-        str | None, typer.Option("--text", help="OpenFlamingo: folder or hub name of its decoder.")
+    text: Annotated[str | None, typer.Option("--text", help="OpenFlamingo: folder or hub name of its decoder.")] = None,
+    vision: Annotated[
+        str | None, typer.Option("--vision", help="OpenFlamingo: folder or hub name of its CLIP.")
     ] = None,
-    vision: Annotated[str | None, typer.Option("--vision", help="OpenFlamingo: folder or hub name of its CLIP.")] = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

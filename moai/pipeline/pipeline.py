@@ -369,9 +369,7 @@ class Pipeline:
         queries, inputs, texts = self._encode(list(queries), max_new_tokens, shaping)
         if not queries:
             return {}
-        chosen = self.answering.select_options(
-            options, [query.index for query in queries], queries[0].num_queries
-        )
+        chosen = self.answering.select_options(options, [query.index for query in queries], queries[0].num_queries)
         if stream is not None:
             generate_kwargs["streamer"] = CallbackStreamer(self.answering.tokenizer, stream)
         generated = self.answering.generate(

@@ -40,9 +40,7 @@ NEAR = {"atol": 1e-5, "rtol": 0}
 def _build_config(width: int = 32, media_width: int = 32, **fields: Any) -> FlamingoConfig:
     text = {"model_type": "llama", "vocab_size": 8, "hidden_size": width, "num_attention_heads": 1}
     vision = {"model_type": "clip_vision_model", "hidden_size": media_width, "num_attention_heads": 1}
-    return FlamingoConfig(
-        vision_config=vision, text_config=text, image_token_id=0, end_of_chunk_token_id=1, **fields
-    )
+    return FlamingoConfig(vision_config=vision, text_config=text, image_token_id=0, end_of_chunk_token_id=1, **fields)
 
 
 @pytest.mark.parametrize("name", ["flamingo_resampler_a", "flamingo_resampler_frames_media_embs"])
