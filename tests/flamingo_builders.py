@@ -55,6 +55,7 @@ def save_decoder(folder: Path, family: str = "llama", seed: int = 0) -> Path:
     tokenizer = build_byte_tokenizer()
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **DECODERS[family])
     config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
+    config.initializer_range = 0.2  # loud enough that prompts matter to answers
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -17,7 +17,7 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Folder or hub name of an official MoAI or OpenFlamingo, or a PSGTR's file."
+            metavar="SRC", help="Folder or hub name of an official MoAI or an OpenFlamingo, or a PSGTR's file."
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],

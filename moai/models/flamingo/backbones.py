@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -82,8 +83,16 @@ def load_decoder(text: Any) -> Decoder:
     model = text
     if not is_shared:
         name = str(text)
+        try:
+            AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except ValueError as error:
+            raise ValueError(
+                f"expected a decoder that transformers has, got {name}, which it has not (OpenFlamingo-3B's MPT-1B is "
+                "such a one; its code is not run here). Take another."
+            ) from error
+        # Some decoders of OpenFlamingo lie on the hub as *.bin only, which transformers opens with weights_only.
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", use_safetensors=True, output_loading_info=True
+            name, dtype="auto", trust_remote_code=False, weights_only=True, output_loading_info=True
         )
         check_loaded(name, model, info)
     decoder, head = model.base_model, model.get_output_embeddings()
@@ -116,7 +125,7 @@ def load_tokenizer(text: Any) -> PreTrainedTokenizerBase | None:
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     if isinstance(text, PreTrainedModel) or not any(cached_file(text, f, **missing) for f in _TOKENIZER_FILES):
         return None
-    tokenizer = AutoTokenizer.from_pretrained(str(text), padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(str(text), padding_side="left", trust_remote_code=False)
     tokens = [token for token in (END_OF_CHUNK_TOKEN, IMAGE_TOKEN) if token not in tokenizer.get_vocab()]
     tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
@@ -150,7 +159,8 @@ def build_from_backbones(
 
     Args:
         cls: ``FlamingoForConditionalGeneration`` or a subclass.
-        vision: Folder, hub name or loaded model of a vision tower; see :func:`moai.models.backbones.load_vision_backbone`.
+        vision: Folder, hub name or loaded model of a vision tower, see
+            :func:`moai.models.backbones.load_vision_backbone`.
         text: Likewise of a decoder; see :func:`load_decoder`.
         every: A gated block in front of every so many decoder layers.
         dtype: Of everything; None = the backbones' common dtype, or the one that holds both without loss.
@@ -187,7 +197,8 @@ def build_from_backbones(
         model, info = cls.from_pretrained(None, config=config, state_dict=state, dtype=common, output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
-    assert not info["unexpected_keys"] and not info["mismatched_keys"], info
+    assert not info["unexpected_keys"], info
+    assert not info["mismatched_keys"], info
     assert all(key.startswith(NEW_PARTS) for key in info["missing_keys"]), info
     model.generation_config = build_generation_config(config, tokenizer)
     return model.eval()

@@ -150,8 +150,8 @@ def convert_open_flamingo(
     unknown += rest
     if unknown:
         raise ValueError(
-            f"{len(unknown)} tensor(s) of the checkpoint have no place in a Flamingo around {decoder.config.model_type}:"
-            f" {list_names(sorted(unknown))}. Give the decoder that it was trained with."
+            f"{len(unknown)} tensor(s) of the checkpoint have no place in a Flamingo around "
+            f"{decoder.config.model_type}: {list_names(sorted(unknown))}. Give the decoder that it was trained with."
         )
     decoder = _with_checkpoint(decoder, found["decoder"], found["head"], notes)
     fields, tokenizer = _choose_tokens(text, decoder, config_fields)
@@ -233,8 +233,8 @@ def _with_checkpoint(
         weight = None
     if decoder.head is not None and not head and rows > old_rows:
         notes.append(
-            f"the checkpoint has no output head: its {rows - old_rows} new row(s) are the mean of the others, as nobody "
-            "trained them"
+            f"the checkpoint has no output head: its {rows - old_rows} new row(s) are the mean of the others, as "
+            "nobody trained them"
         )
     return Decoder(decoder.config, decoder.tensors | dict(own), weight, decoder.embedding_name, decoder.prefix)
 

@@ -173,7 +173,8 @@ class FlamingoProcessor(ProcessorMixin):
             TypeError: An argument is unknown.
         """
         add_special_tokens = kwargs.pop("add_special_tokens", True)
-        if unknown := sorted(set(kwargs) - {"padding", "return_attention_mask", "return_mm_token_type_ids"}):
+        known = {"padding", "return_attention_mask", "return_mm_token_type_ids"}
+        if unknown := sorted(name for name, value in kwargs.items() if value is not None and name not in known):
             raise TypeError(f"FlamingoProcessor got unknown arguments {unknown}. See help(FlamingoProcessor.__call__).")
         if (text is None) == (conversations is None):
             raise ValueError("expected either `text` (with `images`) or `conversations`, got both or none.")
@@ -201,8 +202,8 @@ class FlamingoProcessor(ProcessorMixin):
                 raise ValueError(f"prompt {index} must not be empty, got {prompts[index]!r}. Ask something.")
             if max_length is not None and len(row) > max_length:
                 raise ValueError(
-                    f"prompt {index} has {len(row)} tokens (answer included), the bound is {max_length}. Shorten it, or "
-                    "give fewer demonstrations."
+                    f"prompt {index} has {len(row)} tokens (answer included), the bound is {max_length}. Shorten it, "
+                    "or give fewer demonstrations."
                 )
         data: dict[str, Any] = {
             "input_ids": pad_rows(rows, self._pad_id, padding_side),

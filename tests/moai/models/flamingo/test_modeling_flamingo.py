@@ -9,7 +9,17 @@ import pytest
 import torch
 from flamingo_builders import DECODERS, build_flamingo, build_processor, make_image, save_decoder, save_tower
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from moai.models.cache_names import as_keyword, read_cache
 from moai.models.flamingo.configuration_flamingo import FlamingoConfig, every_nth_layer
@@ -183,10 +193,14 @@ def test_only_new_parts_and_new_rows_get_gradients_when_pretrained_rest(tmp_path
 def test_gradients_are_equal_when_checkpointed(tmp_path: Path) -> None:
     model, processor = build_flamingo(tmp_path).train(), build_processor(tmp_path)
     model.freeze_pretrained()
+    passes = []
+    model.model.gated_blocks["1"].register_forward_hook(lambda *args: passes.append(1))
     plain = _learn(model, processor)
+    assert len(passes) == 1
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for name, gradient in _learn(model, processor).items():
         assert_close(gradient, plain[name], **NEAR)
+    assert len(passes) == 3  # once more in the backward pass
 
 
 def test_ranking_equals_scoring_of_whole_texts_when_prefix_is_cached(flamingo: Any) -> None:
@@ -206,6 +220,35 @@ def test_ranking_equals_scoring_of_whole_texts_when_prefix_is_cached(flamingo: A
         assert_close(scores[:, column], logits.gather(-1, tokens[..., None])[..., 0].sum(1), atol=1e-4, rtol=1e-4)
     means = rank_continuations(model, batch, candidates, normalize_length=True)
     assert_close(means[:, 0] * 3, scores[:, 0])
+
+
+@torch.no_grad()
+def test_loaded_backbones_and_videos_are_taken_when_the_tower_has_no_class_token() -> None:
+    tower = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+            patch_size=14,
+        )
+    )  # fmt: skip
+    decoder = LlamaForCausalLM(LlamaConfig(vocab_size=20, **DECODERS["llama"]))
+    model = FlamingoForConditionalGeneration.from_backbones(tower, decoder, every=2, max_num_frames=2, num_latents=3)
+    assert model.config.vision_feature_select_strategy == "full"
+    assert (model.config.end_of_chunk_token_id, model.config.image_token_id, model.config.text_config.vocab_size) == (
+        20, 21, 22,
+    )  # fmt: skip
+    assert decoder.config.vocab_size == 20
+    assert torch.equal(model.lm_head.weight[:20], decoder.lm_head.weight)
+    videos = torch.rand(1, 1, 2, 3, 28, 28)
+    swapped = model.get_media_states(videos.flip(2))
+    assert swapped.shape == (1, 1, 3, 16) and not torch.allclose(swapped, model.get_media_states(videos))
+    with pytest.raises(ValueError, match="max_num_frames"):
+        model.get_media_states(torch.rand(1, 1, 3, 3, 28, 28))
+    with pytest.raises(ValueError, match="'full'"):
+        FlamingoConfig(**model.config.to_dict() | {"vision_feature_select_strategy": "default"})
+    with pytest.raises(ValueError, match="cross_attention_layers"):
+        FlamingoConfig(**model.config.to_dict() | {"cross_attention_layers": [4]})
+    with pytest.raises(ValueError, match="image_token_id"):
+        FlamingoConfig(**model.config.to_dict() | {"image_token_id": 22})
 
 
 def test_error_names_both_numbers_when_images_do_not_match(llama: Any) -> None:
