@@ -129,7 +129,6 @@ class ReleaseForm(nn.Module):
         self.mixers = model.model.mixers
         self.language_model = model.model.language_model
         self.lm_head = model.lm_head
-        self.image_token_id = model.config.image_token_id
 
     def forward(
         self,
@@ -171,7 +170,6 @@ class ReleaseForm(nn.Module):
             hidden_states = hidden_states + attended
             hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
         logits = self.lm_head(decoder.norm(hidden_states)[:, -num_logits:])
-        logits[..., self.image_token_id] = torch.finfo(logits.dtype).min  # the release's head has no such row
         return logits, present
 
     @staticmethod
