@@ -243,5 +243,5 @@ def read_scene(source: str | Path | Mapping[str, Any]) -> Scene:
         raise ValueError(f"expected a scene file, got {name!r} ({error.strerror}). Check the path.") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{name} is no scene: {error}. Expected what Scene.to_dict() or `moai verbalize --json` writes."
+            f"{name} is no scene: {str(error).removesuffix('.')}. Expected what Scene.to_dict() or `moai verbalize --json` writes."
         ) from error

@@ -96,6 +96,11 @@ def run_training(
         ImportError: A package is missing; the message holds the line that installs it.
     """
     settings = load_settings(source, overrides)
+    if dataset is None:
+        from moai.data.training_data import DataSettings
+
+        for fields in filter(None, (settings.data, settings.validation)):
+            DataSettings.from_dict(fields)  # wrong ones are told before anything is loaded or made
     accelerator = start_accelerator(settings)
     with hold_output(settings.output_folder, accelerator):
         is_new = not any(settings.output_folder.glob("checkpoints/step-*"))
