@@ -125,15 +125,17 @@ def compute_model(model: MoAIForConditionalGeneration) -> dict[str, torch.Tensor
     """Latents, hidden states, gates, logits, loss, the norm of every gradient, and greedy tokens of a whole model."""
     inputs = draw_inputs(model.config)
     labels = torch.where(inputs["mm_token_type_ids"] == 2, inputs["input_ids"], -100)
-    outputs = model(**inputs, labels=labels, output_routing=True, output_hidden_states=True)
-    outputs.loss.backward()
+    # The loss of a mixed prompt, so that every part has a gradient: labels would keep it out of the mixture.
+    outputs = model(**inputs, output_routing=True, output_hidden_states=True, suppress_image_token=True)
+    loss = model.loss_function(outputs.logits, labels, vocab_size=outputs.logits.shape[-1])
+    loss.backward()
     gradients = sorted((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
     found = {
         "auxiliary": outputs.auxiliary_hidden_states,
         # Attention kernels leave different values where padding stands.
         "hidden": outputs.hidden_states[-1] * inputs["attention_mask"][..., None],
         "logits": outputs.logits[:, -3:, :IMAGE_TOKEN_ID],
-        "loss": outputs.loss[None],
+        "loss": loss[None],
         "gradient_norms": torch.stack([gradient.norm() for _, gradient in gradients]),
     }
     for layer in outputs.routing:

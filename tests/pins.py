@@ -95,7 +95,7 @@ def list_command_modules() -> list[str]:
         for file in files
         if '\nif __name__ == "__main__":' in file.read_text(encoding="utf-8")
         and file.name != "cli.py"
-        and _module_name(file) not in ("moai.__main__", "moai.training.launcher")  # `moai` itself; torchrun's options
+        and _module_name(file) != "moai.__main__"  # the command `moai` itself
     ]
 
 

@@ -10,8 +10,8 @@ from verbalizers import Scene
 
 from ..processing.image_loading import ImageLoadError, check_image_path
 from .answer_settings import AnswerSettings
+from .overlays import draw_overlay
 from .rendering import (
-    draw_overlay,
     footer_of,
     is_terminal,
     live_answer,

@@ -73,8 +73,8 @@ def ask(
             read_scene,
         )
         from .answering import answer_pictures, tell_unreadable_images
+        from .overlays import check_overlays
         from .question_files import answer_file
-        from .rendering import check_overlays
 
         given = {"--out": out, "--overwrite": overwrite or None}
         if questions is not None:

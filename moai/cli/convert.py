@@ -15,7 +15,10 @@ __all__ = ["convert"]
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Folder or hub name of an official MoAI, or file of a PSGTR.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="Folder or hub name of an official MoAI or an OpenFlamingo, or a PSGTR's file."
+        ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, float16, bfloat16; default: as it is.")] = None,
@@ -32,6 +35,10 @@ def convert(
     ] = None,
     vocabulary: Annotated[
         str | None, typer.Option("--vocabulary", help="What the detector looks for: a text file, or lvis+imagenet.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="OpenFlamingo: folder or hub name of its decoder.")] = None,
+    vision: Annotated[
+        str | None, typer.Option("--vision", help="OpenFlamingo: folder or hub name of its CLIP.")
     ] = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
@@ -50,6 +57,7 @@ def convert(
             force=force,
             revision=revision,
             verbalizers=PublishedVerbalizers(**chosen) if chosen else None,
+            **{name: value for name, value in (("text", text), ("vision", vision)) if value is not None},
         )
         if json_output:
             from .rendering import print_json

@@ -73,13 +73,15 @@ def launch_processes(
     """
     import torch
 
+    from ..training.launcher import LAUNCHER
+
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment["ACCELERATE_USE_CPU"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
-    torchrun = "torch.distributed.run" if is_debugging else "moai.training.launcher"
-    launcher = ["-m", torchrun, "--standalone", "--nproc_per_node", str(num_processes)]
+    torchrun = ("-m", "torch.distributed.run") if is_debugging else LAUNCHER
+    launcher = [*torchrun, "--standalone", "--nproc_per_node", str(num_processes)]
     # In a session of its own: a terminal's Ctrl-C would reach the processes twice, from it and from torchrun, and the
     # second one ends them before they have saved.
     process = subprocess.Popen(

@@ -16,11 +16,10 @@ from ..pipeline.looking import complete_scenes, find_missing_kinds
 from ..processing.image_loading import load_image
 from .answer_settings import AnswerSettings, parse_verbalizers
 from .options import DEFAULT_MODEL
+from .overlays import check_overlays, draw_overlay
 from .profiling import print_costs
 from .rendering import (
-    check_overlays,
     describe_missing,
-    draw_overlay,
     note,
     print_json,
     print_words,

@@ -58,7 +58,7 @@ def settings_of_cache(cache: VerbalizationCache) -> VerbalizerSettings:
     return VerbalizerSettings(
         tuple(entries),
         tuple(manifest.get("kept_kinds", [entry["kind"] for entry in entries])),
-        WordSettings(**manifest["words"]),
+        WordSettings(**{"quote_text": False} | manifest["words"]),  # caches from before text was quoted do not say
         compat=manifest["compat"],
     )
 

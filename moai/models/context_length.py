@@ -16,4 +16,5 @@ def count_positions(text_config: Any) -> int | None:
     rope = getattr(text_config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "dynamic":  # dynamic NTK reads on beyond what it was trained with
         return None
-    return getattr(text_config, "max_position_embeddings", None)
+    names = ("max_position_embeddings", "max_seq_len")  # MPT's name for it
+    return next((value for name in names if (value := getattr(text_config, name, None)) is not None), None)

@@ -251,7 +251,7 @@ class Pipeline:
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("the pipeline gives one answer per question; call `pipeline.model.generate` for several.")
         self.answering.check_answer_length(max_new_tokens)
-        self.answering.parse_options(options or {})  # a wrong one is told before anybody looks
+        options = self.answering.parse_options(options or {})  # a wrong one is told before anybody looks
         queries = pair_queries(images, questions, scenes)
         batch_size = 1 if stream is not None else batch_size
         generate_kwargs["max_new_tokens"] = max_new_tokens
@@ -364,12 +364,11 @@ class Pipeline:
         Returns:
             Answers by ``query.index``.
         """
-        queries, inputs, texts = self._encode(list(queries), max_new_tokens, options or {})
+        options = self.answering.parse_options(options or {})
+        queries, inputs, texts = self._encode(list(queries), max_new_tokens, options)
         if not queries:
             return {}
-        chosen = self.answering.select_options(
-            options or {}, [query.index for query in queries], queries[0].num_queries
-        )
+        chosen = self.answering.select_options(options, [query.index for query in queries], queries[0].num_queries)
         if stream is not None:
             generate_kwargs["streamer"] = CallbackStreamer(self.answering.tokenizer, stream)
         generated = self.answering.generate(
@@ -385,12 +384,11 @@ class Pipeline:
         self, queries: list[Query], max_new_tokens: int, options: Mapping[str, Any]
     ) -> tuple[list[Query], Any, list[str]]:
         """The queries that fit, their inputs and verbalizations."""
-        parsed = self.answering.parse_options(options)
         while queries:
-            found = self.answering.encode_scenes([query.scene for query in queries], self.settings, options=parsed)
+            found = self.answering.encode_scenes([query.scene for query in queries], self.settings, options=options)
             images, prompts = [query.image for query in queries], [query.prompt for query in queries]
             try:
-                inputs = self.answering.encode(images, prompts, found, max_new_tokens, parsed)
+                inputs = self.answering.encode(images, prompts, found, max_new_tokens, options)
             except TooLongError as error:
                 for row, reason in error.rows.items():
                     queries[row].fail(ValueError(reason))

@@ -223,6 +223,10 @@ class InternLM2Tokenizer(InstalledCode, SentencePieceBackend):
         tokens = self._tokenize("\n" + text)
         return tokens[len(newline) :] if tokens[: len(newline)] == newline else self._tokenize(text)
 
+    def _convert_id_to_token(self, index: int) -> str:
+        """The piece of an id; "" for one that a model with more rows than there are pieces may generate."""
+        return self.sp_model.id_to_piece(index) if index < self.sp_model.get_piece_size() else ""
+
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to text: the exact inverse of `tokenize` where no character was unknown."""
         text, run = "", []
@@ -230,7 +234,7 @@ class InternLM2Tokenizer(InstalledCode, SentencePieceBackend):
             if token in self._added_tokens_encoder and token not in self._user_defined_pieces:
                 text += (self.sp_model.decode(run) if run else "") + token
                 run = []
-            else:
+            elif token:
                 run.append(token)
         return text + (self.sp_model.decode(run) if run else "")
 

@@ -1,4 +1,4 @@
-"""``python -m moai.training.launcher``: torchrun that leaves messages to the processes it starts.
+"""torchrun that leaves messages to the processes it starts.
 
 torchrun prints a traceback of its own when one of them ends with an error or a signal; what they print says more.
 """
@@ -6,10 +6,11 @@ torchrun prints a traceback of its own when one of them ends with an error or a 
 from __future__ import annotations
 
 import logging
-import sys
 
-__all__ = ["main"]
+__all__ = ["LAUNCHER", "main"]
 
+#: Words between ``python`` and torchrun's.
+LAUNCHER = ("-c", "import sys; from moai.training.launcher import main; sys.exit(main())")
 EXIT_INTERRUPTED = 130
 
 
@@ -32,7 +33,3 @@ def main() -> int:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

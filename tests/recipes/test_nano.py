@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.evaluation.text_reader import TextReader
 from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
-from moai.scenes.scenes import Scenes
+from moai.scenes.scenes import QUESTION_KINDS, Scenes
 from moai.training.checkpoints import find_newest_checkpoint
 from recipes.nano.config import SCENES_DOMAIN, load_nano_config
 from recipes.nano.models import build_moai, build_processor
@@ -123,6 +123,19 @@ def test_recipe_of_the_repository_is_valid_when_read():
     config = load_nano_config(ROOT / "configs" / "nano.yaml")
     assert config.multimodal.shards.with_pictures
     assert config.multimodal.vision["image_size"] == config.multimodal.shards.image_size
+    for stage in TRAINED:
+        kinds = set(getattr(config, stage).shards.kinds)
+        assert kinds <= set(QUESTION_KINDS) and {"absence", "forged", "counting", "object_relation"} <= kinds
+    assert "colour" in config.multimodal.shards.kinds and config.multimodal.shards.image_noise > 0
+
+
+def test_shard_asks_about_colours_only_when_it_has_images(trained):
+    tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
+    colour = QUESTION_KINDS.index("colour")
+    for has_images in (False, True):
+        settings = SceneSettings(num_scenes=20, image_size=32, with_pictures=has_images, num_questions=13)
+        asked = {question.kind for scene in build_shard(settings, 0, tokenizer) for question in scene.questions}
+        assert (colour in asked) == has_images
 
 
 def test_practice_of_the_repository_is_of_one_kind_when_read():

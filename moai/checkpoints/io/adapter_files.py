@@ -231,13 +231,8 @@ def naming_broken_files(source: Any, adapter: Any = None) -> Iterator[None]:
             "again."
         ) from error
     except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):  # transformers' word for shapes that do not fit
+        if adapter is None or "ignore_mismatched_sizes" not in str(error):  # transformers' word for other shapes
             raise
-        if adapter is None:
-            raise ValueError(
-                f"expected weights of the sizes that config.json says in {source}, got others (listed above). Copy or "
-                "convert the checkpoint again."
-            ) from error
         raise ValueError(
             f"expected the base model that the adapter {adapter} was made for, got {source}, whose sizes are others "
             f"(listed above). {_OTHER_BASE}"

@@ -21,8 +21,8 @@ def download_checkpoint(name: str, revision: str | None = None, *, is_safetensor
     Args:
         name: ``owner/name``.
         revision: Branch, tag or commit; None = the main branch.
-        is_safetensors_only: Do without ``*.bin``. Otherwise they are fetched where there are no ``*.safetensors``;
-            whoever reads them must do so with ``weights_only``.
+        is_safetensors_only: Do without ``*.bin`` and ``*.pt``. Otherwise the former are fetched where there are no
+            ``*.safetensors``, the latter where there are neither; whoever reads them must do so with ``weights_only``.
 
     Returns:
         The folder in the local cache; its name is the commit.
@@ -33,12 +33,12 @@ def download_checkpoint(name: str, revision: str | None = None, *, is_safetensor
     folder = download_files(name, (*COMPANION_FILES, "*.safetensors"), revision, is_top_folder_only=True)
     if any(folder.glob("*.safetensors")):
         return folder
-    if not is_safetensors_only:
-        folder = download_files(name, (*COMPANION_FILES, "*.bin"), revision, is_top_folder_only=True)
-    if is_safetensors_only or not any(folder.glob("*.bin")):
-        kinds = "*.safetensors" if is_safetensors_only else "*.safetensors or *.bin"
-        raise ValueError(f"expected weights ({kinds}) in {_describe(name, revision)}, got none. Check the name.")
-    return folder
+    for suffix in () if is_safetensors_only else ("*.bin", "*.pt"):
+        folder = download_files(name, (*COMPANION_FILES, suffix), revision, is_top_folder_only=True)
+        if any(folder.glob(suffix)):
+            return folder
+    kinds = "*.safetensors" if is_safetensors_only else "*.safetensors, *.bin or *.pt"
+    raise ValueError(f"expected weights ({kinds}) in {_describe(name, revision)}, got none. Check the name.")
 
 
 def download_files(

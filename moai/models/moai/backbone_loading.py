@@ -1,89 +1,23 @@
-"""Pretrained vision towers and language models as plain tensors with their configuration."""
+"""Pretrained language models as plain tensors with their configuration."""
 
 from __future__ import annotations
 
 import json
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from ...checkpoints.io.hub_download import download_checkpoint
 from ...checkpoints.io.tensor_folder import TensorFolder, list_names
+from ..backbones import Backbone, check_loaded, own_tensors
 from .configuration_moai import DECODER_FAMILIES
 from .internlm2 import build_llama_fields, convert_decoder_tensor, derive_attention_sizes
 
 INTERNLM2_MODEL_TYPE = "internlm2"
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A pretrained part.
-
-    Attributes:
-        config: Its configuration, a copy.
-        tensors: Its tensors by their names inside the part, each owned by nobody else.
-        head: ``(vocab_size, D)`` output head of a language model; None where it is tied, or for a tower.
-    """
-
-    config: PreTrainedConfig
-    tensors: dict[str, torch.Tensor]
-    head: torch.Tensor | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the part's first floating tensor."""
-        return next(tensor.dtype for tensor in self.tensors.values() if tensor.is_floating_point())
-
-
-def load_vision_backbone(vision: Any) -> Backbone:
-    """Load a vision tower.
-
-    Args:
-        vision: Folder or hub name of a CLIP, SigLIP, DINOv2, ... model, with or without its text half; or a
-            loaded model, which is copied.
-
-    Returns:
-        The tower alone.
-
-    Raises:
-        ValueError: If the model has no vision tower, or weights are missing.
-    """
-    if not isinstance(vision, PreTrainedModel):
-        vision = _load_tower(str(vision))
-        tower, is_shared = _find_tower(vision), False
-    else:
-        tower, is_shared = _find_tower(vision), True
-    return Backbone(deepcopy(tower.config), _own_tensors(tower, is_shared))
-
-
-def _load_tower(name: str) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(name)
-    vision_config = getattr(config, "vision_config", None)
-    if vision_config is not None and type(vision_config) in AutoModel._model_mapping:
-        # The vision half alone: a whole CLIP's text half is not even read.
-        loader, settings = AutoModel._model_mapping[type(vision_config)], {"config": vision_config}
-    else:
-        loader, settings = AutoModel, {}
-    model, info = loader.from_pretrained(name, **settings, dtype="auto", use_safetensors=True, output_loading_info=True)
-    _check_loaded(name, model, info)
-    return model
-
-
-def _find_tower(model: PreTrainedModel) -> PreTrainedModel:
-    if getattr(model.config, "vision_config", None) is None:
-        return model
-    for name in ("vision_model", "vision_tower"):
-        tower = getattr(model, name, None)
-        if isinstance(tower, PreTrainedModel):
-            return tower
-    raise ValueError(
-        f"Expected a vision model, got {type(model).__name__} without a `vision_model`. Pass its vision tower itself."
-    )
 
 
 def load_text_backbone(text: Any, gguf_file: str | None = None) -> Backbone:
@@ -110,7 +44,7 @@ def load_text_backbone(text: Any, gguf_file: str | None = None) -> Backbone:
         AutoConfig.from_pretrained(name, **({} if gguf_file is None else {"gguf_file": gguf_file})).model_type
     )
     model, info = AutoModelForCausalLM.from_pretrained(name, dtype="auto", output_loading_info=True, **settings)
-    _check_loaded(name, model, info)
+    check_loaded(name, model, info)
     if gguf_file is not None:  # the weights are plain numbers now; the note that they were packed would be believed
         model.config.__dict__.pop("quantization_config", None)
     return _split_causal_model(model, is_shared=False)
@@ -144,17 +78,6 @@ def _check_family(family: str) -> None:
         )
 
 
-def _check_loaded(name: str, model: PreTrainedModel, info: Any) -> None:
-    """Raise where transformers only warns: it initialises missing weights at random."""
-    missing = sorted(info["missing_keys"])
-    if missing or info["mismatched_keys"]:
-        wrong = missing or sorted(str(entry) for entry in info["mismatched_keys"])
-        raise ValueError(
-            f"{name} lacks {len(wrong)} weight(s) of a {type(model).__name__}: {list_names(wrong)}. Use a complete "
-            "checkpoint of that model."
-        )
-
-
 def _split_causal_model(model: PreTrainedModel, *, is_shared: bool) -> Backbone:
     _check_family(model.config.model_type)
     head = model.get_output_embeddings()
@@ -170,12 +93,7 @@ def _split_causal_model(model: PreTrainedModel, *, is_shared: bool) -> Backbone:
     config = deepcopy(model.config)
     config.tie_word_embeddings = is_tied
     head_weight = None if is_tied else (head.weight.detach().clone() if is_shared else head.weight.detach())
-    return Backbone(config, _own_tensors(decoder, is_shared), head_weight)
-
-
-def _own_tensors(model: PreTrainedModel, is_shared: bool) -> dict[str, torch.Tensor]:
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return {name: tensor.clone() for name, tensor in tensors.items()} if is_shared else tensors
+    return Backbone(config, own_tensors(decoder, is_shared), head_weight)
 
 
 def _load_internlm2(folder: Path) -> Backbone:

@@ -16,7 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ...processing.tokenization_internlm2 import IMAGE_TOKEN
-from .backbone_loading import Backbone, load_text_backbone, load_vision_backbone
+from ..backbones import Backbone, load_vision_backbone
+from .backbone_loading import load_text_backbone
 from .backbone_processor import load_backbone_tokenizer
 from .configuration_moai import MoAIConfig
 from .partial_lora import TARGET_LINEARS
@@ -44,7 +45,7 @@ def build_from_backbones(
     Args:
         cls: ``MoAIForConditionalGeneration`` or a subclass.
         vision: Folder, hub name or loaded model of a vision tower (CLIP, SigLIP, DINOv2, ...), see
-            :func:`moai.models.moai.backbone_loading.load_vision_backbone`.
+            :func:`moai.models.backbones.load_vision_backbone`.
         text: Folder, hub name, .gguf file or loaded model of a causal decoder (Llama, SmolLM2, InternLM2, Mistral,
             Qwen2, Qwen3), see :func:`moai.models.moai.backbone_loading.load_text_backbone`. Loaded models are copied.
         compressor: Fields of :class:`compressor.CompressorConfig`.

@@ -18,7 +18,7 @@ from transformers import initialization as init
 
 from mixer import LayerRouting, Mixers, Routing, TokenStream, find_auxiliary_rows
 
-from .derived_classes import derive_class
+from ..derived_classes import derive_class
 from .partial_lora import LowRankUpdate, image_positions_scope, insert_partial_lora
 from .roles import IMAGE_ROLE, LANGUAGE_ROLE
 from .rotary import make_rotary_stateless

@@ -23,7 +23,7 @@ from compressor import Compressor
 from mixer import Mixers, resolve_routing
 
 from ...processing.token_roles import IMAGE_ROLE, NO_ROLE
-from .cache_names import as_keyword, read_cache, resolve_cache
+from ..cache_names import as_keyword, read_cache, resolve_cache
 from .configuration_moai import MoAIConfig
 from .generation import MoAIGenerationMixin
 from .injection import Mixture, prepare_decoder
@@ -31,7 +31,7 @@ from .losses import ignore_placeholders, loss_without_placeholders
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
 from .pretrained_model import MoAIPreTrainedModel
 from .projector import MoAIMultiModalProjector, place_image_features
-from .roles import infer_positions, locate_answers, read_placeholders, resolve_roles
+from .roles import add_virtual_tokens, infer_positions, locate_answers, read_placeholders, resolve_roles
 
 
 class MoAIModel(MoAIPreTrainedModel):
@@ -202,7 +202,8 @@ class MoAIModel(MoAIPreTrainedModel):
                 vision_feature_select_strategy,
             )
 
-        roles, placeholder = mm_token_type_ids, self.config.image_token_id
+        placeholder = self.config.image_token_id
+        roles = mm_token_type_ids if input_ids is not None else add_virtual_tokens(mm_token_type_ids, inputs_embeds)
         if roles is not None and roles.shape != inputs_embeds.shape[:2]:
             shape = tuple(inputs_embeds.shape[:2])
             raise ValueError(f"`mm_token_type_ids` must have the tokens' shape {shape}, got {tuple(roles.shape)}.")
@@ -419,7 +420,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             is_answer=locate_answers(*learned),
             use_cache=use_cache,
             return_dict=True,
-            **as_keyword(resolve_cache(cache, past_key_values)),
+            **as_keyword(resolve_cache(cache, past_key_values, is_generating=suppress_image_token)),
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))

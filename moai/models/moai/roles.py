@@ -63,6 +63,24 @@ def read_placeholders(inputs_embeds: torch.Tensor, embedding: torch.nn.Module, i
     return torch.where((inputs_embeds == placeholder).all(-1), image_token_id, -1)
 
 
+def add_virtual_tokens(roles: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor | None:
+    """Extend roles by the virtual tokens that a prompt-learning adapter puts in front of the prompt's embeddings.
+
+    They are learned words of the prompt, so they are prompt language: the experts see them.
+
+    Args:
+        roles: ``(B, L)`` of the tokens, or None.
+        inputs_embeds: ``(B, V + L, D)``.
+
+    Returns:
+        ``(B, V + L)``, or None.
+    """
+    if roles is None or roles.dim() != 2:
+        return roles
+    num_virtual = max(0, inputs_embeds.shape[1] - roles.shape[1])
+    return torch.nn.functional.pad(roles, (num_virtual, 0), value=LANGUAGE_ROLE)
+
+
 def resolve_roles(
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from .derived_classes import derive_class
+from ..derived_classes import derive_class
 
 
 def dynamic_ntk_frequencies(

@@ -215,7 +215,7 @@ convert("someone/else", "out")
         "1 error: expected a repository on the hub, got someone/nothing, which is not there or is private. Check the",
         "1 error: expected access to someone/gated, got a gated repository. Accept its terms on the hub, then log in",
         "1 error: expected a branch, tag or commit of BK-Lee/MoAI-7B, got 'of-tomorrow'. Leave it out for the main",
-        "1 error: expected weights (*.safetensors or *.bin) in someone/empty, got none. Check the name.",
+        "1 error: expected weights (*.safetensors, *.bin or *.pt) in someone/empty, got none. Check the name.",
         "1 error: expected a hub name with a revision, got the path 'photo.jpg'. Leave the revision out.",
         "1 error: expected someone/else, got no answer from http://127.0.0.1:9 and not all of it in the local cache.",
         "1 error: expected someone/else in the local cache, got HF_HUB_OFFLINE=1 and not all of it there. Unset",

@@ -152,6 +152,13 @@ def test_decode_restores_text_when_model_adds_prefix(prefixed_file: pathlib.Path
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
+def test_decode_says_nothing_for_ids_without_a_piece(tokenizer: InternLM2Tokenizer) -> None:
+    ids = tokenizer.encode("a red car", add_special_tokens=False)
+    stray = len(tokenizer) + 7  # a model may have more rows than there are pieces
+    assert tokenizer.decode([stray, ids[0], stray, *ids[1:]]) == tokenizer.decode(ids)
+    assert tokenizer.batch_decode([[stray]], skip_special_tokens=True) == [""]
+
+
 def test_decode_drops_control_tokens_when_special_tokens_are_skipped(tokenizer: InternLM2Tokenizer) -> None:
     ids = tokenizer("two dogs" + CHAT_TOKENS[1] + "</s>")["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "two dogs"

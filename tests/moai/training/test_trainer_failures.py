@@ -16,6 +16,7 @@ pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vl
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from moai.data.collator import CollatedBatches, iterate_batches  # noqa: E402
+from moai.training.launcher import LAUNCHER  # noqa: E402
 from moai.training.metrics_logging import read_log  # noqa: E402
 
 
@@ -160,7 +161,7 @@ except ValueError as error:
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_steps_are_kept_when_one_of_two_processes_fails(tmp_path: Path, rank: str) -> None:
     (tmp_path / "failing.py").write_text(FAILING, encoding="utf-8")
-    launcher = ["-m", "moai.training.launcher", "--standalone", "--nproc_per_node", "2"]
+    launcher = [*LAUNCHER, "--standalone", "--nproc_per_node", "2"]
     words = [str(tmp_path / "failing.py"), str(tmp_path / "run"), rank]
     variables = {"ACCELERATE_USE_CPU": "1"}
     command = [sys.executable, *launcher, *words]

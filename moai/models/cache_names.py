@@ -14,9 +14,16 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 CACHE_NAME = "cache" if any(field.name == "cache" for field in fields(BaseModelOutputWithPast)) else "past_key_values"
 
 
-def resolve_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """Choose between the two names a caller may have used; ``cache`` wins, and the former one warns where it is one."""
-    if past_key_values is not None and CACHE_NAME != "past_key_values" and not torch.compiler.is_compiling():
+def resolve_cache(cache: Cache | None, past_key_values: Cache | None, is_generating: bool = False) -> Cache | None:
+    """Choose between the two names a caller may have used; ``cache`` wins, and the former one warns where it is one.
+
+    Args:
+        cache: By the present name.
+        past_key_values: By the former one, which PEFT's prompt learning uses while it generates.
+        is_generating: Whether ``generate`` is the caller, whose user chose no name.
+    """
+    is_former = past_key_values is not None and CACHE_NAME != "past_key_values"
+    if is_former and not is_generating and not torch.compiler.is_compiling():
         warnings.warn(
             "`past_key_values` is deprecated and will be removed in version 5.40.0. Use `cache` instead.",
             FutureWarning,

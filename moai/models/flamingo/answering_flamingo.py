@@ -1,0 +1,217 @@
+"""Flamingo behind a pipeline: few-shot prompts, free answers, and choices among given ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import BatchFeature
+
+from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
+from ...processing.image_loading import load_image
+from ..answering import Answering, GeneratedAnswer, TooLongError
+from .modeling_flamingo import FlamingoForConditionalGeneration
+from .processing_flamingo import FlamingoProcessor, Shot
+from .prompts import DEFAULT_PROMPT, PROMPTS, cut_answer
+from .ranking import rank_continuations
+from .scenes_flamingo import encode_scenes
+
+__all__ = ["FlamingoAnswering"]
+
+
+class FlamingoAnswering(Answering):
+    """A Flamingo with its processor.
+
+    Options of an answer:
+
+    * ``shots``: demonstrations in front of the question, ``[(image, question, answer), ...]``, an image being None
+      for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``.
+    * ``prompt``: how questions are written, one of :data:`.prompts.PROMPTS`.
+    * ``choices``: the answers to choose from, a list or ``"yes,no"``; reports hold their log-probabilities.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+
+    Raises:
+        ValueError: They do not belong together.
+    """
+
+    option_names = ("shots", "prompt", "choices")
+    text_input = "context"
+
+    def __init__(self, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> None:
+        super().__init__(model, processor)
+        wanted = (model.config.image_token_id, model.config.end_of_chunk_token_id)
+        got = (processor.image_token_id, processor.end_of_chunk_token_id)
+        if wanted != got:
+            raise ValueError(
+                f"expected a processor whose ids of <image> and <|endofchunk|> are {wanted}, as the model's, got {got}."
+                " Load both from one folder."
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> FlamingoAnswering:
+        """See :meth:`.Answering.load`."""
+        processor = FlamingoProcessor.from_pretrained(name_or_path, revision=revision or "main")
+        model, report = FlamingoForConditionalGeneration.from_pretrained(
+            name_or_path, revision=revision or "main", use_safetensors=True, output_loading_info=True, **model_kwargs
+        )
+        if report["missing_keys"]:
+            lacking = sorted(report["missing_keys"])
+            raise ValueError(
+                f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
+                " Convert the checkpoint again."
+            )
+        return cls(model, processor)
+
+    def save(self, folder: Path) -> None:
+        """See :meth:`.Answering.save`."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def max_image_pixels(self) -> int:
+        """See :class:`.Answering`."""
+        return self.processor.max_image_pixels
+
+    def check_answer_length(self, max_new_tokens: int) -> None:
+        """See :meth:`.Answering.check_answer_length`."""
+        longest = self.model.config.max_positions
+        if longest is not None and max_new_tokens >= longest:
+            raise ValueError(
+                f"expected `max_new_tokens` (--max-new-tokens) below {longest}, got {max_new_tokens}: the model reads "
+                f"{longest} tokens, image and question included. Lower it."
+            )
+
+    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> str:
+        """See :meth:`.Answering.prepare`: the question; its prompt's length shows with its demonstrations."""
+        return question
+
+    def encode_scenes(
+        self,
+        scenes: Sequence[Any],
+        settings: VerbalizerSettings,
+        kinds: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, list[Any]]:
+        """See :func:`.scenes_flamingo.encode_scenes`."""
+        return encode_scenes(scenes, settings.words, kinds)
+
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[Any],
+        scene_inputs: Mapping[str, Any],
+        max_new_tokens: int,
+        options: Mapping[str, Any] | None = None,
+    ) -> BatchFeature:
+        """See :meth:`.Answering.encode`.
+
+        Args:
+            images: One per question, or a list of several in reading order.
+            prompts: Questions.
+            scene_inputs: ``context``.
+            max_new_tokens: Tokens kept for the answer.
+            options: ``shots`` and ``prompt`` count.
+        """
+        shots, prompt = (options or {}).get("shots", ()), (options or {}).get("prompt", DEFAULT_PROMPT)
+        contexts = scene_inputs.get("context") or [None] * len(prompts)
+        conversations = [
+            self.processor.build_conversation(image, question, shots, context)
+            for image, question, context in zip(images, prompts, contexts, strict=True)
+        ]
+        batch = self.processor(conversations=conversations, prompt=prompt)
+        longest = self.model.config.max_positions
+        limit = None if longest is None else longest - max_new_tokens
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        too_long = {
+            row: f"expected a prompt of at most {limit} tokens (demonstrations and verbalization included, "
+            f"{max_new_tokens} kept for the answer), got {length}. Shorten the question, give fewer demonstrations, or "
+            "let fewer verbalizers speak."
+            for row, length in enumerate(lengths)
+            if limit is not None and length > limit
+        }
+        if too_long:
+            raise TooLongError(too_long)
+        return batch.to(self.model.device, dtype=self.model.dtype)
+
+    @classmethod
+    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.parse_options`."""
+        chosen = super().parse_options(options)
+        if "prompt" in chosen and chosen["prompt"] not in PROMPTS:
+            raise ValueError(f"`prompt` must be one of {', '.join(PROMPTS)}, got {chosen['prompt']!r}.")
+        if isinstance(chosen.get("shots"), (str, Path)):
+            chosen["shots"] = read_shots(chosen["shots"])
+        if "shots" in chosen:
+            chosen["shots"] = [_load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
+        if isinstance(chosen.get("choices"), str):
+            chosen["choices"] = [choice.strip() for choice in chosen["choices"].split(",")]
+        if "choices" in chosen:
+            given = chosen["choices"]
+            is_well = isinstance(given, (list, tuple)) and all(isinstance(c, str) and c.strip() for c in given)
+            if not is_well or len(set(given)) < max(2, len(given)):
+                raise ValueError(f"`choices` must be two or more different answers, got {given!r}.")
+        return chosen
+
+    def generate(
+        self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
+    ) -> list[GeneratedAnswer]:
+        """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
+        choices = options.get("choices")
+        if choices is None:
+            texts = self._decode(self._run_generate(inputs, **generate_kwargs), inputs)
+            return [GeneratedAnswer((cut_answer(text, options.get("prompt", DEFAULT_PROMPT)),)) for text in texts]
+        guard = self.processor.guard
+        ids = [guard.encode_continuation(guard.escape(choice)) for choice in choices]
+        scores = rank_continuations(self.model, inputs, ids)
+        answers = []
+        for row in scores:
+            report = {"choices": dict(zip(choices, row.tolist(), strict=True))} if is_reporting else {}
+            answers.append(GeneratedAnswer((choices[int(row.argmax())],), report))
+        if (streamer := generate_kwargs.get("streamer")) is not None:
+            streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
+        return answers
+
+
+def _load_shot(index: int, shot: Any) -> Shot:
+    """A demonstration with its image loaded.
+
+    Raises:
+        ValueError: It is none, or its image cannot be read.
+    """
+    if not isinstance(shot, (tuple, list)) or len(shot) != 3 or not all(isinstance(text, str) for text in shot[1:]):
+        raise ValueError(f"expected shot {index} as (image or None, question, answer), got {shot!r}.")
+    image, question, answer = shot
+    return (None if image is None else load_image(image)), question, answer
+
+
+def read_shots(path: str | Path) -> list[Shot]:
+    """Demonstrations of a JSONL file; images are relative to it.
+
+    Raises:
+        ValueError: A line is none, or an image cannot be read; the message names file and line.
+    """
+    path, shots = Path(path), []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ValueError(f"expected a JSONL file of demonstrations, got {path} ({error.strerror}).") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            image = row.get("image")
+            shots.append((None if image is None else load_image(path.parent / image), row["question"], row["answer"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'{path}, line {number}: expected {{"image": ..., "question": ..., "answer": ...}}, got {error}.'
+            ) from error
+    if not shots:
+        raise ValueError(f"expected demonstrations in {path}, got none.")
+    return shots

@@ -1,0 +1,285 @@
+"""Flamingo's invariants: identity at first, no look ahead, padding and caches change nothing, who learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flamingo_builders import DECODERS, build_flamingo, build_processor, make_image, save_decoder, save_tower
+from torch.testing import assert_close
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from moai.models.cache_names import as_keyword, read_cache
+from moai.models.flamingo.configuration_flamingo import FlamingoConfig, every_nth_layer
+from moai.models.flamingo.modeling_flamingo import FlamingoForConditionalGeneration, FlamingoModel
+from moai.models.flamingo.processing_flamingo import FlamingoProcessor
+from moai.models.flamingo.ranking import rank_continuations
+
+NEAR = {"atol": 2e-5, "rtol": 1e-5}
+#: One of Llama's kind, one that hands its layers no arguments, one with other names.
+FAMILIES = ["llama", "mpt", "gpt_neox"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def flamingo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp(request.param)
+    return build_flamingo(folder, request.param), build_processor(folder)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("llama")
+    return build_flamingo(folder), build_processor(folder)
+
+
+def _ask(*parts: Any) -> list[dict[str, Any]]:
+    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
+    return [{"role": "user", "content": content}]
+
+
+CONVERSATIONS = (
+    _ask(make_image(0), "one", make_image(1), "two", make_image(2), "Which is the brightest?"),
+    _ask("Before. ", make_image(3), "What?"),
+    _ask("No image at all?"),
+)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_new_flamingo_says_what_its_decoder_says_when_gates_are_closed(tmp_path: Path, family: str) -> None:
+    decoder, tower = save_decoder(tmp_path / "decoder", family), save_tower(tmp_path / "tower")
+    model = FlamingoForConditionalGeneration.from_backbones(tower, decoder, every=1)
+    processor = build_processor(tmp_path)
+    batch = processor(conversations=CONVERSATIONS[:1])
+    plain = AutoModelForCausalLM.from_pretrained(decoder)
+    ids = batch["input_ids"].clone()
+    ids[ids >= plain.config.vocab_size] = 0
+    model.resize_token_embeddings(plain.config.vocab_size + 4)  # rows of new tokens do not matter here
+    media = model.get_media_states(batch["pixel_values"])
+    times = torch.ones_like(ids)
+    with torch.no_grad():
+        ours = model(input_ids=ids, media_states=media, media_times=times).logits[..., : plain.config.vocab_size]
+        assert torch.equal(ours, plain(ids).logits)
+    assert model.config.cross_attention_layers == [0, 1, 2, 3]
+
+
+@torch.no_grad()
+def test_batch_equals_singles_when_padded_on_the_left(flamingo: Any) -> None:
+    model, processor = flamingo
+    batch = processor(conversations=CONVERSATIONS)
+    assert batch["pixel_values"].shape[:2] == (3, 3) and batch["media_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [0] * 3]
+    together = model(**batch).logits
+    for row, conversation in enumerate(CONVERSATIONS):
+        single = processor(conversations=[conversation])
+        alone = model(**single).logits[0]
+        assert_close(together[row, -len(alone) :], alone, **NEAR)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_generation_equals_singles_and_uncached_when_batched(flamingo: Any, num_beams: int) -> None:
+    model, processor = flamingo
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "num_beams": num_beams}
+    batch = processor(conversations=CONVERSATIONS)
+    new = model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
+    assert torch.equal(model.generate(**batch, **settings, use_cache=False)[:, batch["input_ids"].shape[1] :], new)
+    for row, conversation in enumerate(CONVERSATIONS):
+        single = processor(conversations=[conversation])
+        assert torch.equal(model.generate(**single, **settings)[0, single["input_ids"].shape[1] :], new[row])
+
+
+@torch.no_grad()
+def test_images_matter_to_their_text_only_when_masked(llama: Any) -> None:
+    model, processor = llama
+    batch = processor(conversations=CONVERSATIONS[:1])
+    before = model(**batch).logits
+    places = (batch["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0].tolist()
+    for index, place in enumerate(places):
+        changed = dict(batch) | {"pixel_values": batch["pixel_values"].clone()}
+        changed["pixel_values"][0, index] = 0
+        differs = (model(**changed).logits - before).abs().amax(dim=-1)[0] > 1e-4
+        assert not differs[:place].any() and differs[place]  # no look ahead; <image> belongs to its image
+
+
+@torch.no_grad()
+def test_later_tokens_change_nothing_before_them(flamingo: Any) -> None:
+    model, processor = flamingo
+    batch = processor(conversations=CONVERSATIONS[:1])
+    changed = batch["input_ids"].clone()
+    changed[0, -3:] = 7
+    pixels = batch["pixel_values"]
+    first, second = (model(input_ids=ids, pixel_values=pixels).logits for ids in (batch["input_ids"], changed))
+    assert_close(first[:, :-3], second[:, :-3], **NEAR)
+
+
+@pytest.mark.parametrize("only_immediate", [True, False])
+@torch.no_grad()
+def test_cached_steps_equal_one_pass_when_times_are_handed_on(tmp_path: Path, only_immediate: bool) -> None:
+    model = build_flamingo(tmp_path, only_attend_immediate_media=only_immediate)
+    batch = build_processor(tmp_path)(conversations=CONVERSATIONS)
+    whole = model(**batch)
+    media = {"media_mask": batch["media_mask"], "media_states": whole.media_states}
+    cut = batch["input_ids"].shape[1] - 4
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    first = model(
+        input_ids=ids[:, :cut], attention_mask=mask[:, :cut], media_times=whole.media_times[:, :cut], use_cache=True,
+        **media,
+    )  # fmt: skip
+    second = model(
+        input_ids=ids[:, cut:], attention_mask=mask, media_times=whole.media_times[:, cut:],
+        **as_keyword(read_cache(first)), **media,
+    )  # fmt: skip
+    assert_close(torch.cat([first.logits, second.logits], dim=1), whole.logits, **NEAR)
+    for row, conversation in enumerate(CONVERSATIONS):  # the other form pads without trace too
+        single = model(**build_processor(tmp_path)(conversations=[conversation])).logits[0]
+        assert_close(whole.logits[row, -len(single) :], single, **NEAR)
+    with pytest.raises(ValueError, match="media_times"):
+        model(input_ids=ids[:, cut:], media_states=whole.media_states, **as_keyword(read_cache(first)))
+
+
+def test_save_and_load_are_bit_equal_when_auto_classes_read(flamingo: Any, tmp_path: Path) -> None:
+    model, processor = flamingo
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin")) and list(tmp_path.glob("*.safetensors"))
+    assert type(AutoConfig.from_pretrained(tmp_path)) is FlamingoConfig
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert type(again) is FlamingoForConditionalGeneration
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    base = AutoModel.from_pretrained(tmp_path)
+    assert type(base) is FlamingoModel
+    assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in model.model.state_dict().items())
+    read = AutoProcessor.from_pretrained(tmp_path)
+    assert type(read) is FlamingoProcessor
+    ours, theirs = processor(conversations=CONVERSATIONS), read(conversations=CONVERSATIONS)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with torch.no_grad():
+        assert torch.equal(again(**ours).logits, model(**theirs).logits)
+
+
+def _learn(model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    batch = processor(conversations=CONVERSATIONS, answers=["yes", "no", "maybe"], padding_side="right")
+    model(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mpt"])  # apart, and tied
+def test_only_new_parts_and_new_rows_get_gradients_when_pretrained_rest(tmp_path: Path, family: str) -> None:
+    model, processor = build_flamingo(tmp_path, family).train(), build_processor(tmp_path)
+    model.freeze_pretrained()
+    gradients = _learn(model, processor)
+    embedding = model.get_input_embeddings().weight
+    table = next(name for name, parameter in model.named_parameters() if parameter is embedding)
+    new = {name for name, _ in model.named_parameters() if name.startswith(("model.resampler.", "model.gated_blocks."))}
+    assert gradients.keys() == new | {table}
+    assert all(gradients[name].abs().sum() > 0 for name in new)
+    rows = gradients[table].abs().sum(dim=1).nonzero()[:, 0].tolist()
+    assert set(rows) <= {model.config.image_token_id, model.config.end_of_chunk_token_id}
+    assert model.config.image_token_id in rows
+
+
+def test_gradients_are_equal_when_checkpointed(tmp_path: Path) -> None:
+    model, processor = build_flamingo(tmp_path).train(), build_processor(tmp_path)
+    model.freeze_pretrained()
+    passes = []
+    model.model.gated_blocks["1"].register_forward_hook(lambda *args: passes.append(1))
+    plain = _learn(model, processor)
+    assert len(passes) == 1
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for name, gradient in _learn(model, processor).items():
+        assert_close(gradient, plain[name], **NEAR)
+    assert len(passes) == 3  # once more in the backward pass
+
+
+def test_ranking_equals_scoring_of_whole_texts_when_prefix_is_cached(flamingo: Any) -> None:
+    model, processor = flamingo
+    batch = processor(conversations=CONVERSATIONS)
+    candidates = [processor.guard.encode(word) for word in ("yes", "no", "x")]
+    scores = rank_continuations(model, batch, candidates)
+    assert scores.shape == (3, 3)
+    for column, ids in enumerate(candidates):
+        tokens = torch.tensor([ids]).expand(3, -1)
+        whole = dict(batch) | {
+            "input_ids": torch.cat([batch["input_ids"], tokens], dim=1),
+            "attention_mask": torch.cat([batch["attention_mask"], torch.ones_like(tokens)], dim=1),
+        }
+        with torch.no_grad():
+            logits = model(**whole).logits[:, -len(ids) - 1 : -1].log_softmax(-1)
+        assert_close(scores[:, column], logits.gather(-1, tokens[..., None])[..., 0].sum(1), atol=1e-4, rtol=1e-4)
+    means = rank_continuations(model, batch, candidates, normalize_length=True)
+    assert_close(means[:, 0] * 3, scores[:, 0])
+
+
+@torch.no_grad()
+def test_loaded_backbones_and_videos_are_taken_when_the_tower_has_no_class_token() -> None:
+    tower = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+            patch_size=14,
+        )
+    )  # fmt: skip
+    decoder = LlamaForCausalLM(LlamaConfig(vocab_size=20, **DECODERS["llama"]))
+    model = FlamingoForConditionalGeneration.from_backbones(tower, decoder, every=2, max_num_frames=2, num_latents=3)
+    assert model.config.vision_feature_select_strategy == "full"
+    assert (model.config.end_of_chunk_token_id, model.config.image_token_id, model.config.text_config.vocab_size) == (
+        20, 21, 22,
+    )  # fmt: skip
+    assert decoder.config.vocab_size == 20
+    assert torch.equal(model.lm_head.weight[:20], decoder.lm_head.weight)
+    videos = torch.rand(1, 1, 2, 3, 28, 28)
+    swapped = model.get_media_states(videos.flip(2))
+    assert swapped.shape == (1, 1, 3, 16) and not torch.allclose(swapped, model.get_media_states(videos))
+    with pytest.raises(ValueError, match="max_num_frames"):
+        model.get_media_states(torch.rand(1, 1, 3, 3, 28, 28))
+    with pytest.raises(ValueError, match="'full'"):
+        FlamingoConfig(**model.config.to_dict() | {"vision_feature_select_strategy": "default"})
+    with pytest.raises(ValueError, match="cross_attention_layers"):
+        FlamingoConfig(**model.config.to_dict() | {"cross_attention_layers": [4]})
+    with pytest.raises(ValueError, match="image_token_id"):
+        FlamingoConfig(**model.config.to_dict() | {"image_token_id": 22})
+
+
+def test_error_names_both_numbers_when_images_do_not_match(llama: Any) -> None:
+    model, processor = llama
+    batch = processor(conversations=CONVERSATIONS[:1])
+    with pytest.raises(ValueError, match="got 3 tokens and 2 images"):
+        model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"][:, :2])
+    with pytest.raises(ValueError, match="got 3 tokens and 2 images"):
+        model.generate(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"][:, :2])
+    with pytest.raises(ValueError, match="pixel_values"):
+        model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"][0])
+
+
+def _count(model: torch.nn.Module, *parts: str) -> int:
+    return sum(
+        p.numel() for name, p in model.named_parameters() if name.startswith(tuple(f"model.{x}." for x in parts))
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "every", "block", "trainable"),
+    [(2048, 24, 1, 36.7e6, 944e6), (2560, 32, 2, 56.1e6, 961e6), (4096, 32, 4, 139.5e6, 1.18e9)],
+)
+def test_parameters_are_as_many_as_published_when_sizes_are(
+    width: int, layers: int, every: int, block: float, trainable: float
+) -> None:
+    text = {"model_type": "mpt", "vocab_size": 50280, "d_model": width, "n_heads": 16, "n_layers": layers}
+    config = FlamingoConfig(text_config=text, cross_attention_layers=every_nth_layer(layers, every))
+    with torch.device("meta"):
+        model = FlamingoForConditionalGeneration(config)
+    assert _count(model, "resampler") == pytest.approx(63.0e6, rel=2e-3)
+    blocks = _count(model, "gated_blocks")
+    assert blocks / len(config.cross_attention_layers) == pytest.approx(block, rel=2e-3)
+    assert blocks + _count(model, "resampler") == pytest.approx(trainable, rel=3e-3)
