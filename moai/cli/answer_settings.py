@@ -242,6 +242,7 @@ def read_scene(source: str | Path | Mapping[str, Any]) -> Scene:
     except OSError as error:
         raise ValueError(f"expected a scene file, got {name!r} ({error.strerror}). Check the path.") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error).removesuffix(".")
         raise ValueError(
-            f"{name} is no scene: {error}. Expected what Scene.to_dict() or `moai verbalize --json` writes."
+            f"{name} is no scene: {reason}. Expected what Scene.to_dict() or `moai verbalize --json` writes."
         ) from error

@@ -29,6 +29,8 @@ _LLAVA_ROLES = {
     "model": "assistant",
     "system": "system",
 }
+# Where other formats' parts of type image name the image itself.
+_IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "data")
 _ROLES = ("system", "user", "assistant")
 
 
@@ -37,7 +39,7 @@ def parse_conversation(row: Any, num_pictures: int) -> list[dict[str, Any]]:
 
     Args:
         row: A mapping with `messages` (TRL's shape: `role` and `content`, text or parts), or with `conversations`
-            (LLaVA's: `from` and `value`).
+            (LLaVA's: `from` and `value`). `system` beside them is the system's turn.
         num_pictures: Images that the row brings along.
 
     Returns:
@@ -58,6 +60,8 @@ def parse_conversation(row: Any, num_pictures: int) -> list[dict[str, Any]]:
         messages = [_parse_llava(turn, number) for number, turn in enumerate(_turns(row, "conversations"), start=1)]
     else:
         raise ValueError(f"expected `conversations` or `messages`, got the keys {sorted(map(str, row))[:12]}")
+    if system := row.get("system"):  # LLaMA-Factory's place for it
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": _system_text(system)}]})
     _check_order(messages)
     _place_images(messages, num_pictures)
     return messages
@@ -94,6 +98,21 @@ def _words(value: Any, number: int) -> str:
     if not isinstance(value, str):
         raise ValueError(f"turn {number}: expected text, got {_show(value)}")
     return value
+
+
+def _named_image(part: Mapping[str, Any]) -> Any:
+    """The image that a part names itself, None where it is a place only; tables fill what a part lacks with None."""
+    for key in _IMAGE_KEYS:
+        value = part.get(key)
+        if value and not (isinstance(value, Mapping) and not any(value.values())):
+            return value
+    return None
+
+
+def _system_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected `system` to be text, got {_show(value)}")
+    return value.strip()
 
 
 def _split_at_placeholders(text: str) -> list[dict[str, Any]]:
@@ -150,6 +169,11 @@ def _parse_message(turn: Any, number: int) -> dict[str, Any]:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in ("image", "image_url"):
+            if (named := _named_image(part)) is not None:
+                raise ValueError(
+                    f"turn {number}: expected the images of a row under its key `images`, got {_show(named)} in a part "
+                    f"of type {kind}. Name it there, and leave the part as its place"
+                )
             parts.append({"type": "image"})
         elif kind == "text":
             words = _words(part.get("text"), number)

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS
+from verbalizers.core.durable_files import atomic_file, naming_file
 
 from .train_settings import WatchingSettings
 
@@ -108,7 +109,8 @@ class MetricsLogger:
         self._since, self._timed = self.began, StepNumbers()  # rates leave out what happened before a resume
         folder.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_log(self.file) if line["step"] <= start]
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        with atomic_file(self.file) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         is_live = sys.stdout.isatty() if settings.is_live is None else settings.is_live
         self._live = Live(console=Console(), auto_refresh=False) if is_live else None
 
@@ -146,7 +148,7 @@ class MetricsLogger:
         if validation_loss is not None:
             line["validation_loss"] = validation_loss
         self.last_loss = line["loss"]
-        with open(self.file, "a", encoding="utf-8") as file:
+        with naming_file(self.file), open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self._live is not None:
             self._live.update(self._render(line), refresh=True)

@@ -20,6 +20,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from verbalizers.core.durable_files import atomic_file
+
 from .checkpoints import (
     CheckpointError,
     collect_state,
@@ -96,12 +98,18 @@ def run_training(
         ImportError: A package is missing; the message holds the line that installs it.
     """
     settings = load_settings(source, overrides)
+    if dataset is None:
+        from moai.data.training_data import DataSettings
+
+        for fields in filter(None, (settings.data, settings.validation)):
+            DataSettings.from_dict(fields)  # wrong ones are told before anything is loaded or made
     accelerator = start_accelerator(settings)
     with hold_output(settings.output_folder, accelerator):
         is_new = not any(settings.output_folder.glob("checkpoints/step-*"))
         if accelerator.is_main_process and is_new and isinstance(source, str | Path):
             command = shlex.join(["moai", "train", "--config", str(source), *overrides])
-            (settings.output_folder / COMMAND_FILE).write_text(command + "\n", encoding="utf-8")
+            with atomic_file(settings.output_folder / COMMAND_FILE) as temporary:
+                temporary.write_text(command + "\n", encoding="utf-8")
         return _train(settings, accelerator, dataset, collator)
 
 

@@ -50,7 +50,7 @@ def test_help_needs_neither_torch_nor_transformers_when_asked_for(arguments: str
         ("no-such-command", 2),
         ("ask examples/street.jpg Why? --questions questions.jsonl", 2),
         ("ask examples/street.jpg Why? --model no-such-model", 1),
-        ("ask examples/street.jpg Why? --option routing=0.5,0.5", 1),
+        ("ask examples/street.jpg Why? --option routing", 1),
         ("ask examples/street.jpg Why? --verbalizers no-such-verbalizer", 1),
         ("ask examples/street.jpg Why? --scene no-such-scene.json", 1),
         ("ask --questions no-such-file.jsonl", 1),

@@ -124,6 +124,46 @@ def test_adapter_of_a_bundled_model_names_it_when_written_by_hand(tmp_path: Path
     assert json.loads((tmp_path / "copy" / "adapter_config.json").read_text())["base_model_name_or_path"] == "moai-nano"
 
 
+@pytest.mark.parametrize("way", ["auto", "load_adapter"])
+def test_adapter_that_peft_wrote_is_saved_when_it_was_loaded_otherwise(tmp_path: Path, way: str) -> None:
+    start = write_tiny_checkpoint(tmp_path / "start")
+    base = MoAIForConditionalGeneration.from_pretrained(start)
+    from moai.models.moai.adapters import default_lora_config
+
+    peft.get_peft_model(base, default_lora_config(base, 2)).save_pretrained(
+        tmp_path / "made", save_embedding_layers=False
+    )
+    if way == "auto":
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / "made")
+    else:
+        model = MoAIForConditionalGeneration.from_pretrained(start)
+        model.load_adapter(tmp_path / "made")
+    model.save_pretrained(tmp_path / "copy")
+    assert not list((tmp_path / "copy").glob("model*.safetensors"))
+    config = json.loads((tmp_path / "copy" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "../start"
+    inputs = build_tiny_inputs(model.config)
+    with torch.no_grad():
+        again = AutoModelForImageTextToText.from_pretrained(tmp_path / "copy").eval()
+        torch.testing.assert_close(again(**inputs).logits, model.eval()(**inputs).logits)
+
+
+def test_adapter_is_refused_before_writing_when_its_base_was_never_saved(tmp_path: Path) -> None:
+    start = write_tiny_checkpoint(tmp_path / "start")
+    base = MoAIForConditionalGeneration.from_pretrained(start)
+    from moai.models.moai.adapters import default_lora_config
+
+    peft.get_peft_model(base, default_lora_config(base, 2)).save_pretrained(
+        tmp_path / "made", save_embedding_layers=False
+    )
+    model = MoAIForConditionalGeneration(base.config)
+    model.name_or_path = ""
+    model.load_adapter(tmp_path / "made")
+    with pytest.raises(ValueError, match="nowhere saved"):
+        model.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
 def test_missing_base_is_named_when_an_adapter_is_loaded(trained: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trained / "runs" / "first" / "final", tmp_path / "alone")
     with pytest.raises(ValueError, match=r"start.*adapter_config\.json"):

@@ -190,7 +190,8 @@ def _lock(path: Path, folder: Path) -> BinaryIO:
         holder = _describe_holder(file)
         file.close()
         raise ValueError(
-            f"another process is writing to {str(folder)!r}{holder}. Wait for it or stop it, or name another --out."
+            f"another process is writing to {str(folder)!r}{holder}. Wait for it or stop it, or choose another place "
+            "to write to."
         ) from error
     except (ImportError, OSError):  # Windows, or a file system without locks: two writers are the user's care
         return file

@@ -39,9 +39,11 @@ PICTURE_SUFFIXES = frozenset(
 )
 #: Largest image file that is read.
 MAX_FILE_BYTES = 256 * 2**20
+# No file system takes a longer one: it is an image in base64.
+_MAX_PATH_LENGTH = 4096
 # Names of columns that hold an image or its path, besides `image` and `images`.
 _IMAGE_KEY = re.compile(
-    r"(images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|webps?)([_-]?(paths?|files?|(file_?)?names?|ur[li]s?|\d+))?"
+    r"(images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|webps?)([_-]?(paths?|files?|(file_?)?names?|ur[li]s?|b(ase_?)?64|bytes|data|contents?|\d+))?"
 )
 _DATASETS_FILES = ("state.json", "dataset_dict.json")
 
@@ -275,12 +277,19 @@ def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> Datase
     paths = value if isinstance(value, list) else [value]
     images = []
     for path in paths:
-        if not isinstance(path, str) or not path.strip() or "\0" in path:
+        if not _may_be_path(path):
             return DatasetRow(place, entry, problem=f"expected the path of an image, got {str(path)[:80]!r}")
         location = path if "://" in path[:12] else str(folder / path)
         row_id = str(entry["id"]) if entry.get("id") is not None else path
         images.append(Source(_in_unicode(dataset), _in_unicode(row_id), _in_unicode(path), location))
     return DatasetRow(place, make_valid(entry), tuple(images))
+
+
+def _may_be_path(value: Any) -> bool:
+    """Whether a row's value can be the path of an image: text, and not an image in base64."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value or len(value) > _MAX_PATH_LENGTH:
+        return False
+    return value[:5].lower() != "data:"
 
 
 def _looks_like_image(key: Any, value: Any) -> bool:

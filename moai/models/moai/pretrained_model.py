@@ -90,6 +90,9 @@ class MoAIPreTrainedModel(InstalledCode, PreTrainedModel):
             own = {"_adapter_model_path": str(adapter), "revision": revision or "main"}
             kwargs["adapter_kwargs"] = (kwargs.get("adapter_kwargs") or {}) | own
             kwargs["revision"] = base.revision or "main"
+        elif (named := (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")) is not None:
+            adapter, base = named, AdapterBase(str(source), revision)  # PEFT's own folder, through an Auto class
+            revision = kwargs["adapter_kwargs"].get("revision")
         with naming_broken_files(source, adapter):
             loaded = super().from_pretrained(source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -102,17 +105,26 @@ class MoAIPreTrainedModel(InstalledCode, PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save as every Hugging Face model; one that was loaded from an adapter folder saves the adapter alone.
+        """Save as every Hugging Face model; one with an adapter in it saves the adapter alone.
 
         Args:
             save_directory: Folder.
             *args: See :meth:`transformers.PreTrainedModel.save_pretrained`.
             **kwargs: Likewise.
+
+        Raises:
+            ValueError: Several adapters are active, or the base of the adapter was never saved.
         """
-        if not getattr(self, "_hf_peft_config_loaded", False) or self.adapter_base is None:
+        if not getattr(self, "_hf_peft_config_loaded", False):
             super().save_pretrained(save_directory, *args, **kwargs)
             return
-        save_adapter(self, Path(save_directory), self.adapter_base)
+        base = self.adapter_base or AdapterBase(self.name_or_path)  # `add_adapter`, `load_adapter`: what was loaded
+        if not base.name:
+            raise ValueError(
+                "expected an adapter on a model that was loaded, got one on a model that is nowhere saved. Save the "
+                "model before the adapter is added, and load it."
+            )
+        save_adapter(self, Path(save_directory), base)
         self.generation_config.save_pretrained(save_directory)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:

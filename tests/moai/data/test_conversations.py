@@ -109,3 +109,45 @@ def test_prompt_shows_images_in_their_order_when_turns_bring_further_ones(
         for mark in marks:
             assert (place := prompt.find(mark, place + 1)) >= 0, (mark, prompt)
         assert prompt.count("<image>") == 5
+
+
+def test_system_beside_the_turns_is_the_first_turn_when_given() -> None:
+    for form in ("conversations", "messages"):
+        row = row_of(form, "<image> Why?") | {"system": " Be brief. "}
+        messages = parse_conversation(row, 1)
+        assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+        assert spell(messages) == "Be brief.|#|Why?|yes"
+        assert (
+            parse_conversation(row | {"system": ""}, 1) == parse_conversation(row | {"system": None}, 1) == messages[1:]
+        )
+    twice = {
+        "system": "A",
+        "conversations": [{"from": "system", "value": "B"}, *row_of("conversations", "Q")["conversations"]],
+    }
+    with pytest.raises(ValueError, match="system's turn first"):
+        parse_conversation(twice, 0)
+    with pytest.raises(ValueError, match="`system` to be text, got 3"):
+        parse_conversation(row_of("messages", "Q") | {"system": 3}, 0)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "a.jpg"},
+        {"type": "image_url", "image_url": {"url": "a.jpg"}},
+        {"type": "image", "url": "https://x.org/a.jpg"},
+    ],
+)
+def test_part_that_names_its_own_image_is_refused_when_images_stand_in_the_row(part: dict[str, Any]) -> None:
+    question = {"role": "user", "content": [part, {"type": "text", "text": "Q"}]}
+    for num_images in (0, 1):  # with one, the row's image would be taken for the part's
+        with pytest.raises(
+            ValueError, match="turn 1: expected the images of a row under its key `images`, got .*a.jpg"
+        ):
+            parse_conversation({"messages": [question, {"role": "assistant", "content": "a"}]}, num_images)
+
+
+def test_part_is_a_place_when_a_table_fills_its_fields_with_nothing() -> None:
+    part = {"type": "image", "text": None, "image": None, "image_url": {"url": None}}
+    question = {"role": "user", "content": [part, {"type": "text", "text": "Q"}]}
+    assert spell(parse_conversation({"messages": [question, {"role": "assistant", "content": "a"}]}, 1)) == "#|Q|a"

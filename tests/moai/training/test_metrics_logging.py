@@ -59,6 +59,29 @@ def test_interval_goes_on_when_resumed_in_its_middle(tmp_path: Path) -> None:
     assert lines[0][0]["loss"] == lines[1][0]["loss"] and lines[0][0]["routing"] == lines[1][0]["routing"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_log_is_named_and_kept_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "log.jsonl"
+    settings = WatchingSettings(every_steps=1, is_live=False)
+    logger = MetricsLogger(settings, tmp_path, 3, report=report)
+    logger.record(1, numbers(1), 1e-3, 0.5)
+    before = file.read_bytes()
+
+    def write_to_full(path: Path, text: str, **options: object) -> None:
+        with open("/dev/full", "w") as full:
+            full.write(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_to_full)
+        with pytest.raises(OSError, match="log.jsonl"):
+            MetricsLogger(settings, tmp_path, 3, start=1, report=report)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    file.unlink()
+    file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="log.jsonl"):
+        logger.record(2, numbers(2), 1e-3, 0.5)
+
+
 def test_live_table_tells_everything_when_shown(tmp_path: Path) -> None:
     logger = MetricsLogger(WatchingSettings(is_live=True), tmp_path, 100, start=10, report=report)
     logger.window.add(numbers())

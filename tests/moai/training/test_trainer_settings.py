@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from training_builders import REPO_ROOT
+from training_builders import REPO_ROOT, build_recipe
 
 from moai.training.train_settings import load_settings
 
@@ -107,3 +107,14 @@ def test_accelerate_files_are_right_when_accelerate_reads_them() -> None:
         for name, value in content.items():
             got = getattr(loaded, name)
             assert str(getattr(got, "value", got)) == str(value) or got == value, (file.name, name)
+
+
+@pytest.mark.parametrize("group", ["data", "validation"])
+def test_wrong_data_settings_are_told_before_anything_is_loaded_or_made(tmp_path: Path, group: str) -> None:
+    from moai.training.trainer import run_training
+
+    recipe = build_recipe("no-such-model", tmp_path / "run")
+    recipe[group] = recipe["data"] | {"num_workers": 2}
+    with pytest.raises(ValueError, match=r"unknown setting `data\.num_workers`"):
+        run_training(recipe)
+    assert not (tmp_path / "run").exists()

@@ -154,6 +154,9 @@ def test_datasets_folder_lists_its_pictures_when_read(folder, tmp_path):
         ('{"image_1": "a"}', "under 'image_1'"),
         ('{"file_name": "a.jpg", "messages": []}', "under 'file_name'"),
         ('{"photo": {"bytes": "...", "path": null}}', "under 'photo'"),
+        ('{"image_base64": "/9j/4AAQSkZJRg=="}', "under 'image_base64'"),
+        ('{"image": "data:image/jpeg;base64,/9j/4AAQSkZJRg=="}', "the path of an image, got 'data:image/jpeg"),
+        ('{"image": "' + "/9j/4AAQ" * 600 + '"}', "the path of an image, got '/9j/4AAQ"),
         ("{", "Expecting property name"),
     ],
 )
