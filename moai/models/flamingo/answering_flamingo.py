@@ -56,6 +56,11 @@ class FlamingoAnswering(Answering):
     @classmethod
     def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> FlamingoAnswering:
         """See :meth:`.Answering.load`."""
+        if asked := [f"load_in_{bits}bit" for bits in (4, 8) if model_kwargs.pop(f"load_in_{bits}bit", False)]:
+            raise ValueError(
+                f"expected a Flamingo in its own precision, got {asked[0]} (--{asked[0].replace('_', '-')}), "
+                "which it does not know. Leave it out; --dtype bfloat16 halves the memory."
+            )
         processor = FlamingoProcessor.from_pretrained(name_or_path, revision=revision or "main")
         model, report = FlamingoForConditionalGeneration.from_pretrained(
             name_or_path, revision=revision or "main", use_safetensors=True, output_loading_info=True, **model_kwargs

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -14,7 +13,7 @@ from ...processing.control_tokens import ControlTokenGuard
 from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from ...processing.image_processing_moai import compute_pixel_values
 from ...processing.sample_batching import as_list, group_images_by_placeholders, pad_rows, unique_objects
-from .labels import label_interleaved
+from ...processing.token_roles import IGNORE_INDEX
 from .prompts import CHAT_TEMPLATES, END_OF_CHUNK_TOKEN, IMAGE_TOKEN, PROMPTS
 
 __all__ = ["FlamingoProcessor", "Shot"]
@@ -195,7 +194,7 @@ class FlamingoProcessor(ProcessorMixin):
                 [*self.guard.encode_continuation(self.guard.escape(answer)), self.end_of_chunk_token_id]
                 for answer in answers
             ]
-            labels = [[-100] * len(row) + target for row, target in zip(rows, said, strict=True)]
+            labels = [[IGNORE_INDEX] * len(row) + target for row, target in zip(rows, said, strict=True)]
             rows = [row + target for row, target in zip(rows, said, strict=True)]
         for index, row in enumerate(rows):
             if not row:
@@ -210,7 +209,7 @@ class FlamingoProcessor(ProcessorMixin):
             "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, padding_side),
         }
         if labels is not None:
-            data["labels"] = pad_rows(labels, -100, padding_side)
+            data["labels"] = pad_rows(labels, IGNORE_INDEX, padding_side)
         if any(groups):
             data |= self._encode_images(groups, allow_urls)
         return BatchFeature(data, tensor_type=return_tensors)
@@ -230,11 +229,6 @@ class FlamingoProcessor(ProcessorMixin):
         mask = np.arange(max(counts))[None] < np.array(counts)[:, None]
         values[mask] = pixels
         return {"pixel_values": values} | ({} if mask.all() else {"media_mask": mask.astype(np.int64)})
-
-    def label(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Labels of whole documents; see :func:`.labels.label_interleaved`."""
-        ids = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, self._pad_id)
-        return label_interleaved(ids, self.image_token_id, self.end_of_chunk_token_id, self._pad_id)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """Text of token ids; see transformers."""

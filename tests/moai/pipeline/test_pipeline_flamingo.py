@@ -119,6 +119,8 @@ def test_missing_weights_are_named_when_the_checkpoint_is_cut(folder: Path, tmp_
     save_file(tensors, cut / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="model.resampler.latents"):
         Pipeline.from_pretrained(cut)
+    with pytest.raises(ValueError, match="--load-in-8bit"):
+        Pipeline.from_pretrained(folder, load_in_8bit=True)
 
 
 def _run(*arguments: Any) -> Any:
