@@ -11,7 +11,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from benchmarks.release_form import IMAGE_ROLE, LANGUAGE_ROLE, ReleaseForm
 from compressor import Compressor, CompressorConfig
 from moai import MoAIConfig, MoAIForConditionalGeneration
-from moai.models.moai.cache_names import as_keyword, read_cache
+from moai.models.cache_names import as_keyword, read_cache
 
 OURS, ENCODER, RELEASE, BACKBONE = "ours", "encoder", "release", "backbone"
 VARIANTS = (OURS, ENCODER, RELEASE, BACKBONE)

@@ -33,6 +33,9 @@ def convert(
     vocabulary: Annotated[
         str | None, typer.Option("--vocabulary", help="What the detector looks for: a text file, or lvis+imagenet.")
     ] = None,
+    label_encoder: Annotated[
+        str | None, typer.Option("--label-encoder", help="Prismer: folder or hub name of a CLIP, to read label names.")
+    ] = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -50,6 +53,7 @@ def convert(
             force=force,
             revision=revision,
             verbalizers=PublishedVerbalizers(**chosen) if chosen else None,
+            **({} if label_encoder is None else {"label_encoder": label_encoder}),
         )
         if json_output:
             from .rendering import print_json

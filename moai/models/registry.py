@@ -37,7 +37,11 @@ class ModelSpec:
 
 #: By model type.
 MODEL_SPECS = {
-    spec.model_type: spec for spec in (ModelSpec("moai", answering="moai.models.moai.answering_moai.MoAIAnswering"),)
+    spec.model_type: spec
+    for spec in (
+        ModelSpec("moai", answering="moai.models.moai.answering_moai.MoAIAnswering"),
+        ModelSpec("prismer", answering="moai.models.prismer.answering_prismer.PrismerAnswering"),
+    )
 }
 #: Any other image-text-to-text model of transformers.
 PROMPTED = ModelSpec("", answering="moai.models.prompted.answering_prompted.PromptedAnswering")
@@ -71,14 +75,14 @@ def find_answering(name: str, model_type: str | None) -> type[Answering]:
     return getattr(importlib.import_module(module), attribute)
 
 
-#: Module of transformers -> ours that registers with it, and the names that nobody gets without that.
+#: Module of transformers -> ours that register with it, and the names that nobody gets without that.
 AUTO_MODULES = {
     "transformers.models.auto.configuration_auto": (
-        "moai.models.moai.configuration_moai",
+        ("moai.models.moai.configuration_moai", "moai.models.prismer.configuration_prismer"),
         {"AutoConfig", "CONFIG_MAPPING"},
     ),
     "transformers.models.auto.modeling_auto": (
-        "moai.models.moai.modeling_moai",
+        ("moai.models.moai.modeling_moai", "moai.models.prismer.modeling_prismer"),
         {
             "AutoModel",
             "AutoModelForImageTextToText",
@@ -91,15 +95,15 @@ AUTO_MODULES = {
         },
     ),
     "transformers.models.auto.tokenization_auto": (
-        "moai.models.moai.auto_tokenizer",
+        ("moai.models.moai.auto_tokenizer", "moai.models.prismer.auto_tokenizer"),
         {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
     ),
     "transformers.models.auto.image_processing_auto": (
-        "moai.models.moai.auto_image_processor",
+        ("moai.models.moai.auto_image_processor", "moai.models.prismer.auto_image_processor"),
         {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
     ),
     "transformers.models.auto.processing_auto": (
-        "moai.models.moai.auto_processor",
+        ("moai.models.moai.auto_processor", "moai.models.prismer.auto_processor"),
         {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
     ),
 }
@@ -111,7 +115,12 @@ def register_auto_classes() -> None:
         sys.meta_path.insert(0, _AutoModuleFinder())
     for theirs, (ours, _) in AUTO_MODULES.items():
         if theirs in sys.modules:  # somebody may have taken its classes
-            importlib.import_module(ours)
+            _import_all(ours)
+
+
+def _import_all(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
 
 
 class _WaitingModule(ModuleType):
@@ -124,7 +133,7 @@ class _WaitingModule(ModuleType):
     def __getattribute__(self, name: str) -> Any:
         ours, names = AUTO_MODULES[ModuleType.__getattribute__(self, "__name__")]
         if name in names:
-            importlib.import_module(ours)  # perhaps half imported, taking AutoModel to register with it at its end
+            _import_all(ours)  # perhaps half imported, taking AutoModel to register with it at its end
             self.__class__ = ModuleType
         return ModuleType.__getattribute__(self, name)
 

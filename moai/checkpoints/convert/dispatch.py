@@ -14,7 +14,7 @@ from verbalizers.core.durable_files import check_output
 from ..io.hub_download import download_checkpoint
 from ..io.lookup import is_hub_name
 from ..io.tensor_folder import TensorFolder
-from . import official, psgtr
+from . import official, prismer, psgtr
 from .official_config import looks_official
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport
@@ -41,6 +41,7 @@ def _is_official_moai(source: Path) -> bool:
 
 KINDS: tuple[ConversionKind, ...] = (
     ConversionKind(official.KIND, _is_official_moai, official.convert_official_checkpoint),
+    ConversionKind(prismer.KIND, prismer.is_prismer, prismer.convert_prismer_checkpoint),
     ConversionKind(psgtr.KIND, psgtr.is_psgtr_checkpoint, psgtr.convert_psgtr),
 )
 
@@ -73,7 +74,8 @@ def convert(
         force: Replace an existing output.
         revision: Branch, tag or commit on the hub; None = the main branch.
         verbalizers: Who looks for a converted MoAI; None = the published models.
-        **settings: Passed to the kind's own function, for example ``image_size``.
+        **settings: Passed to the kind's own function, for example ``image_size``, or a Prismer's
+            ``label_encoder``.
 
     Returns:
         An account of what was read and written.
@@ -100,6 +102,8 @@ def convert(
         settings["verbalizers"] = verbalizers
     elif verbalizers is not None:
         raise ValueError(f"verbalizers are chosen for a MoAI, got a checkpoint of the kind {handler.name!r}.")
+    if handler.name != prismer.KIND and "label_encoder" in settings:
+        raise ValueError(f"a label encoder is given for a Prismer, got a checkpoint of the kind {handler.name!r}.")
     report = handler.convert(source, output, dtype=stored, force=force, **settings)
     return replace(report, notes=(*report.notes, *notes))
 

@@ -8,16 +8,26 @@ from pathlib import Path
 
 __all__ = ["write_card"]
 
+_MOAI = (
+    "The source's licence holds for these weights, each",
+    "computer vision model's own for its weights.",
+    "",
+    "`verbalizers.json` names the models that look, with the thresholds of the released code.",
+)
 _HUB_ORIGIN = re.compile(r"([\w.\-]+/[\w.\-]+) at \w+")
 
 
-def write_card(folder: Path, origin: str, notes: Sequence[str]) -> Path:
+def write_card(
+    folder: Path, origin: str, notes: Sequence[str], name: str = "MoAI", about: Sequence[str] = _MOAI
+) -> Path:
     """Write the card.
 
     Args:
         folder: Of the checkpoint.
         origin: What was converted: a folder's name, or ``owner/name at commit``.
         notes: One sentence each.
+        name: What it is.
+        about: Lines of licences and parts.
 
     Returns:
         Its path.
@@ -29,12 +39,10 @@ def write_card(folder: Path, origin: str, notes: Sequence[str]) -> Path:
         *head,
         "---",
         "",
-        "# MoAI, converted",
+        f"# {name}, converted",
         "",
-        f"Converted from {origin} by `moai convert` (moai-vlm). The source's licence holds for these weights, each",
-        "computer vision model's own for its weights.",
-        "",
-        "`verbalizers.json` names the models that look, with the thresholds of the released code.",
+        f"Converted from {origin} by `moai convert` (moai-vlm). {about[0]}",
+        *about[1:],
         "",
         *(f"- {note}" for note in notes),
     ]

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mixer import resolve_routing
 
-from .cache_names import CACHE_NAME, as_keyword, resolve_cache
+from ..cache_names import CACHE_NAME, as_keyword, resolve_cache
 from .roles import infer_roles
 from .text_assistant import TextAssistantCandidateGenerator
 

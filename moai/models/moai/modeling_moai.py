@@ -23,7 +23,7 @@ from compressor import Compressor
 from mixer import Mixers, resolve_routing
 
 from ...processing.token_roles import IMAGE_ROLE, NO_ROLE
-from .cache_names import as_keyword, read_cache, resolve_cache
+from ..cache_names import as_keyword, read_cache, resolve_cache
 from .configuration_moai import MoAIConfig
 from .generation import MoAIGenerationMixin
 from .injection import Mixture, prepare_decoder

@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from mixer import LayerRouting
 
-from .cache_names import CACHE_NAME
+from ..cache_names import CACHE_NAME
 
 
 class _MultimodalOutput:

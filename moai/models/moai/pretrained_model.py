@@ -24,7 +24,7 @@ from ...checkpoints.io.adapter_files import (
 )
 from ...import_utils import require
 from ...processing.remote_code import InstalledCode
-from .cache_names import CACHE_NAME
+from ..cache_names import CACHE_NAME
 from .configuration_moai import MoAIConfig
 from .gradient_checkpointing import without_reentrance
 from .injection import initialise_partial_lora

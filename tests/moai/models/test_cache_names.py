@@ -5,7 +5,7 @@ import torch
 from builders import build_tiny_inputs, build_tiny_model
 from transformers import DynamicCache
 
-from moai.models.moai.cache_names import CACHE_NAME
+from moai.models.cache_names import CACHE_NAME
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])

@@ -17,7 +17,7 @@ from transformers.integrations.executorch import convert_and_export_with_cache
 
 from mixer import Routing, TokenStream
 from moai import MoAIForConditionalGeneration
-from moai.models.moai.cache_names import as_keyword
+from moai.models.cache_names import as_keyword
 
 CACHE_LENGTH = 32
 

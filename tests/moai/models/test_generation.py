@@ -9,7 +9,7 @@ from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_config,
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache, TextStreamer
 
 from moai import MoAIForConditionalGeneration
-from moai.models.moai.cache_names import read_cache
+from moai.models.cache_names import read_cache
 
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
 NUM_NEW = 6

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from moai import MoAIConfig, MoAIForConditionalGeneration, MoAIModel
-from moai.models.moai.cache_names import CACHE_NAME
+from moai.models.cache_names import CACHE_NAME
 
 FAMILIES = ("llama", "qwen3")
 DYNAMIC_ROPE = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}

@@ -21,7 +21,7 @@ from processing_builders import PATCHES, RED
 from transformers import DynamicCache, StaticCache
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.models.moai.cache_names import read_cache
+from moai.models.cache_names import read_cache
 
 FAMILIES = ("llama", "qwen3")
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
