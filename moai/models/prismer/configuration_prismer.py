@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-__all__ = ["DENSE_EXPERTS", "EXPERTS", "LABEL_EXPERTS", "PRESETS", "PrismerConfig"]
+__all__ = ["DENSE_EXPERTS", "EXPERTS", "IMAGE_SIZES", "LABEL_EXPERTS", "PRESETS", "PrismerConfig"]
 
 #: Experts whose maps hold values, and their channels.
 DENSE_EXPERTS = {"depth": 1, "normal": 3, "edge": 1}
@@ -18,7 +18,9 @@ LABEL_EXPERTS = ("seg", "obj_detection", "ocr_detection")
 #: All experts in the order in which their tokens reach the resampler.
 EXPERTS = ("depth", "normal", "seg", "edge", "obj_detection", "ocr_detection")
 
-_VISION = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 480}
+#: Sides in pixels of the original: pre-training, ImageNet with few shots, COCO and VQA.
+IMAGE_SIZES = (224, 384, 480)
+_VISION = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _TEXT = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 #: Sizes by name: CLIP's vision encoder and RoBERTa's layers. "huge" stands in the original's configuration only.
 PRESETS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -66,7 +68,9 @@ class PrismerConfig(PreTrainedConfig):
     model_type = "prismer"
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
-            config_class=AutoConfig, model_type="clip_vision_model", init_kwargs=PRESETS["base"][0]
+            config_class=AutoConfig,
+            model_type="clip_vision_model",
+            init_kwargs=PRESETS["base"][0] | {"image_size": 224},
         ),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="roberta", init_kwargs=PRESETS["base"][1]),
     }
@@ -103,12 +107,15 @@ class PrismerConfig(PreTrainedConfig):
         self.text_config.is_decoder = True
 
     @classmethod
-    def from_preset(cls, name: str, experts: Sequence[str] = EXPERTS, **fields: Any) -> PrismerConfig:
+    def from_preset(
+        cls, name: str, experts: Sequence[str] = EXPERTS, image_size: int = 224, **fields: Any
+    ) -> PrismerConfig:
         """The configuration of a published size.
 
         Args:
             name: One of :data:`PRESETS`.
             experts: As the attribute; () = a PrismerZ.
+            image_size: One of :data:`IMAGE_SIZES`, or any other.
             **fields: Any other attribute.
 
         Raises:
@@ -117,7 +124,9 @@ class PrismerConfig(PreTrainedConfig):
         if name not in PRESETS:
             raise ValueError(f"expected one of the sizes {', '.join(PRESETS)}, got {name!r}.")
         vision, text = PRESETS[name]
-        return cls(vision_config=dict(vision), text_config=dict(text), experts=list(experts), **fields)
+        return cls(
+            vision_config=vision | {"image_size": image_size}, text_config=dict(text), experts=list(experts), **fields
+        )
 
     def num_channels(self, expert: str) -> int:
         """Channels of an expert's map."""

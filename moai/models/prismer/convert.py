@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .configuration_prismer import EXPERTS, LABEL_EXPERTS, PRESETS, PrismerConfig
+from .configuration_prismer import EXPERTS, IMAGE_SIZES, LABEL_EXPERTS, PrismerConfig
 
 __all__ = ["build_config", "convert_prismer_tensor", "looks_like_prismer", "plan_conversion"]
 
@@ -130,10 +130,8 @@ def build_config(
         fields["resampler_layers"] = count(r"expert_encoder\.resampler\.perceiver_blocks\.(\d+)\.")
     if "obj_detection" in experts:
         fields["num_instance_rows"] = shape(_VISION + "instance_embedding")[0]
-    image_size = side * patch
-    for vision, _ in PRESETS.values():  # 480 pixels are 34 patches of 14 and a rest
-        if side == vision["image_size"] // vision["patch_size"] and patch == vision["patch_size"]:
-            image_size = vision["image_size"]
+    # 480 pixels are 34 patches of 14 and a rest
+    image_size = next((size for size in IMAGE_SIZES if size // patch == side), side * patch)
     first_layer = _TEXT + "roberta.encoder.output_layer."
     return PrismerConfig(
         vision_config={

@@ -100,7 +100,7 @@ class LabelFeatures:
         components: torch.Tensor,
         encoder: Any = None,
     ) -> None:
-        self.names, self.features, self.mean, self.components = tuple(names), features, mean, components
+        self.names, self.features, self.mean, self.components = tuple(names), features, mean, components.contiguous()
         self._encoder = encoder
         self._rows = dict(zip(self.names, features, strict=True))
 
@@ -178,7 +178,6 @@ class LabelFeatures:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the table, the PCA, and the text encoder where it can be written."""
         tensors = {"features": self.features, "mean": self.mean, "components": self.components}
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, Path(folder) / FEATURES_FILE, metadata={"format": "pt", "names": json.dumps(self.names)})
         if hasattr(self.encoder, "save_pretrained"):
             self.encoder.save_pretrained(Path(folder) / ENCODER_FOLDER)
