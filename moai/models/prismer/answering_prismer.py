@@ -160,8 +160,10 @@ class PrismerAnswering(Answering):
             answers = self._rank(inputs, options["answers"], task, is_reporting)
         else:
             settings = _GENERATION[task] | generate_kwargs
+            if "min_new_tokens" in settings:  # an answer may be asked to be shorter
+                settings["min_new_tokens"] = min(settings["min_new_tokens"], settings["max_new_tokens"])
             if task == "caption":
-                minimum = _MinimumLength(inputs["attention_mask"], self.model.generation_config.eos_token_id)
+                minimum = _MinimumLength(inputs["attention_mask"], self.model.config.text_config.eos_token_id)
                 settings["logits_processor"] = LogitsProcessorList([minimum, *settings.get("logits_processor", ())])
             if streamer is not None and settings["num_beams"] == 1:
                 settings["streamer"], streamer = streamer, None

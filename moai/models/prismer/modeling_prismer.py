@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,25 @@ class PrismerPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
         for part in (config.vision_config, config.text_config):  # their layers are no models that choose for themselves
             part._attn_implementation = config._attn_implementation
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, *args: Any, **kwargs: Any
+    ) -> PrismerPreTrainedModel:
+        """Load as every Hugging Face model; see :meth:`transformers.PreTrainedModel.from_pretrained`.
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub name.
+            *args: As in transformers.
+            **kwargs: Likewise.
+
+        Raises:
+            ValueError: Fewer bits are asked for.
+        """
+        if kwargs.pop("load_in_4bit", False) or kwargs.pop("load_in_8bit", False):
+            raise ValueError("expected a Prismer in 16 or 32 bits, got load_in_4bit or load_in_8bit. Leave them out.")
+        kwargs.setdefault("use_safetensors", True)  # never unpickle
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -210,6 +230,11 @@ class PrismerModel(PrismerPreTrainedModel):
         cache = resolve_cache(cache, past_key_values)
         if use_cache and cache is None:
             cache = build_cache()
+        if cache is not None and not isinstance(cache, EncoderDecoderCache):
+            raise ValueError(
+                f"expected an EncoderDecoderCache, which holds the vision tokens' keys too, got "
+                f"{type(cache).__name__}. Leave `cache_implementation` out."
+            )
         hidden_states = self.text_decoder(input_ids, encoder_hidden_states, attention_mask, cache)
         return PrismerModelOutput(
             last_hidden_state=hidden_states, **as_keyword(cache), encoder_hidden_states=encoder_hidden_states

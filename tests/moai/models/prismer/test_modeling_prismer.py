@@ -151,6 +151,7 @@ def test_every_part_that_learns_has_a_gradient_when_trained() -> None:
     model.freeze("freeze_lang_vision")
     model.train()
     model(**make_batch(processor, answers=("a", "b", "c"))).loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     lacking = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not lacking
     assert not [name for name, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
