@@ -17,7 +17,7 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Folder or hub name of an official MoAI or an OpenFlamingo, or a PSGTR's file."
+            metavar="SRC", help="Folder or hub name of an official MoAI, OpenFlamingo or Prismer, or a PSGTR's file."
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
@@ -40,6 +40,9 @@ def convert(
     vision: Annotated[
         str | None, typer.Option("--vision", help="OpenFlamingo: folder or hub name of its CLIP.")
     ] = None,
+    label_encoder: Annotated[
+        str | None, typer.Option("--label-encoder", help="Prismer: folder or hub name of a CLIP, to read label names.")
+    ] = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -50,6 +53,7 @@ def convert(
 
         names = {"segmentation": segmentation, "detection": detection, "scene_graph": scene_graph}
         chosen = {name: value for name, value in (names | {"vocabulary": vocabulary}).items() if value is not None}
+        own = {"text": text, "vision": vision, "label_encoder": label_encoder}
         report = convert_checkpoint(
             source,
             output,
@@ -57,7 +61,7 @@ def convert(
             force=force,
             revision=revision,
             verbalizers=PublishedVerbalizers(**chosen) if chosen else None,
-            **{name: value for name, value in (("text", text), ("vision", vision)) if value is not None},
+            **{name: value for name, value in own.items() if value is not None},
         )
         if json_output:
             from .rendering import print_json

@@ -41,6 +41,7 @@ MODEL_SPECS = {
     for spec in (
         ModelSpec("moai", answering="moai.models.moai.answering_moai.MoAIAnswering"),
         ModelSpec("flamingo", answering="moai.models.flamingo.answering_flamingo.FlamingoAnswering"),
+        ModelSpec("prismer", answering="moai.models.prismer.answering_prismer.PrismerAnswering"),
     )
 }
 #: Any other image-text-to-text model of transformers.
@@ -75,14 +76,19 @@ def find_answering(name: str, model_type: str | None) -> type[Answering]:
     return getattr(importlib.import_module(module), attribute)
 
 
+def _modules(name: str, *models: str) -> tuple[str, ...]:
+    """Modules of some models by the name that they have in each folder."""
+    return tuple(f"moai.models.{model}.{name.format(model)}" for model in models)
+
+
 #: Module of transformers -> ours that register with it, and the names that nobody gets without that.
 AUTO_MODULES = {
     "transformers.models.auto.configuration_auto": (
-        ("moai.models.moai.configuration_moai", "moai.models.flamingo.configuration_flamingo"),
+        _modules("configuration_{}", "moai", "flamingo", "prismer"),
         {"AutoConfig", "CONFIG_MAPPING"},
     ),
     "transformers.models.auto.modeling_auto": (
-        ("moai.models.moai.modeling_moai", "moai.models.flamingo.modeling_flamingo"),
+        _modules("modeling_{}", "moai", "flamingo", "prismer"),
         {
             "AutoModel",
             "AutoModelForImageTextToText",
@@ -95,15 +101,15 @@ AUTO_MODULES = {
         },
     ),
     "transformers.models.auto.tokenization_auto": (
-        ("moai.models.moai.auto_tokenizer",),
+        _modules("auto_tokenizer", "moai", "prismer"),
         {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
     ),
     "transformers.models.auto.image_processing_auto": (
-        ("moai.models.moai.auto_image_processor", "moai.models.flamingo.auto_image_processor"),
+        _modules("auto_image_processor", "moai", "flamingo", "prismer"),
         {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
     ),
     "transformers.models.auto.processing_auto": (
-        ("moai.models.moai.auto_processor", "moai.models.flamingo.auto_processor"),
+        _modules("auto_processor", "moai", "flamingo", "prismer"),
         {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
     ),
 }

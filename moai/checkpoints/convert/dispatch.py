@@ -14,7 +14,7 @@ from verbalizers.core.durable_files import check_output
 from ..io.hub_download import download_checkpoint
 from ..io.lookup import is_hub_name
 from ..io.tensor_folder import TensorFolder
-from . import flamingo, official, psgtr
+from . import flamingo, official, prismer, psgtr
 from .official_config import looks_official
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport
@@ -28,11 +28,13 @@ class ConversionKind:
         name: For example ``official-moai``.
         recognises: Tells from the source path whether it is of this kind.
         convert: ``convert(source, output, *, dtype, force, **settings) -> ConversionReport``.
+        own_settings: Settings that no other kind has.
     """
 
     name: str
     recognises: Callable[[Path], bool]
     convert: Callable[..., ConversionReport]
+    own_settings: tuple[str, ...] = ()
 
 
 def _is_official_moai(source: Path) -> bool:
@@ -40,8 +42,9 @@ def _is_official_moai(source: Path) -> bool:
 
 
 KINDS: tuple[ConversionKind, ...] = (
-    ConversionKind(flamingo.KIND, flamingo.is_open_flamingo, flamingo.convert_open_flamingo_checkpoint),
+    ConversionKind(flamingo.KIND, flamingo.is_open_flamingo, flamingo.convert_open_flamingo_checkpoint, ("text", "vision")),
     ConversionKind(official.KIND, _is_official_moai, official.convert_official_checkpoint),
+    ConversionKind(prismer.KIND, prismer.is_prismer, prismer.convert_prismer_checkpoint, ("label_encoder",)),
     ConversionKind(psgtr.KIND, psgtr.is_psgtr_checkpoint, psgtr.convert_psgtr),
 )
 
@@ -74,8 +77,8 @@ def convert(
         force: Replace an existing output.
         revision: Branch, tag or commit on the hub; None = the main branch.
         verbalizers: Who looks for a converted MoAI; None = the published models.
-        **settings: Passed to the kind's own function, for example ``image_size``, or an OpenFlamingo's ``text`` and
-            ``vision``.
+        **settings: Of the kind's own function: ``image_size``, an OpenFlamingo's ``text`` and ``vision``, a Prismer's
+            ``label_encoder``.
 
     Returns:
         An account of what was read and written.
@@ -102,10 +105,11 @@ def convert(
         settings["verbalizers"] = verbalizers
     elif verbalizers is not None:
         raise ValueError(f"verbalizers are chosen for a MoAI, got a checkpoint of the kind {handler.name!r}.")
-    if handler.name != flamingo.KIND and (parts := sorted({"text", "vision"} & set(settings))):
+    strangers = sorted(name for kind in KINDS if kind != handler for name in kind.own_settings if name in settings)
+    if strangers:
         raise ValueError(
-            f"a decoder and a vision tower are given for an OpenFlamingo, got {', '.join(parts)} for a checkpoint of "
-            f"the kind {handler.name!r}, which holds its own. Leave them out."
+            f"expected settings of the kind {handler.name!r} ({', '.join(handler.own_settings) or 'it has none'}), got "
+            f"{', '.join(strangers)}. Leave them out."
         )
     report = handler.convert(source, output, dtype=stored, force=force, **settings)
     return replace(report, notes=(*report.notes, *notes))

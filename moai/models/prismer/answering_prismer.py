@@ -1,0 +1,194 @@
+"""Prismer behind a pipeline: answers and captions, generated or chosen among given ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, LogitsProcessor, LogitsProcessorList
+
+from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
+from ..answering import Answering, GeneratedAnswer
+from .modeling_prismer import PrismerForConditionalGeneration
+from .processing_prismer import TASKS, PrismerProcessor
+from .ranking import rank_answers
+from .scenes_prismer import encode_scenes
+from .texts import close_caption
+
+__all__ = ["PrismerAnswering"]
+
+#: Tokens of a caption, those of its beginning included.
+_MIN_CAPTION_LENGTH = 8
+#: Arguments of ``generate`` by task, as the original sets them; a call's own win.
+_GENERATION: dict[str, dict[str, Any]] = {
+    "vqa": {"num_beams": 3, "length_penalty": -1.0, "min_new_tokens": 2},
+    "caption": {"num_beams": 3},
+}
+
+
+class _MinimumLength(LogitsProcessor):
+    """No end before a caption has its length, whatever padding stands in front of it."""
+
+    def __init__(self, attention_mask: torch.Tensor, eos_token_id: int) -> None:
+        self.padding, self.eos_token_id = (attention_mask == 0).sum(dim=1), eos_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        lengths = input_ids.shape[1] - self.padding.repeat_interleave(len(scores) // len(self.padding))
+        scores[lengths < _MIN_CAPTION_LENGTH, self.eos_token_id] = -torch.inf
+        return scores
+
+
+class PrismerAnswering(Answering):
+    """A Prismer with its processor.
+
+    Options of an answer:
+
+    * ``task``: "vqa" (the text is a question) or "caption" (the text is the caption's beginning, "A picture of").
+    * ``answers``: the answers to choose from, a list or ``"yes|no"``; reports hold their scores.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+
+    Raises:
+        ValueError: They do not belong together.
+    """
+
+    option_names = ("task", "answers")
+    text_input = "auxiliary_text"
+
+    def __init__(self, model: PrismerForConditionalGeneration, processor: PrismerProcessor) -> None:
+        super().__init__(model, processor)
+        if list(model.config.experts) != list(processor.experts):
+            raise ValueError(
+                f"expected a processor of the model's experts ({', '.join(model.config.experts) or 'none'}), got one "
+                f"of {', '.join(processor.experts) or 'none'}. Load both from one folder."
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> PrismerAnswering:
+        """See :meth:`.Answering.load`."""
+        processor = PrismerProcessor.from_pretrained(name_or_path, revision=revision or "main")
+        model, report = PrismerForConditionalGeneration.from_pretrained(
+            name_or_path, revision=revision or "main", use_safetensors=True, output_loading_info=True, **model_kwargs
+        )
+        if report["missing_keys"]:
+            lacking = sorted(report["missing_keys"])
+            raise ValueError(
+                f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
+                " Convert the checkpoint again."
+            )
+        return cls(model, processor)
+
+    def save(self, folder: Path) -> None:
+        """See :meth:`.Answering.save`."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def max_image_pixels(self) -> int:
+        """See :class:`.Answering`."""
+        return self.processor.max_image_pixels
+
+    def check_answer_length(self, max_new_tokens: int) -> None:
+        """See :meth:`.Answering.check_answer_length`."""
+        longest = self.model.config.max_positions
+        if max_new_tokens >= longest:
+            raise ValueError(
+                f"expected `max_new_tokens` (--max-new-tokens) below {longest}, got {max_new_tokens}: the model reads "
+                f"{longest} tokens, question included. Lower it."
+            )
+
+    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> str:
+        """See :meth:`.Answering.prepare`: the text itself; no map lengthens it."""
+        length, limit = len(self.processor.encode_prompt(question)), self.model.config.max_positions - max_new_tokens
+        if length > limit:
+            raise ValueError(
+                f"expected a question of at most {limit} tokens ({max_new_tokens} kept for the answer), got {length}. "
+                "Shorten the question."
+            )
+        return question
+
+    def encode_scenes(
+        self,
+        scenes: Sequence[Any],
+        settings: VerbalizerSettings,
+        kinds: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, list[Any]]:
+        """See :func:`.scenes_prismer.encode_scenes`."""
+        return encode_scenes(scenes, settings.words, kinds, self.processor.experts)
+
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[Any],
+        scene_inputs: Mapping[str, Any],
+        max_new_tokens: int,
+        options: Mapping[str, Any] | None = None,
+    ) -> BatchFeature:
+        """See :meth:`.Answering.encode`."""
+        task = (options or {}).get("task", "vqa")
+        maps = scene_inputs.get("expert_maps")
+        batch = self.processor(images=list(images), text=list(prompts), expert_maps=maps, task=task)
+        return batch.to(self.model.device, dtype=self.model.dtype)
+
+    @classmethod
+    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.parse_options`."""
+        chosen = super().parse_options(options)
+        if chosen.get("task", "vqa") not in TASKS:
+            raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {chosen['task']!r}.")
+        if isinstance(chosen.get("answers"), str):
+            chosen["answers"] = [answer.strip() for answer in chosen["answers"].split("|")]
+        if "answers" in chosen:
+            given = chosen["answers"]
+            is_well = isinstance(given, (list, tuple)) and all(isinstance(a, str) and a.strip() for a in given)
+            if not is_well or len(set(given)) < max(2, len(given)):
+                raise ValueError(f"`answers` must be two or more different answers (yes|no), got {given!r}.")
+        return chosen
+
+    def generate(
+        self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
+    ) -> list[GeneratedAnswer]:
+        """See :meth:`.Answering.generate`. With ``answers`` the likeliest of them is the answer."""
+        task, streamer = options.get("task", "vqa"), generate_kwargs.pop("streamer", None)
+        if "answers" in options:
+            answers = self._rank(inputs, options["answers"], task, is_reporting)
+        else:
+            settings = _GENERATION[task] | generate_kwargs
+            if "min_new_tokens" in settings:  # an answer may be asked to be shorter
+                settings["min_new_tokens"] = min(settings["min_new_tokens"], settings["max_new_tokens"])
+            if task == "caption":
+                minimum = _MinimumLength(inputs["attention_mask"], self.model.config.text_config.eos_token_id)
+                settings["logits_processor"] = LogitsProcessorList([minimum, *settings.get("logits_processor", ())])
+            if streamer is not None and settings["num_beams"] == 1:
+                settings["streamer"], streamer = streamer, None
+            texts = self._decode(self._run_generate(inputs, **settings), inputs)
+            answers = [GeneratedAnswer((close_caption(text) if task == "caption" else text,)) for text in texts]
+        if streamer is not None:  # beams have no text before they end
+            streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
+        return answers
+
+    @torch.inference_mode()
+    def _rank(
+        self, inputs: BatchFeature, answers: Sequence[str], task: str, is_reporting: bool
+    ) -> list[GeneratedAnswer]:
+        data = dict(inputs)
+        input_ids, attention_mask = data.pop("input_ids"), data.pop("attention_mask")
+        answer_ids = self.processor.encode_answers(answers, task).to(input_ids.device)
+        room = self.model.config.max_positions - input_ids.shape[1]
+        if answer_ids.shape[1] > room:
+            raise ValueError(
+                f"expected answers of at most {room} tokens behind this question, got one of {answer_ids.shape[1]}. "
+                "Shorten them."
+            )
+        ranked = rank_answers(self.model, self.model.encode_images(**data), input_ids, attention_mask, answer_ids)
+        found = []
+        for best, candidates, scores in zip(ranked.best, ranked.candidates, ranked.scores, strict=True):
+            by_name = {answers[i]: score for i, score in zip(candidates.tolist(), scores.tolist(), strict=True)}
+            found.append(GeneratedAnswer((answers[int(best)],), {"answers": by_name} if is_reporting else {}))
+        return found
