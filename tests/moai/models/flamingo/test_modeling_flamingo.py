@@ -89,7 +89,7 @@ def test_batch_equals_singles_when_padded_on_the_left(flamingo: Any) -> None:
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_generation_equals_singles_and_uncached_when_batched(flamingo: Any, num_beams: int) -> None:
     model, processor = flamingo
-    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "num_beams": num_beams}
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "num_beams": num_beams}
     batch = processor(conversations=CONVERSATIONS)
     new = model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
     assert torch.equal(model.generate(**batch, **settings, use_cache=False)[:, batch["input_ids"].shape[1] :], new)
