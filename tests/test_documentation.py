@@ -5,7 +5,9 @@ import re
 import shlex
 import shutil
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from moai.training.metrics_logging import read_log
 from verbalizers import VerbalizationCache
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"]
+DOCUMENTS += sorted(f"docs/{file.name}" for file in (REPO_ROOT / "docs").glob("*.md"))
 
 
 def _code_blocks(document: str, language: str) -> list[str]:
@@ -213,9 +217,20 @@ def test_readme_verbalizes_and_trains_both_stages_when_typed(workplace: Path) ->
         assert (workplace / "outputs" / stage / "final" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere_when_relative(document: str) -> None:
+    file = REPO_ROOT / document
+    targets = re.findall(r"\]\(([^)#]+)[)#]", file.read_text(encoding="utf-8"))
+    assert [target for target in targets if "://" not in target and not (file.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_modules_are_there_when_documented(document: str) -> None:
     text = (REPO_ROOT / document).read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)#]+)\)", text)
-    assert targets
-    assert [target for target in targets if "://" not in target and not (REPO_ROOT / target).exists()] == []
+    for name in sorted(set(re.findall(r"python -m ((?:moai|verbalizers|recipes|benchmarks)(?:\.\w+)*)", text))):
+        assert find_spec(name) is not None, name
+    for name in sorted(
+        set(re.findall(r"`((?:moai|verbalizers|recipes|benchmarks|compressor|mixer)(?:\.\w+)+)[`(]", text))
+    ):
+        if not name.endswith(".json"):
+            assert resolve_name(name) is not None
