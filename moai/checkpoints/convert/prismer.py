@@ -91,10 +91,15 @@ def convert_prismer_checkpoint(
     processor = _build_processor(source, config, tokenizer)
     if label_encoder is not None:
         processor.label_features = _fit_labels(label_encoder, config.label_size)
+        notes.append(
+            "the features of labels were computed here: other axes than the published weights learned, whose own may not "
+            "be passed on. docs/prismer.md says how to put your copy in their place, or train the stems again"
+        )
     elif reads_labels:
         notes.append(
-            "the original's features of labels are not passed on: convert again with --label-encoder "
-            "openai/clip-vit-large-patch14 (its text encoder), or nobody can ask about an image"
+            "it has no features of labels, without which nobody can ask about an image: the original's may not be passed "
+            "on. Put your copy of them in (docs/prismer.md), or convert again with --label-encoder "
+            "openai/clip-vit-large-patch14, whose text encoder it used"
         )
     families: Counter[str] = Counter()
     with atomic_folder(output, force=force) as folder:

@@ -47,7 +47,7 @@ class PrismerAnswering(Answering):
     Options of an answer:
 
     * ``task``: "vqa" (the text is a question) or "caption" (the text is the caption's beginning, "A picture of").
-    * ``answers``: the answers to choose from, a list or ``"yes|no"``; reports hold their scores.
+    * ``choices``: the answers to choose from, a list or ``"yes,no"``; reports hold their scores.
 
     Args:
         model: The model.
@@ -57,7 +57,7 @@ class PrismerAnswering(Answering):
         ValueError: They do not belong together.
     """
 
-    option_names = ("task", "answers")
+    option_names = ("task", "choices")
     text_input = "auxiliary_text"
 
     def __init__(self, model: PrismerForConditionalGeneration, processor: PrismerProcessor) -> None:
@@ -142,22 +142,22 @@ class PrismerAnswering(Answering):
         chosen = super().parse_options(options)
         if chosen.get("task", "vqa") not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {chosen['task']!r}.")
-        if isinstance(chosen.get("answers"), str):
-            chosen["answers"] = [answer.strip() for answer in chosen["answers"].split("|")]
-        if "answers" in chosen:
-            given = chosen["answers"]
+        if isinstance(chosen.get("choices"), str):
+            chosen["choices"] = [answer.strip() for answer in chosen["choices"].split(",")]
+        if "choices" in chosen:
+            given = chosen["choices"]
             is_well = isinstance(given, (list, tuple)) and all(isinstance(a, str) and a.strip() for a in given)
             if not is_well or len(set(given)) < max(2, len(given)):
-                raise ValueError(f"`answers` must be two or more different answers (yes|no), got {given!r}.")
+                raise ValueError(f"`choices` must be two or more different answers (yes,no), got {given!r}.")
         return chosen
 
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
     ) -> list[GeneratedAnswer]:
-        """See :meth:`.Answering.generate`. With ``answers`` the likeliest of them is the answer."""
+        """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
         task, streamer = options.get("task", "vqa"), generate_kwargs.pop("streamer", None)
-        if "answers" in options:
-            answers = self._rank(inputs, options["answers"], task, is_reporting)
+        if "choices" in options:
+            answers = self._rank(inputs, options["choices"], task, is_reporting)
         else:
             settings = _GENERATION[task] | generate_kwargs
             if "min_new_tokens" in settings:  # an answer may be asked to be shorter
@@ -190,5 +190,5 @@ class PrismerAnswering(Answering):
         found = []
         for best, candidates, scores in zip(ranked.best, ranked.candidates, ranked.scores, strict=True):
             by_name = {answers[i]: score for i, score in zip(candidates.tolist(), scores.tolist(), strict=True)}
-            found.append(GeneratedAnswer((answers[int(best)],), {"answers": by_name} if is_reporting else {}))
+            found.append(GeneratedAnswer((answers[int(best)],), {"choices": by_name} if is_reporting else {}))
         return found

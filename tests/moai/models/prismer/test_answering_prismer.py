@@ -35,7 +35,7 @@ def test_pipeline_answers_a_batch_as_singles_when_scenes_are_given(folder: Path,
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
     images = [draw_picture(seed) for seed in range(3)]
     questions, scenes = ["What is it?", "Is there a dog on the grass?", "Why"], [build_scene(), None, build_scene()]
-    for options in ({}, {"task": "caption"}, {"answers": "yes|no|a dog"}):
+    for options in ({}, {"task": "caption"}, {"choices": "yes,no,a dog"}):
         together = pipeline(images, questions, scenes=scenes, options=options, max_new_tokens=8)
         for row, answer in enumerate(together):
             alone = pipeline(images[row], questions[row], scenes[row], options=options, max_new_tokens=8)
@@ -47,21 +47,21 @@ def test_pipeline_answers_a_batch_as_singles_when_scenes_are_given(folder: Path,
 
 def test_scene_changes_the_answer_only_when_the_model_has_experts(folder: Path) -> None:
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
-    options = {"answers": ["yes", "no", "two", "red"]}
+    options = {"choices": ["yes", "no", "two", "red"]}
     reports = [
-        pipeline(draw_picture(), "What?", scene, options=options, is_reporting=True).report["answers"]
+        pipeline(draw_picture(), "What?", scene, options=options, is_reporting=True).report["choices"]
         for scene in (None, build_scene())
     ]
     assert (reports[0] == reports[1]) is (not pipeline.model.config.experts)
 
 
 def test_answers_are_ranked_and_reported_when_given(folder: Path) -> None:
-    answer = ask(folder, draw_picture(), "Yes or no?", options={"answers": "yes|no"}, is_reporting=True)
-    scores = answer.report["answers"]
+    answer = ask(folder, draw_picture(), "Yes or no?", options={"choices": "yes,no"}, is_reporting=True)
+    scores = answer.report["choices"]
     assert scores.keys() == {"yes", "no"} and answer.answer == max(scores, key=scores.get)
-    assert answer.to_dict()["answers"] == scores
+    assert answer.to_dict()["choices"] == scores
     for options, complaint in (
-        ({"answers": "yes"}, "two or more"),
+        ({"choices": "yes"}, "two or more"),
         ({"task": "draw"}, "task"),
         ({"style": 1}, "style"),
     ):
@@ -71,7 +71,7 @@ def test_answers_are_ranked_and_reported_when_given(folder: Path) -> None:
 
 def test_stream_says_what_the_whole_answer_says_when_there_are_beams(folder: Path) -> None:
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
-    for settings in ({}, {"num_beams": 1}, {"options": {"task": "caption"}}, {"options": {"answers": "yes|no"}}):
+    for settings in ({}, {"num_beams": 1}, {"options": {"task": "caption"}}, {"options": {"choices": "yes,no"}}):
         stream = pipeline.stream(draw_picture(), "What is it?", build_scene(), max_new_tokens=8, **settings)
         said = "".join(stream)
         whole = pipeline(draw_picture(), "What is it?", build_scene(), max_new_tokens=8, **settings).answer
@@ -98,9 +98,7 @@ def test_too_long_is_refused_by_numbers_when_asked(folder: Path) -> None:
         Pipeline.from_pretrained(folder, verbalizers=[])(draw_picture(), "What?", max_new_tokens=256)
     with pytest.raises(ValueError, match="load_in_4bit"):
         Pipeline.from_pretrained(folder, verbalizers=[], load_in_4bit=True)
-    assert (
-        Pipeline.from_pretrained(folder, verbalizers=[])(draw_picture(), "What?", max_new_tokens=1).answer is not None
-    )
+    assert len(Pipeline.from_pretrained(folder, verbalizers=[])(draw_picture(), "What?", max_new_tokens=1).answer) < 2
     with pytest.raises(ValueError, match="at most 248 tokens"):
         ask(folder, draw_picture(), "what " * 100)
 
@@ -110,10 +108,10 @@ def test_command_line_answers_when_given_a_scene(folder: Path, tmp_path: Path) -
     (tmp_path / "scene.json").write_text(json.dumps(build_scene().to_dict()))
     arguments = ["ask", str(tmp_path / "image.png"), "What is it?", "--model", str(folder), "--max-new-tokens", "8"]
     arguments += ["--scene", str(tmp_path / "scene.json"), "--verbalizers", "none", "--json"]
-    result = CliRunner().invoke(app, [*arguments, "--option", "answers=yes|no"])
+    result = CliRunner().invoke(app, [*arguments, "--option", "choices=yes,no"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["answer"] in ("yes", "no")
-    result = CliRunner().invoke(app, [*arguments, "--option", "answers=yes"])
+    result = CliRunner().invoke(app, [*arguments, "--option", "choices=yes"])
     assert result.exit_code == 1 and "two or more" in result.output
 
 

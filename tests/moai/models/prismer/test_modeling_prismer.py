@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,18 @@ def test_every_part_that_learns_has_a_gradient_when_trained() -> None:
     model, processor = build_prismer()
     model.freeze("freeze_lang_vision")
     model.train()
-    model(**make_batch(processor, answers=("a", "b", "c"))).loss.backward()
+    batch, gradients = make_batch(processor, answers=("a", "b", "c")), []
+    for is_checkpointing in (False, True):
+        if is_checkpointing:
+            model.gradient_checkpointing_enable()
+        random.seed(0)
+        torch.manual_seed(0)
+        model.zero_grad()
+        model(**batch).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    first, second = gradients
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[name], second[name], atol=1e-4, rtol=1e-3) for name in first)
     lacking = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not lacking
     assert not [name for name, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
@@ -182,6 +194,8 @@ def test_missing_map_is_named_when_an_expert_is_left_out() -> None:
         blind(batch["input_ids"], pixel_values=batch["pixel_values"], depth_values=batch["depth_values"])
     with pytest.raises(ValueError, match="freeze_lang_vision"):
         model.freeze("freeze")
+    with pytest.raises(ValueError, match="EncoderDecoderCache"):
+        model.generate(**make_batch(processor), max_new_tokens=2, cache_implementation="static")
     with pytest.raises(ValueError, match="smell"):
         PrismerConfig(experts=["smell"])
 
