@@ -259,10 +259,10 @@ def test_picture_is_read_when_its_format_is_a_common_one(tmp_path: Path, process
 def test_leak_would_be_seen_when_answers_were_mixed(
     tmp_path: Path, processor: MoAIProcessor, model: MoAIForConditionalGeneration
 ) -> None:
-    """The control of the test above: with the answer in the language stream an earlier logit does move."""
+    """The control of the tests of leaks: with the answer in the language stream an earlier logit does move."""
     dataset = build(write_rows(tmp_path, llava_rows()), processor)
     batch = TrainingCollator(processor)([dataset[0]])
-    is_answer = batch["labels"] != -100
+    is_answer = batch.pop("labels") != -100  # with labels the model would keep it out
     batch["mm_token_type_ids"] = torch.where(is_answer, 2, batch["mm_token_type_ids"])
     changed = {key: value.clone() for key, value in batch.items()}
     changed["input_ids"][0, -2] = 300
