@@ -43,8 +43,13 @@ _SEGMENTER, _DEPTH = "facebook/mask2former-swin-large-coco-panoptic", "Intel/dpt
 
 
 def is_prismer(source: Path) -> bool:
-    """Whether a folder holds the weights of a Prismer or PrismerZ in the original's layout."""
-    return source.is_dir() and looks_like_prismer(TensorFolder(source).shapes)
+    """Whether a folder, or the file that it holds, has the weights of a Prismer or PrismerZ in the original's layout."""
+    folder = _find_folder(source)
+    return folder.is_dir() and looks_like_prismer(TensorFolder(folder).shapes)
+
+
+def _find_folder(source: Path) -> Path:
+    return source.parent if source.is_file() and source.name in ("pytorch_model.bin", "model.safetensors") else source
 
 
 def convert_prismer_checkpoint(
@@ -62,7 +67,7 @@ def convert_prismer_checkpoint(
     """Convert a published Prismer or PrismerZ.
 
     Args:
-        source: Folder with the weights, ``pytorch_model.bin`` or safetensors.
+        source: Folder with the weights, ``pytorch_model.bin`` or safetensors, or that file.
         output: Folder to create; it appears only when everything succeeded.
         label_encoder: Folder or hub name of the CLIP whose text encoder turns names of labels into features; None =
             the folder written knows none, and says so when it is asked about an image with them.
@@ -79,6 +84,7 @@ def convert_prismer_checkpoint(
     Raises:
         ValueError: A key is unknown, missing or of the wrong shape, or a part cannot be had.
     """
+    given, source = source, _find_folder(source)
     weights = TensorFolder(source)
     config = build_config(weights.shapes, num_vision_heads, num_text_heads)
     _check_completeness(weights, config)
@@ -116,10 +122,10 @@ def convert_prismer_checkpoint(
         ).save_pretrained(folder)
         processor.save_pretrained(folder)
         _choose_verbalizers(config).save(folder)
-        write_card(folder, origin or source.name, notes, "Prismer" if config.experts else "PrismerZ", (LICENCE,))
+        write_card(folder, origin or given.name, notes[1:], "Prismer" if config.experts else "PrismerZ", (LICENCE,))
     return ConversionReport(
         kind=KIND,
-        source=origin or source,
+        source=origin or given,
         output=output,
         num_source_tensors=len(weights.tensors),
         num_tensors=writer.num_tensors,

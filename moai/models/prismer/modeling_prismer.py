@@ -21,7 +21,6 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.roberta.modeling_roberta import RobertaEmbeddings, RobertaLMHead
 from transformers.utils import can_return_tuple
 
 from ..cache_names import CACHE_NAME, as_keyword, resolve_cache
@@ -29,8 +28,6 @@ from .adaptor import Adaptor
 from .configuration_prismer import EXPERTS, PrismerConfig
 from .resampler import ExpertsResampler
 from .stems import InstanceEmbedding
-from .text_decoder import PrismerTextDecoder
-from .vision_encoder import PrismerVisionEncoder
 
 __all__ = [
     "EXPERT_INPUTS",
@@ -125,6 +122,10 @@ class PrismerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        from transformers.models.roberta.modeling_roberta import RobertaEmbeddings, RobertaLMHead
+
+        from .vision_encoder import PrismerVisionEncoder
+
         super()._init_weights(module)
         if isinstance(module, PrismerVisionEncoder):
             init.normal_(module.positional_embedding, std=module.positional_embedding.shape[-1] ** -0.5)
@@ -163,6 +164,10 @@ class PrismerModel(PrismerPreTrainedModel):
     """
 
     def __init__(self, config: PrismerConfig) -> None:
+        # Only now: transformers' layers need AutoModel, and taking that imports this module.
+        from .text_decoder import PrismerTextDecoder
+        from .vision_encoder import PrismerVisionEncoder
+
         super().__init__(config)
         self.vision_encoder = PrismerVisionEncoder(config)
         self.text_decoder = PrismerTextDecoder(config)
@@ -254,6 +259,8 @@ class PrismerForConditionalGeneration(PrismerPreTrainedModel, GenerationMixin):
     }
 
     def __init__(self, config: PrismerConfig) -> None:
+        from transformers.models.roberta.modeling_roberta import RobertaLMHead
+
         super().__init__(config)
         self.model = PrismerModel(config)
         self.lm_head = RobertaLMHead(config.text_config)

@@ -134,7 +134,8 @@ def test_converted_checkpoint_equals_its_source_when_published(
     source = save_published(tmp_path / "release", model, is_safetensors)
     build_name_encoder().save_pretrained(tmp_path / "clip")
     encoder = {"label_encoder": tmp_path / "clip"} if experts else {}
-    report = convert(source, tmp_path / "out", **HEADS, **encoder)
+    given = source / "pytorch_model.bin" if not experts and not is_safetensors else source  # the file or its folder
+    report = convert(given, tmp_path / "out", **HEADS, **encoder)
     assert report.kind == "prismer" and report.num_source_tensors == len(publish(model))
     assert any("NSCL" in note for note in report.notes) and "NSCL" in (tmp_path / "out" / "README.md").read_text()
     loaded = PrismerForConditionalGeneration.from_pretrained(tmp_path / "out")
