@@ -148,6 +148,14 @@ def test_adapter_that_peft_wrote_is_saved_when_it_was_loaded_otherwise(tmp_path:
         torch.testing.assert_close(again(**inputs).logits, model.eval()(**inputs).logits)
 
 
+def test_adapter_has_the_verbalizers_of_its_base_when_peft_wrote_it(trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "tree") / "runs" / "first" / "final"
+    (folder / "verbalizers.json").unlink()
+    assert [v.checkpoint for v in Pipeline.from_pretrained(folder).verbalizers] == [str(tmp_path / "tree" / "owl")]
+    pipeline = Pipeline.from_pretrained(folder, "detection")
+    assert [v.checkpoint for v in pipeline.verbalizers] == [str(tmp_path / "tree" / "owl")]
+
+
 def test_adapter_is_refused_before_writing_when_its_base_was_never_saved(tmp_path: Path) -> None:
     start = write_tiny_checkpoint(tmp_path / "start")
     base = MoAIForConditionalGeneration.from_pretrained(start)

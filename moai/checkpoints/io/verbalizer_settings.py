@@ -18,8 +18,8 @@ given: "found" where there are segments, "always" (black where there are none, a
 are taken relative to the folder; ``../name`` is a folder beside it, ``./name`` one inside it (fetched with a checkpoint
 on the hub), ``owlv2-nano`` a bundled one, and where that is not there the verbalizer is reported as missing, as is one
 whose backend is unknown here. ``owner/name`` is fetched from the hub at the first image. No absolute path is written: a
-folder that is moved with what it names answers the same. Without the file: the OCR verbalizer where ``rapidocr`` is
-installed.
+folder that is moved with what it names answers the same. Without the file: those of an adapter's base, else the OCR
+verbalizer where ``rapidocr`` is installed.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from verbalizers.core.relative_paths import make_absolute, make_relative
 
 from ...import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available, is_timm_available
 from .hub_download import download_files
+from .lookup import ADAPTER_CONFIG
 from .published_settings import published_entries
 from .travelling_names import name_of, resolve_name
 
@@ -100,11 +101,16 @@ class VerbalizerSettings:
     def load(cls, folder: str | Path) -> VerbalizerSettings:
         """Read a checkpoint folder's file; the defaults where it has none (or is a name on the hub).
 
+        An adapter folder without one (PEFT and TRL write none) has its base's.
+
         Raises:
             ValueError: The file does not say what it should; the message names it.
         """
         path = Path(folder) / VERBALIZERS_FILE
         if not path.is_file():
+            base = _find_base(Path(folder))
+            with suppress(OSError):  # a base that is nowhere: loading the model says so
+                return cls() if base is None else cls.load_pretrained(base)
             return cls()
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), folder)
@@ -304,3 +310,15 @@ def _build_named(kind: str, backend: str | None, stored: VerbalizerSettings | No
                 raise ValueError(f"the checkpoint's verbalizer {kind}/{own} cannot look: {reason}.")
             return build_verbalizer(kind, own, **settings)
     return build_verbalizer(kind, backend)
+
+
+def _find_base(folder: Path) -> str | None:
+    """The base that an adapter folder names, None where it is none or the base is not there: loading it says why."""
+    try:
+        name = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = Path(resolve_name(name, folder))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if base.is_absolute() and (not base.is_dir() or base.resolve() == folder.resolve()):
+        return None
+    return str(base)
