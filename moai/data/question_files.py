@@ -84,7 +84,9 @@ def _parse_row(line: bytes, number: int) -> QuestionRow:
         raise ValueError(f"expected a JSON object with image and question, got a {type(data).__name__}")
     for name in ("image", "question"):
         if not isinstance(data.get(name), str) or not data[name].strip():
-            raise ValueError(f"expected `{name}` to be non-empty text, got {data.get(name)!r}")
+            others = ", ".join(repr(key) for key in data) or "no keys"
+            got = repr(data[name]) if name in data else f"none among {others}"
+            raise ValueError(f"expected `{name}` to be non-empty text, got {got}")
     row_id, scene = data.get("id", number), data.get("scene")
     if isinstance(row_id, bool) or not isinstance(row_id, (str, int)):
         raise ValueError(f"expected `id` to be text or an integer, got {row_id!r}")
