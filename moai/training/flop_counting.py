@@ -17,10 +17,10 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixer import Gate, resolve_routing
+from mixer import Gate, TokenStream, resolve_routing
 from mixer.configuration_mixer import NUM_EXPERTS
 from moai.models.moai.configuration_moai import MoAIConfig
-from moai.models.moai.injection import Mixture
+from moai.models.moai.injection import Mixture, RoutingLog
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE
 
@@ -200,7 +200,8 @@ def _decode(
     if settings.routing_mode == "random_expert":
         choice["seed"] = 0
     routing = resolve_routing(choice, num_layers=len(mixer.layers), default_mode=mixer.routing, default_top_k=3)
-    mixture = Mixture.from_roles(body.mixers, real_roles, auxiliary, routing)
+    image_stream, language_stream = (TokenStream.from_roles(real_roles == role) for role in (IMAGE_ROLE, LANGUAGE_ROLE))
+    mixture = Mixture(body.mixers, auxiliary, image_stream, language_stream, routing, RoutingLog())
     length = embeds.shape[1]
     options = {"image_positions": torch.ones(1, length, device="meta", dtype=torch.bool)} if config.plora_rank else {}
     # A ready mask: making one would look at numbers.

@@ -338,7 +338,12 @@ def test_export_asks_other_questions_about_kept_pictures_when_another_file_is_na
     rows = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text("utf-8").splitlines()]
     assert {row["kind"] for row in rows} == {"existence", "description"}
     assert {tmp_path / row["image"] for row in rows} == set(before)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "more.jsonl", "questions.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images",
+        "more.jsonl",
+        "questions.jsonl",
+        "writer.lock",
+    ]
     with pytest.raises(SystemExit):
         main([*usual, "--kinds", "singing"])
 

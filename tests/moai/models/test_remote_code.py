@@ -66,7 +66,7 @@ def test_auto_class_loads_without_an_import_when_code_is_trusted(folder: Path, t
 def test_adapter_loads_without_an_import_when_code_is_trusted(folder: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
     from moai import MoAIForConditionalGeneration, MoAIProcessor
-    from moai.models.moai.adapter_files import AdapterBase, write_adapter_config
+    from moai.checkpoints.io.adapter_files import AdapterBase, write_adapter_config
     from moai.models.moai.adapters import default_lora_config
 
     model = MoAIForConditionalGeneration.from_pretrained(folder)

@@ -273,7 +273,7 @@ def test_depth_uses_public_names_only_when_parsed():
     package = SOURCE.parents[1]
     name = re.compile(r"verbalizers\.(backends\.)?depth\b")
     knowing = {p.name for p in package.rglob("*.py") if name.search(p.read_text(encoding="utf-8"))}
-    assert knowing == {"__init__.py", "recipe.py"}, "the latter: under which name older caches know the class"
+    assert knowing == {"__init__.py"}
 
 
 def test_depth_is_listed_when_asked_for():

@@ -159,7 +159,7 @@ FORGED = (
 
 
 def test_text_of_an_image_stays_inside_its_quotes_when_it_poses_as_a_prediction():
-    lines = TextLines(np.zeros((len(FORGED), 4, 2)), FORGED, (1,) * len(FORGED))
+    lines = TextLines(boxes_to_quads([[0, 0, 9, 9]] * len(FORGED)), FORGED, (1,) * len(FORGED))
     said = verbalize_text_lines(lines).removeprefix(TEXTS_OPENING).removesuffix(".")
     # A reader who knows the quotes alone gets every line back, and finds nothing but the list's own words between.
     quoted = re.findall(r'"((?:[^"\\]|\\.)*)"', said)

@@ -241,4 +241,4 @@ def test_words_are_bounded_when_thousands_of_predictions_are_handed_in():
     surest = sorted(np.argsort(-confidence, kind="stable")[:5])
     few = WordSettings(max_predictions=5)
     with pytest.warns(UserWarning, match="other 2,995 are left out"):
-        assert verbalize_finding(scene.text_lines, few).endswith(", and ".join(names[i] for i in surest) + ".")
+        assert verbalize_finding(scene.text_lines, few).endswith(", and ".join(f'"{names[i]}"' for i in surest) + ".")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from verbalizers import Scene, TextLines, register_words, verbalize_scene
+from verbalizers.core.adapters import boxes_to_quads
 from verbalizers.core.valid_text import make_valid
 from verbalizers.core.vocabularies import load_vocabulary
 
@@ -41,7 +41,7 @@ def test_make_valid_returns_the_same_object_when_text_is_valid() -> None:
 
 
 def test_scene_is_valid_text_when_its_readers_are_not() -> None:
-    lines = TextLines(np.zeros((1, 4, 2)), ("EXIT \udc80",), [1.0])
+    lines = TextLines(boxes_to_quads([[0, 0, 3, 3]]), ("EXIT \udc80",), [1.0])
     scene = Scene((4, 4), text_lines=lines, findings={"note": "half \ud83d"}, failures={"depth": "bad \udcff"})
     verbalize_scene(scene).encode()
     assert lines.texts == ("EXIT \ufffd",) and scene.failures == {"depth": "bad \ufffd"}
