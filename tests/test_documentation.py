@@ -130,7 +130,7 @@ def test_ci_runs_the_commands_that_the_readme_names() -> None:
 def _moai_blocks() -> dict[str, list[str]]:
     """README.md's blocks of ``moai`` commands by the first command's name.
 
-    Without the one about another model of a hub, with the published verbalizers: tests/moai/pipeline/test_pipeline_prompted.py.
+    Without the one about a hub's model, which tests/moai/pipeline/test_pipeline_prompted.py does in small.
     """
     blocks = [
         [line.split("#")[0].strip() for line in block.splitlines() if line.startswith("moai ")]
