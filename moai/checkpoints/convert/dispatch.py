@@ -42,7 +42,9 @@ def _is_official_moai(source: Path) -> bool:
 
 
 KINDS: tuple[ConversionKind, ...] = (
-    ConversionKind(flamingo.KIND, flamingo.is_open_flamingo, flamingo.convert_open_flamingo_checkpoint, ("text", "vision")),
+    ConversionKind(
+        flamingo.KIND, flamingo.is_open_flamingo, flamingo.convert_open_flamingo_checkpoint, ("text", "vision")
+    ),
     ConversionKind(official.KIND, _is_official_moai, official.convert_official_checkpoint),
     ConversionKind(prismer.KIND, prismer.is_prismer, prismer.convert_prismer_checkpoint, ("label_encoder",)),
     ConversionKind(psgtr.KIND, psgtr.is_psgtr_checkpoint, psgtr.convert_psgtr),

@@ -43,7 +43,7 @@ _SEGMENTER, _DEPTH = "facebook/mask2former-swin-large-coco-panoptic", "Intel/dpt
 
 
 def is_prismer(source: Path) -> bool:
-    """Whether a folder, or the file that it holds, has the weights of a Prismer or PrismerZ in the original's layout."""
+    """Whether a folder, or the file that it holds, has weights of a Prismer or PrismerZ in the original's layout."""
     folder = _find_folder(source)
     return folder.is_dir() and looks_like_prismer(TensorFolder(folder).shapes)
 
@@ -98,13 +98,13 @@ def convert_prismer_checkpoint(
     if label_encoder is not None:
         processor.label_features = _fit_labels(label_encoder, config.label_size)
         notes.append(
-            "the features of labels were computed here: other axes than the published weights learned, whose own may not "
-            "be passed on. docs/prismer.md says how to put your copy in their place, or train the stems again"
+            "the features of labels were computed here: other axes than the published weights learned, whose own may "
+            "not be passed on. docs/prismer.md says how to put your copy in their place, or train the stems again"
         )
     elif reads_labels:
         notes.append(
-            "it has no features of labels, without which nobody can ask about an image: the original's may not be passed "
-            "on. Put your copy of them in (docs/prismer.md), or convert again with --label-encoder "
+            "it has no features of labels, without which nobody can ask about an image: the original's may not be "
+            "passed on. Put your copy of them in (docs/prismer.md), or convert again with --label-encoder "
             "openai/clip-vit-large-patch14, whose text encoder it used"
         )
     families: Counter[str] = Counter()
@@ -146,7 +146,11 @@ def _check_completeness(weights: TensorFolder, config: PrismerConfig) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
     complaints = plan_conversion(weights.shapes, expected)
     for key, same in TIED_KEYS.items():
-        if key in weights.tensors and same in weights.tensors and not torch.equal(weights.read(key), weights.read(same)):
+        if (
+            key in weights.tensors
+            and same in weights.tensors
+            and not torch.equal(weights.read(key), weights.read(same))
+        ):
             complaints.append(f"{key} differs from {same}, with which it is tied")
     if complaints:
         raise ValueError(

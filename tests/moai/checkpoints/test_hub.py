@@ -22,8 +22,8 @@ from official_checkpoints import write_release
 from pipeline_builders import draw_picture
 from verbalizer_builders import save_mask2former, save_owlv2
 
-from moai.checkpoints.io.lookup import is_hub_name
 from moai.checkpoints.convert import PublishedVerbalizers, convert
+from moai.checkpoints.io.lookup import is_hub_name
 from moai.checkpoints.io.published_settings import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
 
 pytestmark = pytest.mark.slow

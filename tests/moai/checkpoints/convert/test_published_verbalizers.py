@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from official_checkpoints import write_release
 from psgtr_checkpoints import build_official_psgtr
 from verbalizer_builders import save_mask2former, save_owlv2
 
