@@ -195,6 +195,7 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=LeftOutWarning)
+    warnings.filterwarnings("default", message=".* was cut to its first")  # the processor's, which knows no verbalizer
     warnings.showwarning = lambda message, *_, **__: note(str(message))
 
 

@@ -83,6 +83,14 @@ def test_ask_says_what_is_left_out_when_thousands_of_findings_are_brought(workpl
     assert "many.json" in result.stderr and "in row 7" in result.stderr
 
 
+def test_ask_says_that_words_are_cut_when_the_checkpoint_bounds_them(workplace, folder):
+    shutil.copytree(folder, workplace / "short")
+    file = workplace / "short" / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_auxiliary_length": 7}))
+    result = ask("a.png", "What is it?", "--scene", "scene.json", "--model", "short")
+    assert result.exit_code == 0 and "tokens and was cut to its first 7" in result.stderr
+
+
 def test_ask_prints_the_same_answer_when_streaming(workplace):
     plain, streamed = ask("a.png", "What is it?"), ask("a.png", "What is it?", "--stream")
     assert streamed.stdout.strip() == plain.stdout.strip() and streamed.exit_code == 0
