@@ -22,7 +22,14 @@ from verbalizers.nanodet import NanoDetConfig, NanoDetForObjectDetection
 
 __all__ = ["convert_nanodet", "read_convolutions"]
 
-NOTICE = """# nanodet-coco
+NOTICE = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: object-detection
+tags: [moai, coco]
+---
+
+# nanodet-coco
 
 NanoDet-g (416 px, 3.8 M parameters), which finds the 80 kinds of things of COCO. Trained by its author (upstream: mAP
 22.9 on COCO val 2017); the weights were converted, not changed, by `python -m recipes.nanodet`.

@@ -284,7 +284,14 @@ def test_answer_is_bound_to_the_base_when_the_model_is_an_adapter(workplace):
 
 def start(*arguments: str, **options):
     words = [sys.executable, "-m", "moai", "ask", *arguments, "--max-new-tokens", "4"]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        **options,
+    )
 
 
 @pytest.mark.slow
