@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -54,17 +54,20 @@ class Answering(ABC):
         processor: Its processor.
         option_names: Options of an answer that this model has beside those of ``generate``.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
+        model_class: What loads the model.
+        processor_class: What loads the processor.
     """
 
     option_names: tuple[str, ...] = ()
     text_input: str
+    model_class: type
+    processor_class: type
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
 
     @classmethod
-    @abstractmethod
-    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> Answering:
+    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> Self:
         """Load model and processor.
 
         Args:
@@ -75,10 +78,23 @@ class Answering(ABC):
         Raises:
             ValueError: The checkpoint is not whole.
         """
+        revision = revision or "main"
+        processor = cls.processor_class.from_pretrained(name_or_path, revision=revision)
+        model, report = cls.model_class.from_pretrained(
+            name_or_path, revision=revision, use_safetensors=True, output_loading_info=True, **model_kwargs
+        )
+        if report["missing_keys"]:
+            lacking = sorted(report["missing_keys"])
+            raise ValueError(
+                f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
+                " Download or convert the checkpoint again."
+            )
+        return cls(model, processor)
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write model and processor for :meth:`load`."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     @property
     def domain(self) -> str | None:
@@ -86,9 +102,9 @@ class Answering(ABC):
         return getattr(self.model.config, "domain", None)
 
     @property
-    @abstractmethod
     def max_image_pixels(self) -> int:
         """Largest image that is decoded, in pixels."""
+        return self.processor.max_image_pixels
 
     @property
     def tokenizer(self) -> Any:

@@ -42,6 +42,8 @@ class FlamingoAnswering(Answering):
 
     option_names = ("shots", "prompt", "choices")
     text_input = "context"
+    model_class = FlamingoForConditionalGeneration
+    processor_class = FlamingoProcessor
 
     def __init__(self, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> None:
         super().__init__(model, processor)
@@ -61,27 +63,7 @@ class FlamingoAnswering(Answering):
                 f"expected a Flamingo in its own precision, got {asked[0]} (--{asked[0].replace('_', '-')}), "
                 "which it does not know. Leave it out; --dtype bfloat16 halves the memory."
             )
-        processor = FlamingoProcessor.from_pretrained(name_or_path, revision=revision or "main")
-        model, report = FlamingoForConditionalGeneration.from_pretrained(
-            name_or_path, revision=revision or "main", use_safetensors=True, output_loading_info=True, **model_kwargs
-        )
-        if report["missing_keys"]:
-            lacking = sorted(report["missing_keys"])
-            raise ValueError(
-                f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
-                " Convert the checkpoint again."
-            )
-        return cls(model, processor)
-
-    def save(self, folder: Path) -> None:
-        """See :meth:`.Answering.save`."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    @property
-    def max_image_pixels(self) -> int:
-        """See :class:`.Answering`."""
-        return self.processor.max_image_pixels
+        return super().load(name_or_path, revision=revision, **model_kwargs)
 
     def check_answer_length(self, max_new_tokens: int) -> None:
         """See :meth:`.Answering.check_answer_length`."""

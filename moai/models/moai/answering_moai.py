@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -32,6 +31,8 @@ class MoAIAnswering(Answering):
 
     option_names = ("routing",)
     text_input = "auxiliary_text"
+    model_class = MoAIForConditionalGeneration
+    processor_class = MoAIProcessor
 
     def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:
         super().__init__(model, processor)
@@ -42,31 +43,6 @@ class MoAIAnswering(Answering):
                 f"expected a processor with image token id {wanted[0]} and {wanted[1]} tokens per image, as the "
                 f"model has, got {got[0]} and {got[1]}. Load both from one folder."
             )
-
-    @classmethod
-    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> MoAIAnswering:
-        """See :meth:`.Answering.load`."""
-        processor = MoAIProcessor.from_pretrained(name_or_path, revision=revision or "main")
-        model, report = MoAIForConditionalGeneration.from_pretrained(
-            name_or_path, revision=revision or "main", output_loading_info=True, **model_kwargs
-        )
-        if report["missing_keys"]:
-            lacking = sorted(report["missing_keys"])
-            raise ValueError(
-                f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
-                " Download or convert the checkpoint again."
-            )
-        return cls(model, processor)
-
-    def save(self, folder: Path) -> None:
-        """See :meth:`.Answering.save`."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    @property
-    def max_image_pixels(self) -> int:
-        """See :class:`.Answering`."""
-        return self.processor.max_image_pixels
 
     def check_answer_length(self, max_new_tokens: int) -> None:
         """See :meth:`.Answering.check_answer_length`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +58,8 @@ class PrismerAnswering(Answering):
 
     option_names = ("task", "choices")
     text_input = "auxiliary_text"
+    model_class = PrismerForConditionalGeneration
+    processor_class = PrismerProcessor
 
     def __init__(self, model: PrismerForConditionalGeneration, processor: PrismerProcessor) -> None:
         super().__init__(model, processor)
@@ -67,31 +68,6 @@ class PrismerAnswering(Answering):
                 f"expected a processor of the model's experts ({', '.join(model.config.experts) or 'none'}), got one "
                 f"of {', '.join(processor.experts) or 'none'}. Load both from one folder."
             )
-
-    @classmethod
-    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> PrismerAnswering:
-        """See :meth:`.Answering.load`."""
-        processor = PrismerProcessor.from_pretrained(name_or_path, revision=revision or "main")
-        model, report = PrismerForConditionalGeneration.from_pretrained(
-            name_or_path, revision=revision or "main", use_safetensors=True, output_loading_info=True, **model_kwargs
-        )
-        if report["missing_keys"]:
-            lacking = sorted(report["missing_keys"])
-            raise ValueError(
-                f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
-                " Convert the checkpoint again."
-            )
-        return cls(model, processor)
-
-    def save(self, folder: Path) -> None:
-        """See :meth:`.Answering.save`."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    @property
-    def max_image_pixels(self) -> int:
-        """See :class:`.Answering`."""
-        return self.processor.max_image_pixels
 
     def check_answer_length(self, max_new_tokens: int) -> None:
         """See :meth:`.Answering.check_answer_length`."""

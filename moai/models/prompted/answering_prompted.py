@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -28,34 +27,11 @@ class PromptedAnswering(Answering):
 
     option_names = ("style", "place")
     text_input = "context"
+    model_class = AutoModelForImageTextToText
+    processor_class = PromptedProcessor
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor if isinstance(processor, PromptedProcessor) else PromptedProcessor(processor))
-
-    @classmethod
-    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> PromptedAnswering:
-        """See :meth:`.Answering.load`."""
-        processor = PromptedProcessor.from_pretrained(name_or_path, revision=revision or "main")
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            name_or_path, revision=revision or "main", use_safetensors=True, output_loading_info=True, **model_kwargs
-        )
-        if report["missing_keys"]:
-            lacking = sorted(report["missing_keys"])
-            raise ValueError(
-                f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
-                " Download the checkpoint again."
-            )
-        return cls(model, processor)
-
-    def save(self, folder: Path) -> None:
-        """See :meth:`.Answering.save`."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    @property
-    def max_image_pixels(self) -> int:
-        """See :class:`.Answering`."""
-        return self.processor.max_image_pixels
 
     def _longest_prompt(self, max_new_tokens: int) -> int | None:
         longest = count_positions(self.model.config.get_text_config())
