@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
+from .quantization_choice import list_wanted_bits
 
 __all__ = ["Answering", "GeneratedAnswer", "TooLongError"]
 
@@ -56,12 +57,14 @@ class Answering(ABC):
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
         model_class: What loads the model.
         processor_class: What loads the processor.
+        can_quantize: Whether the model loads in 4 and 8 bits.
     """
 
     option_names: tuple[str, ...] = ()
     text_input: str
     model_class: type
     processor_class: type
+    can_quantize: bool = False
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -76,8 +79,13 @@ class Answering(ABC):
             **model_kwargs: To the model's ``from_pretrained``.
 
         Raises:
-            ValueError: The checkpoint is not whole.
+            ValueError: The checkpoint is not whole, or asked for in bits that the model does not load in.
         """
+        if (bits := list_wanted_bits(model_kwargs)) and not cls.can_quantize:
+            raise ValueError(
+                f"expected {name_or_path} in its own precision, got load_in_{bits[0]}bit (--load-in-{bits[0]}bit), "
+                "which such a model does not know. Leave it out; --dtype bfloat16 halves the memory."
+            )
         revision = revision or "main"
         processor = cls.processor_class.from_pretrained(name_or_path, revision=revision)
         model, report = cls.model_class.from_pretrained(

@@ -55,16 +55,6 @@ class FlamingoAnswering(Answering):
                 " Load both from one folder."
             )
 
-    @classmethod
-    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> FlamingoAnswering:
-        """See :meth:`.Answering.load`."""
-        if asked := [f"load_in_{bits}bit" for bits in (4, 8) if model_kwargs.pop(f"load_in_{bits}bit", False)]:
-            raise ValueError(
-                f"expected a Flamingo in its own precision, got {asked[0]} (--{asked[0].replace('_', '-')}), "
-                "which it does not know. Leave it out; --dtype bfloat16 halves the memory."
-            )
-        return super().load(name_or_path, revision=revision, **model_kwargs)
-
     def check_answer_length(self, max_new_tokens: int) -> None:
         """See :meth:`.Answering.check_answer_length`."""
         longest = self.model.config.max_positions

@@ -33,6 +33,7 @@ class MoAIAnswering(Answering):
     text_input = "auxiliary_text"
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
+    can_quantize = True
 
     def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:
         super().__init__(model, processor)

@@ -25,6 +25,7 @@ from ...checkpoints.io.adapter_files import (
 from ...import_utils import require
 from ...processing.remote_code import InstalledCode
 from ..cache_names import CACHE_NAME
+from ..quantization_choice import list_wanted_bits
 from .configuration_moai import MoAIConfig
 from .gradient_checkpointing import without_reentrance
 from .injection import initialise_partial_lora
@@ -79,7 +80,7 @@ class MoAIPreTrainedModel(InstalledCode, PreTrainedModel):
             ValueError: An adapter's base model is not there or does not fit it, a file of weights is damaged, or the
                 checkpoint was saved in another quantisation than is asked for.
         """
-        wanted = {bits for bits in (4, 8) if kwargs.get(f"load_in_{bits}bit")}
+        wanted = set(list_wanted_bits(kwargs))
         kwargs = with_default_skip_modules(kwargs)
         kwargs.setdefault("use_safetensors", True)  # never unpickle
         source, adapter, revision = pretrained_model_name_or_path, None, kwargs.get("revision")

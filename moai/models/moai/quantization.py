@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from ...import_utils import require
+from ..quantization_choice import resolve_quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,16 +39,8 @@ def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
         ImportError: If bitsandbytes is not installed; says what to install.
         ValueError: If both 4 and 8 bits are asked for, or one of them beside a ``quantization_config``.
     """
-    kwargs = dict(kwargs)
-    in_4bit, in_8bit = kwargs.pop("load_in_4bit", False), kwargs.pop("load_in_8bit", False)
+    kwargs = resolve_quantization(kwargs)
     config = kwargs.get("quantization_config")
-    if in_4bit and in_8bit:
-        raise ValueError("Expected one of load_in_4bit and load_in_8bit, got both. Choose one.")
-    if (in_4bit or in_8bit) and config is not None:
-        raise ValueError("Expected load_in_4bit / load_in_8bit or `quantization_config`, got both. Choose one.")
-    if in_4bit or in_8bit:
-        require("bitsandbytes", purpose="4-bit and 8-bit loading")
-        config = _default_config(in_4bit, kwargs.get("dtype"))
     if config is None:
         return kwargs
     if isinstance(config, dict):
@@ -60,21 +52,6 @@ def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
         config.llm_int8_skip_modules = list(COMPUTE_DTYPE_MODULES)
     kwargs["quantization_config"] = config
     return kwargs
-
-
-def _default_config(in_4bit: bool, dtype: Any) -> Any:
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if not in_4bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    compute_dtype = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
 
 
 def check_stored_quantization(model: PreTrainedModel, wanted: set[int]) -> None:

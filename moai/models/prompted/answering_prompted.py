@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, BatchFeature
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, TooLongError
 from ..context_length import count_positions
+from ..quantization_choice import resolve_quantization
 from .processing_prompted import PromptedProcessor, PromptSettings
 from .scenes_prompted import encode_scenes
 
@@ -29,9 +30,15 @@ class PromptedAnswering(Answering):
     text_input = "context"
     model_class = AutoModelForImageTextToText
     processor_class = PromptedProcessor
+    can_quantize = True
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor if isinstance(processor, PromptedProcessor) else PromptedProcessor(processor))
+
+    @classmethod
+    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> PromptedAnswering:
+        """See :meth:`.Answering.load`; 4 and 8 bits as transformers loads them, heads in their own."""
+        return super().load(name_or_path, revision=revision, **resolve_quantization(model_kwargs))
 
     def _longest_prompt(self, max_new_tokens: int) -> int | None:
         longest = count_positions(self.model.config.get_text_config())

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from moai import Pipeline
 from moai.checkpoints.io.verbalizer_settings import build_named_verbalizers
 from moai.cli import app
+from moai.models.quantization_choice import resolve_quantization
 from verbalizers import Detections, Scene, TextLines
 
 FAST = {"max_new_tokens": 6}
@@ -120,3 +121,17 @@ def test_named_verbalizers_are_the_published_ones_when_the_model_names_none():
     ]  # fmt: skip
     (segmenter,) = build_named_verbalizers("segmentation")
     assert segmenter.checkpoint == built[0].checkpoint == "facebook/mask2former-swin-base-coco-panoptic"
+
+
+def test_pipeline_loads_in_few_bits_when_asked(tmp_path):
+    pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "moai-vlm[quantization]"')
+    folder = save_prompted(tmp_path, "llava")
+    pipeline = Pipeline.from_pretrained(folder, verbalizers=[], load_in_8bit=True)
+    linear = pipeline.answering.model.get_decoder().layers[0].self_attn.q_proj
+    assert linear.weight.dtype == torch.int8
+    assert isinstance(pipeline(draw_picture(), "What?", max_new_tokens=2).answer, str)
+    chosen = resolve_quantization({"load_in_4bit": True, "load_in_8bit": False, "dtype": torch.float16})
+    assert chosen["quantization_config"].bnb_4bit_quant_type == "nf4"
+    assert chosen["quantization_config"].bnb_4bit_compute_dtype == torch.float16
+    with pytest.raises(ValueError, match="got both"):
+        Pipeline.from_pretrained(folder, verbalizers=[], load_in_8bit=True, load_in_4bit=True)

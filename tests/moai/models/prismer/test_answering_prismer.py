@@ -45,6 +45,11 @@ def test_pipeline_answers_a_batch_as_singles_when_scenes_are_given(folder: Path,
     assert [a.answer for a in again] == [a.answer for a in ask(folder, images, questions, scenes=scenes)]
 
 
+def test_pipeline_refuses_few_bits_by_name_when_asked(folder: Path) -> None:
+    with pytest.raises(ValueError, match="--load-in-4bit"):
+        Pipeline.from_pretrained(folder, load_in_4bit=True)
+
+
 def test_scene_changes_the_answer_only_when_the_model_has_experts(folder: Path) -> None:
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
     options = {"choices": ["yes", "no", "two", "red"]}
