@@ -15,6 +15,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()
+
+
 def list_bundled_checkpoints() -> dict[str, Path]:
     """Names and folders of the checkpoints that ship with MoAI."""
     return {path.parent.name: path.parent for path in sorted(BUNDLED_FOLDER.glob("*/config.json"))}
@@ -41,16 +45,18 @@ def find_checkpoint(name_or_path: str | Path) -> str:
         ValueError: It is none of them, or a folder without ``config.json``.
     """
     text, folder = str(name_or_path), Path(name_or_path).expanduser()
-    if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
+    if _is_checkpoint(folder):
         return str(folder)  # an adapter names its base model; transformers loads both
     shipped = list_bundled_checkpoints().get(text) or bundled.find_bundled("checkpoints", text)
     if shipped is not None and (shipped / "config.json").is_file():
         return str(shipped)
     if folder.is_dir():
-        official = (
-            " Official weights are turned into this format by `moai convert SRC OUT`." if any(folder.iterdir()) else ""
-        )
-        raise ValueError(f"expected a checkpoint folder with config.json, got {text!r} without one.{official}")
+        next_step = ""
+        if _is_checkpoint(folder / "final"):
+            next_step = f" The training there wrote its result to {str(folder / 'final')!r}: name that."
+        elif any(folder.iterdir()):
+            next_step = " Official weights are turned into this format by `moai convert SRC OUT`."
+        raise ValueError(f"expected a checkpoint folder with config.json, got {text!r} without one.{next_step}")
     if is_hub_name(text):
         return text
     known = ", ".join(list_bundled_checkpoints())
