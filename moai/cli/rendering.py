@@ -84,12 +84,14 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
     Yields:
         ``show(num_done, counts="")``: how many are done, and words behind the bar.
     """
+    if not sys.stderr.isatty():  # a disabled bar of older releases still ends with an empty line
+        yield lambda num_done, counts="": None
+        return
     columns = [SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     bar = Progress(
         *columns,
         TextColumn("{task.fields[counts]}"),
         console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
         redirect_stdout=sys.stdout.isatty(),  # results in a file or a pipe stay there
     )
     with bar:

@@ -297,7 +297,7 @@ def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise _too_many_pixels(name, f"{width}x{height} = {width * height} pixels", max_pixels)
     try:
         image.load()
-    except (*_DECODER_ERRORS, MemoryError) as error:
+    except (*_DECODER_ERRORS, MemoryError, AttributeError) as error:  # the last from older Pillows: no file to seek in
         if getattr(image, "fp", image) is None or "closed" in str(error):
             raise ImageLoadError(
                 f"expected an image that can be read, got {name}, whose file was closed before its pixels were loaded. "
