@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
 
-from ..processing.image_loading import ImageLoadError, check_image_path
+from ..processing.image_loading import ImageLoadError, TooManyPixelsError, load_image
 from .answer_settings import AnswerSettings
 from .overlays import draw_overlay
 from .rendering import (
@@ -74,7 +74,7 @@ def answer_pictures(
 
 
 def tell_unreadable_images(images: Sequence[str], question: str, settings: AnswerSettings) -> bool:
-    """Report images that are not there, without a model, where none of them is; else each is reported in its place.
+    """Report images that cannot be read, without a model, where none can; else each is reported in its place.
 
     Args:
         images: Paths.
@@ -82,16 +82,18 @@ def tell_unreadable_images(images: Sequence[str], question: str, settings: Answe
         settings: ``is_json`` counts.
 
     Returns:
-        Whether at least one image is there.
+        Whether at least one image can be read.
     """
     problems = []
     for image in images:
         try:
-            check_image_path(image)
+            load_image(image)
+        except TooManyPixelsError:
+            return True  # for the checkpoint to say: it has a bound of its own
         except ImageLoadError as error:
             problems.append((image, str(error)))
-    if len(problems) < len(images):
-        return True
+        else:
+            return True
     for image, problem in problems:
         if settings.is_json:
             print_json({"image": image, "question": question, "answer": None, "error": problem})

@@ -22,7 +22,7 @@ class Answer:
         scene: What the verbalizers found; None where the image could not be read.
         auxiliary_text: The verbalization, as the model read it.
         missing: Kind -> why this verbalizer did not contribute. The answer was given without it.
-        report: What the model tells about how it answered, where it was asked to; MoAI's ``routing``.
+        report: What the model tells about how it answered, by name, where it was asked to (its ``answering_X.py``).
         error: Why there is no answer (``on_error="skip"`` only).
     """
 

@@ -39,7 +39,7 @@ class Pipeline:
     """Answers questions about images.
 
     Args:
-        model: The model, in evaluation mode on its device: a MoAI, or any image-text-to-text model of transformers.
+        model: The model, in evaluation mode on its device.
         processor: Its processor.
         verbalizers: Ready verbalizers, at most one per kind; empty = answers rest on the image alone.
         settings: What the model was taught to read and how it is said.
@@ -228,9 +228,8 @@ class Pipeline:
             images: See :meth:`__call__`.
             questions: Likewise.
             scenes: Likewise.
-            options: The model's own, by name; MoAI's ``routing`` (mode, mapping or weights, see
-                :func:`mixer.resolve_routing`).
-            is_reporting: Hand back what the model tells about how it answered; MoAI: the prompt's gate weights.
+            options: The model's own, by name: those of its ``answering_X.py``.
+            is_reporting: Hand back what the model tells about how it answered.
             timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
             max_new_tokens: Longest answer in tokens.
             stream: Called with each piece of the answer as it comes; the batch size is 1 then.

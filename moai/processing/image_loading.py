@@ -57,6 +57,10 @@ class ImageLoadError(ValueError):
     """An image could not be read; the message says what was expected, what came, and what to do."""
 
 
+class TooManyPixelsError(ImageLoadError):
+    """An image is whole as far as was looked, and larger than `max_pixels`."""
+
+
 def is_url(source: object) -> bool:
     """Whether `source` is a string with a URL scheme (``https://...``, ``file://...``, ``data:...``)."""
     if not isinstance(source, str):
@@ -280,8 +284,8 @@ def _find_reason(data: bytes, formats: list[str]) -> str | None:
     return None
 
 
-def _too_many_pixels(name: str, got: str, max_pixels: int) -> ImageLoadError:
-    return ImageLoadError(
+def _too_many_pixels(name: str, got: str, max_pixels: int) -> TooManyPixelsError:
+    return TooManyPixelsError(
         f"expected at most {max_pixels} pixels, got {name} with {got}. Shrink the image or raise `max_pixels`."
     )
 

@@ -91,6 +91,15 @@ def test_ask_says_that_words_are_cut_when_the_checkpoint_bounds_them(workplace, 
     assert result.exit_code == 0 and "tokens and was cut to its first 7" in result.stderr
 
 
+def test_ask_needs_no_model_when_no_image_can_be_read(workplace, monkeypatch):
+    (workplace / "text.png").write_text("hello")
+    whole = (workplace / "a.png").read_bytes()
+    (workplace / "cut.png").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr("moai.cli.answer_settings.load_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
+    result = ask("text.png", "cut.png", "What is it?")
+    assert result.exit_code == 1 and "begins with b'hello'" in result.stderr and "cut off" in result.stderr
+
+
 def test_ask_prints_the_same_answer_when_streaming(workplace):
     plain, streamed = ask("a.png", "What is it?"), ask("a.png", "What is it?", "--stream")
     assert streamed.stdout.strip() == plain.stdout.strip() and streamed.exit_code == 0
