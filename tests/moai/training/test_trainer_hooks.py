@@ -150,10 +150,8 @@ def test_broken_state_is_not_saved(tmp_path: Path) -> None:
     class Broken(TeacherTask):
         def after_step(self, step: int) -> None:
             super().after_step(step)
-            self.queue[0, 0] = float("nan")
-
-        def forward(self, inputs):
-            return super().forward(inputs)[0].nan_to_num(0.0), {}
+            if step == 5:  # which is saved
+                self.queue[0, 0] = float("nan")
 
     with pytest.raises(ValueError, match="got others in 'queue'"):
         run(tmp_path / "run", Broken())
