@@ -53,7 +53,7 @@ FOLDER_LAW = {
     "moai/models/prismer": ("moai/models",),
     "moai/checkpoints/convert": ("verbalizers", "moai/models/moai", "moai/models/flamingo", "moai/models/prismer"),
     "moai/pipeline": ("verbalizers", "moai/models"),
-    "moai/data": ("verbalizers", "moai/scenes", "moai/models/moai"),
+    "moai/data": ("verbalizers", "moai/scenes", "moai/processing", "moai/checkpoints/io"),
     "moai/training": ("verbalizers", "moai/models/moai", "moai/data"),
     "moai/evaluation": ("verbalizers", "moai/models/moai", "moai/data", "moai/pipeline", "moai/training"),
     "moai/serving": ("verbalizers", "moai/pipeline"),
@@ -62,7 +62,7 @@ FOLDER_LAW = {
 # The only files of a model that know what verbalizers found: scenes to what the model's processor takes.
 SCENES_FILE = "moai/models/*/scenes_*.py"
 # The only files of a model that know how it is trained.
-TRAINING_FILES = ("moai/models/*/task_*.py", "moai/models/*/settings_*.py")
+TRAINING_FILES = ("moai/models/*/task_*.py", "moai/models/*/settings_*.py", "moai/models/*/collator_*.py")
 # Inside verbalizers a folder imports itself and what stands beside its name here, nothing else, no file is forgiven.
 VERBALIZERS_LAW = {
     "verbalizers/core": (),
