@@ -15,6 +15,7 @@ from .ablate import ablate
 from .ask import ask
 from .convert import convert
 from .info import info
+from .serve import serve
 from .train import train
 from .verbalize import verbalize
 
@@ -50,5 +51,6 @@ app.command(no_args_is_help=True)(ask)
 app.command(no_args_is_help=True)(verbalize)
 app.command(no_args_is_help=True)(convert)
 app.command()(info)
+app.command()(serve)
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(ablate)
