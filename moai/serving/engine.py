@@ -147,7 +147,8 @@ class Engine:
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
     ) -> None:
         self.pipeline, self.batch_size = pipeline, batch_size
-        self.cache, self.metrics = cache or SceneCache(0), metrics or Metrics()
+        self.cache = SceneCache(0) if cache is None else cache
+        self.metrics = metrics or Metrics()
         self.max_prompt_tokens = max_prompt_tokens or pipeline.answering.longest_sequence
         self._timeout_s = timeout_s
         # On a CPU a look at several images takes as long as several looks, and the first would wait for the last.

@@ -69,7 +69,7 @@ class MediaReader:
             return self._decode(url)
         try:
             parts = urlsplit(url)
-            is_web = parts.scheme in ("http", "https") and parts.hostname
+            is_web = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:
             is_web = False
         if not is_web:
@@ -101,7 +101,8 @@ class MediaReader:
         """The content at an address; or the next address, and None."""
         parts = urlsplit(url)
         address, port = self._find_address(parts)
-        connection = _connect(parts, address, port, _count_left(deadline))
+        connection = http.client.HTTPConnection(parts.hostname, port)
+        connection.sock = sock = _connect(parts, address, port, _count_left(deadline))
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             host = parts.netloc.rpartition("@")[2]
@@ -112,19 +113,16 @@ class MediaReader:
             if reply.status != 200:
                 raise ValueError(f"expected an image at the address given, got status {reply.status}. Check it.")
             content = bytearray()
-            while piece := self._read_piece(connection, reply, deadline):
+            while True:
+                sock.settimeout(_count_left(deadline))
+                if not (piece := reply.read1(2**16)):
+                    break
                 content += piece
                 if len(content) > self.max_bytes:
                     raise ValueError(f"expected an image of at most {self.max_bytes} bytes, got more. Shrink it.")
             return url, bytes(content)
         finally:
             connection.close()
-
-    @staticmethod
-    def _read_piece(connection: http.client.HTTPConnection, reply: http.client.HTTPResponse, deadline: float) -> bytes:
-        if connection.sock is not None:
-            connection.sock.settimeout(_count_left(deadline))
-        return reply.read1(2**16)
 
     def _find_address(self, parts: SplitResult) -> tuple[str, int]:
         """The checked IP address and the port of an address.
@@ -134,7 +132,10 @@ class MediaReader:
         """
         usual = {"http": 80, "https": 443}
         host = (parts.hostname or "").lower().rstrip(".")
-        port = parts.port or usual.get(parts.scheme, 0)
+        try:
+            port = parts.port or usual.get(parts.scheme, 0)
+        except ValueError:  # its message would repeat the address
+            port = 0
         name = host if port == usual.get(parts.scheme) else f"{host}:{port}"
         if parts.scheme not in usual or name not in {each.lower() for each in self.hosts}:
             raise ValueError(
@@ -158,15 +159,13 @@ def _count_left(deadline: float) -> float:
     return left
 
 
-def _connect(parts: SplitResult, address: str, port: int, timeout_s: float) -> http.client.HTTPConnection:
+def _connect(parts: SplitResult, address: str, port: int, timeout_s: float) -> socket.socket:
     """A connection to an IP address, under the host's name."""
     sock = socket.create_connection((address, port), timeout_s)
-    connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout_s)
+    if parts.scheme != "https":
+        return sock
     try:
-        if parts.scheme == "https":
-            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=parts.hostname)
+        return ssl.create_default_context().wrap_socket(sock, server_hostname=parts.hostname)
     except BaseException:
         sock.close()
         raise
-    connection.sock = sock
-    return connection

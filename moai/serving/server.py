@@ -30,7 +30,14 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def run_app(app: FastAPI, host: str, port: int, drain_s: float, on_start: Callable[[int], None]) -> None:
+def run_app(
+    app: FastAPI,
+    host: str,
+    port: int,
+    drain_s: float,
+    on_start: Callable[[int], None],
+    on_build: Callable[[uvicorn.Server], None] | None = None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what is being answered, take nothing more, and return.
 
     Args:
@@ -39,6 +46,7 @@ def run_app(app: FastAPI, host: str, port: int, drain_s: float, on_start: Callab
         port: Its port; 0 = any free one.
         drain_s: Seconds that running answers have at the end.
         on_start: Called with the port when requests are taken.
+        on_build: Called with the server, whose ``should_exit`` ends it from another thread.
 
     Raises:
         OSError: The address is not free.
@@ -54,6 +62,8 @@ def run_app(app: FastAPI, host: str, port: int, drain_s: float, on_start: Callab
         timeout_graceful_shutdown=int(drain_s) + 1,
     )
     server = _Server(config, app, on_start)
+    if on_build is not None:
+        on_build(server)
     try:
         server.run()
     except SystemExit as error:  # uvicorn's way to say that it could not start; it has logged why
