@@ -79,7 +79,7 @@ def test_image_is_read_when_its_host_was_named(server):
         ("file:///etc/passwd", {}, "data URL"),
         ("/etc/passwd", {}, "data URL"),
         ("http://[::1/a", {}, "data URL"),
-        ("http://HOST:99999/a", {}, ""),
+        ("http://HOST:99999/a", {}, "--allow-media-host|data URL"),
         ("data:image/png,abc", {}, "base64"),
         (as_data_url(b"x" * 600), {"max_bytes": 500}, "at most 500 bytes"),
         ("data:image/png;base64,\u00e9\u00e9", {}, "base64"),
