@@ -49,8 +49,8 @@ def upload(page, seed=0):
 
 
 def wait_for_answer(page, number=1):
-    page.wait_for_function(f"document.querySelectorAll('#turns .assistant').length === {number}")
-    page.wait_for_function("!document.getElementById('ask').disabled")
+    playwright.expect(page.locator("#turns .assistant")).to_have_count(number)
+    playwright.expect(page.locator("#ask")).to_be_enabled(timeout=60_000)
     return page.locator("#turns .assistant").last.inner_text()
 
 
@@ -59,15 +59,15 @@ def test_page_answers_and_shows_what_was_found_when_an_image_is_asked_about(page
     page.fill("#question", "What is it?")
     page.keyboard.press("Enter")
     first = wait_for_answer(page)
-    page.wait_for_function("document.getElementById('image').dataset.drawn === 'ocr'")
+    playwright.expect(page.locator("#image")).to_have_attribute("data-drawn", "ocr", timeout=30_000)
     assert first and "MEAN" in page.inner_text("#verbalization")
     page.click("summary >> nth=1")
     assert "%" in page.inner_text("#shares")
     page.uncheck("#kinds input")
-    page.wait_for_function("document.getElementById('image').dataset.drawn === ''")
+    playwright.expect(page.locator("#image")).to_have_attribute("data-drawn", "", timeout=30_000)
     page.click("#again")
     wait_for_answer(page, 2)
-    page.wait_for_function("document.getElementById('verbalization').innerText.includes('switched off')")
+    playwright.expect(page.locator("#verbalization")).to_contain_text("switched off", timeout=30_000)
     assert "MEAN" not in page.inner_text("#verbalization")
     page.fill("#question", "And why?")
     page.click("#ask")
@@ -87,7 +87,7 @@ def test_page_is_used_by_keyboard_when_there_is_no_mouse(page):
             page.keyboard.press("Enter")
             break
     assert seen >= {"file"}
-    page.wait_for_function("document.activeElement.id === 'question'")
+    playwright.expect(page.locator("#question")).to_be_focused(timeout=30_000)
     page.keyboard.press("Enter")
     assert wait_for_answer(page)
 
@@ -96,8 +96,7 @@ def test_page_says_what_is_wrong_when_a_file_is_no_image(page):
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
     page.fill("#question", "What is it?")
     page.click("#ask")
-    page.wait_for_function("document.getElementById('problem').textContent !== ''")
-    assert "expected an image" in page.inner_text("#problem")
+    playwright.expect(page.locator("#problem")).to_contain_text("expected an image", timeout=30_000)
     assert page.input_value("#question") == "What is it?" and page.locator("#turns p").count() == 0
     page.problems = [text for text in page.problems if "400" not in text]  # the browser notes the status
 
@@ -111,7 +110,7 @@ def test_page_takes_text_for_text_when_it_looks_like_html(page):
     assert page.locator("#turns img, #turns b").count() == 0
 
 
-def test_page_asks_for_the_key_when_there_is_one(browser, app, tmp_path):
+def test_page_asks_for_the_key_when_there_is_one(browser, tmp_path):
     with serving(write_tiny_checkpoint(tmp_path), api_key="secret", has_page=True) as guarded:
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{guarded.state.port}/")
@@ -119,7 +118,7 @@ def test_page_asks_for_the_key_when_there_is_one(browser, app, tmp_path):
         upload(page)
         page.fill("#question", "What is it?")
         page.click("#ask")
-        page.wait_for_function("document.getElementById('problem').textContent.includes('API key')")
+        playwright.expect(page.locator("#problem")).to_contain_text("API key", timeout=30_000)
         page.fill("#key", "secret")
         page.click("#ask")
         assert wait_for_answer(page)
