@@ -285,7 +285,7 @@ def test_checkpoint_is_read_once_when_a_recipe_is_made(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     verbalizer = build_verbalizer("segmentation", "transformers", checkpoint=tmp_path)
     fingerprint = verbalizer.fingerprint()
-    read = count_calls(monkeypatch, verbalizer, "fingerprint_checkpoint")
+    read = count_calls(monkeypatch, verbalizer_module, "fingerprint_checkpoint")
     (entry,) = Recipe.from_verbalizers([verbalizer]).entries
     assert entry.fingerprint == fingerprint and len(read) == 1
     read.clear()
