@@ -12,6 +12,7 @@ from cache_verbalizers import BAD_COLOR, MeanColour, TwoHalves, Unsayable, load_
 from PIL import Image
 
 from verbalizers import WordSettings, build_verbalizer, parse_scene, verbalize_scene
+from verbalizers.core import verbalizer as verbalizer_module
 from verbalizers.store import building, work
 from verbalizers.store import cache as cache_module
 from verbalizers.store.building import build_cache
