@@ -3,7 +3,6 @@
 Importing this package needs numpy and Pillow only; every backend is imported when it is first used.
 """
 
-from verbalizers.backends.depth import DepthMap
 from verbalizers.backends.detection_ultralytics import UltralyticsDetector
 from verbalizers.backends.ocr_paddleocr import PaddleOCRVerbalizer
 from verbalizers.backends.ocr_transformers import TransformersOCR
@@ -18,6 +17,7 @@ from verbalizers.core.base import (
 )
 from verbalizers.core.checkpoints import CheckpointVerbalizer
 from verbalizers.core.drawing import draw_scene
+from verbalizers.core.label_map import LabelMap
 from verbalizers.core.scene import parse_scene
 from verbalizers.core.segmentation_map import pascal_colors, render_segmentation_map
 from verbalizers.core.sentences import (
@@ -44,10 +44,10 @@ from verbalizers.store.cache import Verbalization, VerbalizationCache
 __all__ = [
     "SCENE_FIELDS",
     "CheckpointVerbalizer",
-    "DepthMap",
     "Detections",
     "Finding",
     "GeometricSceneGraph",
+    "LabelMap",
     "PaddleOCRVerbalizer",
     "Relations",
     "Scene",
