@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from verbalizers.core.base import register_verbalizer, register_words
 from verbalizers.core.boxes import box_iou, clip_boxes
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.label_map import LabelMap
+from verbalizers.core.registry import register_verbalizer, register_words
 from verbalizers.core.structures import Relations, Scene
 from verbalizers.core.words import WordSettings, list_sentence, number_duplicates, strip_coco_suffixes
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from verbalizers.core.base import find_drawing
 from verbalizers.core.boxes import clip_boxes
 from verbalizers.core.label_map import LabelMap
+from verbalizers.core.registry import find_drawing
 from verbalizers.core.segmentation_map import pascal_colors
 from verbalizers.core.structures import Detections, Relations, Scene, Segments, TextLines
 from verbalizers.core.words import LeftOutWarning, number_duplicates, strip_coco_suffixes
