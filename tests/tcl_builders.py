@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from PIL import Image
 from transformers import BertTokenizer
 
 from moai.models.tcl.configuration_tcl import TCLConfig
+from moai.models.tcl.image_processing_tcl import TCLImageProcessor
 from moai.models.tcl.modeling_tcl import TCLModel
 from moai.models.tcl.processing_tcl import TCLProcessor
-from moai.processing.image_processing_moai import MoAIImageProcessor
 
 __all__ = ["build_tcl_config", "build_tcl_model", "build_tcl_processor"]
 
@@ -39,5 +38,5 @@ def build_tcl_processor(folder: Path) -> TCLProcessor:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    images = MoAIImageProcessor(size={"height": SIDE, "width": SIDE}, resample=Image.Resampling.BICUBIC)
+    images = TCLImageProcessor(size={"height": SIDE, "width": SIDE})
     return TCLProcessor(images, tokenizer, max_text_length=14)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from PIL import Image
 from transformers import AutoTokenizer
 
 from verbalizers.core.durable_files import atomic_folder
@@ -20,9 +19,9 @@ from ...models.tcl.convert import (
     looks_like_tcl,
     plan_conversion,
 )
+from ...models.tcl.image_processing_tcl import TCLImageProcessor
 from ...models.tcl.modeling_tcl import TCLModel
 from ...models.tcl.processing_tcl import TCLProcessor
-from ...processing.image_processing_moai import MoAIImageProcessor
 from ..io.tensor_folder import TensorFolder, list_names
 from ..io.tensor_writing import ShardedWriter
 from .model_card import write_card
@@ -161,5 +160,5 @@ def _build_processor(folder: Path, config: TCLConfig, tokenizer: str | Path | No
             f"expected a tokenizer of at most {config.text_config.vocab_size} tokens, got {len(loaded)} in {tokenizer}."
         )
     side = config.vision_config.image_size
-    images = MoAIImageProcessor(size={"height": side, "width": side}, resample=Image.Resampling.BICUBIC)
+    images = TCLImageProcessor(size={"height": side, "width": side})
     return TCLProcessor(images, loaded)

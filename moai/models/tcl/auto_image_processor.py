@@ -1,11 +1,11 @@
-"""Registers the image processor with AutoImageProcessor: CLIP's without cropping, as MoAI's."""
+"""Registers the image processor with AutoImageProcessor: CLIP's without cropping."""
 
 from transformers import AutoImageProcessor
 
-from ...processing.image_processing_moai import MoAIImageProcessor
 from .configuration_tcl import TCLConfig
+from .image_processing_tcl import TCLImageProcessor
 
 # Both names lead to the Pillow form: pixels must not depend on whether torchvision is installed.
 AutoImageProcessor.register(
-    TCLConfig, image_processor_classes={"pil": MoAIImageProcessor, "torchvision": MoAIImageProcessor}, exist_ok=True
+    TCLConfig, image_processor_classes={"pil": TCLImageProcessor, "torchvision": TCLImageProcessor}, exist_ok=True
 )
