@@ -12,6 +12,7 @@ from cache_verbalizers import BAD_COLOR, MeanColour, PixelValues, TwoHalves, Uns
 from PIL import Image
 
 from verbalizers import WordSettings, build_verbalizer, parse_scene, verbalize_scene
+from verbalizers.core import verbalizer as verbalizer_module
 from verbalizers.store import building, work
 from verbalizers.store import cache as cache_module
 from verbalizers.store.building import build_cache
@@ -276,7 +277,7 @@ def test_checkpoint_is_read_once_when_a_recipe_is_made(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     verbalizer = build_verbalizer("segmentation", "transformers", checkpoint=tmp_path)
     fingerprint = verbalizer.fingerprint()
-    read = count_calls(monkeypatch, verbalizer, "fingerprint_checkpoint")
+    read = count_calls(monkeypatch, verbalizer_module, "fingerprint_checkpoint")
     (entry,) = Recipe.from_verbalizers([verbalizer]).entries
     assert entry.fingerprint == fingerprint and len(read) == 1
     read.clear()
