@@ -21,6 +21,8 @@ __all__ = ["Guard"]
 #: Paths that tell nothing and cost nothing: for probes, and for the page, which asks for the key itself.
 _OPEN_PATHS = ("/health", "/ready", "/", "/page/page.js", "/page/page.css", "/page/settings")
 _LOCAL_NAMES = {"localhost"}
+#: Seconds in which a client may end what it was sending when it is refused.
+_DISCARD_S = 5.0
 
 
 class Guard:
@@ -57,6 +59,7 @@ class Guard:
             await send(message)
 
         if (refusal := self._refuse(scope)) is not None:
+            await self._discard(receive)
             await _reply(counting_send, *refusal)
             return
         is_work = scope["method"] == "POST"
@@ -117,6 +120,20 @@ class Guard:
     def _too_long(self) -> str:
         return f"expected a body of at most {self.settings.max_body_bytes} bytes, got more. Send smaller images."
 
+    async def _discard(self, receive: Callable) -> None:
+        """Read the rest of a body that nobody wants and keep nothing of it: a client that is still sending would meet
+        a closed connection in place of the answer. Only so much and so long; who sends more has been told.
+        """
+        num_bytes, deadline = 0, time.monotonic() + _DISCARD_S
+        try:
+            while num_bytes <= 4 * self.settings.max_body_bytes:
+                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                num_bytes += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+        except TimeoutError:
+            return
+
     def _count_body(self, receive: Callable) -> Callable:
         """``receive`` that counts what comes, within the time that a request has."""
         num_bytes, is_whole = 0, False
@@ -133,6 +150,8 @@ class Guard:
             num_bytes += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
             if num_bytes > self.settings.max_body_bytes:
+                if not is_whole:
+                    await self._discard(receive)
                 raise HTTPException(413, self._too_long())
             return message
 
