@@ -129,9 +129,7 @@ def test_two_processes_equal_one(tmp_path, data, whole, task):
         got, expected = load_file(tmp_path / "two" / file), load_file(whole[task] / file)
         assert got.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(
-                got[key], value, atol=1e-4, rtol=1e-4, msg=key
-            )
+            torch.testing.assert_close(got[key], value, atol=1e-4, rtol=1e-4, msg=key)
 
 
 def test_tower_of_a_result_is_a_backbone(tmp_path, whole):
