@@ -32,7 +32,7 @@ from verbalizers.core.structures import Detections, Relations, Segments, TextLin
 from verbalizers.core.words import strip_coco_suffixes
 
 from .intervals import wilson_interval
-from .report import format_table
+from .tables import format_table
 
 __all__ = ["SCORES", "BoxScore", "PanopticScore", "RelationScore", "TextScore", "evaluate_verbalizers", "main"]
 
