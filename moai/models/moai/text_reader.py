@@ -17,13 +17,13 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, BatchFeature, PreTrainedModel
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ...processing.chat_templates import SYSTEM_PROMPT
 from ...processing.image_loading import DEFAULT_MAX_PIXELS
-from ...processing.tokenization_internlm2 import InternLM2Tokenizer
 from ..answering import Answering, TooLongError
 from ..context_length import count_positions
+from .chat_templates import SYSTEM_PROMPT
 from .modeling_moai import MoAIForConditionalGeneration
 from .scenes_moai import encode_scenes
+from .tokenization_internlm2 import InternLM2Tokenizer
 
 __all__ = ["TextReaderAnswering", "extract_decoder"]
 

@@ -334,7 +334,7 @@ def test_cached_scenes_are_what_verbalizers_found_when_a_cache_is_named(tiny, tm
     pytest.importorskip("pyarrow")
     from moai.processing.image_loading import load_image
     from moai.scenes.export import main as export
-    from verbalizers.core.base import build_verbalizer
+    from verbalizers.core.registry import build_verbalizer
     from verbalizers.store.building import build_cache
     from verbalizers.store.sources import read_sources
 
