@@ -53,15 +53,17 @@ class Condition:
     is_reporting: bool = False
 
 
-def list_conditions(kinds: Sequence[str], is_masking: bool, baselines: Sequence[str]) -> list[str]:
+def list_conditions(kinds: Sequence[str], is_masking: bool, baselines: Sequence[str], num_images: int) -> list[str]:
     """Names of the conditions of a run, the model itself first.
 
     Args:
         kinds: Kinds of predictions that the model reads.
         is_masking: Whether each is silent once.
         baselines: Some of :data:`BASELINES`.
+        num_images: Of the test; the only one has no other image's scene.
     """
-    masks = [*(f"without-{kind}" for kind in kinds), OTHER_SCENE, BLACK_IMAGE, IMAGE_ONLY] if is_masking else []
+    others = [OTHER_SCENE] * (num_images > 1)
+    masks = [*(f"without-{kind}" for kind in kinds), *others, BLACK_IMAGE, IMAGE_ONLY] if is_masking else []
     return list(dict.fromkeys([MODEL, *masks, *baselines]))
 
 

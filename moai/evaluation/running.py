@@ -87,7 +87,8 @@ def run_evaluation(
     Raises:
         ValueError: The folder holds results of something else; each difference is named. Another process writes there.
     """
-    names = list_conditions(kinds, run.is_masking, run.baselines)
+    num_images = len({question.image.key for question in test.questions})
+    names = list_conditions(kinds, run.is_masking, run.baselines, num_images)
     with hold_folder(run.out):
         results = ResultFolder(run.out, names)
         results.check({**deciding, **describe_test(test)}, run.is_overwriting)

@@ -27,9 +27,9 @@ from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.data.training_data import DataSettings, build_training_dataset
 from moai.models.moai.processing_moai import MoAIProcessor
+from moai.models.moai.task_moai import draw_routing
 from moai.pipeline.pipeline import Pipeline
 from moai.settings import load_settings, settings, to_plain
-from moai.training.moai_task import draw_routing
 from moai.training.run_identity import find_change
 from moai.training.trainer import run_training
 from verbalizers.core.durable_files import atomic_file, hold_folder
