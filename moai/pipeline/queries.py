@@ -30,6 +30,7 @@ class Query:
             are ``{"type": "text", "text": ...}`` and ``{"type": "image"}``, one of the latter per image.
         scenes: Findings at hand per image, or None.
         num_queries: Length of the caller's list.
+        earlier: Questions and answers of the turns before a question that is text.
         images: The images, read.
         prompt: What the model made of the question.
         error: Why it cannot be answered; names the place where there are several.
@@ -41,6 +42,7 @@ class Query:
     question: str | Sequence[Mapping[str, Any]]
     scenes: list[Scene | None]
     num_queries: int = 1
+    earlier: tuple[tuple[str, str], ...] = ()
     images: list[Image.Image] = field(default_factory=list)
     prompt: Any = None
     error: str | None = None
@@ -103,7 +105,7 @@ class Query:
         if not isinstance(self.question, str) or not self.question.strip():
             got = "an empty one" if isinstance(self.question, str) else type(self.question).__name__
             raise ValueError(f"expected a question, got {got}. Ask something, for example 'What is this?'.")
-        self.prompt = answering.prepare(self.images[0], self.question, max_new_tokens)
+        self.prompt = answering.prepare(self.images[0], self.question, max_new_tokens, self.earlier)
 
 
 def hash_image(image: Image.Image) -> tuple[int, int, bytes]:
@@ -131,10 +133,17 @@ def pair_queries(
     images: ImageSource | Sequence[ImageSource],
     questions: str | Sequence[str],
     scenes: Scene | Sequence[Scene | None] | None = None,
+    earlier: Sequence[Sequence[tuple[str, str]]] | None = None,
 ) -> list[Query]:
     """Pair images, questions and scenes; a single one goes with all of the others.
 
     Generators are read to their end. A file object that cannot go back (a pipe, a download) is read here, once.
+
+    Args:
+        images: One or several.
+        questions: One or several.
+        scenes: None, or one per image.
+        earlier: None, or the turns before each question.
 
     Raises:
         ValueError: The numbers do not fit, or there is nothing.
@@ -160,10 +169,13 @@ def pair_queries(
             f"expected as many images as questions, or one of either, got {len(given)} images and {len(asked)} "
             "questions. Repeat the image for each of its questions."
         )
-    rows = zip(given, asked, found, strict=True)
+    turns = [()] * len(asked) if earlier is None else [tuple(each) for each in earlier]
+    if len(turns) != len(asked):
+        raise ValueError(f"expected the earlier turns of {len(asked)} questions, got those of {len(turns)}.")
+    rows = zip(given, asked, found, turns, strict=True)
     return [
-        Query(index, [image], question, [scene], num_queries=len(asked))
-        for index, (image, question, scene) in enumerate(rows)
+        Query(index, [image], question, [scene], len(asked), before)
+        for index, (image, question, scene, before) in enumerate(rows)
     ]
 
 
