@@ -171,8 +171,8 @@ class Answering(ABC):
         parts = [part for message in messages for part in message["content"]]
         if len(images) != 1 or parts[0]["type"] != "image" or [message["role"] for message in messages] != roles:
             raise ValueError(
-                "expected questions and answers in turn about one image, in front of the first question, which is all "
-                f"that this model reads, got {len(images)} images in {len(messages)} messages. Ask anew, with the image."
+                "expected questions and answers in turn about one image, in front of the first question: that is all "
+                f"this model reads, got {len(images)} images in {len(messages)} messages. Ask anew, with the image."
             )
         texts = [
             "\n".join(part["text"] for part in message["content"] if part["type"] == "text") for message in messages
