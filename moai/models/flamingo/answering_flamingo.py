@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, TooLongError
+from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
 from .modeling_flamingo import FlamingoForConditionalGeneration
 from .processing_flamingo import FlamingoProcessor
 from .prompts import DEFAULT_PROMPT, PROMPTS, cut_answer
@@ -45,6 +45,7 @@ class FlamingoAnswering(Answering):
     text_input = "context"
     model_class = FlamingoForConditionalGeneration
     processor_class = FlamingoProcessor
+    shows_image = True
 
     def __init__(self, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> None:
         super().__init__(model, processor)
@@ -65,9 +66,17 @@ class FlamingoAnswering(Answering):
                 f"{longest} tokens, image and question included. Lower it."
             )
 
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> str:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> str:
         """See :meth:`.Answering.prepare`: the question; its prompt's length shows with its demonstrations."""
-        return question
+        return join_turns(question, earlier)
+
+    def words_in_prompt(self) -> FlamingoAnswering:
+        """See :meth:`.Answering.words_in_prompt`."""
+        other = FlamingoAnswering(self.model, self.processor)
+        other.shows_image = False
+        return other
 
     def encode_scenes(
         self,
@@ -102,8 +111,10 @@ class FlamingoAnswering(Answering):
             shown = shots.choose(images, prompts, self.embed_images)
         else:
             shown = [shots] * len(prompts)
+        if not self.shows_image:
+            shown = [[(None, *texts) for _, *texts in part] for part in shown]
         conversations = [
-            self.processor.build_conversation(image, question, demonstrated, context)
+            self.processor.build_conversation(image if self.shows_image else None, question, demonstrated, context)
             for image, question, demonstrated, context in zip(images, prompts, shown, contexts, strict=True)
         ]
         batch = self.processor(conversations=conversations, prompt=prompt)
@@ -148,13 +159,8 @@ class FlamingoAnswering(Answering):
             chosen["shots"] = read_shots(chosen["shots"])
         if "shots" in chosen and not isinstance(chosen["shots"], Demonstrations):
             chosen["shots"] = [load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
-        if isinstance(chosen.get("choices"), str):
-            chosen["choices"] = [choice.strip() for choice in chosen["choices"].split(",")]
         if "choices" in chosen:
-            given = chosen["choices"]
-            is_well = isinstance(given, (list, tuple)) and all(isinstance(c, str) and c.strip() for c in given)
-            if not is_well or len(set(given)) < max(2, len(given)):
-                raise ValueError(f"`choices` must be two or more different answers, got {given!r}.")
+            chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
 
     def generate(
