@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,8 @@ from .scene_cache import SceneCache
 __all__ = ["Engine", "EngineClosedError", "Job", "Result"]
 
 logger = logging.getLogger(__name__)
+#: Answers to choose from, say: each costs a pass of the model, which nothing interrupts.
+_MAX_OPTION_VALUES = 64
 
 
 class EngineClosedError(RuntimeError):
@@ -201,6 +203,10 @@ class Engine:
         answering = self.pipeline.answering
         if refused := sorted(set(options) & set(answering.file_options)):
             raise ValueError(f"expected no option that may name files here, got {', '.join(refused)}. Leave it out.")
+        for name, value in options.items():
+            given = value.split(",") if isinstance(value, str) else value
+            if isinstance(given, Sized) and len(given) > _MAX_OPTION_VALUES:
+                raise ValueError(f"expected at most {_MAX_OPTION_VALUES} values of an option, got more for {name}.")
         try:
             return answering.parse_options(options)
         except (TypeError, AttributeError, KeyError) as error:
