@@ -51,13 +51,27 @@ FOLDER_LAW = {
     "moai/models/prompted": ("moai/models",),
     "moai/models/flamingo": ("moai/models",),
     "moai/models/prismer": ("moai/models",),
-    "moai/checkpoints/convert": ("verbalizers", "moai/models/moai", "moai/models/flamingo", "moai/models/prismer"),
+    "moai/models/tcl": ("moai/models",),
+    "moai/checkpoints/convert": (
+        "verbalizers",
+        "moai/models/moai",
+        "moai/models/flamingo",
+        "moai/models/prismer",
+        "moai/models/tcl",
+    ),
     "moai/pipeline": ("verbalizers", "moai/models"),
     "moai/data": ("verbalizers", "moai/scenes", "moai/processing", "moai/checkpoints/io"),
-    "moai/training": ("verbalizers", "moai/models/moai", "moai/data"),
+    "moai/training": ("verbalizers", "moai/models/moai", "moai/models/tcl", "moai/data"),
     "moai/evaluation": ("verbalizers", "moai/models/moai", "moai/data", "moai/pipeline", "moai/training"),
     "moai/serving": ("verbalizers", "moai/pipeline"),
-    "moai/cli": ("verbalizers", "moai/checkpoints/convert", "moai/pipeline", "moai/training", "moai/evaluation"),
+    "moai/cli": (
+        "verbalizers",
+        "moai/checkpoints/convert",
+        "moai/pipeline",
+        "moai/training",
+        "moai/evaluation",
+        "moai/serving",
+    ),
 }
 # The only files of a model that know what verbalizers found: scenes to what the model's processor takes.
 SCENES_FILE = "moai/models/*/scenes_*.py"
@@ -76,10 +90,10 @@ FOUNDATIONS = ("moai/__init__.py", "moai/bundled/__init__.py", "moai/import_util
 # Needs nothing but Python: text is made valid by one function, whoever takes it in.
 FOUNDATION_OF_ALL = "verbalizers/core/valid_text.py"
 DOORS = ("moai/__init__.py", "moai/__main__.py")  # the public names, imported on first use, and the command line
-# Joining: running verbalizers and a model in one file. The evaluation still does beside the pipeline.
+# Joining: running verbalizers and a model in one file.
 VERBALIZER_RUNNERS = {"parse_scene", "complete_scenes"}
 MODEL_RUNNERS = {"generate"}
-MAY_JOIN_VERBALIZERS_AND_MODEL = {"moai/pipeline/pipeline.py", "moai/evaluation/evaluate.py"}
+MAY_JOIN_VERBALIZERS_AND_MODEL = {"moai/pipeline/pipeline.py"}
 
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common"}
 HEAVY_PACKAGES = {

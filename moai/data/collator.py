@@ -15,7 +15,7 @@ from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.samples import Sample
 from verbalizers import SCENE_FIELDS, Scene
 
-__all__ = ["CollatedBatches", "SampleCollator", "iterate_batches", "number_texts"]
+__all__ = ["CollatedBatches", "SampleCollator", "iterate_batches"]
 
 
 class SampleCollator(ABC):
@@ -34,13 +34,11 @@ class SampleCollator(ABC):
     Attributes:
         reads_maps: Whether the model looks at painted panoptic maps.
         reads_documents: Whether samples may be documents: one message of the assistant that holds images.
-        reads_history: Whether a question may have turns before it.
         max_images: Most images in a sample; None = any number.
     """
 
     reads_maps: ClassVar[bool] = False
     reads_documents: ClassVar[bool] = False
-    reads_history: ClassVar[bool] = True
     max_images: ClassVar[int | None] = None
 
     def __init__(
@@ -131,13 +129,6 @@ class SampleCollator(ABC):
             return None
         known = {*SCENE_FIELDS, *scene.findings, *scene.failures}
         return [kind for kind in self.kinds if kind in known]
-
-
-def number_texts(texts: Sequence[str | None]) -> str:
-    """The verbalizations of a sample's images as one text; several are numbered."""
-    if len(texts) == 1:
-        return texts[0] or ""
-    return " ".join(f"Picture {number}: {text}" for number, text in enumerate(texts, start=1) if text)
 
 
 class CollatedBatches(Dataset[Any]):

@@ -236,7 +236,7 @@ class ConversationSamples:
                 if self._settings.check_pictures == "decode":
                     load_image(content, self._max_pixels)
                 else:
-                    _check_header(content, self._max_pixels)
+                    check_header(content, self._max_pixels)
                 if wants_cache and not self.findings.knows(content):
                     # Either nobody verbalized it, or nobody could: only the former is mended by verbalizing once more.
                     load_image(content, self._max_pixels)
@@ -258,12 +258,6 @@ class ConversationSamples:
         turns = answer_turns(messages)
         limit = self._settings.max_length
         usable = []
-        if not self._collator.reads_history:
-            for turn in (turn for turn in turns if turn > 1):
-                report.add(
-                    f"{row.place} turn {turn + 1}", "expected no turn before a question, which the model forgets"
-                )
-            turns = [turn for turn in turns if turn <= 1]
         try:
             lengths = self._collator.estimate(messages, turns)
         except BadSampleError as error:
@@ -295,7 +289,7 @@ def _name(image: Source) -> str:
     return image.path or f"image {image.item} of row {image.row}"
 
 
-def _check_header(content: bytes, max_pixels: int) -> None:
+def check_header(content: bytes, max_pixels: int) -> None:
     """Whether bytes begin as an image of a size that may be decoded."""
     Image.init()  # or Pillow knows a few formats only, and not even those in every thread
     try:

@@ -70,7 +70,7 @@ class SceneSamples:
             scenes.image_noise,
         )
         count = min(scenes.length, source.limit or scenes.length)
-        asking = [index for index in range(min(count, _MEASURED_SCENES)) if self._questions(index)]
+        asking = [index for index in range(min(count, _MEASURED_SCENES)) if self._scene(index).questions]
         if not asking:
             raise ValueError(
                 f"expected questions of the kinds {scenes.kinds}, got none in the first {min(count, _MEASURED_SCENES)} "
@@ -119,11 +119,6 @@ class SceneSamples:
             self._made = scene_index, self._scenes[self._source.start + scene_index]
         return self._made[1]
 
-    def _questions(self, scene_index: int) -> list[Any]:
-        """The questions about a scene that the model can read."""
-        questions = self._scene(scene_index).questions
-        return [asked for asked in questions if self._collator.reads_history or not asked.earlier]
-
     def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], tuple[Scene | None, ...] | None]:
         """Image of a scene, and what was found in it."""
         scene = self._scene(scene_index)
@@ -136,7 +131,7 @@ class SceneSamples:
 
     def _compose(self, scene_index: int, question: int) -> tuple[dict[str, Any], ...]:
         """Messages, the answer last; a scene with fewer questions repeats them."""
-        questions = self._questions(scene_index)
+        questions = self._scene(scene_index).questions
         if not questions:
             raise BadSampleError(f"scene {self._source.start + scene_index} has no question of these kinds.")
         asked = questions[question % len(questions)]

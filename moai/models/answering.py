@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature
@@ -19,9 +20,10 @@ from transformers import BatchFeature
 from ..checkpoints.io.adapter_files import AdapterBase, find_adapter_base, has_tuner, save_adapter
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..import_utils import require
+from ..processing.several_images import join_maps, join_texts
 from .quantization_choice import list_wanted_bits
 
-__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "load_whole"]
+__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "join_turns", "load_whole", "parse_choices"]
 
 
 class TooLongError(ValueError):
@@ -56,6 +58,7 @@ class Answering(ABC):
         model: In evaluation mode on its device.
         processor: Its processor.
         option_names: Options of an answer that this model has beside those of ``generate``.
+        file_options: Those of them whose value may name files, which are read.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
         model_class: What loads the model.
         processor_class: What loads the processor.
@@ -64,6 +67,7 @@ class Answering(ABC):
     """
 
     option_names: tuple[str, ...] = ()
+    file_options: tuple[str, ...] = ()
     text_input: str
     model_class: type
     processor_class: type
@@ -155,13 +159,16 @@ class Answering(ABC):
         """
 
     @abstractmethod
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> Any:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> Any:
         """The prompt of a question, before anybody has looked at the image.
 
         Args:
             image: The image.
             question: Not empty; data, no control tokens.
             max_new_tokens: Tokens of the context that are kept for the answer.
+            earlier: Questions and answers of the turns before; data.
 
         Returns:
             What :meth:`encode` takes.
@@ -169,6 +176,36 @@ class Answering(ABC):
         Raises:
             ValueError: The question is too long.
         """
+
+    def prepare_conversation(
+        self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
+    ) -> Any:
+        """The prompt of a conversation; this way of a model that reads turns about one image.
+
+        Args:
+            images: In reading order.
+            messages: As transformers writes them, the last one a user's; their parts are texts, which are data, and
+                ``{"type": "image"}``, one per image.
+            max_new_tokens: As in :meth:`prepare`.
+
+        Returns:
+            What :meth:`encode` takes.
+
+        Raises:
+            ValueError: The model reads no such conversation, or it is too long.
+        """
+        roles = ["user", "assistant"] * (len(messages) // 2) + ["user"]
+        parts = [part for message in messages for part in message["content"]]
+        if len(images) != 1 or parts[0]["type"] != "image" or [message["role"] for message in messages] != roles:
+            raise ValueError(
+                "expected questions and answers in turn about one image, in front of the first question: that is all "
+                f"this model reads, got {len(images)} images in {len(messages)} messages. Ask anew, with the image."
+            )
+        texts = [
+            "\n".join(part["text"] for part in message["content"] if part["type"] == "text") for message in messages
+        ]
+        earlier = list(zip(texts[:-1:2], texts[1::2], strict=True))
+        return self.prepare(images[0], texts[-1], max_new_tokens, earlier)
 
     @abstractmethod
     def encode_scenes(
@@ -187,6 +224,23 @@ class Answering(ABC):
             options: From :meth:`parse_options`; those that decide how scenes are written count.
         """
 
+    @staticmethod
+    def join_scene_inputs(found: Mapping[str, Sequence[Any]], counts: Sequence[int]) -> dict[str, list[Any]]:
+        """What :meth:`encode` takes of prompts with any number of images.
+
+        Args:
+            found: From :meth:`encode_scenes`, one entry per image.
+            counts: Images per prompt.
+
+        Returns:
+            One entry per prompt: None without an image; texts and maps of several joined as in training.
+        """
+        ends = np.cumsum(counts)
+        return {
+            name: [_join_found(list(rows[end - count : end])) for end, count in zip(ends, counts, strict=True)]
+            for name, rows in found.items()
+        }
+
     @abstractmethod
     def encode(
         self,
@@ -199,9 +253,9 @@ class Answering(ABC):
         """Model inputs of a batch, padded on the left, on the model's device.
 
         Args:
-            images: One per prompt.
-            prompts: From :meth:`prepare`.
-            scene_inputs: What the model's ``encode_scenes`` made of what verbalizers found.
+            images: Per prompt one, or a list of those of a conversation.
+            prompts: From :meth:`prepare` or :meth:`prepare_conversation`.
+            scene_inputs: What the model's ``encode_scenes`` made of what verbalizers found; one entry per prompt.
             max_new_tokens: As in :meth:`prepare`.
             options: From :meth:`parse_options`; those that decide how a prompt is written count.
 
@@ -248,15 +302,121 @@ class Answering(ABC):
         """
         result = self._run_generate(inputs, **options, **generate_kwargs)
         texts = self._decode(result, inputs)
-        return [GeneratedAnswer((text,)) for text in texts]
+        return [GeneratedAnswer((self.finish_text(text, options),)) for text in texts]
+
+    def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
+        """The answer in a generated text, white space at its ends removed.
+
+        Args:
+            text: Without special tokens.
+            options: From :meth:`select_options`.
+        """
+        return text.strip()
+
+    def list_stops(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Strings at which :meth:`finish_text` ends an answer: nothing behind them need be generated."""
+        return ()
+
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        """Whether :meth:`finish_text` leaves what it keeps as it is, so that an answer shows before its end."""
+        return True
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ids = self.model.generation_config.eos_token_id
+        return frozenset(() if ids is None else [ids] if isinstance(ids, int) else ids)
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Tokens that the model reads, prompt and answer together; None = no bound is known."""
+        return getattr(self.model.config, "max_positions", None)
 
     @torch.inference_mode()
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
         return self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
 
+    def words_in_prompt(self) -> Answering:
+        """The same model without an image, reading the verbalization as words of its prompt.
+
+        Raises:
+            ValueError: It has no decoder that reads words alone.
+        """
+        raise ValueError(
+            f"expected a model whose decoder reads words without an image, got {type(self.model).__name__}. Leave the "
+            "baseline words-in-prompt out, or name a decoder that reads them."
+        )
+
+    def encode_choice(self, choice: str, inputs: BatchFeature) -> list[int]:
+        """Ids of an answer behind the prompts of a batch, its end included."""
+        tokenizer = self.tokenizer
+        last = tokenizer.decode(inputs["input_ids"][0, -1:])
+        is_mid_line = last.strip() and int(inputs["input_ids"][0, -1]) not in tokenizer.all_special_ids
+        ids = tokenizer(" " * bool(is_mid_line) + choice, add_special_tokens=False)["input_ids"]
+        end = self.model.generation_config.eos_token_id
+        end = end[0] if isinstance(end, list) else end
+        return ids if end is None else [*ids, end]
+
+    @torch.inference_mode()
+    def rank_choices(
+        self, inputs: BatchFeature, choices: Sequence[str], is_reporting: bool, **forward_kwargs: Any
+    ) -> list[GeneratedAnswer]:
+        """The likeliest of some answers for each row; reports hold their log-probabilities under ``choices``.
+
+        Args:
+            inputs: From :meth:`encode`.
+            choices: Answers, as data.
+            is_reporting: Whether answers carry reports.
+            **forward_kwargs: To the model.
+        """
+        prompt, columns = inputs["input_ids"], []
+        for choice in choices:
+            ids = torch.tensor(self.encode_choice(choice, inputs), device=prompt.device).expand(len(prompt), -1)
+            following = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            rows = {
+                name: torch.cat([value, following.get(name, torch.zeros_like(ids)).to(value.dtype)], dim=1)
+                for name, value in inputs.items()
+                if isinstance(value, torch.Tensor) and value.shape == prompt.shape
+            }
+            logits = self.model(**{**inputs, **rows}, **forward_kwargs).logits[:, -ids.shape[1] - 1 : -1]
+            columns.append(logits.float().log_softmax(dim=-1).gather(-1, ids[..., None]).sum(dim=(1, 2)))
+        answers = []
+        for scores in torch.stack(columns, dim=1):  # (choices,)
+            report = {"choices": dict(zip(choices, scores.tolist(), strict=True))} if is_reporting else {}
+            answers.append(GeneratedAnswer((choices[int(scores.argmax())],), report))
+        return answers
+
     def _decode(self, result: Any, inputs: BatchFeature) -> list[str]:
         new_tokens = result.sequences[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(new_tokens, skip_special_tokens=True)]
+        return self.processor.batch_decode(new_tokens, skip_special_tokens=True)
+
+
+def _join_found(items: list[Any]) -> Any:
+    """What was found in the images of one prompt; None where that is nothing."""
+    if len(items) == 1:
+        return items[0]
+    if any(isinstance(item, str) for item in items):
+        return join_texts([item or "" for item in items])
+    maps = [item for item in items if item is not None]
+    return join_maps(maps) if maps and len(maps) == len(items) else None
+
+
+def join_turns(question: str, earlier: Sequence[tuple[str, str]]) -> str:
+    """A question with the turns before it in front, for models that know no turns."""
+    return " ".join([*(f"{asked} {answer.rstrip(' .')}." for asked, answer in earlier), question])
+
+
+def parse_choices(value: Any) -> list[str]:
+    """Answers to choose from: a list, or ``"yes,no"``.
+
+    Raises:
+        ValueError: They are not two or more different texts.
+    """
+    given = [choice.strip() for choice in value.split(",")] if isinstance(value, str) else value
+    is_well = isinstance(given, (list, tuple)) and all(isinstance(c, str) and c.strip() for c in given)
+    if not is_well or len(set(given)) < max(2, len(given)):
+        raise ValueError(f"`choices` must be two or more different answers (yes,no), got {given!r}.")
+    return list(given)
 
 
 def load_whole(model_class: type, path: str | Path, dtype: torch.dtype | str) -> Any:

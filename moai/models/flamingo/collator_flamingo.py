@@ -93,8 +93,8 @@ class FlamingoCollator(SampleCollator):
         """See :meth:`.SampleCollator.find_problem`."""
         if is_document(sample.messages) and self.settings is not None and sample.scenes is not None:
             return (
-                "expected a document without verbalizations: all of its text is learned. Set `verbalizations: none` for "
-                "its source"
+                "expected a document without verbalizations: all of its text is learned. Set `verbalizations: none` "
+                "for its source."
             )
         return super().find_problem(sample, limit)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from moai.data.collator import SampleCollator, number_texts
+from moai.data.collator import SampleCollator
 from moai.data.conversations import count_images, text_of
 from moai.data.samples import BadSampleError, Sample
 
 from ...processing.sample_batching import unique_objects
+from ...processing.several_images import join_maps, join_texts
 from .scenes_moai import Scene, encode_scenes
 
 __all__ = ["MoAICollator", "share_inputs"]
@@ -62,18 +62,15 @@ class MoAICollator(SampleCollator):
 
     def describe(self, sample: Sample) -> str:
         """Verbalization of one sample."""
-        return number_texts([self._encode_scene(scene, "never")["auxiliary_text"][0] for scene in sample.scenes or ()])
+        texts = [self._encode_scene(scene, "never")["auxiliary_text"][0] for scene in sample.scenes or ()]
+        return join_texts([text or "" for text in texts])
 
     def paint(self, sample: Sample) -> np.ndarray:
         """Map of one sample `(H, W, 3)` uint8; those of several images stand side by side."""
         maps = [self._encode_scene(scene, "always")["auxiliary_images"][0] for scene in sample.scenes or ()]
         sizes = [(image.height, image.width, 3) for image in sample.images]
         painted = [np.zeros(size, np.uint8) if one is None else one for one, size in zip(maps, sizes, strict=False)]
-        if len(painted) < 2:
-            return painted[0] if painted else _BLACK
-        height = max(one.shape[0] for one in painted)
-        scaled = [Image.fromarray(one).resize((one.shape[1], height), Image.Resampling.NEAREST) for one in painted]
-        return np.concatenate([np.asarray(one) for one in scaled], axis=1)
+        return join_maps(painted) if painted else _BLACK
 
     def _encode_scene(self, scene: Scene | None, map_mode: str) -> dict[str, list[Any]]:
         return encode_scenes([scene], self.settings.words, self.kinds_of(scene), self.settings.compat, map_mode)

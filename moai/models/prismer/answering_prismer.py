@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BatchFeature, LogitsProcessor, LogitsProcessorList
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer
+from ..answering import Answering, GeneratedAnswer, join_turns, parse_choices
 from .modeling_prismer import PrismerForConditionalGeneration
 from .processing_prismer import TASKS, PrismerProcessor
 from .ranking import rank_answers
@@ -78,8 +78,11 @@ class PrismerAnswering(Answering):
                 f"{longest} tokens, question included. Lower it."
             )
 
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> str:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> str:
         """See :meth:`.Answering.prepare`: the text itself; no map lengthens it."""
+        question = join_turns(question, earlier)
         length, limit = len(self.processor.encode_prompt(question)), self.model.config.max_positions - max_new_tokens
         if length > limit:
             raise ValueError(
@@ -109,7 +112,8 @@ class PrismerAnswering(Answering):
         """See :meth:`.Answering.encode`."""
         task = (options or {}).get("task", "vqa")
         maps = scene_inputs.get("expert_maps")
-        batch = self.processor(images=list(images), text=list(prompts), expert_maps=maps, task=task)
+        singles = [image[0] if isinstance(image, list) else image for image in images]
+        batch = self.processor(images=singles, text=list(prompts), expert_maps=maps, task=task)
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     @classmethod
@@ -118,13 +122,8 @@ class PrismerAnswering(Answering):
         chosen = super().parse_options(options)
         if chosen.get("task", "vqa") not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {chosen['task']!r}.")
-        if isinstance(chosen.get("choices"), str):
-            chosen["choices"] = [answer.strip() for answer in chosen["choices"].split(",")]
         if "choices" in chosen:
-            given = chosen["choices"]
-            is_well = isinstance(given, (list, tuple)) and all(isinstance(a, str) and a.strip() for a in given)
-            if not is_well or len(set(given)) < max(2, len(given)):
-                raise ValueError(f"`choices` must be two or more different answers (yes,no), got {given!r}.")
+            chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
 
     def generate(
@@ -144,10 +143,18 @@ class PrismerAnswering(Answering):
             if streamer is not None and settings["num_beams"] == 1:
                 settings["streamer"], streamer = streamer, None
             texts = self._decode(self._run_generate(inputs, **settings), inputs)
-            answers = [GeneratedAnswer((close_caption(text) if task == "caption" else text,)) for text in texts]
+            answers = [GeneratedAnswer((self.finish_text(text, options),)) for text in texts]
         if streamer is not None:  # beams have no text before they end
             streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
         return answers
+
+    def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
+        """See :meth:`.Answering.finish_text`; a caption becomes a sentence."""
+        return close_caption(text) if options.get("task") == "caption" else text.strip()
+
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        """See :meth:`.Answering.can_stream`: a caption gets its capital letter at the end."""
+        return options.get("task") != "caption"
 
     @torch.inference_mode()
     def _rank(

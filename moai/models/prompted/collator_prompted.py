@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from moai.data.collator import SampleCollator, number_texts
+from moai.data.collator import SampleCollator
 from moai.data.samples import BadSampleError, Sample
 
+from ...processing.several_images import insert_images, join_texts
 from .scenes_prompted import encode_scenes
 
 __all__ = ["PromptedCollator"]
@@ -25,7 +26,7 @@ class PromptedCollator(SampleCollator):
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """See :meth:`.SampleCollator.__call__`."""
         batch = self.processor(
-            [_with_images(sample.prompt, sample.images) for sample in samples],
+            [insert_images(sample.prompt, sample.images) for sample in samples],
             [self.describe(sample) for sample in samples],
             [sample.answer for sample in samples],
             padding_side=self.padding_side,
@@ -38,12 +39,9 @@ class PromptedCollator(SampleCollator):
         if self.settings is None or not sample.scenes:
             return None
         style = self.processor.settings.style
-        return number_texts(
-            [
-                encode_scenes([scene], self.settings.words, self.kinds_of(scene), style)["context"][0]
-                for scene in sample.scenes
-            ]
-        )
+        words = self.settings.words
+        texts = [encode_scenes([scene], words, self.kinds_of(scene), style)["context"][0] for scene in sample.scenes]
+        return join_texts([text or "" for text in texts])
 
     def measure(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """See :meth:`.SampleCollator.measure`."""
@@ -73,17 +71,3 @@ class PromptedCollator(SampleCollator):
             alone, shown = ([{"role": "user", "content": parts}] for parts in ([text], [image, text]))
             known[size] = self._count(shown) - self._count(alone)
         return known[size]
-
-
-def _with_images(messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
-    """A conversation whose parts of type image hold the images, in reading order."""
-    remaining = iter(images)
-    return [
-        {
-            **message,
-            "content": [
-                {**part, "image": next(remaining)} if part["type"] == "image" else part for part in message["content"]
-            ],
-        }
-        for message in messages
-    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from pipeline_builders import draw_picture
 from prismer_builders import CLASS_NAMES, LABEL_SIZE, build_name_encoder, build_prismer
 
+from moai.models.prismer.configuration_prismer import EXPERTS
 from moai.models.prismer.expert_maps import BACKGROUND, ExpertMaps
 from moai.models.prismer.label_features import LabelFeatures
 from moai.models.prismer.scenes_prismer import encode_scenes, order_boxes
 from moai.models.prismer.texts import clean_text, close_caption, complete_question
-from verbalizers import Detections, Scene, Segments, TextLines, WordSettings
-from verbalizers.backends.depth import DepthMap
+from verbalizers import Detections, Scene, Segments, TextLines, WordSettings, build_verbalizer, parse_scene
+from verbalizers.core.label_map import LabelMap
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES
 
 SIZE = (20, 30)
@@ -47,14 +49,14 @@ def test_boxes_hide_one_another_as_the_original_says_when_they_overlap() -> None
     depth = np.zeros(SIZE, dtype=np.uint8)
     depth[:, 15:] = 200
     boxes = ([0, 0, 20, 10], [10, 5, 30, 20], [2, 2, 6, 6], [0, 0, 20, 10])
-    scene = Scene(SIZE, detections=detect(*boxes), findings={"depth": DepthMap(depth)})
+    scene = Scene(SIZE, detections=detect(*boxes), findings={"depth": LabelMap(depth)})
     numbers = draw(scene).maps["obj_detection"]
     assert numbers[0, 0] == 0 and numbers[12, 12] == 1
     assert numbers[7, 15] == 1  # box 1 is nearer on average
     assert (numbers[2:6, 2:6] == 2).all()  # a box inside another
     assert not (numbers == 3).any()  # of two equal boxes the first
     assert numbers[19, 0] == BACKGROUND
-    far = draw(Scene(SIZE, detections=detect(*boxes), findings={"depth": DepthMap(255 - depth)})).maps["obj_detection"]
+    far = draw(Scene(SIZE, detections=detect(*boxes), findings={"depth": LabelMap(255 - depth)})).maps["obj_detection"]
     assert far[7, 15] == 0 and far[12, 12] == 1
     unmeasured = draw(Scene(SIZE, detections=detect([0, 0, 20, 10], [10, 5, 30, 20]))).maps["obj_detection"]
     assert unmeasured[7, 15] == 0  # the smaller one
@@ -90,17 +92,20 @@ def test_lines_of_text_are_numbered_polygons_when_read() -> None:
     assert numbers[4, 5] == 0 and numbers[12, 15] == 1 and numbers[1, 1] == BACKGROUND
 
 
-def test_values_of_findings_are_maps_when_they_are_rows_of_numbers() -> None:
-    findings = {"edge": [[0.0, 1.0], [0.5, 0.0]], "normal": np.zeros((2, 2, 3)).tolist()}
-    found = draw(Scene(SIZE, findings=findings))
-    assert found.maps["edge"].tolist() == [[[0.0, 1.0], [0.5, 0.0]]] and found.maps["normal"].shape == (3, 2, 2)
-    for wrong in ("a sentence", [[1.0, float("nan")]], [[[1.0, 2.0]]], {"a": 1}):
-        with pytest.raises(ValueError, match="edge"):
+def test_values_of_label_maps_are_kept_when_they_are_shares_or_measures() -> None:
+    edge = LabelMap(np.array([[0.0, 2.5], [0.5, -1.0]], dtype=np.float32))
+    found = draw(Scene(SIZE, findings={"edge": edge, "normal": LabelMap(np.full((2, 3, 3), 7, dtype=np.uint16))}))
+    assert found.maps["edge"].tolist() == [[[0.0, 2.5], [0.5, -1.0]]]
+    assert found.maps["normal"].shape == (3, 2, 3) and (found.maps["normal"] == 7).all()
+    wrong_maps = (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.int32))
+    for wrong in ("a sentence", [[1.0, 0.5]], {"a": 1}, *map(LabelMap, wrong_maps)):
+        with pytest.raises(ValueError, match=r"[mM]ap \(h, w\).*edge"):
             draw(Scene(SIZE, findings={"edge": wrong}))
 
 
 def test_only_what_is_asked_for_is_drawn_when_kinds_or_experts_are_named() -> None:
-    scene = Scene(SIZE, detections=detect([0, 0, 5, 5]), text_lines=TextLines([], (), []), findings={"edge": [[1.0]]})
+    edge = LabelMap(np.ones((1, 1), np.uint8))
+    scene = Scene(SIZE, detections=detect([0, 0, 5, 5]), text_lines=TextLines([], (), []), findings={"edge": edge})
     assert draw(scene).maps.keys() == {"obj_detection", "ocr_detection", "edge"}
     assert draw(scene, kinds=["ocr"]).maps.keys() == {"ocr_detection"}
     assert draw(scene, experts=["edge"]).maps.keys() == {"edge"}
@@ -203,3 +208,31 @@ def test_inputs_follow_the_experts_when_some_are_left_out() -> None:
     assert {"edge_values", "seg_values"} <= set(batch) and "instance_map" not in batch
     with pytest.raises(ValueError, match="expert maps"):
         processor(draw_picture(), "what", expert_maps=[None, None])
+
+
+def test_all_six_experts_speak_when_our_verbalizers_look() -> None:
+    ids = np.repeat(np.arange(1, 31, dtype=np.int32) % 2 + 1, 20).reshape(30, 20).T.copy()
+    known = Scene(
+        SIZE,
+        segments=Segments(ids, (1, 2), ("sky-other-merged", "car"), [0.9, 0.9]),
+        detections=detect([2, 2, 12, 12], names=("car",)),
+        text_lines=TextLines([[[3, 2], [9, 2], [9, 6], [3, 6]]], ("STOP",), (0.9,)),
+        findings={"depth": LabelMap(np.repeat(np.linspace(0, 65535, 20).astype(np.uint16)[:, None], 30, axis=1))},
+    )
+    picture = draw_picture().resize(SIZE[::-1])
+    (scene,) = parse_scene([picture], [build_verbalizer("normal"), build_verbalizer("edge")], known=[known])
+    assert not scene.failures
+    scene = Scene.from_dict(json.loads(json.dumps(scene.to_dict())))
+    said = encode_scenes([scene])
+    assert set(said["expert_maps"][0].maps) == set(EXPERTS)
+    model, processor = build_prismer()
+    batch = processor(picture, "what is it?", expert_maps=said["expert_maps"])
+    empty = processor(picture, "what is it?")
+    with torch.no_grad():
+        full = model.encode_images(**{k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")})
+    for name in ("depth_values", "normal_values", "edge_values"):
+        assert batch[name].min() == -1 and batch[name].max() > 0.99 and not torch.equal(batch[name], empty[name])
+        with torch.no_grad():  # each reaches the tokens that the decoder reads
+            inputs = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")}
+            without = model.encode_images(**inputs | {name: empty[name]})
+        assert (full - without).abs().max() > 1e-5
