@@ -31,15 +31,12 @@ class ModelSpec:
         answering: Class that answers questions in a pipeline, see :class:`moai.models.answering.Answering`.
         task: Class that trains it, see :class:`moai.training.tasks.answers.AnswersTask`; None = nobody trains it here.
         settings: Class of its training's settings, see :class:`moai.training.train_settings.TrainSettings`.
-        converter: Module that converts published checkpoints, see :mod:`moai.checkpoints.convert.dispatch`; None =
-            there are none.
     """
 
     model_type: str
     answering: str
     task: str | None = None
     settings: str | None = None
-    converter: str | None = None
 
 
 #: By model type.
@@ -51,21 +48,18 @@ MODEL_SPECS = {
             answering="moai.models.moai.answering_moai.MoAIAnswering",
             task="moai.models.moai.task_moai.MoAITask",
             settings="moai.models.moai.settings_moai.MoAITrainSettings",
-            converter="moai.checkpoints.convert.official",
         ),
         ModelSpec(
             "flamingo",
             answering="moai.models.flamingo.answering_flamingo.FlamingoAnswering",
             task="moai.models.flamingo.task_flamingo.FlamingoTask",
             settings="moai.models.flamingo.settings_flamingo.FlamingoTrainSettings",
-            converter="moai.checkpoints.convert.flamingo",
         ),
         ModelSpec(
             "prismer",
             answering="moai.models.prismer.answering_prismer.PrismerAnswering",
             task="moai.models.prismer.task_prismer.PrismerTask",
             settings="moai.models.prismer.settings_prismer.PrismerTrainSettings",
-            converter="moai.checkpoints.convert.prismer",
         ),
     )
 }

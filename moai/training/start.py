@@ -63,7 +63,8 @@ def find_trained_spec(path: str | None, model_type: str | None) -> tuple[ModelSp
             start = find_start(path)
         except ValueError:
             start = None
-        found = None if start is None else read_config(start).get("model_type")
+        is_told = model_type is not None and not Path(start or "").is_dir()  # a hub name's file need not be fetched now
+        found = None if start is None or is_told else read_config(start).get("model_type")
     if None not in (found, model_type) and found != model_type:
         raise ValueError(f"expected a checkpoint of the `model.type` {model_type!r}, got {path}, which is a {found!r}.")
     spec = find_spec(path or "a new model", found or model_type)
