@@ -13,7 +13,7 @@ from PIL import Image
 from verbalizers import Scene
 
 from ..models.answering import Answering
-from ..processing.image_loading import ImageLoadError, ImageSource, can_go_back, load_image, read_stream
+from ..processing.image_loading import ImageLoadError, ImageSource, can_go_back, read_stream, view_image
 from ..processing.sample_batching import as_list
 
 __all__ = ["Query", "pair_queries"]
@@ -59,7 +59,9 @@ class Query:
     @property
     def name(self) -> str:
         """Name of this query in messages: its index, and its path where it has one."""
-        path = self.source if isinstance(self.source, (str, os.PathLike)) else getattr(self.source, "name", None)
+        path = self.source
+        if not isinstance(path, (str, os.PathLike)):
+            path = getattr(path, "filename" if isinstance(path, Image.Image) else "name", None)
         return f"item {self.index}" + (f" ({os.fspath(path)})" if isinstance(path, (str, os.PathLike)) else "")
 
     def fail(self, error: Exception) -> None:
@@ -77,7 +79,7 @@ class Query:
         Raises:
             ValueError: The image cannot be read, or the scene is none or of another size.
         """
-        self.image = load_image(self.source, max_pixels) if image is None else image
+        self.image = view_image(self.source, max_pixels) if image is None else image
         _check_scene(self.scene, self.image)
 
     def release(self) -> None:

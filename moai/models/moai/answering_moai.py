@@ -57,10 +57,9 @@ class MoAIAnswering(Answering):
             )
 
     def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> Any:
-        """See :meth:`.Answering.prepare`: the encoded prompt, which no verbalization lengthens."""
-        encoder = self.processor.encoder
-        prompt = encoder.encode_prompt(self.processor.build_prompts(question)[0])
-        length = len(encoder.encode_sample(prompt)["input_ids"])
+        """See :meth:`.Answering.prepare`: the rendered prompt, which no verbalization lengthens."""
+        prompt = self.processor.build_prompts(question)[0]
+        length = len(self.processor.encoder.encode_sample(prompt)["input_ids"])
         longest = self.model.config.max_positions
         known = [bound for bound in (self.processor.max_length, longest and longest - max_new_tokens) if bound]
         if known and length > min(known):

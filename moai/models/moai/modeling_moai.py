@@ -244,13 +244,7 @@ class MoAIModel(MoAIPreTrainedModel):
         if roles is not None and is_answer is not None:
             roles = roles.masked_fill(is_answer, NO_ROLE)
 
-        config = self.config.mixer_config
-        routing = resolve_routing(
-            routing,
-            num_layers=len(config.layers),
-            default_mode=config.routing,
-            default_top_k=config.top_k,
-        )
+        routing = resolve_routing(routing, self.config.mixer_config)
         mixture = Mixture.from_roles(self.mixers, roles, auxiliary_states, routing)
         if mixture is not None:
             kwargs["mixture"] = mixture

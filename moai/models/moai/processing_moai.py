@@ -18,7 +18,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from verbalizers.core.valid_text import make_valid
 
 from ...processing.control_tokens import ControlTokenGuard
-from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
+from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource, view_image
 from ...processing.pixel_values import compute_pixel_values
 from ...processing.sample_batching import (
     as_list,
@@ -349,10 +349,11 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         questions = None if questions is None else as_list(questions)  # a generator can be read but once
         prompts, groups = self._prompts_and_images(images, text, questions, chat_template)
         given, image_index = unique_objects([image for group in groups for image in group])
-        loaded = [load_image(image, self.max_image_pixels, bool(allow_urls), allow_data_urls=True) for image in given]
+        access = {"allow_urls": bool(allow_urls), "allow_data_urls": True}
+        loaded = [view_image(image, self.max_image_pixels, **access) for image in given]
         data: dict[str, Any] = {}
         if prompts is not None:
-            prompts, samples = [self.encoder.encode_prompt(prompt) for prompt in prompts], []
+            samples = []
             for index, target in enumerate(one_per_sample(answers, len(prompts), "answers")):
                 sample = self.encoder.encode_sample(prompts[index], target, add_special_tokens)
                 if limit is not None and len(sample["input_ids"]) > limit:
@@ -439,7 +440,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         if any(item is not None for item in maps):
             black = Image.new("RGB", (1, 1))
             given, map_index = unique_objects(maps)
-            loaded = [black if item is None else load_image(item, self.max_image_pixels) for item in given]
+            loaded = [black if item is None else view_image(item, self.max_image_pixels) for item in given]
             values = compute_map_pixel_values(self.image_processor, loaded, self.auxiliary_map_scale)
             data["auxiliary_pixel_values"] = values[map_index]
         num_rows = max(len(texts), len(maps))
