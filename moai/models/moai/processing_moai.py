@@ -51,6 +51,8 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         auxiliary_map_scale: Factor on the panoptic map's 0..255 colours before normalisation. 1 is right; 1/255
             reproduces the release, whose map is 0..1 but normalised as 0..255 (after one pass through float16), and
             is needed for its weights.
+        auxiliary_map_side: Height and width of the map in pixels, a multiple of the tower's patch size; None = as the
+            images. A coarser map costs less: half the side a quarter of its patches.
         max_length: Longest sequence in tokens, image tokens and answer included; `None` sets no bound.
         max_auxiliary_length: Longest auxiliary text in tokens. Longer ones lose their end, with a warning.
         max_image_pixels: Largest image that is decoded, in pixels.
@@ -75,6 +77,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         image_token: str = IMAGE_TOKEN,
         num_image_tokens: int | None = None,
         auxiliary_map_scale: float = 1.0,
+        auxiliary_map_side: int | None = None,
         max_length: int | None = None,
         max_auxiliary_length: int | None = None,
         max_image_pixels: int = DEFAULT_MAX_PIXELS,
@@ -87,6 +90,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         self.image_token = image_token
         self.num_image_tokens = num_image_tokens
         self.auxiliary_map_scale = auxiliary_map_scale
+        self.auxiliary_map_side = auxiliary_map_side
         self.max_length = max_length
         self.max_auxiliary_length = max_auxiliary_length
         self.max_image_pixels = max_image_pixels
@@ -441,7 +445,9 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
             black = Image.new("RGB", (1, 1))
             given, map_index = unique_objects(maps)
             loaded = [black if item is None else view_image(item, self.max_image_pixels) for item in given]
-            values = compute_map_pixel_values(self.image_processor, loaded, self.auxiliary_map_scale)
+            values = compute_map_pixel_values(
+                self.image_processor, loaded, self.auxiliary_map_scale, self.auxiliary_map_side
+            )
             data["auxiliary_pixel_values"] = values[map_index]
         num_rows = max(len(texts), len(maps))
         columns = [[int(item is not None) for item in items] or [0] * num_rows for items in (texts, maps)]
