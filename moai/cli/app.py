@@ -16,6 +16,7 @@ from .ask import ask
 from .convert import convert
 from .evaluate import evaluate
 from .info import info
+from .inspect import inspect
 from .train import train
 from .verbalize import verbalize
 
@@ -53,4 +54,5 @@ app.command(no_args_is_help=True)(convert)
 app.command()(info)
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(evaluate)
+app.command(no_args_is_help=True)(inspect)
 app.command(no_args_is_help=True)(ablate)

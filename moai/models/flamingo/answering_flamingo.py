@@ -145,8 +145,10 @@ class FlamingoAnswering(Answering):
         """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
         choices = options.get("choices")
         if choices is None:
-            texts = self._decode(self._run_generate(inputs, **generate_kwargs), inputs)
-            return [GeneratedAnswer((cut_answer(text, options.get("prompt", DEFAULT_PROMPT)),)) for text in texts]
+            result = self._run_generate(inputs, **generate_kwargs)
+            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+            prompt = options.get("prompt", DEFAULT_PROMPT)
+            return [GeneratedAnswer((cut_answer(t, prompt),), r) for t, r in zip(texts, reports, strict=True)]
         guard = self.processor.guard
         ids = [guard.encode_continuation(guard.escape(choice)) for choice in choices]
         scores = rank_continuations(self.model, inputs, ids)
