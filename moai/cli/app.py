@@ -16,7 +16,11 @@ from .ask import ask
 from .convert import convert
 from .evaluate import evaluate
 from .info import info
+<<<<<<< HEAD
 from .plan import plan
+=======
+from .inspect import inspect
+>>>>>>> main
 from .serve import serve
 from .train import train
 from .verbalize import verbalize
@@ -57,4 +61,5 @@ app.command()(plan)
 app.command()(serve)
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(evaluate)
+app.command(no_args_is_help=True)(inspect)
 app.command(no_args_is_help=True)(ablate)
