@@ -16,11 +16,8 @@ from .ask import ask
 from .convert import convert
 from .evaluate import evaluate
 from .info import info
-<<<<<<< HEAD
-from .plan import plan
-=======
 from .inspect import inspect
->>>>>>> main
+from .plan import plan
 from .serve import serve
 from .train import train
 from .verbalize import verbalize

@@ -64,16 +64,13 @@ def parse_routing(value: Any) -> Any:
     Raises:
         ValueError: Text with numbers, but not three (auxiliary, other modality, self).
     """
-<<<<<<< HEAD
     if isinstance(value, (list, tuple)):
         return torch.tensor(value, dtype=torch.float32)
-=======
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return torch.tensor(json.loads(value), dtype=torch.float32)
         except (ValueError, TypeError) as error:
             raise ValueError(f"expected `routing` as a list of weights (layers, 2, 3), got {value!r}.") from error
->>>>>>> main
     if not isinstance(value, str) or "," not in value:
         return value
     try:
