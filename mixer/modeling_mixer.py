@@ -88,6 +88,28 @@ class TokenStream:
 
 
 @dataclass
+class AnswerSources:
+    """What answer tokens read at one mixer layer.
+
+    Attributes:
+        auxiliary: ``(B, N, D)`` compressed auxiliary tokens, zeros for a sample without, or None.
+        image: ``(B, Ni, D)`` the image stream as it entered this layer's mixer.
+        image_mask: ``(B, Ni)`` bool for attention, True = a token; None = all are.
+        has_image: ``(B, 1)`` bool.
+    """
+
+    auxiliary: torch.Tensor | None
+    image: torch.Tensor
+    image_mask: torch.Tensor | None
+    has_image: torch.Tensor
+
+    def to(self, device: torch.device) -> AnswerSources:
+        """Move to the device of the hidden states."""
+        moved = (None if part is None else part.to(device) for part in (self.auxiliary, self.image, self.image_mask))
+        return AnswerSources(*moved, self.has_image.to(device))
+
+
+@dataclass
 class LayerRouting:
     """Gate weights of one mixer layer, as ``output_routing=True`` returns them.
 
@@ -186,6 +208,40 @@ class MixerLayer(nn.Module):
         hidden_states = image.scatter(hidden_states, mixed_image)
         return language.scatter(hidden_states, mixed_language), image_weights, language_weights
 
+    def mix_answers(
+        self,
+        hidden_states: torch.Tensor,
+        answers: TokenStream,
+        sources: AnswerSources,
+        routing: Routing,
+        layer: int,
+    ) -> torch.Tensor:
+        """Mix answer tokens with what cannot tell them what follows: auxiliary tokens and images, not language.
+
+        Args:
+            hidden_states: ``(B, L, D)`` what the decoder layer's attention is about to see (normed).
+            answers: Which of them are answer.
+            sources: What they read.
+            routing: How experts are chosen; the language stream's weights, those of its third expert left out.
+            layer: This mixer's ordinal among the mixer layers.
+
+        Returns:
+            Mixed ``(B, L, D)`` states.
+        """
+        device = hidden_states.device
+        answers, sources = answers.to(device), sources.to(device)
+        auxiliary, (image, image_mask) = sources.auxiliary, (sources.image, sources.image_mask)
+        no_source = torch.zeros_like(sources.has_image)
+        has_auxiliary = no_source if auxiliary is None else find_auxiliary_rows(auxiliary)
+        mixed, _ = self._mix_stream(
+            answers.gather(hidden_states),
+            ((auxiliary, None), (image, image_mask), (None, None)),
+            torch.stack([has_auxiliary, sources.has_image, no_source], dim=-1),
+            (self.language_experts, self.language_gate),
+            (routing, layer, LANGUAGE),
+        )
+        return answers.scatter(hidden_states, mixed)
+
     @staticmethod
     def _mix_stream(
         tokens: torch.Tensor,
@@ -251,7 +307,7 @@ class Mixers(nn.Module):
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
-        self.layer_indices = config.layers
+        self.layer_indices, self.mixes_answers = config.layers, config.mixes_answers
         self.layers = nn.ModuleList(MixerLayer(config) for _ in config.layers)
 
     def forward(
@@ -271,6 +327,18 @@ class Mixers(nn.Module):
         image_weights, image_mask = _report(image_weights, image)
         language_weights, language_mask = _report(language_weights, language)
         return mixed, LayerRouting(layer_idx, image_weights, language_weights, image_mask, language_mask)
+
+    def mix_answers(
+        self,
+        hidden_states: torch.Tensor,
+        layer_idx: int,
+        answers: TokenStream,
+        sources: AnswerSources,
+        routing: Routing,
+    ) -> torch.Tensor:
+        """Let answers read at decoder layer ``layer_idx``; see :meth:`MixerLayer.mix_answers`."""
+        ordinal = self.layer_indices.index(layer_idx)
+        return self.layers[ordinal].mix_answers(hidden_states, answers, sources, routing, ordinal)
 
 
 def _report(weights: torch.Tensor, stream: TokenStream) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,6 +29,8 @@ __all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_ques
 # CLIP's statistics, as MoAIImageProcessor has them (https://github.com/openai/CLIP).
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+#: Groups of like length that a micro-batch's questions are read in.
+_NUM_LENGTHS = 4
 
 
 def normalise_pictures(images: np.ndarray) -> torch.Tensor:
@@ -61,6 +63,11 @@ class MultimodalBatch:
     roles: torch.Tensor
     is_answer: torch.Tensor
     kinds: torch.Tensor
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """int64 (Q,): tokens of each question, without padding."""
+        return ((self.roles > 0) | self.is_answer).sum(dim=1)
 
 
 def _pad(rows: list[list[int]], fill: int) -> torch.Tensor:
@@ -187,30 +194,17 @@ class MultimodalTask(CountingTask):
     def step(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Cross entropy weighted by kind, and how many answers are right as a whole."""
         batch, model, words = inputs["questions"], self.model.model, self.model.get_input_embeddings()
-        features = auxiliary = None
+        features = states = None
         recalled, right = torch.zeros(()), {}
         if batch.pixel_values is not None:
             features = model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
-            features = features[batch.scene_of_question]
         if inputs["has_auxiliary"]:
             said = batch.auxiliary_input_ids, batch.auxiliary_attention_mask
             states = model.get_auxiliary_states(*said, batch.auxiliary_pixel_values)
-            auxiliary = states[batch.scene_of_question]
             if self.settings.recall_weight > 0:
                 recalled, right = self.model.recall(states, words.weight, *said, self.vocabulary)
-        hidden = model(
-            input_ids=batch.input_ids,
-            mm_token_type_ids=batch.roles,
-            image_features=features,
-            auxiliary_states=auxiliary,
-            routing="gated",
-            use_cache=False,
-            return_dict=True,
-        ).last_hidden_state
-        is_target = batch.is_answer[:, 1:]
-        logits = self.model.lm_head(hidden[:, :-1][is_target])
-        targets = batch.input_ids[:, 1:][is_target]
-        groups = torch.arange(len(batch.kinds))[:, None].expand_as(is_target)[is_target]
+        parts = [self._read(part, features, states, batch) for part in _alike(batch)]
+        logits, targets, groups = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         weights = self.kind_weights[batch.kinds[groups]]
         loss = (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
         loss = loss + self.settings.recall_weight * weights.sum() * recalled
@@ -221,3 +215,30 @@ class MultimodalTask(CountingTask):
                 for word in ("asked", "right")
             }
         return loss, self.counters(counts | recall_counts(right))
+
+    def _read(
+        self,
+        part: torch.Tensor,
+        features: torch.Tensor | None,
+        states: torch.Tensor | None,
+        batch: MultimodalBatch,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (T, V) of some questions' answer tokens, what is right (T,), and which question each belongs to."""
+        scenes, used = batch.scene_of_question[part], int(batch.lengths[part].max())
+        input_ids, is_target = batch.input_ids[part, :used], batch.is_answer[part, 1:used]
+        hidden = self.model.model(
+            input_ids=input_ids,
+            mm_token_type_ids=batch.roles[part, :used],
+            image_features=None if features is None else features[scenes],
+            auxiliary_states=None if states is None else states[scenes],
+            routing="gated",
+            use_cache=False,
+            return_dict=True,
+        ).last_hidden_state
+        logits = self.model.lm_head(hidden[:, :-1][is_target])
+        return logits, input_ids[:, 1:][is_target], part[:, None].expand_as(is_target)[is_target]
+
+
+def _alike(batch: MultimodalBatch) -> tuple[torch.Tensor, ...]:
+    """Questions in groups of like length: padded to the longest of all, two thirds of the tokens are padding."""
+    return batch.lengths.argsort(stable=True).chunk(_NUM_LENGTHS)

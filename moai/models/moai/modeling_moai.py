@@ -229,7 +229,9 @@ class MoAIModel(MoAIPreTrainedModel):
             default_mode=config.routing,
             default_top_k=config.top_k,
         )
-        mixture = Mixture.from_roles(self.mixers, roles, auxiliary_states, routing)
+        mixture = Mixture.from_roles(self.mixers, roles, auxiliary_states, routing, attention_mask)
+        if mixture is None:
+            mixture = Mixture.from_cache(self.mixers, cache, inputs_embeds.shape[1])
         if mixture is not None:
             kwargs["mixture"] = mixture
         elif roles is not None and is_answer is not None:
@@ -250,6 +252,8 @@ class MoAIModel(MoAIPreTrainedModel):
             **as_keyword(cache),
             **kwargs,
         )
+        if mixture is not None and mixture.memory is not None:
+            mixture.memory.keep(read_cache(outputs))
         chosen = mixture.log.in_order() if mixture is not None else ()
         return MoAIModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
