@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LlamaForCausalLM
 
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE
 from moai.cli.train import launch_processes
+from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.processing_moai import MoAIProcessor
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
@@ -86,7 +87,9 @@ def _pretrained_decoder(config: NanoConfig, out: Path) -> LlamaForCausalLM:
 def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokenizer) -> MoAIForConditionalGeneration:
     """The whole model before the stages that train it, with the heads that only training needs."""
     if config.start is not None:
-        model = MoAIForConditionalGeneration.from_pretrained(config.start, dtype=torch.float32)
+        made_of = MoAIConfig.from_pretrained(config.start)
+        made_of.mixer |= config.practice.mixer if config.practice else {}
+        model = MoAIForConditionalGeneration.from_pretrained(config.start, config=made_of, dtype=torch.float32)
         torch.manual_seed(config.seed + 1)
     else:
         model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out))
