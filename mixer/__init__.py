@@ -10,7 +10,7 @@ from .configuration_mixer import (
 )
 from .experts import Expert, LowRankProjection
 from .gating import Gate
-from .modeling_mixer import AnswerSources, LayerRouting, MixerLayer, Mixers, TokenStream, find_auxiliary_rows
+from .modeling_mixer import LanguageSources, LayerRouting, MixerLayer, Mixers, TokenStream, find_auxiliary_rows
 from .routing import Routing, draw_experts, resolve_routing
 
 __all__ = [
@@ -18,9 +18,9 @@ __all__ = [
     "LANGUAGE_EXPERTS",
     "NUM_EXPERTS",
     "ROUTING_MODES",
-    "AnswerSources",
     "Expert",
     "Gate",
+    "LanguageSources",
     "LayerRouting",
     "LowRankProjection",
     "MixerConfig",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .configuration_mixer import NUM_EXPERTS, MixerConfig
-from .experts import Expert
+from .experts import Expert, KeysValues
 from .gating import Gate
 from .routing import IMAGE, LANGUAGE, Routing
 
@@ -88,25 +88,20 @@ class TokenStream:
 
 
 @dataclass
-class AnswerSources:
-    """What answer tokens read at one mixer layer.
+class LanguageSources:
+    """What the language stream and answers read at one mixer layer, as keys and values of its experts.
 
     Attributes:
-        auxiliary: ``(B, N, D)`` compressed auxiliary tokens, zeros for a sample without, or None.
-        image: ``(B, Ni, D)`` the image stream as it entered this layer's mixer.
+        auxiliary: Of the compressed auxiliary tokens; None where there are none, or their expert does not speak.
+        image: Likewise of the image stream as it entered this layer's mixer.
         image_mask: ``(B, Ni)`` bool for attention, True = a token; None = all are.
-        has_image: ``(B, 1)`` bool.
+        available: ``(B, 1, 3)`` bool: which sources a sample has (auxiliary, image, language), for its answers.
     """
 
-    auxiliary: torch.Tensor | None
-    image: torch.Tensor
+    auxiliary: KeysValues | None
+    image: KeysValues | None
     image_mask: torch.Tensor | None
-    has_image: torch.Tensor
-
-    def to(self, device: torch.device) -> AnswerSources:
-        """Move to the device of the hidden states."""
-        moved = (None if part is None else part.to(device) for part in (self.auxiliary, self.image, self.image_mask))
-        return AnswerSources(*moved, self.has_image.to(device))
+    available: torch.Tensor
 
 
 @dataclass
@@ -167,6 +162,7 @@ class MixerLayer(nn.Module):
         language: TokenStream,
         routing: Routing,
         layer: int,
+        sources: LanguageSources | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Mix the prompt's tokens; every other position passes unchanged.
 
@@ -178,6 +174,7 @@ class MixerLayer(nn.Module):
             language: The prompt language stream.
             routing: How experts are chosen.
             layer: This mixer's ordinal among the mixer layers.
+            sources: What :meth:`read_sources` made of the same; None = made here.
 
         Returns:
             Mixed ``(B, L, D)`` states, image weights ``(B, Ni, 3)``, language weights ``(B, Nl, 3)``.
@@ -198,6 +195,8 @@ class MixerLayer(nn.Module):
             (self.image_experts, self.image_gate),
             (routing, layer, IMAGE),
         )
+        if sources is not None:
+            auxiliary, image_source = (sources.auxiliary, None), (sources.image, sources.image_mask)
         mixed_language, language_weights = self._mix_stream(
             language_tokens,
             (auxiliary, image_source, language_source),
@@ -208,11 +207,39 @@ class MixerLayer(nn.Module):
         hidden_states = image.scatter(hidden_states, mixed_image)
         return language.scatter(hidden_states, mixed_language), image_weights, language_weights
 
+    def read_sources(
+        self,
+        hidden_states: torch.Tensor,
+        auxiliary_states: torch.Tensor | None,
+        image: TokenStream,
+        routing: Routing,
+        layer: int,
+    ) -> LanguageSources:
+        """Project what the language stream's experts read once, for the prompt and the answers after it.
+
+        Args:
+            hidden_states: See :meth:`forward`, as the rest.
+            auxiliary_states: Likewise.
+            image: The image stream.
+            routing: How experts are chosen.
+            layer: This mixer's ordinal among the mixer layers.
+        """
+        image = image.to(hidden_states.device)
+        only, keys_values = routing.only_expert(layer, LANGUAGE), []
+        states = (auxiliary_states, image.gather(hidden_states))
+        for index, (expert, source) in enumerate(zip(self.language_experts, states, strict=False)):
+            is_read = source is not None and source.shape[1] > 0 and only in (None, index)
+            keys_values.append(expert.project(source.to(hidden_states.device)) if is_read else None)
+        absent = torch.zeros_like(image.is_present)
+        has_auxiliary = absent if auxiliary_states is None else find_auxiliary_rows(auxiliary_states).to(absent.device)
+        available = torch.stack([has_auxiliary, image.is_present, absent], dim=-1)
+        return LanguageSources(*keys_values, image.key_mask, available)
+
     def mix_answers(
         self,
         hidden_states: torch.Tensor,
         answers: TokenStream,
-        sources: AnswerSources,
+        sources: LanguageSources,
         routing: Routing,
         layer: int,
     ) -> torch.Tensor:
@@ -228,15 +255,11 @@ class MixerLayer(nn.Module):
         Returns:
             Mixed ``(B, L, D)`` states.
         """
-        device = hidden_states.device
-        answers, sources = answers.to(device), sources.to(device)
-        auxiliary, (image, image_mask) = sources.auxiliary, (sources.image, sources.image_mask)
-        no_source = torch.zeros_like(sources.has_image)
-        has_auxiliary = no_source if auxiliary is None else find_auxiliary_rows(auxiliary)
+        answers = answers.to(hidden_states.device)
         mixed, _ = self._mix_stream(
             answers.gather(hidden_states),
-            ((auxiliary, None), (image, image_mask), (None, None)),
-            torch.stack([has_auxiliary, sources.has_image, no_source], dim=-1),
+            ((sources.auxiliary, None), (sources.image, sources.image_mask), (None, None)),
+            sources.available,
             (self.language_experts, self.language_gate),
             (routing, layer, LANGUAGE),
         )
@@ -245,7 +268,7 @@ class MixerLayer(nn.Module):
     @staticmethod
     def _mix_stream(
         tokens: torch.Tensor,
-        sources: tuple[tuple[torch.Tensor | None, torch.Tensor | None], ...],
+        sources: tuple[tuple[torch.Tensor | KeysValues | None, torch.Tensor | None], ...],
         available: torch.Tensor,
         parts: tuple[nn.ModuleList, Gate],
         route: tuple[Routing, int, int],
@@ -253,7 +276,10 @@ class MixerLayer(nn.Module):
         """Y = tokens + sum over experts of weight * expert(tokens, source); weights sum to 1 per token."""
         experts, gate = parts
         routing, layer, stream = route
-        is_there = [source is not None and source.shape[1] > 0 for source, _ in sources]
+        is_there = [
+            source is not None and (not isinstance(source, torch.Tensor) or source.shape[1] > 0)
+            for source, _ in sources
+        ]
         weights = _expert_weights(tokens, available, gate, route)
         only = routing.only_expert(layer, stream)
         mixed = tokens
@@ -318,22 +344,35 @@ class Mixers(nn.Module):
         image: TokenStream,
         language: TokenStream,
         routing: Routing,
+        sources: LanguageSources | None = None,
     ) -> tuple[torch.Tensor, LayerRouting]:
         """Run the mixer that sits at decoder layer ``layer_idx``; see :meth:`MixerLayer.forward`."""
         ordinal = self.layer_indices.index(layer_idx)
         mixed, image_weights, language_weights = self.layers[ordinal](
-            hidden_states, auxiliary_states, image, language, routing, ordinal
+            hidden_states, auxiliary_states, image, language, routing, ordinal, sources
         )
         image_weights, image_mask = _report(image_weights, image)
         language_weights, language_mask = _report(language_weights, language)
         return mixed, LayerRouting(layer_idx, image_weights, language_weights, image_mask, language_mask)
+
+    def read_sources(
+        self,
+        hidden_states: torch.Tensor,
+        layer_idx: int,
+        auxiliary_states: torch.Tensor | None,
+        image: TokenStream,
+        routing: Routing,
+    ) -> LanguageSources:
+        """Project what is read at decoder layer ``layer_idx``; see :meth:`MixerLayer.read_sources`."""
+        ordinal = self.layer_indices.index(layer_idx)
+        return self.layers[ordinal].read_sources(hidden_states, auxiliary_states, image, routing, ordinal)
 
     def mix_answers(
         self,
         hidden_states: torch.Tensor,
         layer_idx: int,
         answers: TokenStream,
-        sources: AnswerSources,
+        sources: LanguageSources,
         routing: Routing,
     ) -> torch.Tensor:
         """Let answers read at decoder layer ``layer_idx``; see :meth:`MixerLayer.mix_answers`."""

@@ -17,11 +17,11 @@ from torch import nn
 from transformers import Cache
 from transformers import initialization as init
 
-from mixer import AnswerSources, LayerRouting, Mixers, Routing, TokenStream, find_auxiliary_rows
+from mixer import LanguageSources, LayerRouting, Mixers, Routing, TokenStream, find_auxiliary_rows
 
+from ...processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 from ..derived_classes import derive_class
 from .partial_lora import LowRankUpdate, image_positions_scope, insert_partial_lora
-from ...processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 from .rotary import make_rotary_stateless
 
 
@@ -57,7 +57,7 @@ class PromptMemory:
 
     def __init__(self, routing: Routing, is_mixed: torch.Tensor) -> None:
         self.routing, self.is_mixed = routing, is_mixed
-        self.sources: dict[int, AnswerSources] = {}
+        self.sources: dict[int, LanguageSources] = {}
 
     @staticmethod
     def read(cache: Cache | None) -> PromptMemory | None:
@@ -172,14 +172,13 @@ class Mixture:
         if layer_idx not in self.mixers.layer_indices:
             return hidden_states
         if self.answers is None:
-            return self._mix_prompt(hidden_states, layer_idx)
+            return self._mix_prompt(hidden_states, layer_idx, None)
         if self.has_prompt:
-            image = self.image.to(hidden_states.device)
-            sources = AnswerSources(
-                self.auxiliary_states, image.gather(hidden_states), image.key_mask, image.is_present
+            sources = self.mixers.read_sources(
+                hidden_states, layer_idx, self.auxiliary_states, self.image, self.routing
             )
             self.memory.sources[layer_idx] = sources
-            hidden_states = self._mix_prompt(hidden_states, layer_idx)
+            hidden_states = self._mix_prompt(hidden_states, layer_idx, sources)
         else:
             sources = self.memory.sources[layer_idx]
         return self.mixers.mix_answers(hidden_states, layer_idx, self.answers, sources, self.routing)
@@ -189,7 +188,7 @@ class Mixture:
         """Whether there are tokens of a prompt."""
         return self.image.positions.shape[1] > 0 or self.language.positions.shape[1] > 0
 
-    def _mix_prompt(self, hidden_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
+    def _mix_prompt(self, hidden_states: torch.Tensor, layer_idx: int, sources: LanguageSources | None) -> torch.Tensor:
         mixed, chosen = self.mixers(
             hidden_states,
             layer_idx=layer_idx,
@@ -197,6 +196,7 @@ class Mixture:
             image=self.image,
             language=self.language,
             routing=self.routing,
+            sources=sources,
         )
         self.log.record(layer_idx, chosen)
         return mixed.to(hidden_states.device)
