@@ -386,7 +386,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             output_routing: Return the gate weights per mixer layer, stream and token.
             routing_log: A list that receives this pass's routing; ``generate`` uses it.
             labels: ``(B, L)``, -100 = ignore; image placeholders are ignored too. From a row's first label on (here
-                or in ``shift_labels``) nothing enters the mixture, whatever ``mm_token_type_ids`` say.
+                or in ``shift_labels``) no expert reads anything, whatever ``mm_token_type_ids`` say.
             logits_to_keep: Compute only the last positions' logits.
             use_cache: Return a cache.
             suppress_image_token: Give the image placeholder, a slot and never a word to say, the lowest logit.
