@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from torch import nn
 from .configuration_mixer import NUM_EXPERTS, MixerConfig
 from .experts import Expert, KeysValues
 from .gating import Gate
-from .routing import IMAGE, LANGUAGE, Routing
+from .routing import IMAGE, LANGUAGE, Routing, StreamRouting
 
 
 @dataclass
@@ -87,21 +89,27 @@ class TokenStream:
         return hidden_states.flatten(0, 1).index_copy(0, rows, tokens.flatten(0, 1)).view_as(hidden_states)
 
 
-@dataclass
-class LanguageSources:
-    """What the language stream and answers read at one mixer layer, as keys and values of its experts.
+class Source(NamedTuple):
+    """What an expert reads.
 
     Attributes:
-        auxiliary: Of the compressed auxiliary tokens; None where there are none, or their expert does not speak.
-        image: Likewise of the image stream as it entered this layer's mixer.
-        image_mask: ``(B, Ni)`` bool for attention, True = a token; None = all are.
-        available: ``(B, 1, 3)`` bool: which sources a sample has (auxiliary, image, language), for its answers.
+        tokens: ``(B, S, D)``, or the keys and values that the expert has made of them; None where no sample has any.
+        mask: ``(B, S)`` bool, True = read, at least one per row; None = all.
+        is_present: ``(B, 1)`` bool: whether the sample has any.
     """
 
-    auxiliary: KeysValues | None
-    image: KeysValues | None
-    image_mask: torch.Tensor | None
-    available: torch.Tensor
+    tokens: torch.Tensor | KeysValues | None
+    mask: torch.Tensor | None
+    is_present: torch.Tensor
+
+    def projected_by(self, expert: Expert, is_read: bool) -> Source:
+        """The same as an expert's keys and values; without tokens where it does not read them."""
+        is_read = is_read and self.tokens is not None and self.tokens.shape[1] > 0
+        return self._replace(tokens=expert.project(self.tokens) if is_read else None)
+
+
+#: What the language stream and the answers after it read at one layer: auxiliary tokens, image.
+LanguageSources = tuple[Source, Source]
 
 
 @dataclass
@@ -180,29 +188,22 @@ class MixerLayer(nn.Module):
             Mixed ``(B, L, D)`` states, image weights ``(B, Ni, 3)``, language weights ``(B, Nl, 3)``.
         """
         image, language = image.to(hidden_states.device), language.to(hidden_states.device)
-        image_tokens, language_tokens = image.gather(hidden_states), language.gather(hidden_states)
-        auxiliary = (auxiliary_states, None)
-        image_source, language_source = (image_tokens, image.key_mask), (language_tokens, language.key_mask)
-        has_auxiliary = torch.zeros_like(image.is_present)
-        if auxiliary_states is not None:
-            has_auxiliary = find_auxiliary_rows(auxiliary_states)
-        available = torch.stack([has_auxiliary, image.is_present, language.is_present], dim=-1)  # (B, 1, 3)
+        auxiliary, image_source = _gather_sources(hidden_states, auxiliary_states, image)
+        language_source = Source(language.gather(hidden_states), language.key_mask, language.is_present)
 
-        mixed_image, image_weights = self._mix_stream(
-            image_tokens,
+        mixed_image, image_weights = _mix_stream(
+            image_source.tokens,
             (auxiliary, language_source, image_source),
-            available[..., [0, 2, 1]],
-            (self.image_experts, self.image_gate),
-            (routing, layer, IMAGE),
+            self.image_experts,
+            self.image_gate,
+            routing.of_stream(layer, IMAGE),
         )
-        if sources is not None:
-            auxiliary, image_source = (sources.auxiliary, None), (sources.image, sources.image_mask)
-        mixed_language, language_weights = self._mix_stream(
-            language_tokens,
-            (auxiliary, image_source, language_source),
-            available,
-            (self.language_experts, self.language_gate),
-            (routing, layer, LANGUAGE),
+        mixed_language, language_weights = _mix_stream(
+            language_source.tokens,
+            (*(sources or (auxiliary, image_source)), language_source),
+            self.language_experts,
+            self.language_gate,
+            routing.of_stream(layer, LANGUAGE),
         )
         hidden_states = image.scatter(hidden_states, mixed_image)
         return language.scatter(hidden_states, mixed_language), image_weights, language_weights
@@ -224,16 +225,14 @@ class MixerLayer(nn.Module):
             routing: How experts are chosen.
             layer: This mixer's ordinal among the mixer layers.
         """
-        image = image.to(hidden_states.device)
-        only, keys_values = routing.only_expert(layer, LANGUAGE), []
-        states = (auxiliary_states, image.gather(hidden_states))
-        for index, (expert, source) in enumerate(zip(self.language_experts, states, strict=False)):
-            is_read = source is not None and source.shape[1] > 0 and only in (None, index)
-            keys_values.append(expert.project(source.to(hidden_states.device)) if is_read else None)
-        absent = torch.zeros_like(image.is_present)
-        has_auxiliary = absent if auxiliary_states is None else find_auxiliary_rows(auxiliary_states).to(absent.device)
-        available = torch.stack([has_auxiliary, image.is_present, absent], dim=-1)
-        return LanguageSources(*keys_values, image.key_mask, available)
+        only = routing.of_stream(layer, LANGUAGE).only_expert
+        found = _gather_sources(hidden_states, auxiliary_states, image.to(hidden_states.device))
+        experts = enumerate(self.language_experts[: len(found)])
+        auxiliary, seen = (
+            source.projected_by(expert, only in (None, index))
+            for source, (index, expert) in zip(found, experts, strict=True)
+        )
+        return auxiliary, seen
 
     def mix_answers(
         self,
@@ -256,59 +255,55 @@ class MixerLayer(nn.Module):
             Mixed ``(B, L, D)`` states.
         """
         answers = answers.to(hidden_states.device)
-        mixed, _ = self._mix_stream(
+        unread = Source(None, None, torch.zeros_like(sources[0].is_present))
+        mixed, _ = _mix_stream(
             answers.gather(hidden_states),
-            ((sources.auxiliary, None), (sources.image, sources.image_mask), (None, None)),
-            sources.available,
-            (self.language_experts, self.language_gate),
-            (routing, layer, LANGUAGE),
+            (*sources, unread),
+            self.language_experts,
+            self.language_gate,
+            routing.of_stream(layer, LANGUAGE),
         )
         return answers.scatter(hidden_states, mixed)
 
-    @staticmethod
-    def _mix_stream(
-        tokens: torch.Tensor,
-        sources: tuple[tuple[torch.Tensor | KeysValues | None, torch.Tensor | None], ...],
-        available: torch.Tensor,
-        parts: tuple[nn.ModuleList, Gate],
-        route: tuple[Routing, int, int],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Y = tokens + sum over experts of weight * expert(tokens, source); weights sum to 1 per token."""
-        experts, gate = parts
-        routing, layer, stream = route
-        is_there = [
-            source is not None and (not isinstance(source, torch.Tensor) or source.shape[1] > 0)
-            for source, _ in sources
-        ]
-        weights = _expert_weights(tokens, available, gate, route)
-        only = routing.only_expert(layer, stream)
-        mixed = tokens
-        for index, (expert, (source, mask)) in enumerate(zip(experts, sources, strict=True)):
-            if tokens.shape[1] == 0 or not is_there[index] or only not in (None, index):
-                continue
-            spoken = expert(tokens, source, mask)
-            mixed = mixed + spoken * weights[..., index, None].to(spoken.dtype)
-        return mixed, weights
+
+def _gather_sources(
+    hidden_states: torch.Tensor, auxiliary_states: torch.Tensor | None, image: TokenStream
+) -> LanguageSources:
+    auxiliary = Source(auxiliary_states, None, torch.zeros_like(image.is_present))
+    if auxiliary_states is not None:
+        auxiliary = auxiliary._replace(is_present=find_auxiliary_rows(auxiliary_states))
+    return auxiliary, Source(image.gather(hidden_states), image.key_mask, image.is_present)
 
 
-def _expert_weights(
-    tokens: torch.Tensor, available: torch.Tensor, gate: Gate, route: tuple[Routing, int, int]
-) -> torch.Tensor:
+def _mix_stream(
+    tokens: torch.Tensor, sources: Sequence[Source], experts: nn.ModuleList, gate: Gate, routing: StreamRouting
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Y = tokens + sum over experts of weight * expert(tokens, source); weights ``(B, N, 3)`` sum to 1 per token."""
+    available = torch.stack([source.is_present for source in sources], dim=-1)  # (B, 1, 3)
+    weights = _weigh_experts(tokens, available, gate, routing)
+    mixed = tokens
+    for index, (expert, source) in enumerate(zip(experts, sources, strict=True)):
+        has_tokens = not isinstance(source.tokens, torch.Tensor) or source.tokens.shape[1] > 0
+        if tokens.shape[1] > 0 and source.tokens is not None and has_tokens and routing.only_expert in (None, index):
+            found = expert(tokens, source.tokens, source.mask)  # (B, N, D)
+            mixed = mixed + found * weights[..., index, None].to(found.dtype)
+    return mixed, weights
+
+
+def _weigh_experts(tokens: torch.Tensor, available: torch.Tensor, gate: Gate, routing: StreamRouting) -> torch.Tensor:
     """Weights ``(B, N, 3)`` float32 by the routing in force, zero for experts whose source is absent."""
-    routing, layer, stream = route
     batch, length = tokens.shape[:2]
-    if routing.mode == "gated":
-        return gate(tokens, available, routing.top_k)
-    only = routing.only_expert(layer, stream)
-    if only is not None:
+    if routing.only_expert is not None:
         weights = torch.zeros(1, 1, NUM_EXPERTS, device=tokens.device)
-        weights[..., only] = 1.0
-    else:
-        weights = routing.fixed_weights(layer, stream).to(tokens.device)
+        weights[..., routing.only_expert] = 1.0
+    elif routing.weights is not None:
+        weights = routing.weights.to(tokens.device)
         if weights.shape[0] not in (1, batch):
             raise ValueError(
                 f"Expected routing weights for a batch of {batch}, got {weights.shape[0]} rows. Pass one per sample."
             )
+    else:
+        return gate(tokens, available, routing.top_k)
     weights = weights * available
     return (weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)).expand(batch, length, -1)
 
