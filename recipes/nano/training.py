@@ -23,6 +23,7 @@ from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.processing_moai import MoAIProcessor
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.settings import to_plain
+from moai.training.checkpoints import find_newest_checkpoint, read_checkpoint
 from moai.training.model_building import copy_verbalizer_settings
 from recipes.stages import CountingTask, has_checkpoint, is_made, load_trained, note_made, run_stage
 from verbalizers.core.durable_files import atomic_folder, hold_folder
@@ -42,7 +43,7 @@ __all__ = ["LATE_STAGES", "STAGES", "build_task", "export_nano", "export_text_re
 
 STAGES = ("tokenizer", "text", "phrases", "questions", "multimodal", "practice", "export")
 #: Those that can start from a finished model.
-LATE_STAGES = ("practice", "export")
+LATE_STAGES = ("phrases", "practice", "export")
 
 #: Stages that train compressor, mixers or both; each starts from the last of those before it that ran.
 _MODEL_STAGES = ("phrases", "questions", "multimodal", "practice")
@@ -94,6 +95,10 @@ def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokeni
     else:
         model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out))
     model.recall = PhraseRecall(model.config.text_config.hidden_size)
+    if config.heads is not None:
+        found, _ = find_newest_checkpoint(Path(config.heads) / "checkpoints")
+        weights, _, _ = read_checkpoint(found)
+        model.load_state_dict({name: value for name, value in weights.items() if "recall." in name}, strict=False)
     return model
 
 
@@ -224,7 +229,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and logs")
     parser.add_argument("--ranks", type=int, help="processes of one thread each; the recipe's number by default")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
-    parser.add_argument("--start", type=Path, help="finished moai-nano to go on from: practice and export only")
+    parser.add_argument(
+        "--start", type=Path, help="finished moai-nano to go on from: phrases, practice and export only"
+    )
     chosen = parser.parse_args(arguments)
     config = load_nano_config(chosen.config)
     if chosen.start is not None:
