@@ -229,9 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and logs")
     parser.add_argument("--ranks", type=int, help="processes of one thread each; the recipe's number by default")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
-    parser.add_argument(
-        "--start", type=Path, help="finished moai-nano to go on from: phrases, practice and export only"
-    )
+    parser.add_argument("--start", type=Path, help="finished moai-nano to go on from: phrases, practice, export")
     chosen = parser.parse_args(arguments)
     config = load_nano_config(chosen.config)
     if chosen.start is not None:
