@@ -10,7 +10,7 @@ from .configuration_mixer import (
 )
 from .experts import Expert, LowRankProjection
 from .gating import Gate
-from .modeling_mixer import LanguageSources, LayerRouting, MixerLayer, Mixers, TokenStream, find_auxiliary_rows
+from .modeling_mixer import LayerRouting, MixerLayer, Mixers, TokenStream, find_auxiliary_rows
 from .routing import Routing, draw_experts, resolve_routing
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "ROUTING_MODES",
     "Expert",
     "Gate",
-    "LanguageSources",
     "LayerRouting",
     "LowRankProjection",
     "MixerConfig",

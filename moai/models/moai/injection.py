@@ -17,7 +17,8 @@ from torch import nn
 from transformers import Cache
 from transformers import initialization as init
 
-from mixer import LanguageSources, LayerRouting, Mixers, Routing, TokenStream, find_auxiliary_rows
+from mixer import LayerRouting, Mixers, Routing, TokenStream, find_auxiliary_rows
+from mixer.modeling_mixer import LanguageSources
 
 from ...processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 from ..derived_classes import derive_class
