@@ -24,7 +24,7 @@ from .prompt import PromptIds
 from .scenes import ShardBatches, TokenScene
 from .text_task import KIND_NAMES, count_right
 
-__all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_questions"]
+__all__ = ["MultimodalBatch", "MultimodalTask", "group_by_length", "normalise_pictures", "pack_questions"]
 
 # CLIP's statistics, as MoAIImageProcessor has them (https://github.com/openai/CLIP).
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
@@ -184,7 +184,8 @@ class MultimodalTask(CountingTask):
             with torch.autocast("cpu", torch.bfloat16):
                 self(inputs)
             asked = inputs["questions"]
-            rows += [ids[roles == LANGUAGE_ROLE] for ids, roles in zip(asked.input_ids, asked.roles, strict=True)]
+            for row in torch.cat(group_by_length(asked)):
+                rows.append(asked.input_ids[row][asked.roles[row] == LANGUAGE_ROLE])
         return rows
 
     def part_of(self, name: str) -> str:
@@ -203,7 +204,7 @@ class MultimodalTask(CountingTask):
             states = model.get_auxiliary_states(*said, batch.auxiliary_pixel_values)
             if self.settings.recall_weight > 0:
                 recalled, right = self.model.recall(states, words.weight, *said, self.vocabulary)
-        parts = [self._read(part, features, states, batch) for part in _alike(batch)]
+        parts = [self.read(part, features, states, batch) for part in group_by_length(batch)]
         logits, targets, groups = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         weights = self.kind_weights[batch.kinds[groups]]
         loss = (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
@@ -216,14 +217,24 @@ class MultimodalTask(CountingTask):
             }
         return loss, self.counters(counts | recall_counts(right))
 
-    def _read(
+    def read(
         self,
         part: torch.Tensor,
         features: torch.Tensor | None,
         states: torch.Tensor | None,
         batch: MultimodalBatch,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (T, V) of some questions' answer tokens, what is right (T,), and which question each belongs to."""
+        """Read some of the questions.
+
+        Args:
+            part: int64 (P,) which of them.
+            features: ``(S, patches, D)`` of the scenes' images, or None.
+            states: ``(S, N, D)`` of their verbalizations, or None.
+            batch: What they are chosen from.
+
+        Returns:
+            Logits ``(T, V)`` of the answers' tokens, what is right ``(T,)``, and the question each belongs to ``(T,)``.
+        """
         scenes, used = batch.scene_of_question[part], int(batch.lengths[part].max())
         input_ids, is_target = batch.input_ids[part, :used], batch.is_answer[part, 1:used]
         hidden = self.model.model(
@@ -239,6 +250,13 @@ class MultimodalTask(CountingTask):
         return logits, input_ids[:, 1:][is_target], part[:, None].expand_as(is_target)[is_target]
 
 
-def _alike(batch: MultimodalBatch) -> tuple[torch.Tensor, ...]:
-    """Questions in groups of like length: padded to the longest of all, two thirds of the tokens are padding."""
+def group_by_length(batch: MultimodalBatch) -> tuple[torch.Tensor, ...]:
+    """Group questions of like length: padded to the longest of all, two thirds of a batch are padding.
+
+    Args:
+        batch: Whose questions.
+
+    Returns:
+        int64 places of the questions, group by group.
+    """
     return batch.lengths.argsort(stable=True).chunk(_NUM_LENGTHS)

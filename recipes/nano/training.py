@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE
+from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.cli.train import launch_processes
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
@@ -24,7 +24,6 @@ from moai.models.moai.processing_moai import MoAIProcessor
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.settings import to_plain
 from moai.training.checkpoints import find_newest_checkpoint, read_checkpoint
-from moai.training.model_building import copy_verbalizer_settings
 from recipes.stages import CountingTask, has_checkpoint, is_made, load_trained, note_made, run_stage
 from verbalizers.core.durable_files import atomic_folder, hold_folder
 
@@ -165,7 +164,9 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
         model.half().save_pretrained(folder)
         if config.start is not None:
             MoAIProcessor.from_pretrained(config.start).save_pretrained(folder)
-            copy_verbalizer_settings(config.start, folder)
+            told = VerbalizerSettings.load(Path(config.start).resolve())
+            # Shards have quoted lines, whatever the start had read before.
+            replace(told, words=replace(told.words, quote_text=True)).save(folder)
         else:
             build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(folder)
             text = json.dumps(config.verbalizer_settings, indent=2) + "\n"
