@@ -94,7 +94,7 @@ def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path, monkeyp
 
 def test_contributing_verbalizer_works_when_copied() -> None:
     import verbalizers
-    from verbalizers.core import base
+    from verbalizers.core import registry
 
     look, say = _code_blocks("CONTRIBUTING.md", "python")
     try:
@@ -107,8 +107,8 @@ def test_contributing_verbalizer_works_when_copied() -> None:
         again = verbalizers.Scene.from_dict(json.loads(json.dumps(scene.to_dict())))
         assert again == scene
     finally:
-        base._REGISTRY.pop(("light", "mean"), None)
-        base._WORDS.pop("light", None)
+        registry._REGISTRY.pop(("light", "mean"), None)
+        registry._WORDS.pop("light", None)
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
@@ -175,7 +175,7 @@ def _type(commands: list[str], is_told: bool = False) -> list[str]:
 
 def test_readme_blocks_are_all_run_when_counted() -> None:
     """Each has a test below."""
-    assert set(_moai_blocks()) == {"ask", "convert", "verbalize"}
+    assert set(_moai_blocks()) == {"ask", "convert", "evaluate", "verbalize"}
     commands = [line for line in _commands("README.md") if line.startswith("moai ")]
     run = [line for block in _moai_blocks().values() for line in block]
     assert sorted(commands) == sorted([*run, *ANOTHER_MODEL])
@@ -210,6 +210,12 @@ def test_readme_converts_and_asks_a_release_when_typed(workplace: Path) -> None:
         "verbalizers.json",
         "README.md",
     }
+
+
+@pytest.mark.slow
+def test_readme_evaluates_when_typed(workplace: Path) -> None:
+    (printed,) = _type([f"{command} image_size=96" for command in _moai_blocks()["evaluate"]])
+    assert "| existence |  | 20 |" in printed and "McNemar" in printed
 
 
 @pytest.mark.slow

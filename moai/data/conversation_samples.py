@@ -22,8 +22,8 @@ from moai.data.sample_identity import fold_digests, hash_parts, hash_value, show
 from moai.data.training_report import DataReport, Problem
 from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
+from moai.models.moai.processing_moai import MoAIProcessor
 from moai.processing.image_loading import IMAGE_FORMATS, load_image
-from moai.processing.processing_moai import MoAIProcessor
 from verbalizers.store.rows import hash_content
 from verbalizers.store.sources import Source
 
@@ -251,7 +251,7 @@ class ConversationSamples:
                 if self._settings.check_pictures == "decode":
                     load_image(content, self._processor.max_image_pixels)
                 else:
-                    _check_header(content, self._processor.max_image_pixels)
+                    check_header(content, self._processor.max_image_pixels)
                 if wants_cache and not self.findings.knows(content):
                     # Either nobody verbalized it, or nobody could: only the former is mended by verbalizing once more.
                     load_image(content, self._processor.max_image_pixels)
@@ -298,7 +298,7 @@ def _name(image: Source) -> str:
     return image.path or f"image {image.item} of row {image.row}"
 
 
-def _check_header(content: bytes, max_pixels: int) -> None:
+def check_header(content: bytes, max_pixels: int) -> None:
     """Whether bytes begin as an image of a size that may be decoded."""
     Image.init()  # or Pillow knows a few formats only, and not even those in every thread
     try:

@@ -12,7 +12,7 @@ from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ...processing.image_loading import load_image
-from ..answering import Answering, GeneratedAnswer, TooLongError
+from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
 from .modeling_flamingo import FlamingoForConditionalGeneration
 from .processing_flamingo import FlamingoProcessor, Shot
 from .prompts import DEFAULT_PROMPT, PROMPTS, cut_answer
@@ -44,6 +44,7 @@ class FlamingoAnswering(Answering):
     text_input = "context"
     model_class = FlamingoForConditionalGeneration
     processor_class = FlamingoProcessor
+    shows_image = True
 
     def __init__(self, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> None:
         super().__init__(model, processor)
@@ -64,9 +65,17 @@ class FlamingoAnswering(Answering):
                 f"{longest} tokens, image and question included. Lower it."
             )
 
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> str:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> str:
         """See :meth:`.Answering.prepare`: the question; its prompt's length shows with its demonstrations."""
-        return question
+        return join_turns(question, earlier)
+
+    def words_in_prompt(self) -> FlamingoAnswering:
+        """See :meth:`.Answering.words_in_prompt`."""
+        other = FlamingoAnswering(self.model, self.processor)
+        other.shows_image = False
+        return other
 
     def encode_scenes(
         self,
@@ -98,7 +107,7 @@ class FlamingoAnswering(Answering):
         shots, prompt = (options or {}).get("shots", ()), (options or {}).get("prompt", DEFAULT_PROMPT)
         contexts = scene_inputs.get("context") or [None] * len(prompts)
         conversations = [
-            self.processor.build_conversation(image, question, shots, context)
+            self.processor.build_conversation(image if self.shows_image else None, question, shots, context)
             for image, question, context in zip(images, prompts, contexts, strict=True)
         ]
         batch = self.processor(conversations=conversations, prompt=prompt)
@@ -126,13 +135,8 @@ class FlamingoAnswering(Answering):
             chosen["shots"] = read_shots(chosen["shots"])
         if "shots" in chosen:
             chosen["shots"] = [_load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
-        if isinstance(chosen.get("choices"), str):
-            chosen["choices"] = [choice.strip() for choice in chosen["choices"].split(",")]
         if "choices" in chosen:
-            given = chosen["choices"]
-            is_well = isinstance(given, (list, tuple)) and all(isinstance(c, str) and c.strip() for c in given)
-            if not is_well or len(set(given)) < max(2, len(given)):
-                raise ValueError(f"`choices` must be two or more different answers, got {given!r}.")
+            chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
 
     def generate(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from verbalizers import (
-    DepthMap,
     Detections,
+    LabelMap,
     Scene,
     Segments,
     Verbalizer,
@@ -16,8 +16,8 @@ from verbalizers import (
     parse_scene,
     verbalize_scene,
 )
-from verbalizers.core.base import add_sources, order_by_use
 from verbalizers.core.profiling import profile_scene
+from verbalizers.core.verbalizer import add_sources, order_by_use
 
 SIZE = (120, 160)
 GRAPH = build_verbalizer("scene_graph", "geometric")
@@ -40,7 +40,7 @@ def boxes(*things, size_hw=SIZE):
 def told(segments=None, detections=None, nearness=None, graph=GRAPH):
     """The relations of a scene: {(subject, predicate, object): confidence}."""
     source = detections if segments is None else segments
-    findings = {} if nearness is None else {"depth": DepthMap(nearness)}
+    findings = {} if nearness is None else {"depth": LabelMap(nearness)}
     relations = graph.relate(Scene(source.image_size_hw, segments, detections, findings=findings))
     assert (np.diff(relations.confidence) <= 0).all()
     names = relations.object_names
