@@ -53,6 +53,10 @@ def ask(
             "--option", metavar="NAME=VALUE", help="The model's own; MoAI: routing=uniform, or weights as 0.5,0.3,0.2."
         ),
     ] = None,
+    shots: Annotated[
+        Path | None,
+        typer.Option("--shots", help='JSONL of {"image", "question", "answer"}: demonstrations before each question.'),
+    ] = None,
     verbalizers: VerbalizersOption = None,
     timeout: TimeoutOption = 60.0,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")] = None,
@@ -91,7 +95,7 @@ def ask(
             timeout_s=timeout or None,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            options=parse_options(option or []),
+            options=parse_options([*(option or []), *([] if shots is None else [f"shots={shots}"])]),
             is_quiet=quiet,
             generate={"num_beams": num_beams} if num_beams > 1 else {},
         )

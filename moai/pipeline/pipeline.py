@@ -220,6 +220,7 @@ class Pipeline:
         scenes: Scene | Sequence[Scene | None] | None = None,
         *,
         options: Mapping[str, Any] | None = None,
+        shots: Any = None,
         is_reporting: bool = False,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
@@ -237,6 +238,8 @@ class Pipeline:
             questions: Likewise.
             scenes: Likewise.
             options: The model's own, by name: those of its ``answering_X.py``.
+            shots: Demonstrations in front of each question, ``[(image, question, answer), ...]``, for models that read
+                them: the option of that name.
             is_reporting: Hand back what the model tells about how it answered.
             timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
             max_new_tokens: Longest answer in tokens.
@@ -259,7 +262,8 @@ class Pipeline:
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("the pipeline gives one answer per question; call `pipeline.model.generate` for several.")
         self.answering.check_answer_length(max_new_tokens)
-        options = self.answering.parse_options(options or {})  # a wrong one is told before anybody looks
+        options = dict(options or {}) | ({} if shots is None else {"shots": shots})
+        options = self.answering.parse_options(options)  # a wrong one is told before anybody looks
         queries = pair_queries(images, questions, scenes, earlier)
         batch_size = 1 if stream is not None else batch_size
         generate_kwargs["max_new_tokens"] = max_new_tokens

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ...processing.image_loading import load_image
 from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
 from .modeling_flamingo import FlamingoForConditionalGeneration
-from .processing_flamingo import FlamingoProcessor, Shot
+from .processing_flamingo import FlamingoProcessor
 from .prompts import DEFAULT_PROMPT, PROMPTS, cut_answer
 from .ranking import rank_continuations
 from .scenes_flamingo import encode_scenes
+from .shots import Demonstrations, load_shot, read_shots
 
 __all__ = ["FlamingoAnswering"]
 
@@ -28,7 +28,8 @@ class FlamingoAnswering(Answering):
     Options of an answer:
 
     * ``shots``: demonstrations in front of the question, ``[(image, question, answer), ...]``, an image being None
-      for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``.
+      for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``; or
+      :class:`.shots.Demonstrations`, of which each question gets its own.
     * ``prompt``: how questions are written, one of :data:`.prompts.PROMPTS`.
     * ``choices``: the answers to choose from, a list or ``"yes,no"``; reports hold their log-probabilities.
 
@@ -106,9 +107,15 @@ class FlamingoAnswering(Answering):
         """
         shots, prompt = (options or {}).get("shots", ()), (options or {}).get("prompt", DEFAULT_PROMPT)
         contexts = scene_inputs.get("context") or [None] * len(prompts)
+        if isinstance(shots, Demonstrations):
+            shown = shots.choose(images, prompts, self.embed_images)
+        else:
+            shown = [shots] * len(prompts)
+        if not self.shows_image:
+            shown = [[(None, *texts) for _, *texts in part] for part in shown]
         conversations = [
-            self.processor.build_conversation(image if self.shows_image else None, question, shots, context)
-            for image, question, context in zip(images, prompts, contexts, strict=True)
+            self.processor.build_conversation(image if self.shows_image else None, question, demonstrated, context)
+            for image, question, demonstrated, context in zip(images, prompts, shown, contexts, strict=True)
         ]
         batch = self.processor(conversations=conversations, prompt=prompt)
         longest = self.model.config.max_positions
@@ -125,6 +132,23 @@ class FlamingoAnswering(Answering):
             raise TooLongError(too_long)
         return batch.to(self.model.device, dtype=self.model.dtype)
 
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """What the vision tower says about whole images.
+
+        Args:
+            images: RGB.
+
+        Returns:
+            ``(len(images), d)`` float32 of length 1, on the CPU: the tower's pooled output, else its tokens' mean.
+        """
+        tower = self.model.model.vision_tower
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        outputs = tower(pixel_values=pixels.to(tower.device, tower.dtype))
+        pooled = getattr(outputs, "pooler_output", None)
+        pooled = outputs.last_hidden_state.mean(dim=1) if pooled is None else pooled
+        return torch.nn.functional.normalize(pooled.float(), dim=-1).cpu()
+
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """See :meth:`.Answering.parse_options`."""
@@ -133,8 +157,8 @@ class FlamingoAnswering(Answering):
             raise ValueError(f"`prompt` must be one of {', '.join(PROMPTS)}, got {chosen['prompt']!r}.")
         if isinstance(chosen.get("shots"), (str, Path)):
             chosen["shots"] = read_shots(chosen["shots"])
-        if "shots" in chosen:
-            chosen["shots"] = [_load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
+        if "shots" in chosen and not isinstance(chosen["shots"], Demonstrations):
+            chosen["shots"] = [load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
         if "choices" in chosen:
             chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
@@ -157,42 +181,3 @@ class FlamingoAnswering(Answering):
         if (streamer := generate_kwargs.get("streamer")) is not None:
             streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
         return answers
-
-
-def _load_shot(index: int, shot: Any) -> Shot:
-    """A demonstration with its image loaded.
-
-    Raises:
-        ValueError: It is none, or its image cannot be read.
-    """
-    if not isinstance(shot, (tuple, list)) or len(shot) != 3 or not all(isinstance(text, str) for text in shot[1:]):
-        raise ValueError(f"expected shot {index} as (image or None, question, answer), got {shot!r}.")
-    image, question, answer = shot
-    return (None if image is None else load_image(image)), question, answer
-
-
-def read_shots(path: str | Path) -> list[Shot]:
-    """Demonstrations of a JSONL file; images are relative to it.
-
-    Raises:
-        ValueError: A line is none, or an image cannot be read; the message names file and line.
-    """
-    path, shots = Path(path), []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise ValueError(f"expected a JSONL file of demonstrations, got {path} ({error.strerror}).") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            image = row.get("image")
-            shots.append((None if image is None else load_image(path.parent / image), row["question"], row["answer"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected {{"image": ..., "question": ..., "answer": ...}}, got {error}.'
-            ) from error
-    if not shots:
-        raise ValueError(f"expected demonstrations in {path}, got none.")
-    return shots
