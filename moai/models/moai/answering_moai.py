@@ -61,21 +61,42 @@ class MoAIAnswering(Answering):
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
     ) -> Any:
         """See :meth:`.Answering.prepare`: the encoded prompt, which no verbalization lengthens."""
-        encoder = self.processor.encoder
         turns = [turn for pair in earlier for turn in zip(("user", "assistant"), pair, strict=True)]
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}]} for role, text in (*turns, ("user", question))
         ]
         messages[0]["content"].insert(0, {"type": "image"})
-        (rendered,) = self.processor.apply_chat_template([messages], add_generation_prompt=True)
-        prompt = encoder.encode_prompt(rendered)
+        (prompt,) = self.processor.apply_chat_template([messages], add_generation_prompt=True)
+        return self._check_prompt(prompt, len(question.split()), max_new_tokens)
+
+    def prepare_conversation(
+        self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
+    ) -> Any:
+        """See :meth:`.Answering.prepare_conversation`."""
+        prompt = self.processor.apply_chat_template([list(messages)], add_generation_prompt=True)[0]
+        if (got := prompt.count(self.processor.image_token)) != len(images):
+            raise ValueError(
+                f"expected a conversation whose {len(images)} images all stand in its prompt, got {got} of them there. "
+                "Put images into a user's turns."
+            )
+        texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+        return self._check_prompt(prompt, sum(len(text.split()) for text in texts), max_new_tokens)
+
+    def _check_prompt(self, text: str, num_words: int, max_new_tokens: int) -> Any:
+        """The encoded prompt.
+
+        Raises:
+            ValueError: It is too long.
+        """
+        encoder = self.processor.encoder
+        prompt = encoder.encode_prompt(text)
         length = len(encoder.encode_sample(prompt)["input_ids"])
         longest = self.model.config.max_positions
         known = [bound for bound in (self.processor.max_length, longest and longest - max_new_tokens) if bound]
         if known and length > min(known):
             raise ValueError(
-                f"expected a prompt of at most {min(known)} tokens (image included, {max_new_tokens} kept for the "
-                f"answer), got {length} for a question of {len(question.split())} words. Shorten the question."
+                f"expected a prompt of at most {min(known)} tokens (images included, {max_new_tokens} kept for the "
+                f"answer), got {length} for a question of {num_words} words. Shorten the question."
             )
         return prompt
 
@@ -141,7 +162,7 @@ class MoAIAnswering(Answering):
             routing = {name: value for name, value in options.items() if name == "routing"}
             return self.rank_choices(inputs, choices, is_reporting, **routing)
         result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
-        texts = self._decode(result, inputs)
+        texts = [self.finish_text(text, options) for text in self._decode(result, inputs)]
         if not is_reporting or result.routing is None:
             return [GeneratedAnswer((text,)) for text in texts]
         # With beams the prompt stands there once per beam, a sample's beams side by side.
