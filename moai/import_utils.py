@@ -36,7 +36,6 @@ EXTRA_OF_PACKAGE = {
     "ray": "cluster",
     "fastapi": "serve",
     "uvicorn": "serve",
-    "gradio": "serve",
 }
 
 # Installed beside `moai` under names that are not ours alone; each with a file that only ours has.

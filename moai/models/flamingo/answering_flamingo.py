@@ -15,7 +15,7 @@ from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, pa
 from ..shots import Demonstrations, load_shot, read_shots
 from .modeling_flamingo import FlamingoForConditionalGeneration
 from .processing_flamingo import FlamingoProcessor
-from .prompts import DEFAULT_PROMPT, PROMPTS, cut_answer
+from .prompts import DEFAULT_PROMPT, PROMPTS, STOPS, cut_answer
 from .ranking import rank_continuations
 from .scenes_flamingo import encode_scenes
 
@@ -42,6 +42,7 @@ class FlamingoAnswering(Answering):
     """
 
     option_names = ("shots", "prompt", "choices")
+    file_options = ("shots",)
     text_input = "context"
     model_class = FlamingoForConditionalGeneration
     processor_class = FlamingoProcessor
@@ -78,6 +79,22 @@ class FlamingoAnswering(Answering):
         other.shows_image = False
         return other
 
+    def prepare_conversation(
+        self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
+    ) -> list[dict[str, Any]]:
+        """See :meth:`.Answering.prepare_conversation`: the messages; earlier turns are demonstrations."""
+        if not images:
+            raise ValueError("expected at least one image, got none: this model looks at one with every word. Send it.")
+        return [dict(message) for message in messages]
+
+    def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
+        """See :meth:`.Answering.finish_text`."""
+        return cut_answer(text, options.get("prompt", DEFAULT_PROMPT))
+
+    def list_stops(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`.Answering.list_stops`."""
+        return STOPS[options.get("prompt", DEFAULT_PROMPT)]
+
     def encode_scenes(
         self,
         scenes: Sequence[Any],
@@ -100,7 +117,7 @@ class FlamingoAnswering(Answering):
 
         Args:
             images: One per question, or a list of several in reading order.
-            prompts: Questions.
+            prompts: Questions, or conversations whose images are named in ``images``.
             scene_inputs: ``context``.
             max_new_tokens: Tokens kept for the answer.
             options: ``shots`` and ``prompt`` count.
@@ -169,8 +186,10 @@ class FlamingoAnswering(Answering):
         """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
         choices = options.get("choices")
         if choices is None:
-            texts = self._decode(self._run_generate(inputs, **generate_kwargs), inputs)
-            return [GeneratedAnswer((cut_answer(text, options.get("prompt", DEFAULT_PROMPT)),)) for text in texts]
+            result = self._run_generate(inputs, **generate_kwargs)
+            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+            texts = [self.finish_text(text, options) for text in texts]
+            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
         guard = self.processor.guard
         ids = [guard.encode_continuation(guard.escape(choice)) for choice in choices]
         scores = rank_continuations(self.model, inputs, ids)

@@ -13,6 +13,7 @@ from ...processing.control_tokens import ControlTokenGuard
 from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from ...processing.pixel_values import compute_pixel_values
 from ...processing.sample_batching import as_list, group_images_by_placeholders, pad_rows, unique_objects
+from ...processing.several_images import insert_images
 from ...processing.token_roles import IGNORE_INDEX
 from ..shots import Shot
 from .prompts import CHAT_TEMPLATES, END_OF_CHUNK_TOKEN, IMAGE_TOKEN, PROMPTS
@@ -115,7 +116,7 @@ class FlamingoProcessor(ProcessorMixin):
     def build_conversation(
         self,
         images: ImageSource | Sequence[ImageSource] | None,
-        question: str,
+        question: str | Sequence[Mapping[str, Any]],
         shots: Sequence[Shot] = (),
         context: str | None = None,
     ) -> list[dict[str, Any]]:
@@ -123,14 +124,22 @@ class FlamingoProcessor(ProcessorMixin):
 
         Args:
             images: What is asked about.
-            question: Data.
+            question: Data; or messages whose last one asks, with a part ``{"type": "image"}`` per image.
             shots: Demonstrations; without images they are OpenFlamingo's "zero-shot" prompt.
             context: What verbalizers say about the images; stands between them and the question.
         """
         messages = []
         for image, asked, answer in shots:
             messages += [_ask([] if image is None else [image], asked), {"role": "assistant", "content": answer}]
-        return [*messages, _ask([] if images is None else as_list(images), question, context)]
+        given = [] if images is None else as_list(images)
+        if isinstance(question, str):
+            return [*messages, _ask(given, question, context)]
+        asked = insert_images(question, given)
+        if context:
+            parts = asked[-1]["content"]
+            place = max((i for i, part in enumerate(parts) if part["type"] == "image"), default=-1) + 1
+            parts.insert(place, {"type": "text", "text": f"{context}\n"})
+        return [*messages, *asked]
 
     def __call__(
         self,
