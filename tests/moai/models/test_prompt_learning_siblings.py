@@ -11,6 +11,8 @@ import torch
 from flamingo_builders import build_flamingo, build_processor, make_image
 from prismer_builders import build_prismer
 
+from moai.models.flamingo.ranking import rank_continuations
+
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from peft import (  # noqa: E402
@@ -101,6 +103,22 @@ def test_generation_equals_whole_passes_when_a_prompt_is_learned(adapted: tuple[
     assert model.generate(**inputs, **settings, num_beams=3).shape == expected.shape
     single = ask("What?")  # the batch is padded on the left
     assert model.generate(**single, **settings)[0, -NEW:].tolist() == expected[0, -NEW:].tolist()
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("config", CONFIGS)
+def test_flamingo_ranks_as_whole_passes_do_when_a_prompt_is_learned(bases: dict[str, Any], config: str) -> None:
+    base, ask = bases["flamingo"]
+    model, inputs = get_peft_model(base, CONFIGS[config]()).eval(), ask("What?", "How many are there?")
+    choices = [[9, 17, 4], [5]]
+    found = rank_continuations(model, inputs, choices)
+    for choice, column in zip(choices, found.T, strict=True):
+        ids = torch.tensor([choice, choice])
+        whole = inputs | {"input_ids": torch.cat([inputs["input_ids"], ids], dim=1)}
+        whole["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, len(choice)), value=1)
+        logits = model(**whole).logits[:, -len(choice) - 1 : -1].log_softmax(dim=-1)
+        torch.testing.assert_close(column, logits.gather(-1, ids[..., None]).sum(dim=(1, 2)), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
