@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from moai.models.shots import Demonstrations, Shot, read_shots
-from moai.scenes.export import encode_picture
+from moai.scenes.export import encode_png
 from moai.scenes.scenes import Scenes
 
 from .question_settings import SceneTest, TestSettings
@@ -49,7 +49,7 @@ def _paint_scenes(test: TestSettings) -> list[Shot]:
     for sample in scenes:
         if sample.questions:
             asked = rng.choice(sample.questions)
-            pool.append((encode_picture(sample.image), asked.question, asked.answer))
+            pool.append((encode_png(sample.image), asked.question, asked.answer))
         if len(pool) == _NUM_SCENES:
             return pool
     return pool
