@@ -49,7 +49,7 @@ class TestSettings:
             for files.
         cache: The folder that `moai verbalize DATASET --out` wrote.
         fingerprint: Which verbalizations inside it; None = the only ones there.
-        verbalizers: Kinds of predictions that are verbalized; None = all, the others are silent.
+        verbalizers: Kinds of findings that are verbalized; None = all, the others are left out.
         max_new_tokens: Longest answer in tokens; None = 24, and 160 for descriptions and captions.
     """
 

@@ -74,7 +74,7 @@ def run_evaluation(
     Args:
         load: Loads the model; called only where something is open.
         name: Of the model, for the report.
-        kinds: Kinds of predictions that the model reads.
+        kinds: Kinds of findings that the model reads.
         test: What is asked.
         run: How.
         deciding: What decides the model's answers, JSON-able, one level of mappings at most.
