@@ -40,7 +40,7 @@ from benchmarks.verbalizer_models import (
 )
 from benchmarks.verbalizer_variants import measure_variants
 from verbalizers import VerbalizationCache, Verbalizer, parse_scene, verbalize_scene
-from verbalizers.core.base import order_by_use
+from verbalizers.core.verbalizer import order_by_use
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "checkpoints" / "verbalizers"

@@ -12,18 +12,20 @@ from .models.registry import register_auto_classes
 
 if TYPE_CHECKING:
     from .models.moai.configuration_moai import MoAIConfig
+    from .models.moai.image_processing_moai import MoAIImageProcessor
     from .models.moai.modeling_moai import MoAIForConditionalGeneration, MoAIModel, MoAIPreTrainedModel
     from .models.moai.new_model import from_backbones
+    from .models.moai.processing_moai import MoAIProcessor
+    from .models.moai.tokenization_internlm2 import InternLM2Tokenizer
     from .pipeline.answers import Answer
     from .pipeline.pipeline import Pipeline
-    from .processing.processing_moai import MoAIProcessor
-    from .processing.tokenization_internlm2 import InternLM2Tokenizer
 
 __all__ = [
     "Answer",
     "InternLM2Tokenizer",
     "MoAIConfig",
     "MoAIForConditionalGeneration",
+    "MoAIImageProcessor",
     "MoAIModel",
     "MoAIPreTrainedModel",
     "MoAIProcessor",
@@ -35,12 +37,13 @@ __version__ = "0.1.0"
 
 _MODULE_OF_NAME = {
     "Answer": "pipeline.answers",
-    "InternLM2Tokenizer": "processing.tokenization_internlm2",
+    "InternLM2Tokenizer": "models.moai.tokenization_internlm2",
     "MoAIConfig": "models.moai.configuration_moai",
     "MoAIForConditionalGeneration": "models.moai.modeling_moai",
+    "MoAIImageProcessor": "models.moai.image_processing_moai",
     "MoAIModel": "models.moai.modeling_moai",
     "MoAIPreTrainedModel": "models.moai.modeling_moai",
-    "MoAIProcessor": "processing.processing_moai",
+    "MoAIProcessor": "models.moai.processing_moai",
     "Pipeline": "pipeline.pipeline",
     "from_backbones": "models.moai.new_model",
 }

@@ -20,7 +20,7 @@ from moai.data.conversation_files import read_rows
 from moai.data.findings import FindingsReader, MissingFindingsError
 from moai.data.sample_identity import fold_digests, hash_value
 from moai.evaluation.text_reader import TextReader
-from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS
 from moai.training.train_settings import OptimizationSettings, SavingSettings
 from recipes.stages import StageSettings, run_stage

@@ -33,7 +33,7 @@ from moai.models.moai.backbone_loading import (
 )
 from moai.models.moai.backbone_processor import build_processor_from_backbones
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.processing.processing_moai import MoAIProcessor
+from moai.models.moai.processing_moai import MoAIProcessor
 from verbalizers.core.durable_files import atomic_folder
 
 __all__ = ["build_smol", "find_packaged_gguf"]

@@ -14,8 +14,8 @@ from builders import build_tiny_config, build_tiny_model
 from PIL import Image
 
 from moai import MoAIProcessor
-from moai.processing.image_processing_moai import MoAIImageProcessor
-from moai.processing.tokenization_training import train_tokenizer
+from moai.models.moai.image_processing_moai import MoAIImageProcessor
+from moai.models.moai.tokenization_training import train_tokenizer
 from verbalizers import Detections, Scene, Segments, TextLines, Verbalizer
 
 VOCAB_SIZE = 384

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, RobertaTokenizer
 
 from moai.models.prismer.configuration_prismer import EXPERTS, PrismerConfig
+from moai.models.prismer.image_processing_prismer import PrismerImageProcessor
 from moai.models.prismer.label_features import LabelFeatures, NameEncoder
 from moai.models.prismer.modeling_prismer import PrismerForConditionalGeneration
 from moai.models.prismer.processing_prismer import PrismerProcessor
-from moai.processing.image_processing_moai import MoAIImageProcessor
 
 LABEL_SIZE = 8
 SIDE = 32
@@ -77,7 +78,7 @@ def build_prismer(
                 buffer.normal_(std=0.1)
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
-    images = MoAIImageProcessor(size={"height": SIDE, "width": SIDE})
+    images = PrismerImageProcessor(size={"height": SIDE, "width": SIDE}, resample=Image.Resampling.BILINEAR)
     processor = PrismerProcessor(images, tokenizer, experts=list(experts), map_side=32)
     if experts:
         processor.label_features = LabelFeatures.fit(CLASS_NAMES, build_name_encoder(), LABEL_SIZE)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from moai import MoAIProcessor
+from moai.models.moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
 from moai.processing.control_tokens import BREAK_MARK
-from moai.processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
 
 PATCHES = 6
 RED = np.full((20, 30, 3), (255, 0, 0), np.uint8)

@@ -53,7 +53,7 @@ FOLDER_LAW = {
     "moai/models/prismer": ("moai/models",),
     "moai/checkpoints/convert": ("verbalizers", "moai/models/moai", "moai/models/flamingo", "moai/models/prismer"),
     "moai/pipeline": ("verbalizers", "moai/models"),
-    "moai/data": ("verbalizers", "moai/scenes", "moai/processing", "moai/checkpoints/io"),
+    "moai/data": ("verbalizers", "moai/scenes", "moai/models/moai"),
     "moai/training": ("verbalizers", "moai/models/moai", "moai/data"),
     "moai/evaluation": ("verbalizers", "moai/models/moai", "moai/data", "moai/pipeline", "moai/training"),
     "moai/serving": ("verbalizers", "moai/pipeline"),

@@ -94,7 +94,7 @@ def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path, monkeyp
 
 def test_contributing_verbalizer_works_when_copied() -> None:
     import verbalizers
-    from verbalizers.core import base
+    from verbalizers.core import registry
 
     look, say = _code_blocks("CONTRIBUTING.md", "python")
     try:
@@ -107,8 +107,8 @@ def test_contributing_verbalizer_works_when_copied() -> None:
         again = verbalizers.Scene.from_dict(json.loads(json.dumps(scene.to_dict())))
         assert again == scene
     finally:
-        base._REGISTRY.pop(("light", "mean"), None)
-        base._WORDS.pop("light", None)
+        registry._REGISTRY.pop(("light", "mean"), None)
+        registry._WORDS.pop("light", None)
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

@@ -8,16 +8,15 @@ from verbalizers.backends.detection_ultralytics import UltralyticsDetector
 from verbalizers.backends.ocr_paddleocr import PaddleOCRVerbalizer
 from verbalizers.backends.ocr_transformers import TransformersOCR
 from verbalizers.backends.scene_graph_geometric import GeometricSceneGraph
-from verbalizers.core.base import (
-    Verbalizer,
+from verbalizers.core.checkpoints import CheckpointVerbalizer
+from verbalizers.core.drawing import draw_scene
+from verbalizers.core.registry import (
     available_verbalizers,
     build_verbalizer,
     register_drawing,
     register_verbalizer,
     register_words,
 )
-from verbalizers.core.checkpoints import CheckpointVerbalizer
-from verbalizers.core.drawing import draw_scene
 from verbalizers.core.scene import parse_scene
 from verbalizers.core.segmentation_map import pascal_colors, render_segmentation_map
 from verbalizers.core.sentences import (
@@ -38,6 +37,7 @@ from verbalizers.core.structures import (
     TextLines,
     register_finding,
 )
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.words import WordSettings, join_sentences
 from verbalizers.store.cache import Verbalization, VerbalizationCache
 

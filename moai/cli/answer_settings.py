@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verbalizers import Scene
-from verbalizers.core.base import fingerprint_checkpoint
 from verbalizers.core.valid_text import STRICT_JSON
+from verbalizers.core.verbalizer import fingerprint_checkpoint
 
 from ..checkpoints.io.contents import hash_checkpoint
 from ..checkpoints.io.lookup import find_checkpoint

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from verbalizers import SCENE_FIELDS, Verbalizer, verbalize_scene
-from verbalizers.core.base import add_sources
 from verbalizers.core.profiling import Cost, profile_scene
 from verbalizers.core.scene import keep_kinds
+from verbalizers.core.verbalizer import add_sources
 
 from ..checkpoints.io.lookup import find_checkpoint, list_bundled_checkpoints
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from moai.data.training_sample import TrainingSample
-from moai.processing.processing_moai import MoAIProcessor
+from moai.models.moai.processing_moai import MoAIProcessor
 from moai.processing.sample_batching import unique_objects
 
 __all__ = ["CollatedBatches", "TrainingCollator", "iterate_batches"]

@@ -22,8 +22,8 @@ from moai.data.sample_identity import fold_digests, hash_parts, hash_value, show
 from moai.data.training_report import DataReport, Problem
 from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
+from moai.models.moai.processing_moai import MoAIProcessor
 from moai.processing.image_loading import IMAGE_FORMATS, load_image
-from moai.processing.processing_moai import MoAIProcessor
 from verbalizers.store.rows import hash_content
 from verbalizers.store.sources import Source
 

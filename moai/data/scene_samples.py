@@ -13,7 +13,7 @@ from moai.data.sample_identity import hash_value
 from moai.data.training_report import DataReport
 from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
-from moai.processing.processing_moai import MoAIProcessor
+from moai.models.moai.processing_moai import MoAIProcessor
 from moai.scenes.scenes import Scenes, SceneSample, add_noise
 
 __all__ = ["SceneSamples"]

@@ -7,7 +7,7 @@
     batch = TrainingCollator(processor)([dataset[0], dataset[1]])
 
 A multi-turn conversation is several samples: the experts of the mixture look ahead within the prompt, so an answer must
-not stand inside one (see `moai.processing.sample_encoding`). What came before it, answers included, is prompt.
+not stand inside one (see `moai.models.moai.sample_encoding`). What came before it, answers included, is prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from moai.data.scene_samples import SceneSamples
 from moai.data.training_report import DataReport
 from moai.data.training_sample import BadSampleError, TrainingSample
 from moai.data.training_settings import DataSettings, SceneSource, SourceSettings
-from moai.processing.processing_moai import MoAIProcessor
+from moai.models.moai.processing_moai import MoAIProcessor
 
 __all__ = [
     "DataReport",

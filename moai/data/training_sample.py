@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from moai.data.conversations import count_images, text_of
-from moai.processing.processing_moai import MoAIProcessor
+from moai.models.moai.processing_moai import MoAIProcessor
 
 __all__ = ["BadSampleError", "LengthEstimator", "TrainingSample"]
 

@@ -31,8 +31,8 @@ from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
 from moai.settings import Number, settings
 from moai.training.moai_task import draw_routing
 from verbalizers import SCENE_FIELDS, WordSettings
-from verbalizers.core.base import Verbalizer
 from verbalizers.core.scene import parse_scene, verbalize_scene
+from verbalizers.core.verbalizer import Verbalizer
 
 from .intervals import wilson_interval
 from .metrics import has_repeated_clause, is_abstention, is_right, mentioned_names, name_f1

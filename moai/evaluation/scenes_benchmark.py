@@ -28,7 +28,8 @@ from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.findings import FindingsReader
 from moai.scenes.scenes import QUESTION_KINDS, SCENES_VERSION, Scenes
-from verbalizers.core.base import Verbalizer, build_verbalizer
+from verbalizers.core.registry import build_verbalizer
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.store.cache import VerbalizationCache
 
 from .evaluate import (

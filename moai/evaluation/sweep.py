@@ -26,7 +26,7 @@ from moai.checkpoints.io.contents import hash_checkpoint
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.data.training_data import DataSettings, build_training_dataset
-from moai.processing.processing_moai import MoAIProcessor
+from moai.models.moai.processing_moai import MoAIProcessor
 from moai.settings import load_settings, settings, to_plain
 from moai.training.run_identity import find_change
 from moai.training.trainer import run_training

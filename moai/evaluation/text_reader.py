@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from moai.models.moai.chat_templates import SYSTEM_PROMPT
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.processing.chat_templates import SYSTEM_PROMPT
-from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 
 __all__ = ["TextReader"]
 

@@ -26,9 +26,10 @@ from torchmetrics.text import CharErrorRate
 from moai.bundled import find_bundled
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
-from verbalizers.core.base import Verbalizer, build_verbalizer
 from verbalizers.core.boxes import box_iou
+from verbalizers.core.registry import build_verbalizer
 from verbalizers.core.structures import Detections, Relations, Segments, TextLines
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.words import strip_coco_suffixes
 
 from .intervals import wilson_interval

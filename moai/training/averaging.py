@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from moai.models.moai.configuration_moai import MoAIConfig
-from moai.processing.processing_moai import MoAIProcessor
+from moai.models.moai.processing_moai import MoAIProcessor
 from verbalizers.core.durable_files import atomic_folder
 
 from .model_building import copy_verbalizer_settings, is_adapter_folder, load_whole

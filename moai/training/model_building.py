@@ -22,7 +22,7 @@ from moai.models.moai.adapters import PROJECTOR, default_lora_config
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.new_model import from_backbones
-from moai.processing.processing_moai import MoAIProcessor
+from moai.models.moai.processing_moai import MoAIProcessor
 from moai.settings import to_plain
 from verbalizers.core.durable_files import atomic_folder
 

@@ -9,12 +9,12 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from mixer import Mixers
+from moai.models.moai.chat_templates import DEMO_CHAT_TEMPLATE
 from moai.models.moai.configuration_moai import MoAIConfig
+from moai.models.moai.image_processing_moai import MoAIImageProcessor
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.processing.chat_templates import DEMO_CHAT_TEMPLATE
-from moai.processing.image_processing_moai import MoAIImageProcessor
-from moai.processing.processing_moai import MoAIProcessor
-from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.models.moai.processing_moai import MoAIProcessor
+from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 
 from .config import MultimodalSettings, NanoConfig
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.questions import REGIONS, region_of
 from verbalizers.core.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moai.processing.chat_templates import SYSTEM_PROMPT
-from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.models.moai.chat_templates import SYSTEM_PROMPT
+from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 
 __all__ = ["PromptIds", "prompt_ids"]
 

@@ -12,7 +12,7 @@ from random import Random
 import numpy as np
 from pydantic import StrictBool, StrictInt
 
-from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.questions import PIXEL_KINDS
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.scenes.wordings import LISTINGS

@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterator
 from random import Random
 
-from moai.processing.chat_templates import SYSTEM_PROMPT
-from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
-from moai.processing.tokenization_training import train_tokenizer
+from moai.models.moai.chat_templates import SYSTEM_PROMPT
+from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
+from moai.models.moai.tokenization_training import train_tokenizer
 from moai.scenes.scenes import Scenes, add_noise
 from moai.scenes.signs import sign_words
 from verbalizers.core.scene import verbalize_scene

@@ -19,8 +19,8 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE
 from moai.cli.train import launch_processes
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.processing.processing_moai import MoAIProcessor
-from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.models.moai.processing_moai import MoAIProcessor
+from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.settings import to_plain
 from moai.training.model_building import copy_verbalizer_settings
 from recipes.stages import CountingTask, has_checkpoint, is_made, load_trained, note_made, run_stage

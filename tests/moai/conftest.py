@@ -6,9 +6,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from moai import InternLM2Tokenizer, MoAIProcessor
-from moai.processing.image_processing_moai import MoAIImageProcessor
-from moai.processing.tokenization_internlm2 import IMAGE_TOKEN
-from moai.processing.tokenization_training import train_tokenizer
+from moai.models.moai.image_processing_moai import MoAIImageProcessor
+from moai.models.moai.tokenization_internlm2 import IMAGE_TOKEN
+from moai.models.moai.tokenization_training import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.evaluation.text_reader import TextReader
-from moai.processing.tokenization_internlm2 import InternLM2Tokenizer
+from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes
 from moai.training.checkpoints import find_newest_checkpoint
 from recipes.nano.config import SCENES_DOMAIN, load_nano_config

@@ -22,7 +22,7 @@ from recipes.verbalizers.scenes import (
     training_scene,
 )
 from recipes.verbalizers.training import export_verbalizers, train_verbalizers
-from verbalizers.core.base import build_verbalizer
+from verbalizers.core.registry import build_verbalizer
 
 
 def stage(num_steps: int = 12, **optimization) -> dict:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from verbalizers.core.base import register_drawing, register_verbalizer, register_words
 from verbalizers.core.boxes import box_iou, clip_boxes
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.registry import register_drawing, register_verbalizer, register_words
 from verbalizers.core.structures import Finding, Relations, Scene, register_finding
 from verbalizers.core.words import WordSettings, list_sentence, number_duplicates, strip_coco_suffixes
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from verbalizers.backends.text_embeddings import embed_texts, embeddings_path, read_or_write
 from verbalizers.core.adapters import detections_from_transformers, to_numpy
-from verbalizers.core.base import register_verbalizer
 from verbalizers.core.boxes import is_inside_image, nms_indices
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.sentences import verbalize_detections
 from verbalizers.core.structures import Detections
 from verbalizers.core.validation import check_range

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from verbalizers.backends.detection import select_detections
-from verbalizers.core.base import register_verbalizer
 from verbalizers.core.boxes import nms_indices
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import Detections
 from verbalizers.core.validation import check_range
 

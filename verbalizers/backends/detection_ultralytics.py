@@ -32,11 +32,12 @@ from PIL import Image
 from verbalizers.backends.detection import select_detections
 from verbalizers.backends.text_embeddings import embed_texts, embeddings_path, read_or_write
 from verbalizers.core.adapters import to_numpy
-from verbalizers.core.base import fingerprint_checkpoint, register_verbalizer
 from verbalizers.core.boxes import is_inside_image
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import Detections
 from verbalizers.core.validation import check_range
+from verbalizers.core.verbalizer import fingerprint_checkpoint
 from verbalizers.core.vocabularies import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:

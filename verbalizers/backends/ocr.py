@@ -16,10 +16,11 @@ import numpy as np
 
 from verbalizers.backends.ocr_order import orient_quads, reading_order
 from verbalizers.core.adapters import text_lines_from_rapidocr
-from verbalizers.core.base import Verbalizer, register_verbalizer
+from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.sentences import verbalize_text_lines
 from verbalizers.core.structures import TextLines
 from verbalizers.core.validation import check_range
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.words import WordSettings
 
 __all__ = [

@@ -13,9 +13,10 @@ import numpy as np
 
 from verbalizers.backends.ocr import pad_slim, select_text_lines
 from verbalizers.core.adapters import text_lines_from_paddleocr
-from verbalizers.core.base import Verbalizer, register_verbalizer
+from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import TextLines
 from verbalizers.core.validation import check_range
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.words import WordSettings
 
 __all__ = ["PaddleOCRVerbalizer", "read_model_name"]

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from verbalizers.backends.ocr import pad_slim, select_text_lines
-from verbalizers.core.base import register_verbalizer
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import TextLines
 from verbalizers.core.validation import check_range
 from verbalizers.core.words import WordSettings

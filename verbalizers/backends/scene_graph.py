@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from verbalizers.core.adapters import relations_from_psgtr
-from verbalizers.core.base import Verbalizer, register_verbalizer
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.sentences import verbalize_relations
 from verbalizers.core.structures import Relations
 from verbalizers.core.validation import check_range
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES, PSG_PREDICATES
 
 if TYPE_CHECKING:

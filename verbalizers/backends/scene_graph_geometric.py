@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from verbalizers.core.base import Verbalizer, register_verbalizer
 from verbalizers.core.boxes import clip_boxes
 from verbalizers.core.geometry import GeometrySettings, PlacedObjects, relate_objects
 from verbalizers.core.merging import merge_detections
+from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import Detections, Relations, Scene, Segments
 from verbalizers.core.validation import check_range
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.vocabulary_matching import name_keys
 from verbalizers.core.words import LeftOutWarning
 

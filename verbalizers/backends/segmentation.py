@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from verbalizers.core.adapters import segments_from_transformers
-from verbalizers.core.base import register_verbalizer
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
+from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.segmentation_map import pascal_colors, render_segmentation_map
 from verbalizers.core.sentences import verbalize_segments
 from verbalizers.core.structures import Segments

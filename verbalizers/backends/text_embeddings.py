@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verbalizers.core.base import fingerprint_checkpoint
 from verbalizers.core.durable_files import atomic_file
+from verbalizers.core.verbalizer import fingerprint_checkpoint
 
 if TYPE_CHECKING:
     import torch

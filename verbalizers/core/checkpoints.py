@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from verbalizers.core.base import Verbalizer
 from verbalizers.core.validation import check_range
+from verbalizers.core.verbalizer import Verbalizer
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from verbalizers.core.base import find_drawing
 from verbalizers.core.boxes import clip_boxes
+from verbalizers.core.registry import find_drawing
 from verbalizers.core.structures import Detections, Relations, Scene, Segments, TextLines
 from verbalizers.core.words import LeftOutWarning, number_duplicates, strip_coco_suffixes
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from verbalizers.core.base import Verbalizer, order_by_use
 from verbalizers.core.scene import as_rgb_array, parse_scene
 from verbalizers.core.structures import Scene
+from verbalizers.core.verbalizer import Verbalizer, order_by_use
 
 __all__ = ["TOGETHER", "Cost", "profile_scene"]
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from verbalizers.core.base import Verbalizer, order_by_use
 from verbalizers.core.segmentation_map import render_segmentation_map
 from verbalizers.core.sentences import verbalize_finding, verbalize_scene
 from verbalizers.core.structures import SCENE_FIELDS, STRUCTURES, Scene
+from verbalizers.core.verbalizer import Verbalizer, order_by_use
 
 __all__ = [
     "SCENE_FIELDS",

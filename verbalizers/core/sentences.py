@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from verbalizers.core.base import find_words
 from verbalizers.core.boxes import clip_boxes, format_box, normalize_boxes
 from verbalizers.core.merging import merge_scene
+from verbalizers.core.registry import find_words
 from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Scene, Segments, TextLines
 from verbalizers.core.valid_text import make_valid
 from verbalizers.core.words import (

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from verbalizers.core.base import Verbalizer
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.store.local_engine import run_here, run_processes
 from verbalizers.store.recipe import Recipe
 from verbalizers.store.rows import hash_content

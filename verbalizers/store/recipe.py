@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from verbalizers.core.base import Verbalizer, build_verbalizer
+from verbalizers.core.registry import build_verbalizer
 from verbalizers.core.relative_paths import make_absolute, make_relative
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.words import WordSettings
 
 __all__ = ["MANIFEST_FILE", "Recipe", "VerbalizerEntry", "is_made_by", "read_manifest"]

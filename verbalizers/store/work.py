@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from verbalizers.core.base import Verbalizer
 from verbalizers.core.scene import SCENE_FIELDS, keep_kinds, parse_scene, verbalize_finding, verbalize_scene
 from verbalizers.core.structures import Scene
+from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.store.recipe import Recipe
 from verbalizers.store.rows import encode_found, hash_content
 from verbalizers.store.sources import Source

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from verbalizers.core.durable_files import atomic_folder
 
 from ...models.moai.configuration_moai import MoAIConfig
-from ...processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
+from ...models.moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
 from ..io.tensor_folder import TensorFolder, list_names
 from ..io.tensor_writing import DEFAULT_SHARD_BYTES, ShardedWriter
 from .model_card import write_card

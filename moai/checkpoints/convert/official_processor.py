@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...models.moai.configuration_moai import MoAIConfig
-from ...processing.image_processing_moai import MoAIImageProcessor
-from ...processing.processing_moai import MoAIProcessor
-from ...processing.tokenization_internlm2 import InternLM2Tokenizer
+from ...models.moai.image_processing_moai import MoAIImageProcessor
+from ...models.moai.processing_moai import MoAIProcessor
+from ...models.moai.tokenization_internlm2 import InternLM2Tokenizer
 
 PIXEL_RANGE = 255
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoTokenizer, GenerationConfig
 
 from verbalizers.core.durable_files import atomic_folder
@@ -22,11 +21,11 @@ from ...models.prismer.convert import (
     looks_like_prismer,
     plan_conversion,
 )
+from ...models.prismer.image_processing_prismer import PrismerImageProcessor
 from ...models.prismer.label_features import LabelFeatures, NameEncoder
 from ...models.prismer.modeling_prismer import PrismerForConditionalGeneration
 from ...models.prismer.processing_prismer import PrismerProcessor
 from ...models.prismer.scenes_prismer import KIND_OF_EXPERT
-from ...processing.image_processing_moai import MoAIImageProcessor
 from ..io.published_settings import published_entries
 from ..io.tensor_folder import TensorFolder, list_names
 from ..io.tensor_writing import ShardedWriter
@@ -186,7 +185,7 @@ def _build_processor(source: Path, config: PrismerConfig, tokenizer: str | Path 
             f"{config.text_config.pad_token_id}, got {len(loaded)} and {loaded.pad_token_id} in {tokenizer}."
         )
     side = config.vision_config.image_size
-    images = MoAIImageProcessor(size={"height": side, "width": side}, resample=Image.Resampling.BICUBIC)
+    images = PrismerImageProcessor(size={"height": side, "width": side})
     return PrismerProcessor(images, loaded, experts=config.experts)
 
 

@@ -11,7 +11,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from ...processing.control_tokens import ControlTokenGuard
 from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
-from ...processing.image_processing_moai import compute_pixel_values
+from ...processing.pixel_values import compute_pixel_values
 from ...processing.sample_batching import as_list, group_images_by_placeholders, pad_rows, unique_objects
 from ...processing.token_roles import IGNORE_INDEX
 from .prompts import CHAT_TEMPLATES, END_OF_CHUNK_TOKEN, IMAGE_TOKEN, PROMPTS

@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ...processing.processing_moai import MoAIProcessor
 from ..answering import Answering, GeneratedAnswer
 from .modeling_moai import MoAIForConditionalGeneration
+from .processing_moai import MoAIProcessor
 from .routing_report import PromptRouting, parse_routing, select_routing
 from .scenes_moai import encode_scenes
 

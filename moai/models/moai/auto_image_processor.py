@@ -2,8 +2,8 @@
 
 from transformers import AutoImageProcessor
 
-from ...processing.image_processing_moai import MoAIImageProcessor
 from .configuration_moai import MoAIConfig
+from .image_processing_moai import MoAIImageProcessor
 
 # Both names lead to the Pillow form: pixels must not depend on whether torchvision is installed.
 AutoImageProcessor.register(

@@ -2,7 +2,7 @@
 
 from transformers import AutoProcessor
 
-from ...processing.processing_moai import MoAIProcessor
 from .configuration_moai import MoAIConfig
+from .processing_moai import MoAIProcessor
 
 AutoProcessor.register(MoAIConfig, MoAIProcessor, exist_ok=True)

@@ -9,11 +9,11 @@ from typing import Any
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ...processing.image_processing_moai import MoAIImageProcessor
-from ...processing.processing_moai import MoAIProcessor
-from ...processing.tokenization_internlm2 import IMAGE_TOKEN, InternLM2Tokenizer
 from .backbone_loading import INTERNLM2_MODEL_TYPE, read_model_type, resolve_folder, split_gguf_path
 from .configuration_moai import MoAIConfig
+from .image_processing_moai import MoAIImageProcessor
+from .processing_moai import MoAIProcessor
+from .tokenization_internlm2 import IMAGE_TOKEN, InternLM2Tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 

@@ -15,12 +15,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ...processing.tokenization_internlm2 import IMAGE_TOKEN
 from ..backbones import Backbone, load_vision_backbone
 from .backbone_loading import load_text_backbone
 from .backbone_processor import load_backbone_tokenizer
 from .configuration_moai import MoAIConfig
 from .partial_lora import TARGET_LINEARS
+from .tokenization_internlm2 import IMAGE_TOKEN
 
 _WRAPPED_LINEAR = re.compile(rf"(layers\.\d+\.\w+\.(?:{'|'.join(TARGET_LINEARS)}))\.(weight|bias)")
 NEW_PARTS = ("model.multi_modal_projector.", "model.compressor.", "model.mixers.")

@@ -12,8 +12,8 @@ from transformers.configuration_utils import SubConfigSpec
 from compressor.configuration_compressor import CompressorConfig
 from mixer.configuration_mixer import MixerConfig, evenly_spaced_layers
 
-from ...processing.remote_code import MODULE, InstalledCode, write_remote_code
 from ..context_length import count_positions
+from .remote_code import MODULE, InstalledCode, write_remote_code
 
 DECODER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DEFAULT_NUM_MIXERS = 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...processing.processing_moai import MoAIProcessor
 from .backbone_processor import build_processor_from_backbones
 from .modeling_moai import MoAIForConditionalGeneration
+from .processing_moai import MoAIProcessor
 
 
 def from_backbones(

@@ -23,13 +23,13 @@ from ...checkpoints.io.adapter_files import (
     save_adapter,
 )
 from ...import_utils import require
-from ...processing.remote_code import InstalledCode
 from ..cache_names import CACHE_NAME
 from ..quantization_choice import list_wanted_bits
 from .configuration_moai import MoAIConfig
 from .gradient_checkpointing import without_reentrance
 from .injection import initialise_partial_lora
 from .quantization import check_stored_quantization, make_dtype_uniform, with_default_skip_modules
+from .remote_code import InstalledCode
 
 
 class MoAIPreTrainedModel(InstalledCode, PreTrainedModel):

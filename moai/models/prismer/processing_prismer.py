@@ -12,7 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from ...processing.control_tokens import ControlTokenGuard
 from ...processing.image_loading import DEFAULT_MAX_PIXELS, load_image
-from ...processing.image_processing_moai import compute_pixel_values
+from ...processing.pixel_values import compute_pixel_values
 from ...processing.sample_batching import as_list, pad_rows, unique_objects
 from .configuration_prismer import DENSE_EXPERTS, EXPERTS
 from .expert_maps import BACKGROUND, ExpertMaps, scale_values

@@ -21,7 +21,7 @@ from moai.evaluation.scenes_benchmark import (
 )
 from moai.evaluation.scenes_benchmark import _shown as shown_images
 from moai.processing.image_loading import load_image
-from verbalizers.core.base import build_verbalizer
+from verbalizers.core.registry import build_verbalizer
 from verbalizers.store.building import build_cache
 from verbalizers.store.cache import VerbalizationCache
 from verbalizers.store.sources import read_sources

@@ -17,8 +17,8 @@ from moai.evaluation.verbalizers_benchmark import (  # noqa: E402
 )
 from moai.scenes.scenes import Scenes  # noqa: E402
 from moai.scenes.vocabulary import OBJECT_CLASSES  # noqa: E402
-from verbalizers.core.base import Verbalizer  # noqa: E402
 from verbalizers.core.structures import Detections, Relations, Segments, TextLines  # noqa: E402
+from verbalizers.core.verbalizer import Verbalizer  # noqa: E402
 
 
 @pytest.fixture(scope="module")

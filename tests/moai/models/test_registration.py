@@ -83,7 +83,7 @@ def _run(script: str, repo_root: Path) -> None:
         "import moai, transformers",
         "import transformers; transformers.AutoProcessor; transformers.AutoModel; import moai",
         "import moai.models.moai.modeling_moai, transformers",
-        "import moai.processing.processing_moai, transformers",
+        "import moai.models.moai.processing_moai, transformers",
         "import moai, transformers; transformers.AutoProcessor.from_pretrained(folder)",
         # These take or import Auto classes before they have come to their own end.
         "import moai, transformers.modeling_layers",
@@ -102,7 +102,7 @@ def test_configuration_is_known_without_the_model_when_only_it_is_asked_for(repo
         "config = AutoConfig.from_pretrained(folder)\n"
         "assert type(config).__name__ == 'MoAIConfig' and isinstance(config, moai.MoAIConfig)\n"
         "assert 'moai.models.moai.modeling_moai' not in sys.modules\n"
-        "assert 'moai.processing.processing_moai' not in sys.modules\n",
+        "assert 'moai.models.moai.processing_moai' not in sys.modules\n",
         repo_root,
     )
 

@@ -16,8 +16,8 @@ from verbalizers import (
     parse_scene,
     verbalize_scene,
 )
-from verbalizers.core.base import add_sources, order_by_use
 from verbalizers.core.profiling import profile_scene
+from verbalizers.core.verbalizer import add_sources, order_by_use
 
 SIZE = (120, 160)
 GRAPH = build_verbalizer("scene_graph", "geometric")

@@ -12,7 +12,6 @@ from cache_verbalizers import BAD_COLOR, MeanColour, TwoHalves, Unsayable, load_
 from PIL import Image
 
 from verbalizers import WordSettings, build_verbalizer, parse_scene, verbalize_scene
-from verbalizers.core import base
 from verbalizers.store import building, work
 from verbalizers.store import cache as cache_module
 from verbalizers.store.building import build_cache
@@ -286,7 +285,7 @@ def test_checkpoint_is_read_once_when_a_recipe_is_made(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     verbalizer = build_verbalizer("segmentation", "transformers", checkpoint=tmp_path)
     fingerprint = verbalizer.fingerprint()
-    read = count_calls(monkeypatch, base, "fingerprint_checkpoint")
+    read = count_calls(monkeypatch, verbalizer, "fingerprint_checkpoint")
     (entry,) = Recipe.from_verbalizers([verbalizer]).entries
     assert entry.fingerprint == fingerprint and len(read) == 1
     read.clear()

@@ -13,11 +13,11 @@ from PIL import Image
 from processing_builders import FORGERIES, PATCHES, RED, question_ids
 
 from moai import MoAIProcessor
-from moai.processing.chat_templates import DEMO_CHAT_TEMPLATE
+from moai.models.moai.chat_templates import DEMO_CHAT_TEMPLATE
+from moai.models.moai.image_processing_moai import MoAIImageProcessor
+from moai.models.moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
+from moai.models.moai.tokenization_training import train_tokenizer
 from moai.processing.control_tokens import BREAK_MARK
-from moai.processing.image_processing_moai import MoAIImageProcessor
-from moai.processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
-from moai.processing.tokenization_training import train_tokenizer
 
 # ---------------------------------------------------------------- data is no control
 
@@ -153,7 +153,7 @@ def test_several_turns_render_in_order_when_conversation_goes_on(processor: MoAI
 
 
 def test_bundled_checkpoint_has_the_template_of_the_code_when_read() -> None:
-    saved = pathlib.Path(__file__).parents[3] / "checkpoints" / "moai-nano" / "chat_template.jinja"
+    saved = pathlib.Path(__file__).parents[4] / "checkpoints" / "moai-nano" / "chat_template.jinja"
     assert saved.read_text(encoding="utf-8") == DEMO_CHAT_TEMPLATE
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from moai import MoAIForConditionalGeneration, MoAIProcessor
 from moai.data.collator import TrainingCollator
 from moai.data.training_sample import TrainingSample
-from moai.processing.image_processing_moai import MoAIImageProcessor
+from moai.models.moai.image_processing_moai import MoAIImageProcessor
 from moai.processing.token_roles import IGNORE_INDEX
 
 PATCHES = 4

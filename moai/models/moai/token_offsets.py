@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .control_tokens import BREAK_MARK, ControlTokenGuard
+from ...processing.control_tokens import BREAK_MARK, ControlTokenGuard
 
 Span = tuple[int, int]
 

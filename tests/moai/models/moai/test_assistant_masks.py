@@ -10,8 +10,8 @@ from processing_builders import RED
 from tokenizers.decoders import DecodeStream
 
 from moai import InternLM2Tokenizer, MoAIProcessor
-from moai.processing.chat_templates import CHATML_CHAT_TEMPLATE, DEMO_CHAT_TEMPLATE, MOAI_CHAT_TEMPLATE
-from moai.processing.tokenization_internlm2 import CHAT_TOKENS
+from moai.models.moai.chat_templates import CHATML_CHAT_TEMPLATE, DEMO_CHAT_TEMPLATE, MOAI_CHAT_TEMPLATE
+from moai.models.moai.tokenization_internlm2 import CHAT_TOKENS
 
 _MATERIAL = [*"aé日 \n", "  ", "dogs", "How many", "😀", "</s>", "<image>", CHAT_TOKENS[0], "[UNUSED_TO"]
 

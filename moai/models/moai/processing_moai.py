@@ -17,14 +17,10 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from verbalizers.core.valid_text import make_valid
 
-from .answer_turns import TurnMarks, find_turn_marks
-from .chat_templates import TURN_HEADERS, default_chat_templates
-from .control_tokens import ControlTokenGuard
-from .image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
-from .image_processing_moai import compute_map_pixel_values, compute_pixel_values
-from .processor_arguments import MoAIProcessorKwargs, refuse_unknown, tokenizer_defaults
-from .remote_code import MODULE, InstalledCode, write_remote_code
-from .sample_batching import (
+from ...processing.control_tokens import ControlTokenGuard
+from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
+from ...processing.pixel_values import compute_pixel_values
+from ...processing.sample_batching import (
     as_list,
     group_images_by_placeholders,
     group_images_by_question,
@@ -32,6 +28,11 @@ from .sample_batching import (
     pad_rows,
     unique_objects,
 )
+from .answer_turns import TurnMarks, find_turn_marks
+from .chat_templates import TURN_HEADERS, default_chat_templates
+from .image_processing_moai import compute_map_pixel_values
+from .processor_arguments import MoAIProcessorKwargs, refuse_unknown, tokenizer_defaults
+from .remote_code import MODULE, InstalledCode, write_remote_code
 from .sample_encoding import SampleEncoder
 from .token_offsets import can_locate_tokens, locate_replacements
 from .tokenization_internlm2 import IMAGE_TOKEN
@@ -44,7 +45,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         image_processor: Makes `pixel_values`; `MoAIImageProcessor` reproduces the release.
         tokenizer: Any Hugging Face tokenizer that knows `image_token`.
         chat_template: Jinja template, or {"default": ..., "demo": ...}. `None` takes the released prompts, or ChatML
-            where the tokenizer speaks it (`moai.processing.chat_templates`).
+            where the tokenizer speaks it (`moai.models.moai.chat_templates`).
         image_token: Placeholder of one image.
         num_image_tokens: Patch tokens per image (1225 for 490x490 px and patches of 14 px).
         auxiliary_map_scale: Factor on the panoptic map's 0..255 colours before normalisation. 1 is right; 1/255
@@ -313,7 +314,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
             text: Prompts whose control tokens and placeholders COUNT (from `apply_chat_template`). Never put user
                 text in here by hand: use `questions`. Where one goes on behind the place where the assistant is to
                 speak (in the processor's own chat templates), the rest is answer: role 0. A conversation that ends
-                with a finished answer is answer from its first one on; see `moai.processing.answer_turns`.
+                with a finished answer is answer from its first one on; see `moai.models.moai.answer_turns`.
             auxiliary_text: What the verbalizers said, one string per prompt. Data. "" = they found nothing; `None` =
                 nobody looked: the prompt is read as without auxiliary text, whatever stands beside it.
             auxiliary_images: Panoptic colour maps (H, W, 3) uint8, one per prompt; `None` = there is none.

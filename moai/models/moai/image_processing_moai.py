@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from ...processing.pixel_values import compute_pixel_values
 from .remote_code import InstalledCode
 
 
@@ -34,21 +35,6 @@ class MoAIImageProcessor(InstalledCode, CLIPImageProcessorPil):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-
-
-def compute_pixel_values(image_processor: Any, images: Sequence[Image.Image], **settings: Any) -> np.ndarray:
-    """Run any Hugging Face image processor.
-
-    Args:
-        image_processor: The processor; its own settings apply.
-        images: P RGB images of any size.
-        **settings: Overrides for this call.
-
-    Returns:
-        (P, 3, H, W) float32.
-    """
-    planes = image_processor(list(images), **settings)["pixel_values"]
-    return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes])
 
 
 def compute_map_pixel_values(image_processor: Any, maps: Sequence[Image.Image], scale: float = 1.0) -> np.ndarray:

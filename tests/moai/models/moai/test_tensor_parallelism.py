@@ -9,7 +9,7 @@ import pytest
 from builders import FAMILIES, build_tiny_model
 from torch.nn import Linear
 
-REPO_ROOT = Path(__file__).resolve().parents[3]
+REPO_ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from moai.processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
+from moai.models.moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
 
 #: 256 byte pieces + <unk>, <s>, </s> + newline; everything below this leaves no room for text.
 _NUM_FIXED_PIECES = 256 + 3 + 1

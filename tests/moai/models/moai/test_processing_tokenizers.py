@@ -10,8 +10,8 @@ from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from moai import InternLM2Tokenizer, MoAIProcessor
-from moai.processing.image_processing_moai import MoAIImageProcessor
-from moai.processing.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
+from moai.models.moai.image_processing_moai import MoAIImageProcessor
+from moai.models.moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
 
 # ---------------------------------------------------------------- other tokenizers
 

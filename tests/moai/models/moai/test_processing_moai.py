@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from moai import InternLM2Tokenizer, MoAIProcessor
+from moai.models.moai.image_processing_moai import MoAIImageProcessor
+from moai.models.moai.tokenization_internlm2 import IMAGE_TOKEN
 from moai.processing.image_loading import ImageLoadError
-from moai.processing.image_processing_moai import MoAIImageProcessor
-from moai.processing.tokenization_internlm2 import IMAGE_TOKEN
 
 
 class Golden:

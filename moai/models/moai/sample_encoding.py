@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
+from ...processing.control_tokens import ControlTokenGuard
+from ...processing.sample_batching import pad_rows
+from ...processing.token_roles import IGNORE_INDEX, IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 from .answer_turns import TurnMarks, locate_answer
-from .control_tokens import ControlTokenGuard
-from .sample_batching import pad_rows
 from .token_offsets import expand_placeholders, locate_tokens
-from .token_roles import IGNORE_INDEX, IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 
 
 class EncodedPrompt(str):

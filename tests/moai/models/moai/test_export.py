@@ -75,7 +75,7 @@ def test_exported_stages_answer_as_the_model_when_generate_captured_them(family:
 
 
 def test_documented_export_answers_as_the_model_when_copied() -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[4] / "docs" / "deployment.md").read_text(encoding="utf-8")
     block = next(code for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "DynamoExporter" in code)
     model = build_tiny_model()
     names: dict[str, Any] = {"model": model, "inputs": build_tiny_inputs(model.config)}

@@ -17,10 +17,10 @@ try:
         InternLM2Tokenizer,
         MoAIConfig,
         MoAIForConditionalGeneration,
+        MoAIImageProcessor,
         MoAIModel,
         MoAIProcessor,
     )
-    from moai.processing.image_processing_moai import MoAIImageProcessor
 except ImportError as error:
     raise ImportError(
         "this checkpoint needs the package moai-vlm. Install it from a clone of its repository: pip install FOLDER"

@@ -19,13 +19,13 @@ from verbalizers import (
     register_words,
     verbalize_scene,
 )
-from verbalizers.core import base, plugins, structures
+from verbalizers.core import plugins, registry, structures
 
 
 @pytest.fixture(autouse=True)
 def clean_registry(monkeypatch):
     for name in ("_REGISTRY", "_WORDS", "_DRAWINGS"):
-        monkeypatch.setattr(base, name, dict(getattr(base, name)))
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
     plugins.import_plugins.cache_clear()
     monkeypatch.setattr(structures, "STRUCTURES", dict(structures.STRUCTURES))
 
