@@ -19,7 +19,7 @@ from transformers import BatchFeature
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
 from .quantization_choice import list_wanted_bits
 
-__all__ = ["Answering", "GeneratedAnswer", "TooLongError"]
+__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "parse_choices"]
 
 
 class TooLongError(ValueError):
@@ -223,6 +223,21 @@ class Answering(ABC):
         texts = self._decode(result, inputs)
         return [GeneratedAnswer((text,)) for text in texts]
 
+    def draw(self, parts: Sequence[str | Image.Image], options: Mapping[str, Any]) -> Image.Image:
+        """Draw an image.
+
+        Args:
+            parts: The prompt, texts and images in reading order; texts are data.
+            options: From :meth:`parse_options`; those of drawing.
+
+        Raises:
+            ValueError: The model draws nothing, or not this.
+        """
+        raise ValueError(
+            f"expected a model that draws (an Emu with its visual decoder), got a {type(self.model).__name__}, which "
+            "answers in text. Leave --image-out out, or choose another --model."
+        )
+
     @torch.inference_mode()
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
         return self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
@@ -230,3 +245,17 @@ class Answering(ABC):
     def _decode(self, result: Any, inputs: BatchFeature) -> list[str]:
         new_tokens = result.sequences[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new_tokens, skip_special_tokens=True)]
+
+
+def parse_choices(given: Any) -> list[str]:
+    """Answers to choose from, as a list or as ``"yes,no"``.
+
+    Raises:
+        ValueError: They are not two or more different texts.
+    """
+    if isinstance(given, str):
+        given = [choice.strip() for choice in given.split(",")]
+    is_well = isinstance(given, (list, tuple)) and all(isinstance(c, str) and c.strip() for c in given)
+    if not is_well or len(set(given)) < max(2, len(given)):
+        raise ValueError(f"`choices` must be two or more different answers (yes,no), got {given!r}.")
+    return list(given)

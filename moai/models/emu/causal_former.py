@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers.models.t5.modeling_t5 import T5Stack
 
 from .configuration_emu import EmuConfig
 
@@ -23,6 +22,9 @@ class CausalFormer(nn.Module):
 
     def __init__(self, config: EmuConfig) -> None:
         super().__init__()
+        # Here, as its module takes AutoModel, which imports ours.
+        from transformers.models.t5.modeling_t5 import T5Stack
+
         sizes, vision_width = config.causal_former_config, config.vision_config.hidden_size
         inner = sizes.num_heads * sizes.d_kv
         self.causal_tokens = nn.Parameter(torch.zeros(1, config.num_image_tokens, sizes.d_model))

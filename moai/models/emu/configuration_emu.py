@@ -94,8 +94,8 @@ class EmuConfig(PreTrainedConfig):
         ids = [getattr(self, name) for name in names]
         if not all(0 <= token < rows for token in ids) or len(set(ids)) < len(ids):
             raise ValueError(
-                f"{', '.join(names)} must be three ids below the decoder's vocab_size {rows}, got {ids}. Add the tokens "
-                "to the tokenizer and enlarge the vocabulary."
+                f"{', '.join(names)} must be three ids below the decoder's vocab_size {rows}, got {ids}. Add the "
+                "tokens to the tokenizer and enlarge the vocabulary."
             )
         if self.num_image_tokens < 1 or self.regression_weight < 0:
             raise ValueError(

@@ -85,10 +85,10 @@ def plan_conversion(names: Iterable[str]) -> EmuPlan:
         if _UNUSED.fullmatch(plain):
             unused.append(name)
         elif match := _LORA.fullmatch(plain):
-            base, pair = f"{match[1]}.weight", [f"{match[1]}.lora_{side}" for side in "AB"]
-            found = [next((by_plain[k] for k in (f"{p}.weight", f"{p}.default.weight") if k in by_plain), None) for p in pair]
-            if base in by_plain and None not in found:
-                lora[by_plain[base]] = (found[0], found[1])
+            base, ending = f"{match[1]}.weight", plain.removeprefix(f"{match[1]}.lora_{match[2]}")
+            pair = [f"{match[1]}.lora_{side}{ending}" for side in "AB"]
+            if {base, *pair} <= set(by_plain):
+                lora[by_plain[base]] = (by_plain[pair[0]], by_plain[pair[1]])
             else:
                 unknown.append(name)
         elif match := _JOINED.fullmatch(plain):

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..cache_names import as_keyword, read_cache
-
-if TYPE_CHECKING:
-    from .modeling_emu import EmuForConditionalGeneration
 
 __all__ = ["GeneratedParts", "generate_parts", "regress_image"]
 
 
 @torch.inference_mode()
 def regress_image(
-    model: EmuForConditionalGeneration,
+    model: Any,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
@@ -28,11 +25,11 @@ def regress_image(
 ) -> torch.Tensor:
     """Predict the image that follows each prompt.
 
-    ``[IMG]`` is put behind the prompt; every further step reads the embedding that the step before predicted.
+    What stands at ``[IMG]`` predicts the first embedding; every further step reads the one that was predicted before.
 
     Args:
-        model: The model.
-        input_ids: ``(B, L)`` prompts, padded on the left.
+        model: An :class:`.EmuForConditionalGeneration`.
+        input_ids: ``(B, L)`` prompts, padded on the left, each ending with ``[IMG]``.
         attention_mask: ``(B, L)``.
         pixel_values: ``(B, T, 3, H, W)`` images in the prompts.
         image_embeds: ``(B, T, num_image_tokens, D)`` instead.
@@ -42,16 +39,16 @@ def regress_image(
         ``(B, num_image_tokens, D)``.
 
     Raises:
-        ValueError: Rows are padded on the right, or images and their tokens do not match.
+        ValueError: A row does not end with ``[IMG]``, or images and their tokens do not match.
     """
     config = model.config
-    start = input_ids.new_full((len(input_ids), 1), config.image_start_token_id)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if not mask[:, -1].all():
-        raise ValueError("expected prompts padded on the left, got padding at the end. Use padding_side='left'.")
-    ids = torch.cat([input_ids, start], dim=1)
-    mask = torch.cat([mask, torch.ones_like(start, dtype=mask.dtype)], dim=1)
-    prompt = model.model.embed(ids, pixel_values, image_embeds)
+    if not (input_ids[:, -1] == config.image_start_token_id).all() or not mask[:, -1].all():
+        raise ValueError(
+            f"expected prompts that end with [IMG] (id {config.image_start_token_id}), padded on the left, got others. "
+            "Use `processor.encode_drawing`."
+        )
+    prompt = model.model.embed(input_ids, pixel_values, image_embeds)
     one = mask.new_ones(len(mask), 1)
     cache, step, found = None, prompt, prompt[:, :0]
     for _ in range(config.num_image_tokens):
@@ -84,7 +81,7 @@ class GeneratedParts:
 
 @torch.inference_mode()
 def generate_parts(
-    model: EmuForConditionalGeneration,
+    model: Any,
     inputs: Mapping[str, torch.Tensor],
     *,
     max_new_tokens: int,
@@ -94,7 +91,7 @@ def generate_parts(
     """Go on with one prompt in text and images: wherever the model says ``[IMG]``, it draws.
 
     Args:
-        model: The model.
+        model: An :class:`.EmuForConditionalGeneration`.
         inputs: ``input_ids`` ``(1, L)`` without padding, ``pixel_values`` or ``image_embeds``.
         max_new_tokens: Longest answer in tokens; an image's do not count.
         max_new_images: When so many are drawn, the rest is text.
@@ -135,7 +132,7 @@ def generate_parts(
             parts.append(text)
         if not is_drawing:
             break
-        drawn = regress_image(model, ids, image_embeds=embeds)
+        drawn = regress_image(model, torch.cat([ids, span[:, :1]], dim=1), image_embeds=embeds)
         parts.append(drawn[0])
         ids = torch.cat([ids, span], dim=1)
         embeds = drawn[:, None] if embeds is None else torch.cat([embeds, drawn[:, None]], dim=1)

@@ -69,7 +69,7 @@ class EmuModel(EmuPreTrainedModel):
 
     def __init__(self, config: EmuConfig) -> None:
         super().__init__(config)
-        # The tower's last norm and its pooling belong to CLIP's loss: Emu reads the last layer and has a norm of its own.
+        # The tower's last norm and pooling are CLIP's: Emu reads the last layer and has a norm of its own.
         unpooled = {"add_pooling_layer": False} if config.vision_config.model_type == "beit" else {}
         self.vision_tower = AutoModel.from_config(config.vision_config, **unpooled)
         self.vision_norm = nn.LayerNorm(config.vision_config.hidden_size, eps=1e-6)
@@ -108,8 +108,8 @@ class EmuModel(EmuPreTrainedModel):
         counts, length = (input_ids == self.config.image_token_id).sum(dim=1), self.config.num_image_tokens
         if (counts % length).any():
             raise ValueError(
-                f"expected {length} <image> tokens per image, got {counts.tolist()} in the rows of the batch. Sequences "
-                "must not be cut inside an image."
+                f"expected {length} <image> tokens per image, got {counts.tolist()} in the rows of the batch. "
+                "Sequences must not be cut inside an image."
             )
         return counts // length
 
@@ -241,6 +241,19 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         ]
         self.post_init()
 
+    @classmethod
+    def from_backbones(cls, vision: Any, text: Any, **kwargs: Any) -> EmuForConditionalGeneration:
+        """Build a new Emu from two pretrained folders or hub names; see :mod:`moai.models.emu.backbones`.
+
+        Args:
+            vision: Folder, hub name or loaded vision tower (CLIP, BEiT, ...).
+            text: Folder, hub name or loaded causal decoder (Llama and its like).
+            **kwargs: ``dtype`` and the fields of :class:`EmuConfig`.
+        """
+        from .backbones import build_from_backbones
+
+        return build_from_backbones(cls, vision, text, **kwargs)
+
     def get_output_embeddings(self) -> nn.Module:
         """Return the language modelling head."""
         return self.lm_head
@@ -360,7 +373,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         pixel_values = model_kwargs.pop("pixel_values", None)
         if model_kwargs.get("image_embeds") is None and pixel_values is not None:
             if inputs_tensor.dim() != 2:
-                raise ValueError("expected `input_ids` with `pixel_values`: where images stand does not show otherwise.")
+                raise ValueError("expected `input_ids` with `pixel_values`: they show where images stand.")
             counts = self.model.count_images(inputs_tensor)
             model_kwargs["image_embeds"] = self.model.embed_images(pixel_values, counts)
         return model_kwargs

@@ -14,8 +14,8 @@ SPECIAL_TOKENS = (PAD_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN, IMAGE_TOKEN)
 INSTRUCT_TOKENS = (USER_TOKEN, ASSISTANT_TOKEN)
 
 _IMAGE_SYSTEM = (
-    "You will be presented with an image: [IMG]ImageContent[/IMG]. You will be able to see the image after I provide it "
-    "to you. Please answer my questions based on the given image. "
+    "You will be presented with an image: [IMG]ImageContent[/IMG]. You will be able to see the image after I provide "
+    "it to you. Please answer my questions based on the given image. "
 )
 _VIDEO_SYSTEM = (
     "You are a helpful assistant and you will be presented with a video consisting of multiple chronological images: "
@@ -33,7 +33,10 @@ PROMPTS = {
         "word or phrase. ",
         " the answer is:",
     ),
-    "caption": ("Please provide an accurate and concise description of the given image.", " The image depicts a photo of"),
+    "caption": (
+        "Please provide an accurate and concise description of the given image.",
+        " The image depicts a photo of",
+    ),
 }
 
 _PARTS = (

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ...processing.image_loading import load_image
-from ..answering import Answering, GeneratedAnswer, TooLongError
+from ..answering import Answering, GeneratedAnswer, TooLongError, parse_choices
+from ..shots import parse_shots
 from .modeling_flamingo import FlamingoForConditionalGeneration
-from .processing_flamingo import FlamingoProcessor, Shot
+from .processing_flamingo import FlamingoProcessor
 from .prompts import DEFAULT_PROMPT, PROMPTS, cut_answer
 from .ranking import rank_continuations
 from .scenes_flamingo import encode_scenes
@@ -122,17 +120,10 @@ class FlamingoAnswering(Answering):
         chosen = super().parse_options(options)
         if "prompt" in chosen and chosen["prompt"] not in PROMPTS:
             raise ValueError(f"`prompt` must be one of {', '.join(PROMPTS)}, got {chosen['prompt']!r}.")
-        if isinstance(chosen.get("shots"), (str, Path)):
-            chosen["shots"] = read_shots(chosen["shots"])
         if "shots" in chosen:
-            chosen["shots"] = [_load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
-        if isinstance(chosen.get("choices"), str):
-            chosen["choices"] = [choice.strip() for choice in chosen["choices"].split(",")]
+            chosen["shots"] = parse_shots(chosen["shots"])
         if "choices" in chosen:
-            given = chosen["choices"]
-            is_well = isinstance(given, (list, tuple)) and all(isinstance(c, str) and c.strip() for c in given)
-            if not is_well or len(set(given)) < max(2, len(given)):
-                raise ValueError(f"`choices` must be two or more different answers, got {given!r}.")
+            chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
 
     def generate(
@@ -153,42 +144,3 @@ class FlamingoAnswering(Answering):
         if (streamer := generate_kwargs.get("streamer")) is not None:
             streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
         return answers
-
-
-def _load_shot(index: int, shot: Any) -> Shot:
-    """A demonstration with its image loaded.
-
-    Raises:
-        ValueError: It is none, or its image cannot be read.
-    """
-    if not isinstance(shot, (tuple, list)) or len(shot) != 3 or not all(isinstance(text, str) for text in shot[1:]):
-        raise ValueError(f"expected shot {index} as (image or None, question, answer), got {shot!r}.")
-    image, question, answer = shot
-    return (None if image is None else load_image(image)), question, answer
-
-
-def read_shots(path: str | Path) -> list[Shot]:
-    """Demonstrations of a JSONL file; images are relative to it.
-
-    Raises:
-        ValueError: A line is none, or an image cannot be read; the message names file and line.
-    """
-    path, shots = Path(path), []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise ValueError(f"expected a JSONL file of demonstrations, got {path} ({error.strerror}).") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            image = row.get("image")
-            shots.append((None if image is None else load_image(path.parent / image), row["question"], row["answer"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected {{"image": ..., "question": ..., "answer": ...}}, got {error}.'
-            ) from error
-    if not shots:
-        raise ValueError(f"expected demonstrations in {path}, got none.")
-    return shots

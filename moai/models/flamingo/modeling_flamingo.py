@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..cache_names import CACHE_NAME, as_keyword, read_cache, resolve_cache
+from ..token_positions import number_tokens
 from .configuration_flamingo import FlamingoConfig
 from .gated_cross_attention import GatedCrossAttentionBlock, Media, count_media
 from .injection import insert_blocks, looking_at
@@ -161,7 +162,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
             media = Media.from_times(media_states, media_times, self.config.only_attend_immediate_media, media_mask)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            position_ids = _count_positions(attention_mask)[:, -length:]
+            position_ids = number_tokens(attention_mask)[:, -length:]
         with looking_at(self.gated_blocks, media):
             outputs = self.language_model(
                 input_ids=input_ids,
@@ -180,13 +181,6 @@ class FlamingoModel(FlamingoPreTrainedModel):
             media_states=media_states,
             media_times=media_times,
         )
-
-
-def _count_positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions from a row's first token on; 0 on padding at its left."""
-    num_left = (attention_mask.long().cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
-    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (positions - num_left).clamp_min(0)
 
 
 class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin):

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BatchFeature, LogitsProcessor, LogitsProcessorList
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer
+from ..answering import Answering, GeneratedAnswer, parse_choices
 from .modeling_prismer import PrismerForConditionalGeneration
 from .processing_prismer import TASKS, PrismerProcessor
 from .ranking import rank_answers
@@ -118,13 +118,8 @@ class PrismerAnswering(Answering):
         chosen = super().parse_options(options)
         if chosen.get("task", "vqa") not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {chosen['task']!r}.")
-        if isinstance(chosen.get("choices"), str):
-            chosen["choices"] = [answer.strip() for answer in chosen["choices"].split(",")]
         if "choices" in chosen:
-            given = chosen["choices"]
-            is_well = isinstance(given, (list, tuple)) and all(isinstance(a, str) and a.strip() for a in given)
-            if not is_well or len(set(given)) < max(2, len(given)):
-                raise ValueError(f"`choices` must be two or more different answers (yes,no), got {given!r}.")
+            chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
 
     def generate(

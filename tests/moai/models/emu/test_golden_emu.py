@@ -152,9 +152,27 @@ def test_all_logits_equal_release_where_padding_is_on_the_right(full: Full) -> N
 def test_generated_text_equals_release(full: Full) -> None:
     ids, ends = full.tensors["gen.input_ids"], full.account["ids"]
     new = full.tensors["gen.sequences_new_tokens"][0, 1:]  # the released code puts <s> in front of what is new
-    for num_beams in (1, 5):
+    for use_cache in (True, False):  # with the released defaults
         out = full.model.generate(
-            input_ids=ids, pixel_values=full.tensors["image"][None, :1], eos_token_id=ends["eos"],
-            pad_token_id=ends["pad"], max_new_tokens=8, num_beams=num_beams, do_sample=False, length_penalty=0.0,
+            input_ids=ids, pixel_values=full.tensors["image"][None, :1], eos_token_id=ends["eos"], use_cache=use_cache,
+            pad_token_id=ends["pad"], max_new_tokens=50, num_beams=5, do_sample=False, length_penalty=0.0,
         )  # fmt: skip
-        assert torch.equal(out[0, ids.shape[1] :][: len(new)], new)
+        assert torch.equal(out[0, ids.shape[1] :], new)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_drawn_embeddings_equal_release_from_text_and_from_two_images(full: Full, use_cache: bool) -> None:
+    ids, tensors = full.account["ids"], full.tensors
+    span = [ids["IMG"], *[ids["image"]] * full.account["n_causal"], ids["end_IMG"]]
+
+    def draw(row: list[int], images: torch.Tensor | None = None) -> torch.Tensor:
+        prompt = torch.tensor([[ids["bos"], *row, ids["IMG"]]])
+        return full.model.generate_image(prompt, pixel_values=images, use_cache=use_cache)
+
+    # The prompt of the text is not stored: 9, 10, 11 is the only one of three words that gives the stored embeddings.
+    assert_close(draw([9, 10, 11]), tensors["t2i.embeds"][:1], **NEAR)
+    assert_close(draw([]), tensors["t2i.embeds"][1:], **NEAR)
+    assert_close(draw(span + span, tensors["image"][None, :2]), tensors["blend.embeds"], **NEAR)
+    padded = torch.tensor([[ids["bos"], 9, 10, 11, ids["IMG"]], [ids["pad"]] * 3 + [ids["bos"], ids["IMG"]]])
+    both = full.model.generate_image(padded, (padded != ids["pad"]).long(), use_cache=use_cache)
+    assert_close(both, tensors["t2i.embeds"], **NEAR)
