@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from torch import nn
 from .configuration_mixer import NUM_EXPERTS, MixerConfig
 from .experts import Expert
 from .gating import Gate
-from .routing import IMAGE, LANGUAGE, Routing
+from .routing import IMAGE, LANGUAGE, Routing, StreamRouting
 
 
 @dataclass
@@ -87,6 +89,20 @@ class TokenStream:
         return hidden_states.flatten(0, 1).index_copy(0, rows, tokens.flatten(0, 1)).view_as(hidden_states)
 
 
+class Source(NamedTuple):
+    """What an expert reads.
+
+    Attributes:
+        tokens: ``(B, S, D)``; None where no sample has any.
+        mask: ``(B, S)`` bool, True = read, at least one per row; None = all.
+        is_present: ``(B, 1)`` bool: whether the sample has any.
+    """
+
+    tokens: torch.Tensor | None
+    mask: torch.Tensor | None
+    is_present: torch.Tensor
+
+
 @dataclass
 class LayerRouting:
     """Gate weights of one mixer layer, as ``output_routing=True`` returns them.
@@ -161,72 +177,59 @@ class MixerLayer(nn.Module):
             Mixed ``(B, L, D)`` states, image weights ``(B, Ni, 3)``, language weights ``(B, Nl, 3)``.
         """
         image, language = image.to(hidden_states.device), language.to(hidden_states.device)
-        image_tokens, language_tokens = image.gather(hidden_states), language.gather(hidden_states)
-        auxiliary = (auxiliary_states, None)
-        image_source, language_source = (image_tokens, image.key_mask), (language_tokens, language.key_mask)
-        has_auxiliary = torch.zeros_like(image.is_present)
+        image_source = Source(image.gather(hidden_states), image.key_mask, image.is_present)
+        language_source = Source(language.gather(hidden_states), language.key_mask, language.is_present)
+        auxiliary = Source(auxiliary_states, None, torch.zeros_like(image.is_present))
         if auxiliary_states is not None:
-            has_auxiliary = find_auxiliary_rows(auxiliary_states)
-        available = torch.stack([has_auxiliary, image.is_present, language.is_present], dim=-1)  # (B, 1, 3)
+            auxiliary = auxiliary._replace(is_present=find_auxiliary_rows(auxiliary_states))
 
-        mixed_image, image_weights = self._mix_stream(
-            image_tokens,
+        mixed_image, image_weights = _mix_stream(
+            image_source.tokens,
             (auxiliary, language_source, image_source),
-            available[..., [0, 2, 1]],
-            (self.image_experts, self.image_gate),
-            (routing, layer, IMAGE),
+            self.image_experts,
+            self.image_gate,
+            routing.of_stream(layer, IMAGE),
         )
-        mixed_language, language_weights = self._mix_stream(
-            language_tokens,
+        mixed_language, language_weights = _mix_stream(
+            language_source.tokens,
             (auxiliary, image_source, language_source),
-            available,
-            (self.language_experts, self.language_gate),
-            (routing, layer, LANGUAGE),
+            self.language_experts,
+            self.language_gate,
+            routing.of_stream(layer, LANGUAGE),
         )
         hidden_states = image.scatter(hidden_states, mixed_image)
         return language.scatter(hidden_states, mixed_language), image_weights, language_weights
 
-    @staticmethod
-    def _mix_stream(
-        tokens: torch.Tensor,
-        sources: tuple[tuple[torch.Tensor | None, torch.Tensor | None], ...],
-        available: torch.Tensor,
-        parts: tuple[nn.ModuleList, Gate],
-        route: tuple[Routing, int, int],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Y = tokens + sum over experts of weight * expert(tokens, source); weights sum to 1 per token."""
-        experts, gate = parts
-        routing, layer, stream = route
-        is_there = [source is not None and source.shape[1] > 0 for source, _ in sources]
-        weights = _expert_weights(tokens, available, gate, route)
-        only = routing.only_expert(layer, stream)
-        mixed = tokens
-        for index, (expert, (source, mask)) in enumerate(zip(experts, sources, strict=True)):
-            if tokens.shape[1] == 0 or not is_there[index] or only not in (None, index):
-                continue
-            spoken = expert(tokens, source, mask)
-            mixed = mixed + spoken * weights[..., index, None].to(spoken.dtype)
-        return mixed, weights
+
+def _mix_stream(
+    tokens: torch.Tensor, sources: Sequence[Source], experts: nn.ModuleList, gate: Gate, routing: StreamRouting
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Y = tokens + sum over experts of weight * expert(tokens, source); weights ``(B, N, 3)`` sum to 1 per token."""
+    available = torch.stack([source.is_present for source in sources], dim=-1)  # (B, 1, 3)
+    weights = _weigh_experts(tokens, available, gate, routing)
+    mixed = tokens
+    for index, (expert, source) in enumerate(zip(experts, sources, strict=True)):
+        is_running = tokens.shape[1] > 0 and source.tokens is not None and source.tokens.shape[1] > 0
+        if is_running and routing.only_expert in (None, index):
+            found = expert(tokens, source.tokens, source.mask)  # (B, N, D)
+            mixed = mixed + found * weights[..., index, None].to(found.dtype)
+    return mixed, weights
 
 
-def _expert_weights(
-    tokens: torch.Tensor, available: torch.Tensor, gate: Gate, route: tuple[Routing, int, int]
-) -> torch.Tensor:
+def _weigh_experts(tokens: torch.Tensor, available: torch.Tensor, gate: Gate, routing: StreamRouting) -> torch.Tensor:
     """Weights ``(B, N, 3)`` float32 by the routing in force, zero for experts whose source is absent."""
-    routing, layer, stream = route
     batch, length = tokens.shape[:2]
-    if routing.mode == "gated":
-        return gate(tokens, available, routing.top_k)
-    only = routing.only_expert(layer, stream)
-    if only is not None:
+    if routing.only_expert is not None:
         weights = torch.zeros(1, 1, NUM_EXPERTS, device=tokens.device)
-        weights[..., only] = 1.0
-    else:
-        weights = routing.fixed_weights(layer, stream).to(tokens.device)
+        weights[..., routing.only_expert] = 1.0
+    elif routing.weights is not None:
+        weights = routing.weights.to(tokens.device)
         if weights.shape[0] not in (1, batch):
             raise ValueError(
                 f"Expected routing weights for a batch of {batch}, got {weights.shape[0]} rows. Pass one per sample."
             )
+    else:
+        return gate(tokens, available, routing.top_k)
     weights = weights * available
     return (weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)).expand(batch, length, -1)
 

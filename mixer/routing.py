@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -38,15 +39,32 @@ class Routing:
             if given is not None and len(given) != num_layers:
                 raise ValueError(f"Expected a routing of {num_layers} mixer layers, got one of {len(given)}.")
 
-    def fixed_weights(self, layer: int, stream: int) -> torch.Tensor | None:
-        """Fixed weights ``(B or 1, 1, 3)`` of a mixer layer's stream; None where the gate computes them."""
-        if self.weights is None:
-            return None
-        return self.weights[:, layer, stream].unsqueeze(1)
+    def of_stream(self, layer: int, stream: int) -> StreamRouting:
+        """The routing of one stream in one mixer layer.
 
-    def only_expert(self, layer: int, stream: int) -> int | None:
-        """The single expert to run (0 auxiliary, 1 other modality, 2 self), or None when several are mixed."""
-        return None if self.choices is None else self.choices[layer][stream]
+        Args:
+            layer: The mixer's ordinal among the mixer layers.
+            stream: ``IMAGE`` or ``LANGUAGE``.
+        """
+        return StreamRouting(
+            self.top_k,
+            None if self.choices is None else self.choices[layer][stream],
+            None if self.weights is None else self.weights[:, layer, stream].unsqueeze(1),
+        )
+
+
+class StreamRouting(NamedTuple):
+    """How the experts of one stream in one mixer layer are weighed: by the gate unless one of the two is given.
+
+    Attributes:
+        top_k: Experts that the gate keeps per token.
+        only_expert: The single expert to run (0 auxiliary, 1 other modality, 2 self).
+        weights: ``(B or 1, 1, 3)`` float32 fixed weights.
+    """
+
+    top_k: int
+    only_expert: int | None
+    weights: torch.Tensor | None
 
 
 def resolve_routing(

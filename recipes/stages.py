@@ -76,7 +76,7 @@ class CountingTask(Task):
                 yield self.batch(step, place)
 
     def counters(self, counts: Mapping[str, float]) -> dict[str, torch.Tensor]:
-        """What `step` returns of its counts; those that are not named are 0."""
+        """What `forward` returns of its counts; those that are not named are 0."""
         return {"counts": torch.tensor([counts.get(name, 0.0) for name in self.count_names], dtype=torch.float64)}
 
     def report(self, counters: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from training_builders import build_recipe
 
+from moai.models.moai.task_moai import MoAITask
 from moai.training.checkpoints import collect_state, restore_state
-from moai.training.moai_task import TrainingStep
 from moai.training.model_building import add_adapter
 from moai.training.optimizers import build_optimizers
 from moai.training.result_writing import gather_result
@@ -22,14 +23,14 @@ from moai.training.train_settings import load_settings
 from moai.training.trained_parts import freeze_parts, rate_part_of
 
 
-def build(is_sharded: bool) -> tuple[torch.nn.Module, TrainingStep, torch.optim.Optimizer]:
+def build(is_sharded: bool) -> tuple[torch.nn.Module, MoAITask, torch.optim.Optimizer]:
     """A model with an adapter, whole or in pieces as accelerate's wrapping policy cuts it."""
     settings = load_settings(build_recipe("m", Path("out"), 1, train__lora_dropout=0.0))
     model = build_tiny_model()
     torch.manual_seed(0)
     model = add_adapter(model, settings)
     freeze_parts(model, settings)
-    step = TrainingStep(model.train())
+    step = MoAITask(settings, model.train(), SimpleNamespace(lengths=[1] * 8), list)
     if is_sharded:
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         names = {*step._no_split_modules, "LlamaDecoderLayer", "CLIPEncoderLayer"}
@@ -41,14 +42,15 @@ def build(is_sharded: bool) -> tuple[torch.nn.Module, TrainingStep, torch.optim.
     return model, step, optimizer
 
 
-def learn(step: TrainingStep, optimizer: torch.optim.Optimizer, steps: range, config) -> None:
+def learn(step: MoAITask, optimizer: torch.optim.Optimizer, steps: range, config) -> None:
     """Steps on one batch each, the same on all ranks; the mean over ranks is a single process's gradient."""
     for number in steps:
         batch = build_tiny_inputs(config, (8, 6), (6, 4), seed=number + 1)
         batch["labels"] = torch.full_like(batch["input_ids"], -100)
         batch["labels"][:, -3:] = batch["input_ids"][:, -3:]
         batch["mm_token_type_ids"][:, -3:] = 0
-        loss, _ = step(batch, {"mode": "random_expert", "seed": number}, 4)
+        options = {"routing": {"mode": "random_expert", "seed": number}}
+        loss, _ = step({"samples": batch, "options": options, "window": 4})
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -3,13 +3,13 @@
 Importing this package needs numpy and Pillow only; every backend is imported when it is first used.
 """
 
-from verbalizers.backends.depth import DepthMap
 from verbalizers.backends.detection_ultralytics import UltralyticsDetector
 from verbalizers.backends.ocr_paddleocr import PaddleOCRVerbalizer
 from verbalizers.backends.ocr_transformers import TransformersOCR
 from verbalizers.backends.scene_graph_geometric import GeometricSceneGraph
 from verbalizers.core.checkpoints import CheckpointVerbalizer
 from verbalizers.core.drawing import draw_scene
+from verbalizers.core.label_map import LabelMap
 from verbalizers.core.registry import (
     available_verbalizers,
     build_verbalizer,
@@ -44,10 +44,10 @@ from verbalizers.store.cache import Verbalization, VerbalizationCache
 __all__ = [
     "SCENE_FIELDS",
     "CheckpointVerbalizer",
-    "DepthMap",
     "Detections",
     "Finding",
     "GeometricSceneGraph",
+    "LabelMap",
     "PaddleOCRVerbalizer",
     "Relations",
     "Scene",

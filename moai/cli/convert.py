@@ -17,7 +17,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Folder or hub name of an official MoAI, OpenFlamingo or Prismer, or a PSGTR's file."
+            metavar="SRC",
+            help="Folder or hub name of an official MoAI, OpenFlamingo, Prismer or TCL, or a PSGTR's or TCL's file.",
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],

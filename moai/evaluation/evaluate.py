@@ -26,10 +26,10 @@ import moai  # noqa: F401  (registers the Auto classes)
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.findings import Findings, FindingsReader, MissingFindingsError
+from moai.models.moai.task_moai import draw_routing
 from moai.scenes.export import encode_picture
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, SceneSample, add_noise
 from moai.settings import Number, settings
-from moai.training.moai_task import draw_routing
 from verbalizers import SCENE_FIELDS, WordSettings
 from verbalizers.core.scene import parse_scene, verbalize_scene
 from verbalizers.core.verbalizer import Verbalizer

@@ -85,11 +85,11 @@ def _modules(name: str, *models: str) -> tuple[str, ...]:
 #: Module of transformers -> ours that register with it, and the names that nobody gets without that.
 AUTO_MODULES = {
     "transformers.models.auto.configuration_auto": (
-        _modules("configuration_{}", "moai", "emu", "flamingo", "prismer"),
+        _modules("configuration_{}", "moai", "emu", "flamingo", "prismer", "tcl"),
         {"AutoConfig", "CONFIG_MAPPING"},
     ),
     "transformers.models.auto.modeling_auto": (
-        _modules("modeling_{}", "moai", "emu", "flamingo", "prismer"),
+        _modules("modeling_{}", "moai", "emu", "flamingo", "prismer", "tcl"),
         {
             "AutoModel",
             "AutoModelForImageTextToText",
@@ -102,15 +102,15 @@ AUTO_MODULES = {
         },
     ),
     "transformers.models.auto.tokenization_auto": (
-        _modules("auto_tokenizer", "moai", "prismer"),
+        _modules("auto_tokenizer", "moai", "prismer", "tcl"),
         {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
     ),
     "transformers.models.auto.image_processing_auto": (
-        _modules("auto_image_processor", "moai", "emu", "flamingo", "prismer"),
+        _modules("auto_image_processor", "moai", "emu", "flamingo", "prismer", "tcl"),
         {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
     ),
     "transformers.models.auto.processing_auto": (
-        _modules("auto_processor", "moai", "emu", "flamingo", "prismer"),
+        _modules("auto_processor", "moai", "emu", "flamingo", "prismer", "tcl"),
         {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
     ),
 }

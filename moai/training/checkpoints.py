@@ -1,7 +1,8 @@
 """Training state on disk: whole or not at all, checked by checksums, never pickled.
 
-A checkpoint holds what training changes: trained parameters, the optimizers' moments, running statistics. Everything
-else is a function of the recipe, and random numbers and the data's order are functions of seed and step.
+A checkpoint holds what training changes: trained parameters, the optimizers' moments, running statistics, and what the
+task keeps beside its model. Everything else is a function of the recipe, and random numbers and the data's order are
+functions of seed and step.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = [
     "collect_state",
     "find_newest_checkpoint",
     "read_checkpoint",
+    "restore_extra_state",
     "restore_state",
     "running_statistics",
     "trained_tensors",
@@ -37,6 +39,7 @@ __all__ = [
 
 FORMAT = 1
 _STATE = "state.json"
+_EXTRA = "extra.safetensors"
 
 #: One optimizer, or several that share the parameters among them.
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
@@ -136,16 +139,7 @@ def restore_state(
     Raises:
         CheckpointError: They belong to another model.
     """
-    expected = trained_tensors(model)
-    for name in sorted(set(weights) | set(expected)):
-        got, want = weights.get(name), expected.get(name)
-        if got is None or want is None or got.shape != want.shape:
-            shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (want, got)]
-            raise CheckpointError(
-                f"expected a checkpoint of this model, but {name!r} has shape {shapes[1]} there and {shapes[0]} here "
-                "(None = absent). Choose another `output_folder`, or the settings the run was started with."
-            )
-        want.copy_(_spread(got, want))
+    _copy_into(trained_tensors(model), weights)
     found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)  # none for an expert that was not drawn yet
     for key, value in moments.items():
         name, _, moment = key.rpartition(".")
@@ -158,6 +152,38 @@ def restore_state(
         }
 
 
+@torch.no_grad()
+def restore_extra_state(extra: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Put back what a task keeps beside its model.
+
+    Args:
+        extra: Its tensors, see :meth:`moai.training.task.Task.extra_state`.
+        path: Folder of a checkpoint.
+
+    Raises:
+        CheckpointError: It cannot be read, or belongs to another task.
+    """
+    file = path / _EXTRA
+    try:
+        found = load_file(file) if file.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}. Remove {path} to use the one before.") from error
+    _copy_into(extra, found)
+
+
+def _copy_into(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
+    """Copy a checkpoint's tensors into those of the same names; all must be there and alike."""
+    for name in sorted(set(found) | set(expected)):
+        got, want = found.get(name), expected.get(name)
+        if got is None or want is None or got.shape != want.shape:
+            shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (want, got)]
+            raise CheckpointError(
+                f"expected a checkpoint of this model, but {name!r} has shape {shapes[1]} there and {shapes[0]} here "
+                "(None = absent). Choose another `output_folder`, or the settings the run was started with."
+            )
+        want.copy_(_spread(got, want))
+
+
 def write_checkpoint(
     folder: Path,
     step: int,
@@ -165,6 +191,7 @@ def write_checkpoint(
     moments: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
     keep: int = 2,
+    extra: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint beside the others, then remove the oldest. One rank calls it.
 
@@ -177,6 +204,7 @@ def write_checkpoint(
         moments: Likewise.
         state: JSON-able values to keep.
         keep: Checkpoints that stay.
+        extra: What the task keeps beside its model, on the CPU.
 
     Returns:
         The new checkpoint's folder.
@@ -191,13 +219,16 @@ def write_checkpoint(
             shutil.rmtree(leftover, ignore_errors=True)
         with atomic_folder(final, force=True) as temporary:
             sums = {}
-            for name, tensors in (("model.safetensors", weights), ("optimizer.safetensors", moments)):
+            files = {"model.safetensors": weights, "optimizer.safetensors": moments}
+            if extra:
+                files[_EXTRA] = extra
+            for name, tensors in files.items():
                 save_file(dict(tensors), temporary / name)
                 sums[name] = _checksum(temporary / name)
             content = {"format": FORMAT, "step": step, "files": sums, **state}
             (temporary / _STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        raise _writing_failed(folder, step, weights, moments, error) from error
+        raise _writing_failed(folder, step, (weights, moments, extra or {}), error) from error
     for old in _list_checkpoints(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -206,11 +237,10 @@ def write_checkpoint(
 def _writing_failed(
     folder: Path,
     step: int,
-    weights: Mapping[str, torch.Tensor],
-    moments: Mapping[str, torch.Tensor],
+    groups: Sequence[Mapping[str, torch.Tensor]],
     error: Exception,
 ) -> CheckpointError:
-    needed = sum(tensor.nbytes for tensors in (weights, moments) for tensor in tensors.values()) / 1e6
+    needed = sum(tensor.nbytes for tensors in groups for tensor in tensors.values()) / 1e6
     place = folder if folder.is_dir() else folder.parent
     free = shutil.disk_usage(place).free / 1e6 if place.is_dir() else 0.0
     is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,17 @@ from .processes import seed_generators
 __all__ = ["check_same_run", "find_change", "flatten_settings", "hash_frozen", "hash_samples"]
 
 #: Settings that a resumed run may change: they leave what is learned as it is, up to rounding.
-_FREE_SETTINGS = ("output_folder", "saving", "watching", "validation", "num_processes", "num_workers")
-_FREE_NESTED = {"model": ("gradient_checkpointing", "attn_implementation"), "optimization": ("micro_batch_size",)}
+_FREE_SETTINGS = (
+    "output_folder",
+    "saving",
+    "watching",
+    "validation",
+    "num_processes",
+    "num_workers",
+    "model.gradient_checkpointing",
+    "model.attn_implementation",
+    "optimization.micro_batch_size",
+)
 
 
 def hash_frozen(model: nn.Module, part_of: Callable[[str], str]) -> dict[str, str]:
@@ -76,13 +85,16 @@ def find_change(old: Any, new: Any, name: str = "") -> tuple[str, str] | None:
     return name, "has another content" if is_content else f"was {old!r} and is {new!r}"
 
 
-def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], checkpoint: Path) -> str:
+def check_same_run(
+    old: Mapping[str, Any], new: Mapping[str, Any], checkpoint: Path, fixed_settings: Collection[str] = ()
+) -> str:
     """Check that a resumed run has the settings, the start and the data of the run it continues.
 
     Args:
         old: ``settings`` and the task's identity, as ``state.json`` holds them.
         new: The same of the present run.
         checkpoint: Where the old ones stand.
+        fixed_settings: Those that may not change though they may elsewhere, see :class:`moai.training.task.Task`.
 
     Returns:
         What may be otherwise, and is: a line for the user; "" where there is nothing to tell.
@@ -90,7 +102,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], checkpoint: P
     Raises:
         CheckpointError: Something else is otherwise; the message names it.
     """
-    before, now = (flatten_settings(_bound_settings(state["settings"])) for state in (old, new))
+    before, now = (_bound_settings(state["settings"], fixed_settings) for state in (old, new))
     changed = [name for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
     if changed:
         name = changed[0]
@@ -118,11 +130,10 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], checkpoint: P
     return told
 
 
-def _bound_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    bound = {name: value for name, value in settings.items() if name not in _FREE_SETTINGS}
-    for group in _FREE_NESTED.keys() & bound.keys():
-        bound[group] = {name: value for name, value in bound[group].items() if name not in _FREE_NESTED[group]}
-    return bound
+def _bound_settings(settings: Mapping[str, Any], fixed: Collection[str]) -> dict[str, Any]:
+    free = tuple(f"{name}." for name in _FREE_SETTINGS)
+    flat = flatten_settings(settings)
+    return {name: value for name, value in flat.items() if name in fixed or not f"{name}.".startswith(free)}
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

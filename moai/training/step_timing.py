@@ -9,11 +9,12 @@ import torch
 
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.task_moai import compute_loss
 from moai.processing.token_roles import IGNORE_INDEX, IMAGE_ROLE, LANGUAGE_ROLE
 
 from .flop_counting import SampleShape, count_step
-from .moai_task import TrainingStep, target_window
 from .model_building import add_adapter
+from .tasks.answers import target_window
 from .train_settings import TrainSettings
 from .trained_parts import freeze_parts
 
@@ -100,7 +101,7 @@ def measure_efficiency(settings: TrainSettings, num_steps: int = 3) -> Timing:
     torch.manual_seed(0)
     model = add_adapter(MoAIForConditionalGeneration(config).to(device, dtype), settings)
     freeze_parts(model, settings)
-    step = TrainingStep(model.train())
+    model.train()
     batch = _draw_batch(config, batch_size, device, dtype)
     window = target_window(batch["labels"])
     routing = {"mode": settings.routing_mode, "top_k": settings.top_k}
@@ -109,7 +110,7 @@ def measure_efficiency(settings: TrainSettings, num_steps: int = 3) -> Timing:
         if index == 1:
             began = _clock(device)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss, _ = step(batch, routing, window)
+            loss, _ = compute_loss(model, batch, routing, window)
         loss.backward()
         model.zero_grad()
     seconds = (_clock(device) - began) / num_steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,9 +18,9 @@ class Batch:
     """A micro-batch.
 
     Attributes:
-        inputs: What :meth:`Task.step` takes. Tensors in mappings and sequences are moved to the device.
+        inputs: What :meth:`Task.forward` takes. Tensors in mappings and sequences are moved to the device.
         num_targets: What the summed loss counts, such as answer tokens; a step divides by the sum over all its
-            micro-batches. It stands here, and not in what `step` returns, because it scales the loss before the
+            micro-batches. It stands here, and not in what `forward` returns, because it scales the loss before the
             backward pass: DeepSpeed updates the weights inside that pass.
         num_tokens: Tokens, padding excluded; 0 where there are none.
     """
@@ -33,14 +33,17 @@ class Batch:
 class Task(nn.Module, ABC):
     """A model with its data and its loss.
 
-    Distributed wrappers wrap the task as a whole and look at what `step` returns to learn which parameters were used:
-    the loss alone may have a gradient.
+    Distributed wrappers wrap the task as a whole and look at what `forward` returns to learn which parameters were
+    used: the loss alone may have a gradient.
 
     Attributes:
         model: What is trained; its parameters' names are those in checkpoints.
+        fixed_settings: Dotted names of settings that a resumed run may not change though runs of other tasks may, such
+            as ``optimization.micro_batch_size`` where a sample's loss depends on the others of its micro-batch.
     """
 
     model: nn.Module
+    fixed_settings: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def batches(self, first_step: int, last_step: int, rank: int, num_ranks: int) -> Iterator[Batch]:
@@ -57,8 +60,8 @@ class Task(nn.Module, ABC):
         """
 
     @abstractmethod
-    def step(self, inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Forward pass.
+    def forward(self, inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Compute the loss of a micro-batch.
 
         Args:
             inputs: Of a :class:`Batch`.
@@ -68,9 +71,23 @@ class Task(nn.Module, ABC):
             adds up over micro-batches, ranks and steps. Names and shapes are the same in every call.
         """
 
-    def forward(self, inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """:meth:`step`, under the name that distributed wrappers call."""
-        return self.step(inputs)
+    def after_step(self, step: int) -> None:
+        """Follow an optimizer step: move a teacher towards the model, fill a queue.
+
+        All ranks call it, before the step is validated or saved, and must end it with equal :meth:`extra_state`.
+
+        Args:
+            step: Steps done, this one included.
+        """
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """What training changes beside :attr:`model`, by name: a teacher's weights, a queue, its place.
+
+        The tensors themselves, of any dtype: checkpoints hold them bit by bit, and a resumed run copies them back into
+        these. Names and shapes are the same in every call. They change in :meth:`after_step` alone: a step that fails
+        half way is made again from the state before it. What a forward pass finds is kept elsewhere until then.
+        """
+        return {}
 
     def part_of(self, name: str) -> str:
         """Part of the model that a parameter belongs to: parts may have learning rates of their own.
@@ -88,7 +105,7 @@ class Task(nn.Module, ABC):
         """Metrics of a log line, beside loss and times.
 
         Args:
-            counters: Sums of what :meth:`step` returned, float64 on the CPU.
+            counters: Sums of what :meth:`forward` returned, float64 on the CPU.
 
         Returns:
             JSON-able values; mappings may be nested.

@@ -20,6 +20,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from moai.models.moai.task_moai import MoAITask
 from verbalizers.core.durable_files import atomic_file
 
 from .checkpoints import (
@@ -27,13 +28,13 @@ from .checkpoints import (
     collect_state,
     find_newest_checkpoint,
     read_checkpoint,
+    restore_extra_state,
     restore_state,
     running_statistics,
     whole_tensor,
     write_checkpoint,
 )
 from .metrics_logging import MetricsLogger, StepNumbers
-from .moai_task import MoAITask
 from .model_building import COMMAND_FILE, BuiltModel, build_model, check_result, hash_start, prepare_start
 from .optimizers import build_optimizers, learning_rate_factor
 from .processes import InterruptHandler, hold_output, raise_together, seed_generators, start_accelerator
@@ -214,6 +215,11 @@ class Trainer:
         self.num_own = num_micro_batches // num_ranks
         if is_zero(accelerator) and chosen.optimizer != "adamw":
             raise ValueError("DeepSpeed takes one optimizer. Set `optimization.optimizer: adamw`.")
+        if is_zero(accelerator) and task.extra_state():
+            raise ValueError(
+                f"expected a task without a state beside its model where DeepSpeed shards it, got {type(task).__name__}"
+                " with one. Use DDP or FSDP (configs/accelerate)."
+            )
         if is_zero(accelerator):
             configure_engine(accelerator, chosen, self.num_own)
         task.set_training_mode()
@@ -221,6 +227,8 @@ class Trainer:
         self._state: dict[str, Any] = {}
         if accelerator.is_main_process:
             self._state = json.loads(json.dumps({"settings": settings.to_dict(), **task.identity()}))
+            unknown = task.fixed_settings - flatten_settings(self._state["settings"]).keys()
+            assert not unknown, unknown
         optimizers = build_optimizers(task.model, chosen, task.part_of)
         self.wrapped, *self.optimizers = accelerator.prepare(task, *optimizers)
         self.validator = Validator(accelerator, task, self.wrapped) if task.num_validation_batches else None
@@ -289,7 +297,8 @@ class Trainer:
                     buffer.copy_(value)
                 if self._unlogged is not None:
                     logger.window.add(self._unlogged)
-                self._write(self.done, logger, *collect_state(self.task.model, self.optimizers))
+                extra = {name: whole_tensor(value) for name, value in self.task.extra_state().items()}
+                self._write(self.done, logger, *collect_state(self.task.model, self.optimizers), extra)
                 self.saved = self.done
             except Exception as other:  # noqa: BLE001 - the first error is to be shown, whatever this one is
                 problem = f"steps {self.saved + 1} to {self.done} are lost: {other}. "
@@ -367,6 +376,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        self.task.after_step(step + 1)
         self._is_updating, self._statistics = False, []
         named = zip(counters.items(), counted, strict=True)
         counters = {name: summed.view(value.shape) for (name, value), summed in named}
@@ -405,26 +415,27 @@ class Trainer:
             weights, moments = collect_zero_state(self.task.model, *self.optimizers)
         else:
             weights, moments = collect_state(self.task.model, self.optimizers)
+        extra = {name: whole_tensor(value) for name, value in self.task.extra_state().items()}
         problem = None
         if logger is not None:
             try:
-                self._write(done, logger, weights, moments)
+                self._write(done, logger, weights, moments, extra)
             except CheckpointError as error:
                 problem = error
         raise_together(problem, self.accelerator)
         self.saved = done
 
-    def _write(
-        self, done: int, logger: MetricsLogger, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
-    ) -> None:
-        broken = [name for group in (weights, moments) for name, value in group.items() if not value.isfinite().all()]
+    def _write(self, done: int, logger: MetricsLogger, *tensors: dict[str, torch.Tensor]) -> None:
+        """Write weights, moments and what the task keeps beside them."""
+        broken = [name for group in tensors for name, value in group.items() if not value.isfinite().all()]
         if broken:
             raise CheckpointError(
                 f"expected finite weights after step {done}, got others in {broken[0]!r}: they are not saved. Lower "
                 "`optimization.learning_rate` in another `output_folder`."
             )
         state = {**self._state, "window": logger.window.to_dict()}
-        write_checkpoint(self.checkpoints, done, weights, moments, state, self.settings.saving.keep)
+        weights, moments, extra = tensors
+        write_checkpoint(self.checkpoints, done, weights, moments, state, self.settings.saving.keep, extra)
 
     def _resume(self) -> tuple[int, Mapping[str, Any] | None]:
         """Steps done, and the sums since the last line of the log."""
@@ -437,7 +448,7 @@ class Trainer:
         weights, moments, state = read_checkpoint(found)
         problem = None
         try:
-            if is_main and (told := check_same_run(state, self._state, found)):
+            if is_main and (told := check_same_run(state, self._state, found, self.task.fixed_settings)):
                 print(told, flush=True)
         except CheckpointError as error:
             problem = error
@@ -446,6 +457,7 @@ class Trainer:
             restore_zero_state(self.task.model, *self.optimizers, weights, moments)
         else:
             restore_state(self.task.model, self.optimizers, weights, moments)
+        restore_extra_state(self.task.extra_state(), found)
         if is_main:
             print(f"going on after step {state['step']} of {self.num_steps} ({found})", flush=True)
         return int(state["step"]), state.get("window")

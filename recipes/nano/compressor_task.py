@@ -65,7 +65,7 @@ class CompressorTask(CountingTask):
         ids, mask = pad_verbalizations(scenes, self.model.config.text_config.bos_token_id)
         return Batch((ids, mask), float(len(scenes)), float(mask.sum()))
 
-    def step(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss times scenes, and shares of what is recalled."""
         ids, mask = inputs
         latents = self.model.model.get_auxiliary_states(ids, mask, None)

@@ -175,7 +175,7 @@ class MultimodalTask(CountingTask):
         for step, place in itertools.product(steps, range(self.num_micro_batches)):
             inputs = self.batch(step, place).inputs
             with torch.autocast("cpu", torch.bfloat16):
-                self.step(inputs)
+                self(inputs)
             asked = inputs["questions"]
             rows += [ids[roles == LANGUAGE_ROLE] for ids, roles in zip(asked.input_ids, asked.roles, strict=True)]
         return rows
@@ -184,7 +184,7 @@ class MultimodalTask(CountingTask):
         """The model's part; the heads of `recall` belong to none."""
         return "" if name.startswith("recall.") else part_of(name)
 
-    def step(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Cross entropy weighted by kind, and how many answers are right as a whole."""
         batch, model, words = inputs["questions"], self.model.model, self.model.get_input_embeddings()
         features = auxiliary = None

@@ -141,7 +141,7 @@ class TextTask(CountingTask):
         is_text = (batch.segments == 0) & (batch.position_ids > len(self.prompt.opening))
         return (is_text | batch.is_answer)[:, 1:] & (batch.segments[:, 1:] >= 0)
 
-    def step(self, inputs: TextBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, inputs: TextBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Cross entropy, and how many answers are right as a whole."""
         hidden = self.model.model(
             input_ids=inputs.input_ids,

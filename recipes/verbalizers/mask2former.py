@@ -166,7 +166,7 @@ class Mask2FormerTask(SceneTask):
         super().__init__(model, settings.optimization, scenes)
         self.names_weight = settings.names_weight
 
-    def step(self, inputs: list[TrainingScene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, inputs: list[TrainingScene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss summed over scenes, and the share of named cells."""
         targets = [segmentation_targets(scene) for scene in inputs]
         names_map = torch.from_numpy(np.stack([map_of_names(scene) for scene in inputs]))

@@ -229,7 +229,7 @@ class Owlv2Task(SceneTask):
         texts = tokenizer(list(SCENE_NAMES[:NUM_OBJECT_NAMES]), padding=True, return_tensors="pt")
         self.input_ids, self.attention_mask = texts.input_ids, texts.attention_mask
 
-    def step(self, inputs: list[TrainingScene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, inputs: list[TrainingScene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss summed over scenes; shares of right names, overlaps and scores."""
         model = self.model
         feature_map, _ = model.image_embedder(pixels_of(inputs).contiguous())

@@ -160,7 +160,7 @@ class TripletTask(SceneTask):
     losses["giou"] = "subject_giou"
     count_names = [f"{word}_{name}" for name in losses for word in ("right", "asked")]
 
-    def step(self, inputs: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, inputs: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss summed over scenes; the last layer's class losses and GIoU loss."""
         maps = torch.stack([scene["map"] for scene in inputs]).float()
         losses = triplet_loss(self._outputs(maps), inputs, self.model.config)
@@ -180,7 +180,7 @@ class MaskTask(SceneTask):
     count_names = ["right_dice", "asked_dice", "right_focal", "asked_focal"]
     most_triplets = 3  # of each scene: every mask costs a small network's pass
 
-    def step(self, inputs: list[TrainingScene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, inputs: list[TrainingScene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss summed over scenes; Dice and focal loss."""
         scenes, model, head = inputs, self.model, self.model.head
         labels = [graph_labels(scene) | {"masks": entity_masks(scene)} for scene in scenes]

@@ -1,111 +1,56 @@
 """Depth, a fifth kind: which object is nearer to the camera than which other.
 
 Written with the registry's public interface alone, as a package of its own would be: no other file of this
-repository knows that the kind exists (`verbalizers/__init__.py` imports it, which is what an entry point does
-for a package of its own). A finding, a verbalizer, its text, which sees the whole scene, and a drawing.
+repository knows that the kind exists (`backends/__init__.py` imports it, which is what an entry point does for a
+package of its own). A verbalizer that answers with a map, and its text, which sees the whole scene.
 """
 
 from __future__ import annotations
 
-import base64
 import inspect
-import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from verbalizers.core.boxes import box_iou, clip_boxes
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
-from verbalizers.core.registry import register_drawing, register_verbalizer, register_words
-from verbalizers.core.structures import Finding, Relations, Scene, register_finding
+from verbalizers.core.label_map import LabelMap
+from verbalizers.core.registry import register_verbalizer, register_words
+from verbalizers.core.structures import Relations, Scene
 from verbalizers.core.words import WordSettings, list_sentence, number_duplicates, strip_coco_suffixes
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DepthMap", "TransformersDepth", "compare_depths", "draw_depth", "verbalize_depth"]
+__all__ = ["TransformersDepth", "compare_depths", "scale_nearness", "verbalize_depth"]
 
 DEPTH_OPENING = "The image includes depth relations between objects: "
 #: Nearness by which two objects must differ for one to be called nearer: a share of the image's depth range.
 MIN_GAP = 0.08
-#: Longest side of a stored map. Words need an object's median, not its outline; a cached scene stays small.
-MAX_MAP_SIDE = 256
-# Far to near, each brighter than the last: also read right in grey and by colour-blind eyes (magma's end points).
-_COLORS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191)], dtype=np.float32)
 
 
-@register_finding
-@dataclass(frozen=True, eq=False)
-class DepthMap(Finding):
-    """How near every part of an image is to the camera, relative to the rest of it.
+def scale_nearness(values: np.ndarray, is_disparity: bool) -> np.ndarray:
+    """A model's raw map as a scale on which equal steps look alike, 0 = farthest, 1 = nearest.
 
-    Attributes:
-        nearness: uint8 `(h, w)`, 0 = farthest, 255 = nearest; may be smaller than the image.
+    Inverse depth counts as it is, since its scale and shift are unknown; metres as their logarithm. The nearest and
+    farthest percent are cut, so that one wild pixel does not set the scale.
+
+    Args:
+        values: float `(h, w)`; NaN and infinity count as farthest.
+        is_disparity: larger values are nearer (inverse depth); False = larger values are farther (metres).
+
+    Returns:
+        float64 `(h, w)` in [0, 1]; zeros where all is as near.
     """
-
-    structure: ClassVar[str] = "depth_map"
-
-    nearness: np.ndarray
-
-    def __post_init__(self) -> None:
-        nearness = np.array(self.nearness)
-        if nearness.dtype != np.uint8 or nearness.ndim != 2 or 0 in nearness.shape:
-            raise ValueError(
-                f"`nearness` must be uint8 (h, w), got {nearness.dtype} {nearness.shape}. Use DepthMap.from_depth."
-            )
-        nearness.setflags(write=False)
-        self._set(nearness=nearness)
-
-    @classmethod
-    def from_depth(cls, values: np.ndarray, is_disparity: bool) -> DepthMap:
-        """From a model's raw map.
-
-        Both kinds become a scale on which equal steps look alike: inverse depth as it is, since its scale and
-        shift are unknown; metres as their logarithm. The nearest and farthest percent are cut, so that one wild
-        pixel does not set the scale.
-
-        Args:
-            values: float `(h, w)`; NaN and infinity count as farthest.
-            is_disparity: larger values are nearer (inverse depth); False = larger values are farther (metres).
-        """
-        values = np.asarray(values, dtype=np.float64)
-        if not is_disparity:
-            values = -np.log(np.maximum(values, 1e-3))
-        is_finite = np.isfinite(values)
-        low, high = np.percentile(values[is_finite], (1, 99)) if is_finite.any() else (0.0, 0.0)
-        scaled = (np.where(is_finite, values, low) - low) / (high - low) if high > low else np.zeros(values.shape)
-        return cls(np.round(255 * scaled.clip(0, 1)).astype(np.uint8))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `Finding.to_dict`; the map is a grey PNG as base64."""
-        stream = io.BytesIO()
-        Image.fromarray(self.nearness).save(stream, format="PNG")
-        return {"structure": self.structure, "nearness": base64.b64encode(stream.getvalue()).decode("ascii")}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DepthMap:
-        """Rebuild from `to_dict`'s output; the PNG's size is checked before it is decoded."""
-        values = dict(data)
-        if isinstance(values.get("nearness"), str):
-            try:
-                stream = io.BytesIO(base64.b64decode(values["nearness"], validate=True))
-                with Image.open(stream, formats=["PNG"]) as image:
-                    if image.mode != "L" or max(image.size) > 4 * MAX_MAP_SIDE:
-                        raise ValueError(f"it is {image.mode} of {image.size} (width, height)")
-                    values["nearness"] = np.asarray(image)
-            except (OSError, SyntaxError, ValueError) as error:
-                raise ValueError(f"expected a grey PNG as `nearness`, got something else: {error}.") from error
-        return super().from_dict(values)
-
-    def nearness_at(self, rows: np.ndarray, columns: np.ndarray, image_size_hw: tuple[int, int]) -> float:
-        """Median nearness in [0, 1] of pixels of the image, given as int arrays `(P,)`, P at least 1."""
-        height, width = self.nearness.shape
-        values = self.nearness[rows * height // image_size_hw[0], columns * width // image_size_hw[1]]
-        return float(np.median(values)) / 255
+    values = np.asarray(values, dtype=np.float64)
+    if not is_disparity:
+        values = -np.log(np.maximum(values, 1e-3))
+    is_finite = np.isfinite(values)
+    low, high = np.percentile(values[is_finite], (1, 99)) if is_finite.any() else (0.0, 0.0)
+    scaled = (np.where(is_finite, values, low) - low) / (high - low) if high > low else np.zeros(values.shape)
+    return scaled.clip(0, 1)
 
 
 @register_verbalizer("depth", "transformers")
@@ -120,6 +65,7 @@ class TransformersDepth(CheckpointVerbalizer):
 
     output: str | None = None
 
+    version: ClassVar[int] = 2  # maps in the model's resolution, of 16 bits
     # Where the configuration does not say it (Depth Anything's does): by the papers and by the models' code.
     _OUTPUT_OF_TYPE: ClassVar[dict[str, str]] = {
         "dpt": "disparity",
@@ -153,7 +99,14 @@ class TransformersDepth(CheckpointVerbalizer):
             )
         return output == "disparity"
 
-    def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[DepthMap]:
+    def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[LabelMap]:
+        maps = self._predict_values(loaded, images)
+        shares = [scale_nearness(values, loaded.is_disparity) for values in maps]
+        return [LabelMap(np.round(65535 * values).astype(np.uint16)) for values in shares]
+
+    @staticmethod
+    def _predict_values(loaded: SimpleNamespace, images: list[np.ndarray]) -> list[np.ndarray]:
+        """What the model tells, float32 `(h, w)`: in its own resolution at most, in the image's at most."""
         import torch
 
         model, processor = loaded.model, loaded.processor
@@ -163,17 +116,16 @@ class TransformersDepth(CheckpointVerbalizer):
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 outputs[name] = value.float()
         size_hw = images[0].shape[:2]
-        scale = min(1.0, MAX_MAP_SIDE / max(size_hw))
+        scale = min(1.0, max(outputs.predicted_depth.shape[-2:]) / max(size_hw))
         map_size_hw = tuple(max(1, round(length * scale)) for length in size_hw)
         options: dict[str, Any] = {"target_sizes": [map_size_hw] * len(images)}
         if "source_sizes" in inspect.signature(processor.post_process_depth_estimation).parameters:
             options["source_sizes"] = [size_hw] * len(images)  # ZoeDepth pads and must know what to cut off
         results = processor.post_process_depth_estimation(outputs, **options)
-        maps = [result["predicted_depth"].reshape(map_size_hw).cpu().numpy() for result in results]
-        return [DepthMap.from_depth(values, loaded.is_disparity) for values in maps]
+        return [result["predicted_depth"].reshape(map_size_hw).cpu().numpy() for result in results]
 
 
-def compare_depths(depth_map: DepthMap, scene: Scene, settings: WordSettings | None = None) -> Relations:
+def compare_depths(depth_map: LabelMap, scene: Scene, settings: WordSettings | None = None) -> Relations:
     """Nearer / farther relations between the objects of a scene.
 
     Objects are the named segments, then detections that are no segment again; where there is neither, those of
@@ -202,9 +154,10 @@ def compare_depths(depth_map: DepthMap, scene: Scene, settings: WordSettings | N
 
 
 def _locate_objects(
-    depth_map: DepthMap, scene: Scene, settings: WordSettings
+    depth_map: LabelMap, scene: Scene, settings: WordSettings
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, nearness `(N,)` in [0, 1] and boxes `(N, 4)` of the objects of a scene."""
+    shares = depth_map.read_shares()
     names: list[str] = []
     nearness: list[float] = []
     boxes = np.zeros((0, 4), dtype=np.float32)
@@ -213,7 +166,7 @@ def _locate_objects(
         kept = [i for i, name in enumerate(segments.class_names) if name and segments.pixel_counts[i]]
         for index in kept:
             pixels = np.nonzero(segments.panoptic_map == segments.segment_ids[index])
-            nearness.append(depth_map.nearness_at(*pixels, segments.image_size_hw))
+            nearness.append(_nearness_at(shares, *pixels, segments.image_size_hw))
         names = [strip_coco_suffixes(segments.class_names[i]) for i in kept]
         boxes = segments.boxes_xyxy[kept]
     further: list[tuple[str, np.ndarray]] = []
@@ -228,12 +181,18 @@ def _locate_objects(
         rivals = [i for i, other in enumerate(names) if other == name]
         if not rivals or box_iou(box, boxes[rivals]).max() <= 0.5:
             names.append(name)
-            nearness.append(_nearness_in_box(depth_map, box, scene.image_size_hw))
+            nearness.append(_nearness_in_box(shares, box, scene.image_size_hw))
             boxes = np.concatenate([boxes, box[None]])
     return names, np.array(nearness, dtype=np.float64), boxes
 
 
-def _nearness_in_box(depth_map: DepthMap, box_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> float:
+def _nearness_at(shares: np.ndarray, rows: np.ndarray, columns: np.ndarray, image_size_hw: tuple[int, int]) -> float:
+    """Median nearness of pixels of the image, given as int arrays `(P,)`, P at least 1."""
+    height, width = shares.shape
+    return float(np.median(shares[rows * height // image_size_hw[0], columns * width // image_size_hw[1]]))
+
+
+def _nearness_in_box(shares: np.ndarray, box_xyxy: np.ndarray, image_size_hw: tuple[int, int]) -> float:
     """Median nearness of a box's middle half: its edges show what is behind the object."""
     x0, y0, x1, y1 = clip_boxes(box_xyxy[None], image_size_hw)[0]
     spans = []
@@ -241,11 +200,11 @@ def _nearness_in_box(depth_map: DepthMap, box_xyxy: np.ndarray, image_size_hw: t
         start = min(int(0.75 * low + 0.25 * high), length - 1)
         spans.append(np.arange(start, min(max(start + 1, int(0.25 * low + 0.75 * high)), length)))
     rows, columns = np.meshgrid(*spans, indexing="ij")
-    return depth_map.nearness_at(rows.ravel(), columns.ravel(), image_size_hw)
+    return _nearness_at(shares, rows.ravel(), columns.ravel(), image_size_hw)
 
 
 @register_words("depth")
-def verbalize_depth(depth_map: DepthMap, scene: Scene, settings: WordSettings) -> str:
+def verbalize_depth(depth_map: LabelMap, scene: Scene, settings: WordSettings) -> str:
     """Depth as text: `The image includes depth relations between objects: A is nearer than B, and ...`.
 
     At most `settings.max_relations` are included, the widest gap first. Objects that share a name are numbered as in
@@ -256,18 +215,3 @@ def verbalize_depth(depth_map: DepthMap, scene: Scene, settings: WordSettings) -
     pairs = zip(relations.subject_indices, relations.predicates, relations.object_indices, strict=True)
     items = [f"{names[subject]} is {predicate} {names[object_]}" for subject, predicate, object_ in pairs]
     return list_sentence(DEPTH_OPENING, items[: settings.max_relations])
-
-
-@register_drawing("depth")
-def draw_depth(depth_map: DepthMap, scene: Scene, image: Image.Image) -> Image.Image:
-    """The map as an inset at the bottom right, near = bright, framed to stand out on any ground."""
-    position = depth_map.nearness.astype(np.float32) / 255 * (len(_COLORS) - 1)
-    below = np.minimum(position.astype(int), len(_COLORS) - 2)
-    share = (position - below)[..., None]
-    colors = (1 - share) * _COLORS[below] + share * _COLORS[below + 1]
-    size = tuple(max(1, length // 4) for length in image.size)
-    inset = Image.fromarray(colors.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-    inset = ImageOps.expand(ImageOps.expand(inset, 1, (15, 15, 15)), 1, (255, 255, 255))
-    result = image.copy()
-    result.paste(inset, (image.width - inset.width, image.height - inset.height))
-    return result

@@ -17,6 +17,7 @@ import numpy as np
 
 from verbalizers.core.boxes import clip_boxes
 from verbalizers.core.geometry import GeometrySettings, PlacedObjects, relate_objects
+from verbalizers.core.label_map import LabelMap
 from verbalizers.core.merging import merge_detections
 from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import Detections, Relations, Scene, Segments
@@ -145,10 +146,9 @@ def _place_objects(
         is_ground=np.array([not _GROUND_KEYS.isdisjoint(name_keys(name)) for name in names], dtype=bool),
         holding=np.array([_holding_of(name) for name in names], dtype=np.float64),
     )
-    # Any finding of the kind will do that has a map such as DepthMap's: uint8 (h, w), 255 = nearest.
-    nearness = getattr(scene.findings.get("depth"), "nearness", None)
-    if nearness is not None and names:
-        placed = replace(placed, **_place_depth(nearness, placed))
+    depth = scene.findings.get("depth")
+    if isinstance(depth, LabelMap) and names:
+        placed = replace(placed, **_place_depth(depth.read_shares(), placed))
     return names, placed, boxes
 
 
@@ -192,7 +192,7 @@ def _place_depth(nearness: np.ndarray, placed: PlacedObjects) -> dict[str, Any]:
     height, width = placed.object_map.shape
     rows = np.arange(height) * nearness.shape[0] // height
     columns = np.arange(width) * nearness.shape[1] // width
-    nearness_map = nearness[rows[:, None], columns] / 255
+    nearness_map = nearness[rows[:, None], columns]
     flat = placed.object_map.ravel()
     order = np.argsort(flat, kind="stable")
     starts = np.searchsorted(flat[order], np.arange(len(placed) + 1))

@@ -11,14 +11,16 @@ import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from verbalizers.core.boxes import clip_boxes
+from verbalizers.core.label_map import LabelMap
 from verbalizers.core.registry import find_drawing
+from verbalizers.core.segmentation_map import pascal_colors
 from verbalizers.core.structures import Detections, Relations, Scene, Segments, TextLines
 from verbalizers.core.words import LeftOutWarning, number_duplicates, strip_coco_suffixes
 
-__all__ = ["draw_scene"]
+__all__ = ["draw_scene", "render_label_map"]
 
 Color = tuple[int, int, int]
 
@@ -29,6 +31,13 @@ MASK_OPACITY = 0.4
 MAX_DRAWN_RELATIONS = 10
 #: Of each other kind: more labels than this hide each other and the image.
 MAX_LABELS = 200
+#: Maps that are shown side by side.
+MAPS_PER_ROW = 4
+# Low to high, each brighter than the last: also read right in grey and by colour-blind eyes (magma's end points).
+_MAP_STOPS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191)])
+MAP_COLORS = np.stack(
+    [np.interp(np.arange(256), np.linspace(0, 255, len(_MAP_STOPS)), stops) for stops in _MAP_STOPS.T], axis=1
+).astype(np.uint8)
 
 
 def distinct_color(index: int) -> Color:
@@ -127,14 +136,46 @@ def draw_scene(scene: Scene, image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def _draw_registered_kinds(image: Image.Image, scene: Scene) -> Image.Image:
-    """Add what `register_drawing` functions draw, kind by kind."""
+    """Add what `register_drawing` functions draw, kind by kind, and maps of kinds without one as insets."""
+    num_insets = 0
     for kind, finding in sorted(scene.findings.items()):
         drawing = None if finding is None else find_drawing(kind)
+        if drawing is None and isinstance(finding, LabelMap):
+            image, num_insets = _add_inset(image, finding, num_insets), num_insets + 1
         if drawing is not None:
             size, image = image.size, drawing(finding, scene, image)
             if not isinstance(image, Image.Image) or image.size != size:
                 raise ValueError(f"the drawing of kind {kind!r} must return a PIL image of {size} (width, height).")
     return image
+
+
+def _add_inset(image: Image.Image, label_map: LabelMap, place: int) -> Image.Image:
+    """A copy with a map on a quarter of its sides, framed to stand out on any ground; the first at the bottom right."""
+    size = tuple(max(1, length // MAPS_PER_ROW - 4) for length in image.size)  # two lines of frame on each side
+    inset = render_label_map(label_map, size)
+    inset = ImageOps.expand(ImageOps.expand(inset, 1, HALO), 1, (255, 255, 255))
+    inset = inset.crop((0, 0, *(min(side, limit) for side, limit in zip(inset.size, image.size, strict=True))))
+    row, column = divmod(place, MAPS_PER_ROW)
+    corner = (image.width - (column + 1) * inset.width, image.height - (row + 1) * inset.height)
+    result = image.copy()
+    result.paste(inset, corner)
+    return result
+
+
+def render_label_map(label_map: LabelMap, size: tuple[int, int]) -> Image.Image:
+    """A map as an RGB image of `size` (width, height).
+
+    One channel goes from dark to bright, three are red, green and blue, of others the first is shown; numbers of
+    things have colours of their own.
+    """
+    values = label_map.values if label_map.values.ndim == 2 or label_map.values.shape[2] == 3 else None
+    values = label_map.values[..., 0] if values is None else values
+    if label_map.is_numbers and values.ndim == 2:
+        return Image.fromarray(pascal_colors(values + 1)).resize(size, Image.Resampling.NEAREST)
+    low, high = (0, np.iinfo(values.dtype).max) if values.dtype.kind == "u" else (values.min(), values.max())
+    shares = (values.astype(np.float32) - low) / max(float(high) - float(low), 1e-12)
+    grey = Image.fromarray(np.round(255 * shares).astype(np.uint8)).resize(size, Image.Resampling.BOX)
+    return grey if values.ndim == 3 else Image.fromarray(MAP_COLORS[np.asarray(grey)])
 
 
 def _blend_masks(image: Image.Image, segments: Segments) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from verbalizers.core.boxes import clip_boxes, format_box, normalize_boxes
+from verbalizers.core.label_map import LabelMap
 from verbalizers.core.merging import merge_scene
 from verbalizers.core.registry import find_words
 from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Scene, Segments, TextLines
@@ -46,7 +47,8 @@ def verbalize_finding(
     """One finding as a sentence: by its kind's registered function, else by its type.
 
     Args:
-        finding: one of the structures, a sentence, a registered kind's finding, or None ("" then).
+        finding: one of the structures, a sentence, a registered kind's finding, a map without words of its kind ("") or
+            None ("").
         settings: what is worth saying.
         compat: as the release does.
         kind: the finding's kind, for which `register_words` may have registered a function.
@@ -64,6 +66,8 @@ def verbalize_finding(
         return make_valid(words(finding, scene, settings))
     if isinstance(finding, str):
         return make_valid(finding)
+    if isinstance(finding, LabelMap):
+        return ""  # for models that read maps, and for other verbalizers
     if isinstance(finding, Segments):
         return verbalize_segments(finding, compat, settings.max_predictions)
     if isinstance(finding, Detections):

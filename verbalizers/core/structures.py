@@ -21,6 +21,7 @@ from verbalizers.core.plugins import import_plugins
 from verbalizers.core.valid_text import make_valid
 from verbalizers.core.validation import (
     check_inside_image,
+    check_map_shape,
     checked_array,
     checked_boxes,
     checked_confidence,
@@ -62,11 +63,20 @@ class Finding:
             return NotImplemented
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
         return all(
-            np.array_equal(a, b) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a is b or a == b
+            a.dtype == b.dtype and np.array_equal(a, b)
+            if isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+            else a is b or a == b
             for a, b in pairs
         )
 
     __hash__ = None
+
+    def check_image_size(self, image_size_hw: tuple[int, int]) -> None:
+        """Check that the finding may be one about an image of this size; a further kind's, as it enters a scene.
+
+        Raises:
+            ValueError: it may not.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Values that `json.dumps` accepts; `from_dict` gives an equal object back."""
@@ -224,11 +234,13 @@ class Segments(Finding):
             ids = checked_array(runs["run_ids"], np.int32, (None,), "run_ids", next_step)
             lengths = checked_array(runs["run_lengths"], np.int64, (None,), "run_lengths", next_step)
             # Checked before the map is allocated, so that a forged file cannot ask for unbounded memory.
-            if len(lengths) != len(ids) or (lengths < 1).any() or lengths.sum() != height * width:
+            total = sum(lengths.tolist())  # numpy's would wrap round
+            if len(lengths) != len(ids) or (lengths < 1).any() or total != height * width:
                 raise ValueError(
-                    f"`panoptic_map` runs must cover {height} x {width} pixels, got {int(lengths.sum())} in "
+                    f"`panoptic_map` runs must cover {height} x {width} pixels, got {total} in "
                     f"{len(lengths)} runs for {len(ids)} ids. {next_step}"
                 )
+            check_map_shape((height, width))
             flat = np.repeat(ids, lengths)
             data = {**data, "panoptic_map": flat.reshape(height, width)}
         return super().from_dict(data)
@@ -392,7 +404,10 @@ def _rebuild_finding(kind: str, value: Any) -> Any:
         except ImportError as error:
             logger.debug("finding of kind %s stays a mapping: %s", kind, error)
     known = STRUCTURES.get(value["structure"])
-    return value if known is None else known.from_dict(value)
+    try:
+        return value if known is None else known.from_dict(value)
+    except ValueError as error:
+        raise ValueError(f"findings[{kind!r}]: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -440,6 +455,14 @@ class Scene(Finding):
         for name in ("findings", "failures"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"`{name}` must be a mapping by kind, got {type(getattr(self, name)).__name__}.")
+        for kind, finding in self.findings.items():
+            if isinstance(finding, np.ndarray):
+                raise ValueError(f"findings[{kind!r}] must not be a bare array. Wrap a map as LabelMap(array).")
+            if isinstance(finding, Finding):
+                try:
+                    finding.check_image_size(self.image_size_hw)
+                except ValueError as error:
+                    raise ValueError(f"findings[{kind!r}]: {error}") from error
         failures = {kind: str(reason) for kind, reason in dict(self.failures).items()}
         self._set(findings=make_valid(dict(self.findings)), failures=make_valid(failures))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -11,7 +12,9 @@ from verbalizers.core.boxes import is_inside_image
 from verbalizers.core.valid_text import make_valid
 
 __all__ = [
+    "MAX_MAP_PIXELS",
     "check_inside_image",
+    "check_map_shape",
     "check_range",
     "checked_array",
     "checked_boxes",
@@ -19,6 +22,9 @@ __all__ = [
     "checked_image_size",
     "checked_names",
 ]
+
+#: Largest map, in pixels times channels; what Pillow itself refuses to open.
+MAX_MAP_PIXELS = 178_956_970
 
 
 def check_range(settings: Any, *names: str, low: float = 0, high: float | None = 1, is_open: bool = False) -> None:
@@ -139,3 +145,14 @@ def checked_image_size(value: Any, name: str = "image_size_hw") -> tuple[int, in
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"`{name}` must be (height, width), both at least 1, got {value!r}. Use array.shape[:2].")
     return size
+
+
+def check_map_shape(shape: tuple[int, ...]) -> None:
+    """Check `(height, width)` or `(height, width, channels)` before memory is taken for it.
+
+    Raises:
+        ValueError: a length is below 1, or they are more than `MAX_MAP_PIXELS` together.
+    """
+    if min(shape) < 1 or math.prod(shape) > MAX_MAP_PIXELS:
+        got = " x ".join(str(length) for length in shape)
+        raise ValueError(f"expected a map of 1 to {MAX_MAP_PIXELS} values, got {got}. Resize it.")

@@ -1,28 +1,25 @@
 """One verbalized image as a row of the cache: lossless packing and unpacking.
 
 A row holds the scene as JSON, the words, the size, and the panoptic map as a PNG of segment ids beside the JSON (a
-map is most of a scene's weight, and PNG packs it several times smaller than run lengths in JSON).
+map is most of a scene's weight, and PNG packs it several times smaller than run lengths in JSON). Label maps are PNGs
+inside the JSON: one packing (`map_packing`) for all.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
+from verbalizers.core.map_packing import pack_map, unpack_map
 from verbalizers.core.structures import Scene
+from verbalizers.core.validation import checked_image_size
 
-__all__ = ["Verbalization", "hash_content", "pack_panoptic_map", "pack_scene", "unpack_panoptic_map", "unpack_scene"]
+__all__ = ["Verbalization", "hash_content", "pack_scene", "unpack_scene"]
 
-#: Largest panoptic map that is unpacked, in pixels; what Pillow itself refuses to open.
-MAX_MAP_PIXELS = 178_956_970
 _PACKED_MARK = "packed_image_size_hw"
 
 
@@ -54,51 +51,6 @@ def hash_content(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def pack_panoptic_map(panoptic_map: np.ndarray) -> bytes:
-    """Segment ids as PNG, losslessly: 8-bit grey, 16-bit grey, or the four bytes of an int32 as RGBA.
-
-    Args:
-        panoptic_map: integers `(H, W)` within int32.
-    """
-    ids = np.ascontiguousarray(panoptic_map, dtype="<i4")
-    low, high = int(ids.min()), int(ids.max())
-    if low >= 0 and high < 1 << 8:
-        image = Image.fromarray(ids.astype(np.uint8))
-    elif low >= 0 and high < 1 << 16:
-        image = Image.fromarray(ids.astype(np.uint16))
-    else:
-        image = Image.fromarray(ids.view(np.uint8).reshape(*ids.shape, 4))
-    stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def unpack_panoptic_map(data: bytes, image_size_hw: tuple[int, int]) -> np.ndarray:
-    """The int32 `(H, W)` ids behind `pack_panoptic_map`'s PNG.
-
-    Args:
-        data: the PNG.
-        image_size_hw: the size it must have; compared with the header before anything is decoded.
-
-    Raises:
-        ValueError: not such a PNG, or one of another size.
-    """
-    height, width = (int(length) for length in image_size_hw)
-    if height * width > MAX_MAP_PIXELS:
-        raise ValueError(f"expected a panoptic map of at most {MAX_MAP_PIXELS} pixels, got {height} x {width}.")
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.size != (width, height) or image.mode not in ("L", "I;16", "RGBA"):
-                got = f"{image.mode} of {image.size[1]} x {image.size[0]}"
-                raise ValueError(f"expected a panoptic map of {height} x {width} pixels, got {got}.")
-            values = np.asarray(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a panoptic map as PNG, got something else ({error}). Verbalize anew.") from error
-    if values.ndim == 3:
-        return np.ascontiguousarray(values).view("<i4")[..., 0].astype(np.int32)
-    return values.astype(np.int32)
-
-
 def pack_scene(scene: Scene) -> tuple[str, bytes | None]:
     """A scene as JSON without its panoptic map, and the map as PNG (None where there is none).
 
@@ -109,7 +61,7 @@ def pack_scene(scene: Scene) -> tuple[str, bytes | None]:
     if scene.segments is None:
         return json.dumps(data, allow_nan=False), None
     data["segments"]["panoptic_map"] = {_PACKED_MARK: list(scene.segments.image_size_hw)}
-    return json.dumps(data, allow_nan=False), pack_panoptic_map(scene.segments.panoptic_map)
+    return json.dumps(data, allow_nan=False), pack_map(scene.segments.panoptic_map)
 
 
 def unpack_scene(text: str, panoptic_png: bytes | None) -> Scene:
@@ -125,7 +77,8 @@ def unpack_scene(text: str, panoptic_png: bytes | None) -> Scene:
         if isinstance(packed, Mapping) and _PACKED_MARK in packed:
             if panoptic_png is None:
                 raise ValueError("the panoptic map is missing")
-            data["segments"] = {**segments, "panoptic_map": unpack_panoptic_map(panoptic_png, packed[_PACKED_MARK])}
+            ids = unpack_map(panoptic_png, checked_image_size(packed[_PACKED_MARK]), "int32")
+            data["segments"] = {**segments, "panoptic_map": ids}
         return Scene.from_dict(data)
     except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"expected a scene as `pack_scene` writes it, got something else: {error}.") from error

@@ -14,7 +14,7 @@ from verbalizers.core.durable_files import check_output
 from ..io.hub_download import download_checkpoint
 from ..io.lookup import is_hub_name
 from ..io.tensor_folder import TensorFolder
-from . import flamingo, official, prismer, psgtr
+from . import flamingo, official, prismer, psgtr, tcl
 from .official_config import looks_official
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport
@@ -47,6 +47,7 @@ KINDS: tuple[ConversionKind, ...] = (
     ),
     ConversionKind(official.KIND, _is_official_moai, official.convert_official_checkpoint),
     ConversionKind(prismer.KIND, prismer.is_prismer, prismer.convert_prismer_checkpoint, ("label_encoder",)),
+    ConversionKind(tcl.KIND, tcl.is_tcl, tcl.convert_tcl_checkpoint),
     ConversionKind(psgtr.KIND, psgtr.is_psgtr_checkpoint, psgtr.convert_psgtr),
 )
 

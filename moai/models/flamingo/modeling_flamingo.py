@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..cache_names import CACHE_NAME, as_keyword, read_cache, resolve_cache
+from ..forward_arguments import takes_arguments_of
 from ..token_positions import number_tokens
 from .configuration_flamingo import FlamingoConfig
 from .gated_cross_attention import GatedCrossAttentionBlock, Media, count_media
@@ -138,7 +139,28 @@ class FlamingoModel(FlamingoPreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FlamingoModelOutputWithPast:
-        """See :meth:`FlamingoForConditionalGeneration.forward`."""
+        """Run the decoder over a prompt that looks at images.
+
+        Args:
+            input_ids: ``(B, L)`` with one image token per image.
+            pixel_values: ``(B, T, 3, H, W)`` each row's images in reading order; ``(B, T, F, 3, H, W)`` for videos.
+            attention_mask: ``(B, L)`` 1 = attend.
+            position_ids: ``(B, L)``; None = counted from a row's first token on.
+            cache: The decoder's cache.
+            inputs_embeds: ``(B, L, D)`` instead of ``input_ids``.
+            media_states: ``(B, T, N, V)`` resampled images, to skip tower and resampler.
+            media_times: ``(B, L)`` number of images before or at each token; None = counted. Behind a filled cache a
+                token goes on looking where the prompt's last one does.
+            media_mask: ``(B, T)`` 0 = padding in place of an image; None = all are images.
+            past_key_values: The cache's name before transformers 5.24; ``cache`` wins.
+            **kwargs: Passed to the decoder (``use_cache``, ``output_hidden_states``, ...).
+
+        Returns:
+            Last hidden states, cache, the images and, when asked for, hidden states.
+
+        Raises:
+            ValueError: Images and image tokens do not match, or it does not show which image a token sees.
+        """
         cache = resolve_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
@@ -242,39 +264,22 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         return keep_gradients_of_rows(self.get_input_embeddings(), rows)
 
     @can_return_tuple
+    @takes_arguments_of(FlamingoModel.forward)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        media_states: torch.FloatTensor | None = None,
-        media_times: torch.LongTensor | None = None,
-        media_mask: torch.Tensor | None = None,
+        *,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> FlamingoCausalLMOutputWithPast:
         """Predict the next tokens.
 
         Args:
             input_ids: ``(B, L)`` with one image token per image.
-            pixel_values: ``(B, T, 3, H, W)`` each row's images in reading order; ``(B, T, F, 3, H, W)`` for videos.
-            attention_mask: ``(B, L)`` 1 = attend.
-            position_ids: ``(B, L)``; None = counted from a row's first token on.
-            cache: The decoder's cache.
-            inputs_embeds: ``(B, L, D)`` instead of ``input_ids``.
-            media_states: ``(B, T, N, V)`` resampled images, to skip tower and resampler.
-            media_times: ``(B, L)`` number of images before or at each token; None = counted. Behind a filled cache a
-                token goes on looking where the prompt's last one does.
-            media_mask: ``(B, T)`` 0 = padding in place of an image; None = all are images.
             labels: ``(B, L)``, -100 = ignore; see :mod:`moai.models.flamingo.labels`.
             logits_to_keep: Compute only the last positions' logits.
-            past_key_values: The cache's name before transformers 5.24; ``cache`` wins.
-            **kwargs: Passed to the decoder (``use_cache``, ``output_hidden_states``, ...).
+            **kwargs: Those of :meth:`FlamingoModel.forward`.
 
         Returns:
             Loss, logits, cache, the images and, when asked for, hidden states.
@@ -282,19 +287,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         Raises:
             ValueError: Images and image tokens do not match, or it does not show which image a token sees.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            media_states=media_states,
-            media_times=media_times,
-            media_mask=media_mask,
-            return_dict=True,
-            **as_keyword(resolve_cache(cache, past_key_values)),
-            **kwargs,
-        )
+        outputs = self.model(input_ids=input_ids, return_dict=True, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None

@@ -20,11 +20,10 @@ AUXILIARY_INPUTS = (
     "auxiliary_input_ids",
     "auxiliary_attention_mask",
     "auxiliary_pixel_values",
-    "auxiliary_embeds",
     "auxiliary_source_mask",
 )
 VISION_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")
-PREFILL_ONLY = ("auxiliary_states", "image_features", "mm_token_type_ids", "routing", "routing_log")
+PREFILL_ONLY = ("auxiliary_states", "image_features", "mm_token_type_ids", "routing", "output_routing")
 
 
 class MoAIGenerationMixin:
@@ -52,7 +51,7 @@ class MoAIGenerationMixin:
         if not output_routing:
             return super().generate(inputs, *args, **kwargs)
         log: list[Any] = []
-        output = super().generate(inputs, *args, routing_log=log, **kwargs)
+        output = super().generate(inputs, *args, output_routing=True, routing_log=log, **kwargs)
         if isinstance(output, torch.Tensor):
             raise ValueError(
                 "`output_routing=True` needs `return_dict_in_generate=True`: a bare tensor has no place for it."
@@ -183,9 +182,13 @@ class MoAIGenerationMixin:
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool = False,
+        routing_log: list[Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Drop the prompt's inputs once they are in the cache; without a cache every step gets them again."""
+        """Drop the prompt's inputs once they are in the cache; without a cache every step gets them again.
+
+        `routing_log` goes past the model: `_update_model_kwargs_for_generation` fills it.
+        """
         cache = resolve_cache(cache, past_key_values)
         num_all = input_ids.shape[1]
         num_new = kwargs.get("next_sequence_length") or num_all
@@ -210,6 +213,13 @@ class MoAIGenerationMixin:
             inputs["past_key_values"] = inputs.pop(CACHE_NAME, None)
         # In the head, not by a logits processor: beams would count the share of a word that cannot be said.
         return inputs | {"suppress_image_token": True}
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        if (log := model_kwargs.get("routing_log")) is not None:
+            log.append(outputs.routing)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
 
 __all__ = ["MoAIGenerationMixin"]

@@ -24,6 +24,7 @@ from mixer import Mixers, resolve_routing
 
 from ...processing.token_roles import IMAGE_ROLE, NO_ROLE
 from ..cache_names import as_keyword, read_cache, resolve_cache
+from ..forward_arguments import takes_arguments_of
 from .configuration_moai import MoAIConfig
 from .generation import MoAIGenerationMixin
 from .injection import Mixture, prepare_decoder
@@ -100,7 +101,6 @@ class MoAIModel(MoAIPreTrainedModel):
         auxiliary_input_ids: torch.Tensor | None = None,
         auxiliary_attention_mask: torch.Tensor | None = None,
         auxiliary_pixel_values: torch.Tensor | None = None,
-        auxiliary_embeds: torch.Tensor | None = None,
         auxiliary_source_mask: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
@@ -111,7 +111,6 @@ class MoAIModel(MoAIPreTrainedModel):
             auxiliary_input_ids: ``(B, A)`` ids of the verbalisation.
             auxiliary_attention_mask: ``(B, A)`` 1 = word, 0 = padding.
             auxiliary_pixel_values: ``(B, 3, H, W)`` painted panoptic map, normalised like an image.
-            auxiliary_embeds: ``(B, A, D)`` embeddings instead of ids (words and patches already joined, say).
             auxiliary_source_mask: ``(B, 2)`` 1 = the sample has words, has a map; 0 = it has none, which is not the
                 same as empty ones. None = every sample has what is given.
             vision_feature_layer: How the map is read; see :meth:`get_image_features`.
@@ -119,30 +118,25 @@ class MoAIModel(MoAIPreTrainedModel):
 
         Returns:
             ``(B, N, D)``, zeros for a sample without words and map; None when there is nothing auxiliary.
-
-        Raises:
-            ValueError: If ids and embeddings are both given.
         """
-        if auxiliary_input_ids is not None and auxiliary_embeds is not None:
-            raise ValueError("Give `auxiliary_input_ids` or `auxiliary_embeds`, not both.")
+        embeds = patches = None
         if auxiliary_input_ids is not None:
-            auxiliary_embeds = self.get_input_embeddings()(auxiliary_input_ids)
-        patches = None
+            embeds = self.get_input_embeddings()(auxiliary_input_ids)  # (B, A, D)
         if auxiliary_pixel_values is not None:
             patches = self.get_image_features(
                 auxiliary_pixel_values, vision_feature_layer, vision_feature_select_strategy, return_dict=True
             ).pooler_output
-        if auxiliary_embeds is None and patches is None:
+        if embeds is None and patches is None:
             return None
-        if auxiliary_embeds is None:
-            auxiliary_embeds, auxiliary_attention_mask = patches[:, :0], None  # a map without words
+        if embeds is None:
+            embeds, auxiliary_attention_mask = patches[:, :0], None  # a map without words
         if auxiliary_source_mask is None:
-            return self.compressor(auxiliary_embeds, auxiliary_attention_mask, patches)
+            return self.compressor(embeds, auxiliary_attention_mask, patches)
         has_words, has_map = auxiliary_source_mask.bool().unbind(dim=1)  # (B,) each
         if auxiliary_attention_mask is None:
-            auxiliary_attention_mask = torch.ones_like(auxiliary_embeds[..., 0], dtype=torch.long)
+            auxiliary_attention_mask = torch.ones_like(embeds[..., 0], dtype=torch.long)
         words = auxiliary_attention_mask * has_words[:, None]
-        states = self.compressor(auxiliary_embeds, words, patches, has_map)
+        states = self.compressor(embeds, words, patches, has_map)
         return states.masked_fill(~(has_words | has_map)[:, None, None], 0.0)
 
     @can_return_tuple
@@ -158,7 +152,6 @@ class MoAIModel(MoAIPreTrainedModel):
         auxiliary_input_ids: torch.LongTensor | None = None,
         auxiliary_attention_mask: torch.Tensor | None = None,
         auxiliary_pixel_values: torch.FloatTensor | None = None,
-        auxiliary_embeds: torch.FloatTensor | None = None,
         auxiliary_source_mask: torch.Tensor | None = None,
         auxiliary_states: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
@@ -171,7 +164,37 @@ class MoAIModel(MoAIPreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MoAIModelOutputWithPast:
-        """See :meth:`MoAIForConditionalGeneration.forward`."""
+        """Run the decoder over a prompt with its images and its verbalization.
+
+        Args:
+            input_ids: ``(B, L)``, one image token per patch.
+            pixel_values: ``(images, 3, H, W)`` in the order of their placeholders.
+            attention_mask: ``(B, L)`` 1 = attend.
+            position_ids: ``(B, L)``.
+            cache: The decoder's cache.
+            inputs_embeds: ``(B, L, D)`` instead of ``input_ids``.
+            mm_token_type_ids: ``(B, L)`` 1 image, 2 prompt language, 0 padding or answer; inferred when None.
+            auxiliary_input_ids: ``(B, A)`` ids of the verbalization.
+            auxiliary_attention_mask: ``(B, A)``.
+            auxiliary_pixel_values: ``(B, 3, H, W)`` painted panoptic maps.
+            auxiliary_source_mask: ``(B, 2)`` 1 = the sample has auxiliary text, has a map; None = all have.
+            auxiliary_states: ``(B, N, D)`` the compressor's output, to skip it; zeros for a sample without.
+            image_features: ``(images, patches, D)`` projected features, to skip the vision tower.
+            vision_feature_layer: How images and maps are read; see :meth:`get_image_features`.
+            vision_feature_select_strategy: Likewise.
+            mm_encoder_outputs: What ``generate`` encoded beforehand.
+            routing: None, a mode, a mapping or weights; see :func:`mixer.resolve_routing`.
+            output_routing: Return the gate weights per mixer layer, stream and token.
+            is_answer: ``(B, L)`` bool, True = keep the token out of the mixture, whatever its role.
+            past_key_values: The cache's name before transformers 5.24; ``cache`` wins.
+            **kwargs: Passed to the decoder (``use_cache``, ``output_hidden_states``, ...).
+
+        Returns:
+            Last hidden states, cache, the encoded images and verbalization and, when asked for, routing.
+
+        Raises:
+            ValueError: If image tokens and image features do not match, or shapes do not fit.
+        """
         cache = resolve_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
@@ -196,7 +219,6 @@ class MoAIModel(MoAIPreTrainedModel):
                 auxiliary_input_ids,
                 auxiliary_attention_mask,
                 auxiliary_pixel_values,
-                auxiliary_embeds,
                 auxiliary_source_mask,
                 vision_feature_layer,
                 vision_feature_select_strategy,
@@ -329,66 +351,30 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         return self.model.get_auxiliary_states(*args, **kwargs)
 
     @can_return_tuple
+    @takes_arguments_of(MoAIModel.forward, but=("is_answer",))
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        mm_token_type_ids: torch.LongTensor | None = None,
-        auxiliary_input_ids: torch.LongTensor | None = None,
-        auxiliary_attention_mask: torch.Tensor | None = None,
-        auxiliary_pixel_values: torch.FloatTensor | None = None,
-        auxiliary_embeds: torch.FloatTensor | None = None,
-        auxiliary_source_mask: torch.Tensor | None = None,
-        auxiliary_states: torch.FloatTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        routing: Any = None,
-        output_routing: bool = False,
-        routing_log: list[Any] | None = None,
+        *,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        use_cache: bool | None = None,
         suppress_image_token: bool = False,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> MoAICausalLMOutputWithPast:
         """Predict the next tokens.
 
         Args:
             input_ids: ``(B, L)``, one image token per patch.
-            pixel_values: ``(images, 3, H, W)`` in the order of their placeholders.
-            attention_mask: ``(B, L)`` 1 = attend.
-            position_ids: ``(B, L)``.
-            cache: The decoder's cache.
-            inputs_embeds: ``(B, L, D)`` instead of ``input_ids``.
-            mm_token_type_ids: ``(B, L)`` 1 image, 2 prompt language, 0 padding or answer; inferred when None.
-            auxiliary_input_ids: ``(B, A)`` words of the verbalisation.
-            auxiliary_attention_mask: ``(B, A)``.
-            auxiliary_pixel_values: ``(B, 3, H, W)`` painted panoptic maps.
-            auxiliary_embeds: ``(B, A, D)`` instead of ``auxiliary_input_ids``.
-            auxiliary_source_mask: ``(B, 2)`` 1 = the sample has auxiliary words, has a map; None = all have.
-            auxiliary_states: ``(B, N, D)`` the compressor's output, to skip it; zeros for a sample without.
-            image_features: ``(images, patches, D)`` projected features, to skip the vision tower.
-            vision_feature_layer: How images and maps are read; see :meth:`get_image_features`.
-            vision_feature_select_strategy: Likewise.
-            mm_encoder_outputs: What ``generate`` encoded beforehand.
-            routing: None, a mode, a mapping or weights; see :func:`mixer.resolve_routing`.
-            output_routing: Return the gate weights per mixer layer, stream and token.
-            routing_log: A list that receives this pass's routing; ``generate`` uses it.
             labels: ``(B, L)``, -100 = ignore; image placeholders are ignored too. From a row's first label on (here
                 or in ``shift_labels``) nothing enters the mixture, whatever ``mm_token_type_ids`` say.
             logits_to_keep: Compute only the last positions' logits.
-            use_cache: Return a cache.
             suppress_image_token: Give the image placeholder, a slot and never a word to say, the lowest logit.
                 ``generate`` does; a loss must not see it.
+            cache: The decoder's cache.
             past_key_values: The cache's name before transformers 5.24; ``cache`` wins.
-            **kwargs: Passed to the decoder (``output_hidden_states``, ...).
+            **kwargs: Those of :meth:`MoAIModel.forward`.
 
         Returns:
             Loss, logits, cache and, when asked for, hidden states and routing.
@@ -400,25 +386,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         learned = [ignore_placeholders(given, placeholder) for given in (labels, kwargs.get("shift_labels"))]
         outputs = self.model(
             input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            mm_token_type_ids=mm_token_type_ids,
-            auxiliary_input_ids=auxiliary_input_ids,
-            auxiliary_attention_mask=auxiliary_attention_mask,
-            auxiliary_pixel_values=auxiliary_pixel_values,
-            auxiliary_embeds=auxiliary_embeds,
-            auxiliary_source_mask=auxiliary_source_mask,
-            auxiliary_states=auxiliary_states,
-            image_features=image_features,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            mm_encoder_outputs=mm_encoder_outputs,
-            routing=routing,
-            output_routing=output_routing or routing_log is not None,
             is_answer=locate_answers(*learned),
-            use_cache=use_cache,
             return_dict=True,
             **as_keyword(resolve_cache(cache, past_key_values, is_generating=suppress_image_token)),
             **kwargs,
@@ -430,8 +398,6 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
-        if routing_log is not None:
-            routing_log.append(outputs.routing)
         return MoAICausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -441,7 +407,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
             image_outputs=outputs.image_outputs,
             image_hidden_states=outputs.image_hidden_states,
             auxiliary_hidden_states=outputs.auxiliary_hidden_states,
-            routing=outputs.routing if output_routing else None,
+            routing=outputs.routing,
         )
 
 

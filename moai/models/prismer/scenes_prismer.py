@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from verbalizers.core.boxes import clip_boxes
+from verbalizers.core.label_map import LabelMap
 from verbalizers.core.structures import Detections, Scene, Segments, TextLines
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES
 from verbalizers.core.words import WordSettings, choose_most_confident, strip_coco_suffixes
@@ -77,17 +78,17 @@ def _draw_maps(scene: Scene, words: WordSettings, kinds: Sequence[str] | None, e
 
 
 def _read_values(finding: Any, expert: str) -> torch.Tensor:
-    """A map in a scene as ``(channels, h, w)`` float32: what ``depth`` verbalizers find, or rows of numbers."""
+    """A scene's map as ``(channels, h, w)`` float32."""
     num_channels = DENSE_EXPERTS[expert]
     wanted = "(h, w)" if num_channels == 1 else f"(h, w, {num_channels})"
-    try:
-        values = np.asarray(getattr(finding, "nearness", finding), dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"expected a map {wanted} as the scene's {expert!r}, got none: {error}.") from error
-    values = values[..., None] if num_channels == 1 and values.ndim == 2 else values
-    if values.ndim != 3 or values.shape[2] != num_channels or 0 in values.shape or not np.isfinite(values).all():
-        raise ValueError(f"expected a map {wanted} of finite numbers as the scene's {expert!r}, got {values.shape}.")
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+    if not isinstance(finding, LabelMap):
+        raise ValueError(f"expected a LabelMap {wanted} as the scene's {expert!r}, got a {type(finding).__name__}.")
+    values = finding.values[..., None] if finding.values.ndim == 2 else finding.values
+    if values.shape[2] != num_channels or finding.is_numbers:
+        raise ValueError(
+            f"expected a map {wanted} of values as the scene's {expert!r}, got {values.dtype} {finding.values.shape}."
+        )
+    return torch.from_numpy(values.astype(np.float32).transpose(2, 0, 1).copy())
 
 
 def _draw_segments(segments: Segments) -> tuple[torch.Tensor, dict[int, str]]:

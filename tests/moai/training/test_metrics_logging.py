@@ -8,8 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from moai.models.moai.task_moai import mean_routing
 from moai.training.metrics_logging import MetricsLogger, StepNumbers, read_log
-from moai.training.moai_task import mean_routing
 from moai.training.plotting import draw_plots
 from moai.training.train_settings import OptimizationSettings, WatchingSettings
 from moai.training.trainer import learning_rate_factor

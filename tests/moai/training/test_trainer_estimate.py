@@ -11,10 +11,10 @@ from training_builders import REPO_ROOT, build_recipe
 
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
+from moai.models.moai.task_moai import compute_loss  # noqa: E402
 from moai.training import step_timing  # noqa: E402
 from moai.training.estimate import Cluster, estimate_run, format_table, main  # noqa: E402
 from moai.training.flop_counting import SampleShape, StepCount, count_step  # noqa: E402
-from moai.training.moai_task import TrainingStep  # noqa: E402
 from moai.training.model_building import add_adapter  # noqa: E402
 from moai.training.train_settings import load_settings  # noqa: E402
 from moai.training.trained_parts import freeze_parts  # noqa: E402
@@ -47,7 +47,7 @@ def test_counts_are_a_real_step_s_when_both_are_made(
     batch["labels"] = torch.where(batch["labels"] < 0, batch["labels"], batch["input_ids"])
     forward = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), forward:
-        loss, _ = TrainingStep(model.train())(batch, {"mode": "gated", "top_k": 3}, SHAPE.num_answer_tokens + 1)
+        loss, _ = compute_loss(model.train(), batch, {"mode": "gated", "top_k": 3}, SHAPE.num_answer_tokens + 1)
         forward_flops = forward.get_total_flops()
         loss.backward()
         backward_flops = forward.get_total_flops() - forward_flops

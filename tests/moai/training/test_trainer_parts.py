@@ -7,8 +7,9 @@ import torch
 from builders import build_tiny_inputs, build_tiny_model
 from training_builders import build_recipe
 
-from moai.training.moai_task import TrainingStep, count_targets, routing_sums, target_window
+from moai.models.moai.task_moai import compute_loss, routing_sums
 from moai.training.optimizers import build_optimizers
+from moai.training.tasks.answers import count_targets, target_window
 from moai.training.train_settings import load_settings
 from moai.training.trained_parts import (
     count_parts,
@@ -66,7 +67,7 @@ def test_frozen_parameters_get_no_gradient_when_a_step_is_made(case: str) -> Non
     set_training_mode(model)
     (optimizer,) = build_optimizers(model, settings.optimization, rate_part_of)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    loss, _ = TrainingStep(model)(batch, {"mode": "gated"}, target_window(batch["labels"]))
+    loss, _ = compute_loss(model, batch, {"mode": "gated"}, target_window(batch["labels"]))
     loss.backward()
     optimizer.step()
     counts = {row.part: row for row in count_parts(model)}
@@ -126,7 +127,7 @@ def test_frozen_tower_stands_still_when_training() -> None:
 def test_loss_is_the_model_s_own_when_summed_over_answers() -> None:
     model = build_tiny_model()
     batch = batch_of(model)
-    loss, routing = TrainingStep(model)(batch, {"mode": "gated"}, target_window(batch["labels"]))
+    loss, routing = compute_loss(model, batch, {"mode": "gated"}, target_window(batch["labels"]))
     assert target_window(batch["labels"]) == 4 and count_targets(batch["labels"]) == 6
     expected = model(**batch, routing="gated").loss
     assert torch.allclose(loss / 6, expected, atol=1e-6)

@@ -21,9 +21,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 
 from moai.data.collator import TrainingCollator  # noqa: E402
 from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
+from moai.models.moai.task_moai import compute_loss, draw_routing  # noqa: E402
 from moai.training.checkpoints import CheckpointError  # noqa: E402
 from moai.training.metrics_logging import read_log  # noqa: E402
-from moai.training.moai_task import TrainingStep, draw_routing, target_window  # noqa: E402
+from moai.training.tasks.answers import target_window  # noqa: E402
 from moai.training.trainer import run_training  # noqa: E402
 
 
@@ -313,7 +314,7 @@ def test_samples_share_a_picture_when_told_without_learning_anything_else(checkp
     gradients, losses = [], []
     for batch in (apart, shared):
         model.zero_grad()
-        loss, sums = TrainingStep(model)(batch, {"mode": "gated"}, target_window(batch["labels"]))
+        loss, sums = compute_loss(model, batch, {"mode": "gated"}, target_window(batch["labels"]))
         loss.backward()
         losses.append(loss.detach())
         gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})

@@ -44,7 +44,7 @@ class MapTask(Task):
             for rows in numbers.split(self.micro_batch_size)[rank::num_ranks]:
                 yield Batch({"rows": rows}, float(len(rows)))
 
-    def step(self, inputs):
+    def forward(self, inputs):
         rows = inputs["rows"]
         missed = (self.model(rows) + rows).square().mean(dim=1)
         return missed.sum(), {"missed": missed.detach().sum(), "signs": (rows > 0).sum(dim=0)}
@@ -118,8 +118,8 @@ class FailingTask(MapTask):
             batch.inputs["is_due"] = is_due
             yield batch
 
-    def step(self, inputs):
-        loss, counters = super().step(inputs)
+    def forward(self, inputs):
+        loss, counters = super().forward(inputs)
         if inputs["is_due"] and self.place == "step":
             raise self.error
         return (loss * self.error if inputs["is_due"] and self.place == "loss" else loss), counters
@@ -184,8 +184,8 @@ def test_message_says_what_is_there_when_nothing_is_saved_or_nothing_may_be(tmp_
         def part_of(self, name: str) -> str:
             return ""
 
-        def step(self, inputs):
-            return super().step(inputs)[0] * 1e30, {}
+        def forward(self, inputs):
+            return super().forward(inputs)[0] * 1e30, {}
 
         def report(self, counters):
             return {}

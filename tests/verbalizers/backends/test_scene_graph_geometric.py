@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from verbalizers import (
-    DepthMap,
     Detections,
+    LabelMap,
     Scene,
     Segments,
     Verbalizer,
@@ -40,7 +40,7 @@ def boxes(*things, size_hw=SIZE):
 def told(segments=None, detections=None, nearness=None, graph=GRAPH):
     """The relations of a scene: {(subject, predicate, object): confidence}."""
     source = detections if segments is None else segments
-    findings = {} if nearness is None else {"depth": DepthMap(nearness)}
+    findings = {} if nearness is None else {"depth": LabelMap(nearness)}
     relations = graph.relate(Scene(source.image_size_hw, segments, detections, findings=findings))
     assert (np.diff(relations.confidence) <= 0).all()
     names = relations.object_names

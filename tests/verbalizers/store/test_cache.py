@@ -8,16 +8,17 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from cache_verbalizers import BAD_COLOR, MeanColour, TwoHalves, Unsayable, load_small
+from cache_verbalizers import BAD_COLOR, MeanColour, PixelValues, TwoHalves, Unsayable, load_small
 from PIL import Image
 
 from verbalizers import WordSettings, build_verbalizer, parse_scene, verbalize_scene
+from verbalizers.core import verbalizer as verbalizer_module
 from verbalizers.store import building, work
 from verbalizers.store import cache as cache_module
 from verbalizers.store.building import build_cache
 from verbalizers.store.cache import VerbalizationCache
 from verbalizers.store.recipe import Recipe, is_made_by
-from verbalizers.store.rows import hash_content, pack_panoptic_map, pack_scene, unpack_panoptic_map, unpack_scene
+from verbalizers.store.rows import hash_content, pack_scene, unpack_scene
 from verbalizers.store.sources import Source, read_sources
 
 
@@ -47,31 +48,6 @@ def pictures(tmp_path):
 # ---------------------------------------------------------------------- packing
 
 
-@pytest.mark.parametrize("ids", [[0, 1, 255], [0, 256, 65535], [-1, 0, 7], [1, 70_000, 2**31 - 1], [-(2**31), 5, 0]])
-def test_panoptic_map_is_the_same_when_packed_and_unpacked(ids):
-    panoptic_map = np.random.default_rng(0).choice(np.array(ids, np.int32), (5, 7))
-    panoptic_map[0, :3] = ids
-    unpacked = unpack_panoptic_map(pack_panoptic_map(panoptic_map), (5, 7))
-    assert unpacked.dtype == np.int32 and np.array_equal(unpacked, panoptic_map)
-
-
-@pytest.mark.parametrize(
-    ("data", "size_hw", "message"),
-    [
-        (
-            pack_panoptic_map(np.ones((5, 7), np.int32)),
-            (7, 5),
-            "expected a panoptic map of 7 x 5 pixels, got L of 5 x 7",
-        ),
-        (b"no png", (5, 7), "expected a panoptic map as PNG"),
-        (pack_panoptic_map(np.ones((5, 7), np.int32)), (100_000, 100_000), "at most 178956970 pixels"),
-    ],
-)
-def test_panoptic_map_is_refused_when_the_png_is_not_what_it_should_be(data, size_hw, message):
-    with pytest.raises(ValueError, match=message):
-        unpack_panoptic_map(data, size_hw)
-
-
 def test_scene_is_the_same_when_packed_and_unpacked():
     image = np.full((6, 8, 3), 90, np.uint8)
     scene = parse_scene([image], [TwoHalves(ids=(3, 900)), MeanColour()])[0]
@@ -79,6 +55,9 @@ def test_scene_is_the_same_when_packed_and_unpacked():
     assert unpack_scene(text, panoptic_png) == scene and "run_lengths" not in text
     with pytest.raises(ValueError, match="the panoptic map is missing"):
         unpack_scene(text, None)
+    for size in ([8, 6], [100_000, 100_000], [6, 8, 1], "68"):
+        with pytest.raises(ValueError, match="expected a scene"):
+            unpack_scene(text.replace('[6, 8]}, "segment_ids', f'{json.dumps(size)}}}, "segment_ids'), panoptic_png)
 
 
 # ---------------------------------------------------------------------- writing and reading
@@ -100,6 +79,19 @@ def test_cache_gives_what_fresh_verbalizing_gives_when_read_back(pictures, tmp_p
     assert cache["copy_of_a.png"].path == "a.png"
     assert {row["path"] for row in cache.sources()} == {"a.png", "b.png", "copy_of_a.png", "deeper/c.png"}
     assert [entry.path for entry in cache] == ["a.png", "b.png", "deeper/c.png"]
+
+
+def test_cache_gives_label_maps_bit_by_bit_when_read_back(pictures, tmp_path):
+    looking = [PixelValues(), MeanColour()]
+    build(pictures, tmp_path / "cache", looking)
+    build(pictures, tmp_path / "other", looking, num_workers=2)
+    for folder in ("cache", "other"):
+        cache = VerbalizationCache(tmp_path / folder)
+        for name in ("a.png", "deeper/c.png"):
+            fresh = parse_scene([load_small((pictures / name).read_bytes())], looking)[0]
+            assert cache[name].scene == fresh and not fresh.failures
+            found = cache[name].scene.findings["pixels"]
+            assert found.values.dtype == np.float32 and found.values.shape == (*fresh.image_size_hw, 3)
 
 
 def test_cache_says_no_when_the_picture_is_not_in_it(pictures, tmp_path):
@@ -285,7 +277,7 @@ def test_checkpoint_is_read_once_when_a_recipe_is_made(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     verbalizer = build_verbalizer("segmentation", "transformers", checkpoint=tmp_path)
     fingerprint = verbalizer.fingerprint()
-    read = count_calls(monkeypatch, verbalizer, "fingerprint_checkpoint")
+    read = count_calls(monkeypatch, verbalizer_module, "fingerprint_checkpoint")
     (entry,) = Recipe.from_verbalizers([verbalizer]).entries
     assert entry.fingerprint == fingerprint and len(read) == 1
     read.clear()

@@ -12,7 +12,7 @@ from pipeline_builders import draw_picture, write_tiny_checkpoint
 from moai import MoAIForConditionalGeneration, MoAIProcessor
 from moai.data.collator import TrainingCollator
 from moai.data.training_sample import TrainingSample
-from moai.training.moai_task import TrainingStep
+from moai.models.moai.task_moai import compute_loss
 
 TEXTS = (None, "", "The image includes text descriptions: STOP.")
 MAP = np.full((8, 8, 3), 90, np.uint8)
@@ -96,12 +96,12 @@ def test_loss_of_a_batch_is_the_sum_of_singles_when_rows_lack_text_or_map(model,
     image = draw_picture()
     prompt = processor.build_prompts("Where is the cat?")[0]
     samples = [TrainingSample("row", prompt, "on the left", (image,), *row) for row in (*ROWS, *ROWS)]
-    collator, step = TrainingCollator(processor, is_sharing=is_sharing), TrainingStep(model)
+    collator = TrainingCollator(processor, is_sharing=is_sharing)
 
     def loss(chosen):
         batch = collator(chosen)
         with torch.inference_mode():
-            return step(batch, {"mode": "gated"}, batch["input_ids"].shape[1])[0]
+            return compute_loss(model, batch, {"mode": "gated"}, batch["input_ids"].shape[1])[0]
 
     torch.testing.assert_close(loss(samples), sum(loss([sample]) for sample in samples), atol=1e-2, rtol=1e-4)
 

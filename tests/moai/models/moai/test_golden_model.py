@@ -98,11 +98,13 @@ def test_roles_equal_release_masks_when_inferred(golden, model):
         assert torch.equal(run(model, inputs)["logits"], expected)
 
 
-def test_logits_equal_release_when_auxiliary_embeddings_are_given(golden, model):
+def test_logits_equal_release_when_auxiliary_embeddings_are_compressed_before(golden, model):
     for name in golden.samples:
+        with torch.no_grad():
+            states = model.model.compressor(golden.full[f"{name}.in.aux_embeds"])
         inputs = golden.prompt(name) | {
             "pixel_values": golden.full[f"{name}.in.pixel_values"],
-            "auxiliary_embeds": golden.full[f"{name}.in.aux_embeds"],
+            "auxiliary_states": states,
         }
         logits = known_vocabulary(golden, run(model, inputs)["logits"])
         close(logits, golden.full[f"{name}.out.logits"], golden.tolerance("logits"), name)
@@ -227,10 +229,9 @@ def test_float32_gate_stays_near_release_when_that_rounds_it(golden, model):
 def test_half_precision_model_stays_near_release_when_both_are_half(golden):
     half = load_golden_model.__wrapped__(golden.folder).half()
     reference = golden.full["A_fp16.out.logits"]
-    inputs = golden.prompt("A") | {
-        "pixel_values": golden.full["A_fp16.in.pixel_values"],
-        "auxiliary_embeds": golden.full["A_fp16.in.aux_embeds"],
-    }
+    with torch.no_grad():
+        states = half.model.compressor(golden.full["A_fp16.in.aux_embeds"])
+    inputs = golden.prompt("A") | {"pixel_values": golden.full["A_fp16.in.pixel_values"], "auxiliary_states": states}
     states = run(half, inputs, logits_to_keep=reference.shape[1])
     assert states["logits"].dtype == torch.float16
     assert all(states[key].dtype == torch.float32 for key in states if key.startswith("gate."))

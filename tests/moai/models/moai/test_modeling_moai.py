@@ -176,8 +176,6 @@ def test_states_given_directly_equal_encoded_ones_when_passed() -> None:
         expected = model(**inputs).logits
         states = model.get_auxiliary_states(**auxiliary)
         assert torch.equal(model(**rest, auxiliary_states=states).logits, expected)
-        embeds = model.get_input_embeddings()(auxiliary.pop("auxiliary_input_ids"))
-        assert torch.equal(model(**rest, **auxiliary, auxiliary_embeds=embeds).logits, expected)
 
 
 def test_inputs_embeds_equal_input_ids_when_roles_are_given() -> None:
@@ -455,7 +453,6 @@ def test_attention_implementations_agree_when_exchanged() -> None:
     ("change", "message"),
     [
         ({"pixel_values": torch.zeros(3, 3, 28, 28)}, "12 image tokens .3 images x 4 patches., got 8"),
-        ({"auxiliary_embeds": torch.zeros(2, 3, 64)}, "not both"),
         ({"inputs_embeds": torch.zeros(2, 9, 64)}, "exactly one"),
         ({"routing": torch.ones(3, 2, 2, 3)}, "batch of 2, got 3"),
         ({"auxiliary_pixel_values": torch.zeros(1, 3, 28, 28)}, "as many maps as auxiliary texts"),

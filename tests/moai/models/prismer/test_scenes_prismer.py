@@ -15,7 +15,7 @@ from moai.models.prismer.label_features import LabelFeatures
 from moai.models.prismer.scenes_prismer import encode_scenes, order_boxes
 from moai.models.prismer.texts import clean_text, close_caption, complete_question
 from verbalizers import Detections, Scene, Segments, TextLines, WordSettings
-from verbalizers.backends.depth import DepthMap
+from verbalizers.core.label_map import LabelMap
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES
 
 SIZE = (20, 30)
@@ -47,14 +47,14 @@ def test_boxes_hide_one_another_as_the_original_says_when_they_overlap() -> None
     depth = np.zeros(SIZE, dtype=np.uint8)
     depth[:, 15:] = 200
     boxes = ([0, 0, 20, 10], [10, 5, 30, 20], [2, 2, 6, 6], [0, 0, 20, 10])
-    scene = Scene(SIZE, detections=detect(*boxes), findings={"depth": DepthMap(depth)})
+    scene = Scene(SIZE, detections=detect(*boxes), findings={"depth": LabelMap(depth)})
     numbers = draw(scene).maps["obj_detection"]
     assert numbers[0, 0] == 0 and numbers[12, 12] == 1
     assert numbers[7, 15] == 1  # box 1 is nearer on average
     assert (numbers[2:6, 2:6] == 2).all()  # a box inside another
     assert not (numbers == 3).any()  # of two equal boxes the first
     assert numbers[19, 0] == BACKGROUND
-    far = draw(Scene(SIZE, detections=detect(*boxes), findings={"depth": DepthMap(255 - depth)})).maps["obj_detection"]
+    far = draw(Scene(SIZE, detections=detect(*boxes), findings={"depth": LabelMap(255 - depth)})).maps["obj_detection"]
     assert far[7, 15] == 0 and far[12, 12] == 1
     unmeasured = draw(Scene(SIZE, detections=detect([0, 0, 20, 10], [10, 5, 30, 20]))).maps["obj_detection"]
     assert unmeasured[7, 15] == 0  # the smaller one
@@ -90,17 +90,20 @@ def test_lines_of_text_are_numbered_polygons_when_read() -> None:
     assert numbers[4, 5] == 0 and numbers[12, 15] == 1 and numbers[1, 1] == BACKGROUND
 
 
-def test_values_of_findings_are_maps_when_they_are_rows_of_numbers() -> None:
-    findings = {"edge": [[0.0, 1.0], [0.5, 0.0]], "normal": np.zeros((2, 2, 3)).tolist()}
-    found = draw(Scene(SIZE, findings=findings))
-    assert found.maps["edge"].tolist() == [[[0.0, 1.0], [0.5, 0.0]]] and found.maps["normal"].shape == (3, 2, 2)
-    for wrong in ("a sentence", [[1.0, float("nan")]], [[[1.0, 2.0]]], {"a": 1}):
-        with pytest.raises(ValueError, match="edge"):
+def test_values_of_label_maps_are_kept_when_they_are_shares_or_measures() -> None:
+    edge = LabelMap(np.array([[0.0, 2.5], [0.5, -1.0]], dtype=np.float32))
+    found = draw(Scene(SIZE, findings={"edge": edge, "normal": LabelMap(np.full((2, 3, 3), 7, dtype=np.uint16))}))
+    assert found.maps["edge"].tolist() == [[[0.0, 2.5], [0.5, -1.0]]]
+    assert found.maps["normal"].shape == (3, 2, 3) and (found.maps["normal"] == 7).all()
+    wrong_maps = (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.int32))
+    for wrong in ("a sentence", [[1.0, 0.5]], {"a": 1}, *map(LabelMap, wrong_maps)):
+        with pytest.raises(ValueError, match=r"[mM]ap \(h, w\).*edge"):
             draw(Scene(SIZE, findings={"edge": wrong}))
 
 
 def test_only_what_is_asked_for_is_drawn_when_kinds_or_experts_are_named() -> None:
-    scene = Scene(SIZE, detections=detect([0, 0, 5, 5]), text_lines=TextLines([], (), []), findings={"edge": [[1.0]]})
+    edge = LabelMap(np.ones((1, 1), np.uint8))
+    scene = Scene(SIZE, detections=detect([0, 0, 5, 5]), text_lines=TextLines([], (), []), findings={"edge": edge})
     assert draw(scene).maps.keys() == {"obj_detection", "ocr_detection", "edge"}
     assert draw(scene, kinds=["ocr"]).maps.keys() == {"ocr_detection"}
     assert draw(scene, experts=["edge"]).maps.keys() == {"edge"}

@@ -1,0 +1,147 @@
+"""MoAI's training: routing of the experts and their shares; images and verbalizations that several samples share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS, NUM_EXPERTS
+from moai.training.tasks.answers import AnswersTask, answer_loss, base_model
+
+__all__ = ["MoAITask", "compute_loss", "draw_routing", "mean_routing", "routing_sums"]
+
+#: Per mixer layer and stream: weight of each of three experts, entropy, tokens; all summed over tokens.
+NUM_ROUTING_SUMS = 5
+STREAMS = ("image", "language")
+#: Expert order of each stream (mixer/gating.py).
+EXPERT_NAMES = {"image": IMAGE_EXPERTS, "language": LANGUAGE_EXPERTS}
+
+
+def routing_sums(routing: tuple[Any, ...] | None, num_layers: int, device: torch.device) -> torch.Tensor:
+    """Sums of the mixers' gate weights over tokens.
+
+    Args:
+        routing: One :class:`mixer.LayerRouting` per mixer layer; None or empty where nothing was mixed.
+        num_layers: Number M of mixer layers.
+        device: Where the result lies.
+
+    Returns:
+        ``(M, 2, 5)`` float32 without gradient; stream order image, language; see :data:`NUM_ROUTING_SUMS`.
+    """
+    rows = []
+    for layer in routing or ():
+        for weights, mask in ((layer.image, layer.image_mask), (layer.language, layer.language_mask)):
+            weights = weights.detach().float()
+            entropy = -(weights * weights.clamp_min(1e-12).log()).sum()
+            rows.append(torch.stack([*weights.sum(dim=(0, 1)), entropy, mask.sum().float()]).to(device))
+    if not rows:
+        return torch.zeros(num_layers, 2, NUM_ROUTING_SUMS, device=device)
+    return torch.stack(rows).view(num_layers, 2, NUM_ROUTING_SUMS)
+
+
+def mean_routing(sums: torch.Tensor) -> dict[str, Any]:
+    """Share of each expert and entropy (nats) of the weights, per stream, over layers; and shares by layer.
+
+    Args:
+        sums: ``(M, 2, 5)``, see :func:`routing_sums`; a stream without tokens is left out.
+    """
+    result: dict[str, Any] = {}
+    for stream, name in enumerate(STREAMS):
+        layers = sums[:, stream].tolist()
+        count = sum(row[4] for row in layers)
+        if not count:
+            continue
+        shares = [sum(row[expert] for row in layers) / count for expert in range(NUM_EXPERTS)]
+        result[name] = dict(zip(EXPERT_NAMES[name], shares, strict=True))
+        result[name]["entropy"] = sum(row[3] for row in layers) / count
+        result[name]["layers"] = [[row[k] / row[4] if row[4] else 0.0 for k in range(NUM_EXPERTS)] for row in layers]
+    return result
+
+
+def draw_routing(mode: str, top_k: int, seed: tuple[int, ...], num_layers: int) -> dict[str, Any] | torch.Tensor:
+    """The ``routing`` of one forward pass, as :func:`mixer.resolve_routing` takes it.
+
+    Args:
+        mode: ``gated``, ``uniform``, ``random_expert``, or ``random_weights``: weights from a flat Dirichlet
+            distribution.
+        top_k: Experts mixed per token where gates decide.
+        seed: Numbers that decide what is random.
+        num_layers: Number M of mixer layers.
+
+    Returns:
+        A mapping; of random weights the weights ``(M, 2, 3)``, float32.
+    """
+    number = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    if mode == "random_weights":
+        return torch.from_numpy(np.random.default_rng(number).dirichlet(np.ones(3), (num_layers, 2))).float()
+    return {"mode": mode, "top_k": top_k} | ({"seed": number} if mode == "random_expert" else {})
+
+
+def compute_loss(
+    model: nn.Module, samples: Mapping[str, torch.Tensor], routing: Mapping[str, Any] | torch.Tensor, window: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the loss of a batch.
+
+    Args:
+        model: A MoAI, or one with a PEFT adapter.
+        samples: What the collator returned; ``labels`` ``(B, L)`` with -100 for all but answer tokens. With
+            ``picture_index`` and ``auxiliary_index`` several samples share one pass of vision tower and compressor.
+        routing: Who chooses experts, see :func:`mixer.resolve_routing`.
+        window: From :func:`moai.training.tasks.answers.target_window`.
+
+    Returns:
+        Cross entropy summed over answer tokens, a scalar; and :func:`routing_sums`.
+    """
+    core = base_model(model).model
+    inputs = _look_once(core, {name: value for name, value in samples.items() if name != "labels"})
+    outputs = model(
+        **inputs, routing=routing, output_routing=True, logits_to_keep=window, use_cache=False, return_dict=True
+    )
+    loss = answer_loss(outputs.logits, samples["labels"])
+    return loss, routing_sums(outputs.routing, len(core.mixers.layer_indices), loss.device)
+
+
+def _look_once(core: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Encode images and verbalizations once where several samples share them, and repeat the features."""
+    if (images := inputs.pop("picture_index", None)) is not None:
+        features = core.get_image_features(inputs.pop("pixel_values"), return_dict=True).pooler_output
+        inputs["image_features"] = features[images]
+    if (rows := inputs.pop("auxiliary_index", None)) is not None:
+        looks = {name: inputs.pop(name) for name in tuple(inputs) if name.startswith("auxiliary_")}
+        inputs["auxiliary_states"] = core.get_auxiliary_states(**looks)[rows]
+    return inputs
+
+
+class MoAITask(AnswersTask):
+    """One stage of MoAI's training (paper, section 3.3)."""
+
+    @property
+    def _num_mixers(self) -> int:
+        return len(base_model(self.model).model.mixers.layer_indices)
+
+    def options(self, step: int) -> dict[str, Any]:
+        """Routing of a step: all ranks draw alike."""
+        settings = self.settings
+        seed = (settings.seed, step, 1)
+        return {"routing": draw_routing(settings.routing_mode, settings.top_k, seed, self._num_mixers)}
+
+    def validation_options(self, place: int) -> dict[str, Any]:
+        """The stage's own routing; one drawn expert for all batches would be one drawn result."""
+        settings = self.settings
+        if settings.routing_mode == "random_weights":
+            return {"routing": draw_routing("random_weights", 3, (settings.seed, place), self._num_mixers)}
+        routing = {"mode": settings.routing_mode, "top_k": settings.top_k, "seed": settings.seed + place}
+        return {"routing": routing}
+
+    def forward(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See :func:`compute_loss`; the counters are :func:`routing_sums`."""
+        loss, routing = compute_loss(self.model, inputs["samples"], **inputs["options"], window=inputs["window"])
+        return loss, {"routing": routing}
+
+    def report(self, counters: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Shares of the experts; see :func:`mean_routing`."""
+        return {"routing": mean_routing(counters["routing"])}

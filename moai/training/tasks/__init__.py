@@ -1,0 +1,1 @@
+"""Training tasks: a model, its batches, its loss."""
