@@ -36,6 +36,7 @@ class AnswerSettings:
     Attributes:
         is_json: One JSON object per answer on standard output.
         is_drawing: Save an overlay of each image.
+        image_out: Where the first image of an answer is saved; None = answers are text.
         overlay: Where; None = the working directory.
         is_streaming: Show pieces as they come; None = on a terminal.
         timeout_s: Seconds per image for a verbalizer.
@@ -48,6 +49,7 @@ class AnswerSettings:
 
     is_json: bool = False
     is_drawing: bool = False
+    image_out: Path | None = None
     overlay: Path | None = None
     is_streaming: bool | None = None
     timeout_s: float | None = None

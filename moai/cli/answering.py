@@ -10,6 +10,7 @@ from verbalizers import Scene
 
 from ..processing.image_loading import ImageLoadError, TooManyPixelsError, load_image
 from .answer_settings import AnswerSettings
+from .drawing import save_images
 from .overlays import draw_overlay
 from .rendering import (
     footer_of,
@@ -45,18 +46,20 @@ def answer_pictures(
     """
     is_interactive = is_terminal() and not settings.is_json
     kwargs = settings.to_kwargs() | {"on_error": "skip", "batch_size": settings.batch_size}
-    if is_interactive and settings.is_streaming is not False:
+    if is_interactive and settings.is_streaming is not False and settings.image_out is None:
         return _stream_images(pipeline, images, question, scenes, settings, kwargs)
     if settings.is_streaming and not settings.is_json and len(images) == 1:
         kwargs["stream"] = lambda piece: print(piece, end="", flush=True)
-    num_failed = 0
+    num_failed, saved = 0, []
     outputs = pipeline.answer_each(list(images), question, list(scenes) or None, **kwargs)
     for index, (image, output) in enumerate(zip(images, outputs, strict=True)):
         if output.error is not None:
             num_failed += 1
         overlay, obstacle = draw_overlay(output.scene, image, index, len(images), settings)
+        drawn = _save_images(output, settings, saved)
         if settings.is_json:
             row = {"image": image, "question": question, **output.to_dict()}
+            row |= {"images": [str(path) for path in drawn]} if drawn else {}
             print_json(row | ({} if overlay is None else {"overlay": str(overlay)}))
         elif output.error is not None:
             note(f"error: {output.error}")
@@ -68,9 +71,20 @@ def answer_pictures(
         else:
             print_plain(output.answer if len(images) == 1 else f"{image}\t{' '.join(output.answer.split())}")
             note(_footer(output, overlay, settings))
+        if drawn and not settings.is_json:
+            print_plain("\n".join(str(path) for path in drawn))
         if obstacle is not None:
             raise obstacle
     return num_failed
+
+
+def _save_images(output: Answer, settings: AnswerSettings, saved: list[Path]) -> list[Path]:
+    """Save an answer's images behind those that were saved before."""
+    if settings.image_out is None:
+        return []
+    drawn = save_images(output.parts, settings.image_out, len(saved) + 1)
+    saved += drawn
+    return drawn
 
 
 def tell_unreadable_images(images: Sequence[str], question: str, settings: AnswerSettings) -> bool:

@@ -14,9 +14,9 @@ from .answer_settings import AnswerSettings
 if TYPE_CHECKING:
     from verbalizers import Scene
 
-__all__ = ["check_overlays", "choose_overlay_path", "draw_overlay"]
+__all__ = ["IMAGE_FORMATS", "check_overlays", "choose_overlay_path", "draw_overlay"]
 
-_OVERLAY_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
 
 
 def choose_overlay_path(image: str, chosen: Path | None, index: int, num_images: int) -> Path:
@@ -55,8 +55,8 @@ def check_overlays(images: Sequence[str], chosen: Path | None, others: Iterable[
         path = choose_overlay_path(image, chosen, index, len(images))
         if path.exists() and not path.is_file():
             raise ValueError(f"expected a regular file for an overlay, got {str(path)!r}. Name another --overlay.")
-        if path.suffix.lower() not in _OVERLAY_FORMATS:
-            raise ValueError(f"expected one of {', '.join(_OVERLAY_FORMATS)} for an overlay, got {str(path)!r}.")
+        if path.suffix.lower() not in IMAGE_FORMATS:
+            raise ValueError(f"expected one of {', '.join(IMAGE_FORMATS)} for an overlay, got {str(path)!r}.")
         if path.exists() and any(os.path.samefile(path, each) for each in inputs):
             raise ValueError(f"the overlay would replace the image {image!r} itself. Name another --overlay.")
         try:
@@ -93,7 +93,7 @@ def draw_overlay(
     try:
         drawing = draw_scene(scene, load_image(image))
         with atomic_file(path) as temporary:
-            drawing.save(temporary, format=_OVERLAY_FORMATS[path.suffix.lower()])
+            drawing.save(temporary, format=IMAGE_FORMATS[path.suffix.lower()])
     except (ValueError, OSError) as error:
         return None, error
     return path, None

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import snapshot_download
 from PIL import Image
 from transformers import BatchFeature
 from transformers.utils import cached_file
 
+from ...checkpoints.io.hub_download import download_files
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer, TooLongError, parse_choices
 from ..ranking import rank_continuations
@@ -199,6 +199,9 @@ class EmuAnswering(Answering):
         """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
         if "choices" in options:
             return self._choose(inputs, options["choices"], is_reporting, generate_kwargs.get("streamer"))
+        if generate_kwargs.get("num_beams", 1) > 1:  # as the released evaluation sets it
+            prompt = options.get("prompt", self.processor.default_prompt)
+            generate_kwargs.setdefault("length_penalty", -1.0 if prompt == "vqa" else 0.0)
         if not options.get("images"):
             texts = self._decode(self._run_generate(inputs, **generate_kwargs), inputs)
             return [GeneratedAnswer((cut_answer(text),)) for text in texts]
@@ -302,8 +305,7 @@ def _find_visual_decoder(name_or_path: str, revision: str | None) -> Callable[[t
     def load(dtype: torch.dtype) -> VisualDecoder:
         folder = Path(file).parent.parent
         if not Path(name_or_path).is_dir():
-            pattern = f"{VISUAL_DECODER_FOLDER}/*"
-            folder = Path(snapshot_download(name_or_path, revision=revision, allow_patterns=pattern)) / folder.name
+            folder = download_files(name_or_path, (f"{VISUAL_DECODER_FOLDER}/*",), revision) / folder.name
         return VisualDecoder.from_pretrained(folder, dtype)
 
     return load
