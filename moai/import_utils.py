@@ -11,6 +11,7 @@ from pathlib import Path
 __all__ = [
     "EXTRA_OF_PACKAGE",
     "check_first_party_packages",
+    "is_matplotlib_available",
     "is_onnxruntime_available",
     "is_rapidocr_available",
     "is_timm_available",
@@ -68,6 +69,11 @@ def is_rapidocr_available() -> bool:
 def is_onnxruntime_available() -> bool:
     """Whether ``onnxruntime`` (runs rapidocr's models, extra ``ocr``) is installed."""
     return _is_package_available("onnxruntime")
+
+
+def is_matplotlib_available() -> bool:
+    """Whether ``matplotlib`` (plots, extras ``train`` and ``evaluate``) is installed."""
+    return _is_package_available("matplotlib")
 
 
 def is_timm_available() -> bool:

@@ -19,7 +19,7 @@ from moai.checkpoints.io.contents import hash_checkpoint
 from moai.data.conversation_files import read_rows
 from moai.data.findings import FindingsReader, MissingFindingsError
 from moai.data.sample_identity import fold_digests, hash_value
-from moai.evaluation.text_reader import TextReader
+from moai.models.moai.text_reader import TextReaderAnswering
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS
 from moai.training.train_settings import OptimizationSettings, SavingSettings
@@ -92,7 +92,7 @@ def train_reader(
     """Train, or go on; the result is ``out/text-reader``.
 
     Args:
-        reader: What training starts from, see :meth:`TextReader.from_pretrained`.
+        reader: What training starts from, see :meth:`.TextReaderAnswering.from_folder`.
         files: See :func:`read_questions`.
         cache: See :func:`read_questions`.
         out: Folder of the run.
@@ -102,7 +102,7 @@ def train_reader(
     Raises:
         SystemExit: Ctrl-C or SIGTERM came; a checkpoint is written.
     """
-    start = TextReader.from_pretrained(reader)
+    start = TextReaderAnswering.from_folder(reader)
     shards = [read_questions(files, cache, start.tokenizer)]
     if noisy_scenes:
         noisy = SceneSettings(

@@ -85,10 +85,10 @@ FOUNDATIONS = ("moai/__init__.py", "moai/bundled/__init__.py", "moai/import_util
 # Needs nothing but Python: text is made valid by one function, whoever takes it in.
 FOUNDATION_OF_ALL = "verbalizers/core/valid_text.py"
 DOORS = ("moai/__init__.py", "moai/__main__.py")  # the public names, imported on first use, and the command line
-# Joining: running verbalizers and a model in one file. The evaluation still does beside the pipeline.
+# Joining: running verbalizers and a model in one file.
 VERBALIZER_RUNNERS = {"parse_scene", "complete_scenes"}
 MODEL_RUNNERS = {"generate"}
-MAY_JOIN_VERBALIZERS_AND_MODEL = {"moai/pipeline/pipeline.py", "moai/evaluation/evaluate.py"}
+MAY_JOIN_VERBALIZERS_AND_MODEL = {"moai/pipeline/pipeline.py"}
 
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common"}
 HEAVY_PACKAGES = {

@@ -175,7 +175,7 @@ def _type(commands: list[str], is_told: bool = False) -> list[str]:
 
 def test_readme_blocks_are_all_run_when_counted() -> None:
     """Each has a test below."""
-    assert set(_moai_blocks()) == {"ask", "convert", "verbalize"}
+    assert set(_moai_blocks()) == {"ask", "convert", "evaluate", "verbalize"}
     commands = [line for line in _commands("README.md") if line.startswith("moai ")]
     run = [line for block in _moai_blocks().values() for line in block]
     assert sorted(commands) == sorted([*run, *ANOTHER_MODEL])
@@ -210,6 +210,12 @@ def test_readme_converts_and_asks_a_release_when_typed(workplace: Path) -> None:
         "verbalizers.json",
         "README.md",
     }
+
+
+@pytest.mark.slow
+def test_readme_evaluates_when_typed(workplace: Path) -> None:
+    (printed,) = _type([f"{command} image_size=96" for command in _moai_blocks()["evaluate"]])
+    assert "| existence |  | 20 |" in printed and "McNemar" in printed
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import typer
 from .ablate import ablate
 from .ask import ask
 from .convert import convert
+from .evaluate import evaluate
 from .info import info
 from .train import train
 from .verbalize import verbalize
@@ -51,4 +52,5 @@ app.command(no_args_is_help=True)(verbalize)
 app.command(no_args_is_help=True)(convert)
 app.command()(info)
 app.command(no_args_is_help=True)(train)
+app.command(no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(ablate)

@@ -12,7 +12,7 @@ from typing import Any
 from verbalizers.core.durable_files import append_to_file, atomic_file, hold_name
 from verbalizers.core.valid_text import STRICT_JSON, make_valid
 
-__all__ = ["AnswerFile", "QuestionRow", "read_questions"]
+__all__ = ["AnswerFile", "QuestionRow", "describe_changes", "flatten_settings", "read_questions"]
 
 _NOTHING = object()  # a setting that one of two records lacks
 
@@ -117,7 +117,7 @@ class AnswerFile:
     """
 
     def __init__(self, path: str | Path, model: str, settings: Mapping[str, Any], is_overwriting: bool = False) -> None:
-        self.path, self.model, self.settings = Path(path).resolve(), model, _flatten(settings)
+        self.path, self.model, self.settings = Path(path).resolve(), model, flatten_settings(settings)
         self.settings_path = self.path.with_name(self.path.name + ".settings.json")
         self._given, self._is_overwriting = Path(path), is_overwriting
         self._done: dict[str | int, dict[str, Any]] = {}
@@ -166,13 +166,7 @@ class AnswerFile:
                 f"their settings, cannot be read ({error}). Put it back, name another --out, or start anew with "
                 "--overwrite."
             ) from error
-        wanted = json.loads(json.dumps(self.settings))
-        names = [name for name in wanted | recorded if wanted.get(name, _NOTHING) != recorded.get(name, _NOTHING)]
-        if names:
-            found = "; ".join(
-                f"{name} was {_show(recorded.get(name, _NOTHING))}, now {_show(wanted.get(name, _NOTHING))}"
-                for name in names
-            )
+        if found := describe_changes(recorded, json.loads(json.dumps(self.settings))):
             raise ValueError(f"the {len(self._done)} answers in {self.path} have other settings: {found}. {advice}")
 
     def _read(self, content: bytes) -> dict[str | int, dict[str, Any]]:
@@ -267,12 +261,25 @@ def _to_line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(make_valid(row), ensure_ascii=False).encode() + b"\n"
 
 
-def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without nesting, so that a difference is one value: ``{"words": {"a": 1}}`` -> ``{"words.a": 1}``."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+def describe_changes(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What differs between two records of settings, in words; "" = nothing.
+
+    Args:
+        recorded: From :func:`flatten_settings`, as it was written.
+        wanted: Likewise, as it is now.
+    """
+    names = [name for name in {**wanted, **recorded} if wanted.get(name, _NOTHING) != recorded.get(name, _NOTHING)]
+    return "; ".join(
+        f"{name} was {_show(recorded.get(name, _NOTHING))}, now {_show(wanted.get(name, _NOTHING))}" for name in names
+    )
 
 
 def _show(value: Any) -> str:

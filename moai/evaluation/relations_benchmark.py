@@ -26,7 +26,7 @@ from verbalizers.core.boxes import box_iou
 from verbalizers.core.geometry import PREDICATES
 
 from ..checkpoints.io.lookup import find_checkpoint
-from .report import format_table
+from .tables import format_table
 
 __all__ = ["SEEN_AS", "RelationCounts", "count_relations", "main"]
 

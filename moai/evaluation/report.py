@@ -1,11 +1,11 @@
-"""Reports: tables in Markdown; tables, plot and comparisons of a sweep."""
+"""Report of a sweep: tables in Markdown, plot, comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from moai.import_utils import require
 from verbalizers.core.durable_files import atomic_file
 
 from .intervals import Interval, bootstrap_mean, wilson_interval
+from .tables import format_table
 
 if TYPE_CHECKING:
     from .sweep import Results
@@ -25,7 +26,6 @@ __all__ = [
     "collect_scores",
     "compare",
     "draw_sweep",
-    "format_table",
     "interval_of",
     "sweep_report",
     "write_markdown",
@@ -95,19 +95,6 @@ def compare(sweep: SweepSettings, results: Results, variant: Variant) -> Compari
     elif difference.low == difference.high == 0:
         verdict = "no difference"
     return Comparison(kinds, difference, verdict)
-
-
-def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], num_left: int | None = None) -> str:
-    """A table in Markdown.
-
-    Args:
-        columns: Headings.
-        rows: Cells.
-        num_left: The first columns, this many, are aligned on the left, the others on the right; None = all left.
-    """
-    num_left = len(columns) if num_left is None else num_left
-    rule = ["---" if place < num_left else "---:" for place in range(len(columns))]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in (columns, rule, *rows))
 
 
 def _finished(sweep: SweepSettings, results: Results) -> dict[str, list[Variant]]:

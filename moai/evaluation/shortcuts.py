@@ -22,8 +22,8 @@ from moai.scenes.questions import REGIONS, format_box, region_of
 from moai.scenes.scenes import QUESTION_KINDS, SceneQuestion, Scenes, SceneSample
 from moai.scenes.vocabulary import STUFF_NAMES
 
-from .metrics import is_right
-from .report import format_table
+from .scene_answers import is_right
+from .tables import format_table
 
 __all__ = ["EXEMPT_KINDS", "Score", "Shortcuts", "abstention_by_question", "main", "score_shortcuts"]
 

@@ -27,14 +27,16 @@ from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.data.training_data import DataSettings, build_training_dataset
 from moai.models.moai.processing_moai import MoAIProcessor
+from moai.models.moai.task_moai import draw_routing
+from moai.pipeline.pipeline import Pipeline
 from moai.settings import load_settings, settings, to_plain
 from moai.training.run_identity import find_change
 from moai.training.trainer import run_training
 from verbalizers.core.durable_files import atomic_file, hold_folder
 
-from .evaluate import evaluate
-from .metrics import is_right
-from .sweep_settings import SweepSettings, Variant
+from .evaluate import answer_test
+from .loading import load_test
+from .sweep_settings import SweepSettings, SweepTest, Variant
 
 __all__ = ["Results", "SweepResult", "load_results", "run_sweep", "select_jobs"]
 
@@ -220,6 +222,26 @@ def train_variant(sweep: SweepSettings, variant: Variant, seed: int, start: str,
     return start
 
 
+def answer_variant(folder: str, test: SweepTest) -> list[dict[str, Any]]:
+    """A trained model's answers, one row per question; see :func:`.evaluate.answer_test`.
+
+    Args:
+        folder: Of the model.
+        test: What it is asked, and how experts are routed.
+    """
+    pipeline = Pipeline.from_pretrained(folder, [])
+
+    def route(batch: int) -> dict[str, Any]:
+        if test.routing is None and test.top_k is None:
+            return {}
+        mixer = pipeline.model.config.mixer_config
+        chosen = test.routing or mixer.routing, test.top_k or mixer.top_k
+        return {"routing": draw_routing(*chosen, (test.seed, batch), len(pipeline.model.model.mixers.layer_indices))}
+
+    batches = answer_test(pipeline, load_test(test), batch_size=test.batch_size, options=route)
+    return [row for batch in batches for row in batch.rows["model"]]
+
+
 def run_sweep(
     sweep: SweepSettings,
     start: str | Path,
@@ -264,14 +286,14 @@ def _run_sweep(
         began = time.monotonic()
         trained = train_variant(sweep, variant, seed, folder, work)
         trained_at = time.monotonic()
-        answered = evaluate(trained, sweep.test_of(variant))
+        rows = answer_variant(trained, sweep.test_of(variant))
         result = SweepResult(
             variant.name,
             seed,
             made_by,
-            tuple(item.kind for item, _ in answered),
-            tuple(given for _, given in answered),
-            tuple(is_right(item.answer, given) for item, given in answered),
+            tuple(row["kind"] for row in rows),
+            tuple(row["given"] for row in rows),
+            tuple(row["right"] for row in rows),
             round(trained_at - began, 1) if sweep.stages_of(variant) else 0.0,
             round(time.monotonic() - trained_at, 1),
             _made_of(sweep, variant, seed, present),

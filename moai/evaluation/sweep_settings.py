@@ -12,12 +12,28 @@ from pydantic import Field, StrictInt
 from moai.settings import apply_overrides, load_settings, settings, to_plain
 from moai.training.train_settings import TrainSettings
 
-from .evaluate import SHORT_KINDS, EvaluationSettings
+from .question_settings import SHORT_KINDS, SceneTest
 
-__all__ = ["SweepSettings", "Variant", "load_sweep_settings"]
+__all__ = ["SweepSettings", "SweepTest", "Variant", "load_sweep_settings"]
 
 #: Settings of a recipe that make a start; later stages go on from what the first one left.
 _START_SETTINGS = ("compressor", "mixer", "fresh_parts", "keeps_fitting")
+
+
+@settings(kw_only=True)
+class SweepTest(SceneTest):
+    """A test on scenes, and how experts are routed meanwhile.
+
+    Attributes:
+        routing: Expert routing: ``gated``, ``uniform``, ``random_expert`` or ``random_weights``; None = the model's.
+        top_k: Experts mixed per token where gates decide; None = the model's.
+        batch_size: Questions per batch; random routing is drawn once for each.
+    """
+
+    kinds: tuple[Literal[SHORT_KINDS], ...] = SHORT_KINDS
+    routing: Literal["gated", "uniform", "random_expert", "random_weights"] | None = None
+    top_k: Annotated[StrictInt, Field(ge=1, le=3)] | None = None
+    batch_size: Annotated[StrictInt, Field(ge=1)] = 60
 
 
 @settings
@@ -64,7 +80,7 @@ class SweepSettings:
     recipe: dict[str, Any]
     stages: dict[str, tuple[str, ...]]
     variants: tuple[Variant, ...]
-    evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
+    evaluate: SweepTest = field(default_factory=SweepTest)
     seeds: tuple[Annotated[StrictInt, Field(ge=0)], ...] = (0,)
 
     def __post_init__(self) -> None:
@@ -73,8 +89,6 @@ class SweepSettings:
             raise ValueError(f"`variants` must be at least one, with names of their own, got {names}.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must be at least one number, each once, got {self.seeds}.")
-        if unknown := set(self.evaluate.kinds) - set(SHORT_KINDS):
-            raise ValueError(f"`evaluate.kinds` must be among {SHORT_KINDS}, got {sorted(unknown)}. Remove those.")
         for variant in self.variants:
             if unknown := sorted(set(self.stages_of(variant)) - set(self.stages)):
                 raise ValueError(f"`stages` of {variant.name!r} must be among {list(self.stages)}, got {unknown}.")
@@ -127,9 +141,9 @@ class SweepSettings:
         data["sources"] = [_with_seed(source, seed) for source in sources]
         return {**recipe, "model": model, "data": data}
 
-    def test_of(self, variant: Variant) -> EvaluationSettings:
+    def test_of(self, variant: Variant) -> SweepTest:
         """The test that a variant takes."""
-        test = load_settings(EvaluationSettings, self.evaluate, variant.evaluate, "evaluate")
+        test = load_settings(SweepTest, self.evaluate, variant.evaluate, "evaluate")
         same = ("per_kind", "kinds", "split", "seed", "image_size", "num_objects")
         if changed := [name for name in same if getattr(test, name) != getattr(self.evaluate, name)]:
             raise ValueError(f"all variants must be asked the same questions, but `evaluate` changes {changed}.")

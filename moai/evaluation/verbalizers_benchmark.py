@@ -33,7 +33,7 @@ from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.words import strip_coco_suffixes
 
 from .intervals import wilson_interval
-from .report import format_table
+from .tables import format_table
 
 __all__ = ["SCORES", "BoxScore", "PanopticScore", "RelationScore", "TextScore", "evaluate_verbalizers", "main"]
 

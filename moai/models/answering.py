@@ -19,7 +19,7 @@ from transformers import BatchFeature
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
 from .quantization_choice import list_wanted_bits
 
-__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "parse_choices"]
+__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "join_turns", "parse_choices"]
 
 
 class TooLongError(ValueError):
@@ -128,13 +128,16 @@ class Answering(ABC):
         """
 
     @abstractmethod
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> Any:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> Any:
         """The prompt of a question, before anybody has looked at the image.
 
         Args:
             image: The image.
             question: Not empty; data, no control tokens.
             max_new_tokens: Tokens of the context that are kept for the answer.
+            earlier: Questions and answers of the turns before; data.
 
         Returns:
             What :meth:`encode` takes.
@@ -242,19 +245,73 @@ class Answering(ABC):
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
         return self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
 
+    def words_in_prompt(self) -> Answering:
+        """The same model without an image, reading the verbalization as words of its prompt.
+
+        Raises:
+            ValueError: It has no decoder that reads words alone.
+        """
+        raise ValueError(
+            f"expected a model whose decoder reads words without an image, got {type(self.model).__name__}. Leave the "
+            "baseline words-in-prompt out, or name a decoder that reads them."
+        )
+
+    def encode_choice(self, choice: str, inputs: BatchFeature) -> list[int]:
+        """Ids of an answer behind the prompts of a batch, its end included."""
+        tokenizer = self.tokenizer
+        last = tokenizer.decode(inputs["input_ids"][0, -1:])
+        is_mid_line = last.strip() and int(inputs["input_ids"][0, -1]) not in tokenizer.all_special_ids
+        ids = tokenizer(" " * bool(is_mid_line) + choice, add_special_tokens=False)["input_ids"]
+        end = self.model.generation_config.eos_token_id
+        end = end[0] if isinstance(end, list) else end
+        return ids if end is None else [*ids, end]
+
+    @torch.inference_mode()
+    def rank_choices(
+        self, inputs: BatchFeature, choices: Sequence[str], is_reporting: bool, **forward_kwargs: Any
+    ) -> list[GeneratedAnswer]:
+        """The likeliest of some answers for each row; reports hold their log-probabilities under ``choices``.
+
+        Args:
+            inputs: From :meth:`encode`.
+            choices: Answers, as data.
+            is_reporting: Whether answers carry reports.
+            **forward_kwargs: To the model.
+        """
+        prompt, columns = inputs["input_ids"], []
+        for choice in choices:
+            ids = torch.tensor(self.encode_choice(choice, inputs), device=prompt.device).expand(len(prompt), -1)
+            following = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            rows = {
+                name: torch.cat([value, following.get(name, torch.zeros_like(ids)).to(value.dtype)], dim=1)
+                for name, value in inputs.items()
+                if isinstance(value, torch.Tensor) and value.shape == prompt.shape
+            }
+            logits = self.model(**{**inputs, **rows}, **forward_kwargs).logits[:, -ids.shape[1] - 1 : -1]
+            columns.append(logits.float().log_softmax(dim=-1).gather(-1, ids[..., None]).sum(dim=(1, 2)))
+        answers = []
+        for scores in torch.stack(columns, dim=1):  # (choices,)
+            report = {"choices": dict(zip(choices, scores.tolist(), strict=True))} if is_reporting else {}
+            answers.append(GeneratedAnswer((choices[int(scores.argmax())],), report))
+        return answers
+
     def _decode(self, result: Any, inputs: BatchFeature) -> list[str]:
         new_tokens = result.sequences[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new_tokens, skip_special_tokens=True)]
 
 
-def parse_choices(given: Any) -> list[str]:
-    """Answers to choose from, as a list or as ``"yes,no"``.
+def join_turns(question: str, earlier: Sequence[tuple[str, str]]) -> str:
+    """A question with the turns before it in front, for models that know no turns."""
+    return " ".join([*(f"{asked} {answer.rstrip(' .')}." for asked, answer in earlier), question])
+
+
+def parse_choices(value: Any) -> list[str]:
+    """Answers to choose from: a list, or ``"yes,no"``.
 
     Raises:
         ValueError: They are not two or more different texts.
     """
-    if isinstance(given, str):
-        given = [choice.strip() for choice in given.split(",")]
+    given = [choice.strip() for choice in value.split(",")] if isinstance(value, str) else value
     is_well = isinstance(given, (list, tuple)) and all(isinstance(c, str) and c.strip() for c in given)
     if not is_well or len(set(given)) < max(2, len(given)):
         raise ValueError(f"`choices` must be two or more different answers (yes,no), got {given!r}.")

@@ -7,6 +7,7 @@ costs its predictions, never the answer; ``Answer.missing`` says which and why.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,12 @@ class Pipeline:
         model = answering.model if "device_map" in model_kwargs else answering.model.to(device)
         return cls(model.eval(), answering.processor, built, settings, absent)
 
+    def with_answering(self, answering: Answering) -> Pipeline:
+        """A pipeline of the same verbalizers and settings around another model."""
+        other = copy(self)
+        other.answering = answering
+        return other
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, processor and the names and settings of the verbalizers, for :meth:`from_pretrained`.
 
@@ -220,6 +227,7 @@ class Pipeline:
         batch_size: int = 8,
         on_error: str = "raise",
         is_completing_scenes: bool = False,
+        earlier: Sequence[Sequence[tuple[str, str]]] | None = None,
         **generate_kwargs: Any,
     ) -> Iterator[Answer]:
         """Like calling the pipeline, but every answer is yielded as soon as its batch is done.
@@ -236,6 +244,7 @@ class Pipeline:
             batch_size: Images per pass.
             on_error: "raise", or "skip": the output of what cannot be answered has ``error`` set, in its place.
             is_completing_scenes: Also run the verbalizers whose findings a given scene lacks.
+            earlier: Questions and answers of the turns before, one list per question; None = there are none.
             **generate_kwargs: To ``generate``: ``num_beams``, ``do_sample``, ``temperature``, ...
 
         Yields:
@@ -251,7 +260,7 @@ class Pipeline:
             raise ValueError("the pipeline gives one answer per question; call `pipeline.model.generate` for several.")
         self.answering.check_answer_length(max_new_tokens)
         options = self.answering.parse_options(options or {})  # a wrong one is told before anybody looks
-        queries = pair_queries(images, questions, scenes)
+        queries = pair_queries(images, questions, scenes, earlier)
         batch_size = 1 if stream is not None else batch_size
         generate_kwargs["max_new_tokens"] = max_new_tokens
         seen: dict[Any, Scene] = {}

@@ -29,6 +29,7 @@ class Query:
         question: The question as given.
         scene: Findings at hand, or None.
         num_queries: Length of the caller's list.
+        earlier: Questions and answers of the turns before.
         image: The image, read.
         prompt: What the model made of the question.
         error: Why it cannot be answered; names the place where there are several.
@@ -40,6 +41,7 @@ class Query:
     question: str
     scene: Scene | None
     num_queries: int
+    earlier: tuple[tuple[str, str], ...] = ()
     image: Image.Image | None = None
     prompt: Any = None
     error: str | None = None
@@ -93,7 +95,7 @@ class Query:
         if not isinstance(self.question, str) or not self.question.strip():
             got = "an empty one" if isinstance(self.question, str) else type(self.question).__name__
             raise ValueError(f"expected a question, got {got}. Ask something, for example 'What is this?'.")
-        self.prompt = answering.prepare(self.image, self.question, max_new_tokens)
+        self.prompt = answering.prepare(self.image, self.question, max_new_tokens, self.earlier)
 
 
 def _check_scene(scene: Scene | None, image: Image.Image) -> None:
@@ -116,10 +118,17 @@ def pair_queries(
     images: ImageSource | Sequence[ImageSource],
     questions: str | Sequence[str],
     scenes: Scene | Sequence[Scene | None] | None = None,
+    earlier: Sequence[Sequence[tuple[str, str]]] | None = None,
 ) -> list[Query]:
     """Pair images, questions and scenes; a single one goes with all of the others.
 
     Generators are read to their end. A file object that cannot go back (a pipe, a download) is read here, once.
+
+    Args:
+        images: One or several.
+        questions: One or several.
+        scenes: None, or one per image.
+        earlier: None, or the turns before each question.
 
     Raises:
         ValueError: The numbers do not fit, or there is nothing.
@@ -145,8 +154,14 @@ def pair_queries(
             f"expected as many images as questions, or one of either, got {len(given)} images and {len(asked)} "
             "questions. Repeat the image for each of its questions."
         )
-    rows = zip(given, asked, found, strict=True)
-    return [Query(index, *row, num_queries=len(asked)) for index, row in enumerate(rows)]
+    turns = [()] * len(asked) if earlier is None else [tuple(each) for each in earlier]
+    if len(turns) != len(asked):
+        raise ValueError(f"expected the earlier turns of {len(asked)} questions, got those of {len(turns)}.")
+    rows = zip(given, asked, found, turns, strict=True)
+    return [
+        Query(index, image, question, scene, len(asked), before)
+        for index, (image, question, scene, before) in enumerate(rows)
+    ]
 
 
 def _hold(image: ImageSource) -> ImageSource:

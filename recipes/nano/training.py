@@ -170,7 +170,7 @@ def export_text_reader(config: NanoConfig, out: Path, target: Path) -> None:
     Args:
         config: The recipe.
         out: The run's folder.
-        target: Folder for :meth:`moai.evaluation.text_reader.TextReader.from_pretrained`.
+        target: Folder for :meth:`moai.models.moai.text_reader.TextReaderAnswering.from_folder`.
     """
     decoder = _pretrained_decoder(config, out)
     with atomic_folder(target, force=True) as folder:

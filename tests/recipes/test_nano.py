@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
-from moai.evaluation.text_reader import TextReader
+from moai.models.moai.text_reader import TextReaderAnswering
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes
 from moai.training.checkpoints import find_newest_checkpoint
@@ -237,9 +237,15 @@ def test_exported_checkpoint_answers_when_loaded_back(trained):
     assert all(path.suffix != ".bin" and path.suffix != ".pt" for path in (out / "again").iterdir())
 
 
+def read_words(reader: TextReaderAnswering, words: list[str], questions: list[str]) -> list[str]:
+    """Answers of a text reader."""
+    inputs = reader.encode([], [(question, ()) for question in questions], {"context": words}, 4)
+    return [answer.parts[0] for answer in reader.generate(inputs, {}, False, max_new_tokens=4)]
+
+
 def test_text_reader_continues_the_prompts_it_was_trained_on_when_exported(trained):
     _, out = trained
-    reader = TextReader.from_pretrained(out / "text-reader")
+    reader = TextReaderAnswering.from_folder(out / "text-reader")
     scene = next(iter(Scenes("train", image_size=32)))
     said, asked = verbalize_scene(scene.truth), scene.questions[0]
     encode = reader.tokenizer.sp_model.encode
@@ -248,8 +254,8 @@ def test_text_reader_continues_the_prompts_it_was_trained_on_when_exported(train
     scene = TokenScene(encode(said), [question])
     packed = pack_texts([scene], prompt_ids(reader.tokenizer)).input_ids[0].tolist()
     assert packed == reader.prompt_ids(said, asked.question) + question.answer_ids
-    together = reader.answer([said, "nothing"], [asked.question, "What is there?"], 4)
-    alone = [reader.answer([a], [b], 4)[0] for a, b in ((said, asked.question), ("nothing", "What is there?"))]
+    together = read_words(reader, [said, "nothing"], [asked.question, "What is there?"])
+    alone = [read_words(reader, [a], [b])[0] for a, b in ((said, asked.question), ("nothing", "What is there?"))]
     assert together == alone
 
 

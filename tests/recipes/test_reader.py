@@ -11,8 +11,8 @@ import torch
 from cache_verbalizers import MeanColour, TwoHalves, load_small
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moai.evaluation.text_reader import TextReader
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.text_reader import TextReaderAnswering
 from moai.scenes.export import main as export_scenes
 from moai.training.metrics_logging import MetricsLogger
 from recipes.nano.tokenizer import train_nano_tokenizer
@@ -22,6 +22,12 @@ from verbalizers.store.building import build_cache
 from verbalizers.store.recipe import Recipe
 from verbalizers.store.rows import hash_content
 from verbalizers.store.sources import read_sources
+
+
+def read_words(reader: TextReaderAnswering, words: list[str], questions: list[str]) -> list[str]:
+    """Answers of a text reader."""
+    inputs = reader.encode([], [(question, ()) for question in questions], {"context": words}, 4)
+    return [answer.parts[0] for answer in reader.generate(inputs, {}, False, max_new_tokens=4)]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,7 @@ def command(run: Path, out: Path, steps: int) -> list[str]:
 
 
 def test_shard_holds_every_question_beside_what_was_found(run: Path) -> None:
-    tokenizer = TextReader.from_pretrained(run / "start").tokenizer
+    tokenizer = TextReaderAnswering.from_folder(run / "start").tokenizer
     scenes = read_questions([run / "questions.jsonl", run / "descriptions.jsonl"], run / "cache", tokenizer)
     assert len(scenes) == 6
     cache = VerbalizationCache(run / "cache")
@@ -78,10 +84,10 @@ def test_reader_learns_when_trained_on_findings(run: Path, tmp_path: Path) -> No
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text("utf-8").splitlines()]
     assert lines[-1]["step"] == 12 and lines[-1]["loss"] < np.log(640)
     before, after = (
-        TextReader.from_pretrained(folder) for folder in (run / "start", tmp_path / "whole" / "text-reader")
+        TextReaderAnswering.from_folder(folder) for folder in (run / "start", tmp_path / "whole" / "text-reader")
     )
     assert not torch.equal(before.model.lm_head.weight, after.model.lm_head.weight)
-    assert after.answer(["nothing"], ["What is there?"], 3)
+    assert read_words(after, ["nothing"], ["What is there?"])
     written = (tmp_path / "whole" / "log.jsonl").read_bytes()
     main(command(run, tmp_path / "whole", 12))
     assert (tmp_path / "whole" / "log.jsonl").read_bytes() == written  # nothing was left to do
@@ -111,12 +117,12 @@ def test_killed_training_goes_on_bit_by_bit_when_started_again(
 
 def test_decoder_alone_reads_when_a_whole_model_is_named() -> None:
     folder = Path(__file__).resolve().parents[2] / "checkpoints" / "moai-nano"
-    reader, whole = TextReader.from_pretrained(folder), MoAIForConditionalGeneration.from_pretrained(folder)
+    reader, whole = TextReaderAnswering.from_folder(folder), MoAIForConditionalGeneration.from_pretrained(folder)
     assert type(reader.model) is LlamaForCausalLM
     weights = whole.float().state_dict()
     for name, value in reader.model.state_dict().items():
         assert torch.equal(value, weights[name.replace("model.", "model.language_model.", 1)]), name
-    assert reader.answer(["nothing"], ["Is there a cat?"], 3)[0]
+    assert read_words(reader, ["nothing"], ["Is there a cat?"])[0]
 
 
 def test_missing_questions_are_told_when_the_file_is_not_there(run: Path, tmp_path: Path, capsys) -> None:
@@ -132,6 +138,6 @@ def test_missing_questions_are_told_when_the_file_is_not_there(run: Path, tmp_pa
 )
 def test_malformed_line_is_named_when_questions_are_read(run: Path, tmp_path: Path, line: str) -> None:
     (tmp_path / "bad.jsonl").write_text(line + "\n", encoding="utf-8")
-    tokenizer = TextReader.from_pretrained(run / "start").tokenizer
+    tokenizer = TextReaderAnswering.from_folder(run / "start").tokenizer
     with pytest.raises(ValueError, match=r"bad\.jsonl:1: expected `image`, `kind`"):
         read_questions([tmp_path / "bad.jsonl"], run / "cache", tokenizer)

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, TooLongError, parse_choices
+from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
 from ..shots import parse_shots
 from .modeling_flamingo import FlamingoForConditionalGeneration
 from .processing_flamingo import FlamingoProcessor
@@ -42,6 +42,7 @@ class FlamingoAnswering(Answering):
     text_input = "context"
     model_class = FlamingoForConditionalGeneration
     processor_class = FlamingoProcessor
+    shows_image = True
 
     def __init__(self, model: FlamingoForConditionalGeneration, processor: FlamingoProcessor) -> None:
         super().__init__(model, processor)
@@ -62,9 +63,17 @@ class FlamingoAnswering(Answering):
                 f"{longest} tokens, image and question included. Lower it."
             )
 
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> str:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> str:
         """See :meth:`.Answering.prepare`: the question; its prompt's length shows with its demonstrations."""
-        return question
+        return join_turns(question, earlier)
+
+    def words_in_prompt(self) -> FlamingoAnswering:
+        """See :meth:`.Answering.words_in_prompt`."""
+        other = FlamingoAnswering(self.model, self.processor)
+        other.shows_image = False
+        return other
 
     def encode_scenes(
         self,
@@ -96,7 +105,7 @@ class FlamingoAnswering(Answering):
         shots, prompt = (options or {}).get("shots", ()), (options or {}).get("prompt", DEFAULT_PROMPT)
         contexts = scene_inputs.get("context") or [None] * len(prompts)
         conversations = [
-            self.processor.build_conversation(image, question, shots, context)
+            self.processor.build_conversation(image if self.shows_image else None, question, shots, context)
             for image, question, context in zip(images, prompts, contexts, strict=True)
         ]
         batch = self.processor(conversations=conversations, prompt=prompt)

@@ -9,11 +9,12 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer
+from ..answering import Answering, GeneratedAnswer, parse_choices
 from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
 from .routing_report import PromptRouting, parse_routing, select_routing
 from .scenes_moai import encode_scenes
+from .text_reader import TextReaderAnswering, extract_decoder
 
 __all__ = ["MoAIAnswering"]
 
@@ -29,7 +30,7 @@ class MoAIAnswering(Answering):
         ValueError: They do not belong together.
     """
 
-    option_names = ("routing",)
+    option_names = ("routing", "choices")
     text_input = "auxiliary_text"
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
@@ -56,10 +57,18 @@ class MoAIAnswering(Answering):
                 "needs some. Lower it."
             )
 
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> Any:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> Any:
         """See :meth:`.Answering.prepare`: the encoded prompt, which no verbalization lengthens."""
         encoder = self.processor.encoder
-        prompt = encoder.encode_prompt(self.processor.build_prompts(question)[0])
+        turns = [turn for pair in earlier for turn in zip(("user", "assistant"), pair, strict=True)]
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}]} for role, text in (*turns, ("user", question))
+        ]
+        messages[0]["content"].insert(0, {"type": "image"})
+        (rendered,) = self.processor.apply_chat_template([messages], add_generation_prompt=True)
+        prompt = encoder.encode_prompt(rendered)
         length = len(encoder.encode_sample(prompt)["input_ids"])
         longest = self.model.config.max_positions
         known = [bound for bound in (self.processor.max_length, longest and longest - max_new_tokens) if bound]
@@ -96,18 +105,41 @@ class MoAIAnswering(Answering):
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """See :meth:`.Answering.parse_options`; ``routing``: :func:`mixer.resolve_routing`, or ``"0.5,0.3,0.2"``."""
-        return {name: parse_routing(value) for name, value in super().parse_options(options).items()}
+        """See :meth:`.Answering.parse_options`.
+
+        ``routing``: :func:`mixer.resolve_routing`, or ``"0.5,0.3,0.2"``; ``choices``: the answers to choose from.
+        """
+        parsers = {"routing": parse_routing, "choices": parse_choices}
+        return {name: parsers[name](value) for name, value in super().parse_options(options).items()}
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """See :meth:`.Answering.select_options`; of weights per query the batch's rows."""
         chosen = self.parse_options(options)
-        return {name: select_routing(value, indices, num_queries) for name, value in chosen.items()}
+        if "routing" in chosen:
+            chosen["routing"] = select_routing(chosen["routing"], indices, num_queries)
+        return chosen
+
+    def words_in_prompt(self) -> TextReaderAnswering:
+        """See :meth:`.Answering.words_in_prompt`: the decoder, without compressor, mixers and image."""
+        return TextReaderAnswering(extract_decoder(self.model), self.processor)
+
+    def encode_choice(self, choice: str, inputs: BatchFeature) -> list[int]:
+        """See :meth:`.Answering.encode_choice`: as answers stand in training."""
+        encoder, last = self.processor.encoder, int(inputs["input_ids"][0, -1])
+        ends_header = last in encoder.guard.forbidden_ids or self.tokenizer.decode([last]).endswith("\n")
+        return encoder.encode_answer(choice, is_mid_line=not ends_header)
 
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
     ) -> list[GeneratedAnswer]:
-        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer."""
+        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer.
+
+        With ``choices`` the likeliest of them is the answer, and reports hold their log-probabilities.
+        """
+        choices = options.get("choices")
+        if choices is not None:
+            routing = {name: value for name, value in options.items() if name == "routing"}
+            return self.rank_choices(inputs, choices, is_reporting, **routing)
         result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
         texts = self._decode(result, inputs)
         if not is_reporting or result.routing is None:

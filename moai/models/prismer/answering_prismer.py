@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BatchFeature, LogitsProcessor, LogitsProcessorList
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, parse_choices
+from ..answering import Answering, GeneratedAnswer, join_turns, parse_choices
 from .modeling_prismer import PrismerForConditionalGeneration
 from .processing_prismer import TASKS, PrismerProcessor
 from .ranking import rank_answers
@@ -78,8 +78,11 @@ class PrismerAnswering(Answering):
                 f"{longest} tokens, question included. Lower it."
             )
 
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> str:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> str:
         """See :meth:`.Answering.prepare`: the text itself; no map lengthens it."""
+        question = join_turns(question, earlier)
         length, limit = len(self.processor.encode_prompt(question)), self.model.config.max_positions - max_new_tokens
         if length > limit:
             raise ValueError(

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, TooLongError
+from ..answering import Answering, GeneratedAnswer, TooLongError, parse_choices
 from ..context_length import count_positions
 from ..quantization_choice import resolve_quantization
 from .processing_prompted import PromptedProcessor, PromptSettings
@@ -26,11 +26,12 @@ class PromptedAnswering(Answering):
         processor: The model's own, or that wrapped.
     """
 
-    option_names = ("style", "place")
+    option_names = ("style", "place", "choices")
     text_input = "context"
     model_class = AutoModelForImageTextToText
     processor_class = PromptedProcessor
     can_quantize = True
+    shows_image = True
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor if isinstance(processor, PromptedProcessor) else PromptedProcessor(processor))
@@ -54,10 +55,22 @@ class PromptedAnswering(Answering):
                 f"{longest} tokens, image and question included. Lower it."
             )
 
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> list[dict[str, Any]]:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> list[dict[str, Any]]:
         """See :meth:`.Answering.prepare`: a conversation; its length shows when the verbalization is in it."""
-        parts = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-        return [{"role": "user", "content": parts}]
+        turns = [turn for pair in earlier for turn in zip(("user", "assistant"), pair, strict=True)]
+        turns.append(("user", question))
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+        if self.shows_image:
+            messages[0]["content"].insert(0, {"type": "image", "image": image})
+        return messages
+
+    def words_in_prompt(self) -> PromptedAnswering:
+        """See :meth:`.Answering.words_in_prompt`."""
+        other = PromptedAnswering(self.model, self.processor)
+        other.shows_image = False
+        return other
 
     def encode_scenes(
         self,
@@ -72,14 +85,24 @@ class PromptedAnswering(Answering):
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """See :meth:`.Answering.parse_options`; ``style`` and ``place`` as in :class:`.PromptSettings`."""
+        """See :meth:`.Answering.parse_options`; ``style`` and ``place`` as in :class:`.PromptSettings`, ``choices``."""
         parsed = super().parse_options(options)
-        PromptSettings(**parsed)  # names what is wrong
+        if "choices" in parsed:
+            parsed["choices"] = parse_choices(parsed["choices"])
+        PromptSettings(**{name: parsed[name] for name in ("style", "place") if name in parsed})  # names what is wrong
         return parsed
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
-        """Nothing: the options of this model decide its prompt."""
-        return {}
+        """See :meth:`.Answering.select_options`; the other options decide the prompt."""
+        return {name: value for name, value in options.items() if name == "choices"}
+
+    def generate(
+        self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
+    ) -> list[GeneratedAnswer]:
+        """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
+        if "choices" in options:
+            return self.rank_choices(inputs, options["choices"], is_reporting)
+        return super().generate(inputs, options, is_reporting, **generate_kwargs)
 
     def encode(
         self,

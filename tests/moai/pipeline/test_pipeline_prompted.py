@@ -70,7 +70,7 @@ def test_pipeline_fails_one_question_when_its_verbalization_is_too_long(folder):
 
 
 def test_pipeline_refuses_options_that_the_model_does_not_have(pipe):
-    with pytest.raises(ValueError, match="options that this model has \\(style, place\\), got routing"):
+    with pytest.raises(ValueError, match="options that this model has \\(style, place, choices\\), got routing"):
         pipe(draw_picture(), QUESTIONS[0], options={"routing": "uniform"}, **FAST)
     with pytest.raises(ValueError, match="`style` must be one of"):
         pipe(draw_picture(), QUESTIONS[0], options={"style": "poem"}, **FAST)

@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from moai.evaluation.metrics import is_abstention
+from moai.evaluation.scene_answers import is_abstention
 from moai.scenes.questions import CANNOT_TELL, QUESTION_KINDS, REGIONS, ask_questions, format_box, region_of
 from moai.scenes.scenes import Scenes
 from moai.scenes.vocabulary import COLOURS, OBJECT_CLASSES, STUFF_NAMES, SYNONYMS, plural

@@ -1,0 +1,156 @@
+"""Text reader: a language model that reads the whole verbalization in its prompt, without the image.
+
+Compressor and mixers hand on a verbalization in a fixed number of latents. How far MoAI is from its own decoder with
+the same words in the prompt, best after equal training (`recipes.reader`), tells what that costs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, BatchFeature, PreTrainedModel
+
+from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
+from ...processing.image_loading import DEFAULT_MAX_PIXELS
+from ..answering import Answering, TooLongError
+from ..context_length import count_positions
+from .chat_templates import SYSTEM_PROMPT
+from .modeling_moai import MoAIForConditionalGeneration
+from .scenes_moai import encode_scenes
+from .tokenization_internlm2 import InternLM2Tokenizer
+
+__all__ = ["TextReaderAnswering", "extract_decoder"]
+
+
+def extract_decoder(whole: MoAIForConditionalGeneration) -> PreTrainedModel:
+    """A MoAI's decoder as a language model of its own: no compressor, no mixers, no image.
+
+    Raises:
+        ValueError: The decoder has partial LoRA, which is part of how it sees images.
+    """
+    if whole.config.plora_rank:
+        raise ValueError(f"expected a decoder without partial LoRA to read words, got rank {whole.config.plora_rank}.")
+    with torch.device("meta"):
+        decoder = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=whole.dtype)
+    decoder.model.load_state_dict(whole.model.language_model.state_dict(), assign=True)
+    decoder.model.rotary_emb = whole.model.language_model.rotary_emb  # its frequencies stand in no checkpoint
+    decoder.get_output_embeddings().load_state_dict(whole.get_output_embeddings().state_dict(), assign=True)
+    decoder.generation_config = whole.generation_config
+    return decoder.eval()
+
+
+class TextReaderAnswering(Answering):
+    """A decoder that is asked with the verbalization in its prompt, behind a pipeline.
+
+    Args:
+        model: Causal language model in evaluation mode.
+        processor: What has its ``tokenizer``, with pieces of sentencepiece; its ``max_image_pixels`` bounds what is
+            read for the verbalizers.
+
+    Raises:
+        ValueError: The tokenizer is of another kind.
+    """
+
+    text_input = "context"
+
+    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
+        super().__init__(model, processor)
+        if not hasattr(processor.tokenizer, "sp_model"):
+            raise ValueError(
+                f"expected a reader with a sentencepiece tokenizer, got {type(processor.tokenizer).__name__}. Ask such "
+                "a decoder as a model of its own: `moai evaluate DECODER TEST`."
+            )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> TextReaderAnswering:
+        """Load model and tokenizer in float32.
+
+        Args:
+            folder: A decoder as the stage ``text`` of `python -m recipes.nano` or `recipes.reader` export it; or a
+                whole MoAI, whose decoder alone is taken.
+
+        Raises:
+            ValueError: It lacks a config or a tokenizer.
+        """
+        folder = Path(folder)
+        for name in ("config.json", "tokenizer.model"):
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"expected a text reader with {name} in {folder}, got none. "
+                    "Export one: python -m recipes.nano --config configs/nano.yaml --out RUN --stage export"
+                )
+        if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "moai":
+            model = extract_decoder(MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32))
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = InternLM2Tokenizer.from_pretrained(folder)
+        return cls(model.eval(), SimpleNamespace(tokenizer=tokenizer, max_image_pixels=DEFAULT_MAX_PIXELS))
+
+    def check_answer_length(self, max_new_tokens: int) -> None:
+        """See :meth:`.Answering.check_answer_length`."""
+        longest = count_positions(self.model.config)
+        if longest is not None and max_new_tokens >= longest:
+            raise ValueError(
+                f"expected `max_new_tokens` below {longest}, which the decoder reads, got {max_new_tokens}."
+            )
+
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> tuple[str, Sequence[tuple[str, str]]]:
+        """See :meth:`.Answering.prepare`: question and turns; the prompt is written when its words are there."""
+        return question, earlier
+
+    def encode_scenes(
+        self,
+        scenes: Sequence[Any],
+        settings: VerbalizerSettings,
+        kinds: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, list[Any]]:
+        """See :meth:`.Answering.encode_scenes`: the words that MoAI reads."""
+        return {"context": encode_scenes(scenes, settings.words, kinds, settings.compat, "never")["auxiliary_text"]}
+
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[Any],
+        scene_inputs: Mapping[str, Any],
+        max_new_tokens: int,
+        options: Mapping[str, Any] | None = None,
+    ) -> BatchFeature:
+        """See :meth:`.Answering.encode`; no image is."""
+        rows = [self.prompt_ids(said or "", *p) for said, p in zip(scene_inputs["context"], prompts, strict=True)]
+        longest = count_positions(self.model.config)
+        limit = None if longest is None else longest - max_new_tokens
+        if too_long := {
+            row: f"expected a prompt of at most {limit} tokens, the verbalization included, got {len(ids)}."
+            for row, ids in enumerate(rows)
+            if limit is not None and len(ids) > limit
+        }:
+            raise TooLongError(too_long)
+        width, end = max(map(len, rows)), self.tokenizer.eos_token_id
+        input_ids = torch.tensor([[end] * (width - len(ids)) + ids for ids in rows])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows])
+        return BatchFeature({"input_ids": input_ids, "attention_mask": mask}).to(self.model.device)
+
+    def prompt_ids(self, verbalization: str, question: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Ids of a prompt, piece by piece as in training; `earlier`: questions and answers of the turns before."""
+        encode, end = self.tokenizer.sp_model.encode, self.tokenizer.eos_token_id
+        ids = [self.tokenizer.bos_token_id, *encode(f"{SYSTEM_PROMPT} "), *encode(verbalization)]
+        for asked, answer in earlier:
+            ids += [*encode(" USER:"), *encode(f" {asked}"), *encode(" ASSISTANT:"), *encode(f" {answer}"), end]
+        return [*ids, *encode(" USER:"), *encode(f" {question}"), *encode(" ASSISTANT:")]
+
+    def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
+        end = self.tokenizer.eos_token_id
+        return super()._run_generate(inputs, **{"eos_token_id": end, "pad_token_id": end} | kwargs)
+
+    def _decode(self, result: Any, inputs: BatchFeature) -> list[str]:
+        new_tokens = result.sequences[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
