@@ -124,7 +124,8 @@ class Pipeline:
             dtype = torch.float32 if device.type == "cpu" else "auto"
         answering = answering_class.load(folder, revision=revision, dtype=dtype, **model_kwargs)
         model = answering.model if "device_map" in model_kwargs else answering.model.to(device)
-        return cls(model.eval(), answering.processor, built, settings, absent)
+        pipeline = cls(model.eval(), answering.processor, built, settings, absent)
+        return pipeline.with_answering(answering)  # which may know more of the checkpoint: what draws
 
     def with_answering(self, answering: Answering) -> Pipeline:
         """A pipeline of the same verbalizers and settings around another model."""

@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from ...checkpoints.io.hub_download import download_files
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, TooLongError, parse_choices
+from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
 from ..ranking import rank_continuations
 from ..shots import parse_shots
 from .modeling_emu import EmuForConditionalGeneration
@@ -58,6 +58,7 @@ class EmuAnswering(Answering):
     text_input = "context"
     model_class = EmuForConditionalGeneration
     processor_class = EmuProcessor
+    shows_image = True
 
     def __init__(
         self,
@@ -123,9 +124,17 @@ class EmuAnswering(Answering):
                 f"got {max_new_tokens}: the model reads {longest} tokens, image and question included. Lower it."
             )
 
-    def prepare(self, image: Image.Image, question: str, max_new_tokens: int) -> str:
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> str:
         """See :meth:`.Answering.prepare`: the question; its prompt's length shows with its demonstrations."""
-        return question
+        return join_turns(question, earlier)
+
+    def words_in_prompt(self) -> EmuAnswering:
+        """See :meth:`.Answering.words_in_prompt`."""
+        other = EmuAnswering(self.model, self.processor)
+        other.shows_image = False
+        return other
 
     def encode_scenes(
         self,
@@ -157,7 +166,9 @@ class EmuAnswering(Answering):
         options = options or {}
         contexts = scene_inputs.get("context") or [None] * len(prompts)
         conversations = [
-            self.processor.build_conversation(image, question, options.get("shots", ()), context)
+            self.processor.build_conversation(
+                image if self.shows_image else None, question, options.get("shots", ()), context
+            )
             for image, question, context in zip(images, prompts, contexts, strict=True)
         ]
         batch = self.processor(conversations=conversations, prompt=options.get("prompt"))

@@ -183,8 +183,8 @@ def test_conversion_names_what_is_wrong(built: Any, tmp_path: Path) -> None:
             convert(file, tmp_path / "out", text=tokenizer, **HEADS)
         assert not (tmp_path / "out").exists()
     save_file(published, tmp_path / "Emu.safetensors")
-    report = convert(tmp_path / "Emu.safetensors", tmp_path / "out", image_start_token_id=260, image_end_token_id=261,
-                     image_token_id=262, pad_token_id=0, **HEADS)  # fmt: skip
+    report = convert(tmp_path / "Emu.safetensors", tmp_path / "out", image_start_token_id=259, image_end_token_id=260,
+                     image_token_id=261, pad_token_id=0, **HEADS)  # fmt: skip
     assert any("no tokenizer" in note for note in report.notes)
     torch.save({"a": Path("x")}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match="weights_only"):
