@@ -37,7 +37,6 @@ EXTRA_OF_PACKAGE = {
     "diffusers": "generate",
     "fastapi": "serve",
     "uvicorn": "serve",
-    "gradio": "serve",
 }
 
 # Installed beside `moai` under names that are not ours alone; each with a file that only ours has.

@@ -66,7 +66,14 @@ FOLDER_LAW = {
     "moai/training": ("verbalizers", "moai/models/moai", "moai/models/tcl", "moai/data"),
     "moai/evaluation": ("verbalizers", "moai/models/moai", "moai/data", "moai/pipeline", "moai/training"),
     "moai/serving": ("verbalizers", "moai/pipeline"),
-    "moai/cli": ("verbalizers", "moai/checkpoints/convert", "moai/pipeline", "moai/training", "moai/evaluation"),
+    "moai/cli": (
+        "verbalizers",
+        "moai/checkpoints/convert",
+        "moai/pipeline",
+        "moai/training",
+        "moai/evaluation",
+        "moai/serving",
+    ),
 }
 # The only files of a model that know what verbalizers found: scenes to what the model's processor takes.
 SCENES_FILE = "moai/models/*/scenes_*.py"

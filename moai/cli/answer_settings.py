@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,13 +144,18 @@ def describe_deciding_settings(
         "words": said.pop("words"),
         **said,
         "max_new_tokens": settings.max_new_tokens,
-        "options": dict(settings.options),
+        "options": {name: _name_content(value) for name, value in settings.options.items()},
         "num_beams": settings.generate.get("num_beams", 1),
         "timeout": settings.timeout_s,
         "json": settings.is_json,
         **choice,
         "device": device.type,
     }
+
+
+def _name_content(option: str) -> str:
+    """An option as it decides an answer: of a file its content."""
+    return fingerprint_checkpoint(option) if os.path.isfile(option) else option
 
 
 def _hash_model(folder: str) -> dict[str, str]:

@@ -57,6 +57,10 @@ def ask(
             "--option", metavar="NAME=VALUE", help="The model's own; MoAI: routing=uniform, or weights as 0.5,0.3,0.2."
         ),
     ] = None,
+    shots: Annotated[
+        Path | None,
+        typer.Option("--shots", help='JSONL of {"image", "question", "answer"}: demonstrations before each question.'),
+    ] = None,
     verbalizers: VerbalizersOption = None,
     timeout: TimeoutOption = 60.0,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")] = None,
@@ -91,7 +95,7 @@ def ask(
             fail(f"expected {', '.join(wrong)} with {wanted} only. Leave them out.", False, EXIT_USAGE)
         choice: dict[str, Any] = {"device": device, "dtype": dtype}
         choice |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
-        model_options = parse_options(option or [])
+        model_options = parse_options([*(option or []), *([] if shots is None else [f"shots={shots}"])])
         has_images = model_options.get("images", "0") != "0"  # in answers, beside their text
         if has_images and image_out is None:
             fail("expected --image-out FILE with --option images=N, got none.", False, EXIT_USAGE)

@@ -24,6 +24,7 @@ from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingS
 from moai.data.training_settings import DataSettings, SourceSettings
 from moai.models.moai.processing_moai import MoAIProcessor
 from moai.processing.image_loading import IMAGE_FORMATS, load_image
+from moai.processing.several_images import join_maps, join_texts
 from verbalizers.store.rows import hash_content
 from verbalizers.store.sources import Source
 
@@ -251,7 +252,7 @@ class ConversationSamples:
                 if self._settings.check_pictures == "decode":
                     load_image(content, self._processor.max_image_pixels)
                 else:
-                    _check_header(content, self._processor.max_image_pixels)
+                    check_header(content, self._processor.max_image_pixels)
                 if wants_cache and not self.findings.knows(content):
                     # Either nobody verbalized it, or nobody could: only the former is mended by verbalizing once more.
                     load_image(content, self._processor.max_image_pixels)
@@ -298,7 +299,7 @@ def _name(image: Source) -> str:
     return image.path or f"image {image.item} of row {image.row}"
 
 
-def _check_header(content: bytes, max_pixels: int) -> None:
+def check_header(content: bytes, max_pixels: int) -> None:
     """Whether bytes begin as an image of a size that may be decoded."""
     Image.init()  # or Pillow knows a few formats only, and not even those in every thread
     try:
@@ -311,16 +312,9 @@ def _check_header(content: bytes, max_pixels: int) -> None:
 
 
 def _join(found: list[Findings], images: list[Image.Image], has_map: bool) -> tuple[str, np.ndarray | None]:
-    """Words and map of one sample: several images are numbered, their maps stand side by side."""
-    if len(found) == 1:
-        text = found[0].text
-    else:
-        text = " ".join(f"Picture {number}: {item.text}" for number, item in enumerate(found, start=1) if item.text)
+    """Words and map of one sample."""
+    text = join_texts([item.text for item in found])
     if not has_map or not found:
         return text, None
-    maps = [item.paint_map((image.height, image.width)) for item, image in zip(found, images, strict=True)]
-    if len(maps) == 1:
-        return text, maps[0]
-    height = max(painted.shape[0] for painted in maps)
-    scaled = [Image.fromarray(painted).resize((painted.shape[1], height), Image.Resampling.NEAREST) for painted in maps]
-    return text, np.concatenate([np.asarray(painted) for painted in scaled], axis=1)
+    pairs = zip(found, images, strict=True)
+    return text, join_maps([item.paint_map((image.height, image.width)) for item, image in pairs])

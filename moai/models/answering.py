@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature
 
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
+from ..processing.several_images import join_maps, join_texts
 from .quantization_choice import list_wanted_bits
 
 __all__ = ["Answering", "GeneratedAnswer", "TooLongError", "join_turns", "parse_choices"]
@@ -54,6 +56,7 @@ class Answering(ABC):
         model: In evaluation mode on its device.
         processor: Its processor.
         option_names: Options of an answer that this model has beside those of ``generate``.
+        file_options: Those of them whose value may name files, which are read.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
         model_class: What loads the model.
         processor_class: What loads the processor.
@@ -61,6 +64,7 @@ class Answering(ABC):
     """
 
     option_names: tuple[str, ...] = ()
+    file_options: tuple[str, ...] = ()
     text_input: str
     model_class: type
     processor_class: type
@@ -146,6 +150,36 @@ class Answering(ABC):
             ValueError: The question is too long.
         """
 
+    def prepare_conversation(
+        self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
+    ) -> Any:
+        """The prompt of a conversation; this way of a model that reads turns about one image.
+
+        Args:
+            images: In reading order.
+            messages: As transformers writes them, the last one a user's; their parts are texts, which are data, and
+                ``{"type": "image"}``, one per image.
+            max_new_tokens: As in :meth:`prepare`.
+
+        Returns:
+            What :meth:`encode` takes.
+
+        Raises:
+            ValueError: The model reads no such conversation, or it is too long.
+        """
+        roles = ["user", "assistant"] * (len(messages) // 2) + ["user"]
+        parts = [part for message in messages for part in message["content"]]
+        if len(images) != 1 or parts[0]["type"] != "image" or [message["role"] for message in messages] != roles:
+            raise ValueError(
+                "expected questions and answers in turn about one image, in front of the first question: that is all "
+                f"this model reads, got {len(images)} images in {len(messages)} messages. Ask anew, with the image."
+            )
+        texts = [
+            "\n".join(part["text"] for part in message["content"] if part["type"] == "text") for message in messages
+        ]
+        earlier = list(zip(texts[:-1:2], texts[1::2], strict=True))
+        return self.prepare(images[0], texts[-1], max_new_tokens, earlier)
+
     @abstractmethod
     def encode_scenes(
         self,
@@ -163,6 +197,23 @@ class Answering(ABC):
             options: From :meth:`parse_options`; those that decide how scenes are written count.
         """
 
+    @staticmethod
+    def join_scene_inputs(found: Mapping[str, Sequence[Any]], counts: Sequence[int]) -> dict[str, list[Any]]:
+        """What :meth:`encode` takes of prompts with any number of images.
+
+        Args:
+            found: From :meth:`encode_scenes`, one entry per image.
+            counts: Images per prompt.
+
+        Returns:
+            One entry per prompt: None without an image; texts and maps of several joined as in training.
+        """
+        ends = np.cumsum(counts)
+        return {
+            name: [_join_found(list(rows[end - count : end])) for end, count in zip(ends, counts, strict=True)]
+            for name, rows in found.items()
+        }
+
     @abstractmethod
     def encode(
         self,
@@ -175,9 +226,9 @@ class Answering(ABC):
         """Model inputs of a batch, padded on the left, on the model's device.
 
         Args:
-            images: One per prompt.
-            prompts: From :meth:`prepare`.
-            scene_inputs: What the model's ``encode_scenes`` made of what verbalizers found.
+            images: Per prompt one, or a list of those of a conversation.
+            prompts: From :meth:`prepare` or :meth:`prepare_conversation`.
+            scene_inputs: What the model's ``encode_scenes`` made of what verbalizers found; one entry per prompt.
             max_new_tokens: As in :meth:`prepare`.
             options: From :meth:`parse_options`; those that decide how a prompt is written count.
 
@@ -223,8 +274,39 @@ class Answering(ABC):
             **generate_kwargs: To ``generate``.
         """
         result = self._run_generate(inputs, **options, **generate_kwargs)
-        texts = self._decode(result, inputs)
-        return [GeneratedAnswer((text,)) for text in texts]
+        texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+        return [
+            GeneratedAnswer((self.finish_text(text, options),), report)
+            for text, report in zip(texts, reports, strict=True)
+        ]
+
+    def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
+        """The answer in a generated text, white space at its ends removed.
+
+        Args:
+            text: Without special tokens.
+            options: From :meth:`select_options`.
+        """
+        return text.strip()
+
+    def list_stops(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Strings at which :meth:`finish_text` ends an answer: nothing behind them need be generated."""
+        return ()
+
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        """Whether :meth:`finish_text` leaves what it keeps as it is, so that an answer shows before its end."""
+        return True
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ids = self.model.generation_config.eos_token_id
+        return frozenset(() if ids is None else [ids] if isinstance(ids, int) else ids)
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Tokens that the model reads, prompt and answer together; None = no bound is known."""
+        return getattr(self.model.config, "max_positions", None)
 
     def draw(self, parts: Sequence[str | Image.Image], options: Mapping[str, Any]) -> Image.Image:
         """Draw an image.
@@ -244,6 +326,52 @@ class Answering(ABC):
     @torch.inference_mode()
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
         return self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
+
+    def _report_tokens(self, result: Any, is_reporting: bool) -> list[dict[str, Any]]:
+        """Per row ``tokens``, the answer's tokens with their probabilities, where ``output_scores`` asked for scores.
+
+        With greedy decoding each also has ``others``, the likeliest tokens in its place.
+        """
+        if not is_reporting or getattr(result, "scores", None) is None:
+            return [{}] * len(result.sequences)
+        beams = getattr(result, "beam_indices", None)
+        scores = self.model.compute_transition_scores(
+            result.sequences, result.scores, beams, normalize_logits=beams is None
+        )
+        reports = []
+        for row, ids in enumerate(result.sequences[:, -scores.shape[1] :].tolist()):
+            tokens = []
+            for place, token in enumerate(ids):
+                told = {"token": self.tokenizer.decode([token]), "probability": scores[row, place].exp().item()}
+                if beams is None:
+                    likeliest = result.scores[place][row].float().softmax(-1).topk(3)
+                    rows = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+                    told["others"] = [
+                        (self.tokenizer.decode([other]), share) for other, share in rows if other != token
+                    ]
+                tokens.append(told)
+                if token in self.end_ids:
+                    break
+            reports.append({"tokens": tokens})
+        return reports
+
+    def explain(
+        self, image: Image.Image, question: str, scene: Any, settings: VerbalizerSettings, answer: str
+    ) -> tuple[list[str], list[tuple[str, float]]]:
+        """What else is known about an answer: nothing, for most models.
+
+        Args:
+            image: What was asked about.
+            question: What was asked.
+            scene: What was found.
+            settings: How it is said.
+            answer: What was answered.
+
+        Returns:
+            The prompt's words, one per row of a report's language routing; and the tokens of the verbalization, each
+            with its share of what the answer rests on.
+        """
+        return [], []
 
     def words_in_prompt(self) -> Answering:
         """The same model without an image, reading the verbalization as words of its prompt.
@@ -297,7 +425,17 @@ class Answering(ABC):
 
     def _decode(self, result: Any, inputs: BatchFeature) -> list[str]:
         new_tokens = result.sequences[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(new_tokens, skip_special_tokens=True)]
+        return self.processor.batch_decode(new_tokens, skip_special_tokens=True)
+
+
+def _join_found(items: list[Any]) -> Any:
+    """What was found in the images of one prompt; None where that is nothing."""
+    if len(items) == 1:
+        return items[0]
+    if any(isinstance(item, str) for item in items):
+        return join_texts([item or "" for item in items])
+    maps = [item for item in items if item is not None]
+    return join_maps(maps) if maps and len(maps) == len(items) else None
 
 
 def join_turns(question: str, earlier: Sequence[tuple[str, str]]) -> str:

@@ -58,7 +58,8 @@ def load_vision_backbone(vision: Any) -> Backbone:
 def _load_tower(name: str) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(name)
     vision_config = getattr(config, "vision_config", None)
-    if vision_config is not None and type(vision_config) in AutoModel._model_mapping:
+    is_theirs = type(config).__module__.startswith("transformers.")  # and its tower loads by the names it has inside
+    if vision_config is not None and is_theirs and type(vision_config) in AutoModel._model_mapping:
         # The vision half alone: a whole CLIP's text half is not even read.
         loader, settings = AutoModel._model_mapping[type(vision_config)], {"config": vision_config}
     else:

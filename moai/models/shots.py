@@ -1,46 +1,48 @@
-"""Demonstrations in front of a question: an image, a question, its answer."""
+"""Demonstrations in front of a question: read from a file, drawn at random, or those whose images are nearest."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from random import Random
 from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
 
 from ..processing.image_loading import ImageSource, load_image
 
-__all__ = ["Shot", "parse_shots"]
+__all__ = ["Demonstrations", "Shot", "load_shot", "parse_shots", "read_shots"]
 
 #: A demonstration: an image (None = text alone), a question, its answer.
 Shot: TypeAlias = "tuple[ImageSource | None, str, str]"
 
-
-def parse_shots(given: Any) -> list[Shot]:
-    """Demonstrations with their images loaded.
-
-    Args:
-        given: ``[(image, question, answer), ...]``, or a JSONL file of them, see :func:`_read_shots`.
-
-    Raises:
-        ValueError: One is none, or an image cannot be read.
-    """
-    if isinstance(given, (str, Path)):
-        return _read_shots(given)
-    return [_load_shot(index, shot) for index, shot in enumerate(given)]
+_IMAGES_AT_ONCE = 16
+_HELD_IMAGES = 64
+#: Demonstrations without their images where none are wanted: OpenFlamingo's "zero-shot".
+_NUM_TEXT_ONLY = 2
 
 
-def _load_shot(index: int, shot: Any) -> Shot:
+def load_shot(index: int, shot: Any) -> Shot:
     """A demonstration with its image loaded.
 
     Raises:
         ValueError: It is none, or its image cannot be read.
     """
-    if not isinstance(shot, (tuple, list)) or len(shot) != 3 or not all(isinstance(text, str) for text in shot[1:]):
-        raise ValueError(f"expected shot {index} as (image or None, question, answer), got {shot!r}.")
+    _check_shot(index, shot)
     image, question, answer = shot
     return (None if image is None else load_image(image)), question, answer
 
 
-def _read_shots(path: str | Path) -> list[Shot]:
+def _check_shot(index: int, shot: Any) -> None:
+    if not isinstance(shot, (tuple, list)) or len(shot) != 3 or not all(isinstance(text, str) for text in shot[1:]):
+        raise ValueError(f"expected shot {index} as (image or None, question, answer), got {shot!r}.")
+
+
+def read_shots(path: str | Path) -> list[Shot]:
     """Demonstrations of a JSONL file; images are relative to it.
 
     Raises:
@@ -49,19 +51,140 @@ def _read_shots(path: str | Path) -> list[Shot]:
     path, shots = Path(path), []
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise ValueError(f"expected a JSONL file of demonstrations, got {path} ({error.strerror}).") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "no UTF-8"
+        raise ValueError(f"expected a JSONL file of demonstrations, got {path} ({reason}).") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             image = row.get("image")
-            shots.append((None if image is None else load_image(path.parent / image), row["question"], row["answer"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            shot = (None if image is None else path.parent / image, row["question"], row["answer"])
+            shots.append(load_shot(len(shots), shot))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"none under {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f'{path}, line {number}: expected {{"image": ..., "question": ..., "answer": ...}}, got {error}.'
+                f'{path}, line {number}: expected {{"image": ..., "question": ..., "answer": ...}}, got {reason}.'
             ) from error
     if not shots:
         raise ValueError(f"expected demonstrations in {path}, got none.")
     return shots
+
+
+def parse_shots(given: Any) -> list[Shot] | Demonstrations:
+    """The option ``shots`` with its images loaded.
+
+    Args:
+        given: ``[(image, question, answer), ...]``, a JSONL file of them, or :class:`Demonstrations`.
+
+    Raises:
+        ValueError: One is none, or an image cannot be read.
+    """
+    if isinstance(given, Demonstrations):
+        return given
+    if isinstance(given, (str, Path)):
+        return read_shots(given)
+    return [load_shot(index, shot) for index, shot in enumerate(given)]
+
+
+class Demonstrations:
+    """Where each question gets its demonstrations from; the option ``shots`` takes it in place of a list.
+
+    A question never gets a demonstration about its own image. What it gets depends on it, the pool and the seed alone:
+    not on its batch, not on the order of questions.
+
+    Args:
+        pool: ``(image, question, answer)``; images are read when they are needed.
+        number: Demonstrations of each question; 0 = two without their images.
+        is_retrieved: Those whose images are nearest in the features of the model's vision tower (RICES), the nearest
+            last; else drawn at random.
+        seed: Of what is drawn.
+
+    Raises:
+        ValueError: The pool holds no such demonstrations, or too few.
+    """
+
+    def __init__(self, pool: Sequence[Shot], number: int, is_retrieved: bool = False, seed: int = 0) -> None:
+        self.pool, self.number, self.is_retrieved, self.seed = list(pool), number, is_retrieved, seed
+        for index, shot in enumerate(self.pool):
+            _check_shot(index, shot)
+            if shot[0] is None:
+                raise ValueError(f"expected an image of every demonstration to choose from, got none of shot {index}.")
+        wanted = number or _NUM_TEXT_ONLY
+        if number < 0 or wanted > len(self.pool):
+            raise ValueError(
+                f"expected a number of demonstrations from 0 to {len(self.pool)}, as many as there are, got {number} "
+                f"({wanted} to choose)."
+            )
+        self._image = lru_cache(maxsize=_HELD_IMAGES)(self._load)
+        self._features: torch.Tensor | None = None
+
+    def choose(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        embed: Callable[[Sequence[Image.Image]], torch.Tensor],
+    ) -> list[list[Shot]]:
+        """The demonstrations of some questions.
+
+        Args:
+            images: One per question.
+            questions: As they are asked.
+            embed: Images to features ``(len(images), d)`` of length 1.
+
+        Returns:
+            Per question its demonstrations, in the order in which they are shown.
+
+        Raises:
+            ValueError: An image of the pool cannot be read, or all but too few are of the question's image.
+        """
+        orders = self._rank(images, embed) if self.is_retrieved and self.number else None
+        chosen = []
+        for row, (image, question) in enumerate(zip(images, questions, strict=True)):
+            own = _digest(image)
+            if orders is None:
+                order = list(range(len(self.pool)))
+                Random(f"{self.seed} {own.hex()} {question}").shuffle(order)
+            else:
+                order = orders[row]
+            chosen.append(self._take(order, own))
+        return chosen
+
+    def _take(self, order: Sequence[int], own: bytes) -> list[Shot]:
+        """The first of an order that are not about the question's own image."""
+        wanted, taken = self.number or _NUM_TEXT_ONLY, []
+        for place in order:
+            image, digest = self._image(place)
+            if digest != own:
+                taken.append((image if self.number else None, *self.pool[place][1:]))
+            if len(taken) == wanted:
+                return taken[::-1] if self.is_retrieved and self.number else taken
+        raise ValueError(
+            f"expected {wanted} demonstrations about other images than the question's, got {len(taken)}. Give more, or "
+            "ask for fewer."
+        )
+
+    def _load(self, place: int) -> tuple[Image.Image, bytes]:
+        try:
+            image = load_image(self.pool[place][0])
+        except ValueError as error:
+            raise ValueError(f"shot {place}: {error}") from error
+        return image, _digest(image)
+
+    def _rank(self, images: Sequence[Image.Image], embed: Callable[..., torch.Tensor]) -> list[list[int]]:
+        """Places in the pool per image, the nearest first."""
+        if self._features is None:
+            parts = []
+            for start in range(0, len(self.pool), _IMAGES_AT_ONCE):
+                places = range(start, min(start + _IMAGES_AT_ONCE, len(self.pool)))
+                parts.append(embed([self._image(place)[0] for place in places]))
+            self._features = torch.cat(parts)
+        # One by one: a batch's sums may differ in the last digit, and with them the order of two that are as near.
+        nearness = torch.cat([embed([image]) for image in images]) @ self._features.T
+        return nearness.argsort(dim=1, descending=True, stable=True).tolist()
+
+
+def _digest(image: Image.Image) -> bytes:
+    """Equal for equal images."""
+    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).digest()

@@ -19,7 +19,7 @@ class Answer:
 
     Attributes:
         parts: Text, and images of a model that draws, in reading order; empty where there is an ``error``.
-        scene: What the verbalizers found; None where the image could not be read.
+        scenes: What the verbalizers found, per image; empty where an image could not be read.
         auxiliary_text: The verbalization, as the model read it.
         missing: Kind -> why this verbalizer did not contribute. The answer was given without it.
         report: What the model tells about how it answered, by name, where it was asked to (its ``answering_X.py``).
@@ -27,11 +27,16 @@ class Answer:
     """
 
     parts: tuple[str | Image.Image, ...]
-    scene: Scene | None = None
+    scenes: tuple[Scene, ...] = ()
     auxiliary_text: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
+
+    @property
+    def scene(self) -> Scene | None:
+        """What was found in the image, or in the first of several; None where there is none or it was not read."""
+        return self.scenes[0] if self.scenes else None
 
     @property
     def answer(self) -> str | None:
@@ -43,6 +48,7 @@ class Answer:
         return {
             "answer": self.answer,
             "scene": None if self.scene is None else self.scene.to_dict(),
+            **({"scenes": [scene.to_dict() for scene in self.scenes]} if len(self.scenes) > 1 else {}),
             "auxiliary_text": self.auxiliary_text,
             **{name: _as_plain(value) for name, value in self.report.items()},
             "missing": dict(self.missing),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from verbalizers import Scene, Verbalizer
 
@@ -27,6 +29,7 @@ from ..processing.sample_batching import as_list, holds_samples
 from .answers import Answer, PipelineError
 from .looking import complete_scenes, find_missing_kinds
 from .queries import Query, pair_queries
+from .rows import AnswerRow, RowSampler, RowStop, RowTokens
 from .streaming import AnswerStream, CallbackStreamer
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Answer", "Pipeline", "PipelineError"]
@@ -170,7 +173,7 @@ class Pipeline:
         queries = pair_queries(images, "", scenes)
         for query in queries:
             query.load(self.answering.max_image_pixels)
-        found = complete_scenes([(q.image, q.scene) for q in queries], self.verbalizers, timeout_s)
+        found = complete_scenes([(q.images[0], q.scenes[0]) for q in queries], self.verbalizers, timeout_s)
         return found if holds_samples(images) else found[0]
 
     def describe(self, scene: Scene) -> str:
@@ -221,6 +224,7 @@ class Pipeline:
         scenes: Scene | Sequence[Scene | None] | None = None,
         *,
         options: Mapping[str, Any] | None = None,
+        shots: Any = None,
         is_reporting: bool = False,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
@@ -238,6 +242,8 @@ class Pipeline:
             questions: Likewise.
             scenes: Likewise.
             options: The model's own, by name: those of its ``answering_X.py``.
+            shots: Demonstrations in front of each question, ``[(image, question, answer), ...]``, for models that read
+                them: the option of that name.
             is_reporting: Hand back what the model tells about how it answered.
             timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
             max_new_tokens: Longest answer in tokens.
@@ -260,7 +266,8 @@ class Pipeline:
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("the pipeline gives one answer per question; call `pipeline.model.generate` for several.")
         self.answering.check_answer_length(max_new_tokens)
-        options = self.answering.parse_options(options or {})  # a wrong one is told before anybody looks
+        options = dict(options or {}) | ({} if shots is None else {"shots": shots})
+        options = self.answering.parse_options(options)  # a wrong one is told before anybody looks
         queries = pair_queries(images, questions, scenes, earlier)
         batch_size = 1 if stream is not None else batch_size
         generate_kwargs["max_new_tokens"] = max_new_tokens
@@ -275,7 +282,7 @@ class Pipeline:
                 usable = [query for query in usable if query.index < first_bad]
             self.verbalize_queries(usable, seen, timeout_s, is_completing_scenes)
             answers = self.generate_answers(usable, options, stream, is_reporting, **generate_kwargs)
-            still_to_come = {query.source_key for query in queries[start + batch_size :]}
+            still_to_come = {key for query in queries[start + batch_size :] for key in query.source_keys}
             seen = {key: scene for key, scene in seen.items() if key[:2] in still_to_come}
             for query in batch:
                 query.release()
@@ -344,8 +351,8 @@ class Pipeline:
         loaded: dict[Any, Image.Image] = {}
         for query in queries:
             try:
-                query.load(self.answering.max_image_pixels, loaded.get(query.source_key))
-                loaded[query.source_key] = query.image
+                query.load(self.answering.max_image_pixels, loaded)
+                loaded |= zip(query.source_keys, query.images, strict=True)
                 query.prepare(self.answering, max_new_tokens)
             except ValueError as error:
                 query.fail(error)
@@ -357,21 +364,27 @@ class Pipeline:
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
         is_completing_scenes: bool = False,
     ) -> None:
-        """Second stage: give every query its scene; an image that several queries ask about is looked at once.
+        """Second stage: give every image its scene; one that several queries ask about is looked at once.
 
         Args:
-            queries: Prepared queries; ``scene`` is filled in.
-            seen: Scenes by ``query.key``, of earlier queries too; new ones are added.
+            queries: Prepared queries; ``scenes`` are filled in.
+            seen: Scenes by ``query.keys``, of earlier queries too; new ones are added.
             timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
             is_completing_scenes: Also run the verbalizers whose findings a given scene lacks.
         """
         seen = {} if seen is None else seen
-        wanting = [(query.key, query) for query in queries if query.scene is None or is_completing_scenes]
-        new = {key: (query.image, query.scene) for key, query in wanting if key not in seen}
+        wanting = [
+            (key, query, place)
+            for query in queries
+            if is_completing_scenes or any(scene is None for scene in query.scenes)
+            for place, key in enumerate(query.keys)
+            if is_completing_scenes or query.scenes[place] is None
+        ]
+        new = {key: (query.images[place], query.scenes[place]) for key, query, place in wanting if key not in seen}
         if new:
             seen |= zip(new, complete_scenes(list(new.values()), self.verbalizers, timeout_s), strict=True)
-        for key, query in wanting:
-            query.scene = seen[key]
+        for key, query, place in wanting:
+            query.scenes[place] = seen[key]
 
     def generate_answers(
         self,
@@ -380,6 +393,7 @@ class Pipeline:
         stream: Callable[[str], None] | None = None,
         is_reporting: bool = False,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        rows: Mapping[int, AnswerRow] | None = None,
         **generate_kwargs: Any,
     ) -> dict[int, Answer]:
         """Third stage: generate the answers of one batch.
@@ -391,34 +405,69 @@ class Pipeline:
             stream: Called with each piece of the only query's answer.
             is_reporting: See :meth:`answer_each`.
             max_new_tokens: Longest answer in tokens.
+            rows: By ``query.index``, how each answer is generated, whose lengths count then; it streams and ends by
+                itself. An answer has as many tokens as the model's context leaves it, one at least.
             **generate_kwargs: To ``generate``.
 
         Returns:
             Answers by ``query.index``.
         """
         options = self.answering.parse_options(options or {})
-        queries, inputs, texts = self._encode(list(queries), max_new_tokens, options)
+        queries, inputs, texts = self._encode(list(queries), 1 if rows else max_new_tokens, options)
         if not queries:
             return {}
         chosen = self.answering.select_options(options, [query.index for query in queries], queries[0].num_queries)
         if stream is not None:
             generate_kwargs["streamer"] = CallbackStreamer(self.answering.tokenizer, stream)
+        if rows is not None:
+            max_new_tokens, hooks = self._follow_rows([rows[query.index] for query in queries], inputs, chosen)
+            generate_kwargs |= hooks
         generated = self.answering.generate(
             inputs, chosen, is_reporting, max_new_tokens=max_new_tokens, **generate_kwargs
         )
         answers = {}
         for query, text, answer in zip(queries, texts, generated, strict=True):
-            missing = find_missing_kinds(query.scene, self.settings.kinds, self.absent)
-            answers[query.index] = Answer(answer.parts, query.scene, text, missing, answer.report)
+            missing: dict[str, str] = {}
+            for scene in reversed(query.scenes):
+                missing |= find_missing_kinds(scene, self.settings.kinds, self.absent)
+            row = None if rows is None else rows[query.index]
+            parts = (row.text,) if row is not None and row.finish_reason is not None else answer.parts
+            answers[query.index] = Answer(parts, tuple(query.scenes), text or "", missing, answer.report)
         return answers
+
+    def _follow_rows(
+        self, rows: Sequence[AnswerRow], inputs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[int, dict[str, Any]]:
+        """The longest answer of a batch whose rows end by themselves, and arguments of ``generate`` that see to it."""
+        longest, end_ids = self.answering.longest_sequence, self.answering.end_ids
+        for row, length in zip(rows, inputs["attention_mask"].sum(dim=1).tolist(), strict=True):
+            row.num_prompt_tokens = length
+            if longest is not None:
+                row.max_new_tokens = max(1, min(row.max_new_tokens, longest - length))
+        tokenizer, stops = self.answering.tokenizer, self.answering.list_stops(options)
+        finish, is_streaming = partial(self.answering.finish_text, options=options), self.answering.can_stream(options)
+        tokens = [RowTokens(row, tokenizer, (*row.stops, *stops), finish, is_streaming) for row in rows]
+        hooks = {
+            "num_beams": 1,  # beams have no text before they end
+            "logits_processor": LogitsProcessorList([RowSampler(rows, tokenizer, end_ids)]),
+            "stopping_criteria": StoppingCriteriaList([RowStop(tokens, end_ids)]),
+        }
+        return max(row.max_new_tokens for row in rows), hooks
 
     def _encode(
         self, queries: list[Query], max_new_tokens: int, options: Mapping[str, Any]
     ) -> tuple[list[Query], Any, list[str]]:
         """The queries that fit, their inputs and verbalizations."""
         while queries:
-            found = self.answering.encode_scenes([query.scene for query in queries], self.settings, options=options)
-            images, prompts = [query.image for query in queries], [query.prompt for query in queries]
+            scenes = [scene for query in queries for scene in query.scenes]
+            found = self.answering.join_scene_inputs(
+                self.answering.encode_scenes(scenes, self.settings, options=options),
+                [len(query.images) for query in queries],
+            )
+            images: list[Any] = [query.images for query in queries]
+            if all(len(group) == 1 for group in images):
+                images = [image for (image,) in images]
+            prompts = [query.prompt for query in queries]
             try:
                 inputs = self.answering.encode(images, prompts, found, max_new_tokens, options)
             except TooLongError as error:

@@ -1,11 +1,11 @@
-"""One image with one question on its way through the pipeline: pairing, checks, the prompt."""
+"""One question, or conversation, about images on its way through the pipeline: pairing, checks, the prompt."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -16,52 +16,56 @@ from ..models.answering import Answering
 from ..processing.image_loading import ImageLoadError, ImageSource, can_go_back, load_image, read_stream
 from ..processing.sample_batching import as_list
 
-__all__ = ["Query", "pair_queries"]
+__all__ = ["Query", "hash_image", "pair_queries"]
 
 
 @dataclass(eq=False)
 class Query:
-    """An image and a question.
+    """A question about an image; or a conversation about several, or none.
 
     Attributes:
         index: Place in the caller's list.
-        source: The image as given.
-        question: The question as given.
-        scene: Findings at hand, or None.
+        sources: The images as given, in reading order.
+        question: The question as given, or messages as transformers writes them, the last one a user's: their parts
+            are ``{"type": "text", "text": ...}`` and ``{"type": "image"}``, one of the latter per image.
+        scenes: Findings at hand per image, or None.
         num_queries: Length of the caller's list.
-        earlier: Questions and answers of the turns before.
-        image: The image, read.
+        earlier: Questions and answers of the turns before a question that is text.
+        images: The images, read.
         prompt: What the model made of the question.
         error: Why it cannot be answered; names the place where there are several.
         cause: The exception behind ``error``.
     """
 
     index: int
-    source: ImageSource
-    question: str
-    scene: Scene | None
-    num_queries: int
+    sources: Sequence[ImageSource]
+    question: str | Sequence[Mapping[str, Any]]
+    scenes: list[Scene | None]
+    num_queries: int = 1
     earlier: tuple[tuple[str, str], ...] = ()
-    image: Image.Image | None = None
+    images: list[Image.Image] = field(default_factory=list)
     prompt: Any = None
     error: str | None = None
     cause: Exception | None = None
 
     @property
-    def source_key(self) -> Any:
-        """Equal for queries that name the same image, a path or an object, with the same findings at hand."""
-        is_path = isinstance(self.source, (str, os.PathLike))
-        return os.fspath(self.source) if is_path else id(self.source), id(self.scene)
+    def source_keys(self) -> list[Any]:
+        """Per image, equal where the same path or object is named with the same findings at hand."""
+        return [
+            (os.fspath(source) if isinstance(source, (str, os.PathLike)) else id(source), id(scene))
+            for source, scene in zip(self.sources, self.scenes, strict=True)
+        ]
 
     @property
-    def key(self) -> Any:
-        """`source_key` and what was read: a file or an array may have changed since an earlier query."""
-        return *self.source_key, self.image.size, hashlib.sha256(self.image.tobytes()).digest()
+    def keys(self) -> list[Any]:
+        """`source_keys` and what was read: a file or an array may have changed since an earlier query."""
+        return [(*key, hash_image(image)) for key, image in zip(self.source_keys, self.images, strict=True)]
 
     @property
     def name(self) -> str:
         """Name of this query in messages: its index, and its path where it has one."""
-        path = self.source if isinstance(self.source, (str, os.PathLike)) else getattr(self.source, "name", None)
+        source = self.sources[0] if len(self.sources) == 1 else None
+        path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
         return f"item {self.index}" + (f" ({os.fspath(path)})" if isinstance(path, (str, os.PathLike)) else "")
 
     def fail(self, error: Exception) -> None:
@@ -69,22 +73,25 @@ class Query:
         self.cause = error
         self.error = f"{self.name}: {error}" if self.num_queries > 1 else str(error)
 
-    def load(self, max_pixels: int, image: Image.Image | None = None) -> None:
-        """Load the image and check that a given scene belongs to it.
+    def load(self, max_pixels: int, loaded: Mapping[Any, Image.Image] | None = None) -> None:
+        """Load the images and check that given scenes belong to them.
 
         Args:
-            max_pixels: Its greatest size.
-            image: The image, where it has just been read for another query.
+            max_pixels: Greatest size of an image.
+            loaded: Images by source key that have just been read for another query.
 
         Raises:
-            ValueError: The image cannot be read, or the scene is none or of another size.
+            ValueError: An image cannot be read, or a scene is none or of another size.
         """
-        self.image = load_image(self.source, max_pixels) if image is None else image
-        _check_scene(self.scene, self.image)
+        loaded = loaded or {}
+        pairs = zip(self.source_keys, self.sources, strict=True)
+        self.images = [loaded[key] if key in loaded else load_image(source, max_pixels) for key, source in pairs]
+        for scene, image in zip(self.scenes, self.images, strict=True):
+            _check_scene(scene, image)
 
     def release(self) -> None:
-        """Drop image and prompt: a long list of images must not fill the memory."""
-        self.image = self.prompt = None
+        """Drop images and prompt: a long list of images must not fill the memory."""
+        self.images, self.prompt = [], None
 
     def prepare(self, answering: Answering, max_new_tokens: int) -> None:
         """Make the prompt and check that it fits the model's context.
@@ -92,10 +99,18 @@ class Query:
         Raises:
             ValueError: The question is empty, no text, or too long; the message has both numbers.
         """
+        if not isinstance(self.question, str) and isinstance(self.question, Sequence):
+            self.prompt = answering.prepare_conversation(self.images, self.question, max_new_tokens)
+            return
         if not isinstance(self.question, str) or not self.question.strip():
             got = "an empty one" if isinstance(self.question, str) else type(self.question).__name__
             raise ValueError(f"expected a question, got {got}. Ask something, for example 'What is this?'.")
-        self.prompt = answering.prepare(self.image, self.question, max_new_tokens, self.earlier)
+        self.prompt = answering.prepare(self.images[0], self.question, max_new_tokens, self.earlier)
+
+
+def hash_image(image: Image.Image) -> tuple[int, int, bytes]:
+    """Equal for images of the same pixels: width, height, and a digest."""
+    return *image.size, hashlib.sha256(image.tobytes()).digest()
 
 
 def _check_scene(scene: Scene | None, image: Image.Image) -> None:
@@ -159,7 +174,7 @@ def pair_queries(
         raise ValueError(f"expected the earlier turns of {len(asked)} questions, got those of {len(turns)}.")
     rows = zip(given, asked, found, turns, strict=True)
     return [
-        Query(index, image, question, scene, len(asked), before)
+        Query(index, [image], question, [scene], len(asked), before)
         for index, (image, question, scene, before) in enumerate(rows)
     ]
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from moai.import_utils import require
 
 from .metrics_logging import EXPERT_NAMES, STREAMS, read_log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_plots"]
 
@@ -39,7 +44,21 @@ def draw_plots(folder: Path) -> list[Path]:
         values = [line["validation_loss"] for line in measured]
         axes.plot([line["step"] for line in measured], values, marker="o", label="validation")
         axes.legend()
-    axes.set(xlabel="optimizer step", ylabel="loss per answer token (nats)")
+    axes.set(xlabel="optimizer step", ylabel="loss per answer token (nats)" if "routing" in lines[0] else "loss")
+    figures = [(loss, "loss.png")]
+    if "routing" in lines[0]:
+        figures.append((_draw_routing(lines, steps), "routing.png"))
+    written = []
+    for figure, name in figures:
+        FigureCanvasAgg(figure).print_figure(folder / name, dpi=120)
+        written.append(folder / name)
+    return written
+
+
+def _draw_routing(lines: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> Figure:
+    """Shares of a MoAI's experts over the steps."""
+    from matplotlib.figure import Figure
+
     routing = Figure(figsize=(7, 6), layout="constrained")
     for stream, axes in zip(STREAMS, routing.subplots(2, 1, sharex=True), strict=True):
         told = [line for line in lines if stream in line["routing"]]
@@ -49,8 +68,4 @@ def draw_plots(folder: Path) -> list[Path]:
         axes.set(ylabel="share", ylim=(0, 1), title=f"{stream} stream: share of each expert, mean over layers")
         axes.legend(loc="upper right")
     axes.set(xlabel="optimizer step")
-    written = []
-    for figure, name in ((loss, "loss.png"), (routing, "routing.png")):
-        FigureCanvasAgg(figure).print_figure(folder / name, dpi=120)
-        written.append(folder / name)
-    return written
+    return routing

@@ -41,6 +41,7 @@ from .processes import InterruptHandler, hold_output, raise_together, seed_gener
 from .result_writing import gather_result, write_result
 from .run_identity import check_same_run, flatten_settings
 from .task import Batch, Task
+from .tasks import find_runner
 from .train_settings import OptimizationSettings, RunSettings, TrainSettings, load_settings
 from .trained_parts import PartCount, count_parts, freeze_parts, print_parts
 from .validation import Validator
@@ -83,7 +84,7 @@ def run_training(
     """Train one stage, or resume it from its last checkpoint.
 
     Args:
-        source: A recipe: YAML file, mapping or settings.
+        source: A recipe: YAML file, mapping or settings; its ``task`` names another kind of training.
         overrides: ``key=value`` words laid over it.
         dataset: Instead of ``settings.data``: a map-style dataset with ``lengths``, or a function of the processor
             that builds one. Its ``identity()``, JSON-able values, tells whether it is the same when a run goes on;
@@ -98,6 +99,8 @@ def run_training(
             the folder; the message says what to do.
         ImportError: A package is missing; the message holds the line that installs it.
     """
+    if (run := find_runner(source, overrides)) is not None:
+        return run(source, overrides)
     settings = load_settings(source, overrides)
     if dataset is None:
         from moai.data.training_data import DataSettings

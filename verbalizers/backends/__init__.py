@@ -8,6 +8,8 @@ from verbalizers.backends import (  # noqa: F401
     detection,
     detection_nanodet,
     detection_ultralytics,
+    edge,
+    normal,
     ocr,
     ocr_paddleocr,
     ocr_transformers,

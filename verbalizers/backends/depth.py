@@ -24,9 +24,10 @@ from verbalizers.core.words import WordSettings, list_sentence, number_duplicate
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TransformersDepth", "compare_depths", "scale_nearness", "verbalize_depth"]
+__all__ = ["TransformersDepth", "compare_depths", "predict_dense", "scale_nearness", "verbalize_depth"]
 
 DEPTH_OPENING = "The image includes depth relations between objects: "
+_TASKS = {"predicted_depth": "depth", "normals": "normal"}
 #: Nearness by which two objects must differ for one to be called nearer: a share of the image's depth range.
 MIN_GAP = 0.08
 
@@ -100,29 +101,39 @@ class TransformersDepth(CheckpointVerbalizer):
         return output == "disparity"
 
     def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[LabelMap]:
-        maps = self._predict_values(loaded, images)
+        maps = predict_dense(loaded.model, loaded.processor, images, "predicted_depth")
         shares = [scale_nearness(values, loaded.is_disparity) for values in maps]
         return [LabelMap(np.round(65535 * values).astype(np.uint16)) for values in shares]
 
-    @staticmethod
-    def _predict_values(loaded: SimpleNamespace, images: list[np.ndarray]) -> list[np.ndarray]:
-        """What the model tells, float32 `(h, w)`: in its own resolution at most, in the image's at most."""
-        import torch
 
-        model, processor = loaded.model, loaded.processor
-        inputs = processor(images=images, input_data_format="channels_last", return_tensors="pt")
-        outputs = model(**inputs.to(model.device, model.dtype))
-        for name, value in outputs.items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                outputs[name] = value.float()
-        size_hw = images[0].shape[:2]
-        scale = min(1.0, max(outputs.predicted_depth.shape[-2:]) / max(size_hw))
-        map_size_hw = tuple(max(1, round(length * scale)) for length in size_hw)
-        options: dict[str, Any] = {"target_sizes": [map_size_hw] * len(images)}
-        if "source_sizes" in inspect.signature(processor.post_process_depth_estimation).parameters:
-            options["source_sizes"] = [size_hw] * len(images)  # ZoeDepth pads and must know what to cut off
-        results = processor.post_process_depth_estimation(outputs, **options)
-        return [result["predicted_depth"].reshape(map_size_hw).cpu().numpy() for result in results]
+def predict_dense(model: Any, processor: Any, images: list[np.ndarray], output: str) -> list[np.ndarray]:
+    """What a model tells pixel by pixel, in its own resolution at most, in the image's at most.
+
+    Args:
+        model: of transformers, for depth or normals.
+        processor: its image processor.
+        images: uint8 `(H, W, 3)`, all of one size.
+        output: what is wanted, "predicted_depth" or "normals".
+
+    Returns:
+        float32 `(h, w)` or `(3, h, w)` per image.
+    """
+    import torch
+
+    post_process = getattr(processor, f"post_process_{_TASKS[output]}_estimation")
+    inputs = processor(images=images, input_data_format="channels_last", return_tensors="pt")
+    outputs = model(**inputs.to(model.device, model.dtype))
+    for name, value in outputs.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            outputs[name] = value.float()
+    size_hw = images[0].shape[:2]
+    scale = min(1.0, max(outputs[output].shape[-2:]) / max(size_hw))
+    map_size_hw = tuple(max(1, round(length * scale)) for length in size_hw)
+    options: dict[str, Any] = {"target_sizes": [map_size_hw] * len(images)}
+    if "source_sizes" in inspect.signature(post_process).parameters:
+        options["source_sizes"] = [size_hw] * len(images)  # of models that pad and must know what to cut off
+    maps = [result[output].cpu().numpy() for result in post_process(outputs, **options)]
+    return [values.reshape(*values.shape[: -2 if output == "normals" else 0], *map_size_hw) for values in maps]
 
 
 def compare_depths(depth_map: LabelMap, scene: Scene, settings: WordSettings | None = None) -> Relations:

@@ -200,8 +200,9 @@ def _fit_labels(label_encoder: str | Path, size: int) -> LabelFeatures:
 
 
 def _choose_verbalizers(config: PrismerConfig) -> VerbalizerSettings:
-    """Who looks for what the model reads; normals and edges have no verbalizer and stay empty."""
+    """Who looks for what the model reads; normals come from depth, edges from the image itself."""
     entries = published_entries() | {"depth": {"kind": "depth", "settings": {"checkpoint": _DEPTH}}}
+    entries |= {"normal": {"kind": "normal"}, "edge": {"kind": "edge"}}
     entries["segmentation"]["settings"]["checkpoint"] = _SEGMENTER
     kinds = tuple(KIND_OF_EXPERT[expert] for expert in config.experts)
     return VerbalizerSettings(tuple(entries[kind] for kind in kinds if kind in entries), kinds=kinds)

@@ -16,10 +16,10 @@ from ...checkpoints.io.hub_download import download_files
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
 from ..ranking import rank_continuations
-from ..shots import parse_shots
+from ..shots import Demonstrations, parse_shots
 from .modeling_emu import EmuForConditionalGeneration
 from .processing_emu import EmuProcessor
-from .prompts import PROMPTS, cut_answer
+from .prompts import INSTRUCT_TOKENS, PROMPTS, cut_answer
 from .scenes_emu import encode_scenes
 from .visual_decoder import VisualDecoder
 
@@ -55,6 +55,7 @@ class EmuAnswering(Answering):
     """
 
     option_names = ("shots", "prompt", "choices", "images", *_DRAWING)
+    file_options = ("shots",)
     text_input = "context"
     model_class = EmuForConditionalGeneration
     processor_class = EmuProcessor
@@ -136,6 +137,20 @@ class EmuAnswering(Answering):
         other.shows_image = False
         return other
 
+    def prepare_conversation(
+        self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
+    ) -> list[dict[str, Any]]:
+        """See :meth:`.Answering.prepare_conversation`: the messages as they are, with or without images."""
+        return [dict(message) for message in messages]
+
+    def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
+        """See :meth:`.Answering.finish_text`."""
+        return cut_answer(text)
+
+    def list_stops(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`.Answering.list_stops`."""
+        return INSTRUCT_TOKENS
+
     def encode_scenes(
         self,
         scenes: Sequence[Any],
@@ -165,11 +180,14 @@ class EmuAnswering(Answering):
         """
         options = options or {}
         contexts = scene_inputs.get("context") or [None] * len(prompts)
+        shots = options.get("shots", ())
+        is_chosen = isinstance(shots, Demonstrations)
+        shown = shots.choose(images, prompts, self.embed_images) if is_chosen else [shots] * len(prompts)
+        if not self.shows_image:
+            shown = [[(None, *texts) for _, *texts in part] for part in shown]
         conversations = [
-            self.processor.build_conversation(
-                image if self.shows_image else None, question, options.get("shots", ()), context
-            )
-            for image, question, context in zip(images, prompts, contexts, strict=True)
+            self.processor.build_conversation(image if self.shows_image else None, question, demonstrated, context)
+            for image, question, demonstrated, context in zip(images, prompts, shown, contexts, strict=True)
         ]
         batch = self.processor(conversations=conversations, prompt=options.get("prompt"))
         kept = max_new_tokens + options.get("images", 0) * self.model.config.num_span_tokens
@@ -186,6 +204,21 @@ class EmuAnswering(Answering):
         if too_long:
             raise TooLongError(too_long)
         return batch.to(self.model.device, dtype=self.model.dtype)
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """What the vision tower says about whole images.
+
+        Args:
+            images: RGB.
+
+        Returns:
+            ``(len(images), d)`` float32 of length 1, on the CPU: the mean of its normed tokens.
+        """
+        model = self.model.model
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        features = model.vision_tower(pixel_values=pixels.to(model.device, model.dtype)).last_hidden_state
+        return torch.nn.functional.normalize(model.vision_norm(features).float().mean(dim=1), dim=-1).cpu()
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,8 +247,10 @@ class EmuAnswering(Answering):
             prompt = options.get("prompt", self.processor.default_prompt)
             generate_kwargs.setdefault("length_penalty", -1.0 if prompt == "vqa" else 0.0)
         if not options.get("images"):
-            texts = self._decode(self._run_generate(inputs, **generate_kwargs), inputs)
-            return [GeneratedAnswer((cut_answer(text),)) for text in texts]
+            result = self._run_generate(inputs, **generate_kwargs)
+            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+            texts = [self.finish_text(text, options) for text in texts]
+            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
         streamer = generate_kwargs.pop("streamer", None)  # an image interrupts the text
         self.visual_decoder  # noqa: B018 - that there is none is told before the model runs
         rows = range(len(inputs["input_ids"]))

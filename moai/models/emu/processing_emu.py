@@ -13,6 +13,7 @@ from ...processing.conversation_parts import escape_texts, list_images
 from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource
 from ...processing.image_rows import stack_images
 from ...processing.sample_batching import as_list, group_images_by_placeholders, pad_rows
+from ...processing.several_images import insert_images
 from ...processing.token_roles import IGNORE_INDEX
 from ..shots import Shot
 from .prompts import CHAT_TEMPLATES, IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, PROMPTS
@@ -132,7 +133,7 @@ class EmuProcessor(ProcessorMixin):
     def build_conversation(
         self,
         images: ImageSource | Sequence[ImageSource] | None,
-        question: str,
+        question: str | Sequence[Mapping[str, Any]],
         shots: Sequence[Shot] = (),
         context: str | None = None,
     ) -> list[dict[str, Any]]:
@@ -140,14 +141,22 @@ class EmuProcessor(ProcessorMixin):
 
         Args:
             images: What is asked about.
-            question: Data.
+            question: Data; or messages whose last one asks, with a part ``{"type": "image"}`` per image.
             shots: Demonstrations; their images may be None.
             context: What verbalizers say about the images; stands between them and the question.
         """
         messages = []
         for image, asked, answer in shots:
             messages += [_ask([] if image is None else [image], asked), {"role": "assistant", "content": answer}]
-        return [*messages, _ask([] if images is None else as_list(images), question, context)]
+        given = [] if images is None else as_list(images)
+        if isinstance(question, str):
+            return [*messages, _ask(given, question, context)]
+        asked = insert_images(question, given)
+        if context:
+            parts = asked[-1]["content"]
+            place = max((i for i, part in enumerate(parts) if part["type"] == "image"), default=-1) + 1
+            parts.insert(place, {"type": "text", "text": f"{context}\n"})
+        return [*messages, *asked]
 
     # ------------------------------------------------------------------ batches
 

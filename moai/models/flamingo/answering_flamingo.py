@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
-from ..shots import parse_shots
+from ..shots import Demonstrations, parse_shots
 from .modeling_flamingo import FlamingoForConditionalGeneration
 from .processing_flamingo import FlamingoProcessor
-from .prompts import DEFAULT_PROMPT, PROMPTS, cut_answer
+from .prompts import DEFAULT_PROMPT, PROMPTS, STOPS, cut_answer
 from .ranking import rank_continuations
 from .scenes_flamingo import encode_scenes
 
@@ -26,7 +27,8 @@ class FlamingoAnswering(Answering):
     Options of an answer:
 
     * ``shots``: demonstrations in front of the question, ``[(image, question, answer), ...]``, an image being None
-      for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``.
+      for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``; or
+      :class:`.shots.Demonstrations`, of which each question gets its own.
     * ``prompt``: how questions are written, one of :data:`.prompts.PROMPTS`.
     * ``choices``: the answers to choose from, a list or ``"yes,no"``; reports hold their log-probabilities.
 
@@ -39,6 +41,7 @@ class FlamingoAnswering(Answering):
     """
 
     option_names = ("shots", "prompt", "choices")
+    file_options = ("shots",)
     text_input = "context"
     model_class = FlamingoForConditionalGeneration
     processor_class = FlamingoProcessor
@@ -75,6 +78,22 @@ class FlamingoAnswering(Answering):
         other.shows_image = False
         return other
 
+    def prepare_conversation(
+        self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
+    ) -> list[dict[str, Any]]:
+        """See :meth:`.Answering.prepare_conversation`: the messages; earlier turns are demonstrations."""
+        if not images:
+            raise ValueError("expected at least one image, got none: this model looks at one with every word. Send it.")
+        return [dict(message) for message in messages]
+
+    def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
+        """See :meth:`.Answering.finish_text`."""
+        return cut_answer(text, options.get("prompt", DEFAULT_PROMPT))
+
+    def list_stops(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`.Answering.list_stops`."""
+        return STOPS[options.get("prompt", DEFAULT_PROMPT)]
+
     def encode_scenes(
         self,
         scenes: Sequence[Any],
@@ -97,16 +116,22 @@ class FlamingoAnswering(Answering):
 
         Args:
             images: One per question, or a list of several in reading order.
-            prompts: Questions.
+            prompts: Questions, or conversations whose images are named in ``images``.
             scene_inputs: ``context``.
             max_new_tokens: Tokens kept for the answer.
             options: ``shots`` and ``prompt`` count.
         """
         shots, prompt = (options or {}).get("shots", ()), (options or {}).get("prompt", DEFAULT_PROMPT)
         contexts = scene_inputs.get("context") or [None] * len(prompts)
+        if isinstance(shots, Demonstrations):
+            shown = shots.choose(images, prompts, self.embed_images)
+        else:
+            shown = [shots] * len(prompts)
+        if not self.shows_image:
+            shown = [[(None, *texts) for _, *texts in part] for part in shown]
         conversations = [
-            self.processor.build_conversation(image if self.shows_image else None, question, shots, context)
-            for image, question, context in zip(images, prompts, contexts, strict=True)
+            self.processor.build_conversation(image if self.shows_image else None, question, demonstrated, context)
+            for image, question, demonstrated, context in zip(images, prompts, shown, contexts, strict=True)
         ]
         batch = self.processor(conversations=conversations, prompt=prompt)
         longest = self.model.config.max_positions
@@ -122,6 +147,23 @@ class FlamingoAnswering(Answering):
         if too_long:
             raise TooLongError(too_long)
         return batch.to(self.model.device, dtype=self.model.dtype)
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """What the vision tower says about whole images.
+
+        Args:
+            images: RGB.
+
+        Returns:
+            ``(len(images), d)`` float32 of length 1, on the CPU: the tower's pooled output, else its tokens' mean.
+        """
+        tower = self.model.model.vision_tower
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        outputs = tower(pixel_values=pixels.to(tower.device, tower.dtype))
+        pooled = getattr(outputs, "pooler_output", None)
+        pooled = outputs.last_hidden_state.mean(dim=1) if pooled is None else pooled
+        return torch.nn.functional.normalize(pooled.float(), dim=-1).cpu()
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,8 +183,10 @@ class FlamingoAnswering(Answering):
         """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
         choices = options.get("choices")
         if choices is None:
-            texts = self._decode(self._run_generate(inputs, **generate_kwargs), inputs)
-            return [GeneratedAnswer((cut_answer(text, options.get("prompt", DEFAULT_PROMPT)),)) for text in texts]
+            result = self._run_generate(inputs, **generate_kwargs)
+            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+            texts = [self.finish_text(text, options) for text in texts]
+            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
         guard = self.processor.guard
         ids = [guard.encode_continuation(guard.escape(choice)) for choice in choices]
         scores = rank_continuations(self.model, inputs, ids)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-__all__ = ["CHAT_TEMPLATES", "END_OF_CHUNK_TOKEN", "IMAGE_TOKEN", "PAD_TOKEN", "PROMPTS", "cut_answer"]
+__all__ = ["CHAT_TEMPLATES", "END_OF_CHUNK_TOKEN", "IMAGE_TOKEN", "PAD_TOKEN", "PROMPTS", "STOPS", "cut_answer"]
 
 IMAGE_TOKEN = "<image>"
 END_OF_CHUNK_TOKEN = "<|endofchunk|>"
@@ -47,7 +45,11 @@ def _build_template(name: str) -> str:
 CHAT_TEMPLATES = {"default": _build_template(DEFAULT_PROMPT)} | {name: _build_template(name) for name in PROMPTS}
 
 #: Where a generated text stops being the answer, as the released evaluation cuts it.
-_CUTS = {"vqa": re.compile(r"Question|Answer|Short|, "), "caption": re.compile("Output"), "plain": None}
+STOPS: dict[str, tuple[str, ...]] = {
+    "vqa": ("Question", "Answer", "Short", ", "),
+    "caption": ("Output",),
+    "plain": (),
+}
 
 
 def cut_answer(text: str, prompt: str = DEFAULT_PROMPT) -> str:
@@ -57,5 +59,6 @@ def cut_answer(text: str, prompt: str = DEFAULT_PROMPT) -> str:
         text: As generated, special tokens left out.
         prompt: One of :data:`PROMPTS`.
     """
-    cut = _CUTS[prompt]
-    return (text if cut is None else cut.split(text, maxsplit=1)[0]).strip()
+    text = text.strip()
+    found = [place for stop in STOPS[prompt] if (place := text.find(stop)) >= 0]
+    return text[: min(found, default=None)].strip()

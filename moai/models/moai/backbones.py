@@ -25,7 +25,10 @@ from .tokenization_internlm2 import IMAGE_TOKEN
 _WRAPPED_LINEAR = re.compile(rf"(layers\.\d+\.\w+\.(?:{'|'.join(TARGET_LINEARS)}))\.(weight|bias)")
 NEW_PARTS = ("model.multi_modal_projector.", "model.compressor.", "model.mixers.")
 #: Towers that put a class token in front of the patches, which is dropped.
-CLASS_TOKEN_TOWERS = ("clip_vision_model", "dinov2", "vit", "chinese_clip_vision_model", "metaclip_2_vision_model")
+CLASS_TOKEN_TOWERS = ("clip_vision_model", "dinov2", "vit", "data2vec-vision")
+CLASS_TOKEN_TOWERS += ("chinese_clip_vision_model", "metaclip_2_vision_model")
+#: Read by nobody, and many towers come without theirs.
+_POOLER = "model.vision_tower.pooler."
 
 
 def build_from_backbones(
@@ -160,7 +163,8 @@ def _expecting_new_parts() -> Iterator[None]:
 def _check_all_placed(info: Any) -> None:
     """Check that every backbone tensor was used and that only new parts were initialised."""
     lost = sorted(info["unexpected_keys"]) + sorted(str(entry) for entry in info["mismatched_keys"])
-    drawn = [key for key in info["missing_keys"] if not key.startswith(NEW_PARTS) and ".update.lora_" not in key]
+    may_be_new = (*NEW_PARTS, _POOLER)
+    drawn = [key for key in info["missing_keys"] if not key.startswith(may_be_new) and ".update.lora_" not in key]
     assert not lost, f"backbone tensors without place: {lost}"
     assert not drawn, f"places without backbone tensor: {drawn}"
 

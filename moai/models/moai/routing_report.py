@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +59,16 @@ def _mean_shares(weights: torch.Tensor, names: tuple[str, ...]) -> dict[str, flo
 def parse_routing(value: Any) -> Any:
     """``"uniform"`` stays, ``"0.5,0.3,0.2"`` becomes weights (auxiliary, other modality, self).
 
+    A JSON list, ``"[[[0.5,0.3,0.2],[1,0,0]], ...]"``, gives them per mixer layer and stream (image, language).
+
     Raises:
         ValueError: Numbers, but not three.
     """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return torch.tensor(json.loads(value), dtype=torch.float32)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"expected `routing` as a list of weights (layers, 2, 3), got {value!r}.") from error
     if not isinstance(value, str) or "," not in value:
         return value
     try:

@@ -112,7 +112,8 @@ class PrismerAnswering(Answering):
         """See :meth:`.Answering.encode`."""
         task = (options or {}).get("task", "vqa")
         maps = scene_inputs.get("expert_maps")
-        batch = self.processor(images=list(images), text=list(prompts), expert_maps=maps, task=task)
+        singles = [image[0] if isinstance(image, list) else image for image in images]
+        batch = self.processor(images=singles, text=list(prompts), expert_maps=maps, task=task)
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     @classmethod
@@ -141,11 +142,21 @@ class PrismerAnswering(Answering):
                 settings["logits_processor"] = LogitsProcessorList([minimum, *settings.get("logits_processor", ())])
             if streamer is not None and settings["num_beams"] == 1:
                 settings["streamer"], streamer = streamer, None
-            texts = self._decode(self._run_generate(inputs, **settings), inputs)
-            answers = [GeneratedAnswer((close_caption(text) if task == "caption" else text,)) for text in texts]
+            result = self._run_generate(inputs, **settings)
+            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+            texts = [self.finish_text(text, options) for text in texts]
+            answers = [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
         if streamer is not None:  # beams have no text before they end
             streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
         return answers
+
+    def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
+        """See :meth:`.Answering.finish_text`; a caption becomes a sentence."""
+        return close_caption(text) if options.get("task") == "caption" else text.strip()
+
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        """See :meth:`.Answering.can_stream`: a caption gets its capital letter at the end."""
+        return options.get("task") != "caption"
 
     @torch.inference_mode()
     def _rank(

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
+from ...processing.several_images import insert_images
 from ..answering import Answering, GeneratedAnswer, TooLongError, parse_choices
 from ..context_length import count_positions
 from ..quantization_choice import resolve_quantization
@@ -42,8 +43,7 @@ class PromptedAnswering(Answering):
         return super().load(name_or_path, revision=revision, **resolve_quantization(model_kwargs))
 
     def _longest_prompt(self, max_new_tokens: int) -> int | None:
-        longest = count_positions(self.model.config.get_text_config())
-        return None if longest is None else longest - max_new_tokens
+        return None if self.longest_sequence is None else self.longest_sequence - max_new_tokens
 
     def check_answer_length(self, max_new_tokens: int) -> None:
         """See :meth:`.Answering.check_answer_length`."""
@@ -71,6 +71,17 @@ class PromptedAnswering(Answering):
         other = PromptedAnswering(self.model, self.processor)
         other.shows_image = False
         return other
+
+    def prepare_conversation(
+        self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
+    ) -> list[dict[str, Any]]:
+        """See :meth:`.Answering.prepare_conversation`."""
+        return insert_images(messages, images)
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """See :attr:`.Answering.longest_sequence`."""
+        return count_positions(self.model.config.get_text_config())
 
     def encode_scenes(
         self,

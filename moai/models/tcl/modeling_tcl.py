@@ -15,7 +15,6 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from ..backbones import encode_image_tokens
 from .configuration_tcl import TCLConfig
-from .text_encoder import MaskedWordHead, TCLTextEncoder
 
 __all__ = ["TCLModel", "TCLOutput", "patch_pooling"]
 
@@ -63,6 +62,8 @@ class TCLModel(PreTrainedModel):
     _supports_attention_backend = True
 
     def __init__(self, config: TCLConfig) -> None:
+        from .text_encoder import TCLTextEncoder  # late: its BERT may be half imported when this module registers
+
         super().__init__(config)
         vision, text = config.vision_config, config.text_config
         text._attn_implementation = config._attn_implementation
@@ -93,6 +94,8 @@ class TCLModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         from transformers.models.bert.modeling_bert import BertEmbeddings
+
+        from .text_encoder import MaskedWordHead
 
         std = self.config.text_config.initializer_range
         if isinstance(module, nn.Linear):

@@ -293,7 +293,7 @@ def test_stages_answer_as_the_pipeline_does_when_called_one_by_one(pipe):
     pipe.verbalize_queries(queries[:1])
     answers = pipe.generate_answers(queries[:1], **FAST)
     assert answers[0].answer == pipe(draw_picture(), "What is it?", **FAST).answer
-    assert answers[0].scene is queries[0].scene
+    assert answers[0].scene is queries[0].scenes[0]
 
 
 def test_routing_shares_sum_to_one_when_asked_for(pipe):

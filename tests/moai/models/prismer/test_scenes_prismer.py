@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from pipeline_builders import draw_picture
 from prismer_builders import CLASS_NAMES, LABEL_SIZE, build_name_encoder, build_prismer
 
+from moai.models.prismer.configuration_prismer import EXPERTS
 from moai.models.prismer.expert_maps import BACKGROUND, ExpertMaps
 from moai.models.prismer.label_features import LabelFeatures
 from moai.models.prismer.scenes_prismer import encode_scenes, order_boxes
 from moai.models.prismer.texts import clean_text, close_caption, complete_question
-from verbalizers import Detections, Scene, Segments, TextLines, WordSettings
+from verbalizers import Detections, Scene, Segments, TextLines, WordSettings, build_verbalizer, parse_scene
 from verbalizers.core.label_map import LabelMap
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES
 
@@ -206,3 +208,31 @@ def test_inputs_follow_the_experts_when_some_are_left_out() -> None:
     assert {"edge_values", "seg_values"} <= set(batch) and "instance_map" not in batch
     with pytest.raises(ValueError, match="expert maps"):
         processor(draw_picture(), "what", expert_maps=[None, None])
+
+
+def test_all_six_experts_speak_when_our_verbalizers_look() -> None:
+    ids = np.repeat(np.arange(1, 31, dtype=np.int32) % 2 + 1, 20).reshape(30, 20).T.copy()
+    known = Scene(
+        SIZE,
+        segments=Segments(ids, (1, 2), ("sky-other-merged", "car"), [0.9, 0.9]),
+        detections=detect([2, 2, 12, 12], names=("car",)),
+        text_lines=TextLines([[[3, 2], [9, 2], [9, 6], [3, 6]]], ("STOP",), (0.9,)),
+        findings={"depth": LabelMap(np.repeat(np.linspace(0, 65535, 20).astype(np.uint16)[:, None], 30, axis=1))},
+    )
+    picture = draw_picture().resize(SIZE[::-1])
+    (scene,) = parse_scene([picture], [build_verbalizer("normal"), build_verbalizer("edge")], known=[known])
+    assert not scene.failures
+    scene = Scene.from_dict(json.loads(json.dumps(scene.to_dict())))
+    said = encode_scenes([scene])
+    assert set(said["expert_maps"][0].maps) == set(EXPERTS)
+    model, processor = build_prismer()
+    batch = processor(picture, "what is it?", expert_maps=said["expert_maps"])
+    empty = processor(picture, "what is it?")
+    with torch.no_grad():
+        full = model.encode_images(**{k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")})
+    for name in ("depth_values", "normal_values", "edge_values"):
+        assert batch[name].min() == -1 and batch[name].max() > 0.99 and not torch.equal(batch[name], empty[name])
+        with torch.no_grad():  # each reaches the tokens that the decoder reads
+            inputs = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")}
+            without = model.encode_images(**inputs | {name: empty[name]})
+        assert (full - without).abs().max() > 1e-5
