@@ -14,6 +14,7 @@ from verbalizers.core.verbalizer import fingerprint_checkpoint
 
 from ..checkpoints.io.contents import hash_checkpoint
 from ..checkpoints.io.lookup import find_checkpoint
+from .overlays import Overlays
 from .rendering import note
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerSettings",
     "describe_deciding_settings",
+    "import_without_compiler",
     "load_pipeline",
     "parse_options",
     "parse_verbalizers",
@@ -36,9 +38,8 @@ class AnswerSettings:
 
     Attributes:
         is_json: One JSON object per answer on standard output.
-        is_drawing: Save an overlay of each image.
+        overlays: Where each image's drawing goes; None = nothing is drawn.
         image_out: Where the first image of an answer is saved; None = answers are text.
-        overlay: Where; None = the working directory.
         is_streaming: Show pieces as they come; None = on a terminal.
         timeout_s: Seconds per image for a verbalizer.
         batch_size: Images per pass.
@@ -49,9 +50,8 @@ class AnswerSettings:
     """
 
     is_json: bool = False
-    is_drawing: bool = False
+    overlays: Overlays | None = None
     image_out: Path | None = None
-    overlay: Path | None = None
     is_streaming: bool | None = None
     timeout_s: float | None = None
     batch_size: int = 8
@@ -101,6 +101,7 @@ def load_pipeline(
     chosen = None if names is None else build_named_verbalizers(names, VerbalizerSettings.load_pretrained(folder))
     if not is_debugging:
         silence_libraries()
+    import_without_compiler()
     from ..checkpoints.io.adapter_files import read_config
     from ..models.registry import find_answering
     from ..pipeline.pipeline import Pipeline
@@ -255,3 +256,27 @@ def read_scene(source: str | Path | Mapping[str, Any]) -> Scene:
         raise ValueError(
             f"{name} is no scene: {reason}. Expected what Scene.to_dict() or `moai verbalize --json` writes."
         ) from error
+
+
+def import_without_compiler() -> None:
+    """Import transformers' fp8 kernels, whose functions are marked for torch.compile, without importing the compiler.
+
+    To mark them imports all of `torch._dynamo`: 0.7 s of processor time. Who compiles imports it as always; the kernels
+    are then unmarked, and no command compiles a model in fp8.
+    """
+    import sys
+    from types import SimpleNamespace
+
+    import torch
+
+    if "torch._dynamo" in sys.modules:
+        return
+    stand_in = SimpleNamespace(
+        allow_in_graph=lambda function: function, assume_constant_result=lambda function: function
+    )
+    torch._dynamo = stand_in
+    try:
+        import transformers.integrations.finegrained_fp8  # noqa: F401
+    finally:
+        if vars(torch).get("_dynamo") is stand_in:
+            del torch._dynamo

@@ -67,6 +67,9 @@ def ask(
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16.")] = None,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="nf4 decoder (bitsandbytes).")] = False,
     load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="int8 decoder (bitsandbytes).")] = False,
+    quantize_all: Annotated[
+        bool, typer.Option("--quantize-all", help="With 4 or 8 bits: MoAI's vision tower, compressor and head too.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing beside answers and errors.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -80,9 +83,9 @@ def ask(
             parse_options,
             read_scene,
         )
-        from .answering import answer_pictures, tell_unreadable_images
+        from .answering import answer_images, read_first_image, report_unreadable
         from .drawing import check_image_out, draw_image, read_parts
-        from .overlays import check_overlays
+        from .overlays import Overlays
         from .question_files import answer_file
         from .rendering import print_json
 
@@ -95,6 +98,10 @@ def ask(
             fail(f"expected {', '.join(wrong)} with {wanted} only. Leave them out.", False, EXIT_USAGE)
         choice: dict[str, Any] = {"device": device, "dtype": dtype}
         choice |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        if quantize_all:
+            if not load_in_4bit and not load_in_8bit:
+                raise ValueError("expected --load-in-4bit or --load-in-8bit beside --quantize-all, got neither.")
+            choice["quantize_all"] = True
         model_options = parse_options([*(option or []), *([] if shots is None else [f"shots={shots}"])])
         has_images = model_options.get("images", "0") != "0"  # in answers, beside their text
         if has_images and image_out is None:
@@ -113,8 +120,7 @@ def ask(
         images, question = _split_arguments(arguments or [], questions, debug)
         settings = AnswerSettings(
             is_json=json_output,
-            is_drawing=show or overlay is not None,
-            overlay=overlay,
+            overlays=Overlays(images, overlay) if show or overlay is not None else None,
             is_streaming=False if num_beams > 1 else stream,
             timeout_s=timeout or None,
             batch_size=batch_size,
@@ -129,17 +135,19 @@ def ask(
             raise ValueError(f"expected one --scene per image ({len(images)}), got {len(scenes)}.")
         if image_out is not None:
             check_image_out(image_out, [*images, *(scene or [])])
-        if settings.is_drawing:
-            check_overlays(images, overlay, scene or [])
+        if settings.overlays:
+            settings.overlays.check(scene or [])
         load = partial(load_pipeline, model, verbalizers, debug, quiet, settings.options, **choice)
         if questions is not None:
             deciding = partial(describe_deciding_settings, model, verbalizers, settings, choice)
             exit_for(answer_file(load, model, questions, out, settings, deciding, max_errors, overwrite), None)
             return
         find_checkpoint(model)  # a wrong name is told at once
-        if not tell_unreadable_images(images, question, settings):
+        read = read_first_image(images)
+        if isinstance(read, list):
+            report_unreadable(read, question, settings)
             raise typer.Exit(EXIT_FAILED)
-        exit_for(answer_pictures(load(), images, question, scenes, settings), len(images))
+        exit_for(answer_images(load(), images, question, scenes, settings, read), len(images))
 
 
 def _split_arguments(arguments: list[str], questions: Path | None, is_debugging: bool) -> tuple[list[str], str]:

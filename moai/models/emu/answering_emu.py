@@ -16,7 +16,7 @@ from ...checkpoints.io.hub_download import download_files
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
 from ..ranking import rank_continuations
-from ..shots import Demonstrations, parse_shots
+from ..shots import Demonstrations, load_shot, read_shots
 from .modeling_emu import EmuForConditionalGeneration
 from .processing_emu import EmuProcessor
 from .prompts import INSTRUCT_TOKENS, PROMPTS, cut_answer
@@ -229,8 +229,10 @@ class EmuAnswering(Answering):
         for name, (kind, least) in ({"images": (int, 0)} | _DRAWING).items():
             if name in chosen:
                 chosen[name] = _parse_number(name, chosen[name], kind, least)
-        if "shots" in chosen:
-            chosen["shots"] = parse_shots(chosen["shots"])
+        if isinstance(chosen.get("shots"), (str, Path)):
+            chosen["shots"] = read_shots(chosen["shots"])
+        if "shots" in chosen and not isinstance(chosen["shots"], Demonstrations):
+            chosen["shots"] = [load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
         if "choices" in chosen:
             chosen["choices"] = parse_choices(chosen["choices"])
             if chosen.get("images"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
-from ..shots import Demonstrations, parse_shots
+from ..shots import Demonstrations, load_shot, read_shots
 from .modeling_flamingo import FlamingoForConditionalGeneration
 from .processing_flamingo import FlamingoProcessor
 from .prompts import DEFAULT_PROMPT, PROMPTS, STOPS, cut_answer
@@ -28,7 +29,7 @@ class FlamingoAnswering(Answering):
 
     * ``shots``: demonstrations in front of the question, ``[(image, question, answer), ...]``, an image being None
       for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``; or
-      :class:`.shots.Demonstrations`, of which each question gets its own.
+      :class:`~moai.models.shots.Demonstrations`, of which each question gets its own.
     * ``prompt``: how questions are written, one of :data:`.prompts.PROMPTS`.
     * ``choices``: the answers to choose from, a list or ``"yes,no"``; reports hold their log-probabilities.
 
@@ -171,8 +172,10 @@ class FlamingoAnswering(Answering):
         chosen = super().parse_options(options)
         if "prompt" in chosen and chosen["prompt"] not in PROMPTS:
             raise ValueError(f"`prompt` must be one of {', '.join(PROMPTS)}, got {chosen['prompt']!r}.")
-        if "shots" in chosen:
-            chosen["shots"] = parse_shots(chosen["shots"])
+        if isinstance(chosen.get("shots"), (str, Path)):
+            chosen["shots"] = read_shots(chosen["shots"])
+        if "shots" in chosen and not isinstance(chosen["shots"], Demonstrations):
+            chosen["shots"] = [load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
         if "choices" in chosen:
             chosen["choices"] = parse_choices(chosen["choices"])
         return chosen

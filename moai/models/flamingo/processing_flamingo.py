@@ -10,10 +10,9 @@ from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from ...processing.control_tokens import ControlTokenGuard
-from ...processing.conversation_parts import escape_texts, list_images
-from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource
-from ...processing.image_rows import stack_images
-from ...processing.sample_batching import as_list, group_images_by_placeholders, pad_rows
+from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
+from ...processing.pixel_values import compute_pixel_values
+from ...processing.sample_batching import as_list, group_images_by_placeholders, pad_rows, unique_objects
 from ...processing.several_images import insert_images
 from ...processing.token_roles import IGNORE_INDEX
 from ..shots import Shot
@@ -98,8 +97,21 @@ class FlamingoProcessor(ProcessorMixin):
             **kwargs: As in transformers (``tokenize``, ``return_dict``, ...).
         """
         if sanitize_control_tokens:
-            conversation = escape_texts(conversation, self.guard)
+            conversation = self._escape(conversation)
         return super().apply_chat_template(conversation, chat_template=chat_template, **kwargs)
+
+    def _escape(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._escape(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        message = dict(value)
+        for key in ("content", "text"):
+            if isinstance(message.get(key), str):
+                message[key] = self.guard.escape(message[key])
+            elif key in message:
+                message[key] = self._escape(message[key])
+        return message
 
     def build_conversation(
         self,
@@ -176,7 +188,7 @@ class FlamingoProcessor(ProcessorMixin):
             if prompt is not None and prompt not in PROMPTS:
                 raise ValueError(f"`prompt` must be one of {sorted(PROMPTS)}, got {prompt!r}.")
             text = self.apply_chat_template(list(conversations), chat_template=prompt)
-            images = [list_images(messages) for messages in conversations]
+            images = [_list_images(messages) for messages in conversations]
         prompts = as_list(text)
         groups = group_images_by_placeholders(images, [item.count(IMAGE_TOKEN) for item in prompts], IMAGE_TOKEN)
         prefix = self.guard.prefix_ids if add_special_tokens else []
@@ -206,14 +218,24 @@ class FlamingoProcessor(ProcessorMixin):
         if labels is not None:
             data["labels"] = pad_rows(labels, IGNORE_INDEX, padding_side)
         if any(groups):
-            values, mask = stack_images(groups, self.image_processor, self.max_image_pixels, allow_urls)
-            data |= {"pixel_values": values} | ({} if mask.all() else {"media_mask": mask.astype(np.int64)})
+            data |= self._encode_images(groups, allow_urls)
         return BatchFeature(data, tensor_type=return_tensors)
 
     @property
     def _pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return self.end_of_chunk_token_id if pad is None else pad
+
+    def _encode_images(self, groups: Sequence[Sequence[Any]], allow_urls: bool) -> dict[str, Any]:
+        """Pixels of each row's images, zeros where a row has fewer than another."""
+        given, places = unique_objects([image for group in groups for image in group])
+        loaded = [load_image(image, self.max_image_pixels, allow_urls, allow_data_urls=True) for image in given]
+        pixels = compute_pixel_values(self.image_processor, loaded)[places]
+        counts = [len(group) for group in groups]
+        values = np.zeros((len(groups), max(counts), *pixels.shape[1:]), dtype=np.float32)
+        mask = np.arange(max(counts))[None] < np.array(counts)[:, None]
+        values[mask] = pixels
+        return {"pixel_values": values} | ({} if mask.all() else {"media_mask": mask.astype(np.int64)})
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """Text of token ids; see transformers."""
@@ -225,3 +247,18 @@ def _ask(images: Sequence[Any], question: str, context: str | None = None) -> di
     if context:
         parts.append({"type": "text", "text": f"{context}\n"})
     return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+
+
+def _list_images(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Images of a conversation in reading order."""
+    parts = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+    images = []
+    for part in parts:
+        if part["type"] == "image":
+            source = next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)
+            if source is None and isinstance(part.get("base64"), str):
+                source = "data:image;base64," + part["base64"]
+            if source is None:
+                raise ValueError(f"expected an image in {{'type': 'image', 'image': ...}}, got {sorted(part)}.")
+            images.append(source)
+    return images

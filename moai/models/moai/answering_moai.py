@@ -61,7 +61,7 @@ class MoAIAnswering(Answering):
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
     ) -> Any:
-        """See :meth:`.Answering.prepare`: the encoded prompt, which no verbalization lengthens."""
+        """See :meth:`.Answering.prepare`: the rendered prompt, which no verbalization lengthens."""
         turns = [turn for pair in earlier for turn in zip(("user", "assistant"), pair, strict=True)]
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}]} for role, text in (*turns, ("user", question))
@@ -83,15 +83,13 @@ class MoAIAnswering(Answering):
         texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
         return self._check_prompt(prompt, sum(len(text.split()) for text in texts), max_new_tokens)
 
-    def _check_prompt(self, text: str, num_words: int, max_new_tokens: int) -> Any:
-        """The encoded prompt.
+    def _check_prompt(self, prompt: str, num_words: int, max_new_tokens: int) -> str:
+        """The prompt as it is.
 
         Raises:
             ValueError: It is too long.
         """
-        encoder = self.processor.encoder
-        prompt = encoder.encode_prompt(text)
-        length = len(encoder.encode_sample(prompt)["input_ids"])
+        length = len(self.processor.encoder.encode_sample(prompt)["input_ids"])
         longest = self.model.config.max_positions
         known = [bound for bound in (self.processor.max_length, longest and longest - max_new_tokens) if bound]
         if known and length > min(known):
