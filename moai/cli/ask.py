@@ -76,13 +76,8 @@ def ask(
     """Ask about images: moai ask street.png "What is written on the sign?"."""
     with reporting_errors(debug):
         from ..checkpoints.io.lookup import find_checkpoint
-        from .answer_settings import (
-            AnswerSettings,
-            describe_deciding_settings,
-            load_pipeline,
-            parse_options,
-            read_scene,
-        )
+        from ..data.scene_files import read_scene
+        from .answer_settings import AnswerSettings, describe_deciding_settings, load_pipeline, parse_options
         from .answering import answer_images, read_first_image, report_unreadable
         from .drawing import check_image_out, draw_image, read_parts
         from .overlays import Overlays
