@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from .configuration_mixer import NUM_EXPERTS, ROUTING_MODES
+from .configuration_mixer import NUM_EXPERTS, ROUTING_MODES, MixerConfig
 
 IMAGE, LANGUAGE = 0, 1  # order of the streams wherever both stand in one tensor
 
@@ -68,11 +68,7 @@ class StreamRouting(NamedTuple):
 
 
 def resolve_routing(
-    routing: str | Mapping[str, object] | torch.Tensor | Routing | None,
-    *,
-    num_layers: int,
-    default_mode: str,
-    default_top_k: int,
+    routing: str | Mapping[str, object] | torch.Tensor | Routing | None, config: MixerConfig
 ) -> Routing:
     """Turn what a caller may pass as ``routing=`` into a :class:`Routing`.
 
@@ -80,9 +76,7 @@ def resolve_routing(
         routing: None (the configured default), a mode's name, a mapping with ``mode``, ``top_k`` and, for
             ``random_expert``, ``seed``; or weights of shape (3,), (2, 3), (M, 2, 3) or (B, M, 2, 3) with stream
             order (image, language) and expert order (auxiliary, other modality, self), normalised to sum 1.
-        num_layers: Number M of mixer layers.
-        default_mode: Mode used when ``routing`` names none.
-        default_top_k: Top-k used when ``routing`` names none.
+        config: Of the mixer: its M layers; mode and top-k where ``routing`` names none.
 
     Returns:
         The resolved routing.
@@ -90,13 +84,14 @@ def resolve_routing(
     Raises:
         ValueError: If the mode, top-k or weights are not valid.
     """
+    num_layers = len(config.layers)
     if isinstance(routing, Routing):
         routing.check_num_layers(num_layers)
         return routing
     if isinstance(routing, torch.Tensor):
         return Routing("given", weights=_check_weights(routing, num_layers))
     if routing is None or isinstance(routing, str):
-        routing = {"mode": routing or default_mode}
+        routing = {"mode": routing or config.routing}
     if not isinstance(routing, Mapping):
         raise ValueError(
             f"`routing` must be a mode name, a mapping or a tensor of weights, got {type(routing).__name__}."
@@ -104,8 +99,8 @@ def resolve_routing(
     unknown = set(routing) - {"mode", "top_k", "seed"}
     if unknown:
         raise ValueError(f"`routing` takes the keys mode, top_k and seed, got {sorted(unknown)}.")
-    mode = str(routing.get("mode", default_mode))
-    top_k = int(routing.get("top_k", default_top_k))
+    mode = str(routing.get("mode", config.routing))
+    top_k = int(routing.get("top_k", config.top_k))
     if mode not in ROUTING_MODES:
         raise ValueError(f"`routing` mode must be one of {ROUTING_MODES}, got {mode!r}.")
     if not 1 <= top_k <= NUM_EXPERTS:

@@ -60,8 +60,9 @@ FOLDER_LAW = {
         "moai/models/tcl",
     ),
     "moai/pipeline": ("verbalizers", "moai/models"),
+    "moai/planning": ("verbalizers", "moai/models/moai"),
     "moai/data": ("verbalizers", "moai/scenes", "moai/models/moai"),
-    "moai/training": ("verbalizers", "moai/models/moai", "moai/models/tcl", "moai/data"),
+    "moai/training": ("verbalizers", "moai/planning", "moai/models/moai", "moai/models/tcl", "moai/data"),
     "moai/evaluation": ("verbalizers", "moai/models/moai", "moai/data", "moai/pipeline", "moai/training"),
     "moai/serving": ("verbalizers", "moai/pipeline"),
     "moai/cli": (

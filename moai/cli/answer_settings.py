@@ -14,6 +14,7 @@ from verbalizers.core.verbalizer import fingerprint_checkpoint
 
 from ..checkpoints.io.contents import hash_checkpoint
 from ..checkpoints.io.lookup import find_checkpoint
+from .overlays import Overlays
 from .rendering import note
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ class AnswerSettings:
 
     Attributes:
         is_json: One JSON object per answer on standard output.
-        is_drawing: Save an overlay of each image.
-        overlay: Where; None = the working directory.
+        overlays: Where each image's drawing goes; None = nothing is drawn.
         is_streaming: Show pieces as they come; None = on a terminal.
         timeout_s: Seconds per image for a verbalizer.
         batch_size: Images per pass.
@@ -48,8 +48,7 @@ class AnswerSettings:
     """
 
     is_json: bool = False
-    is_drawing: bool = False
-    overlay: Path | None = None
+    overlays: Overlays | None = None
     is_streaming: bool | None = None
     timeout_s: float | None = None
     batch_size: int = 8

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from verbalizers import Scene
 
 from ..processing.image_loading import ImageLoadError, TooManyPixelsError, load_image
 from .answer_settings import AnswerSettings
-from .overlays import draw_overlay
 from .rendering import (
     footer_of,
     is_terminal,
@@ -25,11 +26,16 @@ if TYPE_CHECKING:
     from ..pipeline.answers import Answer
     from ..pipeline.pipeline import Pipeline
 
-__all__ = ["answer_pictures", "tell_unreadable_images"]
+__all__ = ["answer_images", "read_first_image", "report_unreadable"]
 
 
-def answer_pictures(
-    pipeline: Pipeline, images: Sequence[str], question: str, scenes: Sequence[Scene], settings: AnswerSettings
+def answer_images(
+    pipeline: Pipeline,
+    images: Sequence[str],
+    question: str,
+    scenes: Sequence[Scene],
+    settings: AnswerSettings,
+    read: Mapping[str, Image.Image],
 ) -> int:
     """Ask one question about each image and show the answers as they come.
 
@@ -39,6 +45,7 @@ def answer_pictures(
         question: The question.
         scenes: One per image, or none.
         settings: How.
+        read: Images that have been read, by path.
 
     Returns:
         How many images got no answer; each was reported.
@@ -46,15 +53,16 @@ def answer_pictures(
     is_interactive = is_terminal() and not settings.is_json
     kwargs = settings.to_kwargs() | {"on_error": "skip", "batch_size": settings.batch_size}
     if is_interactive and settings.is_streaming is not False:
-        return _stream_images(pipeline, images, question, scenes, settings, kwargs)
+        return _stream_images(pipeline, images, question, scenes, settings, kwargs, read)
     if settings.is_streaming and not settings.is_json and len(images) == 1:
         kwargs["stream"] = lambda piece: print(piece, end="", flush=True)
     num_failed = 0
-    outputs = pipeline.answer_each(list(images), question, list(scenes) or None, **kwargs)
+    sources = [read.get(image, image) for image in images]
+    outputs = pipeline.answer_each(sources, question, list(scenes) or None, **kwargs)
     for index, (image, output) in enumerate(zip(images, outputs, strict=True)):
         if output.error is not None:
             num_failed += 1
-        overlay, obstacle = draw_overlay(output.scene, image, index, len(images), settings)
+        overlay, obstacle = _draw(settings, output.scene, index, sources[index])
         if settings.is_json:
             row = {"image": image, "question": question, **output.to_dict()}
             print_json(row | ({} if overlay is None else {"overlay": str(overlay)}))
@@ -73,33 +81,43 @@ def answer_pictures(
     return num_failed
 
 
-def tell_unreadable_images(images: Sequence[str], question: str, settings: AnswerSettings) -> bool:
-    """Report images that cannot be read, without a model, where none can; else each is reported in its place.
+def read_first_image(images: Sequence[str]) -> dict[str, Image.Image] | list[tuple[str, str]]:
+    """Read images until one can be read, before a model is loaded.
 
     Args:
         images: Paths.
-        question: The question.
-        settings: ``is_json`` counts.
 
     Returns:
-        Whether at least one image can be read.
+        That image by its path, for :func:`answer_images`; empty where it is for the checkpoint to say how large an
+        image may be. Where none can be read, each path with the reason.
     """
     problems = []
-    for image in images:
+    for path in images:
         try:
-            load_image(image)
+            image = load_image(path)
         except TooManyPixelsError:
-            return True  # for the checkpoint to say: it has a bound of its own
+            return {}
         except ImageLoadError as error:
-            problems.append((image, str(error)))
+            problems.append((path, str(error)))
         else:
-            return True
+            image.filename = path  # Pillow's own name for it: messages name the file
+            return {path: image}
+    return problems
+
+
+def report_unreadable(problems: Sequence[tuple[str, str]], question: str, settings: AnswerSettings) -> None:
+    """Report images that cannot be read as if each had been asked about."""
     for image, problem in problems:
         if settings.is_json:
             print_json({"image": image, "question": question, "answer": None, "error": problem})
         else:
             note(f"error: {problem}")
-    return False
+
+
+def _draw(
+    settings: AnswerSettings, scene: Scene | None, index: int, image: str | Image.Image
+) -> tuple[Path | None, Exception | None]:
+    return (None, None) if settings.overlays is None else settings.overlays.draw(scene, index, image)
 
 
 def _stream_images(
@@ -109,14 +127,15 @@ def _stream_images(
     scenes: Sequence[Scene],
     settings: AnswerSettings,
     kwargs: dict[str, Any],
+    read: Mapping[str, Image.Image],
 ) -> int:
     """Stream the answers, one growing panel after the other."""
     num_failed = 0
     for index, image in enumerate(images):
-        scene = scenes[index] if scenes else None
+        scene, source = scenes[index] if scenes else None, read.get(image, image)
         with live_answer(image, question) as panel:
-            output = next(pipeline.answer_each(image, question, scene, stream=panel.add, **kwargs))
-            overlay, obstacle = draw_overlay(output.scene, image, index, len(images), settings)
+            output = next(pipeline.answer_each(source, question, scene, stream=panel.add, **kwargs))
+            overlay, obstacle = _draw(settings, output.scene, index, source)
             if output.error is None:
                 panel.finish(output.answer, _footer(output, overlay, settings))
             else:

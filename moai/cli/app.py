@@ -16,6 +16,8 @@ from .ask import ask
 from .convert import convert
 from .evaluate import evaluate
 from .info import info
+from .inspect import inspect
+from .plan import plan
 from .serve import serve
 from .train import train
 from .verbalize import verbalize
@@ -52,7 +54,9 @@ app.command(no_args_is_help=True)(ask)
 app.command(no_args_is_help=True)(verbalize)
 app.command(no_args_is_help=True)(convert)
 app.command()(info)
+app.command()(plan)
 app.command()(serve)
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(evaluate)
+app.command(no_args_is_help=True)(inspect)
 app.command(no_args_is_help=True)(ablate)

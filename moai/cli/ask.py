@@ -76,8 +76,8 @@ def ask(
             parse_options,
             read_scene,
         )
-        from .answering import answer_pictures, tell_unreadable_images
-        from .overlays import check_overlays
+        from .answering import answer_images, read_first_image, report_unreadable
+        from .overlays import Overlays
         from .question_files import answer_file
 
         given = {"--out": out, "--overwrite": overwrite or None}
@@ -89,8 +89,7 @@ def ask(
         images, question = _split_arguments(arguments or [], questions, debug)
         settings = AnswerSettings(
             is_json=json_output,
-            is_drawing=show or overlay is not None,
-            overlay=overlay,
+            overlays=Overlays(images, overlay) if show or overlay is not None else None,
             is_streaming=False if num_beams > 1 else stream,
             timeout_s=timeout or None,
             batch_size=batch_size,
@@ -102,8 +101,8 @@ def ask(
         scenes = [read_scene(path) for path in scene or []]
         if scenes and len(scenes) != len(images):
             raise ValueError(f"expected one --scene per image ({len(images)}), got {len(scenes)}.")
-        if settings.is_drawing:
-            check_overlays(images, overlay, scene or [])
+        if settings.overlays:
+            settings.overlays.check(scene or [])
         choice: dict[str, Any] = {"device": device, "dtype": dtype}
         choice |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
         load = partial(load_pipeline, model, verbalizers, debug, quiet, settings.options, **choice)
@@ -112,9 +111,11 @@ def ask(
             exit_for(answer_file(load, model, questions, out, settings, deciding, max_errors, overwrite), None)
             return
         find_checkpoint(model)  # a wrong name is told at once
-        if not tell_unreadable_images(images, question, settings):
+        read = read_first_image(images)
+        if isinstance(read, list):
+            report_unreadable(read, question, settings)
             raise typer.Exit(EXIT_FAILED)
-        exit_for(answer_pictures(load(), images, question, scenes, settings), len(images))
+        exit_for(answer_images(load(), images, question, scenes, settings, read), len(images))
 
 
 def _split_arguments(arguments: list[str], questions: Path | None, is_debugging: bool) -> tuple[list[str], str]:

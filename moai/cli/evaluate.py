@@ -58,8 +58,9 @@ def evaluate(
 ) -> None:
     """Measure a model: moai evaluate moai-nano scenes per_kind=100.
 
-    TEST settings are those of moai.evaluation.question_settings. The same command again goes on after a kill; --out
-    holds results.json, samples.jsonl and report.html.
+    TEST settings are those of moai.evaluation.question_settings; of a TCL, which searches among captioned images,
+    those of moai.evaluation.retrieval. The same command again goes on after a kill; --out holds results.json,
+    samples.jsonl and report.html.
     """
     with reporting_errors(debug):
         if compare is not None:
@@ -83,6 +84,24 @@ def evaluate(
         folder = find_checkpoint(model)  # a wrong name is told at once
         if not debug:
             silence_libraries()
+        from ..evaluation.retrieval import compares_texts
+
+        if compares_texts(folder):
+            given = {"--baseline": baseline, "--mask-each": mask_each, "--reader": reader, "--option": option}
+            given |= {
+                "--num-beams": num_beams > 1,
+                "--dtype": dtype,
+                "--verbalizers": verbalizers,
+                "--max-errors": max_errors,
+            }
+            given |= {"--load-in-4bit": load_in_4bit, "--load-in-8bit": load_in_8bit}
+            if strangers := [name for name, value in given.items() if value]:
+                raise ValueError(
+                    f"expected no {', '.join(strangers)} for {model}, which compares images and texts and answers "
+                    "nothing. Leave it out."
+                )
+            _evaluate_retrieval(model, folder, test, overrides or [], out, batch_size, device, json_output)
+            return
         from ..evaluation.conditions import BASELINES
         from ..evaluation.loading import load_test
         from ..evaluation.question_settings import load_test_settings
@@ -136,6 +155,28 @@ def evaluate(
             return
         print(describe_results(content))
         note(f"results.json, samples.jsonl and report.html: {run.out}")
+
+
+def _evaluate_retrieval(
+    model: str,
+    folder: str | Path,
+    test: str,
+    overrides: list[str],
+    out: Path | None,
+    batch_size: int,
+    device: str | None,
+    is_json: bool,
+) -> None:
+    from ..evaluation.retrieval import evaluate_retrieval, format_retrieval
+    from .rendering import note, print_json
+
+    out = out or Path("runs", "evaluate", f"{Path(model).name}-{Path(test).stem}")
+    results = evaluate_retrieval(folder, test, overrides, out, batch_size, device)
+    if is_json:
+        print_json(results)
+        return
+    print(format_retrieval(results))
+    note(f"results.json: {out}")
 
 
 def _load_reader(folder: Path) -> Any:

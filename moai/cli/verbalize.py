@@ -52,8 +52,9 @@ def verbalize(
     debug: DebugOption = False,
 ) -> None:
     """Print what computer vision finds in images, in words, or keep it for a whole data set (--out)."""
-    from .answer_settings import AnswerSettings, silence_libraries
-    from .verbalizing import verbalize_pictures
+    from .answer_settings import silence_libraries
+    from .overlays import Overlays
+    from .verbalizing import verbalize_images
 
     with reporting_errors(debug):
         from .dataset import DatasetSettings, selects_dataset, verbalize_datasets
@@ -70,5 +71,6 @@ def verbalize(
             options = (engine, workers, batch_size, image_folder, column, limit, retry_failures, json_output)
             exit_for(*verbalize_datasets(images, model, verbalizers, chosen, DatasetSettings(out, *options)))
             return
-        settings = AnswerSettings(json_output, show or overlay is not None, overlay, timeout_s=limit)
-        exit_for(verbalize_pictures(images, model, verbalizers, chosen, settings, profile), len(images))
+        overlays = Overlays(images, overlay) if show or overlay is not None else None
+        num_failed = verbalize_images(images, model, verbalizers, chosen, limit, overlays, json_output, profile)
+        exit_for(num_failed, len(images))

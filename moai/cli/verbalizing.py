@@ -14,9 +14,9 @@ from ..checkpoints.io.lookup import find_checkpoint, list_bundled_checkpoints
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
 from ..pipeline.looking import complete_scenes, find_missing_kinds
 from ..processing.image_loading import load_image
-from .answer_settings import AnswerSettings, parse_verbalizers
+from .answer_settings import parse_verbalizers
 from .options import DEFAULT_MODEL
-from .overlays import check_overlays, draw_overlay
+from .overlays import Overlays
 from .profiling import print_costs
 from .rendering import (
     describe_missing,
@@ -26,7 +26,7 @@ from .rendering import (
     progress_bar,
 )
 
-__all__ = ["choose_verbalizers", "verbalize_pictures"]
+__all__ = ["choose_verbalizers", "verbalize_images"]
 
 
 def choose_verbalizers(
@@ -59,12 +59,14 @@ def choose_verbalizers(
     return stored, add_sources(chosen, built), absent
 
 
-def verbalize_pictures(
+def verbalize_images(
     images: Sequence[str],
     model: str | None,
     verbalizers: str | None,
     kinds: Sequence[str] | None,
-    settings: AnswerSettings,
+    timeout_s: float | None,
+    overlays: Overlays | None = None,
+    is_json: bool = False,
     is_profiling: bool = False,
 ) -> int:
     """Print what the verbalizers find in each image. The language model is not loaded.
@@ -74,7 +76,9 @@ def verbalize_pictures(
         model: Checkpoint whose ``verbalizers.json`` to use; None = the bundled one's.
         verbalizers: Names separated by commas: only these of them, or others.
         kinds: Only these kinds speak, and only they and whoever finds what they use look; None = all.
-        settings: ``is_json``, ``is_drawing``, ``overlay`` and ``timeout_s`` count.
+        timeout_s: Seconds per image for a verbalizer; None = no limit.
+        overlays: Where each image's drawing goes; None = nothing is drawn.
+        is_json: One JSON object per image on standard output.
         is_profiling: Measure each verbalizer alone, then all side by side; print a table, or with ``is_json`` add
             ``profile`` to each row.
 
@@ -84,8 +88,8 @@ def verbalize_pictures(
     Raises:
         ValueError: An unknown kind or verbalizer.
     """
-    if settings.is_drawing:
-        check_overlays(images, settings.overlay)
+    if overlays is not None:
+        overlays.check()
     stored, looking, absent = choose_verbalizers(model, verbalizers, kinds)
     wanted = list(kinds or stored.kinds)
     num_failed = 0
@@ -97,19 +101,19 @@ def verbalize_pictures(
             try:
                 image = load_image(path)
                 if is_profiling:
-                    scene, cost = profile_scene(image, looking, settings.timeout_s, is_first=not costs)
+                    scene, cost = profile_scene(image, looking, timeout_s, is_first=not costs)
                     costs.append(cost)
                 else:
-                    scene = complete_scenes([(image, None)], looking, settings.timeout_s)[0]
+                    scene = complete_scenes([(image, None)], looking, timeout_s)[0]
             except ValueError as error:
                 num_failed += 1
-                print_json({"image": path, "error": str(error)}) if settings.is_json else note(f"error: {error}")
+                print_json({"image": path, "error": str(error)}) if is_json else note(f"error: {error}")
                 continue
             scene = keep_kinds(scene, kinds)
             words = verbalize_scene(scene, compat=stored.compat, settings=stored.words)
             missing = find_missing_kinds(scene, wanted, absent)
-            overlay, obstacle = draw_overlay(scene, path, index, len(images), settings)
-            if settings.is_json:
+            overlay, obstacle = (None, None) if overlays is None else overlays.draw(scene, index, image)
+            if is_json:
                 row = {"image": path, "words": words, "scene": scene.to_dict(), "missing": missing}
                 row |= {} if overlay is None else {"overlay": str(overlay)}
                 print_json(row | ({"profile": [c.to_dict() for c in costs[-1]]} if is_profiling else {}))
@@ -119,6 +123,6 @@ def verbalize_pictures(
                 print_words(path, words, footer)
             if obstacle is not None:
                 raise obstacle
-    if costs and not settings.is_json:
+    if costs and not is_json:
         print_costs(costs)
     return num_failed

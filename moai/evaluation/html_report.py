@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -33,7 +34,10 @@ details pre { white-space: pre-wrap; margin: .3rem 0; }
 form { display: flex; gap: 1rem; flex-wrap: wrap; margin: 1rem 0; }
 [hidden] { display: none; }
 """
+# Many questions are about one image: each stands in the page once.
 _SCRIPT = """
+const images = JSON.parse(document.querySelector("#images").textContent);
+for (const image of document.querySelectorAll("img[data-image]")) image.src = images[image.dataset.image];
 const form = document.querySelector("form"), count = document.querySelector("#count");
 function filter() {
   const kind = form.kind.value, right = form.right.value, text = form.text.value.toLowerCase();
@@ -124,13 +128,18 @@ def write_report(
         '<option value="right">right</option></select></label><label>text <input name="text"></label>'
         '<span id="count" class="dim"></span></form>',
     ]
+    images: dict[int, str] = {}
     if len(test.questions) > len(shown):
         body.append(f"<p>{len(shown)} of {len(test.questions)} answers, wrong ones first; samples.jsonl has all.</p>")
     for place in sorted(shown):
         question = test.questions[place]
-        image = folder / IMAGES_FOLDER / f"{places[question.image.key]}.jpg"
+        number = places[question.image.key]
+        file = folder / IMAGES_FOLDER / f"{number}.jpg"
+        if file.is_file():
+            images[number] = "data:image/jpeg;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
         others = {name: part[place] for name, part in rows.items() if name != MODEL}
-        body.append(_article(rows[MODEL][place], others, image))
+        body.append(_article(rows[MODEL][place], others, number if number in images else None))
+    body.append(f'<script type="application/json" id="images">{json.dumps(images)}</script>')
     with atomic_file(path) as temporary:
         temporary.write_text(make_valid(page(f"{content['model']}: evaluation", body, _SCRIPT)), encoding="utf-8")
 
@@ -163,7 +172,7 @@ def _results_table(results: Mapping[str, Any]) -> str:
         rows.append([kind, first["measure"], first["asked"], *map(_cell, parts)])
         for wording in first.get("wordings", ()):
             halves = [part and part.get("wordings", {}).get(wording) for part in parts]
-            rows.append([f"  {wording}", first["measure"], halves[0]["asked"], *map(_cell, halves)])
+            rows.append([f"\u2013 {wording}", first["measure"], halves[0]["asked"], *map(_cell, halves)])
     return table(["question", "measure", "asked", *results], rows, 2) + "<p>Percent, with 95 % intervals.</p>"
 
 
@@ -180,10 +189,10 @@ def _against_table(against: Mapping[str, Any]) -> str:
     return table(columns, rows, 2)
 
 
-def _article(row: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], image: Path) -> str:
+def _article(row: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], image: int | None) -> str:
     """One answer with what it rests on."""
     verdict = "right" if row["right"] else "wrong"
-    drawing = embed_image(image.read_bytes(), "the image with what was found in it") if image.is_file() else ""
+    drawing = "" if image is None else f'<img data-image="{image}" alt="the image with what was found in it">'
     earlier = "".join(f'<p class="dim">{escape(asked)} - {escape(said)}</p>' for asked, said in row.get("earlier", ()))
     wording = f", {row['wording']}" if row.get("wording") else ""
     lines = [

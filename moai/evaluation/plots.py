@@ -40,6 +40,8 @@ def draw_conditions(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> b
             colour = "black" if place == 0 else "C0"
             axes.errorbar([100 * value], [place], xerr=reach, fmt="o", color=colour, markersize=4, capsize=2)
         axes.axvline(100 * results[names[0]][kind]["value"], color="0.8", linewidth=1, zorder=0)
+        if all(results[name][kind]["interval95"][1] <= 1 for name in names):  # CIDEr has no such end
+            axes.set_xlim(-4, 104)
         axes.set_title(kind.replace("_", " "), fontsize=9)
         axes.grid(axis="x", color="0.93")
         axes.set_axisbelow(True)

@@ -2,19 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, StrictInt
 
+from moai.checkpoints.io.contents import hash_checkpoint
 from moai.data.image_samples import ImageDataset
+from moai.data.image_settings import ImageDataSettings, ImageSourceSettings
 from moai.models.tcl.modeling_tcl import TCLModel
 from moai.models.tcl.processing_tcl import TCLProcessor
+from moai.settings import load_settings, read_yaml, settings, to_plain
+from verbalizers.core.durable_files import atomic_file, hold_folder
 
-__all__ = ["RetrievalScores", "measure_retrieval", "recall_at", "score_pairs"]
+from .intervals import wilson_interval
+from .tables import format_table
+
+__all__ = [
+    "RetrievalScores",
+    "RetrievalTest",
+    "compares_texts",
+    "evaluate_retrieval",
+    "format_retrieval",
+    "measure_retrieval",
+    "recall_at",
+    "score_pairs",
+]
 
 RANKS = (1, 5, 10)
+_WAYS = {"image_to_text": "num_images", "text_to_image": "num_texts"}
+
+
+@settings
+class RetrievalTest(ImageSourceSettings):
+    """Captioned images among which is searched; see :class:`moai.data.image_settings.ImageSourceSettings`.
+
+    Attributes:
+        num_matched: See :func:`score_pairs`.
+        max_bad_rows: Rows without a readable image or a caption that are left out.
+    """
+
+    num_matched: Annotated[StrictInt, Field(ge=0)] = 0
+    max_bad_rows: Annotated[StrictInt, Field(ge=0)] = 0
+
+
+def compares_texts(folder: str | Path) -> bool:
+    """Whether a checkpoint is a model that compares images and texts and answers nothing: a TCL.
+
+    Args:
+        folder: Of the checkpoint, or a hub name, of which none is known.
+    """
+    file = Path(folder) / "config.json"
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == "tcl"
+
+
+def evaluate_retrieval(
+    folder: str | Path,
+    test: str,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Search among captioned images with a model.
+
+    Args:
+        folder: Of a TCL with its processor.
+        test: "scenes", a file of captioned images, or a YAML file of :class:`RetrievalTest`.
+        overrides: ``key=value`` words laid over it.
+        out: Folder that receives ``results.json``; None = nothing is written.
+        batch_size: Images, texts or pairs per forward pass.
+        device: Where; None = the CPU.
+
+    Returns:
+        What ``results.json`` holds: the test, hashes of the model's files, and :func:`measure_retrieval`.
+
+    Raises:
+        ValueError: The test is not as expected, or rows are bad.
+    """
+    model = TCLModel.from_pretrained(folder, dtype=torch.float32).eval().to(device or "cpu")
+    side = model.config.vision_config.image_size
+    content: Mapping[str, Any] = {"path": test}
+    if test == "scenes":
+        content = {"scenes": {"split": "test", "length": 500, "image_size": side, "num_objects": [1, 4]}}
+    elif test.endswith((".yaml", ".yml")):
+        content = read_yaml(test)
+    asked = load_settings(RetrievalTest, content, overrides)
+    source = {name: value for name, value in to_plain(asked).items() if name not in ("num_matched", "max_bad_rows")}
+    data = load_settings(ImageDataSettings, {"sources": [source], "max_bad_rows": asked.max_bad_rows})
+    dataset = ImageDataset(data, has_captions=True)
+    processor = TCLProcessor.from_pretrained(folder)
+    found = measure_retrieval(model, processor, dataset, batch_size, asked.num_matched)
+    results = {"test": to_plain(asked), "model": hash_checkpoint(folder), "data": dataset.identity(), **found}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        with hold_folder(out), atomic_file(out / "results.json") as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
+
+
+def format_retrieval(results: Mapping[str, Any]) -> str:
+    """A table of recalls with Wilson's 95 % intervals."""
+    rows = []
+    for way, counted in _WAYS.items():
+        for name, share in results[way].items():
+            low, high = wilson_interval(round(share * results[counted]), results[counted])
+            rows.append([way.replace("_", " "), name, f"{share:.1%}", f"{low:.1%} to {high:.1%}"])
+    title = f"{results['num_images']} images, {results['num_texts']} texts"
+    return f"{title}\n{format_table(['search', 'measure', 'share', '95 %'], rows)}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -274,8 +274,11 @@ class Answering(ABC):
             **generate_kwargs: To ``generate``.
         """
         result = self._run_generate(inputs, **options, **generate_kwargs)
-        texts = self._decode(result, inputs)
-        return [GeneratedAnswer((self.finish_text(text, options),)) for text in texts]
+        texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+        return [
+            GeneratedAnswer((self.finish_text(text, options),), report)
+            for text, report in zip(texts, reports, strict=True)
+        ]
 
     def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
         """The answer in a generated text, white space at its ends removed.
@@ -308,6 +311,52 @@ class Answering(ABC):
     @torch.inference_mode()
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
         return self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
+
+    def _report_tokens(self, result: Any, is_reporting: bool) -> list[dict[str, Any]]:
+        """Per row ``tokens``, the answer's tokens with their probabilities, where ``output_scores`` asked for scores.
+
+        With greedy decoding each also has ``others``, the likeliest tokens in its place.
+        """
+        if not is_reporting or getattr(result, "scores", None) is None:
+            return [{}] * len(result.sequences)
+        beams = getattr(result, "beam_indices", None)
+        scores = self.model.compute_transition_scores(
+            result.sequences, result.scores, beams, normalize_logits=beams is None
+        )
+        reports = []
+        for row, ids in enumerate(result.sequences[:, -scores.shape[1] :].tolist()):
+            tokens = []
+            for place, token in enumerate(ids):
+                told = {"token": self.tokenizer.decode([token]), "probability": scores[row, place].exp().item()}
+                if beams is None:
+                    likeliest = result.scores[place][row].float().softmax(-1).topk(3)
+                    rows = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+                    told["others"] = [
+                        (self.tokenizer.decode([other]), share) for other, share in rows if other != token
+                    ]
+                tokens.append(told)
+                if token in self.end_ids:
+                    break
+            reports.append({"tokens": tokens})
+        return reports
+
+    def explain(
+        self, image: Image.Image, question: str, scene: Any, settings: VerbalizerSettings, answer: str
+    ) -> tuple[list[str], list[tuple[str, float]]]:
+        """What else is known about an answer: nothing, for most models.
+
+        Args:
+            image: What was asked about.
+            question: What was asked.
+            scene: What was found.
+            settings: How it is said.
+            answer: What was answered.
+
+        Returns:
+            The prompt's words, one per row of a report's language routing; and the tokens of the verbalization, each
+            with its share of what the answer rests on.
+        """
+        return [], []
 
     def words_in_prompt(self) -> Answering:
         """The same model without an image, reading the verbalization as words of its prompt.

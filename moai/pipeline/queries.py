@@ -13,7 +13,7 @@ from PIL import Image
 from verbalizers import Scene
 
 from ..models.answering import Answering
-from ..processing.image_loading import ImageLoadError, ImageSource, can_go_back, load_image, read_stream
+from ..processing.image_loading import ImageLoadError, ImageSource, can_go_back, read_stream, view_image
 from ..processing.sample_batching import as_list
 
 __all__ = ["Query", "hash_image", "pair_queries"]
@@ -64,8 +64,9 @@ class Query:
     @property
     def name(self) -> str:
         """Name of this query in messages: its index, and its path where it has one."""
-        source = self.sources[0] if len(self.sources) == 1 else None
-        path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
+        path = self.sources[0] if len(self.sources) == 1 else None
+        if not isinstance(path, (str, os.PathLike)):
+            path = getattr(path, "filename" if isinstance(path, Image.Image) else "name", None)
         return f"item {self.index}" + (f" ({os.fspath(path)})" if isinstance(path, (str, os.PathLike)) else "")
 
     def fail(self, error: Exception) -> None:
@@ -85,7 +86,7 @@ class Query:
         """
         loaded = loaded or {}
         pairs = zip(self.source_keys, self.sources, strict=True)
-        self.images = [loaded[key] if key in loaded else load_image(source, max_pixels) for key, source in pairs]
+        self.images = [loaded[key] if key in loaded else view_image(source, max_pixels) for key, source in pairs]
         for scene, image in zip(self.scenes, self.images, strict=True):
             _check_scene(scene, image)
 

@@ -100,7 +100,8 @@ def load_image(
         ImageLoadError: Not an image, damaged, too large, or a source that is not allowed.
     """
     if isinstance(source, Image.Image):
-        return _finish(source, "PIL image", max_pixels)
+        name = getattr(source, "filename", None)
+        return _finish(source, _clip(name) if isinstance(name, str) and name else "PIL image", max_pixels)
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
         return _from_array(_to_numpy(source), max_pixels, channels_first=hasattr(source, "detach"))
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -122,6 +123,26 @@ def load_image(
         f"expected an image as path, bytes, PIL image or array, got {type(source).__name__}. "
         "Pass one of these, one image at a time."
     )
+
+
+def view_image(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS, **settings: Any) -> Image.Image:
+    """Load an image for reading only: what :func:`load_image` returned before is not checked and copied again.
+
+    Args:
+        source: As for :func:`load_image`.
+        max_pixels: Likewise.
+        **settings: Likewise.
+
+    Returns:
+        A PIL image of mode RGB, perhaps ``source`` itself: not to be drawn on.
+
+    Raises:
+        ImageLoadError: See :func:`load_image`.
+    """
+    is_done = type(source) is Image.Image and source.mode == "RGB" and not {"exif", "transparency"} & source.info.keys()
+    if is_done and 1 <= source.width * source.height <= max_pixels:
+        return source
+    return load_image(source, max_pixels, **settings)
 
 
 def _clip(source: object, limit: int = 120) -> str:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moai.models.moai.configuration_moai import MoAIConfig
+from moai.planning.weight_sizes import NF4_BYTES, count_moai, count_published_verbalizers, format_sizes
 
 from .flop_counting import SampleShape, StepCount, count_step
 from .train_settings import TrainSettings, load_settings
-from .weight_sizes import count_moai, count_published_verbalizers, format_sizes
 
 __all__ = ["Cluster", "Estimate", "estimate_run", "format_table", "main", "moai_7b_config"]
 
-# Bytes per parameter. nf4 with double quantisation: 4 bits and 0.127 of constants (QLoRA, arXiv 2305.14314, section 3).
-_HALF, _NF4 = 2.0, 4.127 / 8
+#: Bytes of a parameter in 16 bits.
+_HALF = 2.0
 #: Weight, gradient and AdamW's two moments in float32.
 _TRAINED = 16.0
 #: What is left free for fragments, the context and communication.
@@ -106,7 +106,7 @@ def estimate_run(
     """
     gpus = cluster.num_gpus
     frozen = count.num_parameters - count.num_trained
-    weights = (frozen - count.num_linear) * _HALF + count.num_linear * (_NF4 if is_quantized else _HALF)
+    weights = (frozen - count.num_linear) * _HALF + count.num_linear * (NF4_BYTES if is_quantized else _HALF)
     weights += count.num_copied * _HALF
     trained = count.num_trained * _TRAINED
     if is_sharded:  # and two layers are whole at any time: the one that works and the next
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = MoAIConfig.from_pretrained(words.model) if words.model else moai_7b_config()
     if words.weights:
         sizes = {words.model or "MoAI-7B": count_moai(config), **count_published_verbalizers()}
-        print(format_sizes(sizes, _NF4))
+        print(format_sizes(sizes))
         return 0
     shape = SampleShape(words.prompt_tokens, words.answer_tokens, words.auxiliary_tokens)
     counts = {stage: count_step(config, recipe_of(stage, words.lora_rank), shape) for stage in (1, 2)}

@@ -199,7 +199,7 @@ def _decode(
     choice = {"mode": settings.routing_mode, "top_k": settings.top_k}
     if settings.routing_mode == "random_expert":
         choice["seed"] = 0
-    routing = resolve_routing(choice, num_layers=len(mixer.layers), default_mode=mixer.routing, default_top_k=3)
+    routing = resolve_routing(choice, mixer)
     image_stream, language_stream = (TokenStream.from_roles(real_roles == role) for role in (IMAGE_ROLE, LANGUAGE_ROLE))
     mixture = Mixture(body.mixers, auxiliary, image_stream, language_stream, routing, RoutingLog())
     length = embeds.shape[1]

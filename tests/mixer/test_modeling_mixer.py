@@ -60,7 +60,7 @@ ROLES = torch.tensor(
 def test_mixer_batch_equals_singles_when_counts_are_unequal(has_auxiliary: bool, routing, side: str) -> None:
     mixers = build_mixers()
     states, auxiliary = draw(len(ROLES), 10, WIDTH), draw(len(ROLES), 4, WIDTH) if has_auxiliary else None
-    resolved = resolve_routing(routing, num_layers=2, default_mode="gated", default_top_k=3)
+    resolved = resolve(routing)
     together, reported = mix(mixers, states, auxiliary, ROLES, resolved)
     for row, roles in enumerate(ROLES):
         # alone, and with more padding on one side
@@ -107,7 +107,7 @@ def test_mixer_equals_the_sum_of_single_experts_when_given_their_weights() -> No
 
 
 def resolve(routing, num_layers: int = 2) -> Routing:
-    return resolve_routing(routing, num_layers=num_layers, default_mode="gated", default_top_k=3)
+    return resolve_routing(routing, MixerConfig(hidden_size=WIDTH, layers=tuple(range(num_layers))))
 
 
 @pytest.mark.parametrize(

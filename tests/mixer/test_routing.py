@@ -10,8 +10,8 @@ from mixer import Gate, MixerConfig, Mixers, Routing, TokenStream, draw_experts,
 WIDTH, NUM_LAYERS = 16, 3
 
 
-def resolve(routing, **defaults) -> Routing:
-    return resolve_routing(routing, num_layers=NUM_LAYERS, **{"default_mode": "gated", "default_top_k": 3} | defaults)
+def resolve(asked, **defaults) -> Routing:
+    return resolve_routing(asked, MixerConfig(hidden_size=WIDTH, layers=tuple(range(NUM_LAYERS)), **defaults))
 
 
 def run(mixers: Mixers, states: torch.Tensor, auxiliary: torch.Tensor, routing: Routing, layer: int = 0):
@@ -213,7 +213,7 @@ def test_routing_says_what_it_takes_when_wrong(routing, message: str) -> None:
 
 
 def test_routing_follows_the_configured_default_when_none_is_given() -> None:
-    assert resolve(None, default_mode="uniform").mode == "uniform"
-    assert resolve(None, default_top_k=2).top_k == 2
-    assert resolve({"top_k": 1}, default_mode="gated").top_k == 1
-    assert resolve("gated", default_mode="random_expert").mode == "gated"
+    assert resolve(None, routing="uniform").mode == "uniform"
+    assert resolve(None, top_k=2).top_k == 2
+    assert resolve({"top_k": 1}, routing="gated").top_k == 1
+    assert resolve("gated", routing="random_expert").mode == "gated"

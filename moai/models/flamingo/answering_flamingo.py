@@ -186,8 +186,10 @@ class FlamingoAnswering(Answering):
         """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
         choices = options.get("choices")
         if choices is None:
-            texts = self._decode(self._run_generate(inputs, **generate_kwargs), inputs)
-            return [GeneratedAnswer((self.finish_text(text, options),)) for text in texts]
+            result = self._run_generate(inputs, **generate_kwargs)
+            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+            texts = [self.finish_text(text, options) for text in texts]
+            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
         guard = self.processor.guard
         ids = [guard.encode_continuation(guard.escape(choice)) for choice in choices]
         scores = rank_continuations(self.model, inputs, ids)

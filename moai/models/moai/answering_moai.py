@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import BatchFeature
 
@@ -60,7 +61,7 @@ class MoAIAnswering(Answering):
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
     ) -> Any:
-        """See :meth:`.Answering.prepare`: the encoded prompt, which no verbalization lengthens."""
+        """See :meth:`.Answering.prepare`: the rendered prompt, which no verbalization lengthens."""
         turns = [turn for pair in earlier for turn in zip(("user", "assistant"), pair, strict=True)]
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}]} for role, text in (*turns, ("user", question))
@@ -82,15 +83,13 @@ class MoAIAnswering(Answering):
         texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
         return self._check_prompt(prompt, sum(len(text.split()) for text in texts), max_new_tokens)
 
-    def _check_prompt(self, text: str, num_words: int, max_new_tokens: int) -> Any:
-        """The encoded prompt.
+    def _check_prompt(self, prompt: str, num_words: int, max_new_tokens: int) -> str:
+        """The prompt as it is.
 
         Raises:
             ValueError: It is too long.
         """
-        encoder = self.processor.encoder
-        prompt = encoder.encode_prompt(text)
-        length = len(encoder.encode_sample(prompt)["input_ids"])
+        length = len(self.processor.encoder.encode_sample(prompt)["input_ids"])
         longest = self.model.config.max_positions
         known = [bound for bound in (self.processor.max_length, longest and longest - max_new_tokens) if bound]
         if known and length > min(known):
@@ -162,12 +161,57 @@ class MoAIAnswering(Answering):
             routing = {name: value for name, value in options.items() if name == "routing"}
             return self.rank_choices(inputs, choices, is_reporting, **routing)
         result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
-        texts = [self.finish_text(text, options) for text in self._decode(result, inputs)]
+        texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+        texts = [self.finish_text(text, options) for text in texts]
         if not is_reporting or result.routing is None:
-            return [GeneratedAnswer((text,)) for text in texts]
+            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
         # With beams the prompt stands there once per beam, a sample's beams side by side.
         repeats = result.routing[0].image.shape[0] // len(texts) if result.routing else 1
         return [
-            GeneratedAnswer((text,), {"routing": PromptRouting.from_batch(result.routing, row * repeats)})
+            GeneratedAnswer(
+                (text,), reports[row] | {"routing": PromptRouting.from_batch(result.routing, row * repeats)}
+            )
             for row, text in enumerate(texts)
         ]
+
+    def explain(
+        self, image: Image.Image, question: str, scene: Any, settings: VerbalizerSettings, answer: str
+    ) -> tuple[list[str], list[tuple[str, float]]]:
+        """See :meth:`.Answering.explain`; shares are gradient times embedding of each auxiliary token."""
+        found = self.encode_scenes([scene], settings)
+        batch = self.processor(
+            images=[image], text=[self.prepare(image, question, 1)], answers=[answer or "-"], return_tensors="pt",
+            **found,
+        ).to(self.model.device, dtype=self.model.dtype)  # fmt: skip
+        labels, ids = batch.pop("labels"), batch["input_ids"][0]
+        words = self._show_tokens(ids[batch["mm_token_type_ids"][0] == 2])
+        said = batch.get("auxiliary_input_ids")
+        if said is None or not said.shape[1]:
+            return words, []
+        embedded: list[torch.Tensor] = []
+
+        def keep(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+            if inputs[0].shape != said.shape or not torch.equal(inputs[0], said):
+                return None
+            embedded.append(output.detach().requires_grad_())
+            return embedded[-1]
+
+        hook = self.model.get_input_embeddings().register_forward_hook(keep)
+        try:
+            with torch.enable_grad():
+                logits = self.model(**batch).logits[:, :-1].float().log_softmax(-1)
+                kept = labels[:, 1:] >= 0
+                total = logits[kept].gather(1, labels[:, 1:][kept][:, None]).sum()
+                if not embedded or not total.requires_grad:
+                    return words, []
+                (gradient,) = torch.autograd.grad(total, embedded[-1])
+        finally:
+            hook.remove()
+        weights = (gradient * embedded[-1]).sum(-1).abs()[0].detach()
+        shares = (weights / weights.sum().clamp_min(1e-12)).tolist()
+        return words, list(zip(self._show_tokens(said[0]), shares, strict=True))
+
+    def _show_tokens(self, ids: torch.Tensor) -> list[str]:
+        """Tokens as a reader sees them, each with the space before it."""
+        pieces = [piece.replace("\u2581", " ") for piece in self.tokenizer.convert_ids_to_tokens(ids.tolist())]
+        return [chr(int(p[3:5], 16)) if len(p) == 6 and p[:3] == "<0x" and p[3] < "8" else p for p in pieces]

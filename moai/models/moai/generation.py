@@ -161,10 +161,7 @@ class MoAIGenerationMixin:
 
     def _resolve_routing(self, routing: Any, batch_size: int) -> Any:
         """One routing for the whole call; weights get a row per sample, so that beams repeat the right ones."""
-        mixer = self.config.mixer_config
-        routing = resolve_routing(
-            routing, num_layers=len(mixer.layers), default_mode=mixer.routing, default_top_k=mixer.top_k
-        )
+        routing = resolve_routing(routing, self.config.mixer_config)
         if routing.weights is None:
             return routing
         if routing.weights.shape[0] not in (1, batch_size):

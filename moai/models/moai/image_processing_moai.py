@@ -37,7 +37,9 @@ class MoAIImageProcessor(InstalledCode, CLIPImageProcessorPil):
         super().__init__(**kwargs)
 
 
-def compute_map_pixel_values(image_processor: Any, maps: Sequence[Image.Image], scale: float = 1.0) -> np.ndarray:
+def compute_map_pixel_values(
+    image_processor: Any, maps: Sequence[Image.Image], scale: float = 1.0, side: int | None = None
+) -> np.ndarray:
     """Normalise panoptic colour maps like images.
 
     They are resized to the nearest pixel: a blend of two segments' colours would be the colour of a third.
@@ -47,14 +49,17 @@ def compute_map_pixel_values(image_processor: Any, maps: Sequence[Image.Image], 
         maps: B RGB maps of any size.
         scale: Factor on the 0..255 colours. 1 is right; 1/255 reproduces the release, which stacks its 0..1 map as
             float16 and then normalises it as if it were 0..255 (arch_moai.py, eval_process): almost black.
+        side: Height and width in pixels; None = the images'.
 
     Returns:
         (B, 3, H, W) float32.
     """
-    nearest = Image.Resampling.NEAREST
+    settings: dict[str, Any] = {"resample": Image.Resampling.NEAREST}
+    if side is not None:
+        settings["size"] = {"height": side, "width": side}
     if scale == 1.0:
-        return compute_pixel_values(image_processor, maps, resample=nearest)
-    raw = compute_pixel_values(image_processor, maps, resample=nearest, do_rescale=False, do_normalize=False)
+        return compute_pixel_values(image_processor, maps, **settings)
+    raw = compute_pixel_values(image_processor, maps, do_rescale=False, do_normalize=False, **settings)
     values = (raw.astype(np.float64) * scale).astype(np.float16).astype(np.float32)
     if image_processor.do_rescale:
         values = values * np.float32(image_processor.rescale_factor)

@@ -27,6 +27,7 @@ from ..cache_names import as_keyword, read_cache, resolve_cache
 from ..forward_arguments import takes_arguments_of
 from .configuration_moai import MoAIConfig
 from .generation import MoAIGenerationMixin
+from .image_rows import find_different_rows, repeat_rows
 from .injection import Mixture, prepare_decoder
 from .losses import ignore_placeholders, loss_without_placeholders
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
@@ -78,6 +79,10 @@ class MoAIModel(MoAIPreTrainedModel):
                 configuration's.
             **kwargs: Passed to the vision tower.
 
+        While nothing is learned, an image that stands there several times (several questions about it in a batch)
+        passes the tower once. Images smaller than the tower's own, as a coarser map is, have its positions
+        interpolated.
+
         Returns:
             The tower's output; its ``pooler_output`` is ``(images, patches, D)``, projected to the decoder's width.
 
@@ -88,7 +93,12 @@ class MoAIModel(MoAIPreTrainedModel):
         # (images, tokens, vision width); post-normalisation is not applied by CLIP's last_hidden_state
         if layers != (-1,):
             kwargs["output_hidden_states"] = True
-        outputs = self.vision_tower(pixel_values, **kwargs | {"return_dict": True})
+        if pixel_values.shape[-1] != getattr(self.config.vision_config, "image_size", pixel_values.shape[-1]):
+            kwargs["interpolate_pos_encoding"] = True
+        given, places = find_different_rows(pixel_values)
+        outputs = self.vision_tower(given, **kwargs | {"return_dict": True})
+        if places is not None:
+            outputs = repeat_rows(outputs, places)
         states = [outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers]
         features = torch.cat(states, dim=-1)
         if strategy == "default":
@@ -244,13 +254,7 @@ class MoAIModel(MoAIPreTrainedModel):
         if roles is not None and is_answer is not None:
             roles = roles.masked_fill(is_answer, NO_ROLE)
 
-        config = self.config.mixer_config
-        routing = resolve_routing(
-            routing,
-            num_layers=len(config.layers),
-            default_mode=config.routing,
-            default_top_k=config.top_k,
-        )
+        routing = resolve_routing(routing, self.config.mixer_config)
         mixture = Mixture.from_roles(self.mixers, roles, auxiliary_states, routing)
         if mixture is not None:
             kwargs["mixture"] = mixture

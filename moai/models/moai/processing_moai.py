@@ -18,7 +18,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from verbalizers.core.valid_text import make_valid
 
 from ...processing.control_tokens import ControlTokenGuard
-from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
+from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource, view_image
 from ...processing.pixel_values import compute_pixel_values
 from ...processing.sample_batching import (
     as_list,
@@ -51,6 +51,8 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         auxiliary_map_scale: Factor on the panoptic map's 0..255 colours before normalisation. 1 is right; 1/255
             reproduces the release, whose map is 0..1 but normalised as 0..255 (after one pass through float16), and
             is needed for its weights.
+        auxiliary_map_side: Height and width of the map in pixels, a multiple of the tower's patch size; None = as the
+            images. A coarser map costs less: half the side a quarter of its patches.
         max_length: Longest sequence in tokens, image tokens and answer included; `None` sets no bound.
         max_auxiliary_length: Longest auxiliary text in tokens. Longer ones lose their end, with a warning.
         max_image_pixels: Largest image that is decoded, in pixels.
@@ -75,6 +77,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         image_token: str = IMAGE_TOKEN,
         num_image_tokens: int | None = None,
         auxiliary_map_scale: float = 1.0,
+        auxiliary_map_side: int | None = None,
         max_length: int | None = None,
         max_auxiliary_length: int | None = None,
         max_image_pixels: int = DEFAULT_MAX_PIXELS,
@@ -87,6 +90,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         self.image_token = image_token
         self.num_image_tokens = num_image_tokens
         self.auxiliary_map_scale = auxiliary_map_scale
+        self.auxiliary_map_side = auxiliary_map_side
         self.max_length = max_length
         self.max_auxiliary_length = max_auxiliary_length
         self.max_image_pixels = max_image_pixels
@@ -349,10 +353,11 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         questions = None if questions is None else as_list(questions)  # a generator can be read but once
         prompts, groups = self._prompts_and_images(images, text, questions, chat_template)
         given, image_index = unique_objects([image for group in groups for image in group])
-        loaded = [load_image(image, self.max_image_pixels, bool(allow_urls), allow_data_urls=True) for image in given]
+        access = {"allow_urls": bool(allow_urls), "allow_data_urls": True}
+        loaded = [view_image(image, self.max_image_pixels, **access) for image in given]
         data: dict[str, Any] = {}
         if prompts is not None:
-            prompts, samples = [self.encoder.encode_prompt(prompt) for prompt in prompts], []
+            samples = []
             for index, target in enumerate(one_per_sample(answers, len(prompts), "answers")):
                 sample = self.encoder.encode_sample(prompts[index], target, add_special_tokens)
                 if limit is not None and len(sample["input_ids"]) > limit:
@@ -439,8 +444,10 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         if any(item is not None for item in maps):
             black = Image.new("RGB", (1, 1))
             given, map_index = unique_objects(maps)
-            loaded = [black if item is None else load_image(item, self.max_image_pixels) for item in given]
-            values = compute_map_pixel_values(self.image_processor, loaded, self.auxiliary_map_scale)
+            loaded = [black if item is None else view_image(item, self.max_image_pixels) for item in given]
+            values = compute_map_pixel_values(
+                self.image_processor, loaded, self.auxiliary_map_scale, self.auxiliary_map_side
+            )
             data["auxiliary_pixel_values"] = values[map_index]
         num_rows = max(len(texts), len(maps))
         columns = [[int(item is not None) for item in items] or [0] * num_rows for items in (texts, maps)]

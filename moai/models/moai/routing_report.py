@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,11 +57,20 @@ def _mean_shares(weights: torch.Tensor, names: tuple[str, ...]) -> dict[str, flo
 
 
 def parse_routing(value: Any) -> Any:
-    """``"uniform"`` stays, ``"0.5,0.3,0.2"`` becomes weights (auxiliary, other modality, self).
+    """``"uniform"`` stays; ``"0.5,0.3,0.2"`` and nested lists become a tensor of weights.
+
+    A JSON list, ``"[[[0.5,0.3,0.2],[1,0,0]], ...]"``, gives them per mixer layer and stream (image, language).
 
     Raises:
-        ValueError: Numbers, but not three.
+        ValueError: Text with numbers, but not three (auxiliary, other modality, self).
     """
+    if isinstance(value, (list, tuple)):
+        return torch.tensor(value, dtype=torch.float32)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return torch.tensor(json.loads(value), dtype=torch.float32)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"expected `routing` as a list of weights (layers, 2, 3), got {value!r}.") from error
     if not isinstance(value, str) or "," not in value:
         return value
     try:
@@ -69,7 +79,7 @@ def parse_routing(value: Any) -> Any:
         raise ValueError(f"expected `routing` as a mode or three numbers a,b,c, got {value!r}.") from error
     if len(weights) != 3:
         raise ValueError(f"expected three weights (auxiliary, other modality, self) in `routing`, got {len(weights)}.")
-    return weights
+    return torch.tensor(weights)
 
 
 def select_routing(routing: Any, indices: Sequence[int], num_queries: int) -> Any:
@@ -78,8 +88,6 @@ def select_routing(routing: Any, indices: Sequence[int], num_queries: int) -> An
     Raises:
         ValueError: There are neither one nor ``num_queries`` rows.
     """
-    if isinstance(routing, (list, tuple)):
-        routing = torch.tensor(routing, dtype=torch.float32)
     if not isinstance(routing, torch.Tensor) or routing.dim() != 4 or routing.shape[0] == 1:
         return routing
     if routing.shape[0] != num_queries:

@@ -19,16 +19,6 @@ from .answer_turns import TurnMarks, locate_answer
 from .token_offsets import expand_placeholders, locate_tokens
 
 
-class EncodedPrompt(str):
-    """A rendered prompt with its token ids, so that it is tokenized once.
-
-    Attributes:
-        ids: As the tokenizer reads the prompt, placeholders not expanded.
-    """
-
-    ids: list[int]
-
-
 @dataclass(frozen=True)
 class SampleEncoder:
     """Encodes samples for one tokenizer.
@@ -56,18 +46,6 @@ class SampleEncoder:
         tokenizer = self.guard.tokenizer
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
-    def encode_prompt(self, prompt: str) -> EncodedPrompt:
-        """Tokenize a rendered prompt once; an encoded one is handed back as it is.
-
-        Args:
-            prompt: Its placeholders and control tokens count.
-        """
-        if isinstance(prompt, EncodedPrompt):
-            return prompt
-        encoded = EncodedPrompt(prompt)
-        encoded.ids = self.guard.encode(prompt)
-        return encoded
-
     def encode_sample(
         self, prompt: str, answer: str | None = None, add_special_tokens: bool = True
     ) -> dict[str, list[int]]:
@@ -81,7 +59,7 @@ class SampleEncoder:
         Returns:
             `input_ids` (placeholders expanded), `mm_token_type_ids`, and `labels` if there is an answer.
         """
-        prefix, ids = [], self.encode_prompt(prompt).ids
+        prefix, ids = [], self.guard.encode(prompt)
         num_asked = self._count_prompt(prompt, ids)
         bos = self.guard.tokenizer.bos_token
         if add_special_tokens and not (bos and prompt.startswith(bos)):
@@ -114,7 +92,7 @@ class SampleEncoder:
         if "labels" in sample:
             raise ValueError("`return_offsets_mapping` tells where a prompt's tokens stand. Leave `answers` out.")
         spans = locate_tokens(self.guard, prompt)
-        spans = expand_placeholders(self.encode_prompt(prompt).ids, spans, self.image_token_id, self.num_image_tokens)
+        spans = expand_placeholders(self.guard.encode(prompt), spans, self.image_token_id, self.num_image_tokens)
         num_special = len(sample["input_ids"]) - len(spans)  # BOS stands nowhere
         sample["offset_mapping"] = [(0, 0)] * num_special + spans
 

@@ -142,8 +142,10 @@ class PrismerAnswering(Answering):
                 settings["logits_processor"] = LogitsProcessorList([minimum, *settings.get("logits_processor", ())])
             if streamer is not None and settings["num_beams"] == 1:
                 settings["streamer"], streamer = streamer, None
-            texts = self._decode(self._run_generate(inputs, **settings), inputs)
-            answers = [GeneratedAnswer((self.finish_text(text, options),)) for text in texts]
+            result = self._run_generate(inputs, **settings)
+            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+            texts = [self.finish_text(text, options) for text in texts]
+            answers = [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
         if streamer is not None:  # beams have no text before they end
             streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
         return answers

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from tcl_builders import build_tcl_model, build_tcl_processor
+from typer.testing import CliRunner
 
+from moai.cli import app
 from moai.data.image_samples import ImageDataset
 from moai.data.image_settings import ImageDataSettings
 from moai.evaluation.retrieval import RetrievalScores, measure_retrieval, recall_at, score_pairs
@@ -52,3 +54,19 @@ def test_scores_are_those_of_the_model_whatever_the_batch(tmp_path, dataset):
     report = measure_retrieval(model, processor, dataset)
     assert report["num_texts"] == 4
     assert report["text_to_image"]["recall@5"] == 1.0
+
+
+def test_evaluate_searches_with_a_tcl(tmp_path, dataset):
+    build_tcl_model().save_pretrained(tmp_path / "tcl")
+    build_tcl_processor(tmp_path / "words").save_pretrained(tmp_path / "tcl")
+    words = ["evaluate", str(tmp_path / "tcl"), str(tmp_path / "rows.jsonl"), "num_matched=2", "--out"]
+    result = CliRunner().invoke(app, [*words, str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "3 images, 4 texts" in result.output
+    assert "recall@10" in result.output
+    written = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert written["text_to_image"]["recall@5"] <= 1.0
+    assert written["test"]["num_matched"] == 2
+    result = CliRunner().invoke(app, [*words, str(tmp_path / "out"), "--mask-each"])
+    assert result.exit_code == 1
+    assert "expected no --mask-each" in result.output

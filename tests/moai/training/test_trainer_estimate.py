@@ -12,13 +12,13 @@ from training_builders import REPO_ROOT, build_recipe
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from moai.models.moai.task_moai import compute_loss  # noqa: E402
+from moai.planning.weight_sizes import count_moai  # noqa: E402
 from moai.training import step_timing  # noqa: E402
 from moai.training.estimate import Cluster, estimate_run, format_table, main  # noqa: E402
 from moai.training.flop_counting import SampleShape, StepCount, count_step  # noqa: E402
 from moai.training.model_building import add_adapter  # noqa: E402
 from moai.training.train_settings import load_settings  # noqa: E402
 from moai.training.trained_parts import freeze_parts  # noqa: E402
-from moai.training.weight_sizes import count_moai  # noqa: E402
 
 SHAPE = SampleShape(num_prompt_tokens=7, num_answer_tokens=5, num_auxiliary_tokens=9)
 

@@ -1,0 +1,135 @@
+"""Weights counted on architectures, without their numbers: by part, and in 16, 8 and 4 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from moai.models.moai.configuration_moai import MoAIConfig
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.quantization import COMPUTE_DTYPE_MODULES
+
+__all__ = ["NF4_BYTES", "ModelSize", "count_moai", "count_model", "count_published_verbalizers", "format_sizes"]
+
+#: Bytes of a parameter in nf4 with double quantization: 4 bits and 0.127 of constants (QLoRA, arXiv 2305.14314, 3).
+NF4_BYTES = 4.127 / 8
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of a model.
+
+    Attributes:
+        num_parameters: All.
+        num_quantized: Of them, those of linears that ``load_in_4bit`` and ``load_in_8bit`` shrink.
+        stored_bytes: Of a parameter in the published file.
+        parts: Parameters by the names of the model's parts.
+        num_rows: Rows of the linears that are shrunk: in 8 bits each has a scale of 4 bytes.
+        largest_linear: Parameters of the largest of them: it is made whole again while it works.
+    """
+
+    num_parameters: int
+    num_quantized: int
+    stored_bytes: int
+    parts: Mapping[str, int] = field(default_factory=dict)
+    num_rows: int = 0
+    largest_linear: int = 0
+
+    def to_bytes(self, bits: int, other_bytes: float = 2.0) -> float:
+        """Bytes of the weights.
+
+        Args:
+            bits: 4 or 8; 16 = nothing is shrunk.
+            other_bytes: Of a parameter that is not shrunk.
+        """
+        quantized = {16: self.num_quantized * other_bytes, 4: self.num_quantized * NF4_BYTES}
+        quantized[8] = self.num_quantized + 4 * self.num_rows
+        return quantized[bits] + (self.num_parameters - self.num_quantized) * other_bytes
+
+
+def count_model(model: nn.Module, skipped: Sequence[str] = (), stored_bytes: int = 2) -> ModelSize:
+    """Count a model, which may stand on torch's meta device.
+
+    Args:
+        model: The model.
+        skipped: Names, or beginnings of names, of modules whose linears are not shrunk.
+        stored_bytes: Of a parameter in the published file.
+    """
+    parts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = name.removeprefix("model.").split(".")[0]
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    linears = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(tuple(skipped))
+    ]
+    return ModelSize(
+        sum(parts.values()),
+        sum(module.weight.numel() for module in linears),
+        stored_bytes,
+        parts,
+        sum(module.out_features for module in linears),
+        max((module.weight.numel() for module in linears), default=0),
+    )
+
+
+def count_moai(config: MoAIConfig) -> ModelSize:
+    """Count a MoAI whose weights are stored in 16 bits.
+
+    Args:
+        config: Its configuration.
+    """
+    with torch.device("meta"):
+        return count_model(MoAIForConditionalGeneration(config), COMPUTE_DTYPE_MODULES)
+
+
+def count_published_verbalizers() -> dict[str, ModelSize]:
+    """Count the release's verbalizer models, by name: Mask2Former's Swin-B for COCO, OWLv2's ViT-B/16."""
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Owlv2Config,
+        Owlv2ForObjectDetection,
+        SwinConfig,
+    )
+
+    backbone = SwinConfig(
+        image_size=384,
+        embed_dim=128,
+        depths=[2, 2, 18, 2],
+        num_heads=[4, 8, 16, 32],
+        window_size=12,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    with torch.device("meta"):
+        models = {
+            "Mask2Former, Swin-B": Mask2FormerForUniversalSegmentation(
+                Mask2FormerConfig(backbone_config=backbone, num_labels=133)
+            ),
+            "OWLv2, ViT-B/16": Owlv2ForObjectDetection(
+                Owlv2Config(vision_config={"image_size": 960, "patch_size": 16}, text_config={})
+            ),
+        }
+    return {
+        name: ModelSize(sum(parameter.numel() for parameter in model.parameters()), 0, 4)
+        for name, model in models.items()
+    }
+
+
+def format_sizes(sizes: Mapping[str, ModelSize]) -> str:
+    """A Markdown table: download, and memory of the weights in 16, 8 and 4 bits.
+
+    Args:
+        sizes: By name.
+    """
+    lines = ["| Model | Parameters | Download | in 16 bits | in 8 bits | in 4 bits |", "| --- " + "| ---: " * 5 + "|"]
+    for name, size in sizes.items():
+        cells = [size.num_parameters * size.stored_bytes, *(size.to_bytes(bits) for bits in (16, 8, 4))]
+        lines.append(
+            f"| {name} | {size.num_parameters / 1e6:,.0f} M | " + " | ".join(f"{c / 1e9:.2f} GB" for c in cells) + " |"
+        )
+    return "\n".join(lines)
