@@ -176,7 +176,7 @@ class ConversationSamples:
         return hashes
 
     def _look(self, sources: list[Source]) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
-        """Images with the predictions about them, as text and map."""
+        """Images with the findings about them, as text and map."""
         images, found = [], []
         for source in sources:
             try:

@@ -57,7 +57,7 @@ def list_conditions(kinds: Sequence[str], is_masking: bool, baselines: Sequence[
     """Names of the conditions of a run, the model itself first.
 
     Args:
-        kinds: Kinds of predictions that the model reads.
+        kinds: Kinds of findings that the model reads.
         is_masking: Whether each is silent once.
         baselines: Some of :data:`BASELINES`.
         num_images: Of the test; the only one has no other image's scene.
@@ -116,7 +116,7 @@ def count_commonest(test: Test) -> dict[str, str]:
 
 
 def resize_scene(scene: Scene, image_size_hw: tuple[int, int]) -> Scene:
-    """Predictions about an image of another size, stretched: what is said of them stays the same.
+    """Findings about an image of another size, stretched: what is said of them stays the same.
 
     Args:
         scene: Of an image.

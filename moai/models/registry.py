@@ -139,7 +139,7 @@ class _WaitingModule(ModuleType):
     def __getattribute__(self, name: str) -> Any:
         ours, names = AUTO_MODULES[ModuleType.__getattribute__(self, "__name__")]
         if name in names:
-            _import_all(ours)  # perhaps half imported, taking AutoModel to register with it at its end
+            _import_all(ours)  # one of ours may be the module that asks: it takes AutoModel to register with it
             self.__class__ = ModuleType
         return ModuleType.__getattribute__(self, name)
 

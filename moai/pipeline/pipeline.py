@@ -1,7 +1,7 @@
 """Pipeline: image + question -> answer. The only file that joins verbalizers and a model.
 
 Image -> scene (verbalizers) -> the model's inputs -> ``generate`` -> answer. A verbalizer that fails or is not there
-costs its predictions, never the answer; ``Answer.missing`` says which and why.
+costs its finding, never the answer; ``Answer.missing`` says which and why.
 """
 
 from __future__ import annotations
