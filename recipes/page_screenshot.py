@@ -5,20 +5,20 @@ python -m recipes.page_screenshot docs/page.png
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
+from pathlib import Path
 
 from benchmarks.serving_client import Server
 
 __all__ = ["main"]
 
 
-def main(path: str) -> None:
-    """Ask on the page and save what it shows.
-
-    Args:
-        path: Of the PNG.
-    """
+def main() -> None:
+    """Ask on the page and save what it shows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="of the PNG")
+    arguments = parser.parse_args()
     from playwright.sync_api import expect, sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -31,9 +31,9 @@ def main(path: str) -> None:
         page.keyboard.press("Enter")
         drawn = "segmentation,detection,scene_graph,ocr"
         expect(page.locator("#image")).to_have_attribute("data-drawn", drawn, timeout=120_000)
-        page.screenshot(path=path, full_page=True)
+        page.screenshot(path=arguments.path, full_page=True)
         browser.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
