@@ -63,6 +63,9 @@ def ask(
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16.")] = None,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="nf4 decoder (bitsandbytes).")] = False,
     load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="int8 decoder (bitsandbytes).")] = False,
+    quantize_all: Annotated[
+        bool, typer.Option("--quantize-all", help="With 4 or 8 bits: MoAI's vision tower, compressor and head too.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing beside answers and errors.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -105,6 +108,10 @@ def ask(
             settings.overlays.check(scene or [])
         choice: dict[str, Any] = {"device": device, "dtype": dtype}
         choice |= {"load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}
+        if quantize_all:
+            if not load_in_4bit and not load_in_8bit:
+                raise ValueError("expected --load-in-4bit or --load-in-8bit beside --quantize-all, got neither.")
+            choice["quantize_all"] = True
         load = partial(load_pipeline, model, verbalizers, debug, quiet, settings.options, **choice)
         if questions is not None:
             deciding = partial(describe_deciding_settings, model, verbalizers, settings, choice)

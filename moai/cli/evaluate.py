@@ -44,6 +44,9 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="The model's own, as in moai ask.")
     ] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=0, help="Demonstrations per question (the setting shots=N).")
+    ] = None,
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; 1 = greedy.")] = 1,
     verbalizers: VerbalizersOption = None,
     timeout: TimeoutOption = 60.0,
@@ -110,7 +113,9 @@ def evaluate(
 
         if unknown := sorted(set(baseline or ()) - set(BASELINES)):
             raise ValueError(f"expected --baseline among {', '.join(BASELINES)}, got {', '.join(unknown)}.")
-        asked = load_test(load_test_settings(test, overrides or []))
+        asked = load_test(
+            load_test_settings(test, [*(overrides or []), *([] if shots is None else [f"shots={shots}"])])
+        )
         for problem in asked.problems[: max_errors + 1]:
             note(f"left out: {problem}")
         if len(asked.problems) > max_errors:
