@@ -44,9 +44,9 @@ class TestSettings:
         ranks: Answers are chosen among a question's choices by log-likelihood, not generated.
         paraphrases: JSONL of ``{"question": "How many {name} are there?", "paraphrases": ["Count the {name}.", ...]}``:
             questions that one fits are asked in these words too.
-        verbalizations: Where they come from: "truth" (Scenes only, with noise), "live" (the model's verbalizers look),
-            "cache" (`moai verbalize`), "none". None = "cache" where `cache` is named, else "truth" for Scenes, "live"
-            for files.
+        verbalizations: Where they come from: "truth" (of Scenes, with noise; of a file, the rows' `scene`), "live" (the
+            model's verbalizers look), "cache" (`moai verbalize`), "none". None = "cache" where `cache` is named, else
+            "truth" for Scenes, "live" for files.
         cache: The folder that `moai verbalize DATASET --out` wrote.
         fingerprint: Which verbalizations inside it; None = the only ones there.
         verbalizers: Kinds of findings that are verbalized; None = all, the others are left out.
@@ -127,7 +127,7 @@ class FileTest(TestSettings):
     Attributes:
         path: `.json`, `.jsonl`, `.parquet`, a folder of Parquet files or a `datasets` folder. Rows are conversations
             as training reads them, every answer of which is asked for, or hold `image`, `question` and `answer` or
-            `answers`; `kind`, `choices`, `id` and `paraphrases` are optional.
+            `answers`; `kind`, `choices`, `id`, `scene` and `paraphrases` are optional.
         image_folder: Where relative image paths begin; None = beside the file.
         split: Split of a `datasets` folder that has several.
         column: Column of the images in a table; None = the only one that holds images.
@@ -144,8 +144,6 @@ class FileTest(TestSettings):
 
     def __post_init__(self) -> None:
         TestSettings.__post_init__(self)
-        if self.source == "truth":
-            raise ValueError("only scenes have a truth to verbalize; for a file choose live, cache or none.")
         if self.shots is not None and self.shots_from is None:
             raise ValueError("demonstrations come from a file of their own: name it in `shots_from`.")
         if self.metric == "scenes":
