@@ -36,6 +36,7 @@ class AnswerSettings:
     Attributes:
         is_json: One JSON object per answer on standard output.
         overlays: Where each image's drawing goes; None = nothing is drawn.
+        image_out: Where the first image of an answer is saved; None = answers are text.
         is_streaming: Show pieces as they come; None = on a terminal.
         timeout_s: Seconds per image for a verbalizer.
         batch_size: Images per pass.
@@ -47,6 +48,7 @@ class AnswerSettings:
 
     is_json: bool = False
     overlays: Overlays | None = None
+    image_out: Path | None = None
     is_streaming: bool | None = None
     timeout_s: float | None = None
     batch_size: int = 8

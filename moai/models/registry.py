@@ -40,6 +40,7 @@ MODEL_SPECS = {
     spec.model_type: spec
     for spec in (
         ModelSpec("moai", answering="moai.models.moai.answering_moai.MoAIAnswering"),
+        ModelSpec("emu", answering="moai.models.emu.answering_emu.EmuAnswering"),
         ModelSpec("flamingo", answering="moai.models.flamingo.answering_flamingo.FlamingoAnswering"),
         ModelSpec("prismer", answering="moai.models.prismer.answering_prismer.PrismerAnswering"),
     )
@@ -84,11 +85,11 @@ def _modules(name: str, *models: str) -> tuple[str, ...]:
 #: Module of transformers -> ours that register with it, and the names that nobody gets without that.
 AUTO_MODULES = {
     "transformers.models.auto.configuration_auto": (
-        _modules("configuration_{}", "moai", "flamingo", "prismer", "tcl"),
+        _modules("configuration_{}", "moai", "emu", "flamingo", "prismer", "tcl"),
         {"AutoConfig", "CONFIG_MAPPING"},
     ),
     "transformers.models.auto.modeling_auto": (
-        _modules("modeling_{}", "moai", "flamingo", "prismer", "tcl"),
+        _modules("modeling_{}", "moai", "emu", "flamingo", "prismer", "tcl"),
         {
             "AutoModel",
             "AutoModelForImageTextToText",
@@ -105,11 +106,11 @@ AUTO_MODULES = {
         {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
     ),
     "transformers.models.auto.image_processing_auto": (
-        _modules("auto_image_processor", "moai", "flamingo", "prismer", "tcl"),
+        _modules("auto_image_processor", "moai", "emu", "flamingo", "prismer", "tcl"),
         {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
     ),
     "transformers.models.auto.processing_auto": (
-        _modules("auto_processor", "moai", "flamingo", "prismer", "tcl"),
+        _modules("auto_processor", "moai", "emu", "flamingo", "prismer", "tcl"),
         {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
     ),
 }
