@@ -3,8 +3,10 @@
 #   make test     set up what is needed and run the tests
 #   make check    ruff check, ruff format --check, tests (the same as pre-commit and .ci/run)
 #   make test-newest, test-oldest   the fast tests with the newest and the oldest releases that setup.cfg allows
+#   make test-lmms-eval   lmms-eval with the plug-in, in an environment of its own: three small tasks, offline (7 GB)
 #   make test-dist   build sdist and wheel, install the wheel in an empty environment and ask it a question
 #   make lock     write constraints/: the exact releases that everything above installs
+#   make soak     ten minutes of load and faults on a real server
 #   make bench    print the side-by-side measurements
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,7 +25,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINT
 FAST_TESTS = PYTEST_ARGS='-n auto -m "not slow"'
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: demo test test-newest test-oldest test-dist check lint format lock bench clean
+.PHONY: demo test test-newest test-oldest test-lmms-eval test-dist check lint format lock soak bench clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -57,6 +59,12 @@ test-newest:
 test-oldest:
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt $(FAST_TESTS)
 
+# lmms-eval wants older releases than the rest of the house. It ends with 0 whatever happens: the test reads its results.
+test-lmms-eval: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-lmms
+	$(VENV)-lmms/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints/lmms.txt -e ".[train]" lmms-eval pytest
+	OMP_NUM_THREADS=1 $(OFFLINE) $(VENV)-lmms/bin/python -m pytest tests/moai/evaluation/test_lmms.py
+
 # Asked from another folder by names that ship with the wheel: nothing of the source tree can answer.
 test-dist: $(VENV)/.test-installed
 	rm -rf build dist $(VENV)-dist
@@ -88,10 +96,14 @@ lock: $(BIN)/python
 	$(LOCK) --extra all --extra test --extra paddleocr --output-file constraints/paddleocr.txt
 	$(LOCK) --extra all --extra test --resolution lowest-direct --output-file constraints/oldest.txt
 
+# SOAK_ARGS='--minutes 0 --requests 60 --mutations 40' is the short form.
+soak: $(VENV)/.test-installed
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
 bench: $(VENV)/.test-installed
 	$(OFFLINE) $(BIN)/python -m benchmarks.cold_start
 	$(OFFLINE) $(BIN)/python -m benchmarks.forward
 	$(OFFLINE) $(BIN)/python -m benchmarks.verbalizers
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-dist build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-lmms $(VENV)-dist build dist *.egg-info .pytest_cache .ruff_cache

@@ -42,6 +42,12 @@ IMPORTS = [
         "from moai import MoAIForConditionalGeneration, MoAIProcessor",
         "from transformers import LlavaForConditionalGeneration, LlavaProcessor",
     ),
+    Pair(
+        "import sys; sys.argv = ['moai', 'ask', 'examples/page.png', 'What is this?']; "
+        "from moai.__main__ import main; main()",
+        "import torch, transformers",
+        'moai ask examples/page.png "What is this?"',
+    ),
 ]
 COMMANDS = [
     Pair(HELP.format(arguments=arguments), "pass", " ".join(["moai", *arguments]))

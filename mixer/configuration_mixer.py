@@ -27,6 +27,9 @@ class MixerConfig:
         top_k: Experts kept per token in gated routing, 1 to 3; kept gates are renormalised.
         init_scale: Standard deviation of new projections is ``init_scale / sqrt(fan_in)``; None becomes 1.5 with
             the GELUs, which halve the variance, and 1 without.
+        mixes_answers: Answer and decoded tokens read auxiliary tokens and images too, by the language stream's experts
+            and gate; no expert of theirs reads language, which would show an answer what follows it. Released weights
+            were trained without (every answer bypasses the mixture), and there is no parameter for it.
         output_init_scale: Extra factor on the last output projection of new experts, so that a mixer inserted
             into a pretrained decoder starts near the identity while every projection still receives gradient.
 
@@ -43,6 +46,7 @@ class MixerConfig:
     top_k: int = NUM_EXPERTS
     init_scale: float | None = None
     output_init_scale: float = 0.25
+    mixes_answers: bool = False
 
     def __post_init__(self) -> None:
         self.layers = tuple(int(layer) for layer in self.layers)

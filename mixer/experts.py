@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
 
 class LowRankProjection(nn.Module):
     """Linear(D, r) then Linear(r, D), both without bias.
@@ -75,21 +77,28 @@ class Expert(nn.Module):
         projected = self.activation(projection(tokens))  # (B, N, D)
         return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D / H)
 
-    def forward(self, tokens: torch.Tensor, source: torch.Tensor, source_mask: torch.Tensor | None) -> torch.Tensor:
+    def project(self, source: torch.Tensor) -> KeysValues:
+        """Keys and values of a ``(B, S, D)`` source, each ``(B, H, S, D / H)``."""
+        return self._heads(self.key, source), self._heads(self.value, source)
+
+    def forward(
+        self, tokens: torch.Tensor, source: torch.Tensor | KeysValues, source_mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """Attend; the residual is added by the mixer layer.
 
         Args:
             tokens: ``(B, N, D)`` queries.
-            source: ``(B, S, D)`` keys and values.
+            source: ``(B, S, D)``, or what :meth:`project` made of it.
             source_mask: ``(B, S)`` bool, True = keep, at least one per row; None keeps all (the fast kernels).
 
         Returns:
             ``(B, N, D)``.
         """
+        keys, values = self.project(source) if isinstance(source, torch.Tensor) else source
         attended = F.scaled_dot_product_attention(
             self._heads(self.query, tokens),
-            self._heads(self.key, source),
-            self._heads(self.value, source),
+            keys,
+            values,
             attn_mask=None if source_mask is None else source_mask[:, None, None, :],
         )
         return self.activation(self.output(attended.transpose(1, 2).flatten(2)))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .configuration_mixer import NUM_EXPERTS, MixerConfig
-from .experts import Expert
+from .experts import Expert, KeysValues
 from .gating import Gate
 from .routing import IMAGE, LANGUAGE, Routing, StreamRouting
 
@@ -93,14 +93,23 @@ class Source(NamedTuple):
     """What an expert reads.
 
     Attributes:
-        tokens: ``(B, S, D)``; None where no sample has any.
+        tokens: ``(B, S, D)``, or the keys and values that the expert has made of them; None where no sample has any.
         mask: ``(B, S)`` bool, True = read, at least one per row; None = all.
         is_present: ``(B, 1)`` bool: whether the sample has any.
     """
 
-    tokens: torch.Tensor | None
+    tokens: torch.Tensor | KeysValues | None
     mask: torch.Tensor | None
     is_present: torch.Tensor
+
+    def projected_by(self, expert: Expert, is_read: bool) -> Source:
+        """The same as an expert's keys and values; without tokens where it does not read them."""
+        is_read = is_read and self.tokens is not None and self.tokens.shape[1] > 0
+        return self._replace(tokens=expert.project(self.tokens) if is_read else None)
+
+
+#: What the language stream and the answers after it read at one layer: auxiliary tokens, image.
+LanguageSources = tuple[Source, Source]
 
 
 @dataclass
@@ -161,6 +170,7 @@ class MixerLayer(nn.Module):
         language: TokenStream,
         routing: Routing,
         layer: int,
+        sources: LanguageSources | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Mix the prompt's tokens; every other position passes unchanged.
 
@@ -172,16 +182,14 @@ class MixerLayer(nn.Module):
             language: The prompt language stream.
             routing: How experts are chosen.
             layer: This mixer's ordinal among the mixer layers.
+            sources: What :meth:`read_sources` made of the same; None = made here.
 
         Returns:
             Mixed ``(B, L, D)`` states, image weights ``(B, Ni, 3)``, language weights ``(B, Nl, 3)``.
         """
         image, language = image.to(hidden_states.device), language.to(hidden_states.device)
-        image_source = Source(image.gather(hidden_states), image.key_mask, image.is_present)
+        auxiliary, image_source = _gather_sources(hidden_states, auxiliary_states, image)
         language_source = Source(language.gather(hidden_states), language.key_mask, language.is_present)
-        auxiliary = Source(auxiliary_states, None, torch.zeros_like(image.is_present))
-        if auxiliary_states is not None:
-            auxiliary = auxiliary._replace(is_present=find_auxiliary_rows(auxiliary_states))
 
         mixed_image, image_weights = _mix_stream(
             image_source.tokens,
@@ -192,13 +200,79 @@ class MixerLayer(nn.Module):
         )
         mixed_language, language_weights = _mix_stream(
             language_source.tokens,
-            (auxiliary, image_source, language_source),
+            (*(sources or (auxiliary, image_source)), language_source),
             self.language_experts,
             self.language_gate,
             routing.of_stream(layer, LANGUAGE),
         )
         hidden_states = image.scatter(hidden_states, mixed_image)
         return language.scatter(hidden_states, mixed_language), image_weights, language_weights
+
+    def read_sources(
+        self,
+        hidden_states: torch.Tensor,
+        auxiliary_states: torch.Tensor | None,
+        image: TokenStream,
+        routing: Routing,
+        layer: int,
+    ) -> LanguageSources:
+        """Project what the language stream's experts read once, for the prompt and the answers after it.
+
+        Args:
+            hidden_states: See :meth:`forward`, as the rest.
+            auxiliary_states: Likewise.
+            image: The image stream.
+            routing: How experts are chosen.
+            layer: This mixer's ordinal among the mixer layers.
+        """
+        only = routing.of_stream(layer, LANGUAGE).only_expert
+        found = _gather_sources(hidden_states, auxiliary_states, image.to(hidden_states.device))
+        experts = enumerate(self.language_experts[: len(found)])
+        auxiliary, seen = (
+            source.projected_by(expert, only in (None, index))
+            for source, (index, expert) in zip(found, experts, strict=True)
+        )
+        return auxiliary, seen
+
+    def mix_answers(
+        self,
+        hidden_states: torch.Tensor,
+        answers: TokenStream,
+        sources: LanguageSources,
+        routing: Routing,
+        layer: int,
+    ) -> torch.Tensor:
+        """Mix answer tokens with what cannot tell them what follows: auxiliary tokens and images, not language.
+
+        Args:
+            hidden_states: ``(B, L, D)`` what the decoder layer's attention is about to see (normed).
+            answers: Which of them are answer.
+            sources: What they read.
+            routing: How experts are chosen; the language stream's weights, those of its third expert left out.
+            layer: This mixer's ordinal among the mixer layers.
+
+        Returns:
+            Mixed ``(B, L, D)`` states.
+        """
+        answers = answers.to(hidden_states.device)
+        unread = Source(None, None, torch.zeros_like(sources[0].is_present))
+        mixed, _ = _mix_stream(
+            answers.gather(hidden_states),
+            (*sources, unread),
+            self.language_experts,
+            self.language_gate,
+            routing.of_stream(layer, LANGUAGE),
+        )
+        return answers.scatter(hidden_states, mixed)
+
+
+def _gather_sources(
+    hidden_states: torch.Tensor, auxiliary_states: torch.Tensor | None, image: TokenStream
+) -> LanguageSources:
+    auxiliary = Source(auxiliary_states, None, torch.zeros_like(image.is_present))
+    if auxiliary_states is not None:
+        auxiliary = auxiliary._replace(is_present=find_auxiliary_rows(auxiliary_states))
+    return auxiliary, Source(image.gather(hidden_states), image.key_mask, image.is_present)
 
 
 def _mix_stream(
@@ -209,8 +283,8 @@ def _mix_stream(
     weights = _weigh_experts(tokens, available, gate, routing)
     mixed = tokens
     for index, (expert, source) in enumerate(zip(experts, sources, strict=True)):
-        is_running = tokens.shape[1] > 0 and source.tokens is not None and source.tokens.shape[1] > 0
-        if is_running and routing.only_expert in (None, index):
+        has_tokens = not isinstance(source.tokens, torch.Tensor) or source.tokens.shape[1] > 0
+        if tokens.shape[1] > 0 and source.tokens is not None and has_tokens and routing.only_expert in (None, index):
             found = expert(tokens, source.tokens, source.mask)  # (B, N, D)
             mixed = mixed + found * weights[..., index, None].to(found.dtype)
     return mixed, weights
@@ -254,7 +328,7 @@ class Mixers(nn.Module):
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
-        self.layer_indices = config.layers
+        self.layer_indices, self.mixes_answers = config.layers, config.mixes_answers
         self.layers = nn.ModuleList(MixerLayer(config) for _ in config.layers)
 
     def forward(
@@ -265,15 +339,40 @@ class Mixers(nn.Module):
         image: TokenStream,
         language: TokenStream,
         routing: Routing,
+        sources: LanguageSources | None = None,
     ) -> tuple[torch.Tensor, LayerRouting]:
         """Run the mixer that sits at decoder layer ``layer_idx``; see :meth:`MixerLayer.forward`."""
         ordinal = self.layer_indices.index(layer_idx)
         mixed, image_weights, language_weights = self.layers[ordinal](
-            hidden_states, auxiliary_states, image, language, routing, ordinal
+            hidden_states, auxiliary_states, image, language, routing, ordinal, sources
         )
         image_weights, image_mask = _report(image_weights, image)
         language_weights, language_mask = _report(language_weights, language)
         return mixed, LayerRouting(layer_idx, image_weights, language_weights, image_mask, language_mask)
+
+    def read_sources(
+        self,
+        hidden_states: torch.Tensor,
+        layer_idx: int,
+        auxiliary_states: torch.Tensor | None,
+        image: TokenStream,
+        routing: Routing,
+    ) -> LanguageSources:
+        """Project what is read at decoder layer ``layer_idx``; see :meth:`MixerLayer.read_sources`."""
+        ordinal = self.layer_indices.index(layer_idx)
+        return self.layers[ordinal].read_sources(hidden_states, auxiliary_states, image, routing, ordinal)
+
+    def mix_answers(
+        self,
+        hidden_states: torch.Tensor,
+        layer_idx: int,
+        answers: TokenStream,
+        sources: LanguageSources,
+        routing: Routing,
+    ) -> torch.Tensor:
+        """Let answers read at decoder layer ``layer_idx``; see :meth:`MixerLayer.mix_answers`."""
+        ordinal = self.layer_indices.index(layer_idx)
+        return self.layers[ordinal].mix_answers(hidden_states, answers, sources, routing, ordinal)
 
 
 def _report(weights: torch.Tensor, stream: TokenStream) -> tuple[torch.Tensor, torch.Tensor]:

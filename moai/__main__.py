@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
 __all__ = ["main"]
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+#: Commands that write whole files and talk to no tracker: their process ends without taking torch apart.
+_QUICK_COMMANDS = ("ask", "verbalize", "plan")
 #: Names of threads that run foreign code (verbalizers, generation) and may still do so at the end.
 _WORKING_THREADS = ("verbalizer-", "moai-answer")
 
@@ -49,6 +53,13 @@ def _leave(code: int) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if any(thread.name.startswith(_WORKING_THREADS) for thread in threading.enumerate()):
         # Python would end while a library's native code still runs in the thread, which aborts the process.
+        sys.stderr.flush()
+        os._exit(code)
+    is_alone = all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+    if sys.argv[1:2] and sys.argv[1] in _QUICK_COMMANDS and is_alone:
+        atexit._run_exitfuncs()  # worker processes, temporary files, logs
+        with suppress(OSError):
+            sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -34,6 +34,7 @@ EXTRA_OF_PACKAGE = {
     "gguf": "train",
     "pydantic": "train",
     "ray": "cluster",
+    "diffusers": "generate",
     "fastapi": "serve",
     "uvicorn": "serve",
 }

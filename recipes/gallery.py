@@ -1,4 +1,4 @@
-"""Overlays of a checkpoint's verbalizers' predictions, for the documentation.
+"""Overlays of a checkpoint's verbalizers' findings, for the documentation.
 
     python -m recipes.gallery --model checkpoints/moai-nano --out docs
 

@@ -170,6 +170,7 @@ def test_wheel_names_command_licence_and_extras_when_built(wheel: zipfile.ZipFil
         "segmentation",
         "detection",
         "quantization",
+        "generate",
         "train",
         "evaluate",
         "cluster",
@@ -183,7 +184,18 @@ def test_requirements_have_lower_bounds_that_installed_versions_meet(
     setup_cfg: configparser.ConfigParser,
 ) -> None:
     texts = _lines(setup_cfg["options"]["install_requires"])
-    extras = ("ocr", "paddleocr", "segmentation", "detection", "quantization", "train", "evaluate", "cluster", "serve")
+    extras = (
+        "ocr",
+        "paddleocr",
+        "segmentation",
+        "detection",
+        "quantization",
+        "generate",
+        "train",
+        "evaluate",
+        "cluster",
+        "serve",
+    )
     for extra in (*extras, "test"):
         texts += _lines(setup_cfg["options.extras_require"][extra])
     for requirement in map(Requirement, texts):

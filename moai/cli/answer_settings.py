@@ -1,4 +1,4 @@
-"""Objects from command-line options: settings of an answer, the pipeline, scene files."""
+"""Objects from command-line options: settings of an answer, the pipeline."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verbalizers import Scene
-from verbalizers.core.valid_text import STRICT_JSON
 from verbalizers.core.verbalizer import fingerprint_checkpoint
 
 from ..checkpoints.io.contents import hash_checkpoint
@@ -23,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerSettings",
     "describe_deciding_settings",
+    "import_without_compiler",
     "load_pipeline",
     "parse_options",
     "parse_verbalizers",
-    "read_scene",
     "silence_libraries",
 ]
 
@@ -38,6 +36,7 @@ class AnswerSettings:
     Attributes:
         is_json: One JSON object per answer on standard output.
         overlays: Where each image's drawing goes; None = nothing is drawn.
+        image_out: Where the first image of an answer is saved; None = answers are text.
         is_streaming: Show pieces as they come; None = on a terminal.
         timeout_s: Seconds per image for a verbalizer.
         batch_size: Images per pass.
@@ -49,6 +48,7 @@ class AnswerSettings:
 
     is_json: bool = False
     overlays: Overlays | None = None
+    image_out: Path | None = None
     is_streaming: bool | None = None
     timeout_s: float | None = None
     batch_size: int = 8
@@ -98,6 +98,7 @@ def load_pipeline(
     chosen = None if names is None else build_named_verbalizers(names, VerbalizerSettings.load_pretrained(folder))
     if not is_debugging:
         silence_libraries()
+    import_without_compiler()
     from ..checkpoints.io.adapter_files import read_config
     from ..models.registry import find_answering
     from ..pipeline.pipeline import Pipeline
@@ -226,29 +227,25 @@ def parse_verbalizers(names: str | None) -> list[str] | None:
     return [] if names.strip().lower() == "none" else [name.strip() for name in names.split(",") if name.strip()]
 
 
-def read_scene(source: str | Path | Mapping[str, Any]) -> Scene:
-    """Read findings: a scene's dict form, or an object that holds one under ``scene`` (as
-    ``moai verbalize --json`` writes).
+def import_without_compiler() -> None:
+    """Import transformers' fp8 kernels, whose functions are marked for torch.compile, without importing the compiler.
 
-    Raises:
-        ValueError: The file cannot be read or does not hold a scene; the message names it.
+    To mark them imports all of `torch._dynamo`: 0.7 s of processor time. Who compiles imports it as always; the kernels
+    are then unmarked, and no command compiles a model in fp8.
     """
-    name = "the given object" if isinstance(source, Mapping) else str(source)
-    if not isinstance(source, Mapping) and Path(source).is_char_device():
-        raise ValueError(f"expected a scene file, got the device {name!r}. Name a file.")
+    import sys
+    from types import SimpleNamespace
+
+    import torch
+
+    if "torch._dynamo" in sys.modules:
+        return
+    stand_in = SimpleNamespace(
+        allow_in_graph=lambda function: function, assume_constant_result=lambda function: function
+    )
+    torch._dynamo = stand_in
     try:
-        data = (
-            source if isinstance(source, Mapping) else STRICT_JSON.decode(Path(source).read_text(encoding="utf-8-sig"))
-        )
-        if isinstance(data, Mapping) and isinstance(data.get("scene"), Mapping):
-            data = data["scene"]
-        if not isinstance(data, Mapping):
-            raise ValueError(f"expected a JSON object, got a {type(data).__name__}")
-        return Scene.from_dict(data)
-    except OSError as error:
-        raise ValueError(f"expected a scene file, got {name!r} ({error.strerror}). Check the path.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error).removesuffix(".")
-        raise ValueError(
-            f"{name} is no scene: {reason}. Expected what Scene.to_dict() or `moai verbalize --json` writes."
-        ) from error
+        import transformers.integrations.finegrained_fp8  # noqa: F401
+    finally:
+        if vars(torch).get("_dynamo") is stand_in:
+            del torch._dynamo

@@ -12,6 +12,7 @@ from verbalizers import Scene
 
 from ..processing.image_loading import ImageLoadError, TooManyPixelsError, load_image
 from .answer_settings import AnswerSettings
+from .drawing import save_images
 from .rendering import (
     footer_of,
     is_terminal,
@@ -52,19 +53,21 @@ def answer_images(
     """
     is_interactive = is_terminal() and not settings.is_json
     kwargs = settings.to_kwargs() | {"on_error": "skip", "batch_size": settings.batch_size}
-    if is_interactive and settings.is_streaming is not False:
+    if is_interactive and settings.is_streaming is not False and settings.image_out is None:
         return _stream_images(pipeline, images, question, scenes, settings, kwargs, read)
     if settings.is_streaming and not settings.is_json and len(images) == 1:
         kwargs["stream"] = lambda piece: print(piece, end="", flush=True)
-    num_failed = 0
+    num_failed, saved = 0, []
     sources = [read.get(image, image) for image in images]
     outputs = pipeline.answer_each(sources, question, list(scenes) or None, **kwargs)
     for index, (image, output) in enumerate(zip(images, outputs, strict=True)):
         if output.error is not None:
             num_failed += 1
         overlay, obstacle = _draw(settings, output.scene, index, sources[index])
+        drawn = _save_images(output, settings, saved)
         if settings.is_json:
             row = {"image": image, "question": question, **output.to_dict()}
+            row |= {"images": [str(path) for path in drawn]} if drawn else {}
             print_json(row | ({} if overlay is None else {"overlay": str(overlay)}))
         elif output.error is not None:
             note(f"error: {output.error}")
@@ -76,9 +79,20 @@ def answer_images(
         else:
             print_plain(output.answer if len(images) == 1 else f"{image}\t{' '.join(output.answer.split())}")
             note(_footer(output, overlay, settings))
+        if drawn and not settings.is_json:
+            print_plain("\n".join(str(path) for path in drawn))
         if obstacle is not None:
             raise obstacle
     return num_failed
+
+
+def _save_images(output: Answer, settings: AnswerSettings, saved: list[Path]) -> list[Path]:
+    """Save an answer's images behind those that were saved before."""
+    if settings.image_out is None:
+        return []
+    drawn = save_images(output.parts, settings.image_out, len(saved) + 1)
+    saved += drawn
+    return drawn
 
 
 def read_first_image(images: Sequence[str]) -> dict[str, Image.Image] | list[tuple[str, str]]:

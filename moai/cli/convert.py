@@ -18,7 +18,7 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="Folder or hub name of an official MoAI, OpenFlamingo, Prismer or TCL, or a PSGTR's or TCL's file.",
+            help="Folder, file or hub name of an official MoAI, Emu, OpenFlamingo, Prismer, TCL or PSGTR.",
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
@@ -37,7 +37,9 @@ def convert(
     vocabulary: Annotated[
         str | None, typer.Option("--vocabulary", help="What the detector looks for: a text file, or lvis+imagenet.")
     ] = None,
-    text: Annotated[str | None, typer.Option("--text", help="OpenFlamingo: folder or hub name of its decoder.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Folder or hub name of OpenFlamingo's decoder, or Emu's tokenizer.")
+    ] = None,
     vision: Annotated[
         str | None, typer.Option("--vision", help="OpenFlamingo: folder or hub name of its CLIP.")
     ] = None,

@@ -44,6 +44,9 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="The model's own, as in moai ask.")
     ] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=0, help="Demonstrations per question (the setting shots=N).")
+    ] = None,
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beam search; 1 = greedy.")] = 1,
     verbalizers: VerbalizersOption = None,
     timeout: TimeoutOption = 60.0,
@@ -70,6 +73,7 @@ def evaluate(
             return
         if model is None or test is None:
             fail("expected MODEL and TEST, for example: moai evaluate moai-nano scenes", False, EXIT_USAGE)
+        from ..checkpoints.io.contents import hash_checkpoint
         from ..checkpoints.io.lookup import find_checkpoint
         from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
         from .answer_settings import (
@@ -109,7 +113,9 @@ def evaluate(
 
         if unknown := sorted(set(baseline or ()) - set(BASELINES)):
             raise ValueError(f"expected --baseline among {', '.join(BASELINES)}, got {', '.join(unknown)}.")
-        asked = load_test(load_test_settings(test, overrides or []))
+        asked = load_test(
+            load_test_settings(test, [*(overrides or []), *([] if shots is None else [f"shots={shots}"])])
+        )
         for problem in asked.problems[: max_errors + 1]:
             note(f"left out: {problem}")
         if len(asked.problems) > max_errors:
@@ -149,6 +155,7 @@ def evaluate(
                 deciding,
                 None if reader is None else partial(_load_reader, reader),
                 show,
+                None if reader is None else hash_checkpoint(reader),
             )
         if json_output:
             print_json(content)
@@ -190,5 +197,5 @@ def _compare(first: Path, second: Path, is_json: bool) -> None:
     from ..evaluation.summary import compare_rows, format_comparison
 
     comparison = compare_rows(read_rows(first), read_rows(second))
-    names = (first.stem, second.stem) if first.stem != second.stem else ("first", "second")
+    names = (first.name, second.name) if first.name != second.name else ("first", "second")
     print(json.dumps(comparison, indent=1) if is_json else format_comparison(comparison, names))

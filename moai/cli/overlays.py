@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from ..processing.image_loading import ImageSource
 
-__all__ = ["Overlays"]
+__all__ = ["IMAGE_FORMATS", "Overlays"]
 
-_OVERLAY_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Overlays:
             path = self.path(index)
             if path.exists() and not path.is_file():
                 raise ValueError(f"expected a regular file for an overlay, got {str(path)!r}. Name another --overlay.")
-            if path.suffix.lower() not in _OVERLAY_FORMATS:
-                raise ValueError(f"expected one of {', '.join(_OVERLAY_FORMATS)} for an overlay, got {str(path)!r}.")
+            if path.suffix.lower() not in IMAGE_FORMATS:
+                raise ValueError(f"expected one of {', '.join(IMAGE_FORMATS)} for an overlay, got {str(path)!r}.")
             if path.exists() and any(os.path.samefile(path, each) for each in inputs):
                 raise ValueError(f"the overlay would replace the image {image!r} itself. Name another --overlay.")
             try:
@@ -94,7 +94,7 @@ class Overlays:
         try:
             drawing = draw_scene(scene, load_image(image))
             with atomic_file(path) as temporary:
-                drawing.save(temporary, format=_OVERLAY_FORMATS[path.suffix.lower()])
+                drawing.save(temporary, format=IMAGE_FORMATS[path.suffix.lower()])
         except (ValueError, OSError) as error:
             return None, error
         return path, None

@@ -59,6 +59,8 @@ def plan(
         shape = AnswerShape(prompt_tokens, auxiliary_tokens, max_new_tokens, batch_size, image_tokens)
         known = sum(size for size in beside.values() if size is not None)
         plans = [plan_answer(counted, shape, bits, known) for bits in BITS]
+        if counted.size_of_all is not None:
+            plans.append(plan_answer(counted, shape, 4, known, is_all=True))
         if json_output:
             from .rendering import print_json
 
@@ -98,8 +100,12 @@ def _describe(name: str, model: ModelShape, shape: AnswerShape, plans: list[Answ
     ]
     for plan in plans:
         sizes = (plan.weights, plan.cache, plan.activations, plan.verbalizers, plan.peak)
-        lines.append(f"| {plan.bits} bits | " + " | ".join(map(_gb, sizes)) + " |")
-    lines += ["", "| Device | Memory | 16 bits | 8 bits | 4 bits |", "| --- " + "| ---: " * 4 + "|"]
+        lines.append(f"| {_name(plan)} | " + " | ".join(map(_gb, sizes)) + " |")
+    lines += [
+        "",
+        f"| Device | Memory | {' | '.join(map(_name, plans))} |",
+        "| --- " + "| ---: " * (1 + len(plans)) + "|",
+    ]
     for device in DEVICES:
         cells = []
         for plan in plans:
@@ -112,6 +118,10 @@ def _describe(name: str, model: ModelShape, shape: AnswerShape, plans: list[Answ
         "bandwidth are assumed, the verbalizers' time is not in it."
     )
     return "\n".join(lines)
+
+
+def _name(plan: AnswerPlan) -> str:
+    return f"{plan.bits} bits" + (" with --quantize-all" if plan.is_all else "")
 
 
 def _gb(size: float | None) -> str:

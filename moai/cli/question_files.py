@@ -15,8 +15,9 @@ from verbalizers import Scene
 from verbalizers.store.rows import hash_content
 
 from ..data.question_files import AnswerFile, QuestionRow, read_questions
+from ..data.scene_files import read_scene
 from ..processing.image_loading import ImageLoadError, check_image_path, read_image_file
-from .answer_settings import AnswerSettings, read_scene
+from .answer_settings import AnswerSettings
 from .rendering import note, print_json, progress_bar
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from verbalizers.store.sources import DatasetRow as ConversationRow
 from verbalizers.store.sources import (
     Source,
     choose_image_column,
-    count_pictures,
+    count_row_images,
+    image_columns,
     is_saved_table,
     open_rows,
-    picture_columns,
     read_json_rows,
     row_with_files,
 )
@@ -71,8 +71,8 @@ def _read_table(path: Path, split: str | None, column: str | None, folder: Path)
         raise ValueError(f"expected `split` to be one of {sorted(map(str, splits))} in {str(path)!r}, got {split!r}.")
     rows = splits[split]
     column = choose_image_column(rows, column, str(path))
-    counts = count_pictures(rows, column) if column else []
-    text = rows.remove_columns(list(picture_columns(rows)))
+    counts = count_row_images(rows, column) if column else []
+    text = rows.remove_columns(list(image_columns(rows)))
     for number in range(len(text)):
         place = f"{path.name}[{number}]" if split is None else f"{path.name}[{split}/{number}]"
         value = text[number]

@@ -39,7 +39,7 @@ class Findings:
     """Verbalization of one image: scene and text.
 
     Attributes:
-        text: Print a verbalization.
+        text: The verbalization.
         scene: What was found; None = nobody looked.
     """
 

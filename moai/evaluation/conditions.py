@@ -25,7 +25,15 @@ from .loading import Test
 from .question_settings import SceneTest
 from .scene_questions import most_frequent_answers
 
-__all__ = ["BASELINES", "MODEL", "Condition", "build_conditions", "count_commonest", "list_conditions"]
+__all__ = [
+    "BASELINES",
+    "MODEL",
+    "WORDS_IN_PROMPT",
+    "Condition",
+    "build_conditions",
+    "count_commonest",
+    "list_conditions",
+]
 
 MODEL, OTHER_SCENE, BLACK_IMAGE, IMAGE_ONLY = "model", "other-scene", "black-image", "image-only"
 WORDS_IN_PROMPT, COMMONEST = "words-in-prompt", "commonest"
@@ -57,7 +65,7 @@ def list_conditions(kinds: Sequence[str], is_masking: bool, baselines: Sequence[
     """Names of the conditions of a run, the model itself first.
 
     Args:
-        kinds: Kinds of predictions that the model reads.
+        kinds: Kinds of findings that the model reads.
         is_masking: Whether each is silent once.
         baselines: Some of :data:`BASELINES`.
         num_images: Of the test; the only one has no other image's scene.
@@ -116,7 +124,7 @@ def count_commonest(test: Test) -> dict[str, str]:
 
 
 def resize_scene(scene: Scene, image_size_hw: tuple[int, int]) -> Scene:
-    """Predictions about an image of another size, stretched: what is said of them stays the same.
+    """Findings about an image of another size, stretched: what is said of them stays the same.
 
     Args:
         scene: Of an image.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -14,6 +16,7 @@ from PIL import Image
 from moai.data.conversation_files import ConversationRow, read_rows
 from moai.data.conversations import answer_turns, count_images, parse_conversation, text_of
 from moai.data.findings import FindingsReader
+from moai.data.scene_files import read_scene
 from moai.processing.image_loading import load_image
 from verbalizers import Scene, VerbalizationCache
 from verbalizers.store.sources import Source
@@ -66,7 +69,12 @@ def _questions_of(row: ConversationRow, test: FileTest, reader: FindingsReader |
         raise ValueError("the cache of verbalizations does not hold its image. Run `moai verbalize` on the file")
     digest = hashlib.sha256(content).hexdigest()
     known = None if reader is None else partial(_read_cache, reader, source)
-    image = TestImage(digest, partial(_load, source), known)
+    identity, image_key = digest, digest
+    if test.source == "truth":
+        scene = _true_scene(value, test)
+        identity = [digest, hashlib.sha256(json.dumps(scene.to_dict(), sort_keys=True).encode()).hexdigest()]
+        known, image_key = (lambda: scene), "-".join(identity)
+    image = TestImage(image_key, partial(_load, source), known)
     key = {name: test.keys.get(name, name) for name in ("question", "answers", "kind", "choices", "id")}
     kind, choices = value.get(key["kind"]), value.get(key["choices"])
     row_id = str(value.get(key["id"]) if value.get(key["id"]) is not None else row.place)
@@ -74,7 +82,7 @@ def _questions_of(row: ConversationRow, test: FileTest, reader: FindingsReader |
         "kind": "questions" if kind is None else str(kind),
         "choices": tuple(str(choice) for choice in choices or ()),
         "max_new_tokens": test.max_new_tokens or (_LONG if test.metric == "cider" else _SHORT),
-        "identity": digest,
+        "identity": identity,
     }
     if value.get("messages") is None and value.get("conversations") is None:
         asked, answers = _text(value, key["question"]), _answers(value, key["answers"])
@@ -93,6 +101,16 @@ def _questions_of(row: ConversationRow, test: FileTest, reader: FindingsReader |
         earlier = tuple(zip(texts[: turn - 1 : 2], texts[1 : turn - 1 : 2], strict=True))
         name = row_id if len(turns) == 1 else f"{row_id}/{number + 1}"
         yield TestQuestion(name, question=texts[turn - 1], answers=(texts[turn],), image=image, earlier=earlier, **more)
+
+
+def _true_scene(row: Mapping[str, Any], test: FileTest) -> Scene:
+    """A row's `scene`: an object, or the name of a file where its image's name begins."""
+    scene = row.get("scene")
+    if not isinstance(scene, str | Mapping):
+        raise ValueError(f"expected under `scene` what is to be seen, or its file, got {scene!r}")
+    if isinstance(scene, Mapping):
+        return read_scene(scene)
+    return read_scene(Path(test.image_folder or Path(test.path).parent) / scene)
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:

@@ -44,13 +44,19 @@ class TestSettings:
         ranks: Answers are chosen among a question's choices by log-likelihood, not generated.
         paraphrases: JSONL of ``{"question": "How many {name} are there?", "paraphrases": ["Count the {name}.", ...]}``:
             questions that one fits are asked in these words too.
-        verbalizations: Where they come from: "truth" (Scenes only, with noise), "live" (the model's verbalizers look),
-            "cache" (`moai verbalize`), "none". None = "cache" where `cache` is named, else "truth" for Scenes, "live"
-            for files.
+        verbalizations: Where they come from: "truth" (of Scenes, with noise; of a file, the rows' `scene`), "live" (the
+            model's verbalizers look), "cache" (`moai verbalize`), "none". None = "cache" where `cache` is named, else
+            "truth" for Scenes, "live" for files.
         cache: The folder that `moai verbalize DATASET --out` wrote.
         fingerprint: Which verbalizations inside it; None = the only ones there.
-        verbalizers: Kinds of predictions that are verbalized; None = all, the others are silent.
+        verbalizers: Kinds of findings that are verbalized; None = all, the others are left out.
         max_new_tokens: Longest answer in tokens; None = 24, and 160 for descriptions and captions.
+        shots: Demonstrations in front of every question, for models that read them; 0 = two without their images, None
+            = none at all.
+        shots_from: JSONL of ``{"image", "question", "answer"}`` that they are taken from; of Scenes None = training
+            scenes.
+        shots_retrieved: The ones whose images are nearest in the model's features, else drawn at random.
+        shots_seed: Of what is drawn.
     """
 
     __test__ = False
@@ -64,6 +70,10 @@ class TestSettings:
     fingerprint: str | None = None
     verbalizers: tuple[str, ...] | None = None
     max_new_tokens: _Positive | None = None
+    shots: _Count | None = None
+    shots_from: _Location | None = None
+    shots_retrieved: StrictBool = False
+    shots_seed: _Count = 0
 
     @property
     def source(self) -> str:
@@ -117,7 +127,7 @@ class FileTest(TestSettings):
     Attributes:
         path: `.json`, `.jsonl`, `.parquet`, a folder of Parquet files or a `datasets` folder. Rows are conversations
             as training reads them, every answer of which is asked for, or hold `image`, `question` and `answer` or
-            `answers`; `kind`, `choices`, `id` and `paraphrases` are optional.
+            `answers`; `kind`, `choices`, `id`, `scene` and `paraphrases` are optional.
         image_folder: Where relative image paths begin; None = beside the file.
         split: Split of a `datasets` folder that has several.
         column: Column of the images in a table; None = the only one that holds images.
@@ -134,8 +144,8 @@ class FileTest(TestSettings):
 
     def __post_init__(self) -> None:
         TestSettings.__post_init__(self)
-        if self.source == "truth":
-            raise ValueError("only scenes have a truth to verbalize; for a file choose live, cache or none.")
+        if self.shots is not None and self.shots_from is None:
+            raise ValueError("demonstrations come from a file of their own: name it in `shots_from`.")
         if self.metric == "scenes":
             raise ValueError("the metric scenes scores the questions of Scenes; name another for a file.")
 
@@ -158,7 +168,7 @@ def load_test_settings(test: str | Path | Mapping[str, Any], overrides: Sequence
         content = read_yaml(test)
         if isinstance(content.get("path"), str):  # named relative to the file
             content["path"] = str(Path(test).parent / content["path"])
-        for name in ("image_folder", "cache", "paraphrases"):
+        for name in ("image_folder", "cache", "paraphrases", "shots_from"):
             if isinstance(content.get(name), str):
                 content[name] = str(Path(test).parent / content[name])
     else:

@@ -19,7 +19,8 @@ from verbalizers import Scene, draw_scene
 from verbalizers.core.durable_files import atomic_file, hold_folder
 from verbalizers.store.cache import VerbalizationCache
 
-from .conditions import MODEL, build_conditions, list_conditions
+from .conditions import MODEL, WORDS_IN_PROMPT, build_conditions, list_conditions
+from .demonstrations import build_demonstrations, describe_demonstrations
 from .evaluate import answer_test, metric_of
 from .html_report import write_report
 from .loading import Test
@@ -68,18 +69,20 @@ def run_evaluation(
     deciding: Mapping[str, Any],
     load_reader: Callable[[], Answering] | None = None,
     show: Callable[[int, str], None] = lambda num_done, counts: None,
+    reader: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Answer what is open, and write results and report.
 
     Args:
         load: Loads the model; called only where something is open.
         name: Of the model, for the report.
-        kinds: Kinds of predictions that the model reads.
+        kinds: Kinds of findings that the model reads.
         test: What is asked.
         run: How.
         deciding: What decides the model's answers, JSON-able, one level of mappings at most.
         load_reader: Who reads words in the prompt; None = the model's own decoder.
         show: Told how many questions are answered.
+        reader: Contents of the reader's files; None = the model's own decoder.
 
     Returns:
         The content of ``results.json``.
@@ -92,6 +95,8 @@ def run_evaluation(
     with hold_folder(run.out):
         results = ResultFolder(run.out, names)
         results.check({**deciding, **describe_test(test)}, run.is_overwriting)
+        if WORDS_IN_PROMPT in names:
+            results.check_reader(WORDS_IN_PROMPT, reader or {})
         starts = results.resume(run.batch_size, len(test.questions))
         if min(starts.values()) * run.batch_size < len(test.questions):
             _answer_open(load(), names, test, run, results, starts, load_reader, show)
@@ -111,11 +116,20 @@ def _answer_open(
     load_reader: Callable[[], Answering] | None,
     show: Callable[[int, str], None],
 ) -> None:
-    reader = load_reader() if load_reader and "words-in-prompt" in names else None
+    reader = load_reader() if load_reader and WORDS_IN_PROMPT in names else None
     places = {key: place for place, key in enumerate(dict.fromkeys(q.image.key for q in test.questions))}
+    conditions, options = build_conditions(names, pipeline, test, reader), dict(run.options)
+    if (demonstrations := build_demonstrations(test.settings)) is not None:
+        for condition in conditions:
+            if condition.pipeline is not None and "shots" not in condition.pipeline.answering.option_names:
+                raise ValueError(
+                    f"expected a model that reads demonstrations under {condition.name!r}, got "
+                    f"{type(condition.pipeline.model).__name__}, which does not. Leave `shots` (--shots) out."
+                )
+        options["shots"] = demonstrations
     batches = answer_test(
-        pipeline, test, build_conditions(names, pipeline, test, reader), batch_size=run.batch_size, starts=starts,
-        options=run.options, timeout_s=run.timeout_s, **run.generate,
+        pipeline, test, conditions, batch_size=run.batch_size, starts=starts, options=options,
+        timeout_s=run.timeout_s, **run.generate,
     )  # fmt: skip
     num_done = min(starts.values()) * run.batch_size
     for batch in batches:
@@ -146,7 +160,7 @@ def _save_overlay(path: Path, image: Image.Image, scene: Scene) -> None:
 def describe_test(test: Test) -> dict[str, Any]:
     """What decides a test's questions, each thing under a name: settings, and contents in place of paths."""
     settings = to_plain(test.settings)
-    places = ("path", "image_folder", "cache", "paraphrases", "fingerprint")
+    places = ("path", "image_folder", "cache", "paraphrases", "fingerprint", "shots_from")
     named = {name: value for name, value in settings.items() if name not in places}
     parts = {
         "questions": [[q.id, q.kind, q.question, q.earlier, q.wording] for q in test.questions],
@@ -156,7 +170,7 @@ def describe_test(test: Test) -> dict[str, Any]:
     named |= {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
     if test.settings.source == "cache":
         named["cache"] = VerbalizationCache(test.settings.cache, test.settings.fingerprint).fingerprint
-    return {"test": named}
+    return {"test": named | describe_demonstrations(test.settings)}
 
 
 def _collect(results: ResultFolder, name: str, test: Test, deciding: Mapping[str, Any]) -> dict[str, Any]:

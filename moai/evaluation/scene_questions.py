@@ -10,7 +10,7 @@ from random import Random
 from PIL import Image
 
 from moai.data.findings import FindingsReader
-from moai.scenes.export import encode_picture
+from moai.scenes.export import encode_png
 from moai.scenes.scenes import QUESTION_KINDS, SCENES_VERSION, Scenes, add_noise
 from verbalizers import Scene, VerbalizationCache
 
@@ -44,7 +44,7 @@ class _SceneStream:
     def read_cache(self, index: int) -> Scene:
         """What verbalizers predicted before."""
         image = self.make(index).image
-        return self.reader.read(encode_picture(image), image).scene
+        return self.reader.read(encode_png(image), image).scene
 
 
 def collect_scene_questions(test: SceneTest) -> Iterator[TestQuestion]:
@@ -72,7 +72,7 @@ def collect_scene_questions(test: SceneTest) -> Iterator[TestQuestion]:
                 )
             continue
         in_vain = 0
-        if reader is not None and not reader.knows(encode_picture(sample.image)):
+        if reader is not None and not reader.knows(encode_png(sample.image)):
             if sample.index:
                 return
             raise ValueError(

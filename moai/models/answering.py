@@ -335,6 +335,21 @@ class Answering(ABC):
         """Tokens that the model reads, prompt and answer together; None = no bound is known."""
         return getattr(self.model.config, "max_positions", None)
 
+    def draw(self, parts: Sequence[str | Image.Image], options: Mapping[str, Any]) -> Image.Image:
+        """Draw an image.
+
+        Args:
+            parts: The prompt, texts and images in reading order; texts are data.
+            options: From :meth:`parse_options`; those of drawing.
+
+        Raises:
+            ValueError: The model draws nothing, or not this.
+        """
+        raise ValueError(
+            f"expected a model that draws (an Emu with its visual decoder), got a {type(self.model).__name__}, which "
+            "answers in text. Leave --image-out out, or choose another --model."
+        )
+
     @torch.inference_mode()
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
         return self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)

@@ -19,17 +19,21 @@ def resolve_quantization(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Turn ``load_in_4bit=True`` and ``load_in_8bit=True`` into a ``quantization_config``.
 
     Args:
-        kwargs: Keyword arguments of ``from_pretrained``.
+        kwargs: Keyword arguments of ``from_pretrained``; ``quantize_all`` is taken out.
 
     Returns:
         The arguments of today's transformers; 4 bits are nf4 with double quantization.
 
     Raises:
         ImportError: If bitsandbytes is not installed; says what to install.
-        ValueError: If both 4 and 8 bits are asked for, or one of them beside a ``quantization_config``.
+        ValueError: If both 4 and 8 bits are asked for, one of them beside a ``quantization_config``, or
+            ``quantize_all`` without bits.
     """
     wanted = list_wanted_bits(kwargs)
-    kwargs = {name: value for name, value in kwargs.items() if name not in ("load_in_4bit", "load_in_8bit")}
+    if kwargs.get("quantize_all") and not wanted:
+        raise ValueError("Expected load_in_4bit or load_in_8bit beside `quantize_all`, got neither. Add one.")
+    ours = ("load_in_4bit", "load_in_8bit", "quantize_all")
+    kwargs = {name: value for name, value in kwargs.items() if name not in ours}
     if len(wanted) > 1:
         raise ValueError("Expected one of load_in_4bit and load_in_8bit, got both. Choose one.")
     if not wanted:

@@ -61,6 +61,7 @@ MODEL_SPECS = {
             task="moai.models.prismer.task_prismer.PrismerTask",
             settings="moai.models.prismer.settings_prismer.PrismerTrainSettings",
         ),
+        ModelSpec("emu", answering="moai.models.emu.answering_emu.EmuAnswering"),
     )
 }
 #: Any other image-text-to-text model of transformers.
@@ -113,11 +114,11 @@ def _modules(name: str, *models: str) -> tuple[str, ...]:
 #: Module of transformers -> ours that register with it, and the names that nobody gets without that.
 AUTO_MODULES = {
     "transformers.models.auto.configuration_auto": (
-        _modules("configuration_{}", "moai", "flamingo", "prismer", "tcl"),
+        _modules("configuration_{}", "moai", "emu", "flamingo", "prismer", "tcl"),
         {"AutoConfig", "CONFIG_MAPPING"},
     ),
     "transformers.models.auto.modeling_auto": (
-        _modules("modeling_{}", "moai", "flamingo", "prismer", "tcl"),
+        _modules("modeling_{}", "moai", "emu", "flamingo", "prismer", "tcl"),
         {
             "AutoModel",
             "AutoModelForImageTextToText",
@@ -134,11 +135,11 @@ AUTO_MODULES = {
         {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
     ),
     "transformers.models.auto.image_processing_auto": (
-        _modules("auto_image_processor", "moai", "flamingo", "prismer", "tcl"),
+        _modules("auto_image_processor", "moai", "emu", "flamingo", "prismer", "tcl"),
         {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
     ),
     "transformers.models.auto.processing_auto": (
-        _modules("auto_processor", "moai", "flamingo", "prismer", "tcl"),
+        _modules("auto_processor", "moai", "emu", "flamingo", "prismer", "tcl"),
         {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
     ),
 }
@@ -168,7 +169,7 @@ class _WaitingModule(ModuleType):
     def __getattribute__(self, name: str) -> Any:
         ours, names = AUTO_MODULES[ModuleType.__getattribute__(self, "__name__")]
         if name in names:
-            _import_all(ours)  # perhaps half imported, taking AutoModel to register with it at its end
+            _import_all(ours)  # one of ours may be the module that asks: it takes AutoModel to register with it
             self.__class__ = ModuleType
         return ModuleType.__getattribute__(self, name)
 

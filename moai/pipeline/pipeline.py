@@ -1,7 +1,7 @@
 """Pipeline: image + question -> answer. The only file that joins verbalizers and a model.
 
 Image -> scene (verbalizers) -> the model's inputs -> ``generate`` -> answer. A verbalizer that fails or is not there
-costs its predictions, never the answer; ``Answer.missing`` says which and why.
+costs its finding, never the answer; ``Answer.missing`` says which and why.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..checkpoints.io.saving import replacing_files
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
 from ..models.answering import Answering, TooLongError
 from ..models.registry import find_answering
-from ..processing.image_loading import ImageSource
-from ..processing.sample_batching import holds_samples
+from ..processing.image_loading import ImageSource, load_image
+from ..processing.sample_batching import as_list, holds_samples
 from .answers import Answer, PipelineError
 from .looking import complete_scenes, find_missing_kinds
 from .queries import Query, pair_queries
@@ -127,7 +127,8 @@ class Pipeline:
             dtype = torch.float32 if device.type == "cpu" else "auto"
         answering = answering_class.load(folder, revision=revision, dtype=dtype, **model_kwargs)
         model = answering.model if "device_map" in model_kwargs else answering.model.to(device)
-        return cls(model.eval(), answering.processor, built, settings, absent)
+        pipeline = cls(model.eval(), answering.processor, built, settings, absent)
+        return pipeline.with_answering(answering)  # which may know more of the checkpoint: what draws
 
     def with_answering(self, answering: Answering) -> Pipeline:
         """A pipeline of the same verbalizers and settings around another model."""
@@ -314,6 +315,29 @@ class Pipeline:
         if holds_samples(image) or not isinstance(question, str):
             raise ValueError("expected one image and one question to stream, got a list. Call the pipeline for lists.")
         return AnswerStream(lambda **hooks: self(image, question, scene, **settings, **hooks), self.answering.tokenizer)
+
+    def draw(
+        self, parts: str | ImageSource | Sequence[str | ImageSource], options: Mapping[str, Any] | None = None
+    ) -> Answer:
+        """Draw an image: ``pipeline.draw("a red car")``; of two images alone one that blends them.
+
+        Nobody looks at the prompt's images but the model.
+
+        Args:
+            parts: The prompt: strings are texts, all else are images (paths as :class:`pathlib.Path`), in reading
+                order.
+            options: The model's own, by name: those of its ``answering_X.py`` that decide a drawing.
+
+        Returns:
+            An answer whose only part is the image.
+
+        Raises:
+            ValueError: The model draws nothing, an image cannot be read, or an option is wrong.
+        """
+        chosen = self.answering.parse_options(options or {})
+        limit = self.answering.max_image_pixels
+        prompt = [part if isinstance(part, str) else load_image(part, limit) for part in as_list(parts)]
+        return Answer((self.answering.draw(prompt, chosen),))
 
     # ------------------------------------------------------------------ the stages of an answer
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 
 from moai.checkpoints.io.published_settings import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
 from moai.models.moai.configuration_moai import MoAIConfig
-from moai.models.moai.quantization import COMPUTE_DTYPE_MODULES
+from moai.models.moai.quantization import ALWAYS_COMPUTE_DTYPE_MODULES, COMPUTE_DTYPE_MODULES
 from moai.models.registry import MODEL_SPECS
 from verbalizers import Verbalizer
 
@@ -84,6 +84,7 @@ class ModelShape:
     Attributes:
         config: Its configuration.
         size: Its parameters.
+        size_of_all: Likewise, where ``quantize_all`` shrinks more; None = nothing more.
         num_decoder: Parameters of the decoder's layers.
         num_low_rank: Of partial LoRA, which works at image tokens only.
         num_vision: Of the vision tower.
@@ -92,6 +93,7 @@ class ModelShape:
 
     config: PreTrainedConfig
     size: ModelSize
+    size_of_all: ModelSize | None
     num_decoder: int
     num_low_rank: int
     num_vision: int
@@ -121,10 +123,12 @@ class ModelShape:
                 low_rank += parameter.numel()
             elif ours is None or id(parameter) in ours:
                 decoder += parameter.numel()
-        head = model.get_output_embeddings()
-        return cls(
-            config, count_model(model, skipped), decoder, low_rank, vision, 0 if head is None else head.weight.numel()
-        )
+        head, of_all = model.get_output_embeddings(), None
+        if isinstance(config, MoAIConfig):
+            tied = ("lm_head",) if config.tie_word_embeddings else ()
+            of_all = count_model(model, (*ALWAYS_COMPUTE_DTYPE_MODULES, *tied))
+        num_head = 0 if head is None else head.weight.numel()
+        return cls(config, count_model(model, skipped), of_all, decoder, low_rank, vision, num_head)
 
     @classmethod
     def of_checkpoint(cls, name: str) -> ModelShape:
@@ -185,6 +189,7 @@ class AnswerPlan:
 
     Attributes:
         bits: Of the linears that are shrunk.
+        is_all: Whether those of vision tower, compressor and head are shrunk too (``--quantize-all``).
         weights: Of the model.
         cache: Keys and values of the whole sequence, in 16 bits.
         activations: The most at one time, a dequantized matrix included.
@@ -195,6 +200,7 @@ class AnswerPlan:
     """
 
     bits: int
+    is_all: bool
     weights: float
     cache: float
     activations: float
@@ -218,7 +224,9 @@ class AnswerPlan:
         return asdict(self) | {"peak": self.peak}
 
 
-def plan_answer(model: ModelShape, shape: AnswerShape, bits: int, verbalizer_bytes: float = 0.0) -> AnswerPlan:
+def plan_answer(
+    model: ModelShape, shape: AnswerShape, bits: int, verbalizer_bytes: float = 0.0, is_all: bool = False
+) -> AnswerPlan:
     """Count what an answer takes.
 
     Args:
@@ -226,8 +234,10 @@ def plan_answer(model: ModelShape, shape: AnswerShape, bits: int, verbalizer_byt
         shape: Of question and answer.
         bits: One of :data:`BITS`.
         verbalizer_bytes: What stands beside the model.
+        is_all: Whether all of a MoAI is shrunk that can be.
     """
-    text, size, batch = model.config.get_text_config(), model.size, shape.batch_size
+    text, batch = model.config.get_text_config(), shape.batch_size
+    size = model.size_of_all if is_all and model.size_of_all is not None else model.size
     image = shape.num_image_tokens or model.count_image_tokens()
     words = 0 if model.reads_verbalization_apart else shape.num_auxiliary_tokens
     prompt = image + shape.num_prompt_tokens + words
@@ -261,7 +271,9 @@ def plan_answer(model: ModelShape, shape: AnswerShape, bits: int, verbalizer_byt
     read = {16: _HALF, 8: 1.0, 4: NF4_BYTES}[bits]
     token_bytes = model.num_decoder * read + model.num_head * _HALF + cache
     weights = size.to_bytes(bits)
-    return AnswerPlan(bits, weights, cache, activations, verbalizer_bytes, prompt_flops, token_flops, token_bytes)
+    return AnswerPlan(
+        bits, is_all, weights, cache, activations, verbalizer_bytes, prompt_flops, token_flops, token_bytes
+    )
 
 
 def measure_verbalizers(verbalizers: Iterable[Verbalizer]) -> Mapping[str, int | None]:

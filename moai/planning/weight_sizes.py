@@ -28,7 +28,7 @@ class ModelSize:
         stored_bytes: Of a parameter in the published file.
         parts: Parameters by the names of the model's parts.
         num_rows: Rows of the linears that are shrunk: in 8 bits each has a scale of 4 bytes.
-        largest_linear: Parameters of the largest of them: it is made whole again while it works.
+        largest_linear: Parameters of the largest of them that works on many tokens: it is made whole again meanwhile.
     """
 
     num_parameters: int
@@ -62,18 +62,18 @@ def count_model(model: nn.Module, skipped: Sequence[str] = (), stored_bytes: int
     for name, parameter in model.named_parameters():
         part = name.removeprefix("model.").split(".")[0]
         parts[part] = parts.get(part, 0) + parameter.numel()
-    linears = [
-        module
+    linears = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not name.startswith(tuple(skipped))
-    ]
+    }
     return ModelSize(
         sum(parts.values()),
-        sum(module.weight.numel() for module in linears),
+        sum(module.weight.numel() for module in linears.values()),
         stored_bytes,
         parts,
-        sum(module.out_features for module in linears),
-        max((module.weight.numel() for module in linears), default=0),
+        sum(module.out_features for module in linears.values()),
+        max((module.weight.numel() for name, module in linears.items() if name != "lm_head"), default=0),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["ASSETS_FOLDER", "FONT_FILES", "load_font", "sprite_boxes", "sprite_mask", "sprite_picture", "text_extent"]
+__all__ = ["ASSETS_FOLDER", "FONT_FILES", "load_font", "sprite_boxes", "sprite_mask", "sprite_image", "text_extent"]
 
 ASSETS_FOLDER = Path(__file__).parent / "assets" / "scenes"
 
@@ -49,7 +49,7 @@ def _sheet() -> Image.Image:
 
 
 @cache
-def sprite_picture(name: str, index: int) -> Image.Image:
+def sprite_image(name: str, index: int) -> Image.Image:
     """RGBA image of a sprite, cropped to what is visible; about 128 pixels on its longer side."""
     x, y, width, height = sprite_boxes()[name][index]
     return _sheet().crop((x, y, x + width, y + height))
@@ -58,7 +58,7 @@ def sprite_picture(name: str, index: int) -> Image.Image:
 @cache
 def sprite_mask(name: str, index: int) -> np.ndarray:
     """Bool (height, width): where a sprite is opaque."""
-    return np.asarray(sprite_picture(name, index).getchannel("A")) > 127
+    return np.asarray(sprite_image(name, index).getchannel("A")) > 127
 
 
 @lru_cache(maxsize=256)

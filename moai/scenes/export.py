@@ -23,12 +23,12 @@ from rich.progress import track
 from moai.scenes.scenes import QUESTION_KINDS, SPLITS, Scenes
 from verbalizers.core.durable_files import atomic_file, hold_folder
 
-__all__ = ["QUESTIONS_FILE", "encode_picture", "export_scenes"]
+__all__ = ["QUESTIONS_FILE", "encode_png", "export_scenes"]
 
 QUESTIONS_FILE = "questions.jsonl"
 
 
-def encode_picture(image: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """A scene's image as a PNG file; its hash is the image's key in a cache of verbalizations.
 
     Args:
@@ -64,8 +64,8 @@ def export_scenes(scenes: Scenes, length: int, out: str | Path, file_name: str =
             sample = scenes[index]
             name = f"images/{scenes.split}-{scenes.seed}-{index:07d}.png"
             if not (folder / name).is_file():
-                with atomic_file(folder / name) as picture:
-                    picture.write_bytes(encode_picture(sample.image))
+                with atomic_file(folder / name) as temporary:
+                    temporary.write_bytes(encode_png(sample.image))
             for number, asked in enumerate(sample.questions):
                 said = [text for turn in (*asked.earlier, (asked.question, asked.answer)) for text in turn]
                 turns = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(said)]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance
 
-from moai.scenes.asset_loading import load_font, sprite_picture, text_extent
+from moai.scenes.asset_loading import load_font, sprite_image, text_extent
 from moai.scenes.layout import PlacedObject, SceneLayout
 from moai.scenes.signs import SignFace
 from moai.scenes.textures import paint_texture, smooth_noise
@@ -49,7 +49,7 @@ def _polygon_mask(polygons: list[tuple[tuple[float, float], ...]], image_size: i
     return mask.reduce(_OVERSAMPLING)
 
 
-def _as_picture(texture: np.ndarray) -> Image.Image:
+def _as_image(texture: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(texture, 0, 255).astype(np.uint8))
 
 
@@ -60,7 +60,7 @@ def _paint_stuff(layout: SceneLayout, image_size: int) -> Image.Image:
         y1 = min(y1, image_size)
         texture = paint_texture(region.name, region.texture_seed, y1 - y0, x1 - x0, image_size)
         if index == 0:
-            canvas.paste(_as_picture(texture), (x0, y0))
+            canvas.paste(_as_image(texture), (x0, y0))
             continue
         mask = _polygon_mask([region.polygon], image_size)
         if layout.stuff[0].name == "wall" and region.name in ("floor", "counter"):
@@ -71,7 +71,7 @@ def _paint_stuff(layout: SceneLayout, image_size: int) -> Image.Image:
             texture = texture * (0.78 + 0.22 * fade)[:, None, None]
         elif region.name in ("rug",):
             _darken(canvas, mask, 0.35, (0, max(1, image_size // 120)))
-        canvas.paste(_as_picture(texture), (x0, y0), mask.crop((x0, y0, x1, y1)))
+        canvas.paste(_as_image(texture), (x0, y0), mask.crop((x0, y0, x1, y1)))
     return canvas
 
 
@@ -107,7 +107,7 @@ def _sharpened_alpha(alpha: Image.Image, gain: float) -> Image.Image:
 def _paint_sprite(canvas: Image.Image, placed: PlacedObject, image_size: int, rng: np.random.Generator) -> None:
     brightness, colour = rng.uniform(0.88, 1.08), rng.uniform(0.85, 1.1)
     x0, y0, x1, y1 = pixel_box(placed.box, image_size)
-    source = sprite_picture(placed.name, placed.sprite)
+    source = sprite_image(placed.name, placed.sprite)
     size = x1 - x0, y1 - y0
     enlargement = max(size[0] / source.width, size[1] / source.height)
     method = Image.Resampling.BICUBIC if enlargement > 1 else Image.Resampling.BOX
@@ -136,7 +136,7 @@ def _painted(pixels: Image.Image, alpha: Image.Image, colour: tuple[int, int, in
     shade = np.clip((grey - middle) / 128.0, -0.6, 0.6)[..., None]
     paint = np.array(colour, np.float32)
     mixed = np.where(shade < 0, paint * (1 + shade), paint + (255 - paint) * 0.5 * shade)
-    return _as_picture(mixed)
+    return _as_image(mixed)
 
 
 def _paint_cord(canvas: Image.Image, x: float, y: float, image_size: int) -> None:

@@ -39,9 +39,9 @@ class _Recipe:
 
 
 def _lines(texture: np.ndarray, paint: Callable[[ImageDraw.ImageDraw], None]) -> np.ndarray:
-    picture = Image.fromarray(np.clip(texture, 0, 255).astype(np.uint8))
-    paint(ImageDraw.Draw(picture))
-    return np.asarray(picture).astype(np.float32)
+    image = Image.fromarray(np.clip(texture, 0, 255).astype(np.uint8))
+    paint(ImageDraw.Draw(image))
+    return np.asarray(image).astype(np.float32)
 
 
 def _shift(colour: Colour, amount: float) -> Colour:

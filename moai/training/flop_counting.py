@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixer import Gate, TokenStream, resolve_routing
 from mixer.configuration_mixer import NUM_EXPERTS
 from moai.models.moai.configuration_moai import MoAIConfig
-from moai.models.moai.injection import Mixture, RoutingLog
+from moai.models.moai.injection import Mixture, PromptMemory, RoutingLog
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.task_moai import MoAITask
-from moai.processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE
+from moai.processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 
 from .train_settings import TrainSettings
 from .trained_parts import count_parts
@@ -200,6 +200,9 @@ def _decode(
     routing = resolve_routing(choice, mixer)
     image_stream, language_stream = (TokenStream.from_roles(real_roles == role) for role in (IMAGE_ROLE, LANGUAGE_ROLE))
     mixture = Mixture(body.mixers, auxiliary, image_stream, language_stream, routing, RoutingLog())
+    if mixer.mixes_answers:
+        mixture.answers = TokenStream.from_roles(real_roles == NO_ROLE)
+        mixture.memory = PromptMemory(routing, torch.ones(1, 1, dtype=torch.bool))
     length = embeds.shape[1]
     options = {"image_positions": torch.ones(1, length, device="meta", dtype=torch.bool)} if config.plora_rank else {}
     # A ready mask: making one would look at numbers.

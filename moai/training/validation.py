@@ -37,7 +37,8 @@ class Validator:
         sums = torch.zeros(2, dtype=torch.float64)
         self.task.eval()
         try:
-            # Wrapped models talk to each other in every pass: ranks make equally many, the last ones for nothing.
+            # Wrapped models (DDP, FSDP) communicate in every forward pass, so all ranks make equally many; a rank
+            # without samples of its own repeats the last batch and leaves it out of the counts.
             for turn in range(-(-self.num_batches // num_ranks)):
                 place = turn * num_ranks + rank
                 batch = self.task.validation_batch(min(place, self.num_batches - 1))

@@ -85,7 +85,10 @@ class NanoConfig:
         questions: Compressor, mixers and decoder together without images: short sequences, many questions.
         multimodal: Training of the whole model.
         practice: Compressor, mixers and decoder once more without images, where their skills are weakest.
-        start: Folder of a finished moai-nano that the stage `practice` starts from; None = the stage before it.
+        start: Folder of a finished moai-nano that the stages `phrases` and `practice` start from; None = the stage
+            before them.
+        heads: Folder of an earlier run's stage whose heads of :class:`.phrase_recall.PhraseRecall` go on beside
+            ``start``, which has none; None = new ones.
         verbalizer_settings: Content of the checkpoint's ``verbalizers.json``.
         domain: The only images that the checkpoint says it knows (`MoAIConfig.domain`).
         seed: Seed of the initial weights.
@@ -100,6 +103,7 @@ class NanoConfig:
     multimodal: MultimodalSettings | None = None
     practice: MultimodalSettings | None = None
     start: str | None = None
+    heads: str | None = None
     verbalizer_settings: dict[str, Any] = field(default_factory=lambda: dict(OCR_ALONE))
     domain: str = SCENES_DOMAIN
     seed: StrictInt = 0

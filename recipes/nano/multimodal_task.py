@@ -24,11 +24,13 @@ from .prompt import PromptIds
 from .scenes import ShardBatches, TokenScene
 from .text_task import KIND_NAMES, count_right
 
-__all__ = ["MultimodalBatch", "MultimodalTask", "normalise_pictures", "pack_questions"]
+__all__ = ["MultimodalBatch", "MultimodalTask", "group_by_length", "normalise_pictures", "pack_questions"]
 
 # CLIP's statistics, as MoAIImageProcessor has them (https://github.com/openai/CLIP).
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+#: Groups of like length that a micro-batch's questions are read in.
+_NUM_LENGTHS = 4
 
 
 def normalise_pictures(images: np.ndarray) -> torch.Tensor:
@@ -61,6 +63,11 @@ class MultimodalBatch:
     roles: torch.Tensor
     is_answer: torch.Tensor
     kinds: torch.Tensor
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """int64 (Q,): tokens of each question, without padding."""
+        return ((self.roles > 0) | self.is_answer).sum(dim=1)
 
 
 def _pad(rows: list[list[int]], fill: int) -> torch.Tensor:
@@ -177,7 +184,8 @@ class MultimodalTask(CountingTask):
             with torch.autocast("cpu", torch.bfloat16):
                 self(inputs)
             asked = inputs["questions"]
-            rows += [ids[roles == LANGUAGE_ROLE] for ids, roles in zip(asked.input_ids, asked.roles, strict=True)]
+            for row in torch.cat(group_by_length(asked)):
+                rows.append(asked.input_ids[row][asked.roles[row] == LANGUAGE_ROLE])
         return rows
 
     def part_of(self, name: str) -> str:
@@ -187,30 +195,17 @@ class MultimodalTask(CountingTask):
     def forward(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Cross entropy weighted by kind, and how many answers are right as a whole."""
         batch, model, words = inputs["questions"], self.model.model, self.model.get_input_embeddings()
-        features = auxiliary = None
+        features = states = None
         recalled, right = torch.zeros(()), {}
         if batch.pixel_values is not None:
             features = model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
-            features = features[batch.scene_of_question]
         if inputs["has_auxiliary"]:
             said = batch.auxiliary_input_ids, batch.auxiliary_attention_mask
             states = model.get_auxiliary_states(*said, batch.auxiliary_pixel_values)
-            auxiliary = states[batch.scene_of_question]
             if self.settings.recall_weight > 0:
                 recalled, right = self.model.recall(states, words.weight, *said, self.vocabulary)
-        hidden = model(
-            input_ids=batch.input_ids,
-            mm_token_type_ids=batch.roles,
-            image_features=features,
-            auxiliary_states=auxiliary,
-            routing="gated",
-            use_cache=False,
-            return_dict=True,
-        ).last_hidden_state
-        is_target = batch.is_answer[:, 1:]
-        logits = self.model.lm_head(hidden[:, :-1][is_target])
-        targets = batch.input_ids[:, 1:][is_target]
-        groups = torch.arange(len(batch.kinds))[:, None].expand_as(is_target)[is_target]
+        parts = [self.read(part, features, states, batch) for part in group_by_length(batch)]
+        logits, targets, groups = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         weights = self.kind_weights[batch.kinds[groups]]
         loss = (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
         loss = loss + self.settings.recall_weight * weights.sum() * recalled
@@ -221,3 +216,47 @@ class MultimodalTask(CountingTask):
                 for word in ("asked", "right")
             }
         return loss, self.counters(counts | recall_counts(right))
+
+    def read(
+        self,
+        part: torch.Tensor,
+        features: torch.Tensor | None,
+        states: torch.Tensor | None,
+        batch: MultimodalBatch,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Read some of the questions.
+
+        Args:
+            part: int64 (P,) which of them.
+            features: ``(S, patches, D)`` of the scenes' images, or None.
+            states: ``(S, N, D)`` of their verbalizations, or None.
+            batch: What they are chosen from.
+
+        Returns:
+            Logits ``(T, V)`` of the answers' tokens, what is right ``(T,)``, and the question each belongs to ``(T,)``.
+        """
+        scenes, used = batch.scene_of_question[part], int(batch.lengths[part].max())
+        input_ids, is_target = batch.input_ids[part, :used], batch.is_answer[part, 1:used]
+        hidden = self.model.model(
+            input_ids=input_ids,
+            mm_token_type_ids=batch.roles[part, :used],
+            image_features=None if features is None else features[scenes],
+            auxiliary_states=None if states is None else states[scenes],
+            routing="gated",
+            use_cache=False,
+            return_dict=True,
+        ).last_hidden_state
+        logits = self.model.lm_head(hidden[:, :-1][is_target])
+        return logits, input_ids[:, 1:][is_target], part[:, None].expand_as(is_target)[is_target]
+
+
+def group_by_length(batch: MultimodalBatch) -> tuple[torch.Tensor, ...]:
+    """Group questions of like length: padded to the longest of all, two thirds of a batch are padding.
+
+    Args:
+        batch: Whose questions.
+
+    Returns:
+        int64 places of the questions, group by group.
+    """
+    return batch.lengths.argsort(stable=True).chunk(_NUM_LENGTHS)

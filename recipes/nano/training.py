@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE
+from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.cli.train import launch_processes
+from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.processing_moai import MoAIProcessor
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.settings import to_plain
-from moai.training.model_building import copy_verbalizer_settings
+from moai.training.checkpoints import find_newest_checkpoint, read_checkpoint
 from recipes.stages import CountingTask, has_checkpoint, is_made, load_trained, note_made, run_stage
 from verbalizers.core.durable_files import atomic_folder, hold_folder
 
@@ -41,7 +42,7 @@ __all__ = ["LATE_STAGES", "STAGES", "build_task", "export_nano", "export_text_re
 
 STAGES = ("tokenizer", "text", "phrases", "questions", "multimodal", "practice", "export")
 #: Those that can start from a finished model.
-LATE_STAGES = ("practice", "export")
+LATE_STAGES = ("phrases", "practice", "export")
 
 #: Stages that train compressor, mixers or both; each starts from the last of those before it that ran.
 _MODEL_STAGES = ("phrases", "questions", "multimodal", "practice")
@@ -86,11 +87,17 @@ def _pretrained_decoder(config: NanoConfig, out: Path) -> LlamaForCausalLM:
 def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokenizer) -> MoAIForConditionalGeneration:
     """The whole model before the stages that train it, with the heads that only training needs."""
     if config.start is not None:
-        model = MoAIForConditionalGeneration.from_pretrained(config.start, dtype=torch.float32)
+        made_of = MoAIConfig.from_pretrained(config.start)
+        made_of.mixer |= config.practice.mixer if config.practice else {}
+        model = MoAIForConditionalGeneration.from_pretrained(config.start, config=made_of, dtype=torch.float32)
         torch.manual_seed(config.seed + 1)
     else:
         model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out))
     model.recall = PhraseRecall(model.config.text_config.hidden_size)
+    if config.heads is not None:
+        found, _ = find_newest_checkpoint(Path(config.heads) / "checkpoints")
+        weights, _, _ = read_checkpoint(found)
+        model.load_state_dict({name: value for name, value in weights.items() if "recall." in name}, strict=False)
     return model
 
 
@@ -157,7 +164,9 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
         model.half().save_pretrained(folder)
         if config.start is not None:
             MoAIProcessor.from_pretrained(config.start).save_pretrained(folder)
-            copy_verbalizer_settings(config.start, folder)
+            told = VerbalizerSettings.load(Path(config.start).resolve())
+            # Shards have quoted lines, whatever the start had read before.
+            replace(told, words=replace(told.words, quote_text=True)).save(folder)
         else:
             build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(folder)
             text = json.dumps(config.verbalizer_settings, indent=2) + "\n"
@@ -221,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and logs")
     parser.add_argument("--ranks", type=int, help="processes of one thread each; the recipe's number by default")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
-    parser.add_argument("--start", type=Path, help="finished moai-nano to go on from: practice and export only")
+    parser.add_argument("--start", type=Path, help="finished moai-nano to go on from: phrases, practice, export")
     chosen = parser.parse_args(arguments)
     config = load_nano_config(chosen.config)
     if chosen.start is not None:

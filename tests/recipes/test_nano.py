@@ -20,6 +20,7 @@ from moai.models.moai.text_reader import TextReaderAnswering
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes
 from moai.training.checkpoints import find_newest_checkpoint
+from recipes.nano import multimodal_task
 from recipes.nano.config import SCENES_DOMAIN, load_nano_config
 from recipes.nano.models import build_moai, build_processor
 from recipes.nano.multimodal_task import normalise_pictures
@@ -138,10 +139,25 @@ def test_shard_asks_about_colours_only_when_it_has_images(trained):
         assert (colour in asked) == has_images
 
 
-def test_practice_of_the_repository_is_of_one_kind_when_read():
-    whole, alone = (load_nano_config(ROOT / "configs" / name) for name in ("nano.yaml", "nano_practice.yaml"))
-    assert alone.practice.kind_weights == whole.practice.kind_weights
+def test_recipe_that_goes_on_is_of_the_same_model_when_read():
+    whole, alone = (load_nano_config(ROOT / "configs" / name) for name in ("nano.yaml", "nano_continue.yaml"))
+    assert alone.text is None and alone.multimodal is None and not alone.practice.mixer["mixes_answers"]
     assert alone.practice.shards.seed != whole.practice.shards.seed
+
+
+@torch.no_grad()
+def test_questions_of_like_length_are_read_as_all_at_once(trained):
+    recipe, out = trained
+    task = build_task("practice", load_nano_config(recipe), out)
+    batch, model = task.batch(0, 0).inputs["questions"], task.model.eval().model
+    states = model.get_auxiliary_states(batch.auxiliary_input_ids, batch.auxiliary_attention_mask, None)
+    groups = multimodal_task.group_by_length(batch)
+    logits, _, owners = task.read(torch.arange(len(batch.kinds)), None, states, batch)
+    parts = [task.read(group, None, states, batch) for group in groups]
+    order = torch.cat([part[2] for part in parts]).argsort(stable=True)
+    assert torch.equal(torch.cat([part[2] for part in parts])[order], owners)
+    assert torch.allclose(torch.cat([part[0] for part in parts])[order], logits, atol=1e-5)
+    assert int(batch.lengths[groups[0]].max()) < batch.input_ids.shape[1]
 
 
 def test_recipe_names_the_known_fields_when_one_is_misspelt(tmp_path):
@@ -206,8 +222,11 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path, caps
     told = json.loads((start / "config.json").read_text(encoding="utf-8"))
     assert told.pop("domain") == SCENES_DOMAIN
     (start / "config.json").write_text(json.dumps(told), encoding="utf-8")  # as before domains were told
-    (start / "verbalizers.json").write_text(json.dumps({"verbalizers": [entry]}), encoding="utf-8")
-    recipe = write_recipe(tmp_path / "practice.yaml", {"practice": tiny_recipe()["practice"]})
+    (start / "verbalizers.json").write_text(json.dumps({"verbalizers": [entry], "words": {"quote_text": False}}))
+    practice = tiny_recipe()["practice"] | {"mixer": {"mixes_answers": True}}
+    phrases = tiny_recipe()["phrases"]
+    again = {"phrases": phrases, "practice": practice, "heads": str(run / "phrases")}
+    recipe = write_recipe(tmp_path / "practice.yaml", again)
     words = ["--config", str(recipe), "--out", str(out), "--start", str(start)]
     main(words)
     assert json.loads((out / "moai-nano" / "config.json").read_text(encoding="utf-8"))["domain"] == SCENES_DOMAIN
@@ -216,7 +235,10 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path, caps
     assert not torch.equal(before["model.compressor.latents.weight"], after["model.compressor.latents.weight"])
     name = "model.vision_tower.embeddings.patch_embedding.weight"
     assert torch.equal(before[name], after[name])
-    (copied,) = VerbalizerSettings.load(out / "moai-nano").verbalizers
+    assert json.loads((out / "moai-nano" / "config.json").read_text())["mixer"]["mixes_answers"]
+    told = VerbalizerSettings.load(out / "moai-nano")
+    (copied,) = told.verbalizers
+    assert told.words.quote_text  # as in the shards
     assert copied["settings"] == {"checkpoint": str(tmp_path / "tower")}
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--stage", "text"])

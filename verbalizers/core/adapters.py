@@ -1,7 +1,7 @@
 """Results of other libraries as structures.
 
 Pure functions that read attributes and keys of what other libraries return (documented at each function) and import
-none of them: tensors are recognised by their `detach` and `cpu` methods. What is no prediction is refused: ids without
+none of them: tensors are recognised by their `detach` and `cpu` methods. What is no finding is refused: ids without
 a name, masks of another size, and whatever the structures refuse.
 """
 

@@ -1,4 +1,4 @@
-"""Predictions of computer-vision models as frozen and validated dataclasses.
+"""Findings of computer-vision models as frozen and validated dataclasses.
 
 Every verbalizer, whatever library it runs, answers with one of these; everything behind it (words, images,
 cache, training data) reads nothing else. Arrays are numpy, stored read-only. Two objects are equal when all
@@ -412,7 +412,7 @@ def _rebuild_finding(kind: str, value: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Scene(Finding):
-    """All predictions about one image.
+    """All findings about one image.
 
     Attributes:
         image_size_hw: height and width of the image in pixels.

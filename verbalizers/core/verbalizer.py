@@ -1,6 +1,6 @@
-"""The verbalizer interface: images in, predictions out, one per image.
+"""The verbalizer interface: images in, findings out, one per image.
 
-Which predictions there are, structures.py tells; under which names verbalizers are found, registry.py.
+structures.py holds the findings, registry.py the names under which verbalizers are found.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHT_SUFFIXES = {".json", ".safetensors", ".txt", ".onnx", ".yml", ".pdmodel",
 
 
 class Verbalizer(ABC):
-    """Base class of verbalizers: images in, predictions out, one per image.
+    """Base class of verbalizers: images in, findings out, one per image.
 
     Subclasses are usually dataclasses whose fields are their settings (checkpoint, thresholds, device). They
     load their model on first use, not when built, and may be called from any thread.
@@ -121,7 +121,7 @@ def order_by_use(verbalizers: Iterable[Verbalizer]) -> list[list[Verbalizer]]:
 
 
 def add_sources(chosen: Iterable[Verbalizer], available: Iterable[Verbalizer]) -> list[Verbalizer]:
-    """The chosen verbalizers and those whose predictions they use, in the order of `available`.
+    """The chosen verbalizers and those whose findings they use, in the order of `available`.
 
     Args:
         chosen: a part of `available`.

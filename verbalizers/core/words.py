@@ -36,7 +36,7 @@ TEXTS_OPENING = "The image includes text descriptions: "
 
 
 class LeftOutWarning(UserWarning):
-    """Predictions are more than a sentence or a drawing holds: some are left out. The command line shows it."""
+    """Findings are more than a sentence or a drawing holds: some are left out. The command line shows it."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from verbalizers.store.local_engine import run_here, run_processes
 from verbalizers.store.recipe import Recipe
 from verbalizers.store.rows import hash_content
 from verbalizers.store.sources import BadSource, Source
-from verbalizers.store.work import LoadPicture, Outcome, Work, WorkSettings
+from verbalizers.store.work import LoadImage, Outcome, Work, WorkSettings
 from verbalizers.store.writing import CacheWriter
 
 __all__ = ["ENGINES", "BuildReport", "build_cache"]
@@ -57,7 +57,7 @@ def build_cache(
     sources: Sequence[Source | BadSource],
     verbalizers: Sequence[Verbalizer] | Recipe,
     out: str | Path,
-    load: LoadPicture,
+    load: LoadImage,
     *,
     engine: str = "local",
     num_workers: int = 1,

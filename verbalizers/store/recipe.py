@@ -1,6 +1,6 @@
 """Recipe of a cached verbalization: the verbalizers, their settings, and what is worth saying.
 
-The recipe's fingerprint names the sub-folder of the cache. Whatever changes the predictions or the text changes it.
+The recipe's fingerprint names the sub-folder of the cache. Whatever changes the findings or the text changes it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Recipe:
         entries: the verbalizers.
         words: what is worth saying.
         compat: whether the text is the release's, letter by letter.
-        kept_kinds: kinds that are kept and in the text, where others run only because these use their predictions;
+        kept_kinds: kinds that are kept and in the text, where others run only because these use their findings;
             None = all.
     """
 

@@ -18,23 +18,23 @@ from typing import Any
 from verbalizers.core.valid_text import STRICT_JSON, make_valid
 
 __all__ = [
-    "PICTURE_SUFFIXES",
+    "IMAGE_SUFFIXES",
     "BadSource",
     "DatasetRow",
     "Source",
     "choose_image_column",
-    "count_pictures",
+    "count_row_images",
     "is_dataset",
     "is_saved_table",
     "open_rows",
-    "picture_columns",
+    "image_columns",
     "read_json_rows",
     "row_with_files",
     "read_sources",
 ]
 
 #: Files of a folder that count as images, by suffix.
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .heic .heif .hif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
 #: Largest image file that is read.
@@ -220,14 +220,14 @@ def _in_unicode(name: str) -> str:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*"))
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
 
 
 def _read_folder(folder: Path, name: str) -> Iterator[Source]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
         for file in sorted(files):
-            if file.startswith(".") or Path(file).suffix.lower() not in PICTURE_SUFFIXES:
+            if file.startswith(".") or Path(file).suffix.lower() not in IMAGE_SUFFIXES:
                 continue
             location = Path(parent, file)
             path = _in_unicode(location.relative_to(folder).as_posix())
@@ -297,7 +297,7 @@ def _looks_like_image(key: Any, value: Any) -> bool:
     first = value[0] if isinstance(value, list) and value else value
     if isinstance(first, Mapping):  # as `datasets` keeps encoded images
         return first.get("bytes") is not None and "path" in first
-    if isinstance(first, str) and Path(first).suffix.lower() in PICTURE_SUFFIXES:
+    if isinstance(first, str) and Path(first).suffix.lower() in IMAGE_SUFFIXES:
         return True
     return isinstance(first, str | bytes) and bool(first) and _IMAGE_KEY.fullmatch(str(key).lower()) is not None
 
@@ -411,7 +411,7 @@ def open_rows(location: str) -> Mapping[str | None, Any]:
     return loaded if isinstance(loaded, DatasetDict) else {None: loaded}
 
 
-def picture_columns(rows: Any) -> dict[str, bool]:
+def image_columns(rows: Any) -> dict[str, bool]:
     """Columns of a `datasets.Dataset` that hold images, and whether each holds lists of them.
 
     Those are `datasets.Image`, and what it is stored as (bytes and path), which is all that other writers of Parquet
@@ -442,7 +442,7 @@ def choose_image_column(rows: Any, column: str | None, name: str) -> str | None:
     Raises:
         ValueError: it is no column of images, or there are several.
     """
-    columns = list(picture_columns(rows))
+    columns = list(image_columns(rows))
     if column is None and len(columns) < 2:
         return columns[0] if columns else None
     if column not in columns:
@@ -454,9 +454,9 @@ def choose_image_column(rows: Any, column: str | None, name: str) -> str | None:
     return column
 
 
-def count_pictures(rows: Any, column: str) -> list[int]:
+def count_row_images(rows: Any, column: str) -> list[int]:
     """Images in each cell of a column, told from Arrow's offsets: none is read."""
-    is_list = picture_columns(rows)[column]
+    is_list = image_columns(rows)[column]
     counts: list[int] = []
     for start in range(0, len(rows), 1024):
         cells = rows.select_columns([column]).with_format("arrow")[start : start + 1024][column]
@@ -473,7 +473,7 @@ def _open_column(location: str, split: str | None, column: str) -> Any:
 
     rows = open_rows(location)[split].select_columns([column])
     encoded = Image(decode=False)
-    return rows.cast_column(column, List(encoded) if picture_columns(rows)[column] else encoded)
+    return rows.cast_column(column, List(encoded) if image_columns(rows)[column] else encoded)
 
 
 def _read_datasets_folder(folder: Path, name: str, column: str | None) -> Iterator[Source]:
@@ -484,9 +484,9 @@ def _read_datasets_folder(folder: Path, name: str, column: str | None) -> Iterat
                 f"expected a column of images in {str(folder)!r}, got {rows.column_names}. Cast one to "
                 "datasets.Image()."
             )
-        is_list = picture_columns(rows)[chosen]
+        is_list = image_columns(rows)[chosen]
         ids = rows["id"] if "id" in rows.features else None
-        counts = count_pictures(rows, chosen) if is_list else []
+        counts = count_row_images(rows, chosen) if is_list else []
         for row in range(len(rows)):
             place = f"{row}" if split is None else f"{split}/{row}"
             row_id = place if ids is None else str(ids[row])

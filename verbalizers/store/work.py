@@ -17,9 +17,9 @@ from verbalizers.store.sources import Source
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["LoadPicture", "Outcome", "Work", "WorkSettings", "verbalize_works"]
+__all__ = ["LoadImage", "Outcome", "Work", "WorkSettings", "verbalize_works"]
 
-LoadPicture = Callable[[bytes], "Image.Image"]
+LoadImage = Callable[[bytes], "Image.Image"]
 #: Pixels that are decoded at once, whatever the number of images: 64 megapixels are 0.2 GB.
 _MAX_BATCH_PIXELS = 64_000_000
 
@@ -50,7 +50,7 @@ class WorkSettings:
     """
 
     recipe: Recipe
-    load: LoadPicture
+    load: LoadImage
     timeout_s: float | None = None
 
 
@@ -93,7 +93,7 @@ def verbalize_works(works: Sequence[Work], verbalizers: Sequence[Verbalizer], se
 
 
 def _decode(
-    works: Sequence[Work], load: LoadPicture, outcomes: list[Outcome]
+    works: Sequence[Work], load: LoadImage, outcomes: list[Outcome]
 ) -> Iterator[list[tuple[Work, Image.Image]]]:
     """Groups of decoded images; those that cannot be decoded become outcomes."""
     group: list[tuple[Work, Image.Image]] = []

@@ -14,7 +14,7 @@ from verbalizers.core.durable_files import check_output
 from ..io.hub_download import download_checkpoint
 from ..io.lookup import is_hub_name
 from ..io.tensor_folder import TensorFolder
-from . import flamingo, official, prismer, psgtr, tcl
+from . import emu, flamingo, official, prismer, psgtr, tcl
 from .official_config import looks_official
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport
@@ -28,7 +28,7 @@ class ConversionKind:
         name: For example ``official-moai``.
         recognises: Tells from the source path whether it is of this kind.
         convert: ``convert(source, output, *, dtype, force, **settings) -> ConversionReport``.
-        own_settings: Settings that no other kind has.
+        own_settings: Settings that not every kind has.
     """
 
     name: str
@@ -42,6 +42,7 @@ def _is_official_moai(source: Path) -> bool:
 
 
 KINDS: tuple[ConversionKind, ...] = (
+    ConversionKind(emu.KIND, emu.is_emu, emu.convert_emu_checkpoint, ("text",)),
     ConversionKind(
         flamingo.KIND, flamingo.is_open_flamingo, flamingo.convert_open_flamingo_checkpoint, ("text", "vision")
     ),
@@ -80,7 +81,8 @@ def convert(
         force: Replace an existing output.
         revision: Branch, tag or commit on the hub; None = the main branch.
         verbalizers: Who looks for a converted MoAI; None = the published models.
-        **settings: Of the kind's own function: ``image_size``, an OpenFlamingo's ``text`` and ``vision``, a Prismer's
+        **settings: Of the kind's own function: ``image_size``, an OpenFlamingo's ``text`` and ``vision``, an
+            Emu's ``text``, a Prismer's
             ``label_encoder``.
 
     Returns:
@@ -108,7 +110,8 @@ def convert(
         settings["verbalizers"] = verbalizers
     elif verbalizers is not None:
         raise ValueError(f"verbalizers are chosen for a MoAI, got a checkpoint of the kind {handler.name!r}.")
-    strangers = sorted(name for kind in KINDS if kind != handler for name in kind.own_settings if name in settings)
+    others = {name for kind in KINDS for name in kind.own_settings} - set(handler.own_settings)
+    strangers = sorted(others & set(settings))
     if strangers:
         raise ValueError(
             f"expected settings of the kind {handler.name!r} ({', '.join(handler.own_settings) or 'it has none'}), got "

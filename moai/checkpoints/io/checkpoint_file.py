@@ -13,7 +13,7 @@ __all__ = ["find_checkpoint_file", "list_tensor_names", "read_checkpoint_file"]
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 #: Under which names training scripts keep the weights beside their own state.
-_NESTED = ("model_state_dict", "state_dict", "model")
+_NESTED = ("model_state_dict", "state_dict", "model", "module")
 
 
 def find_checkpoint_file(source: Path) -> Path | None:

@@ -12,12 +12,12 @@ from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
+from ..shots import Demonstrations, load_shot, read_shots
 from .modeling_flamingo import FlamingoForConditionalGeneration
 from .processing_flamingo import FlamingoProcessor
 from .prompts import DEFAULT_PROMPT, PROMPTS, STOPS, cut_answer
 from .ranking import rank_continuations
 from .scenes_flamingo import encode_scenes
-from .shots import Demonstrations, load_shot, read_shots
 
 __all__ = ["FlamingoAnswering"]
 
@@ -29,7 +29,7 @@ class FlamingoAnswering(Answering):
 
     * ``shots``: demonstrations in front of the question, ``[(image, question, answer), ...]``, an image being None
       for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``; or
-      :class:`.shots.Demonstrations`, of which each question gets its own.
+      :class:`~moai.models.shots.Demonstrations`, of which each question gets its own.
     * ``prompt``: how questions are written, one of :data:`.prompts.PROMPTS`.
     * ``choices``: the answers to choose from, a list or ``"yes,no"``; reports hold their log-probabilities.
 

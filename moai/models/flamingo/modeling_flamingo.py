@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
@@ -22,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from ..cache_names import CACHE_NAME, as_keyword, read_cache, resolve_cache
+from ..cache_names import CACHE_NAME, as_keyword, name_cache_for_peft, read_cache, resolve_cache
 from ..forward_arguments import takes_arguments_of
 from .configuration_flamingo import FlamingoConfig
 from .gated_cross_attention import GatedCrossAttentionBlock, Media, count_media
@@ -123,6 +124,18 @@ class FlamingoModel(FlamingoPreTrainedModel):
             features = features[:, 1:]
         return self.resampler(features.unflatten(0, batch_shape))
 
+    def _read_placeholders(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """``(B, L)``: the image token's id where its embedding stands, else -1."""
+        image_token_id = self.config.image_token_id
+        ids = torch.tensor([image_token_id, self.config.end_of_chunk_token_id], device=inputs_embeds.device)
+        placeholder, other = self.get_input_embeddings()(ids)
+        if torch.equal(placeholder, other):  # as in a model that nobody has trained
+            raise ValueError(
+                "expected `media_times` beside `inputs_embeds`: which image a token sees does not show in them while "
+                "<image> and <|endofchunk|> have one embedding."
+            )
+        return torch.where((inputs_embeds == placeholder).all(dim=-1), image_token_id, -1)
+
     @can_return_tuple
     def forward(
         self,
@@ -160,7 +173,8 @@ class FlamingoModel(FlamingoPreTrainedModel):
         Raises:
             ValueError: Images and image tokens do not match, or it does not show which image a token sees.
         """
-        cache = resolve_cache(cache, past_key_values)
+        is_generating = media_times is not None
+        cache = resolve_cache(cache, past_key_values, is_generating)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         is_continuing = cache is not None and int(cache.get_seq_length()) > 0
@@ -168,18 +182,23 @@ class FlamingoModel(FlamingoPreTrainedModel):
             media_states = self.get_media_states(pixel_values)
         media = None
         if media_states is not None:
+            num_tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             if media_times is None:
-                if input_ids is None or is_continuing:
+                ids = self._read_placeholders(inputs_embeds) if input_ids is None else input_ids
+                media_times = count_media(ids, self.config.image_token_id)
+                # Behind a learned prefix (PEFT's prefix tuning) a cache is filled and the prompt still whole.
+                if is_continuing and not _shows_all(media_times, media_states, media_mask):
                     raise ValueError(
-                        "expected `media_times` beside `inputs_embeds` or a filled cache: which image a token sees "
-                        "does not show in them. Go on with the last column of the former output's `media_times`."
+                        "expected `media_times` beside a filled cache: which image a token sees does not show in it. "
+                        "Go on with the last column of the former output's `media_times`."
                     )
-                media_times = count_media(input_ids, self.config.image_token_id)
                 if (most := int(media_times.max())) > media_states.shape[1]:
                     raise ValueError(
                         f"expected an image per image token, got {most} tokens and {media_states.shape[1]} images in a "
                         "row. Give every row its images in reading order."
                     )
+            if (num_virtual := num_tokens - media_times.shape[1]) > 0 and inputs_embeds is not None:
+                media_times = F.pad(media_times, (num_virtual, 0))  # learned tokens (PEFT) stand in front of all images
             media = Media.from_times(media_states, media_times, self.config.only_attend_immediate_media, media_mask)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
@@ -205,10 +224,17 @@ class FlamingoModel(FlamingoPreTrainedModel):
 
 
 def _count_positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions from a row's first token on; 0 on padding at its left."""
-    num_left = (attention_mask.long().cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
+    """Positions of a row's tokens; padding in front of them, or behind learned tokens (PEFT), does not count."""
+    keep = attention_mask.long()
+    num_left = ((1 - keep).cumsum(dim=1) * keep).cummax(dim=1).values
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (positions - num_left).clamp_min(0)
+    return positions - num_left
+
+
+def _shows_all(media_times: torch.Tensor, media_states: torch.Tensor, media_mask: torch.Tensor | None) -> bool:
+    """Whether each row's tokens name all of its images, so that nothing can stand before them."""
+    num_media = media_states.shape[1] if media_mask is None else media_mask.sum(dim=1)
+    return bool((media_times[:, -1] == num_media).all())
 
 
 class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin):
@@ -319,11 +345,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         if model_kwargs.get("media_states") is None and pixel_values is not None:
             model_kwargs["media_states"] = self.get_media_states(pixel_values)
         if model_kwargs.get("media_states") is not None and model_kwargs.get("media_times") is None:
-            if inputs_tensor.dim() != 2:
-                raise ValueError(
-                    "expected `media_times` beside `inputs_embeds`: which image a token sees does not show in them."
-                )
-            times = count_media(inputs_tensor, self.config.image_token_id)
+            ids = inputs_tensor if inputs_tensor.dim() == 2 else self.model._read_placeholders(inputs_tensor)
+            times = count_media(ids, self.config.image_token_id)
             if (most := int(times.max())) > (given := model_kwargs["media_states"].shape[1]):
                 raise ValueError(
                     f"expected an image per image token, got {most} tokens and {given} images in a row. Give every row "
@@ -342,7 +365,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             num_all = max(media_times.shape[1], input_ids.shape[1])
             last = media_times[:, -1:].expand(-1, num_all - media_times.shape[1])
             inputs["media_times"] = torch.cat([media_times, last], dim=1)[:, -given.shape[1] :]
-        return inputs
+        return name_cache_for_peft(self, inputs)
 
 
 AutoModel.register(FlamingoConfig, FlamingoModel, exist_ok=True)

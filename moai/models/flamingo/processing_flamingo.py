@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from transformers import BatchFeature
@@ -15,12 +15,10 @@ from ...processing.pixel_values import compute_pixel_values
 from ...processing.sample_batching import as_list, group_images_by_placeholders, pad_rows, unique_objects
 from ...processing.several_images import insert_images
 from ...processing.token_roles import IGNORE_INDEX
+from ..shots import Shot
 from .prompts import CHAT_TEMPLATES, END_OF_CHUNK_TOKEN, IMAGE_TOKEN, PROMPTS
 
-__all__ = ["FlamingoProcessor", "Shot"]
-
-#: A demonstration: an image (None = text alone), a question, its answer.
-Shot: TypeAlias = "tuple[ImageSource | None, str, str]"
+__all__ = ["FlamingoProcessor"]
 
 
 class FlamingoProcessor(ProcessorMixin):

@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from ..cache_names import as_keyword, read_cache
 
@@ -35,6 +36,9 @@ def rank_continuations(
     prefix_cache, mask = read_cache(prompt), inputs.get("attention_mask")
     if mask is None:
         mask = torch.ones_like(inputs["input_ids"])
+    # Behind the cache the base model reads: a learned prompt (PEFT) would enter again, and its tokens are in the cache.
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    mask = F.pad(mask, (prefix_cache.get_seq_length() - mask.shape[1], 0), value=1)
     batch, scores = len(mask), []
     for ids in continuations:
         tokens = torch.tensor([list(ids)], device=mask.device).expand(batch, -1)  # (B, C)
@@ -45,7 +49,7 @@ def rank_continuations(
                 times = prompt.media_times[:, -1:].expand(-1, tokens.shape[1] - 1)
                 more = {"media_states": prompt.media_states, "media_times": times}
                 more |= {name: inputs[name] for name in ("media_mask",) if inputs.get(name) is not None}
-            following = model(
+            following = base(
                 input_ids=tokens[:, :-1],
                 attention_mask=torch.cat([mask, mask.new_ones(batch, tokens.shape[1] - 1)], dim=1),
                 use_cache=True,

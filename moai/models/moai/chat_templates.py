@@ -43,7 +43,7 @@ _HEAD = (
 ).replace("SYSTEM", repr(SYSTEM_PROMPT))
 # The release's place of an image, in front of all turns: for those before the first words of the conversation, lest
 # a later image come before an earlier one. Those of later turns stand in front of their own turn's words.
-_FIRST_PICTURES = (
+_FIRST_IMAGES = (
     "{%- for message in messages if message['role'] != 'system' -%}"
     "{%- if loop.first -%}{{- pictures(message, ' ', '') -}}{%- endif -%}"
     "{%- endfor -%}"
@@ -64,7 +64,7 @@ def _said(content: str) -> str:
 
 #: Evaluation prompt of the release (arch_moai.py, eval_process): InternLM2 turn markers.
 MOAI_CHAT_TEMPLATE = (
-    _HEAD + _FIRST_PICTURES + "{{- ' ' -}}"
+    _HEAD + _FIRST_IMAGES + "{{- ' ' -}}"
     "{%- for message in messages if message['role'] != 'system' -%}{%- set is_first = loop.first -%}"
     "{{- '[UNUSED_TOKEN_146]' + message['role'] + '\\n' -}}"
     + _said(_TURN + "{{- '[UNUSED_TOKEN_145]' -}}")
@@ -75,7 +75,7 @@ MOAI_CHAT_TEMPLATE = (
 
 #: Demo prompt of the release (arch_moai.py, demo_process).
 DEMO_CHAT_TEMPLATE = (
-    _HEAD + _FIRST_PICTURES + "{%- for message in messages if message['role'] != 'system' -%}"
+    _HEAD + _FIRST_IMAGES + "{%- for message in messages if message['role'] != 'system' -%}"
     "{%- set is_first = loop.first -%}"
     "{%- if message['role'] == 'user' -%}{{- ' USER: ' -}}" + _TURN + "{%- elif message['role'] == 'assistant' -%}"
     "{{- ' ASSISTANT:' -}}{%- generation -%}{{- ' ' -}}" + _TURN + "{{- eos_token -}}{%- endgeneration -%}"

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mixer import resolve_routing
 
-from ..cache_names import CACHE_NAME, as_keyword, resolve_cache
+from ..cache_names import CACHE_NAME, as_keyword, name_cache_for_peft, resolve_cache
 from .roles import infer_roles
 from .text_assistant import TextAssistantCandidateGenerator
 
@@ -205,11 +205,8 @@ class MoAIGenerationMixin:
             **as_keyword(cache),
             **kwargs,
         )
-        if "prepare_inputs_for_generation" in vars(self):  # PEFT's prompt learning calls, which knows the former name:
-            # without it virtual tokens would enter at every step (PEFT 0.21 with transformers 5.24).
-            inputs["past_key_values"] = inputs.pop(CACHE_NAME, None)
         # In the head, not by a logits processor: beams would count the share of a word that cannot be said.
-        return inputs | {"suppress_image_token": True}
+        return name_cache_for_peft(self, inputs) | {"suppress_image_token": True}
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
 from transformers import initialization as init
 
 from mixer import LayerRouting, Mixers, Routing, TokenStream, find_auxiliary_rows
+from mixer.modeling_mixer import LanguageSources
 
+from ...processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 from ..derived_classes import derive_class
 from .partial_lora import LowRankUpdate, image_positions_scope, insert_partial_lora
-from .roles import IMAGE_ROLE, LANGUAGE_ROLE
 from .rotary import make_rotary_stateless
 
 
@@ -43,6 +45,37 @@ class RoutingLog:
         return tuple(self._by_layer[layer] for layer in sorted(self._by_layer))
 
 
+class PromptMemory:
+    """What decoded tokens read of a mixed prompt; it lies with the decoder's cache.
+
+    Beams of a sample share it, so that reordering them changes nothing. A plain object, as :class:`RoutingLog` is.
+
+    Attributes:
+        routing: The prompt's.
+        is_mixed: ``(B, 1)`` bool, False for a sample with neither image nor predictions.
+        sources: By decoder layer.
+    """
+
+    def __init__(self, routing: Routing, is_mixed: torch.Tensor) -> None:
+        self.routing, self.is_mixed = routing, is_mixed
+        self.sources: dict[int, LanguageSources] = {}
+
+    @staticmethod
+    def read(cache: Cache | None) -> PromptMemory | None:
+        """What lies with a filled cache."""
+        memory = getattr(cache, _MEMORY, None)
+        is_refilled = memory is not None and not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0
+        return None if is_refilled else memory
+
+    def keep(self, cache: Cache | None) -> None:
+        """Lay it with a cache."""
+        if cache is not None:
+            setattr(cache, _MEMORY, self)
+
+
+_MEMORY = "moai_prompt_memory"
+
+
 @dataclass
 class Mixture:
     """Inputs of the mixers in one forward pass; passed down as an argument, never stored on a layer.
@@ -54,6 +87,8 @@ class Mixture:
         language: The prompt language stream.
         routing: How experts are chosen.
         log: Filled during the pass.
+        answers: Answer tokens, which read auxiliary tokens and images; None where they bypass the mixture.
+        memory: What those after them read: of this prompt, filled during the pass; beside a filled cache the prompt's.
     """
 
     mixers: Mixers
@@ -62,10 +97,17 @@ class Mixture:
     language: TokenStream
     routing: Routing
     log: RoutingLog
+    answers: TokenStream | None = None
+    memory: PromptMemory | None = None
 
     @classmethod
     def from_roles(
-        cls, mixers: Mixers, roles: torch.Tensor | None, auxiliary_states: torch.Tensor | None, routing: Routing
+        cls,
+        mixers: Mixers,
+        roles: torch.Tensor | None,
+        auxiliary_states: torch.Tensor | None,
+        routing: Routing,
+        attention_mask: torch.Tensor | None = None,
     ) -> Mixture | None:
         """Build the mixture of a prompt from its token roles.
 
@@ -74,9 +116,10 @@ class Mixture:
             roles: ``(B, L)`` ``mm_token_type_ids``, or None where nothing can be mixed.
             auxiliary_states: ``(B, N, D)`` or None; zeros for a sample without.
             routing: How experts are chosen.
+            attention_mask: ``(B, L)`` spares padding, which otherwise counts as answer, to no one's harm.
 
         Returns:
-            None where nothing is to be mixed (every decoding step).
+            None where nothing is to be mixed (every decoding step of a model whose answers bypass the mixture).
 
         Raises:
             ValueError: If there is not one row of auxiliary states per sample.
@@ -97,12 +140,56 @@ class Mixture:
         image, language = TokenStream.from_roles(is_image), TokenStream.from_roles(is_language)
         if image.positions.shape[1] == 0 and language.positions.shape[1] == 0:
             return None
-        return cls(mixers, auxiliary_states, image, language, routing, RoutingLog())
+        mixture = cls(mixers, auxiliary_states, image, language, routing, RoutingLog())
+        if mixers.mixes_answers:
+            is_answer = (roles == NO_ROLE) & is_mixed
+            if attention_mask is not None and attention_mask.shape == roles.shape:
+                is_answer = is_answer & attention_mask.bool()
+            mixture.answers = TokenStream.from_roles(is_answer)
+            mixture.memory = PromptMemory(routing, is_mixed)
+        return mixture
+
+    @classmethod
+    def from_cache(cls, mixers: Mixers, cache: Cache | None, length: int) -> Mixture | None:
+        """Build the mixture of tokens that are decoded after a mixed prompt.
+
+        Args:
+            mixers: The model's mixers.
+            cache: A filled cache.
+            length: How many tokens are new.
+
+        Returns:
+            None where there is nothing that they may read.
+        """
+        memory = PromptMemory.read(cache)
+        if memory is None:
+            return None
+        answers = TokenStream.from_roles(memory.is_mixed.expand(-1, length))
+        nothing = TokenStream.from_roles(torch.zeros_like(memory.is_mixed.expand(-1, length)))
+        return cls(mixers, None, nothing, nothing, memory.routing, RoutingLog(), answers, memory)
 
     def mix(self, hidden_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
         """Mix ``(B, L, D)`` states at a decoder layer; layers without a mixer return them as they are."""
         if layer_idx not in self.mixers.layer_indices:
             return hidden_states
+        if self.answers is None:
+            return self._mix_prompt(hidden_states, layer_idx, None)
+        if self.has_prompt:
+            sources = self.mixers.read_sources(
+                hidden_states, layer_idx, self.auxiliary_states, self.image, self.routing
+            )
+            self.memory.sources[layer_idx] = sources
+            hidden_states = self._mix_prompt(hidden_states, layer_idx, sources)
+        else:
+            sources = self.memory.sources[layer_idx]
+        return self.mixers.mix_answers(hidden_states, layer_idx, self.answers, sources, self.routing)
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether there are tokens of a prompt."""
+        return self.image.positions.shape[1] > 0 or self.language.positions.shape[1] > 0
+
+    def _mix_prompt(self, hidden_states: torch.Tensor, layer_idx: int, sources: LanguageSources | None) -> torch.Tensor:
         mixed, chosen = self.mixers(
             hidden_states,
             layer_idx=layer_idx,
@@ -110,6 +197,7 @@ class Mixture:
             image=self.image,
             language=self.language,
             routing=self.routing,
+            sources=sources,
         )
         self.log.record(layer_idx, chosen)
         return mixed.to(hidden_states.device)

@@ -255,7 +255,9 @@ class MoAIModel(MoAIPreTrainedModel):
             roles = roles.masked_fill(is_answer, NO_ROLE)
 
         routing = resolve_routing(routing, self.config.mixer_config)
-        mixture = Mixture.from_roles(self.mixers, roles, auxiliary_states, routing)
+        mixture = Mixture.from_roles(self.mixers, roles, auxiliary_states, routing, attention_mask)
+        if mixture is None:
+            mixture = Mixture.from_cache(self.mixers, cache, inputs_embeds.shape[1])
         if mixture is not None:
             kwargs["mixture"] = mixture
         elif roles is not None and is_answer is not None:
@@ -276,6 +278,8 @@ class MoAIModel(MoAIPreTrainedModel):
             **as_keyword(cache),
             **kwargs,
         )
+        if mixture is not None and mixture.memory is not None:
+            mixture.memory.keep(read_cache(outputs))
         chosen = mixture.log.in_order() if mixture is not None else ()
         return MoAIModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
@@ -372,7 +376,7 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         Args:
             input_ids: ``(B, L)``, one image token per patch.
             labels: ``(B, L)``, -100 = ignore; image placeholders are ignored too. From a row's first label on (here
-                or in ``shift_labels``) nothing enters the mixture, whatever ``mm_token_type_ids`` say.
+                or in ``shift_labels``) no expert reads anything, whatever ``mm_token_type_ids`` say.
             logits_to_keep: Compute only the last positions' logits.
             suppress_image_token: Give the image placeholder, a slot and never a word to say, the lowest logit.
                 ``generate`` does; a loss must not see it.

@@ -20,6 +20,7 @@ from ...checkpoints.io.adapter_files import (
     check_adapter_fits,
     find_adapter_base,
     naming_broken_files,
+    read_config,
     save_adapter,
 )
 from ...import_utils import require
@@ -70,8 +71,10 @@ class MoAIPreTrainedModel(InstalledCode, PreTrainedModel):
             pretrained_model_name_or_path: Folder or hub name of a model, or of an adapter: its base model is looked
                 for relative to the adapter's folder, then among the bundled ones, then as a path or hub name.
             *args: See :meth:`transformers.PreTrainedModel.from_pretrained`.
-            **kwargs: Likewise. ``quantization_config`` without ``llm_int8_skip_modules`` gets ours; all that is not
-                quantised has the ``dtype`` asked for, in a checkpoint that was saved quantised too.
+            **kwargs: Likewise. ``quantization_config`` without ``llm_int8_skip_modules`` gets ours.
+                ``quantize_all=True`` beside ``load_in_4bit`` or ``load_in_8bit``: vision tower, projector, compressor
+                and head too. All that is not quantised has the ``dtype`` asked for, in a checkpoint that was saved
+                quantised too.
 
         Returns:
             The model, in evaluation mode.
@@ -81,7 +84,11 @@ class MoAIPreTrainedModel(InstalledCode, PreTrainedModel):
                 checkpoint was saved in another quantisation than is asked for.
         """
         wanted = set(list_wanted_bits(kwargs))
-        kwargs = with_default_skip_modules(kwargs)
+        has_tied_head = False
+        if kwargs.get("quantize_all"):
+            stored = read_config(str(pretrained_model_name_or_path), kwargs.get("revision"))
+            has_tied_head = any(each.get("tie_word_embeddings") for each in (stored, stored.get("text_config") or {}))
+        kwargs = with_default_skip_modules(kwargs, has_tied_head)
         kwargs.setdefault("use_safetensors", True)  # never unpickle
         source, adapter, revision = pretrained_model_name_or_path, None, kwargs.get("revision")
         base = find_adapter_base(source, revision)

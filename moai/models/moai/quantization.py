@@ -23,13 +23,17 @@ COMPUTE_DTYPE_MODULES = (
     "mixers",
     "lm_head",
 )
+#: With ``quantize_all``: the experts' factors are bare parameters, a tied head is the embedding.
+ALWAYS_COMPUTE_DTYPE_MODULES = ("model.mixers", "mixers")
 
 
-def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
+def with_default_skip_modules(kwargs: dict[str, Any], has_tied_head: bool = False) -> dict[str, Any]:
     """Fill in the modules that a bitsandbytes configuration must not quantize, where the caller names none.
 
     Args:
-        kwargs: Keyword arguments of ``from_pretrained``.
+        kwargs: Keyword arguments of ``from_pretrained``. ``quantize_all``: vision tower, projector, compressor and
+            head are quantized too.
+        has_tied_head: The head is the word embedding, which stays as it is.
 
     Returns:
         The arguments, ``load_in_4bit=True`` / ``load_in_8bit=True`` turned into a configuration (nf4, double
@@ -39,6 +43,9 @@ def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
         ImportError: If bitsandbytes is not installed; says what to install.
         ValueError: If both 4 and 8 bits are asked for, or one of them beside a ``quantization_config``.
     """
+    skipped = list(COMPUTE_DTYPE_MODULES)
+    if kwargs.get("quantize_all"):
+        skipped = [*ALWAYS_COMPUTE_DTYPE_MODULES, *(["lm_head"] if has_tied_head else [])]
     kwargs = resolve_quantization(kwargs)
     config = kwargs.get("quantization_config")
     if config is None:
@@ -46,10 +53,10 @@ def with_default_skip_modules(kwargs: dict[str, Any]) -> dict[str, Any]:
     if isinstance(config, dict):
         config = dict(config)
         if config.get("llm_int8_skip_modules") is None and any(key.startswith("load_in_") for key in config):
-            config["llm_int8_skip_modules"] = list(COMPUTE_DTYPE_MODULES)
+            config["llm_int8_skip_modules"] = skipped
     elif getattr(config, "llm_int8_skip_modules", False) is None:
         config = copy(config)  # the caller may load another model with it
-        config.llm_int8_skip_modules = list(COMPUTE_DTYPE_MODULES)
+        config.llm_int8_skip_modules = skipped
     kwargs["quantization_config"] = config
     return kwargs
 
@@ -89,6 +96,7 @@ def make_dtype_uniform(model: PreTrainedModel) -> None:
 
 
 __all__ = [
+    "ALWAYS_COMPUTE_DTYPE_MODULES",
     "COMPUTE_DTYPE_MODULES",
     "check_stored_quantization",
     "make_dtype_uniform",

@@ -23,7 +23,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from ..cache_names import CACHE_NAME, as_keyword, resolve_cache
+from ..cache_names import CACHE_NAME, as_keyword, name_cache_for_peft, resolve_cache
+from ..forward_arguments import takes_arguments_of
 from .adaptor import Adaptor
 from .configuration_prismer import EXPERTS, PrismerConfig
 from .resampler import ExpertsResampler
@@ -213,7 +214,7 @@ class PrismerModel(PrismerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         depth_values: torch.Tensor | None = None,
@@ -227,8 +228,34 @@ class PrismerModel(PrismerPreTrainedModel):
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> PrismerModelOutput:
-        """See :meth:`PrismerForConditionalGeneration.forward`."""
+        """Read texts about images.
+
+        Args:
+            input_ids: ``(B, L)`` int64.
+            attention_mask: ``(B, cached + L)``, 0 = padding, on either side.
+            pixel_values: ``(B, 3, H, W)``.
+            depth_values: ``(B, 1, h, w)`` in [-1, 1]; likewise ``edge_values``, and ``normal_values`` ``(B, 3, h, w)``.
+            normal_values: See there.
+            seg_values: ``(B, label_size, h, w)``: features of each pixel's label; likewise ``obj_detection_values`` and
+                ``ocr_detection_values``.
+            edge_values: See there.
+            obj_detection_values: See there.
+            ocr_detection_values: See there.
+            instance_map: ``(B, 1, h, w)`` numbers of the detected objects, 255 = background.
+            encoder_hidden_states: ``(B, V, vision width)``, instead of pixels and maps.
+            cache: Keys and values so far.
+            past_key_values: Its former name.
+            use_cache: Return keys and values.
+            inputs_embeds: ``(B, L, D)`` of words, instead of ``input_ids``.
+
+        Returns:
+            Last hidden states, cache and the vision encoder's tokens.
+
+        Raises:
+            ValueError: Pixels or a map are missing.
+        """
         if encoder_hidden_states is None:
             encoder_hidden_states = self.encode_images(
                 pixel_values,
@@ -240,6 +267,8 @@ class PrismerModel(PrismerPreTrainedModel):
                 ocr_detection_values=ocr_detection_values,
                 instance_map=instance_map,
             )
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         cache = resolve_cache(cache, past_key_values)
         if use_cache and cache is None:
             cache = build_cache()
@@ -248,7 +277,7 @@ class PrismerModel(PrismerPreTrainedModel):
                 f"expected an EncoderDecoderCache, which holds the vision tokens' keys too, got "
                 f"{type(cache).__name__}. Leave `cache_implementation` out."
             )
-        hidden_states = self.text_decoder(input_ids, encoder_hidden_states, attention_mask, cache)
+        hidden_states = self.text_decoder(input_ids, encoder_hidden_states, attention_mask, cache, inputs_embeds)
         return PrismerModelOutput(
             last_hidden_state=hidden_states, **as_keyword(cache), encoder_hidden_states=encoder_hidden_states
         )
@@ -287,69 +316,37 @@ class PrismerForConditionalGeneration(PrismerPreTrainedModel, GenerationMixin):
         return self.model.encode_images(pixel_values, **maps)
 
     @can_return_tuple
+    @takes_arguments_of(PrismerModel.forward)
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        depth_values: torch.Tensor | None = None,
-        normal_values: torch.Tensor | None = None,
-        seg_values: torch.Tensor | None = None,
-        edge_values: torch.Tensor | None = None,
-        obj_detection_values: torch.Tensor | None = None,
-        ocr_detection_values: torch.Tensor | None = None,
-        instance_map: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
+        *,
         labels: torch.Tensor | None = None,
         sample_weights: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool = False,
         logits_to_keep: int = 0,
+        **kwargs: Any,
     ) -> PrismerOutput:
         """Read texts about images.
 
         Args:
             input_ids: ``(B, L)`` int64.
             attention_mask: ``(B, cached + L)``, 0 = padding, on either side.
-            pixel_values: ``(B, 3, H, W)``.
-            depth_values: ``(B, 1, h, w)`` in [-1, 1]; likewise ``edge_values``, and ``normal_values`` ``(B, 3, h, w)``.
-            normal_values: See there.
-            seg_values: ``(B, label_size, h, w)``: features of each pixel's label; likewise ``obj_detection_values`` and
-                ``ocr_detection_values``.
-            edge_values: See there.
-            obj_detection_values: See there.
-            ocr_detection_values: See there.
-            instance_map: ``(B, 1, h, w)`` numbers of the detected objects, 255 = background.
-            encoder_hidden_states: ``(B, V, vision width)``, instead of pixels and maps.
             labels: ``(B, L)`` int64, -100 = not learned; the token at a place is what the place before it predicts.
             sample_weights: ``(B,)``, weights of the samples in the loss.
-            cache: Keys and values so far.
-            past_key_values: Its former name.
-            use_cache: Return keys and values.
             logits_to_keep: Logits of so many last places only; 0 = of all.
+            **kwargs: Those of :meth:`PrismerModel.forward`.
 
         Returns:
             Loss, logits, cache and the vision encoder's tokens.
 
         Raises:
-            ValueError: Pixels or a map are missing.
+            ValueError: Pixels or a map are missing, or attentions or hidden states are asked for.
         """
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            depth_values=depth_values,
-            normal_values=normal_values,
-            seg_values=seg_values,
-            edge_values=edge_values,
-            obj_detection_values=obj_detection_values,
-            ocr_detection_values=ocr_detection_values,
-            instance_map=instance_map,
-            encoder_hidden_states=encoder_hidden_states,
-            cache=resolve_cache(cache, past_key_values),
-            use_cache=use_cache,
-        )
+        for name in ("output_attentions", "output_hidden_states"):  # PEFT's prompt learning names them, mostly None
+            if kwargs.pop(name, None):
+                raise ValueError(f"expected no `{name}`, which Prismer does not hand out. Leave it out.")
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         hidden_states = output.last_hidden_state
         logits = self.lm_head(hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states)
         loss = losses = None
@@ -373,6 +370,10 @@ class PrismerForConditionalGeneration(PrismerPreTrainedModel, GenerationMixin):
             reduction="none",
         )
         return tokens.view(len(labels), -1).sum(dim=1)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers."""
+        return name_cache_for_peft(self, super().prepare_inputs_for_generation(*args, **kwargs))
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:

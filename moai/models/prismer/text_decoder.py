@@ -75,10 +75,11 @@ class PrismerTextDecoder(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Decode.
 
@@ -87,11 +88,16 @@ class PrismerTextDecoder(nn.Module):
             encoder_hidden_states: ``(B, V, vision width)``.
             attention_mask: ``(B, cached + L)``, 0 = padding, on either side; None = none.
             cache: Keys and values so far; it grows.
+            inputs_embeds: ``(B, L, D)`` of words, instead of ``input_ids``.
 
         Returns:
             ``(B, L, D)``.
         """
-        hidden_states = self.embeddings(input_ids, position_ids=self._positions(input_ids, attention_mask, cache))
+        if input_ids is None and attention_mask is None:
+            cached = 0 if cache is None else cache.get_seq_length()
+            attention_mask = inputs_embeds.new_ones(len(inputs_embeds), cached + inputs_embeds.shape[1])
+        positions = self._positions(inputs_embeds if input_ids is None else input_ids, attention_mask, cache)
+        hidden_states = self.embeddings(input_ids, position_ids=positions, inputs_embeds=inputs_embeds)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,

@@ -35,7 +35,7 @@ def encode_scenes(
 
     Returns:
         ``context``, a text per conversation, None where nobody looked. Text lines in it are quoted: a sign that reads
-        like a prediction is not one.
+        like a finding is not one.
 
     Raises:
         ValueError: The style is unknown.

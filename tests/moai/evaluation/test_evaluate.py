@@ -9,6 +9,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from flamingo_builders import save_flamingo
 from pipeline_builders import draw_picture
@@ -192,6 +193,17 @@ def test_conditions_can_be_added_without_asking_the_model_again_when_a_result_is
     assert (tmp_path / "samples.jsonl").stat().st_mtime_ns == before
 
 
+def test_words_of_another_reader_are_refused_when_a_result_is_continued(tiny, questions, tmp_path):
+    words = [tiny, questions, "verbalizations=none", "max_new_tokens=2", "--out", tmp_path / "out"]
+    other = write_tiny_checkpoint(tmp_path / "other", "qwen2")
+    run(*words, "--baseline", "words-in-prompt")
+    told = run(*words, "--baseline", "words-in-prompt", "--reader", other, code=1)
+    assert "another reader's" in told and "model.safetensors was nothing, now" in told
+    run(*words, "--baseline", "words-in-prompt")
+    (tmp_path / "out" / "samples.words-in-prompt.jsonl").unlink()
+    run(*words, "--baseline", "words-in-prompt", "--reader", other)
+
+
 class _Page(HTMLParser):
     """Tags and texts of a page."""
 
@@ -273,6 +285,27 @@ def test_rows_that_cannot_be_asked_are_named_when_a_file_is_read(tiny, questions
     assert all(f"bad.jsonl:{line}" in told for line in (2, 3, 4)) and len(rows_of(tmp_path / "out")) == 1
     assert "unknown setting `per_kin`" in run(tiny, "scenes", "per_kin=3", code=1)
     assert "which does not exist" in run(tiny, tmp_path / "none.jsonl", code=1)
+
+
+def test_scenes_of_rows_are_said_when_their_truth_is_asked_for(tiny, tmp_path):
+    scenes = Scenes("test", image_size=64)
+    sample = next(s for s in (scenes[k] for k in range(50)) if len(s.truth.detections))
+    truth = sample.truth
+    PIL.Image.fromarray(sample.image).save(tmp_path / "image.png")
+    (tmp_path / "scene.json").write_text(json.dumps(truth.to_dict()), encoding="utf-8")
+    row = {"image": "image.png", "question": "What?", "answer": "x"}
+    path = tmp_path / "known.jsonl"
+    path.write_text("".join(json.dumps({**row, "scene": s}) + "\n" for s in ("scene.json", truth.to_dict())), "utf-8")
+    words = [tiny, path, "verbalizations=truth", "max_new_tokens=2", "--out", tmp_path / "out"]
+    run(*words)
+    first, second = (row["verbalization"] for row in rows_of(tmp_path / "out"))
+    assert first == second and all(name in first for name in truth.detections.class_names)
+    other = truth.to_dict()
+    other["detections"]["class_names"][0] = "teapot"
+    (tmp_path / "scene.json").write_text(json.dumps(other), encoding="utf-8")
+    run(*words, code=1)
+    path.write_text(json.dumps(row), encoding="utf-8")
+    assert "under `scene`" in run(*words[:-1], tmp_path / "other", code=1)
 
 
 def test_settings_file_names_its_questions_and_metric_when_given(tiny, questions, tmp_path):

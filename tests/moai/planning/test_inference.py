@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import build_tiny_model
+from builders import build_tiny_inputs, build_tiny_model
 from prompted_builders import FAMILIES, save_prompted
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
@@ -46,9 +46,30 @@ def test_weights_are_those_of_a_load_when_measured(family: str, bits: int, tiny:
     assert planned == pytest.approx(measured, rel=0.1)
 
 
-def test_operations_are_those_of_a_prompt_when_counted(tiny: Path) -> None:
-    from builders import build_tiny_inputs
+def test_all_is_shrunk_when_it_is_asked_for(tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from moai import MoAIForConditionalGeneration
 
+    model = build_tiny_model(
+        plora_rank=4, vision={"hidden_size": 64, "intermediate_size": 128}, compressor={"head_dim": 32}
+    )
+    model.save_pretrained(tmp_path)
+    inputs = build_tiny_inputs(model.config)
+    loaded = MoAIForConditionalGeneration.from_pretrained(
+        tmp_path, load_in_4bit=True, quantize_all=True, device_map={"": "cpu"}, dtype=torch.bfloat16
+    )
+    replaced = [module for module in loaded.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    shape = ModelShape.of_checkpoint(str(tmp_path))
+    assert sum(m.in_features * m.out_features for m in replaced) == shape.size_of_all.num_quantized
+    assert shape.size_of_all.num_quantized > shape.size.num_quantized
+    inputs = {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in inputs.items()}
+    with torch.no_grad():
+        assert torch.isfinite(loaded(**inputs).logits[..., :255]).all()
+    with pytest.raises(ValueError, match="got neither"):
+        MoAIForConditionalGeneration.from_pretrained(tmp_path, quantize_all=True)
+
+
+def test_operations_are_those_of_a_prompt_when_counted(tiny: Path) -> None:
     model = build_tiny_model(plora_rank=4)
     inputs = build_tiny_inputs(model.config, num_words=(40,), num_auxiliary_words=(6,))
     counter = FlopCounterMode(display=False)
@@ -71,7 +92,7 @@ def test_command_tells_sizes_and_devices_when_asked(tiny: Path) -> None:
     text = run(str(tiny), "--verbalizers", "none")
     assert all(f"{bits} bits" in text for bits in BITS) and all(device.name in text for device in DEVICES)
     row = json.loads(run(str(tiny), "--verbalizers", "none", "--json"))
-    assert [plan["bits"] for plan in row["plans"]] == list(BITS) and row["verbalizers"] == {}
+    assert [plan["bits"] for plan in row["plans"]] == [*BITS, 4] and row["verbalizers"] == {}
     assert row["num_parameters"] == sum(row["parts"].values())
 
 

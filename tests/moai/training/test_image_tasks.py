@@ -20,6 +20,7 @@ from moai.models.moai.new_model import from_backbones
 from moai.models.tcl.modeling_tcl import TCLModel
 from moai.training.checkpoints import CheckpointError
 from moai.training.metrics_logging import read_log
+from moai.training.tasks.tcl.run import train_word_pieces
 from moai.training.trainer import run_training
 
 TASKS = ("tcl", "data2vec")
@@ -176,3 +177,14 @@ def test_wrong_recipes_say_what_to_do(tmp_path, data):
     with pytest.raises(ValueError, match="num_layers"):
         run("data2vec", targets={"num_layers": 3})
     assert not (tmp_path / "run" / "final").exists()
+
+
+def test_learned_word_pieces_are_the_same_every_time():
+    texts = ["a red dog", "a green tree here", "reddish greenery", "dogs and trees"] * 3
+    tokenizers = [train_word_pieces(texts, 60) for _ in range(5)]
+    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+    assert [tokenizers[0].convert_tokens_to_ids(name) for name in ("[PAD]", "[UNK]", "[CLS]")] == [0, 1, 2]
+    words = tokenizers[0].encode("A red dog ##a", add_special_tokens=False)
+    assert tokenizers[0].decode(words) == "a red dog [UNK] [UNK] a"
+    assert len(tokenizers[0]) <= 60

@@ -145,13 +145,22 @@ def train_word_pieces(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeni
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer(lowercase=True)
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.decoder = decoders.WordPiece()
+    def build(model: models.WordPiece) -> Tokenizer:
+        core = Tokenizer(model)
+        core.normalizer = normalizers.BertNormalizer(lowercase=True)
+        core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        core.decoder = decoders.WordPiece()
+        return core
+
+    learning, sentences = build(models.WordPiece(unk_token=_CONTROLS[1])), list(texts)
+    # The trainer numbers the pieces that go on with a word in an order of its own at every run, and merges by numbers:
+    # so they are handed to it, numbered. That makes them control tokens, hence the second tokenizer.
+    letters = sorted({letter for text in sentences for letter in learning.normalizer.normalize_str(text)} - {" "})
+    first = [*_CONTROLS, *(f"##{letter}" for letter in letters)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(_CONTROLS), show_progress=False, min_frequency=2
+        vocab_size=max(vocab_size, len(first)), special_tokens=first, show_progress=False, min_frequency=2
     )
-    core.train_from_iterator(texts, trainer)
+    learning.train_from_iterator(sentences, trainer)
+    core = build(models.WordPiece(learning.get_vocab(), unk_token=_CONTROLS[1]))
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     return PreTrainedTokenizerFast(tokenizer_object=core, **dict(zip(names, _CONTROLS, strict=True)))

@@ -8,15 +8,17 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
 
-from ...processing.image_loading import load_image
-from .processing_flamingo import Shot
+from ..processing.image_loading import ImageSource, load_image
 
-__all__ = ["Demonstrations", "load_shot", "read_shots"]
+__all__ = ["Demonstrations", "Shot", "load_shot", "read_shots"]
+
+#: A demonstration: an image (None = text alone), a question, its answer.
+Shot: TypeAlias = "tuple[ImageSource | None, str, str]"
 
 _IMAGES_AT_ONCE = 16
 _HELD_IMAGES = 64
@@ -40,8 +42,12 @@ def _check_shot(index: int, shot: Any) -> None:
         raise ValueError(f"expected shot {index} as (image or None, question, answer), got {shot!r}.")
 
 
-def read_shots(path: str | Path) -> list[Shot]:
+def read_shots(path: str | Path, is_loading: bool = True) -> list[Shot]:
     """Demonstrations of a JSONL file; images are relative to it.
+
+    Args:
+        path: The file.
+        is_loading: Read the images now; else their paths are handed out.
 
     Raises:
         ValueError: A line is none, or an image cannot be read; the message names file and line.
@@ -59,7 +65,8 @@ def read_shots(path: str | Path) -> list[Shot]:
             row = json.loads(line)
             image = row.get("image")
             shot = (None if image is None else path.parent / image, row["question"], row["answer"])
-            shots.append(load_shot(len(shots), shot))
+            _check_shot(len(shots), shot)
+            shots.append(load_shot(len(shots), shot) if is_loading else shot)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"none under {error}" if isinstance(error, KeyError) else error
             raise ValueError(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from moai import Pipeline
 from moai.cli import app
-from moai.models.flamingo.shots import Demonstrations
+from moai.models.shots import Demonstrations
 
 ASKED = {"max_new_tokens": 5, "min_new_tokens": 5}
 POOL = [(make_image(seed), f"Who is {seed}?", str(seed)) for seed in range(10, 18)]

@@ -1,0 +1,359 @@
+"""Emu behind a pipeline: answers in text, choices among given ones, images drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from transformers.utils import cached_file
+
+from ...checkpoints.io.hub_download import download_files
+from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
+from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
+from ..ranking import rank_continuations
+from ..shots import Demonstrations, load_shot, read_shots
+from .modeling_emu import EmuForConditionalGeneration
+from .processing_emu import EmuProcessor
+from .prompts import INSTRUCT_TOKENS, PROMPTS, cut_answer
+from .scenes_emu import encode_scenes
+from .visual_decoder import VisualDecoder
+
+__all__ = ["EmuAnswering"]
+
+#: Where a checkpoint keeps its visual decoder.
+VISUAL_DECODER_FOLDER = "visual_decoder"
+#: Options of drawing: how they are read, and what they must be.
+_GUIDANCE = 7.5
+_DRAWING = {"steps": (int, 1), "guidance": (float, 0), "seed": (int, 0), "height": (int, 1), "width": (int, 1)}
+
+
+class EmuAnswering(Answering):
+    """An Emu with its processor, and its visual decoder where the checkpoint has one.
+
+    Options of an answer:
+
+    * ``prompt``: how questions are written, one of :data:`.prompts.PROMPTS`; the processor's own by default.
+    * ``shots``: demonstrations in front of the question, ``[(image, question, answer), ...]``, an image being None
+      for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``.
+    * ``choices``: the answers to choose from, a list or ``"yes,no"``; reports hold their log-probabilities.
+    * ``images``: how many images an answer may hold, drawn where the model says ``[IMG]``; 0 by default.
+    * ``steps``, ``guidance``, ``seed``, ``height``, ``width``: of drawing; 50, 7.5, 0 and the decoder's own size.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        visual_decoder: Its visual decoder, or what loads it in a dtype when something is first drawn; None = it draws
+            nothing.
+
+    Raises:
+        ValueError: They do not belong together.
+    """
+
+    option_names = ("shots", "prompt", "choices", "images", *_DRAWING)
+    file_options = ("shots",)
+    text_input = "context"
+    model_class = EmuForConditionalGeneration
+    processor_class = EmuProcessor
+    shows_image = True
+
+    def __init__(
+        self,
+        model: EmuForConditionalGeneration,
+        processor: EmuProcessor,
+        visual_decoder: VisualDecoder | Callable[[torch.dtype], VisualDecoder] | None = None,
+    ) -> None:
+        super().__init__(model, processor)
+        config = model.config
+        wanted = (config.image_start_token_id, config.image_end_token_id, config.image_token_id)
+        wanted, got = (*wanted, config.num_image_tokens), (*processor.image_token_ids, processor.num_image_tokens)
+        if wanted != got:
+            raise ValueError(
+                f"expected a processor whose ids of [IMG], [/IMG] and <image> and length of an image are {wanted}, as "
+                f"the model's, got {got}. Load both from one folder."
+            )
+        self._visual_decoder = visual_decoder
+
+    @classmethod
+    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> Self:
+        """See :meth:`.Answering.load`; the visual decoder is looked for beside the weights."""
+        answering = super().load(name_or_path, revision=revision, **model_kwargs)
+        answering._visual_decoder = _find_visual_decoder(name_or_path, revision)
+        return answering
+
+    def save(self, folder: Path) -> None:
+        """See :meth:`.Answering.save`."""
+        super().save(folder)
+        if self._visual_decoder is not None:
+            self.visual_decoder.save_pretrained(folder / VISUAL_DECODER_FOLDER)
+
+    @property
+    def visual_decoder(self) -> VisualDecoder:
+        """What draws, on the model's device.
+
+        Raises:
+            ValueError: The checkpoint has none, or it does not fit.
+            ImportError: diffusers is not installed.
+        """
+        if self._visual_decoder is None:
+            raise ValueError(
+                "expected a checkpoint with a visual decoder (visual_decoder/unet, vae and scheduler), got one "
+                "without: it answers in text only. `moai convert` takes a released Emu with its decoder."
+            )
+        if not isinstance(self._visual_decoder, VisualDecoder):
+            self._visual_decoder = self._visual_decoder(self.model.dtype)
+        width, wanted = self._visual_decoder.unet.config.cross_attention_dim, self.model.config.text_config.hidden_size
+        if width != wanted:
+            raise ValueError(
+                f"expected a visual decoder for embeddings of width {wanted}, as the model's, got one for {width}. "
+                "Load both from one folder."
+            )
+        return self._visual_decoder.to(self.model.device)
+
+    # ------------------------------------------------------------------ text out
+
+    def check_answer_length(self, max_new_tokens: int) -> None:
+        """See :meth:`.Answering.check_answer_length`."""
+        longest = self.model.config.max_positions
+        if longest is not None and max_new_tokens + self.model.config.num_span_tokens >= longest:
+            raise ValueError(
+                f"expected `max_new_tokens` (--max-new-tokens) below {longest - self.model.config.num_span_tokens}, "
+                f"got {max_new_tokens}: the model reads {longest} tokens, image and question included. Lower it."
+            )
+
+    def prepare(
+        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
+    ) -> str:
+        """See :meth:`.Answering.prepare`: the question; its prompt's length shows with its demonstrations."""
+        return join_turns(question, earlier)
+
+    def words_in_prompt(self) -> EmuAnswering:
+        """See :meth:`.Answering.words_in_prompt`."""
+        other = EmuAnswering(self.model, self.processor)
+        other.shows_image = False
+        return other
+
+    def prepare_conversation(
+        self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
+    ) -> list[dict[str, Any]]:
+        """See :meth:`.Answering.prepare_conversation`: the messages as they are, with or without images."""
+        return [dict(message) for message in messages]
+
+    def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
+        """See :meth:`.Answering.finish_text`."""
+        return cut_answer(text)
+
+    def list_stops(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`.Answering.list_stops`."""
+        return INSTRUCT_TOKENS
+
+    def encode_scenes(
+        self,
+        scenes: Sequence[Any],
+        settings: VerbalizerSettings,
+        kinds: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, list[Any]]:
+        """See :func:`.scenes_emu.encode_scenes`."""
+        return encode_scenes(scenes, settings.words, kinds)
+
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[Any],
+        scene_inputs: Mapping[str, Any],
+        max_new_tokens: int,
+        options: Mapping[str, Any] | None = None,
+    ) -> BatchFeature:
+        """See :meth:`.Answering.encode`.
+
+        Args:
+            images: One per question, or a list of several in reading order.
+            prompts: Questions.
+            scene_inputs: ``context``.
+            max_new_tokens: Tokens kept for the answer.
+            options: ``shots``, ``prompt`` and ``images`` count.
+        """
+        options = options or {}
+        contexts = scene_inputs.get("context") or [None] * len(prompts)
+        shots = options.get("shots", ())
+        is_chosen = isinstance(shots, Demonstrations)
+        shown = shots.choose(images, prompts, self.embed_images) if is_chosen else [shots] * len(prompts)
+        if not self.shows_image:
+            shown = [[(None, *texts) for _, *texts in part] for part in shown]
+        conversations = [
+            self.processor.build_conversation(image if self.shows_image else None, question, demonstrated, context)
+            for image, question, demonstrated, context in zip(images, prompts, shown, contexts, strict=True)
+        ]
+        batch = self.processor(conversations=conversations, prompt=options.get("prompt"))
+        kept = max_new_tokens + options.get("images", 0) * self.model.config.num_span_tokens
+        longest = self.model.config.max_positions
+        limit = None if longest is None else longest - kept
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        too_long = {
+            row: f"expected a prompt of at most {limit} tokens (images, demonstrations and verbalization included, "
+            f"{kept} kept for the answer), got {length}. Shorten the question, give fewer demonstrations, or let fewer "
+            "verbalizers speak."
+            for row, length in enumerate(lengths)
+            if limit is not None and length > limit
+        }
+        if too_long:
+            raise TooLongError(too_long)
+        return batch.to(self.model.device, dtype=self.model.dtype)
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """What the vision tower says about whole images.
+
+        Args:
+            images: RGB.
+
+        Returns:
+            ``(len(images), d)`` float32 of length 1, on the CPU: the mean of its normed tokens.
+        """
+        model = self.model.model
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        features = model.vision_tower(pixel_values=pixels.to(model.device, model.dtype)).last_hidden_state
+        return torch.nn.functional.normalize(model.vision_norm(features).float().mean(dim=1), dim=-1).cpu()
+
+    @classmethod
+    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.parse_options`."""
+        chosen = super().parse_options(options)
+        if "prompt" in chosen and chosen["prompt"] not in PROMPTS:
+            raise ValueError(f"`prompt` must be one of {', '.join(PROMPTS)}, got {chosen['prompt']!r}.")
+        for name, (kind, least) in ({"images": (int, 0)} | _DRAWING).items():
+            if name in chosen:
+                chosen[name] = _parse_number(name, chosen[name], kind, least)
+        if isinstance(chosen.get("shots"), (str, Path)):
+            chosen["shots"] = read_shots(chosen["shots"])
+        if "shots" in chosen and not isinstance(chosen["shots"], Demonstrations):
+            chosen["shots"] = [load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
+        if "choices" in chosen:
+            chosen["choices"] = parse_choices(chosen["choices"])
+            if chosen.get("images"):
+                raise ValueError("expected `choices` or `images`, got both: a choice is text. Leave one out.")
+        return chosen
+
+    def generate(
+        self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
+    ) -> list[GeneratedAnswer]:
+        """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
+        if "choices" in options:
+            return self._choose(inputs, options["choices"], is_reporting, generate_kwargs.get("streamer"))
+        if generate_kwargs.get("num_beams", 1) > 1:  # as the released evaluation sets it
+            prompt = options.get("prompt", self.processor.default_prompt)
+            generate_kwargs.setdefault("length_penalty", -1.0 if prompt == "vqa" else 0.0)
+        if not options.get("images"):
+            result = self._run_generate(inputs, **generate_kwargs)
+            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
+            texts = [self.finish_text(text, options) for text in texts]
+            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
+        streamer = generate_kwargs.pop("streamer", None)  # an image interrupts the text
+        self.visual_decoder  # noqa: B018 - that there is none is told before the model runs
+        rows = range(len(inputs["input_ids"]))
+        answers = [self._generate_parts(inputs, row, options, generate_kwargs) for row in rows]
+        if streamer is not None:
+            texts = [part for part in answers[0].parts if isinstance(part, str)]
+            streamer.on_finalized_text("".join(texts), stream_end=True)
+        return answers
+
+    def _choose(
+        self, inputs: BatchFeature, choices: Sequence[str], is_reporting: bool, streamer: Any
+    ) -> list[GeneratedAnswer]:
+        ids = [self.processor.encode_answer(choice) for choice in choices]
+        answers = []
+        for row in rank_continuations(self.model, inputs, ids):
+            report = {"choices": dict(zip(choices, row.tolist(), strict=True))} if is_reporting else {}
+            answers.append(GeneratedAnswer((choices[int(row.argmax())],), report))
+        if streamer is not None:
+            streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
+        return answers
+
+    def _generate_parts(
+        self, inputs: BatchFeature, row: int, options: Mapping[str, Any], generate_kwargs: Mapping[str, Any]
+    ) -> GeneratedAnswer:
+        mask = inputs["attention_mask"][row].bool()
+        given = {"input_ids": inputs["input_ids"][row][mask][None]}
+        given |= {n: inputs[n][row : row + 1] for n in ("pixel_values",) if inputs.get(n) is not None}
+        found = self.model.generate_parts(**given, max_new_images=options["images"], **generate_kwargs)
+        parts: list[str | Image.Image] = []
+        for part in found.parts:
+            if part.dim() == 1:
+                parts.append(self.processor.tokenizer.decode(part, skip_special_tokens=True))
+            else:
+                parts.append(self._decode_image(part[None], options))
+        return GeneratedAnswer(tuple(part for part in parts if part != ""))
+
+    # ------------------------------------------------------------------ images out
+
+    def draw(self, parts: Sequence[str | Image.Image], options: Mapping[str, Any]) -> Image.Image:
+        """See :meth:`.Answering.draw`: a text is drawn, images are blended, both are a prompt in context."""
+        if strangers := sorted(set(options) - set(_DRAWING)):
+            raise ValueError(f"expected options of drawing ({', '.join(_DRAWING)}), got {', '.join(strangers)}.")
+        decoder = self.visual_decoder  # that there is none is told before the model runs
+        is_guided = options.get("guidance", _GUIDANCE) > 1
+        batch = self.processor.encode_drawing(parts, is_guided)
+        config, length = self.model.config, batch["input_ids"].shape[1]
+        longest = config.max_positions
+        if longest is not None and length + config.num_image_tokens > longest:
+            raise ValueError(
+                f"expected a prompt of at most {longest - config.num_image_tokens} tokens (each image is "
+                f"{config.num_span_tokens}), got {length}. Shorten it."
+            )
+        embeds = self.model.generate_image(**batch.to(self.model.device, dtype=self.model.dtype))
+        return _decode(decoder, embeds[:1], embeds[1:] if is_guided else None, options)
+
+    def _decode_image(self, embeds: torch.Tensor, options: Mapping[str, Any]) -> Image.Image:
+        """An image inside an answer; guidance leads away from what follows nothing, as in :meth:`draw`."""
+        unconditional = None
+        if options.get("guidance", _GUIDANCE) > 1:
+            ids = [*self.processor.guard.prefix_ids, self.processor.image_token_ids[0]]
+            unconditional = self.model.generate_image(torch.tensor([ids], device=self.model.device))
+        return _decode(self.visual_decoder, embeds, unconditional, options)
+
+
+def _decode(
+    decoder: VisualDecoder, embeds: torch.Tensor, unconditional: torch.Tensor | None, options: Mapping[str, Any]
+) -> Image.Image:
+    (image,) = decoder.draw(
+        embeds,
+        unconditional,
+        height=options.get("height"),
+        width=options.get("width"),
+        num_inference_steps=options.get("steps", 50),
+        guidance_scale=options.get("guidance", _GUIDANCE),
+        generator=torch.Generator().manual_seed(options.get("seed", 0)),
+    )
+    return image
+
+
+def _parse_number(name: str, given: Any, kind: type, least: int) -> int | float:
+    try:
+        value = kind(given)
+        is_well = value >= least and math.isfinite(value) and (kind is float or value == float(given))
+    except (TypeError, ValueError, OverflowError):
+        is_well = False
+    if not is_well or isinstance(given, bool):
+        raise ValueError(f"`{name}` must be {'a' if kind is float else 'a whole'} number from {least}, got {given!r}.")
+    return value
+
+
+def _find_visual_decoder(name_or_path: str, revision: str | None) -> Callable[[torch.dtype], VisualDecoder] | None:
+    """What loads a checkpoint's visual decoder when something is first drawn; None = it has none."""
+    silent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(name_or_path, f"{VISUAL_DECODER_FOLDER}/unet/config.json", revision=revision, **silent)
+    if file is None:
+        return None
+
+    def load(dtype: torch.dtype) -> VisualDecoder:
+        folder = Path(file).parent.parent
+        if not Path(name_or_path).is_dir():
+            folder = download_files(name_or_path, (f"{VISUAL_DECODER_FOLDER}/*",), revision) / folder.name
+        return VisualDecoder.from_pretrained(folder, dtype)
+
+    return load

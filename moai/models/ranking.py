@@ -1,0 +1,56 @@
+"""Classification: which of some given answers the model finds likeliest; the prompt is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+from .cache_names import as_keyword, read_cache
+
+__all__ = ["rank_continuations"]
+
+
+@torch.inference_mode()
+def rank_continuations(
+    model: Any,
+    inputs: Mapping[str, torch.Tensor],
+    continuations: Sequence[Sequence[int]],
+    normalize_length: bool = False,
+    carry: Callable[[Any, int], Mapping[str, Any]] | None = None,
+) -> torch.Tensor:
+    """Log-probabilities of continuations of prompts.
+
+    Args:
+        model: A causal model with a cache.
+        inputs: B prompts, padded on the left: ``input_ids``, ``attention_mask``, images.
+        continuations: Token ids of each candidate, at least one.
+        normalize_length: Mean over a candidate's tokens instead of their sum.
+        carry: What tokens behind the prompt need beside its cache: of its output and their number.
+
+    Returns:
+        ``(B, candidates)`` float32.
+    """
+    prompt = model(**inputs, use_cache=True, logits_to_keep=1)
+    prefix_cache, mask = read_cache(prompt), inputs.get("attention_mask")
+    if mask is None:
+        mask = torch.ones_like(inputs["input_ids"])
+    batch, scores = len(mask), []
+    for ids in continuations:
+        tokens = torch.tensor([list(ids)], device=mask.device).expand(batch, -1)  # (B, C)
+        logits = prompt.logits  # (B, 1, vocabulary)
+        if tokens.shape[1] > 1:
+            more = {} if carry is None else carry(prompt, tokens.shape[1] - 1)
+            following = model(
+                input_ids=tokens[:, :-1],
+                attention_mask=torch.cat([mask, mask.new_ones(batch, tokens.shape[1] - 1)], dim=1),
+                use_cache=True,
+                **as_keyword(deepcopy(prefix_cache)),  # a cache grows with what it reads
+                **more,
+            )
+            logits = torch.cat([logits, following.logits], dim=1)
+        found = logits.float().log_softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]  # (B, C)
+        scores.append(found.mean(dim=1) if normalize_length else found.sum(dim=1))
+    return torch.stack(scores, dim=1)

@@ -1,0 +1,296 @@
+"""Emu's invariants: no look ahead, padding and caches change nothing, images are drawn as without a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from emu_builders import NUM_TOKENS, build_emu, build_processor, make_image
+from torch.testing import assert_close
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BeitModel,
+    LogitsProcessorList,
+)
+
+from moai.models.cache_names import as_keyword, read_cache
+from moai.models.emu.configuration_emu import EmuConfig
+from moai.models.emu.losses import label_text
+from moai.models.emu.modeling_emu import EmuForConditionalGeneration, EmuModel
+from moai.models.emu.processing_emu import EmuProcessor
+from moai.models.ranking import rank_continuations
+
+NEAR = {"atol": 2e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def emu(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("emu")
+    return build_emu(folder), build_processor(folder)
+
+
+def _ask(*parts: Any) -> list[dict[str, Any]]:
+    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
+    return [{"role": "user", "content": content}]
+
+
+CONVERSATIONS = (
+    _ask(make_image(0), "one", make_image(1), "two", make_image(2), "Which is the brightest?"),
+    _ask("Before. ", make_image(3), "What?"),
+    _ask("No image at all?"),
+)
+
+
+@torch.no_grad()
+def test_batch_equals_singles_when_padded_on_the_left(emu: Any) -> None:
+    model, processor = emu
+    batch = processor(conversations=CONVERSATIONS)
+    assert batch["pixel_values"].shape[:2] == (3, 3)
+    together = model(**batch).logits
+    for row, conversation in enumerate(CONVERSATIONS):
+        single = processor(conversations=[conversation])
+        assert "pixel_values" in single or row == 2
+        alone = model(**single).logits[0]
+        assert_close(together[row, -len(alone) :], alone, **NEAR)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_generation_equals_singles_and_uncached_when_batched(emu: Any, num_beams: int) -> None:
+    model, processor = emu
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "num_beams": num_beams}
+    batch = processor(conversations=CONVERSATIONS)
+    new = model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
+    assert torch.equal(model.generate(**batch, **settings, use_cache=False)[:, batch["input_ids"].shape[1] :], new)
+    for row, conversation in enumerate(CONVERSATIONS):
+        single = processor(conversations=[conversation])
+        assert torch.equal(model.generate(**single, **settings)[0, single["input_ids"].shape[1] :], new[row])
+
+
+@torch.no_grad()
+def test_images_matter_behind_them_only(emu: Any) -> None:
+    model, processor = emu
+    batch = processor(conversations=CONVERSATIONS[:1])
+    before = model(**batch).logits
+    starts = (batch["input_ids"][0] == model.config.image_start_token_id).nonzero()[:, 0].tolist()
+    assert len(starts) == 3
+    for index, place in enumerate(starts):
+        changed = dict(batch) | {"pixel_values": batch["pixel_values"].clone()}
+        changed["pixel_values"][0, index] = 0
+        differs = (model(**changed).logits - before).abs().amax(dim=-1)[0] > 1e-5
+        assert not differs[: place + 1].any() and differs[place + 1 :].all()
+
+
+@torch.no_grad()
+def test_later_tokens_change_nothing_before_them(emu: Any) -> None:
+    model, processor = emu
+    batch = processor(conversations=CONVERSATIONS[:1])
+    changed = batch["input_ids"].clone()
+    changed[0, -3:] = 7
+    first, second = (model(input_ids=ids, pixel_values=batch["pixel_values"]) for ids in (batch["input_ids"], changed))
+    assert_close(first.logits[:, :-3], second.logits[:, :-3], **NEAR)
+
+
+@torch.no_grad()
+def test_cached_steps_equal_one_pass(emu: Any) -> None:
+    model, processor = emu
+    batch = processor(conversations=CONVERSATIONS)
+    whole, ids, mask = model(**batch).logits, batch["input_ids"], batch["attention_mask"]
+    cut = ids.shape[1] - 4
+    first = model(
+        input_ids=ids[:, :cut], attention_mask=mask[:, :cut], pixel_values=batch["pixel_values"], use_cache=True
+    )
+    second = model(input_ids=ids[:, cut:], attention_mask=mask, **as_keyword(read_cache(first)))
+    assert_close(torch.cat([first.logits, second.logits], dim=1), whole, **NEAR)
+
+
+# ---------------------------------------------------------------------- images out
+
+
+def _drawing(processor: EmuProcessor) -> list[Any]:
+    parts = ["a red car", make_image(0)], [make_image(1), make_image(2)], ["like ", make_image(3), " but blue"]
+    return [processor.encode_drawing(each) for each in parts]
+
+
+def test_drawn_embeddings_equal_the_uncached_loop(emu: Any) -> None:
+    model, processor = emu
+    for batch in _drawing(processor):
+        cached = model.generate_image(**batch)
+        assert cached.shape == (2, NUM_TOKENS, model.config.text_config.hidden_size)
+        assert_close(cached, model.generate_image(**batch, use_cache=False), **NEAR)
+        # Each row alone: padding changes nothing.
+        is_token = batch["attention_mask"][0].bool()
+        single = {"input_ids": batch["input_ids"][:1, is_token], "pixel_values": batch["pixel_values"][:1]}
+        assert_close(model.generate_image(**single)[0], cached[0], **NEAR)
+        assert not torch.allclose(cached[0], cached[1])
+
+
+def test_texts_are_followed_by_images_where_the_model_says_so(emu: Any) -> None:
+    model, processor = emu
+    ids, config = processor(conversations=CONVERSATIONS[1:2]), model.config
+    calls = []
+
+    class Start:
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            calls.append(input_ids.shape[1])
+            allowed = scores[:, config.image_start_token_id] > -torch.inf
+            scores[allowed, config.image_start_token_id] = 1e4 if len(calls) % 3 == 0 else -1e4
+            return scores
+
+    found = model.generate_parts(
+        **ids, max_new_tokens=9, min_new_tokens=1, max_new_images=2, logits_processor=LogitsProcessorList([Start()])
+    )
+    kinds = [part.dim() for part in found.parts]
+    assert kinds[:4] == [1, 2, 1, 2] and kinds.count(2) == 2 and all(len(p) for p in found.parts)
+    # What was drawn is read again: the whole answer, said at once, predicts the same embeddings.
+    with torch.no_grad():
+        outputs = model.model(input_ids=found.input_ids, image_embeds=found.image_embeds)
+    is_source = found.input_ids[:, 1:] == config.image_token_id
+    predicted = model.regression_head(outputs.last_hidden_state[:, :-1][is_source]).unflatten(0, (3, NUM_TOKENS))
+    assert_close(predicted[1:], found.image_embeds[0, 1:], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="one prompt"):
+        model.generate_parts(**processor(conversations=CONVERSATIONS), max_new_tokens=2)
+
+
+def test_sampled_text_holds_no_token_of_an_image(emu: Any) -> None:
+    model, processor = emu
+    torch.manual_seed(0)
+    batch = processor(conversations=CONVERSATIONS[:1])
+    new = model.generate(
+        **batch, max_new_tokens=60, do_sample=True, temperature=50.0, num_return_sequences=8, eos_token_id=-1
+    )
+    config = model.config
+    silent = {config.image_start_token_id, config.image_end_token_id, config.image_token_id}
+    assert not silent & set(new[:, batch["input_ids"].shape[1] :].flatten().tolist())
+
+
+def test_error_says_what_a_drawing_prompt_ends_with(emu: Any) -> None:
+    model, processor = emu
+    with pytest.raises(ValueError, match=r"end with \[IMG\]"):
+        model.generate_image(**processor(conversations=CONVERSATIONS[2:]))
+
+
+# ---------------------------------------------------------------------- files, learning, errors
+
+
+def test_save_and_load_are_bit_equal_when_auto_classes_read(emu: Any, tmp_path: Path) -> None:
+    model, processor = emu
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin")) and list(tmp_path.glob("*.safetensors"))
+    assert type(AutoConfig.from_pretrained(tmp_path)) is EmuConfig
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert type(again) is EmuForConditionalGeneration
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert again.generation_config.suppress_tokens == model.generation_config.suppress_tokens
+    base = AutoModel.from_pretrained(tmp_path)
+    assert type(base) is EmuModel
+    assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in model.model.state_dict().items())
+    read = AutoProcessor.from_pretrained(tmp_path)
+    assert type(read) is EmuProcessor and read.num_image_tokens == NUM_TOKENS
+    ours, theirs = processor(conversations=CONVERSATIONS), read(conversations=CONVERSATIONS)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with torch.no_grad():
+        assert torch.equal(again(**ours).logits, model(**theirs).logits)
+
+
+def _learn(model: EmuForConditionalGeneration, processor: EmuProcessor, pad: int) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    batch = processor(conversations=CONVERSATIONS, padding_side="right")
+    outputs = model(**batch, labels=label_text(batch["input_ids"], model.config, pad))
+    assert_close(outputs.loss, outputs.text_loss + model.config.regression_weight * outputs.regression_loss)
+    outputs.loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_every_part_learns_and_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    model, processor = build_emu(tmp_path, regression_weight=0.5).train(), build_processor(tmp_path)
+    pad = processor.tokenizer.pad_token_id
+    plain = _learn(model, processor, pad)
+    assert plain.keys() == {name for name, _ in model.named_parameters()}
+    assert all(gradient.abs().sum() > 0 for gradient in plain.values())
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for name, gradient in _learn(model, processor, pad).items():
+        assert_close(gradient, plain[name], atol=1e-4, rtol=1e-3)
+
+
+def test_images_alone_are_learned_without_text_and_text_alone_at_weight_0(emu: Any) -> None:
+    model, processor = emu
+    batch = processor(conversations=[_ask(make_image(0), make_image(1))])
+    outputs = model(**batch, labels=torch.full_like(batch["input_ids"], -100))
+    assert outputs.text_loss == 0 and outputs.regression_loss > 0
+    model.config.regression_weight = 0.0
+    assert model(**batch, labels=batch["input_ids"]).regression_loss is None
+    model.config.regression_weight = 1.0
+    text = processor(conversations=CONVERSATIONS[2:])
+    assert model(**text, labels=text["input_ids"]).regression_loss == 0
+
+
+def test_ranking_equals_scoring_of_whole_texts_when_prefix_is_cached(emu: Any) -> None:
+    model, processor = emu
+    batch = processor(conversations=CONVERSATIONS)
+    candidates = [processor.encode_answer(word) for word in ("yes", "no", "x")]
+    scores = rank_continuations(model, batch, candidates)
+    for column, ids in enumerate(candidates):
+        tokens = torch.tensor([ids]).expand(3, -1)
+        whole = dict(batch) | {
+            "input_ids": torch.cat([batch["input_ids"], tokens], dim=1),
+            "attention_mask": torch.cat([batch["attention_mask"], torch.ones_like(tokens)], dim=1),
+        }
+        with torch.no_grad():
+            logits = model(**whole).logits[:, -len(ids) - 1 : -1].log_softmax(-1)
+        assert_close(scores[:, column], logits.gather(-1, tokens[..., None])[..., 0].sum(1), atol=1e-4, rtol=1e-4)
+
+
+def test_error_names_both_numbers_when_images_do_not_match(emu: Any) -> None:
+    model, processor = emu
+    batch = processor(conversations=CONVERSATIONS[:1])
+    with pytest.raises(ValueError, match="got 3 spans and 2 images"):
+        model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"][:, :2])
+    with pytest.raises(ValueError, match="got 3 spans and 2 images"):
+        model.generate(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"][:, :2])
+    with pytest.raises(ValueError, match="pixel_values"):
+        model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"][0])
+    with pytest.raises(ValueError, match="got none"):
+        model(input_ids=batch["input_ids"])
+    with pytest.raises(ValueError, match="cut inside an image"):
+        model(input_ids=batch["input_ids"][:, 1:4], pixel_values=batch["pixel_values"])
+    with pytest.raises(ValueError, match="three ids below"):
+        EmuConfig(**model.config.to_dict() | {"image_token_id": 10**6})
+
+
+def test_another_tower_and_a_loaded_decoder_are_taken(emu: Any) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=28, patch_size=14))
+    decoder = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=20))
+    former = emu[0].config.causal_former_config.to_dict()
+    model = EmuForConditionalGeneration.from_backbones(tower, decoder, causal_former_config=former, num_image_tokens=3)
+    config = model.config
+    assert (config.image_start_token_id, config.image_end_token_id, config.image_token_id) == (20, 21, 22)
+    assert decoder.config.vocab_size == 20 and config.text_config.vocab_size == 23
+    assert torch.equal(model.lm_head.weight[:20], decoder.lm_head.weight)
+    with torch.no_grad():
+        assert model.model.encode_images(torch.rand(2, 3, 28, 28)).shape == (2, 3, 16)
+
+
+def test_parameters_are_as_many_as_published() -> None:
+    with torch.device("meta"):
+        model = EmuForConditionalGeneration(EmuConfig())
+        tower = BeitModel(model.config.vision_config, add_pooling_layer=False)
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    assert count(model.model.causal_former) == pytest.approx(129.0e6, rel=1e-3)
+    # The published file holds T5's word table too, which nobody reads.
+    assert count(model.model.causal_former) + 32128 * 768 == pytest.approx(153.7e6, rel=1e-3)
+    assert count(tower) == count(model.model.vision_tower) == pytest.approx(1.01e9, rel=2e-2)
+    assert count(model) == pytest.approx(14.2e9, rel=5e-3)
+    assert model.regression_head.weight.shape == (5120, 5120)
