@@ -58,7 +58,8 @@ class Answering(ABC):
         model: In evaluation mode on its device.
         processor: Its processor.
         option_names: Options of an answer that this model has beside those of ``generate``.
-        file_options: Those of them whose value may name files, which are read.
+        served_options: Those of them that a stranger may set over a network: none that names files, or that has much
+            computed.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
         model_class: What loads the model.
         processor_class: What loads the processor.
@@ -67,7 +68,7 @@ class Answering(ABC):
     """
 
     option_names: tuple[str, ...] = ()
-    file_options: tuple[str, ...] = ()
+    served_options: tuple[str, ...] = ()
     text_input: str
     model_class: type
     processor_class: type

@@ -31,7 +31,7 @@ class MoAIAnswering(Answering):
         ValueError: They do not belong together.
     """
 
-    option_names = ("routing", "choices")
+    option_names = served_options = ("routing", "choices")
     text_input = "auxiliary_text"
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor

@@ -27,7 +27,7 @@ class PromptedAnswering(Answering):
         processor: The model's own, or that wrapped.
     """
 
-    option_names = ("style", "place", "choices")
+    option_names = served_options = ("style", "place", "choices")
     text_input = "context"
     model_class = AutoModelForImageTextToText
     processor_class = PromptedProcessor
