@@ -89,7 +89,7 @@ def test_our_collator_shows_no_answer_early_whichever_side_is_padded(
         content = [{"type": "image"}, {"type": "text", "text": messages[0]["content"]}]
         shown = [{"role": "user", "content": content}]
         shown += [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages[1:]]
-        scenes = (Scene((28, 28), findings={"depth": f"text {row}"}),) if has_findings else None
+        scenes = (Scene((28, 28), findings={"note": f"text {row}"}),) if has_findings else None
         samples.append(Sample(f"row {row}", tuple(shown), (IMAGES[row],), scenes))
     settings = VerbalizerSettings(map="never") if has_findings else None
     batch = MoAICollator(processor, settings, padding_side=side)(samples)
