@@ -36,6 +36,7 @@ class MoAIAnswering(Answering):
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
     can_quantize = True
+    loads_adapters = True
 
     def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:
         super().__init__(model, processor)
