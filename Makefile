@@ -6,6 +6,7 @@
 #   make test-lmms-eval   lmms-eval with the plug-in, in an environment of its own: three small tasks, offline (7 GB)
 #   make test-dist   build sdist and wheel, install the wheel in an empty environment and ask it a question
 #   make lock     write constraints/: the exact releases that everything above installs
+#   make soak     ten minutes of load and faults on a real server
 #   make bench    print the side-by-side measurements
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,7 +25,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINT
 FAST_TESTS = PYTEST_ARGS='-n auto -m "not slow"'
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: demo test test-newest test-oldest test-lmms-eval test-dist check lint format lock bench clean
+.PHONY: demo test test-newest test-oldest test-lmms-eval test-dist check lint format lock soak bench clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -94,6 +95,10 @@ lock: $(BIN)/python
 	$(LOCK) --extra all --extra test --output-file constraints/locked.txt
 	$(LOCK) --extra all --extra test --extra paddleocr --output-file constraints/paddleocr.txt
 	$(LOCK) --extra all --extra test --resolution lowest-direct --output-file constraints/oldest.txt
+
+# SOAK_ARGS='--minutes 0 --requests 60 --mutations 40' is the short form.
+soak: $(VENV)/.test-installed
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
 
 bench: $(VENV)/.test-installed
 	$(OFFLINE) $(BIN)/python -m benchmarks.cold_start

@@ -18,6 +18,7 @@ from PIL import Image
 
 __all__ = ["Server", "as_data_url", "build_body", "crop_street", "encode_image"]
 
+NAME = "moai"
 _STREET = Path(__file__).resolve().parent.parent / "examples" / "street.jpg"
 
 
@@ -44,7 +45,7 @@ def build_body(question: str, *images: bytes, **fields: Any) -> dict[str, Any]:
     """A chat request."""
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": as_data_url(each)}} for each in images]
     content = [*parts, {"type": "text", "text": question}]
-    return {"model": "served", "messages": [{"role": "user", "content": content}]} | fields
+    return {"model": NAME, "messages": [{"role": "user", "content": content}]} | fields
 
 
 class Server:
@@ -56,7 +57,7 @@ class Server:
     """
 
     def __init__(self, model: str, *options: str) -> None:
-        command = [sys.executable, "-m", "moai", "serve", model, "--name", "served", "--port", "0", *options]
+        command = [sys.executable, "-m", "moai", "serve", model, "--name", NAME, "--port", "0", *options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         for line in self.process.stderr:
             if " answers at " in line:

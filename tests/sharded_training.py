@@ -16,11 +16,9 @@ from training_builders import build_recipe
 
 from moai.models.moai.task_moai import MoAITask
 from moai.training.checkpoints import collect_state, restore_state
-from moai.training.model_building import add_adapter
 from moai.training.optimizers import build_optimizers
 from moai.training.result_writing import gather_result
 from moai.training.train_settings import load_settings
-from moai.training.trained_parts import freeze_parts, rate_part_of
 
 
 def build(is_sharded: bool) -> tuple[torch.nn.Module, MoAITask, torch.optim.Optimizer]:
@@ -28,8 +26,7 @@ def build(is_sharded: bool) -> tuple[torch.nn.Module, MoAITask, torch.optim.Opti
     settings = load_settings(build_recipe("m", Path("out"), 1, train__lora_dropout=0.0))
     model = build_tiny_model()
     torch.manual_seed(0)
-    model = add_adapter(model, settings)
-    freeze_parts(model, settings)
+    model = MoAITask.adapt(model, settings)
     step = MoAITask(settings, model.train(), SimpleNamespace(lengths=[1] * 8), list)
     if is_sharded:
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -38,7 +35,7 @@ def build(is_sharded: bool) -> tuple[torch.nn.Module, MoAITask, torch.optim.Opti
             if type(module).__name__ in names:
                 fully_shard(module, mesh=mesh)
         fully_shard(step, mesh=mesh)
-    (optimizer,) = build_optimizers(model, settings.optimization, rate_part_of)
+    (optimizer,) = build_optimizers(model, settings.optimization, step.part_of, step.decays)
     return model, step, optimizer
 
 
@@ -80,8 +77,7 @@ def main() -> None:
         assert torch.allclose(value, expected[name], atol=1e-5), name
     assert moments.keys() == again_moments.keys() == expected_moments.keys()
     assert all(torch.equal(moments[name], again_moments[name]) for name in moments)
-    settings = load_settings(build_recipe("m", Path("out"), 1))
-    result, plain = gather_result(first, settings), gather_result(whole, settings)
+    result, plain = gather_result(first), gather_result(whole)
     assert {name: value.shape for name, value in result.items()} == {n: v.shape for n, v in plain.items()}
     dist.barrier()
     if dist.get_rank() == 0:

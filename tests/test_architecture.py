@@ -63,7 +63,7 @@ FOLDER_LAW = {
     ),
     "moai/pipeline": ("verbalizers", "moai/models"),
     "moai/planning": ("verbalizers", "moai/models/moai"),
-    "moai/data": ("verbalizers", "moai/scenes", "moai/models/moai"),
+    "moai/data": ("verbalizers", "moai/scenes", "moai/processing", "moai/checkpoints/io"),
     "moai/training": ("verbalizers", "moai/planning", "moai/models/moai", "moai/models/tcl", "moai/data"),
     "moai/evaluation": ("verbalizers", "moai/models/moai", "moai/data", "moai/pipeline", "moai/training"),
     "moai/serving": ("verbalizers", "moai/pipeline"),
@@ -79,7 +79,7 @@ FOLDER_LAW = {
 # The only files of a model that know what verbalizers found: scenes to what the model's processor takes.
 SCENES_FILE = "moai/models/*/scenes_*.py"
 # The only files of a model that know how it is trained.
-TRAINING_FILES = ("moai/models/*/task_*.py", "moai/models/*/settings_*.py")
+TRAINING_FILES = ("moai/models/*/task_*.py", "moai/models/*/settings_*.py", "moai/models/*/collator_*.py")
 # Inside verbalizers a folder imports itself and what stands beside its name here, nothing else, no file is forgiven.
 VERBALIZERS_LAW = {
     "verbalizers/core": (),

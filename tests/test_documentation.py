@@ -175,7 +175,7 @@ def _type(commands: list[str], is_told: bool = False) -> list[str]:
 
 def test_readme_blocks_are_all_run_when_counted() -> None:
     """Each has a test below."""
-    assert set(_moai_blocks()) == {"ask", "convert", "evaluate", "verbalize"}
+    assert set(_moai_blocks()) == {"ask", "convert", "evaluate", "serve", "verbalize"}
     commands = [line for line in _commands("README.md") if line.startswith("moai ")]
     run = [line for block in _moai_blocks().values() for line in block]
     assert sorted(commands) == sorted([*run, *ANOTHER_MODEL])

@@ -73,6 +73,7 @@ def evaluate(
             return
         if model is None or test is None:
             fail("expected MODEL and TEST, for example: moai evaluate moai-nano scenes", False, EXIT_USAGE)
+        from ..checkpoints.io.contents import hash_checkpoint
         from ..checkpoints.io.lookup import find_checkpoint
         from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
         from .answer_settings import (
@@ -154,6 +155,7 @@ def evaluate(
                 deciding,
                 None if reader is None else partial(_load_reader, reader),
                 show,
+                None if reader is None else hash_checkpoint(reader),
             )
         if json_output:
             print_json(content)
@@ -195,5 +197,5 @@ def _compare(first: Path, second: Path, is_json: bool) -> None:
     from ..evaluation.summary import compare_rows, format_comparison
 
     comparison = compare_rows(read_rows(first), read_rows(second))
-    names = (first.stem, second.stem) if first.stem != second.stem else ("first", "second")
+    names = (first.name, second.name) if first.name != second.name else ("first", "second")
     print(json.dumps(comparison, indent=1) if is_json else format_comparison(comparison, names))

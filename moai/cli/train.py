@@ -39,18 +39,16 @@ def train(
     The same command again goes on after a kill. Exit codes: 0 = done, 1 = failed, 130 = stopped, with a checkpoint.
     """
     with reporting_errors(debug):
-        words = ["--config", str(config), *(overrides or [])]
         if processes > 1:
-            words.append(f"num_processes={processes}")
-            raise typer.Exit(launch_processes(processes, [*words, *["--debug"] * debug], is_debugging=debug))
+            words = ["--config", str(config), *(overrides or []), f"num_processes={processes}", *["--debug"] * debug]
+            raise typer.Exit(launch_processes(processes, words, is_debugging=debug))
         if not debug:
             from .answer_settings import silence_libraries
 
             silence_libraries()
-        from ..training.__main__ import main
+        from ..training.__main__ import train as run
 
-        code = main([*words, "--debug"])  # errors become messages here
-        if code:
+        if code := run(config, overrides or []):
             raise typer.Exit(code)
 
 

@@ -4,78 +4,131 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import Dataset
 
-from moai.data.training_sample import TrainingSample
-from moai.models.moai.processing_moai import MoAIProcessor
-from moai.processing.sample_batching import unique_objects
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
+from moai.data.samples import Sample
+from verbalizers import SCENE_FIELDS, Scene
 
-__all__ = ["CollatedBatches", "TrainingCollator", "iterate_batches"]
+__all__ = ["CollatedBatches", "SampleCollator", "iterate_batches"]
 
 
-class TrainingCollator:
-    """Encodes and pads samples; give it to a `DataLoader` as `collate_fn`.
+class SampleCollator(ABC):
+    """How a model reads training samples; give it to a `DataLoader` as `collate_fn`.
+
+    One implementation per model, in its `collator_X.py`.
 
     Args:
         processor: Makes tokens and pixels.
+        settings: How scenes are said; None = samples have none.
+        kinds: Which kinds are said, in this order; None = all that were found.
+        chat_template: Template (name) of prompts; None = the processor's default.
         padding_side: "left" or "right"; the loss is the same.
-        pad_to_multiple_of: Round padded lengths up: fewer shapes, for compiled models.
-        max_length: Longest sample in tokens; None = the processor's bound.
-        is_sharing: Whether samples of one image (the same object) leave its pixels and words in the batch once.
+        is_sharing: Whether samples of one image (the same object) may leave its inputs in the batch once.
+
+    Attributes:
+        reads_maps: Whether the model looks at painted panoptic maps.
+        reads_documents: Whether samples may be documents: one message of the assistant that holds images.
+        max_images: Most images in a sample; None = any number.
     """
+
+    reads_maps: ClassVar[bool] = False
+    reads_documents: ClassVar[bool] = False
+    max_images: ClassVar[int | None] = None
 
     def __init__(
         self,
-        processor: MoAIProcessor,
+        processor: Any,
+        settings: VerbalizerSettings | None = None,
+        kinds: Sequence[str] | None = None,
+        chat_template: str | None = None,
         padding_side: str = "left",
-        pad_to_multiple_of: int | None = None,
-        max_length: int | None = None,
         is_sharing: bool = False,
     ) -> None:
-        self.processor, self.padding_side = processor, padding_side
-        self.pad_to_multiple_of, self.max_length = pad_to_multiple_of, max_length
-        self.is_sharing = is_sharing
+        self.processor, self.settings, self.kinds = processor, settings, kinds
+        self.chat_template, self.padding_side, self.is_sharing = chat_template, padding_side, is_sharing
 
-    def __call__(self, samples: Sequence[TrainingSample]) -> dict[str, torch.Tensor]:
-        """One batch.
+    def replace(self, **attributes: Any) -> SampleCollator:
+        """A copy with other attributes: those of the constructor, by name."""
+        other = copy.copy(self)
+        vars(other).update(attributes)
+        return other
+
+    @abstractmethod
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """One batch: inputs of the model and `labels`.
 
         Args:
-            samples: B samples of one data set.
-
-        Returns:
-            `input_ids`, `attention_mask`, `mm_token_type_ids` (0 padding or answer, 1 image, 2 prompt), `labels` (-100
-            but on the answer and its end token), each `(B, L)` int64; `pixel_values` `(images, 3, H, W)` float32
-            where there are images; `auxiliary_input_ids`, `auxiliary_attention_mask` `(B, A)` int64 where the data
-            set has verbalizations, `auxiliary_pixel_values` `(B, 3, H, W)` float32 where it has maps. Where something
-            is shared: U <= B rows of the auxiliary inputs and `auxiliary_index` `(B,)` int64, each sample's row; and
-            only different images in `pixel_values` with `picture_index` `(images,)`.
+            samples: B samples.
 
         Raises:
-            ValueError: No sample, or one that is too long.
+            ValueError: No sample, or one that cannot be read.
         """
-        if not samples:
-            raise ValueError("expected at least one sample, got none.")
-        inputs: dict[str, Any] = {}
-        if any(sample.auxiliary_text is not None for sample in samples):
-            inputs["auxiliary_text"] = [sample.auxiliary_text for sample in samples]
-        if any(sample.auxiliary_image is not None for sample in samples):
-            inputs["auxiliary_images"] = [sample.auxiliary_image for sample in samples]
-        batch = self.processor(
-            images=[list(sample.images) for sample in samples],
-            text=[sample.prompt for sample in samples],
-            answers=[sample.answer for sample in samples],
-            padding=True,
-            padding_side=self.padding_side,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            max_length=self.max_length,
-            return_tensors="pt",
-            **inputs,
+
+    @abstractmethod
+    def measure(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        """Tokens of a sample, its answer included; images whose size decides count as the smallest, scenes not at all.
+
+        Raises:
+            BadSampleError: A text cannot be written.
+        """
+
+    def estimate(self, messages: Sequence[Mapping[str, Any]], turns: Sequence[int]) -> list[int]:
+        """Tokens of the samples of one conversation; exact or nearly so, as this is asked of every row.
+
+        Args:
+            messages: The conversation.
+            turns: Places of the assistant's messages; each is one sample with all before it as prompt.
+        """
+        return [self.measure(messages[: turn + 1]) for turn in turns]
+
+    def judge_verbalization(self, text: str, limit: int | None) -> str | None:
+        """What is wrong with a verbalization that stands outside the prompt; None = it can be read.
+
+        Args:
+            text: The verbalization.
+            limit: Most tokens.
+        """
+        return None
+
+    @property
+    def bounds_verbalizations(self) -> bool:
+        """Whether :meth:`judge_verbalization` may find something."""
+        return False
+
+    def find_problem(self, sample: Sample, limit: int | None) -> str | None:
+        """What keeps a sample from being trained on, now that its images and scenes are there.
+
+        Args:
+            sample: The sample.
+            limit: Most tokens; None = no bound.
+
+        Raises:
+            BadSampleError: A text cannot be written.
+        """
+        length = self.measure_sample(sample)
+        if limit is None or length <= limit:
+            return None
+        return (
+            f"expected at most {limit} tokens (`max_length`, or what the model reads), got {length}, images, "
+            "verbalization and answer included."
         )
-        return _share(dict(batch), samples) if self.is_sharing else dict(batch)
+
+    def measure_sample(self, sample: Sample) -> int:
+        """Exact tokens of a sample, images and scenes included."""
+        return self.measure(sample.messages)
+
+    def kinds_of(self, scene: Scene | None) -> list[str] | None:
+        """The kinds that are said of a scene: of those asked for the ones that it knows; None = all."""
+        if self.kinds is None or scene is None:
+            return None
+        known = {*SCENE_FIELDS, *scene.findings, *scene.failures}
+        return [kind for kind in self.kinds if kind in known]
 
 
 class CollatedBatches(Dataset[Any]):
@@ -123,27 +176,3 @@ def iterate_batches(loader: Iterable[Any]) -> Iterator[Any]:
         if isinstance(batch, Exception):
             raise batch
         yield batch
-
-
-def _share(batch: dict[str, torch.Tensor], samples: Sequence[TrainingSample]) -> dict[str, torch.Tensor]:
-    """Keep equal images, maps and verbalizations once."""
-    _, images = unique_objects([image for sample in samples for image in sample.images])
-    if len(set(images)) < len(images):
-        batch["picture_index"] = torch.tensor(images)
-        batch["pixel_values"] = batch["pixel_values"][_first_places(images)]
-    names = [name for name in batch if name.startswith("auxiliary_")]
-    _, maps = unique_objects([sample.auxiliary_image for sample in samples])
-    looks: dict[tuple[int, str | None], int] = {}
-    index = [
-        looks.setdefault((painted, sample.auxiliary_text), len(looks))
-        for painted, sample in zip(maps, samples, strict=True)
-    ]
-    if names and len(looks) < len(index):
-        batch["auxiliary_index"] = torch.tensor(index)
-        batch |= {name: batch[name][_first_places(index)] for name in names}
-    return batch
-
-
-def _first_places(index: Sequence[int]) -> list[int]:
-    """Where each number of 0, 1, 2, ... appears first."""
-    return [index.index(number) for number in range(max(index) + 1)]

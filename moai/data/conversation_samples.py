@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from moai.data.collator import SampleCollator
 from moai.data.conversation_files import ConversationRow, read_rows
-from moai.data.conversations import answer_turns, count_images, parse_conversation, text_of
-from moai.data.findings import Findings, FindingsReader, MissingFindingsError
+from moai.data.conversations import answer_turns, count_images, parse_conversation
+from moai.data.findings import FindingsReader, MissingFindingsError
 from moai.data.sample_identity import fold_digests, hash_parts, hash_value, show_progress
+from moai.data.samples import BadSampleError, Sample
 from moai.data.training_report import DataReport, Problem
-from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
-from moai.models.moai.processing_moai import MoAIProcessor
 from moai.processing.image_loading import IMAGE_FORMATS, load_image
-from moai.processing.several_images import join_maps, join_texts
+from verbalizers import Scene
 from verbalizers.store.rows import hash_content
 from verbalizers.store.sources import Source
 
@@ -47,9 +47,8 @@ class ConversationSamples:
     Args:
         source: The file and how it is read.
         settings: What holds for all sources.
-        processor: Whose prompts, lengths and limits count.
+        collator: How the model reads samples: lengths and limits count.
         findings: Where verbalizations come from; None = there are none.
-        has_map: Whether maps are painted.
         report: Receives counts and problems.
 
     Attributes:
@@ -66,18 +65,18 @@ class ConversationSamples:
         self,
         source: SourceSettings,
         settings: DataSettings,
-        processor: MoAIProcessor,
+        collator: SampleCollator,
         findings: FindingsReader | None,
-        has_map: bool,
         report: DataReport,
     ) -> None:
-        self._settings, self._processor, self.findings, self._has_map = settings, processor, findings, has_map
+        self._settings, self._collator, self.findings = settings, collator, findings
+        self._max_pixels = collator.processor.max_image_pixels
         self.name = Path(source.path or "").name
-        self._estimator = LengthEstimator(processor, settings.chat_template)
         self._contents: dict[str, list[bytes]] = {}
         self._hashes: list[bytes] = []
-        cache, limit = None if findings is None else findings.cache, self._auxiliary_limit
-        self._long_texts = set() if cache is None or limit is None else cache.list_long_texts(limit)
+        cache, limit = None if findings is None else findings.cache, settings.max_length
+        is_bounded = cache is not None and limit is not None and collator.bounds_verbalizations
+        self._long_texts = cache.list_long_texts(limit) if is_bounded else set()
         self.lengths: list[int] = []
         rows = read_rows(source.path or "", source.image_folder, source.split, source.column)
         packed, sizes, owners, turns = [], [], [], []
@@ -107,40 +106,22 @@ class ConversationSamples:
         """File, line and turn of a sample."""
         return self._unpack(index)[0]
 
-    def load(self, index: int) -> TrainingSample:
-        """Make one sample: its images are read and decoded, its prompt is rendered.
+    def load(self, index: int) -> Sample:
+        """Make one sample: its images are read and decoded.
 
         Raises:
-            BadSampleError: An image cannot be read, or its verbalization is too long.
+            BadSampleError: An image cannot be read, or the sample is too long with its verbalization.
             MissingFindingsError: The cache lacks an image.
         """
         place, images, messages = self._unpack(index)
         turn = int(self._turns[index])
-        shown = images[: count_images(messages[:turn])]
+        shown = images[: count_images(messages[: turn + 1])]
         if self._recent is None or self._recent[0] != _same(shown):  # one after the other asks about the same image
             self._recent = _same(shown), self._look(shown)
-        seen, text, painted = self._recent[1]
-        if text is not None and (problem := self._judge_words(text)) is not None:
+        sample = Sample(place, tuple(messages[: turn + 1]), *self._recent[1], targets=(turn,))
+        if (problem := self._collator.find_problem(sample, self._settings.max_length)) is not None:
             raise BadSampleError(problem)
-        prompt = self._estimator.render(messages[:turn])
-        return TrainingSample(place, prompt, text_of(messages[turn]), seen, text, painted)
-
-    @property
-    def _auxiliary_limit(self) -> int | None:
-        """Most tokens of a verbalization; None = the processor cuts them, or no bound is known."""
-        return self._settings.max_length if self._processor.max_auxiliary_length is None else None
-
-    def _judge_words(self, text: str) -> str | None:
-        """What is wrong with a verbalization; None = it can be read."""
-        limit = self._auxiliary_limit
-        if limit is None or len(text.encode()) <= limit:
-            return None  # so few bytes are no more tokens
-        if (length := self._estimator.count(text)) <= limit:
-            return None
-        return (
-            f"expected a verbalization of at most {limit} tokens (`max_length`, or what the model reads), got {length}"
-            ". Choose `kinds`, or set the processor's `max_auxiliary_length`."
-        )
+        return sample
 
     def identity(self) -> dict[str, Any]:
         """Contents of rows, images and verbalizations, see :func:`moai.data.sample_identity.fold_digests`.
@@ -175,17 +156,17 @@ class ConversationSamples:
             hashes += hashlib.sha256(content).digest()
         return hashes
 
-    def _look(self, sources: list[Source]) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
-        """Images with the findings about them, as text and map."""
+    def _look(self, sources: list[Source]) -> tuple[tuple[Image.Image, ...], tuple[Scene | None, ...] | None]:
+        """Images and what was found in them."""
         images, found = [], []
         for source in sources:
             try:
                 content = source.read()
-                images.append(load_image(content, self._processor.max_image_pixels))
+                images.append(load_image(content, self._max_pixels))
             except ValueError as error:
                 raise BadSampleError(f"{_name(source)}: {error}") from error
             found.append(self._find(content, images[-1]))
-        return tuple(images), *((None, None) if self.findings is None else _join(found, images, self._has_map))
+        return tuple(images), None if self.findings is None else tuple(found)
 
     def _unpack(self, index: int) -> tuple[str, list[Source], list[dict[str, Any]]]:
         place, images, messages = self._unpack_row(self._owners[index])
@@ -195,15 +176,15 @@ class ConversationSamples:
         place, images, messages = json.loads(self._packed[self._stops[row] : self._stops[row + 1]])
         return place, [Source(**fields) for fields in images], messages
 
-    def _find(self, content: bytes, image: Image.Image) -> Findings:
+    def _find(self, content: bytes, image: Image.Image) -> Scene | None:
         if self.findings is None:
-            return Findings()
+            return None
         try:
-            return self.findings.read(content, image)
+            return self.findings.read(content, image).scene
         except MissingFindingsError:
             if self._settings.on_missing != "empty":
                 raise
-            return Findings()
+            return None
 
     # ------------------------------------------------------------------ checking
 
@@ -227,10 +208,13 @@ class ConversationSamples:
 
     def _parse(self, row: ConversationRow, report: DataReport) -> list[dict[str, Any]] | None:
         try:
-            messages = parse_conversation(row.value, len(row.pictures))
+            messages = parse_conversation(row.value, len(row.pictures), self._collator.reads_documents)
             if len(row.pictures) > self._settings.max_images:
                 limit = self._settings.max_images
                 raise ValueError(f"expected at most {limit} images (`max_images`), got {len(row.pictures)}")
+            most = self._collator.max_images
+            if most is not None and len(row.pictures) > most:
+                raise ValueError(f"expected at most {most} images, which the model looks at, got {len(row.pictures)}")
             return messages
         except ValueError as error:
             report.add(row.place, str(error))
@@ -250,17 +234,18 @@ class ConversationSamples:
                 content = image.read()
                 self._contents.setdefault(row.place, []).append(hashlib.sha256(content).digest())
                 if self._settings.check_pictures == "decode":
-                    load_image(content, self._processor.max_image_pixels)
+                    load_image(content, self._max_pixels)
                 else:
-                    check_header(content, self._processor.max_image_pixels)
+                    check_header(content, self._max_pixels)
                 if wants_cache and not self.findings.knows(content):
                     # Either nobody verbalized it, or nobody could: only the former is mended by verbalizing once more.
-                    load_image(content, self._processor.max_image_pixels)
+                    load_image(content, self._max_pixels)
                     missing.append(_name(image))
                 elif wants_cache and hash_content(content) in self._long_texts:
                     with _READING:
                         found = self.findings.read(content, np.zeros((1, 1, 3), np.uint8))
-                    if (problem := self._judge_words(found.text)) is not None:
+                    problem = self._collator.judge_verbalization(found.text, self._settings.max_length)
+                    if problem is not None:
                         return f"{_name(image)}: {problem}", []
             except ValueError as error:
                 return f"{_name(image)}: {error}", []
@@ -273,17 +258,22 @@ class ConversationSamples:
         turns = answer_turns(messages)
         limit = self._settings.max_length
         usable = []
-        for turn, length in zip(turns, self._estimator.lengths(messages, turns), strict=True):
+        try:
+            lengths = self._collator.estimate(messages, turns)
+        except BadSampleError as error:
+            report.add(row.place, str(error))
+            return []
+        for turn, length in zip(turns, lengths, strict=True):
             if limit is not None and length > _NEAR_LIMIT * limit:
                 place = f"{row.place} turn {turn + 1}"
                 try:
-                    length = self._estimator.measure(self._estimator.render(messages[:turn]), text_of(messages[turn]))
+                    length = self._collator.measure(messages[: turn + 1])
                 except ValueError as error:
                     report.add(place, str(error))
                     continue
                 if length > limit:
                     wanted = f"expected at most {limit} tokens (`max_length`, or what the model reads)"
-                    shown = count_images(messages[:turn])
+                    shown = count_images(messages[: turn + 1])
                     report.add(place, f"{wanted}, got {length}, {shown} images and the answer included")
                     continue
             usable.append((turn, length))
@@ -309,12 +299,3 @@ def check_header(content: bytes, max_pixels: int) -> None:
         raise ValueError(f"expected an image, got {len(content)} bytes that are none ({error})") from error
     if width * height > max_pixels:
         raise ValueError(f"expected at most {max_pixels} pixels, got {width}x{height}")
-
-
-def _join(found: list[Findings], images: list[Image.Image], has_map: bool) -> tuple[str, np.ndarray | None]:
-    """Words and map of one sample."""
-    text = join_texts([item.text for item in found])
-    if not has_map or not found:
-        return text, None
-    pairs = zip(found, images, strict=True)
-    return text, join_maps([item.paint_map((image.height, image.width)) for item, image in pairs])

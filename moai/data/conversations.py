@@ -10,6 +10,8 @@ Texts are data. The literal `<image>` is the place of an image only in a questio
 
 Everywhere else it is a word. One image behind all words of its turn is put in front of them, as LLaVA's own loader does
 and as questions are asked later; every other image keeps its place between the words.
+
+Models that read documents take `messages` that are one turn of the assistant, images and texts in any order, too.
 """
 
 from __future__ import annotations
@@ -34,13 +36,14 @@ _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "data")
 _ROLES = ("system", "user", "assistant")
 
 
-def parse_conversation(row: Any, num_pictures: int) -> list[dict[str, Any]]:
+def parse_conversation(row: Any, num_pictures: int, allows_documents: bool = False) -> list[dict[str, Any]]:
     """The messages of one row.
 
     Args:
         row: A mapping with `messages` (TRL's shape: `role` and `content`, text or parts), or with `conversations`
             (LLaVA's: `from` and `value`). `system` beside them is the system's turn.
         num_pictures: Images that the row brings along.
+        allows_documents: Whether it may be a document: one turn of the assistant, which may hold images.
 
     Returns:
         Messages; where no turn says where the images stand, they stand in the first user turn.
@@ -52,6 +55,12 @@ def parse_conversation(row: Any, num_pictures: int) -> list[dict[str, Any]]:
         raise ValueError(f"expected an object with `conversations` or `messages`, got {_show(row)}")
     if row.get("messages") is not None:
         messages = [_parse_message(turn, number) for number, turn in enumerate(_turns(row, "messages"), start=1)]
+        if allows_documents and [message["role"] for message in messages] == ["assistant"]:
+            _check_document(messages[0], num_pictures)
+            return messages
+        for number, message in enumerate(messages, start=1):
+            if message["role"] == "assistant" and count_images([message]):
+                raise ValueError(f"turn {number}: an answer holds an image; a language model answers with words only")
         if num_pictures and not count_images(messages):
             for message in messages:
                 if message["role"] == "user":
@@ -182,10 +191,16 @@ def _parse_message(turn: Any, number: int) -> dict[str, Any]:
             parts.append({"type": "text", "text": words})
         else:
             raise ValueError(f"turn {number}: expected parts of type image or text, got {_show(part)}")
-    message = {"role": role, "content": _without_margins(parts)}
-    if role == "assistant" and count_images([message]):
-        raise ValueError(f"turn {number}: an answer holds an image; a language model answers with words only")
-    return message
+    return {"role": role, "content": _without_margins(parts)}
+
+
+def _check_document(message: Mapping[str, Any], num_pictures: int) -> None:
+    if not text_of(message):
+        raise ValueError("expected words in a document, got none")
+    if (num_placed := count_images([message])) != num_pictures:
+        raise ValueError(
+            f"expected a part of type image in a document for each of its images, got {num_placed} for {num_pictures}"
+        )
 
 
 def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:

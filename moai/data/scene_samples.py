@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from moai.data.findings import Findings, FindingsReader
+from moai.data.collator import SampleCollator
+from moai.data.findings import FindingsReader
 from moai.data.sample_identity import hash_value
+from moai.data.samples import BadSampleError, Sample
 from moai.data.training_report import DataReport
-from moai.data.training_sample import BadSampleError, LengthEstimator, TrainingSample
 from moai.data.training_settings import DataSettings, SourceSettings
-from moai.models.moai.processing_moai import MoAIProcessor
 from moai.scenes.scenes import Scenes, SceneSample, add_noise
+from verbalizers import Scene
 
 __all__ = ["SceneSamples"]
 
@@ -27,9 +28,8 @@ class SceneSamples:
     Args:
         source: Which scenes.
         settings: What holds for all sources.
-        processor: Whose prompts, lengths and limits count.
+        collator: How the model reads samples: lengths and limits count.
         findings: Whose words are used, and who looks; None = no verbalizations.
-        has_map: Whether maps are painted.
         report: Receives counts.
 
     Attributes:
@@ -46,13 +46,11 @@ class SceneSamples:
         self,
         source: SourceSettings,
         settings: DataSettings,
-        processor: MoAIProcessor,
+        collator: SampleCollator,
         findings: FindingsReader | None,
-        has_map: bool,
         report: DataReport,
     ) -> None:
-        self.findings, self._has_map, self.name = findings, has_map, "scenes"
-        self._estimator = LengthEstimator(processor, settings.chat_template)
+        self.findings, self._collator, self.name = findings, collator, "scenes"
         scenes = source.scenes
         if scenes is None:
             raise ValueError("expected a source with `scenes`, got a path.")
@@ -79,7 +77,7 @@ class SceneSamples:
                 "scenes. Name more kinds, or allow more objects (`num_objects`)."
             )
         samples = [self._compose(index, question) for index in asking for question in range(scenes.num_questions)]
-        longest = max(self._estimator.measure(prompt, answer) for prompt, answer in samples)
+        longest = max(map(collator.measure, samples))
         self._digest = hash_value(samples)
         if self._limit is not None and longest > self._limit:
             raise ValueError(
@@ -100,17 +98,20 @@ class SceneSamples:
         scene, question = divmod(index, self._source.num_questions)
         return f"scenes {self._source.split}/{self._source.seed}:{self._source.start + scene} question {question + 1}"
 
-    def load(self, index: int) -> TrainingSample:
+    def load(self, index: int) -> Sample:
         """Make one sample: render its image, verbalize it.
 
         Raises:
-            BadSampleError: Its prompt cannot be written.
+            BadSampleError: Its prompt cannot be written, or is too long with its verbalization.
         """
         scene_index, question = divmod(index, self._source.num_questions)
-        prompt, answer = self._compose(scene_index, question)
+        messages = self._compose(scene_index, question)
         if self._seen is None or self._seen[0] != scene_index:
             self._seen = scene_index, self._look(scene_index)
-        return TrainingSample(self.place(index), prompt, answer, *self._seen[1])
+        sample = Sample(self.place(index), messages, *self._seen[1], targets=(len(messages) - 1,))
+        if (problem := self._collator.find_problem(sample, self._limit)) is not None:
+            raise BadSampleError(problem)
+        return sample
 
     def _scene(self, scene_index: int) -> SceneSample:
         """The scene of a sample; the last one is kept, for samples of one scene follow each other."""
@@ -118,21 +119,18 @@ class SceneSamples:
             self._made = scene_index, self._scenes[self._source.start + scene_index]
         return self._made[1]
 
-    def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], str | None, np.ndarray | None]:
-        """Image, verbalization and map of a scene."""
+    def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], tuple[Scene | None, ...] | None]:
+        """Image of a scene, and what was found in it."""
         scene = self._scene(scene_index)
         image = Image.fromarray(scene.image)
         if self.findings is None:
-            return (image,), None, None
+            return (image,), None
         if self._is_live:
-            found = self.findings.read(None, image)
-        else:
-            noisy = add_noise(scene.truth, Random(scene.seed), self._source.noise)
-            found = Findings(self.findings.describe(noisy), noisy)
-        return (image,), found.text, found.paint_map(scene.image_size_hw) if self._has_map else None
+            return (image,), (self.findings.read(None, image).scene,)
+        return (image,), (add_noise(scene.truth, Random(scene.seed), self._source.noise),)
 
-    def _compose(self, scene_index: int, question: int) -> tuple[str, str]:
-        """Prompt and answer; a scene with fewer questions repeats them."""
+    def _compose(self, scene_index: int, question: int) -> tuple[dict[str, Any], ...]:
+        """Messages, the answer last; a scene with fewer questions repeats them."""
         questions = self._scene(scene_index).questions
         if not questions:
             raise BadSampleError(f"scene {self._source.start + scene_index} has no question of these kinds.")
@@ -140,7 +138,7 @@ class SceneSamples:
         turns = [turn for pair in asked.earlier for turn in zip(("user", "assistant"), pair, strict=True)]
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}]}
-            for role, text in (*turns, ("user", asked.question))
+            for role, text in (*turns, ("user", asked.question), ("assistant", asked.answer))
         ]
         messages[0]["content"].insert(0, {"type": "image"})
-        return self._estimator.render(messages), asked.answer
+        return tuple(messages)

@@ -1,13 +1,13 @@
 """Training samples from conversations and scenes: a map-style dataset, one sample per answer of the assistant.
 
-    from moai.data.collator import TrainingCollator
     from moai.data.training_data import DataSettings, build_training_dataset
+    from moai.models.moai.collator_moai import MoAICollator
 
-    dataset = build_training_dataset(DataSettings(sources="train.jsonl", cache="cache"), processor)
-    batch = TrainingCollator(processor)([dataset[0], dataset[1]])
+    dataset = build_training_dataset(DataSettings(sources="train.jsonl", cache="cache"), MoAICollator(processor))
+    batch = dataset.collator([dataset[0], dataset[1]])
 
-A multi-turn conversation is several samples: the experts of the mixture look ahead within the prompt, so an answer must
-not stand inside one (see `moai.models.moai.sample_encoding`). What came before it, answers included, is prompt.
+A multi-turn conversation is several samples: what came before an answer, earlier answers included, is its prompt. (The
+experts of MoAI look ahead within the prompt, so an answer must not stand inside one.)
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import torch
 from torch.utils.data import Dataset
 
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
+from moai.data.collator import SampleCollator
 from moai.data.conversation_samples import ConversationSamples
 from moai.data.findings import FindingsReader, MissingFindingsError
+from moai.data.samples import BadSampleError, Sample
 from moai.data.scene_samples import SceneSamples
 from moai.data.training_report import DataReport
-from moai.data.training_sample import BadSampleError, TrainingSample
 from moai.data.training_settings import DataSettings, SceneSource, SourceSettings
-from moai.models.moai.processing_moai import MoAIProcessor
 
 __all__ = [
     "DataReport",
     "DataSettings",
+    "Sample",
     "SceneSource",
     "SourceSettings",
     "TrainingDataset",
-    "TrainingSample",
     "build_training_dataset",
 ]
 
@@ -56,12 +56,12 @@ class _Part(Protocol):
 
     def identity(self) -> dict[str, Any]: ...
 
-    def load(self, index: int) -> TrainingSample: ...
+    def load(self, index: int) -> Sample: ...
 
     def place(self, index: int) -> str: ...
 
 
-class TrainingDataset(Dataset[TrainingSample]):
+class TrainingDataset(Dataset[Sample]):
     """Samples of all sources, one source after the other.
 
     `dataset[i]` depends on `i` alone, in every process and on every run. A sample whose image turns out unreadable
@@ -71,22 +71,25 @@ class TrainingDataset(Dataset[TrainingSample]):
     Args:
         parts: Samples per source.
         report: What was found while they were read.
-        has_map: Whether samples carry a painted map.
+        collator: How the model reads these samples.
 
     Attributes:
         lengths: Tokens of each sample (images, history and answer included), told without decoding or rendering:
             exact but for words that merge across the borders of turns.
         images: int64; samples with the same number are about the same image.
         report: Bad rows and counts. Worker processes have copies of it.
-        has_map: Whether samples carry a painted map.
-        has_auxiliary: Whether samples carry words of verbalizers.
-        verbalizer_settings: Who found what the samples say, to be saved beside the trained model; None = nobody.
+        collator: What makes batches of these samples.
     """
 
-    def __init__(self, parts: list[_Part], report: DataReport, has_map: bool) -> None:
+    def __init__(
+        self,
+        parts: list[_Part],
+        report: DataReport,
+        collator: SampleCollator,
+    ) -> None:
         self._parts = parts
         self._stops = list(accumulate(len(part.lengths) for part in parts))
-        self.report, self.has_map = report, has_map
+        self.report = report
         self.lengths: list[int] = [length for part in parts for length in part.lengths]
         numbers, start = [], 0
         for part in parts:
@@ -96,15 +99,17 @@ class TrainingDataset(Dataset[TrainingSample]):
         # Images that cannot be read, in memory that worker processes share.
         self._is_bad = torch.zeros(1 + int(self.pictures.max(initial=-1)), dtype=torch.bool).share_memory_()
         self._num_bad = len(report.problems)
-        readers = [part.findings for part in parts if part.findings is not None]
-        self.has_auxiliary = bool(readers)
-        named = [reader for reader in readers if reader.cache is not None] or readers
-        self.verbalizer_settings: VerbalizerSettings | None = named[0].settings_with_map(has_map) if named else None
+        self.collator = collator
+
+    @property
+    def verbalizer_settings(self) -> VerbalizerSettings | None:
+        """Who found what the samples say, to be saved beside the trained model; None = nobody."""
+        return self.collator.settings
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> TrainingSample:
+    def __getitem__(self, index: int) -> Sample:
         """One sample.
 
         Raises:
@@ -125,7 +130,7 @@ class TrainingDataset(Dataset[TrainingSample]):
                 self._is_bad[self.pictures[(index + step) % len(self)]] = True
                 self.report.add_late(part.place(local), str(error), self._num_bad + int(self._is_bad.sum()))
             else:
-                return self._with_inputs(sample)
+                return sample
         raise ValueError(f"{_MOST_NEIGHBOURS} samples from number {index} on cannot be read. See the report.")
 
     def identity(self) -> dict[str, Any]:
@@ -142,20 +147,10 @@ class TrainingDataset(Dataset[TrainingSample]):
         number = int(np.searchsorted(self._stops, index, side="right"))
         return self._parts[number], index - (self._stops[number] - len(self._parts[number].lengths))
 
-    def _with_inputs(self, sample: TrainingSample) -> TrainingSample:
-        """Give every sample the same kinds of inputs: a batch has text and map in all of its rows or in none."""
-        text = (sample.auxiliary_text or "") if self.has_auxiliary else None
-        painted = sample.auxiliary_image
-        if self.has_map and painted is None:
-            painted = np.zeros((1, 1, 3), np.uint8)
-        return TrainingSample(
-            sample.place, sample.prompt, sample.answer, sample.images, text, painted if self.has_map else None
-        )
-
 
 def build_training_dataset(
     settings: DataSettings,
-    processor: MoAIProcessor,
+    collator: SampleCollator,
     verbalizer_settings: VerbalizerSettings | None = None,
     *,
     max_positions: int | None = None,
@@ -165,10 +160,10 @@ def build_training_dataset(
 
     Args:
         settings: What to read.
-        processor: Whose prompts, lengths and limits count.
+        collator: How the model reads samples: lengths and limits count.
         verbalizer_settings: Who looks at images where no cache is named: those of the starting checkpoint
             (`VerbalizerSettings.load(folder)`); None = the defaults.
-        max_positions: Longest sequence that the model reads (`MoAIConfig.max_positions`); None = no bound.
+        max_positions: Longest sequence that the model reads ; None = no bound.
         report_file: Where all bad rows are listed; None = the message lists the first ones.
 
     Returns:
@@ -178,24 +173,32 @@ def build_training_dataset(
         ValueError: A source cannot be read, has too many bad rows, lacks verbalizations, or nothing is left.
         ImportError: An optional package is missing; the message has the line to type.
     """
-    limits = [limit for limit in (settings.max_length, processor.max_length, max_positions) if limit is not None]
+    of_processor = getattr(collator.processor, "max_length", None)
+    limits = [limit for limit in (settings.max_length, of_processor, max_positions) if limit is not None]
     settings = replace(settings, max_length=min(limits, default=None))
     report = DataReport(settings.max_bad_rows, report_file, missing_action=settings.on_missing)
     shared = FindingsReader.from_settings(settings, verbalizer_settings)
     readers: list[FindingsReader | None] = []
     for source in settings.sources:
         readers.append(_reader_of(settings.choose_verbalizations(source), shared))
-    has_map = settings.map == "always" or (
-        settings.map == "auto" and any(reader is not None and reader.makes_maps() for reader in readers)
+    if settings.map == "always" and not collator.reads_maps:
+        raise ValueError("expected `map: auto` or never, got always: the model looks at no painted map. Leave it out.")
+    makes_maps = any(reader is not None and reader.makes_maps() for reader in readers)
+    has_map = collator.reads_maps and (settings.map == "always" or (settings.map == "auto" and makes_maps))
+    is_said = any(reader is not None for reader in readers)
+    collator = collator.replace(
+        settings=shared.settings_with_map(has_map) if is_said else None,
+        kinds=shared.kinds,
+        chat_template=settings.chat_template,
     )
     parts: list[_Part] = []
     for source, reader in zip(settings.sources, readers, strict=True):
         if source.scenes is not None:
-            parts.append(SceneSamples(source, settings, processor, reader, has_map, report))
+            parts.append(SceneSamples(source, settings, collator, reader, report))
         else:
-            parts.append(ConversationSamples(source, settings, processor, reader, has_map, report))
+            parts.append(ConversationSamples(source, settings, collator, reader, report))
     report.close(settings.cache)
-    dataset = TrainingDataset(parts, report, has_map)
+    dataset = TrainingDataset(parts, report, collator)
     report.num_samples = len(dataset)
     if not len(dataset):
         raise ValueError(f"expected training samples, got none: {report.summary()}.")

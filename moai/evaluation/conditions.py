@@ -25,7 +25,15 @@ from .loading import Test
 from .question_settings import SceneTest
 from .scene_questions import most_frequent_answers
 
-__all__ = ["BASELINES", "MODEL", "Condition", "build_conditions", "count_commonest", "list_conditions"]
+__all__ = [
+    "BASELINES",
+    "MODEL",
+    "WORDS_IN_PROMPT",
+    "Condition",
+    "build_conditions",
+    "count_commonest",
+    "list_conditions",
+]
 
 MODEL, OTHER_SCENE, BLACK_IMAGE, IMAGE_ONLY = "model", "other-scene", "black-image", "image-only"
 WORDS_IN_PROMPT, COMMONEST = "words-in-prompt", "commonest"

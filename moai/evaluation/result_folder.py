@@ -70,6 +70,26 @@ class ResultFolder:
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
 
+    def check_reader(self, condition: str, reader: Mapping[str, Any]) -> None:
+        """Compare who answered under a condition with who does now, or record it.
+
+        Args:
+            condition: Its name.
+            reader: JSON-able contents; empty = the model's own.
+
+        Raises:
+            ValueError: It was somebody else.
+        """
+        path, rows = self.folder / f"settings.{condition}.json", self.rows_path(condition)
+        if path.is_file() and rows.is_file():
+            if told := describe_changes(dict(json.loads(path.read_text(encoding="utf-8"))), dict(reader)):
+                raise ValueError(
+                    f"the answers in {rows} are another reader's: {told}. Name the former one, name another --out, or "
+                    "remove that file."
+                )
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(dict(reader), indent=1) + "\n", encoding="utf-8")
+
     def resume(self, batch_size: int, num_questions: int) -> dict[str, int]:
         """Cut the files of rows to whole batches.
 

@@ -19,7 +19,7 @@ from verbalizers import Scene, draw_scene
 from verbalizers.core.durable_files import atomic_file, hold_folder
 from verbalizers.store.cache import VerbalizationCache
 
-from .conditions import MODEL, build_conditions, list_conditions
+from .conditions import MODEL, WORDS_IN_PROMPT, build_conditions, list_conditions
 from .demonstrations import build_demonstrations, describe_demonstrations
 from .evaluate import answer_test, metric_of
 from .html_report import write_report
@@ -69,6 +69,7 @@ def run_evaluation(
     deciding: Mapping[str, Any],
     load_reader: Callable[[], Answering] | None = None,
     show: Callable[[int, str], None] = lambda num_done, counts: None,
+    reader: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Answer what is open, and write results and report.
 
@@ -81,6 +82,7 @@ def run_evaluation(
         deciding: What decides the model's answers, JSON-able, one level of mappings at most.
         load_reader: Who reads words in the prompt; None = the model's own decoder.
         show: Told how many questions are answered.
+        reader: Contents of the reader's files; None = the model's own decoder.
 
     Returns:
         The content of ``results.json``.
@@ -93,6 +95,8 @@ def run_evaluation(
     with hold_folder(run.out):
         results = ResultFolder(run.out, names)
         results.check({**deciding, **describe_test(test)}, run.is_overwriting)
+        if WORDS_IN_PROMPT in names:
+            results.check_reader(WORDS_IN_PROMPT, reader or {})
         starts = results.resume(run.batch_size, len(test.questions))
         if min(starts.values()) * run.batch_size < len(test.questions):
             _answer_open(load(), names, test, run, results, starts, load_reader, show)
@@ -112,7 +116,7 @@ def _answer_open(
     load_reader: Callable[[], Answering] | None,
     show: Callable[[int, str], None],
 ) -> None:
-    reader = load_reader() if load_reader and "words-in-prompt" in names else None
+    reader = load_reader() if load_reader and WORDS_IN_PROMPT in names else None
     places = {key: place for place, key in enumerate(dict.fromkeys(q.image.key for q in test.questions))}
     conditions, options = build_conditions(names, pipeline, test, reader), dict(run.options)
     if (demonstrations := build_demonstrations(test.settings)) is not None:

@@ -26,6 +26,7 @@ from moai.checkpoints.io.contents import hash_checkpoint
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.data.training_data import DataSettings, build_training_dataset
+from moai.models.moai.collator_moai import MoAICollator
 from moai.models.moai.processing_moai import MoAIProcessor
 from moai.models.moai.task_moai import draw_routing
 from moai.pipeline.pipeline import Pipeline
@@ -106,8 +107,8 @@ class _Contents:
             chosen, found = DataSettings.from_dict(fields), {}
             # Of scenes that are verbalized from their truth the settings say everything.
             if any(source.path or chosen.choose_verbalizations(source) == "live" for source in chosen.sources):
-                processor = MoAIProcessor.from_pretrained(self.start)
-                found = build_training_dataset(chosen, processor, VerbalizerSettings.load(self.start)).identity()
+                collator = MoAICollator(MoAIProcessor.from_pretrained(self.start))
+                found = build_training_dataset(chosen, collator, VerbalizerSettings.load(self.start)).identity()
             self._data[key] = json.loads(json.dumps(found))
         return self._data[key]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictInt
 
 from moai.settings import apply_overrides, load_settings, settings, to_plain
-from moai.training.train_settings import TrainSettings
+from moai.training.train_settings import load_settings as load_recipe
 
 from .question_settings import SHORT_KINDS, SceneTest
 
@@ -96,7 +96,7 @@ class SweepSettings:
             try:
                 self.test_of(variant)
                 for stage in self.stages_of(variant):
-                    load_settings(TrainSettings, self.recipe_of(variant, stage, 0, "start", Path("out")))
+                    load_recipe(self.recipe_of(variant, stage, 0, "start", Path("out")))
             except ValueError as error:
                 raise ValueError(f"variant {variant.name!r}: {error}") from error
 

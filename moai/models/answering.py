@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from ..checkpoints.io.adapter_files import AdapterBase, find_adapter_base, has_tuner, save_adapter
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
+from ..import_utils import require
 from ..processing.several_images import join_maps, join_texts
 from .quantization_choice import list_wanted_bits
 
-__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "join_turns", "parse_choices"]
+__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "join_turns", "load_whole", "parse_choices"]
 
 
 class TooLongError(ValueError):
@@ -56,19 +58,22 @@ class Answering(ABC):
         model: In evaluation mode on its device.
         processor: Its processor.
         option_names: Options of an answer that this model has beside those of ``generate``.
-        file_options: Those of them whose value may name files, which are read.
+        served_options: Those of them that a stranger may set over a network: none that names files, or that has much
+            computed.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
         model_class: What loads the model.
         processor_class: What loads the processor.
         can_quantize: Whether the model loads in 4 and 8 bits.
+        loads_adapters: Whether the model's own class loads adapters of weights.
     """
 
     option_names: tuple[str, ...] = ()
-    file_options: tuple[str, ...] = ()
+    served_options: tuple[str, ...] = ()
     text_input: str
     model_class: type
     processor_class: type
     can_quantize: bool = False
+    loads_adapters: bool = False
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -85,27 +90,50 @@ class Answering(ABC):
         Raises:
             ValueError: The checkpoint is not whole, or asked for in bits that the model does not load in.
         """
+        model = cls.load_model(name_or_path, revision=revision, **model_kwargs)
+        return cls(model, cls.load_processor(name_or_path, revision))
+
+    @classmethod
+    def load_processor(cls, name_or_path: str, revision: str | None = None) -> Any:
+        """Load the processor; see :meth:`load`."""
+        return cls.processor_class.from_pretrained(name_or_path, revision=revision or "main")
+
+    @classmethod
+    def load_model(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> Any:
+        """Load the model, with its adapter where the checkpoint is one; see :meth:`load`."""
+        base = find_adapter_base(name_or_path, revision)
+        if base is not None:
+            require("peft", purpose="An adapter")
+        if base is not None and not (cls.loads_adapters and has_tuner(name_or_path, revision)):
+            from peft import PeftModel
+
+            model = cls.load_model(base.name, revision=base.revision, **model_kwargs)
+            adapted = PeftModel.from_pretrained(model, name_or_path, revision=revision or "main")
+            config = adapted.active_peft_config
+            config.base_model_name_or_path, config.revision = base.name, base.revision
+            return adapted.eval()
         if (bits := list_wanted_bits(model_kwargs)) and not cls.can_quantize:
             raise ValueError(
                 f"expected {name_or_path} in its own precision, got load_in_{bits[0]}bit (--load-in-{bits[0]}bit), "
                 "which such a model does not know. Leave it out; --dtype bfloat16 halves the memory."
             )
-        revision = revision or "main"
-        processor = cls.processor_class.from_pretrained(name_or_path, revision=revision)
-        model, report = cls.model_class.from_pretrained(
-            name_or_path, revision=revision, use_safetensors=True, output_loading_info=True, **model_kwargs
-        )
+        options = {"revision": revision or "main", "use_safetensors": True, "output_loading_info": True}
+        model, report = cls.model_class.from_pretrained(name_or_path, **options, **model_kwargs)
         if report["missing_keys"]:
             lacking = sorted(report["missing_keys"])
             raise ValueError(
                 f"expected all weights in {name_or_path}, got none for {len(lacking)} ({', '.join(lacking[:3])}, ...)."
                 " Download or convert the checkpoint again."
             )
-        return cls(model, processor)
+        return model
 
     def save(self, folder: Path) -> None:
-        """Write model and processor for :meth:`load`."""
-        self.model.save_pretrained(folder)
+        """Write model and processor for :meth:`load`; of a model with an adapter around it the adapter."""
+        if hasattr(self.model, "get_base_model"):
+            config = self.model.active_peft_config
+            save_adapter(self.model, folder, AdapterBase(config.base_model_name_or_path, config.revision))
+        else:
+            self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     @property
@@ -454,3 +482,18 @@ def parse_choices(value: Any) -> list[str]:
     if not is_well or len(set(given)) < max(2, len(given)):
         raise ValueError(f"`choices` must be two or more different answers (yes,no), got {given!r}.")
     return list(given)
+
+
+def load_whole(model_class: type, path: str | Path, dtype: torch.dtype | str) -> Any:
+    """Load a model whose weights are plain numbers, also where it was saved quantised.
+
+    Args:
+        model_class: What loads it.
+        path: Checkpoint.
+        dtype: Of its weights; "auto" = as they are stored.
+    """
+    model = model_class.from_pretrained(path, dtype=dtype)
+    if not getattr(model, "is_quantized", False):
+        return model
+    stored = model.dtype
+    return model.dequantize().to(stored)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .answering import Answering
 
-__all__ = ["MODEL_SPECS", "PROMPTED", "ModelSpec", "find_answering", "find_spec", "register_auto_classes"]
+__all__ = ["MODEL_SPECS", "PROMPTED", "ModelSpec", "find_answering", "find_spec", "load_named", "register_auto_classes"]
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,48 @@ class ModelSpec:
     Attributes:
         model_type: Of its ``config.json``.
         answering: Class that answers questions in a pipeline, see :class:`moai.models.answering.Answering`.
+        task: Class that trains it, see :class:`moai.training.tasks.answers.AnswersTask`; None = nobody trains it here.
+        settings: Class of its training's settings, see :class:`moai.training.train_settings.TrainSettings`.
     """
 
     model_type: str
     answering: str
+    task: str | None = None
+    settings: str | None = None
 
 
 #: By model type.
 MODEL_SPECS = {
     spec.model_type: spec
     for spec in (
-        ModelSpec("moai", answering="moai.models.moai.answering_moai.MoAIAnswering"),
+        ModelSpec(
+            "moai",
+            answering="moai.models.moai.answering_moai.MoAIAnswering",
+            task="moai.models.moai.task_moai.MoAITask",
+            settings="moai.models.moai.settings_moai.MoAITrainSettings",
+        ),
+        ModelSpec(
+            "flamingo",
+            answering="moai.models.flamingo.answering_flamingo.FlamingoAnswering",
+            task="moai.models.flamingo.task_flamingo.FlamingoTask",
+            settings="moai.models.flamingo.settings_flamingo.FlamingoTrainSettings",
+        ),
+        ModelSpec(
+            "prismer",
+            answering="moai.models.prismer.answering_prismer.PrismerAnswering",
+            task="moai.models.prismer.task_prismer.PrismerTask",
+            settings="moai.models.prismer.settings_prismer.PrismerTrainSettings",
+        ),
         ModelSpec("emu", answering="moai.models.emu.answering_emu.EmuAnswering"),
-        ModelSpec("flamingo", answering="moai.models.flamingo.answering_flamingo.FlamingoAnswering"),
-        ModelSpec("prismer", answering="moai.models.prismer.answering_prismer.PrismerAnswering"),
     )
 }
 #: Any other image-text-to-text model of transformers.
-PROMPTED = ModelSpec("", answering="moai.models.prompted.answering_prompted.PromptedAnswering")
+PROMPTED = ModelSpec(
+    "",
+    answering="moai.models.prompted.answering_prompted.PromptedAnswering",
+    task="moai.models.prompted.task_prompted.PromptedTask",
+    settings="moai.models.prompted.settings_prompted.PromptedTrainSettings",
+)
 
 
 def find_spec(name: str, model_type: str | None) -> ModelSpec:
@@ -73,7 +97,12 @@ def find_spec(name: str, model_type: str | None) -> ModelSpec:
 
 def find_answering(name: str, model_type: str | None) -> type[Answering]:
     """The class that answers with a checkpoint; see :func:`find_spec`."""
-    module, _, attribute = find_spec(name, model_type).answering.rpartition(".")
+    return load_named(find_spec(name, model_type).answering)
+
+
+def load_named(name: str) -> Any:
+    """A class by its dotted name, as specs have it."""
+    module, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -431,7 +431,8 @@ class Pipeline:
             for scene in reversed(query.scenes):
                 missing |= find_missing_kinds(scene, self.settings.kinds, self.absent)
             row = None if rows is None else rows[query.index]
-            parts = (row.text,) if row is not None and row.finish_reason is not None else answer.parts
+            is_followed = row is not None and row.finish_reason is not None
+            parts = (row.text,) if is_followed else answer.parts
             answers[query.index] = Answer(parts, tuple(query.scenes), text or "", missing, answer.report)
         return answers
 

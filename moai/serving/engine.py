@@ -198,11 +198,12 @@ class Engine:
         """The model's options, parsed.
 
         Raises:
-            ValueError: The model has no such option, the value is wrong, or it could name a file of this machine.
+            ValueError: The model has no such option for strangers, or the value is wrong.
         """
         answering = self.pipeline.answering
-        if refused := sorted(set(options) & set(answering.file_options)):
-            raise ValueError(f"expected no option that may name files here, got {', '.join(refused)}. Leave it out.")
+        if refused := sorted(set(options) - set(answering.served_options)):
+            known = ", ".join(answering.served_options) or "none"
+            raise ValueError(f"expected options that are served ({known}), got {len(refused)} others. Leave them out.")
         for name, value in options.items():
             given = value.split(",") if isinstance(value, str) else value
             if isinstance(given, Sized) and len(given) > _MAX_OPTION_VALUES:

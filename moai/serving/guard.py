@@ -54,7 +54,7 @@ class Guard:
 
         async def counting_send(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                path = scope["path"] if "route" in scope else "other"  # made up paths must not fill the memory
+                path = getattr(scope.get("route"), "path", "other")  # made up paths must not fill the memory
                 self.metrics.count("moai_requests_total", path=path, status=str(message["status"]))
             await send(message)
 

@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["main", "train"]
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
@@ -23,18 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m moai.training",
-        description="Train one stage of MoAI. The same command again goes on after a kill.",
+        description="Train one stage. The same command again goes on after a kill.",
     )
     parser.add_argument("--config", required=True, help="recipe, for example configs/train_stage1.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimization.num_steps=100")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     words = parser.parse_args(arguments)
-    import torch
-
-    from .trainer import run_training
-
     try:
-        result = run_training(words.config, words.overrides)
+        return train(words.config, words.overrides)
     except Exception as error:
         if words.debug:
             raise
@@ -43,6 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank = os.environ.get("RANK", "0")
         print(f"error: {told}" if rank == "0" else f"process {rank}: error: {told}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def train(config: str | Path, overrides: Sequence[str] = ()) -> int:
+    """Run one stage of training, and say what came of it.
+
+    Args:
+        config: The recipe.
+        overrides: ``key=value`` words laid over it.
+
+    Returns:
+        Exit code: 0 = done, 130 = stopped.
+    """
+    import torch
+
+    from .trainer import run_training
+
+    result = run_training(config, overrides)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if os.environ.get("RANK", "0") != "0":

@@ -8,17 +8,18 @@ Source: Model soups, arXiv 2203.05482.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig, PreTrainedConfig
 
-from moai.models.moai.configuration_moai import MoAIConfig
-from moai.models.moai.processing_moai import MoAIProcessor
+from moai.checkpoints.io.adapter_files import is_adapter_folder, read_config
+from moai.models.answering import load_whole
+from moai.models.registry import find_answering
 from verbalizers.core.durable_files import atomic_folder
 
-from .model_building import copy_verbalizer_settings, is_adapter_folder, load_whole
+from .model_building import copy_verbalizer_settings
 
 __all__ = ["average_checkpoints", "main"]
 
@@ -45,27 +46,28 @@ def average_checkpoints(folders: Sequence[str | Path], out: str | Path, *, force
     for folder in folders:
         if is_adapter_folder(folder):
             raise ValueError(f"expected whole models, got the adapter {folder}. Merge it first (saving.output=merged).")
-    stored = json.loads((folders[0] / "config.json").read_text(encoding="utf-8")).get("dtype") or "float32"
-    model = load_whole(folders[0], torch.float32)
+    config = read_config(str(folders[0]))
+    stored, answering = config.get("dtype") or "float32", find_answering(str(folders[0]), config.get("model_type"))
+    model = load_whole(answering.model_class, folders[0], torch.float32)
     total = model.state_dict()
     for folder in folders[1:]:
         _check_shape(model.config, folders[0], folder)
-        other = load_whole(folder, torch.float32).state_dict()
+        other = load_whole(answering.model_class, folder, torch.float32).state_dict()
         total = {name: value + other[name] for name, value in total.items()}
     model.load_state_dict({name: value / len(folders) for name, value in total.items()})
     with atomic_folder(out, force=force) as target:
         model.to(getattr(torch, stored)).save_pretrained(target)
-        MoAIProcessor.from_pretrained(folders[0]).save_pretrained(target)
+        answering.load_processor(str(folders[0])).save_pretrained(target)
         copy_verbalizer_settings(folders[0], target)
     return Path(out)
 
 
-def _check_shape(config: MoAIConfig, first: Path, folder: Path) -> None:
+def _check_shape(config: PreTrainedConfig, first: Path, folder: Path) -> None:
     """Refuse a model whose configuration differs in more than where and how it is stored."""
     ignored = {"quantization_config", "dtype", "_name_or_path", "transformers_version", "architectures", "domain"}
     ours, theirs = (
         {name: value for name, value in one.to_dict().items() if name not in ignored}
-        for one in (config, MoAIConfig.from_pretrained(folder))
+        for one in (config, AutoConfig.from_pretrained(folder))
     )
     differing = sorted(name for name in {*ours, *theirs} if _plain(ours.get(name)) != _plain(theirs.get(name)))
     if differing:

@@ -22,11 +22,11 @@ from mixer.configuration_mixer import NUM_EXPERTS
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.injection import Mixture, PromptMemory, RoutingLog
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.task_moai import MoAITask
 from moai.processing.token_roles import IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 
-from .model_building import add_adapter
 from .train_settings import TrainSettings
-from .trained_parts import count_parts, freeze_parts
+from .trained_parts import count_parts
 
 __all__ = ["SampleShape", "StepCount", "count_step"]
 
@@ -104,9 +104,7 @@ class _SavedBytes:
 def _build(config: MoAIConfig, settings: TrainSettings) -> nn.Module:
     with torch.device("meta"):
         model: nn.Module = MoAIForConditionalGeneration(config).to(torch.bfloat16)
-        if settings.train.decoder == "lora":
-            model = add_adapter(model, settings)
-    freeze_parts(model, settings)
+        model = MoAITask.adapt(model, settings)
     for parameter in model.parameters():  # under autocast activations are 16 bits wide wherever weights are not
         parameter.data = parameter.data.to(torch.bfloat16)
     for module in model.modules():
@@ -153,7 +151,7 @@ def count_step(config: MoAIConfig, settings: TrainSettings, shape: SampleShape) 
         saved_bytes = saved.total
         loss.backward()
         backward_flops = counter.get_total_flops() - forward_flops
-    parts = count_parts(trained)
+    parts = count_parts(trained, MoAITask.parts_of(trained))
     return StepCount(
         num_parameters=sum(row.num_parameters for row in parts),
         num_trained=sum(row.num_trained for row in parts),

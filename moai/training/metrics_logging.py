@@ -15,16 +15,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS
 from verbalizers.core.durable_files import atomic_file, naming_file
 
 from .train_settings import WatchingSettings
 
-__all__ = ["EXPERT_NAMES", "STREAMS", "MetricsLogger", "StepNumbers", "read_log"]
+__all__ = ["MetricsLogger", "StepNumbers", "read_log", "tables_of"]
 
-STREAMS = ("image", "language")
-#: Expert order of each stream (mixer/gating.py).
-EXPERT_NAMES = {"image": IMAGE_EXPERTS, "language": LANGUAGE_EXPERTS}
 #: What every line holds, whatever the task.
 _LINE_NUMBERS = ("step", "loss", "learning_rate", "gradient_norm", "tokens_per_s", "samples_per_s", "eta_s")
 _LINE_NUMBERS += ("validation_loss",)
@@ -188,15 +184,29 @@ class MetricsLogger:
         for name in values:
             numbers.add_column(name, justify="right")
         numbers.add_row(*values.values())
-        if "routing" not in line:
-            return Group(numbers)
-        routing = Table(title="share of each expert, mean over layers and tokens")
-        for name in ("stream", "auxiliary", "image", "language", "entropy (max 1.10)"):
-            routing.add_column(name, justify="left" if name == "stream" else "right")
-        for stream, shares in line["routing"].items():
-            cells = [f"{shares[name]:.1%}" for name in ("auxiliary", "image", "language")]
-            routing.add_row(stream, *cells, f"{shares['entropy']:.3f}")
-        return Group(numbers, routing)
+        tables = []
+        for name, rows in tables_of(line).items():
+            columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+            table = Table(title=name)
+            for column in ("", *columns):
+                table.add_column(column, justify="right" if column else "left")
+            for row, values in rows.items():
+                cells = [f"{values[column]:.3f}" if column in values else "" for column in columns]
+                table.add_row(row, *cells)
+            tables.append(table)
+        return Group(numbers, *tables)
+
+
+def tables_of(line: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """The task's tables in a line: values by column and row, such as a share by expert and stream."""
+    tables = {}
+    for name, rows in line.items():
+        if isinstance(rows, Mapping) and all(isinstance(row, Mapping) for row in rows.values()):
+            tables[name] = {
+                row: {column: value for column, value in values.items() if isinstance(value, float)}
+                for row, values in rows.items()
+            }
+    return tables
 
 
 def _task_numbers(line: Mapping[str, Any]) -> dict[str, float]:
@@ -211,16 +221,18 @@ def _duration(seconds: float) -> str:
 
 
 def _one_line(line: Mapping[str, Any], num_steps: int) -> str:
-    shares = "; ".join(
-        f"{stream} " + "/".join(f"{shares[name]:.2f}" for name in EXPERT_NAMES[stream]) + f" H {shares['entropy']:.2f}"
-        for stream, shares in line.get("routing", {}).items()
+    tables = "".join(
+        f" {name} "
+        + "; ".join(f"{row} " + " ".join(f"{k} {v:.2f}" for k, v in values.items()) for row, values in rows.items())
+        for name, rows in tables_of(line).items()
+        if rows
     )
     told = "".join(f" {name} {value:.3f}" for name, value in _task_numbers(line).items())
     measured = f" validation {line['validation_loss']:.4f}" if "validation_loss" in line else ""
     return (
         f"step {line['step']}/{num_steps} loss {line['loss']:.4f}{measured} lr {line['learning_rate']:.2e} "
         f"norm {line['gradient_norm']:.3f} {line['tokens_per_s']:.0f} tokens/s {line['samples_per_s']:.2f} samples/s "
-        f"ETA {_duration(line['eta_s'])}" + told + (f" experts {shares}" if shares else "")
+        f"ETA {_duration(line['eta_s'])}" + told + tables
     )
 
 

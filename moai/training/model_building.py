@@ -14,21 +14,18 @@ from torch import nn
 from moai.checkpoints.io.adapter_files import find_adapter_base, is_adapter_folder
 from moai.checkpoints.io.contents import hash_checkpoint
 from moai.checkpoints.io.hub_download import download_checkpoint
-from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.data.sample_identity import show_progress
-from moai.import_utils import require
-from moai.models.moai.adapters import PROJECTOR, default_lora_config
-from moai.models.moai.configuration_moai import MoAIConfig
-from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.models.moai.new_model import from_backbones
-from moai.models.moai.processing_moai import MoAIProcessor
+from moai.models.answering import Answering
+from moai.models.registry import ModelSpec, load_named
 from moai.settings import to_plain
 from verbalizers.core.durable_files import atomic_folder
 
 from .run_identity import find_change
+from .start import find_start, find_trained_spec
+from .tasks.answers import AnswersTask, add_adapter
 from .train_settings import TrainSettings
-from .trained_parts import part_of
+from .trained_parts import base_model
 
 __all__ = [
     "BuiltModel",
@@ -36,53 +33,17 @@ __all__ = [
     "build_model",
     "copy_verbalizer_settings",
     "check_result",
-    "find_start",
+    "find_answering",
+    "find_task",
     "hash_start",
-    "is_adapter_folder",
     "load_base",
-    "load_whole",
     "prepare_start",
 ]
 
-#: How a run was started: a line for whoever goes on with it.
-COMMAND_FILE = "command.txt"
 #: What the base model of a run was made from.
 ORIGIN_FILE = "made_from.json"
 #: Settings of the model that a base model on disk does not depend on.
 _AFTER_THE_BASE = ("quantization", "attn_implementation", "gradient_checkpointing")
-_LATENTS = "model.compressor.latents.weight"
-
-
-def find_start(name_or_path: str) -> str:
-    """Absolute folder of a checkpoint or of an earlier stage's output; a hub name stays as it is.
-
-    Args:
-        name_or_path: What ``model.path`` says; the output folder of a run stands for its ``final`` folder.
-
-    Raises:
-        ValueError: There is no such checkpoint, or the earlier stage has not finished.
-    """
-    folder = Path(name_or_path).expanduser()
-    final = folder / "final"
-    if is_adapter_folder(final) or (final / "config.json").is_file():
-        folder = final
-    run = folder.parent if folder.name == "final" else folder
-    if run.is_dir() and not (run / "final").is_dir() and _is_begun(run):
-        file = run / COMMAND_FILE
-        command = f" with: {file.read_text(encoding='utf-8').strip()}" if file.is_file() else " with its command."
-        raise ValueError(
-            f"expected the result of an earlier stage in {run / 'final'}, got none: that run has not finished. It goes "
-            f"on{command}"
-        )
-    if is_adapter_folder(folder):
-        return str(folder.resolve())
-    found = find_checkpoint(str(folder) if folder.is_dir() else name_or_path)
-    return str(Path(found).resolve()) if Path(found).is_dir() else found
-
-
-def _is_begun(run: Path) -> bool:
-    """Whether a folder is the output of a run, finished or not."""
-    return any((run / name).exists() for name in (COMMAND_FILE, "checkpoints", "log.jsonl"))
 
 
 def check_result(folder: Path) -> None:
@@ -114,7 +75,7 @@ def prepare_start(settings: TrainSettings) -> None:
         ValueError: It was made otherwise, and something there was trained from it.
     """
     base = settings.output_folder / "base"
-    if not _needs_new_base(settings):
+    if not settings.model.is_new:
         return
     chosen, origin = settings.model, _origin_of(settings)
     if (base / "config.json").is_file():
@@ -129,26 +90,13 @@ def prepare_start(settings: TrainSettings) -> None:
                 "were trained from it. Set it back, or choose another `output_folder`."
             )
         print(f"{base} is made anew: `{name}` {words}", flush=True)
-    torch.manual_seed(settings.seed)
-    if chosen.path is None:
-        dtype = None if chosen.dtype is None else getattr(torch, chosen.dtype)
-        model, processor = from_backbones(
-            chosen.vision,
-            chosen.text,
-            compressor=chosen.compressor or None,
-            mixer=chosen.mixer or None,
-            gguf_file=chosen.gguf_file,
-            dtype=dtype,
-            **chosen.fields,
+    if chosen.path is not None and is_adapter_folder(start := find_start(chosen.path)):
+        raise ValueError(
+            f"expected a whole model in `model.path` where parts start anew, got the adapter {start}. Merge it first "
+            "(saving.output=merged)."
         )
-    else:
-        start = find_start(chosen.path)
-        if is_adapter_folder(start):
-            raise ValueError(
-                f"expected a whole model in `model.path` where parts start anew, got the adapter {start}. Merge it "
-                "first (saving.output=merged)."
-            )
-        model, processor = _renew(start, settings), MoAIProcessor.from_pretrained(start)
+    torch.manual_seed(settings.seed)
+    model, processor = find_task(settings).make_new(settings)
     with atomic_folder(base, force=True) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -163,7 +111,8 @@ def _origin_of(settings: TrainSettings) -> dict[str, Any]:
     model = {name: value for name, value in to_plain(chosen).items() if name not in _AFTER_THE_BASE}
     if chosen.path is not None:
         del model["dtype"]  # of weights in memory
-    sources = {"path": chosen.path and find_start(chosen.path), "vision": chosen.vision, "text": chosen.text}
+    names = {name: getattr(chosen, name, None) for name in ("vision", "text")}
+    sources = {"path": chosen.path and find_start(chosen.path), **names}
     files = {name: hash_checkpoint(source, show_weights) for name, source in sources.items() if source is not None}
     said = Path(sources["path"] or "") / VERBALIZERS_FILE
     verbalizers = said.read_text(encoding="utf-8") if said.is_file() else None
@@ -182,57 +131,6 @@ def show_weights(names: Sequence[str]) -> Iterator[str]:
     return show_progress(names, "reading weights")
 
 
-def _needs_new_base(settings: TrainSettings) -> bool:
-    chosen = settings.model
-    return chosen.path is None or bool(chosen.fresh_parts or chosen.compressor or chosen.mixer)
-
-
-def _renew(start: str, settings: TrainSettings) -> MoAIForConditionalGeneration:
-    """A checkpoint with some parts reinitialized, perhaps in other sizes."""
-    chosen = settings.model
-    old = load_whole(start, "auto")
-    fields, fresh, resized = old.config.to_dict(), set(chosen.fresh_parts), set()
-    for name, part, changes in (
-        ("compressor", "compressor", chosen.compressor),
-        ("mixer", "mixers", chosen.mixer),
-    ):
-        if changes:
-            fields[name] = {**fields[name], **changes}
-            (resized if chosen.keeps_fitting else fresh).add(part)
-    for parts in (fresh, resized):
-        parts |= {"gates"} if "mixers" in parts else set()
-    torch.manual_seed(settings.seed)
-    model = MoAIForConditionalGeneration(MoAIConfig.from_dict(fields)).to(old.dtype)
-    new, kept = model.state_dict(), {}
-    for name, value in old.state_dict().items():
-        if name == _LATENTS and "compressor" in resized and len(new[name]) < len(value):
-            value = value[torch.linspace(0, len(value) - 1, len(new[name])).round().long()]
-        if part_of(name) not in fresh and (part_of(name) not in resized or _fits(value, new.get(name))):
-            kept[name] = value
-    missing = model.load_state_dict(kept, strict=False).missing_keys
-    assert all(part_of(name) in fresh | resized for name in missing), missing
-    model.generation_config = old.generation_config
-    return model
-
-
-def load_whole(path: str | Path, dtype: torch.dtype | str) -> MoAIForConditionalGeneration:
-    """Load a model whose weights are plain numbers, also where it was saved quantised.
-
-    Args:
-        path: Checkpoint.
-        dtype: Of its weights; "auto" = as they are stored.
-    """
-    model = MoAIForConditionalGeneration.from_pretrained(path, dtype=dtype)
-    if not getattr(model, "is_quantized", False):
-        return model
-    stored = model.dtype
-    return model.dequantize().to(stored)
-
-
-def _fits(value: torch.Tensor, other: torch.Tensor | None) -> bool:
-    return other is not None and value.shape == other.shape
-
-
 def copy_verbalizer_settings(source: str | Path, target: Path) -> None:
     """Copy ``verbalizers.json`` from one checkpoint folder to another; paths in it count from the target then.
 
@@ -246,7 +144,7 @@ def copy_verbalizer_settings(source: str | Path, target: Path) -> None:
 
 def base_of(settings: TrainSettings) -> tuple[str, str | None]:
     """Folder of the base model, and of the adapter to go on with."""
-    if _needs_new_base(settings):
+    if settings.model.is_new:
         return str((settings.output_folder / "base").resolve()), None
     start = find_start(settings.model.path or "")
     if not is_adapter_folder(start):
@@ -258,7 +156,21 @@ def base_of(settings: TrainSettings) -> tuple[str, str | None]:
     return find_start(base.name), start
 
 
-def load_base(path: str, settings: TrainSettings, device: torch.device) -> MoAIForConditionalGeneration:
+def find_task(settings: TrainSettings) -> type[AnswersTask]:
+    """The class that trains a recipe's model."""
+    return load_named(_spec_of(settings).task)
+
+
+def find_answering(settings: TrainSettings) -> type[Answering]:
+    """The class that loads a recipe's model."""
+    return load_named(_spec_of(settings).answering)
+
+
+def _spec_of(settings: TrainSettings) -> ModelSpec:
+    return find_trained_spec(settings.model.path, settings.model.type)[0]
+
+
+def load_base(path: str, settings: TrainSettings, device: torch.device) -> nn.Module:
     """Load a base model as a recipe wants it in memory.
 
     Args:
@@ -280,7 +192,7 @@ def load_base(path: str, settings: TrainSettings, device: torch.device) -> MoAIF
     if chosen.quantization != "none":
         options["load_in_4bit" if chosen.quantization == "nf4" else "load_in_8bit"] = True
         options["device_map"] = {"": device}
-    return MoAIForConditionalGeneration.from_pretrained(path, **options)
+    return find_answering(settings).load_model(path, **options)
 
 
 @dataclass(frozen=True)
@@ -288,14 +200,14 @@ class BuiltModel:
     """What :func:`build_model` returns.
 
     Attributes:
-        model: What is trained: a ``peft.PeftModel`` where the decoder has LoRA.
+        model: What is trained: a ``peft.PeftModel`` where an adapter is trained.
         processor: Its processor.
         base: Folder or hub name of the base model.
         start: Folder or hub name that training starts from: the base model, or an adapter on it.
     """
 
     model: nn.Module
-    processor: MoAIProcessor
+    processor: Any
     base: str
     start: str
 
@@ -323,93 +235,57 @@ def build_model(settings: TrainSettings, device: torch.device) -> BuiltModel:
         ValueError: The start does not fit the recipe.
         ImportError: PEFT or bitsandbytes is needed and not installed.
     """
-    base, adapter = base_of(settings)
-    model: nn.Module = load_base(base, settings, device)
-    if getattr(model, "is_quantized", False) and settings.train.decoder == "full":
+    task, (base, adapter) = find_task(settings), base_of(settings)
+    model = load_base(base, settings, device)
+    wanted, is_quantized = task.adapter_config(model, settings), getattr(model, "is_quantized", False)
+    if is_quantized and "decoder" in task.whole_parts(settings, task.parts_of(model)):
         raise ValueError(
-            f"expected a whole decoder to train in full, got {base}, which was saved quantised. Set `train.decoder` to "
-            "lora or frozen, or start from the checkpoint that it was made from."
+            f"expected a whole decoder to train in full, got {base}, which is quantised. Train an adapter, or start "
+            "from the checkpoint that it was made from."
         )
-    processor = MoAIProcessor.from_pretrained(adapter or base)
-    if settings.train.decoder == "lora":
-        require("peft", purpose="`train.decoder: lora`")
+    processor = find_answering(settings).load_processor(adapter or base)
+    if wanted is not None:
         torch.manual_seed(settings.seed)  # adapters start alike on all ranks and after a resume
-        model = add_adapter(model, settings) if adapter is None else _load_adapter(model, adapter, settings)
+        model = add_adapter(model, wanted) if adapter is None else _load_adapter(model, adapter, wanted, task)
         model.peft_config["default"].base_model_name_or_path = base
     elif adapter is not None:
-        if getattr(model, "is_quantized", False):
+        if is_quantized:
             raise ValueError(
-                "expected a whole model in `model.path` for a quantised, frozen decoder, got an adapter. Use "
-                "`train.decoder: lora`, or merge the adapter first (saving.output=merged)."
+                "expected a whole model in `model.path` for a quantised, frozen decoder, got an adapter. Train the "
+                "adapter, or merge it first (saving.output=merged)."
             )
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     if settings.model.gradient_checkpointing:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        inner.activation_checkpointing_enable()
+        base_model(model).activation_checkpointing_enable()
     return BuiltModel(model, processor, base, adapter or base)
 
 
-def _whole_parts(settings: TrainSettings) -> list[str]:
-    """Modules that the adapter holds whole."""
-    train = settings.train
-    wanted = {
-        "compressor": train.compressor,
-        "mixers": train.mixers or settings.trains_gates,
-        PROJECTOR: train.projector,
-        "vision_tower": train.vision_tower,
-    }
-    return [name for name, is_wanted in wanted.items() if is_wanted]
-
-
-def _lora_config(model: nn.Module, settings: TrainSettings) -> Any:
-    train = settings.train
-    return default_lora_config(
-        model,
-        train.lora_rank,
-        alpha=train.lora_alpha,
-        dropout=train.lora_dropout,
-        linears=train.lora_linears,
-        modules_to_save=_whole_parts(settings) or None,
-    )
-
-
-def add_adapter(model: nn.Module, settings: TrainSettings) -> nn.Module:
-    """Put a new LoRA adapter on a model's decoder, the parts that are trained whole beside it.
-
-    Args:
-        model: A MoAI.
-        settings: The recipe.
-    """
-    from peft import get_peft_model
-
-    # Trained weights become float32 in `freeze_parts`, whatever PEFT would make of them.
-    return get_peft_model(model, _lora_config(model, settings), autocast_adapter_dtype=False)
-
-
-def _load_adapter(model: nn.Module, adapter: str, settings: TrainSettings) -> nn.Module:
+def _load_adapter(model: nn.Module, adapter: str, wanted: Any, task: type[AnswersTask]) -> nn.Module:
     """Load an earlier stage's adapter."""
     from peft import PeftConfig, PeftModel
 
-    config, wanted = PeftConfig.from_pretrained(adapter), _lora_config(model, settings)
-    for field, name in (("r", "train.lora_rank"), ("lora_alpha", "train.lora_alpha")):
-        if getattr(config, field) != getattr(wanted, field):
-            raise ValueError(
-                f"expected `{name}` = {getattr(config, field)}, as the adapter {adapter} has it, got "
-                f"{getattr(wanted, field)}. Write that number, or merge the adapter first (saving.output=merged)."
-            )
-    if config.target_modules != wanted.target_modules:
+    config = PeftConfig.from_pretrained(adapter)
+    if config.is_prompt_learning:
         raise ValueError(
-            f"expected the linears that the adapter {adapter} adapts ({config.target_modules}), got "
-            f"{wanted.target_modules}. Set `train.lora_linears` to them."
+            f"expected an adapter of weights to go on with, got the learned prompt {adapter}, which keeps what came "
+            "out of its encoder alone. Start from its base model."
         )
+    for field, name in ({"peft_type": "train.adapter.peft_type"} | task.adapter_settings).items():
+        had, given = getattr(config, field, None), getattr(wanted, field, None)
+        if had != given:
+            raise ValueError(
+                f"expected `{name}` = {had}, as the adapter {adapter} has it, got {given}. "
+                "Write that, or merge the adapter first (saving.output=merged)."
+            )
     lacking = sorted(set(wanted.modules_to_save or ()) - set(config.modules_to_save or ()))
     if lacking:
         raise ValueError(
             f"expected an adapter that holds {', '.join(lacking)}, which are to be trained, got {adapter} without. "
             "Train them in the first stage too, or merge the adapter first (saving.output=merged)."
         )
-    config.lora_dropout = settings.train.lora_dropout
+    if hasattr(wanted, "lora_dropout"):
+        config.lora_dropout = wanted.lora_dropout
     options = {"is_trainable": True, "autocast_adapter_dtype": False}
     return PeftModel.from_pretrained(model, adapter, config=config, **options)

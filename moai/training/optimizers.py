@@ -16,17 +16,18 @@ _SMALLEST_MUON_SIDE = 16  # a matrix of few rows is rather a set of vectors
 
 
 def build_optimizers(
-    model: nn.Module, settings: OptimizationSettings, part_of: Callable[[str], str]
+    model: nn.Module,
+    settings: OptimizationSettings,
+    part_of: Callable[[str], str],
+    decays: Callable[[str, nn.Parameter], bool],
 ) -> list[torch.optim.Optimizer]:
     """Optimizers over the trained parameters, one group per part and kind; ``peak`` is a group's highest rate.
-
-    Matrices decay. Vectors (norms, biases), embeddings and the compressor's latents do not: pulling them to zero
-    regularises nothing.
 
     Args:
         model: The trained model.
         settings: Rates, decay, and which optimizer.
         part_of: Part that a parameter of some name belongs to; ``settings.learning_rates`` are rates of parts.
+        decays: Whether a parameter of some name has weight decay.
 
     Returns:
         AdamW, and :class:`torch.optim.Muon` before it where it is asked for.
@@ -34,14 +35,14 @@ def build_optimizers(
     groups: dict[tuple[bool, str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.dim() > 1 and "embed" not in name and "latents" not in name
-            is_matrix = decays and parameter.dim() == 2 and min(parameter.shape) >= _SMALLEST_MUON_SIDE
+            is_decaying = decays(name, parameter)
+            is_matrix = is_decaying and parameter.dim() == 2 and min(parameter.shape) >= _SMALLEST_MUON_SIDE
             by_muon = settings.optimizer == "muon" and is_matrix
-            groups.setdefault((by_muon, part_of(name), decays), []).append(parameter)
+            groups.setdefault((by_muon, part_of(name), is_decaying), []).append(parameter)
     rows: dict[bool, list[dict]] = {}
-    for (by_muon, part, decays), parameters in groups.items():
+    for (by_muon, part, is_decaying), parameters in groups.items():
         peak = settings.learning_rates.get(part, settings.learning_rate)
-        decay = settings.weight_decay if decays else 0.0
+        decay = settings.weight_decay if is_decaying else 0.0
         group = {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay, "part": part}
         rows.setdefault(by_muon, []).append(group)
     optimizers: list[torch.optim.Optimizer] = []

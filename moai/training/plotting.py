@@ -1,23 +1,18 @@
-"""Plots of a run: loss and expert routing."""
+"""Plots of a run: its loss, and the tables of its task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from moai.import_utils import require
 
-from .metrics_logging import EXPERT_NAMES, STREAMS, read_log
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .metrics_logging import read_log, tables_of
 
 __all__ = ["draw_plots"]
 
 
 def draw_plots(folder: Path) -> list[Path]:
-    """Draw ``loss.png`` and ``routing.png`` from ``log.jsonl``; without matplotlib a line says so.
+    """Draw ``loss.png`` and, of each table in ``log.jsonl``, an image of its name; without matplotlib a line says so.
 
     Args:
         folder: Output folder of a run.
@@ -27,7 +22,7 @@ def draw_plots(folder: Path) -> list[Path]:
     """
     lines = read_log(folder / "log.jsonl")
     try:
-        require("matplotlib", purpose="Plots of loss and routing")
+        require("matplotlib", purpose="Plots of a run")
     except ImportError as error:
         print(error, flush=True)
         return []
@@ -44,28 +39,28 @@ def draw_plots(folder: Path) -> list[Path]:
         values = [line["validation_loss"] for line in measured]
         axes.plot([line["step"] for line in measured], values, marker="o", label="validation")
         axes.legend()
-    axes.set(xlabel="optimizer step", ylabel="loss per answer token (nats)" if "routing" in lines[0] else "loss")
-    figures = [(loss, "loss.png")]
-    if "routing" in lines[0]:
-        figures.append((_draw_routing(lines, steps), "routing.png"))
+    axes.set(xlabel="optimizer step", ylabel="loss (nats)")
+    figures = {"loss": loss}
+    tables = [tables_of(line) for line in lines]
+    for name in dict.fromkeys(name for found in tables for name in found):
+        rows = list(dict.fromkeys(row for found in tables for row in found.get(name, {})))
+        if rows:
+            figures[name] = Figure(figsize=(7, 3 * len(rows)), layout="constrained")
+            plots = figures[name].subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
+            for row, axes in zip(rows, plots, strict=True):
+                told = [
+                    (step, found[name][row])
+                    for step, found in zip(steps, tables, strict=True)
+                    if row in found.get(name, {})
+                ]
+                for column in dict.fromkeys(column for _, values in told for column in values):
+                    points = [(step, values[column]) for step, values in told if column in values]
+                    axes.plot(*zip(*points, strict=True), label=column)
+                axes.set(title=f"{name}: {row}")
+                axes.legend(loc="upper right")
+            plots[-1].set(xlabel="optimizer step")
     written = []
-    for figure, name in figures:
-        FigureCanvasAgg(figure).print_figure(folder / name, dpi=120)
-        written.append(folder / name)
+    for name, figure in figures.items():
+        written.append(folder / f"{name}.png")
+        FigureCanvasAgg(figure).print_figure(written[-1], dpi=120)
     return written
-
-
-def _draw_routing(lines: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> Figure:
-    """Shares of a MoAI's experts over the steps."""
-    from matplotlib.figure import Figure
-
-    routing = Figure(figsize=(7, 6), layout="constrained")
-    for stream, axes in zip(STREAMS, routing.subplots(2, 1, sharex=True), strict=True):
-        told = [line for line in lines if stream in line["routing"]]
-        for expert in EXPERT_NAMES[stream]:
-            shares = [line["routing"][stream][expert] for line in told]
-            axes.plot([line["step"] for line in told], shares, label=expert)
-        axes.set(ylabel="share", ylim=(0, 1), title=f"{stream} stream: share of each expert, mean over layers")
-        axes.legend(loc="upper right")
-    axes.set(xlabel="optimizer step")
-    return routing

@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoConfig
 
-from moai.checkpoints.io.adapter_files import AdapterBase, describe_base, write_adapter_config
+from moai.checkpoints.io.adapter_files import ADAPTER_WEIGHTS, AdapterBase, describe_base, write_adapter_config
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
+from moai.models.answering import load_whole
 from verbalizers.core.durable_files import atomic_folder
 
-from .checkpoints import whole_tensor
-from .model_building import BuiltModel, base_of, copy_verbalizer_settings, load_whole
+from .checkpoints import trained_tensors, whole_tensor
+from .model_building import BuiltModel, base_of, copy_verbalizer_settings, find_answering
 from .train_settings import TrainSettings
+from .trained_parts import base_model
 
 __all__ = ["gather_result", "write_result"]
 
@@ -24,16 +28,14 @@ base_model: {base}
 library_name: peft
 ---
 
-# A MoAI adapter
+# An adapter
 
-LoRA of the decoder, and whole: {parts}. Trained in stage {stage} by `python -m moai.training`.
+{kind} of a {model_type}, and whole: {parts}. Trained by `moai train`.
 
 ```python
-import moai
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from moai import Pipeline
 
-model = AutoModelForImageTextToText.from_pretrained("this/folder")
-processor = AutoProcessor.from_pretrained("this/folder")
+pipeline = Pipeline.from_pretrained("this/folder")
 ```
 
 The base model is read from `{base}` (a path counts from this folder; both can be moved together); where it lies
@@ -41,20 +43,23 @@ elsewhere, change `base_model_name_or_path` in adapter_config.json. `config.json
 """
 
 
-def gather_result(model: nn.Module, settings: TrainSettings) -> dict[str, torch.Tensor]:
-    """Gather the result's tensors on the CPU. All ranks must call it.
+def gather_result(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gather the result's tensors on the CPU: the adapter as PEFT saves it, or all that was trained.
+
+    All ranks must call it.
 
     Args:
         model: What was trained, without a distributed wrapper around it.
-        settings: The recipe.
     """
-    if settings.train.decoder == "lora":
-        return {
-            name: whole_tensor(value)
-            for name, value in model.state_dict(keep_vars=True).items()  # ZeRO marks parameters, not their data
-            if "lora_" in name or ".modules_to_save." in name
-        }
-    return {name: whole_tensor(value) for name, value in model.named_parameters() if value.requires_grad}
+    if not hasattr(model, "peft_config"):
+        return {name: whole_tensor(value) for name, value in trained_tensors(model).items()}
+    from peft import get_peft_model_state_dict
+
+    # ZeRO marks parameters, not their data. Embeddings are frozen; without the flag PEFT asks the hub whether the
+    # vocabulary has grown.
+    state = model.state_dict(keep_vars=True)
+    kept = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    return {name: whole_tensor(value) for name, value in kept.items()}
 
 
 def write_result(
@@ -75,12 +80,9 @@ def write_result(
         The folder.
     """
     final = settings.output_folder / "final"
-    is_adapter = settings.saving.output == "adapter" or (
-        settings.saving.output is None and settings.train.decoder == "lora"
-    )
     with atomic_folder(final, force=True) as folder:
-        if is_adapter:
-            _write_adapter(built, state, folder, settings)
+        if settings.writes_adapter:
+            _write_adapter(built, state, folder, settings.saving.dtype)
         else:
             _write_merged(built, state, folder, settings)
         built.processor.save_pretrained(folder)
@@ -91,42 +93,39 @@ def write_result(
     return final
 
 
-def _write_adapter(built: BuiltModel, state: Mapping[str, torch.Tensor], folder: Path, settings: TrainSettings) -> None:
-    if settings.saving.dtype:
-        state = {name: value.to(getattr(torch, settings.saving.dtype)) for name, value in state.items()}
-    # Embeddings are frozen; without the flag PEFT asks the hub whether the vocabulary has grown.
-    built.model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
+def _write_adapter(built: BuiltModel, state: Mapping[str, torch.Tensor], folder: Path, dtype: str | None) -> None:
+    if dtype:
+        state = {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
+    save_file(dict(state), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config, base = built.model.peft_config["default"], AdapterBase(built.base)
     write_adapter_config(config, folder, base)
-    parts = ", ".join(config.modules_to_save or ()) or "nothing"
-    named = describe_base(base, folder)["base_model_name_or_path"]
-    text = _ADAPTER_README.format(base=named, parts=parts, stage=settings.stage)
+    text = _ADAPTER_README.format(
+        base=describe_base(base, folder)["base_model_name_or_path"],
+        kind=config.peft_type.value,
+        model_type=base_model(built.model).config.model_type,
+        parts=", ".join(getattr(config, "modules_to_save", None) or ()) or "nothing",
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _write_merged(built: BuiltModel, state: Mapping[str, torch.Tensor], folder: Path, settings: TrainSettings) -> None:
     """Put what was trained into the base model, read again: unquantised, not spread over ranks, in float32."""
     start, adapter = base_of(settings)
-    whole = load_whole(start, torch.float32)
-    stored = getattr(torch, settings.saving.dtype) if settings.saving.dtype else _stored_dtype(start)
-    if settings.train.decoder == "lora":
-        from peft import PeftModel
-
+    whole = load_whole(find_answering(settings).model_class, start, torch.float32)
+    stored = settings.saving.dtype or AutoConfig.from_pretrained(start).dtype or "float32"
+    if settings.train.has_adapter:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            _write_adapter(built, state, Path(temporary), settings)
-            whole = PeftModel.from_pretrained(whole, temporary).merge_and_unload()
+            _write_adapter(built, state, Path(temporary), settings.saving.dtype)
+            whole = _merge(whole, temporary)
     else:
         if adapter is not None:
-            from peft import PeftModel
-
-            whole = PeftModel.from_pretrained(whole, adapter).merge_and_unload()
+            whole = _merge(whole, adapter)
         unexpected = whole.load_state_dict(dict(state), strict=False).unexpected_keys
         assert not unexpected, unexpected
-    whole.to(stored).save_pretrained(folder)
+    whole.to(getattr(torch, stored) if isinstance(stored, str) else stored).save_pretrained(folder)
 
 
-def _stored_dtype(start: str) -> torch.dtype:
-    from moai.models.moai.configuration_moai import MoAIConfig
+def _merge(whole: nn.Module, adapter: str) -> nn.Module:
+    from peft import PeftModel
 
-    dtype = MoAIConfig.from_pretrained(start).dtype
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype or "float32"))
+    return PeftModel.from_pretrained(whole, adapter).merge_and_unload()

@@ -9,14 +9,12 @@ import torch
 
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.models.moai.task_moai import compute_loss
+from moai.models.moai.task_moai import MoAITask, compute_loss
 from moai.processing.token_roles import IGNORE_INDEX, IMAGE_ROLE, LANGUAGE_ROLE
 
 from .flop_counting import SampleShape, count_step
-from .model_building import add_adapter
 from .tasks.answers import target_window
 from .train_settings import TrainSettings
-from .trained_parts import freeze_parts
 
 __all__ = ["Timing", "measure_efficiency"]
 
@@ -99,8 +97,7 @@ def measure_efficiency(settings: TrainSettings, num_steps: int = 3) -> Timing:
     config = _small_config(device == "cuda")
     batch_size = 8 if device == "cuda" else 2
     torch.manual_seed(0)
-    model = add_adapter(MoAIForConditionalGeneration(config).to(device, dtype), settings)
-    freeze_parts(model, settings)
+    model = MoAITask.adapt(MoAIForConditionalGeneration(config).to(device, dtype), settings)
     model.train()
     batch = _draw_batch(config, batch_size, device, dtype)
     window = target_window(batch["labels"])

@@ -97,6 +97,17 @@ class Task(nn.Module, ABC):
         """
         return ""
 
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter has weight decay: matrices have it.
+
+        Vectors (norms, biases), embeddings and latents have none: pulling them to zero regularises nothing.
+
+        Args:
+            name: Of a parameter of :attr:`model`.
+            parameter: That parameter.
+        """
+        return parameter.dim() > 1 and "embed" not in name and "latents" not in name
+
     def set_training_mode(self) -> None:
         """Switch to training mode, except for frozen modules."""
         self.train()

@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 from pydantic import StrictBool, StrictInt
 
-from moai.models.moai.partial_lora import TARGET_LINEARS
-from moai.models.moai.pretrained_model import MoAIPreTrainedModel
-from moai.settings import Number, settings, to_plain
+from moai.models.registry import load_named
+from moai.settings import Number, apply_overrides, read_yaml, settings, to_plain
 from moai.settings import load_settings as load_any_settings
+
+from .start import find_trained_spec
 
 __all__ = [
     "ModelSettings",
+    "NewModelSettings",
     "OptimizationSettings",
     "RunSettings",
     "SavingSettings",
@@ -29,7 +31,8 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "bfloat16", "float16")
-FRESH_PARTS = ("projector", "compressor", "mixers", "gates")
+#: PEFT's kinds of learned prompts.
+PROMPT_LEARNING = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -44,36 +47,46 @@ class ModelSettings:
 
     Attributes:
         path: A checkpoint (folder, bundled name, hub name) or the output of an earlier stage.
-        vision: Vision tower of a new MoAI, instead of ``path``; see ``MoAIForConditionalGeneration.from_backbones``.
-        text: Its decoder.
-        gguf_file: GGUF file inside ``text``.
-        fields: Other fields of ``MoAIConfig`` for a new MoAI (``plora_rank``, ``image_seq_length``, ...).
-        compressor: Fields of ``CompressorConfig``; with ``path`` they lie over the checkpoint's, and the compressor
-            starts anew.
-        mixer: Fields of ``MixerConfig``, likewise.
-        fresh_parts: Parts of the checkpoint to start anew: ``projector``, ``compressor``, ``mixers`` (gates included),
-            ``gates``.
-        keeps_fitting: A compressor or mixer of another size keeps the checkpoint's tensors whose shapes stay the same,
-            and evenly chosen ones of its latents where there are fewer.
+        type: Model type, as in a checkpoint's ``config.json``; None = what the checkpoint says.
         dtype: Of frozen weights in memory; None = the checkpoint's. Trained parameters are float32 always.
-        quantization: ``none``, ``nf4`` or ``int8``: the decoder's frozen linears (QLoRA, arXiv 2305.14314).
+        quantization: ``none``, ``nf4`` or ``int8``: frozen linears (QLoRA, arXiv 2305.14314), where the model can.
         attn_implementation: ``sdpa``, ``flash_attention_2``, ...; None = transformers' choice.
         gradient_checkpointing: Recompute activations in the backward pass (non-reentrant) and save their memory.
     """
 
     path: str | None = None
-    vision: str | None = None
-    text: str | None = None
-    gguf_file: str | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
-    compressor: dict[str, Any] = field(default_factory=dict)
-    mixer: dict[str, Any] = field(default_factory=dict)
-    fresh_parts: tuple[str, ...] = ()
-    keeps_fitting: StrictBool = False
+    type: str | None = None
     dtype: str | None = None
     quantization: Literal["none", "nf4", "int8"] = "none"
     attn_implementation: str | None = None
     gradient_checkpointing: StrictBool = False
+
+    def __post_init__(self) -> None:
+        _check(self.path is not None or self.is_new, "expected a checkpoint in `model.path`, got none. Name one.")
+        _check(
+            self.dtype is None or self.dtype in DTYPES,
+            f"`model.dtype` must be one of {', '.join(DTYPES)} or null, got {self.dtype!r}.",
+        )
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a model that lies nowhere yet is to be made and written before training."""
+        return False
+
+
+@settings
+class NewModelSettings(ModelSettings):
+    """The same for a model that can be made new around a vision tower and a decoder.
+
+    Attributes:
+        vision: Vision tower of a new model, instead of ``path``: folder or hub name.
+        text: Its decoder.
+        fields: Other fields of the model's configuration.
+    """
+
+    vision: str | None = None
+    text: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         has_backbones = self.vision is not None and self.text is not None
@@ -82,15 +95,15 @@ class ModelSettings:
             "expected `model.path`, or both `model.vision` and `model.text`; got "
             f"path={self.path!r}, vision={self.vision!r}, text={self.text!r}.",
         )
+        super().__post_init__()
         _check(
-            self.dtype is None or self.dtype in DTYPES,
-            f"`model.dtype` must be one of {', '.join(DTYPES)} or null, got {self.dtype!r}.",
+            not self.fields or has_backbones, "`model.fields` describe a new model; with `model.path` leave them out."
         )
-        unknown = sorted(set(self.fresh_parts) - set(FRESH_PARTS))
-        _check(not unknown, f"`model.fresh_parts` may hold {', '.join(FRESH_PARTS)}, got {unknown}.")
-        _check(
-            not self.fields or has_backbones, "`model.fields` describe a new MoAI; with `model.path` leave them out."
-        )
+
+    @property
+    def is_new(self) -> bool:
+        """See :attr:`ModelSettings.is_new`."""
+        return self.path is None
 
 
 @settings
@@ -98,36 +111,37 @@ class TrainedParts:
     """The trained model.
 
     Attributes:
-        decoder: ``lora`` (low-rank adapters on its linears), ``full`` or ``frozen``.
-        compressor: The compressor.
-        mixers: The experts of every mixer layer.
-        gates: The gates; None = in stage 2 only, as in the paper.
-        projector: The projector of image features.
-        vision_tower: The vision tower.
-        lora_rank: Rank of the adapters.
-        lora_alpha: Their scale numerator; None = twice the rank.
-        lora_dropout: Dropout before the adapters.
-        lora_linears: The decoder's linears that are adapted.
+        parts: Parts that are trained whole, of those that the model's class declares; None = the model's own choice,
+            nothing beside an adapter.
+        adapter: Fields of a PEFT configuration, ``peft_type`` and what belongs to it: ``{peft_type: LORA, r: 16}``,
+            ``{peft_type: P_TUNING, num_virtual_tokens: 20}``, ...; None = no adapter. ``target_modules`` are the
+            decoder's linears where they are not named.
     """
 
-    decoder: Literal["lora", "full", "frozen"] = "lora"
-    compressor: StrictBool = True
-    mixers: StrictBool = True
-    gates: StrictBool | None = None
-    projector: StrictBool = True
-    vision_tower: StrictBool = False
-    lora_rank: StrictInt = 64
-    lora_alpha: Number | None = None
-    lora_dropout: Number = 0.05
-    lora_linears: tuple[str, ...] = TARGET_LINEARS
+    parts: tuple[str, ...] | None = None
+    adapter: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        _check(self.lora_rank >= 1, f"`train.lora_rank` must be at least 1, got {self.lora_rank}.")
-        _check(0 <= self.lora_dropout < 1, f"`train.lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
+        adapter = self.adapter
         _check(
-            self.decoder != "frozen" or any((self.compressor, self.mixers, self.projector, self.vision_tower)),
-            "`train` leaves nothing to train. Switch a part on.",
+            adapter is None or isinstance(adapter.get("peft_type"), str),
+            f"expected `train.adapter` with a `peft_type`, for example {{peft_type: LORA, r: 16}}, got {adapter}.",
         )
+        _check(
+            not (self.parts and self.learns_prompt),
+            f"a learned prompt is saved without other parts, got `train.parts` {list(self.parts or ())}. Leave them "
+            "out.",
+        )
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is trained."""
+        return self.adapter is not None
+
+    @property
+    def learns_prompt(self) -> bool:
+        """Whether the adapter is virtual tokens in front of the prompt, which no weights can take in."""
+        return self.adapter is not None and self.adapter["peft_type"] in PROMPT_LEARNING
 
 
 @settings
@@ -142,8 +156,8 @@ class OptimizationSettings:
         samples_per_picture: So many samples of one image go through together and share one pass of vision tower and
             compressor; must divide ``micro_batch_size``.
         learning_rate: Peak.
-        learning_rates: Peaks of single parts; of a MoAI: ``decoder``, ``compressor``, ``mixers``, ``gates``,
-            ``projector``, ``vision_tower``.
+        learning_rates: Peaks of single parts, as the model's class declares them (an adapter inside one learns at its
+            rate).
         warmup_share: Share of the steps in which the rate rises linearly.
         final_share: The cosine ends at this share of the peak.
         optimizer: ``adamw``; or ``muon``: orthogonalised updates (:class:`torch.optim.Muon`) for matrices, AdamW for
@@ -286,56 +300,42 @@ class RunSettings:
 class TrainSettings(RunSettings):
     """One stage of training; see :class:`RunSettings` for the rest.
 
+    A model may add settings of its own: the class that its ``ModelSpec`` names.
+
     Attributes:
-        stage: 1 = one random expert per stream and layer, gates fixed; 2 = the gates are trained too and mix.
         model: What training starts from.
         train: What is trained.
         data: Fields of :class:`moai.data.training_data.DataSettings`.
         validation: The same for samples that are not learned from; their loss is logged and drawn.
-        routing: None = the stage's own (``random_expert`` in stage 1, ``gated`` in stage 2), or ``gated``, ``uniform``,
-            ``random_expert``, ``random_weights`` (from a flat Dirichlet distribution, others at every step): the
-            ablations.
-        top_k: Experts mixed per token when the gates decide.
     """
 
-    stage: Literal[1, 2]
     model: ModelSettings
     train: TrainedParts = field(default_factory=TrainedParts)
     data: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
-    routing: Literal["gated", "uniform", "random_expert", "random_weights"] | None = None
-    top_k: StrictInt = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parts = tuple(MoAIPreTrainedModel.trainable_parts)
-        unknown = sorted(set(self.optimization.learning_rates) - set(parts))
-        _check(not unknown, f"`optimization.learning_rates` may name {', '.join(parts)}, got {unknown}.")
-        _check(1 <= self.top_k <= 3, f"`top_k` must be 1 to 3, got {self.top_k}.")
+        output = self.saving.output
         _check(
-            self.saving.output != "adapter" or self.train.decoder == "lora",
-            f"`saving.output: adapter` needs `train.decoder: lora`, got {self.train.decoder!r}. Use merged.",
+            output != "adapter" or self.train.has_adapter,
+            "`saving.output: adapter` needs an adapter that is trained (`train`), got none. Use merged.",
         )
         _check(
-            self.model.quantization == "none" or self.train.decoder != "full",
-            "a quantised decoder cannot be trained in full; `train.decoder` must be lora or frozen.",
+            output != "merged" or not self.train.learns_prompt,
+            "`saving.output: merged` needs an adapter that weights can take in, got a learned prompt. Use adapter.",
         )
 
     @property
-    def trains_gates(self) -> bool:
-        """Whether the gates are trained."""
-        return self.stage == 2 if self.train.gates is None else self.train.gates
-
-    @property
-    def routing_mode(self) -> str:
-        """Routing mode of the stage."""
-        return self.routing or ("random_expert" if self.stage == 1 else "gated")
+    def writes_adapter(self) -> bool:
+        """Whether the result is an adapter, and not a whole model."""
+        return self.train.has_adapter and self.saving.output != "merged"
 
 
 def load_settings(
     source: str | Path | Mapping[str, Any] | TrainSettings, overrides: Sequence[str] = ()
 ) -> TrainSettings:
-    """Settings from a recipe.
+    """Settings from a recipe; their class is that of the model that it names.
 
     Args:
         source: A YAML file, a mapping, or settings.
@@ -344,4 +344,11 @@ def load_settings(
     Raises:
         ValueError: A field is unknown, missing or wrong; the message names the known ones.
     """
-    return load_any_settings(TrainSettings, source, overrides)
+    if isinstance(source, TrainSettings):
+        return load_any_settings(type(source), source, overrides)
+    content = apply_overrides(source if isinstance(source, Mapping) else read_yaml(source), overrides)
+    model, settings_class = content.get("model"), TrainSettings
+    if isinstance(model, Mapping):
+        spec, model_type = find_trained_spec(model.get("path"), model.get("type"))
+        content["model"], settings_class = {**model, "type": model_type}, load_named(spec.settings)
+    return load_any_settings(settings_class, content)

@@ -1,4 +1,4 @@
-"""The trainer: the steps of a run of a task, from its last checkpoint to its end; and MoAI's two stages on it.
+"""The trainer: the steps of a run of a task, from its last checkpoint to its end; and training on answers on it.
 
 Built on accelerate (https://huggingface.co/docs/accelerate) and a loop of its own: batches and random numbers are
 functions of seed and step, which is what makes a resumed run equal to an unbroken one, bit by bit on CPUs.
@@ -20,7 +20,6 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from moai.models.moai.task_moai import MoAITask
 from verbalizers.core.durable_files import atomic_file
 
 from .checkpoints import (
@@ -35,15 +34,16 @@ from .checkpoints import (
     write_checkpoint,
 )
 from .metrics_logging import MetricsLogger, StepNumbers
-from .model_building import COMMAND_FILE, BuiltModel, build_model, check_result, hash_start, prepare_start
+from .model_building import BuiltModel, build_model, check_result, find_task, hash_start, prepare_start
 from .optimizers import build_optimizers, learning_rate_factor
 from .processes import InterruptHandler, hold_output, raise_together, seed_generators, start_accelerator
 from .result_writing import gather_result, write_result
 from .run_identity import check_same_run, flatten_settings
+from .start import COMMAND_FILE
 from .task import Batch, Task
 from .tasks import find_runner
 from .train_settings import OptimizationSettings, RunSettings, TrainSettings, load_settings
-from .trained_parts import PartCount, count_parts, freeze_parts, print_parts
+from .trained_parts import PartCount, count_parts, print_parts
 from .validation import Validator
 from .zero_sharding import collect_zero_state, configure_engine, is_zero, restore_zero_state
 
@@ -89,7 +89,7 @@ def run_training(
         dataset: Instead of ``settings.data``: a map-style dataset with ``lengths``, or a function of the processor
             that builds one. Its ``identity()``, JSON-able values, tells whether it is the same when a run goes on;
             without one each sample is made once more for that.
-        collator: What makes a batch of its samples; default :class:`moai.data.collator.TrainingCollator`.
+        collator: What makes a batch of its samples; default: the model's :class:`moai.data.collator.SampleCollator`.
 
     Returns:
         Where the result lies and how far the run came.
@@ -131,27 +131,30 @@ def _train(
     except (ValueError, ImportError, OSError) as error:
         problem = error
     raise_together(problem, accelerator)  # and none goes on before the start is there
-    built = build_model(settings, accelerator.device)
+    built, task_class = build_model(settings, accelerator.device), find_task(settings)
     model, processor = built.model, built.processor
-    freeze_parts(model, settings)
-    parts = count_parts(model)
+    task_class.freeze(model, settings)
+    parts = count_parts(model, task_class.parts_of(model))
+    check_rates(settings, parts)
+    reader = task_class.collator_class(processor, is_sharing=settings.optimization.samples_per_picture > 1)
+    options, output = {"collator": reader, "max_positions": task_class.max_positions(model)}, settings.output_folder
     if accelerator.is_main_process:
         print_parts(parts)
     if dataset is None:
-        dataset = _build_dataset(settings.data, built, accelerator, settings.output_folder / "bad_rows.jsonl")
+        dataset = _build_dataset(settings.data, built, accelerator, output / "bad_rows.jsonl", **options)
     elif callable(dataset) and not hasattr(dataset, "__getitem__"):
         dataset = dataset(processor)
     validation = None
     if settings.validation:
-        file = settings.output_folder / "bad_rows_validation.jsonl"
-        validation = _build_dataset(settings.validation, built, accelerator, file, "validation: ")
+        file = output / "bad_rows_validation.jsonl"
+        validation = _build_dataset(settings.validation, built, accelerator, file, "validation: ", **options)
     start = hash_start(built) if accelerator.is_main_process else {}
-    task = MoAITask(settings, model, dataset, collator or _build_collator(processor, settings), validation, start)
+    task = task_class(settings, model, dataset, collator or getattr(dataset, "collator", reader), validation, start)
     trainer = Trainer(settings, task, task.num_steps, accelerator)
     done, loss = trainer.run()
     if done < trainer.num_steps:
         return TrainingResult(None, settings.output_folder, done, False, loss, parts)
-    state = gather_result(model, settings)
+    state = gather_result(model)
     if accelerator.is_main_process:
         write_result(built, state, settings, getattr(dataset, "verbalizer_settings", None))
         if settings.watching.has_plots:
@@ -163,29 +166,35 @@ def _train(
 
 
 def _build_dataset(
-    fields: Mapping[str, Any], built: BuiltModel, accelerator: Accelerator, report_file: Path, label: str = ""
+    fields: Mapping[str, Any],
+    built: BuiltModel,
+    accelerator: Accelerator,
+    report_file: Path,
+    label: str = "",
+    **options: Any,
 ) -> Any:
     from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
     from moai.data.training_data import DataSettings, build_training_dataset
 
     verbalizers = VerbalizerSettings.load_pretrained(built.start)
-    inner = built.model.get_base_model() if hasattr(built.model, "get_base_model") else built.model
+    file = report_file if accelerator.is_main_process else None
     dataset = build_training_dataset(
-        DataSettings.from_dict(fields),
-        built.processor,
-        verbalizers,
-        max_positions=inner.config.max_positions,
-        report_file=report_file if accelerator.is_main_process else None,
+        DataSettings.from_dict(fields), verbalizer_settings=verbalizers, report_file=file, **options
     )
     if accelerator.is_main_process:
         print(label + dataset.report.summary(), flush=True)
     return dataset
 
 
-def _build_collator(processor: Any, settings: TrainSettings) -> Callable[[list[Any]], Mapping[str, torch.Tensor]]:
-    from moai.data.collator import TrainingCollator
+def check_rates(settings: TrainSettings, parts: Sequence[PartCount]) -> None:
+    """Check that rates of parts are rates of parts of this model.
 
-    return TrainingCollator(processor, is_sharing=settings.optimization.samples_per_picture > 1)
+    Raises:
+        ValueError: Some are not.
+    """
+    known = [row.part for row in parts]
+    if unknown := sorted(set(settings.optimization.learning_rates) - set(known)):
+        raise ValueError(f"`optimization.learning_rates` may name {', '.join(known)}, got {unknown}.")
 
 
 class Trainer:
@@ -232,7 +241,7 @@ class Trainer:
             self._state = json.loads(json.dumps({"settings": settings.to_dict(), **task.identity()}))
             unknown = task.fixed_settings - flatten_settings(self._state["settings"]).keys()
             assert not unknown, unknown
-        optimizers = build_optimizers(task.model, chosen, task.part_of)
+        optimizers = build_optimizers(task.model, chosen, task.part_of, task.decays)
         self.wrapped, *self.optimizers = accelerator.prepare(task, *optimizers)
         self.validator = Validator(accelerator, task, self.wrapped) if task.num_validation_batches else None
 

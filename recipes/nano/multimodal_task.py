@@ -190,7 +190,7 @@ class MultimodalTask(CountingTask):
 
     def part_of(self, name: str) -> str:
         """The model's part; the heads of `recall` belong to none."""
-        return "" if name.startswith("recall.") else part_of(name)
+        return "" if name.startswith("recall.") else part_of(name, self.model.trainable_parts)
 
     def forward(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Cross entropy weighted by kind, and how many answers are right as a whole."""

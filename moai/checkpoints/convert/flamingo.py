@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import cached_file
 
 from verbalizers.core.durable_files import atomic_folder
 
-from ...models.flamingo.backbones import build_generation_config
-from ...models.flamingo.convert import ConvertedFlamingo, convert_open_flamingo, looks_like_open_flamingo
-from ...models.flamingo.image_processing_flamingo import FlamingoImageProcessor
-from ...models.flamingo.processing_flamingo import FlamingoProcessor
+from ...models.flamingo.backbones import build_generation_config, build_processor
+from ...models.flamingo.convert import convert_open_flamingo, looks_like_open_flamingo
 from ..io.checkpoint_file import find_checkpoint_file, list_tensor_names, read_checkpoint_file
 from ..io.tensor_writing import ShardedWriter
 from .model_card import write_card
@@ -92,7 +88,7 @@ def convert_open_flamingo_checkpoint(
         if converted.tokenizer is None:
             notes.append(f"no tokenizer in {text}: no processor was written")
         else:
-            _build_processor(converted, vision).save_pretrained(folder)
+            build_processor(config, converted.tokenizer, vision).save_pretrained(folder)
         write_card(folder, origin or source.name, notes, "OpenFlamingo", (LICENCES,))
     return ConversionReport(
         kind=KIND,
@@ -114,15 +110,3 @@ def convert_open_flamingo_checkpoint(
         },
         notes=tuple(notes),
     )
-
-
-def _build_processor(converted: ConvertedFlamingo, vision: str | Path | None) -> FlamingoProcessor:
-    """The processor of a converted model: its tower's image size, mean and standard deviation."""
-    side = converted.config.vision_config.image_size
-    settings: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    file = None if vision is None else cached_file(str(vision), "preprocessor_config.json", **quiet)
-    if file is not None:
-        given = json.loads(Path(file).read_text(encoding="utf-8"))
-        settings |= {name: given[name] for name in ("image_mean", "image_std", "rescale_factor") if name in given}
-    return FlamingoProcessor(FlamingoImageProcessor(**settings), converted.tokenizer)

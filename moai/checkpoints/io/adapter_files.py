@@ -78,6 +78,18 @@ def find_adapter_base(name_or_path: str | Path | None, revision: str | None = No
     return _read_base(file)
 
 
+def has_tuner(name_or_path: str, revision: str | None = None) -> bool:
+    """Whether an adapter changes weights of its base; a learned prompt does not.
+
+    Args:
+        name_or_path: Folder or hub name of an adapter.
+        revision: Of a hub name.
+    """
+    from peft import PeftConfig
+
+    return not PeftConfig.from_pretrained(name_or_path, revision=revision or "main").is_prompt_learning
+
+
 def read_config(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
     """Content of a checkpoint's ``config.json``; of an adapter's base model where the adapter has none.
 
@@ -155,7 +167,7 @@ def save_adapter(model: Any, folder: Path, base: AdapterBase) -> None:
     The weights come first and the configuration last: what a kill leaves behind is no adapter.
 
     Args:
-        model: A MoAI with an adapter in it.
+        model: A model with an adapter in it, or PEFT's wrapper around it.
         folder: Where to; made where it lacks.
         base: What the adapter was made for.
 
@@ -167,7 +179,8 @@ def save_adapter(model: Any, folder: Path, base: AdapterBase) -> None:
         raise ValueError(f"expected one active adapter to save, got {active}. Choose one with model.set_adapter(...).")
     folder.mkdir(parents=True, exist_ok=True)
     state = _adapter_state(model, active[0])
-    state = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in state.items()}
+    prefix = "" if hasattr(model, "get_base_model") else PREFIX  # which PEFT's own wrapper has
+    state = {f"{prefix}{name}": value.detach().cpu().contiguous() for name, value in state.items()}
     temporary = folder / f".{ADAPTER_WEIGHTS}.tmp"
     try:
         save_file(state, temporary, metadata={"format": "pt"})
@@ -254,6 +267,7 @@ __all__ = [
     "check_adapter_fits",
     "describe_base",
     "find_adapter_base",
+    "has_tuner",
     "is_adapter_folder",
     "naming_broken_files",
     "save_adapter",

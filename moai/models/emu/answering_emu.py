@@ -55,7 +55,7 @@ class EmuAnswering(Answering):
     """
 
     option_names = ("shots", "prompt", "choices", "images", *_DRAWING)
-    file_options = ("shots",)
+    served_options = ("prompt", "choices")
     text_input = "context"
     model_class = EmuForConditionalGeneration
     processor_class = EmuProcessor

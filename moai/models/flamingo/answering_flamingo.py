@@ -42,7 +42,7 @@ class FlamingoAnswering(Answering):
     """
 
     option_names = ("shots", "prompt", "choices")
-    file_options = ("shots",)
+    served_options = ("prompt", "choices")
     text_input = "context"
     model_class = FlamingoForConditionalGeneration
     processor_class = FlamingoProcessor

@@ -5,6 +5,7 @@ The backbones' numbers are taken as they are; resampler and gated blocks are new
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +25,16 @@ from transformers.utils import cached_file, logging
 
 from ..backbones import Backbone, check_loaded, load_vision_backbone, own_tensors
 from .configuration_flamingo import FlamingoConfig, every_nth_layer
+from .image_processing_flamingo import FlamingoImageProcessor
 from .injection import find_layers
+from .processing_flamingo import FlamingoProcessor
 from .prompts import END_OF_CHUNK_TOKEN, IMAGE_TOKEN, PAD_TOKEN
 
 __all__ = [
     "Decoder",
     "build_from_backbones",
     "build_generation_config",
+    "build_processor",
     "load_decoder",
     "load_tokenizer",
     "select_vision_features",
@@ -144,6 +148,26 @@ def build_generation_config(config: FlamingoConfig, tokenizer: PreTrainedTokeniz
     pad = end if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
     bos = getattr(config.text_config, "bos_token_id", None)
     return GenerationConfig(bos_token_id=bos, eos_token_id=end, pad_token_id=pad)
+
+
+def build_processor(
+    config: FlamingoConfig, tokenizer: PreTrainedTokenizerBase, vision: str | Path | None
+) -> FlamingoProcessor:
+    """A model's processor: its tower's image size, mean and standard deviation.
+
+    Args:
+        config: The model's.
+        tokenizer: From :func:`load_tokenizer`.
+        vision: Folder or hub name of the tower, with its preprocessing; None = CLIP's.
+    """
+    side = config.vision_config.image_size
+    settings: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = None if vision is None else cached_file(str(vision), "preprocessor_config.json", **quiet)
+    if file is not None:
+        given = json.loads(Path(file).read_text(encoding="utf-8"))
+        settings |= {name: given[name] for name in ("image_mean", "image_std", "rescale_factor") if name in given}
+    return FlamingoProcessor(FlamingoImageProcessor(**settings), tokenizer)
 
 
 def build_from_backbones(

@@ -31,11 +31,12 @@ class MoAIAnswering(Answering):
         ValueError: They do not belong together.
     """
 
-    option_names = ("routing", "choices")
+    option_names = served_options = ("routing", "choices")
     text_input = "auxiliary_text"
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
     can_quantize = True
+    loads_adapters = True
 
     def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:
         super().__init__(model, processor)

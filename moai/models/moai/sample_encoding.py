@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os.path import commonprefix
 
 from ...processing.control_tokens import ControlTokenGuard
@@ -17,6 +18,8 @@ from ...processing.sample_batching import pad_rows
 from ...processing.token_roles import IGNORE_INDEX, IMAGE_ROLE, LANGUAGE_ROLE, NO_ROLE
 from .answer_turns import TurnMarks, locate_answer
 from .token_offsets import expand_placeholders, locate_tokens
+
+_NUM_KEPT_PROMPTS = 64
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,19 @@ class SampleEncoder:
         tokenizer = self.guard.tokenizer
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
+    @cached_property
+    def _known_ids(self) -> dict[str, list[int]]:
+        return {}
+
+    def _encode_prompt(self, prompt: str) -> list[int]:
+        """Ids of a prompt, kept for a while: it is measured before it is answered."""
+        if len(self._known_ids) > _NUM_KEPT_PROMPTS:
+            self._known_ids.clear()
+        ids = self._known_ids.get(prompt)
+        if ids is None:
+            ids = self._known_ids[prompt] = self.guard.encode(prompt)
+        return ids
+
     def encode_sample(
         self, prompt: str, answer: str | None = None, add_special_tokens: bool = True
     ) -> dict[str, list[int]]:
@@ -59,7 +75,7 @@ class SampleEncoder:
         Returns:
             `input_ids` (placeholders expanded), `mm_token_type_ids`, and `labels` if there is an answer.
         """
-        prefix, ids = [], self.guard.encode(prompt)
+        prefix, ids = [], self._encode_prompt(prompt)
         num_asked = self._count_prompt(prompt, ids)
         bos = self.guard.tokenizer.bos_token
         if add_special_tokens and not (bos and prompt.startswith(bos)):
@@ -92,7 +108,7 @@ class SampleEncoder:
         if "labels" in sample:
             raise ValueError("`return_offsets_mapping` tells where a prompt's tokens stand. Leave `answers` out.")
         spans = locate_tokens(self.guard, prompt)
-        spans = expand_placeholders(self.guard.encode(prompt), spans, self.image_token_id, self.num_image_tokens)
+        spans = expand_placeholders(self._encode_prompt(prompt), spans, self.image_token_id, self.num_image_tokens)
         num_special = len(sample["input_ids"]) - len(spans)  # BOS stands nowhere
         sample["offset_mapping"] = [(0, 0)] * num_special + spans
 

@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS, NUM_EXPERTS
-from moai.training.tasks.answers import AnswersTask, answer_loss, base_model
+from moai.training.start import find_start
+from moai.training.tasks.answers import AnswersTask, answer_loss
+from moai.training.trained_parts import base_model
+
+from .adapters import PROJECTOR, default_lora_config
+from .collator_moai import MoAICollator
+from .new_model import from_backbones, renew
+from .processing_moai import MoAIProcessor
+from .settings_moai import MoAITrainSettings
 
 __all__ = ["MoAITask", "compute_loss", "draw_routing", "mean_routing", "routing_sums"]
 
@@ -118,6 +126,68 @@ def _look_once(core: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, to
 
 class MoAITask(AnswersTask):
     """One stage of MoAI's training (paper, section 3.3)."""
+
+    collator_class = MoAICollator
+    learns_prompts = True
+    adapter_settings = {
+        "r": "train.lora_rank",
+        "lora_alpha": "train.lora_alpha",
+        "target_modules": "train.lora_linears",
+    }
+    settings: MoAITrainSettings
+
+    @classmethod
+    def whole_parts(cls, settings: MoAITrainSettings, parts: Mapping[str, str]) -> set[str]:
+        """See :meth:`.AnswersTask.whole_parts`."""
+        train = settings.train
+        switches = {
+            "vision_tower": train.vision_tower,
+            "projector": train.projector,
+            "compressor": train.compressor,
+            "mixers": train.mixers,
+            "gates": settings.trains_gates,
+            "decoder": train.decoder == "full",
+        }
+        return {part for part, is_on in switches.items() if is_on}
+
+    @classmethod
+    def adapter_config(cls, model: nn.Module, settings: MoAITrainSettings) -> Any:
+        """See :meth:`.AnswersTask.adapter_config`; experts and gates of a layer are saved together."""
+        train = settings.train
+        if train.decoder != "lora":
+            return super().adapter_config(model, settings)
+        wanted = {
+            "compressor": train.compressor,
+            "mixers": train.mixers or settings.trains_gates,
+            PROJECTOR: train.projector,
+            "vision_tower": train.vision_tower,
+        }
+        return default_lora_config(
+            model,
+            train.lora_rank,
+            alpha=train.lora_alpha,
+            dropout=train.lora_dropout,
+            linears=train.lora_linears,
+            modules_to_save=[name for name, is_wanted in wanted.items() if is_wanted] or None,
+        )
+
+    @classmethod
+    def make_new(cls, settings: MoAITrainSettings) -> tuple[nn.Module, MoAIProcessor]:
+        """Around two backbones; or a checkpoint with parts that are reinitialized, perhaps in other sizes."""
+        chosen = settings.model
+        if chosen.path is None:
+            return from_backbones(
+                chosen.vision,
+                chosen.text,
+                compressor=chosen.compressor or None,
+                mixer=chosen.mixer or None,
+                gguf_file=chosen.gguf_file,
+                dtype=None if chosen.dtype is None else getattr(torch, chosen.dtype),
+                **chosen.fields,
+            )
+        start, sizes = find_start(chosen.path), {"compressor": chosen.compressor, "mixer": chosen.mixer}
+        model = renew(start, sizes, chosen.fresh_parts, chosen.keeps_fitting, settings.seed)
+        return model, MoAIProcessor.from_pretrained(start)
 
     @property
     def _num_mixers(self) -> int:

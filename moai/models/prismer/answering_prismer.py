@@ -56,7 +56,7 @@ class PrismerAnswering(Answering):
         ValueError: They do not belong together.
     """
 
-    option_names = ("task", "choices")
+    option_names = served_options = ("task", "choices")
     text_input = "auxiliary_text"
     model_class = PrismerForConditionalGeneration
     processor_class = PrismerProcessor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -96,6 +96,14 @@ class PrismerPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["PrismerVisionLayer", "PrismerTextLayer", "ResamplerBlock"]
     _supports_sdpa = True
     _supports_attention_backend = True
+    #: Parts that are trained or rest as a whole -> what their parameters' names match.
+    trainable_parts: ClassVar[dict[str, str]] = {
+        "adaptors": r"\badaptor\b",
+        "cross_attention": r"\bcrossattention\b",
+        "experts": r"\bvision_encoder\.(stems|resampler|instance_embedding)\b",
+        "vision_encoder": r"\bvision_encoder\b",
+        "decoder": r"\b(text_decoder|lm_head)\b",
+    }
 
     def __init__(self, config: PrismerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)

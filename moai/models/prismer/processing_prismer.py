@@ -156,7 +156,7 @@ class PrismerProcessor(ProcessorMixin):
         prompts = [self.encode_prompt(item, task) for item in texts]
         rows = prompts
         if answers is not None:
-            rows = [self._join(*pair, task) for pair in zip(texts, answers, strict=True)]
+            rows = [self.encode_sample(*pair, task) for pair in zip(texts, answers, strict=True)]
         for index, row in enumerate(rows):
             if max_length is not None and len(row) > max_length:
                 raise ValueError(
@@ -175,8 +175,8 @@ class PrismerProcessor(ProcessorMixin):
         data["pixel_values"] = compute_pixel_values(self.image_processor, loaded)[places]
         return BatchFeature(data | self.encode_maps(maps), tensor_type=return_tensors)
 
-    def _join(self, text: str, answer: str, task: str) -> list[int]:
-        """A prompt with its answer: a caption is cleaned with its prefix, as the original does."""
+    def encode_sample(self, text: str, answer: str, task: str = "vqa") -> list[int]:
+        """Ids of a prompt with its answer: a caption is cleaned with its prefix, as the original does."""
         if task == "vqa":
             return self.encode_prompt(text, task) + self.encode_answer(answer, task)
         whole = self.encode_prompt(clean_text(f"{text} {answer}", _MAX_TRAINING_WORDS), task)

@@ -27,7 +27,7 @@ class PromptedAnswering(Answering):
         processor: The model's own, or that wrapped.
     """
 
-    option_names = ("style", "place", "choices")
+    option_names = served_options = ("style", "place", "choices")
     text_input = "context"
     model_class = AutoModelForImageTextToText
     processor_class = PromptedProcessor
@@ -38,9 +38,9 @@ class PromptedAnswering(Answering):
         super().__init__(model, processor if isinstance(processor, PromptedProcessor) else PromptedProcessor(processor))
 
     @classmethod
-    def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> PromptedAnswering:
-        """See :meth:`.Answering.load`; 4 and 8 bits as transformers loads them, heads in their own."""
-        return super().load(name_or_path, revision=revision, **resolve_quantization(model_kwargs))
+    def load_model(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> Any:
+        """See :meth:`.Answering.load_model`; 4 and 8 bits as transformers loads them, heads in their own."""
+        return super().load_model(name_or_path, revision=revision, **resolve_quantization(model_kwargs))
 
     def _longest_prompt(self, max_new_tokens: int) -> int | None:
         return None if self.longest_sequence is None else self.longest_sequence - max_new_tokens

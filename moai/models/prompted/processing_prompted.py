@@ -141,6 +141,7 @@ class PromptedProcessor:
         padding_side: str = "left",
         max_length: int | None = None,
         place: str | None = None,
+        chat_template: str | None = None,
     ) -> BatchFeature:
         """Encode conversations.
 
@@ -154,6 +155,7 @@ class PromptedProcessor:
             padding_side: "left" or "right".
             max_length: Longest sequence in tokens, answer included; None sets no bound.
             place: Where the context stands; None = as in the settings.
+            chat_template: Template (name); None = the processor's own.
 
         Returns:
             What the model's own processor makes, on the CPU; with ``answers`` also ``labels`` ``(B, L)`` int64, -100
@@ -168,18 +170,27 @@ class PromptedProcessor:
             raise ValueError(f"expected {len(conversations)} contexts, one per conversation, got {len(context)}.")
         asked = [self.insert_context(*pair, place) for pair in zip(conversations, context, strict=True)]
         if answers is None:
-            batch = self._render(asked, padding_side, add_generation_prompt=True)
+            batch = self._render(asked, padding_side, add_generation_prompt=True, chat_template=chat_template)
             self._check_lengths(batch, max_length)
             return batch
         if len(answers) != len(asked):
             raise ValueError(f"expected {len(asked)} answers, one per conversation, got {len(answers)}.")
         turns = [{"role": "assistant", "content": _as_parts(answer)} for answer in answers]
         whole = [[*messages, turn] for messages, turn in zip(asked, turns, strict=True)]
-        batch = self._render(whole, padding_side)
+        batch = self._render(whole, padding_side, chat_template=chat_template)
         self._check_lengths(batch, max_length)
-        prompts = self._render(asked, padding_side, add_generation_prompt=True)
+        prompts = self._render(asked, padding_side, add_generation_prompt=True, chat_template=chat_template)
         batch["labels"] = _label_answers(batch, prompts)
         return batch
+
+    def count_tokens(self, messages: Sequence[Mapping[str, Any]], chat_template: str | None = None) -> int:
+        """Tokens of a conversation as it stands.
+
+        Args:
+            messages: See :meth:`__call__`.
+            chat_template: Likewise.
+        """
+        return self._render([list(messages)], "left", chat_template=chat_template)["input_ids"].shape[1]
 
     def _render(self, conversations: list[Any], padding_side: str, **kwargs: Any) -> BatchFeature:
         return self.processor.apply_chat_template(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from os.path import commonprefix
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from moai.data.collator import CollatedBatches, iterate_batches
+from moai.data.collator import CollatedBatches, SampleCollator, iterate_batches
+from moai.import_utils import require
 from moai.processing.token_roles import IGNORE_INDEX
 
 from ..batch_order import BatchOrder, MicroBatchSampler
@@ -19,9 +22,9 @@ from ..processes import ignore_interrupts
 from ..run_identity import hash_samples
 from ..task import Batch, Task
 from ..train_settings import TrainSettings
-from ..trained_parts import rate_part_of, set_training_mode
+from ..trained_parts import ADAPTER, adapter_pattern, base_model, find_modules, freeze_parts, part_of, rest_towers
 
-__all__ = ["AnswersTask", "answer_loss", "base_model", "count_targets", "target_window"]
+__all__ = ["AnswersTask", "add_adapter", "answer_loss", "count_targets", "target_window"]
 
 
 def count_targets(labels: torch.Tensor) -> int:
@@ -47,18 +50,45 @@ def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross entropy summed over answer tokens, a scalar.
 
     Args:
-        logits: ``(B, W, vocabulary)`` of the last W positions.
+        logits: ``(B, W, vocabulary)`` of the last W positions; those before the first token, of virtual ones, are left
+            out.
         labels: ``(B, L)``, -100 = no loss.
     """
+    logits = logits[:, -labels.shape[1] :]
     targets = labels[:, -logits.shape[1] :][:, 1:]
     return F.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
 
 
-def base_model(model: nn.Module) -> nn.Module:
-    """The model inside a PEFT adapter, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def add_adapter(model: nn.Module, config: Any) -> nn.Module:
+    """Put a new adapter on a model, the parts that are trained whole beside it.
+
+    Args:
+        model: Without one.
+        config: A ``peft.PeftConfig``.
+    """
+    from peft import get_peft_model
+
+    # Trained weights become float32 in `freeze_parts`, whatever PEFT would make of them.
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def _linears_of_decoder(model: nn.Module, parts: Mapping[str, str]) -> str:
+    """Pattern of the full names of the decoder's linears, its head left out."""
+    head = model.get_output_embeddings()
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and part_of(f"{name}.weight", parts) == "decoder"
+        and not name.startswith("lm_head")
+    ]
+    if not names:
+        raise ValueError("expected linears in the decoder to adapt, found none. Name them in `target_modules`.")
+    prefix = commonprefix([name.split(".") for name in names])
+    return rf"(?:.*\.)?{re.escape('.'.join(prefix))}\..*\.(?:{'|'.join(sorted({n.rpartition('.')[2] for n in names}))})"
 
 
 def _unchanged(batch: Any) -> Any:
@@ -67,7 +97,12 @@ def _unchanged(batch: Any) -> Any:
 
 
 class AnswersTask(Task):
-    """One stage of training on questions about images.
+    """One stage of training on questions about images; a model's own, in its `task_X.py`, says what is special.
+
+    Attributes:
+        collator_class: How the model reads samples.
+        learns_prompts: Whether PEFT's learned prompts work on the model.
+        adapter_settings: Fields of an adapter that an earlier stage's must share, and the settings that they come from.
 
     Args:
         settings: The recipe.
@@ -77,6 +112,98 @@ class AnswersTask(Task):
         validation: Samples that are not learned from.
         start: Hashes of the files that the model was loaded from; None = its frozen weights are hashed instead.
     """
+
+    collator_class: ClassVar[type[SampleCollator]]
+    learns_prompts: ClassVar[bool] = False
+    adapter_settings: ClassVar[dict[str, str]] = {
+        name: f"train.adapter.{name}" for name in ("r", "lora_alpha", "target_modules")
+    }
+
+    # ------------------------------------------------------------------ what is trained
+
+    @classmethod
+    def parts_of(cls, model: nn.Module) -> dict[str, str]:
+        """Patterns of parameters' names by part; see :func:`.trained_parts.part_of`."""
+        return adapter_pattern(model) | base_model(model).trainable_parts
+
+    @classmethod
+    def whole_parts(cls, settings: TrainSettings, parts: Mapping[str, str]) -> set[str]:
+        """Parts that are trained whole.
+
+        Args:
+            settings: The recipe.
+            parts: From :meth:`parts_of`.
+        """
+        return set(settings.train.parts or ())
+
+    @classmethod
+    def adapter_config(cls, model: nn.Module, settings: TrainSettings) -> Any:
+        """The ``peft.PeftConfig`` of the adapter that is trained; None = there is none.
+
+        Args:
+            model: Without an adapter.
+            settings: The recipe.
+
+        Raises:
+            ValueError: PEFT knows no such adapter, or the model cannot have it.
+        """
+        given = settings.train.adapter
+        if given is None:
+            return None
+        require("peft", purpose="`train.adapter`")
+        from peft import get_peft_config
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        known = sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
+        if given["peft_type"] not in known:
+            got = given["peft_type"]
+            raise ValueError(f"`train.adapter.peft_type` must be one of {', '.join(known)}, got {got!r}.")
+        fields = {"task_type": "CAUSAL_LM", **given}
+        if not settings.train.learns_prompt:
+            parts = cls.parts_of(model)
+            fields.setdefault("target_modules", _linears_of_decoder(model, parts))
+            fields.setdefault("modules_to_save", find_modules(model, parts, cls.whole_parts(settings, parts)) or None)
+        elif not cls.learns_prompts:
+            raise ValueError(
+                f"expected an adapter of weights for a {base_model(model).config.model_type}, got a learned prompt "
+                f"({given['peft_type']}), which has no place in it. Use LORA."
+            )
+        try:
+            return get_peft_config(fields)
+        except TypeError as error:
+            raise ValueError(f"`train.adapter`: {error}.") from error
+
+    @classmethod
+    def freeze(cls, model: nn.Module, settings: TrainSettings) -> None:
+        """Give what is trained gradients, in float32.
+
+        Args:
+            model: With its adapter.
+            settings: The recipe.
+        """
+        parts = cls.parts_of(model)
+        adapter = {ADAPTER} if settings.train.has_adapter else set()
+        freeze_parts(model, parts, cls.whole_parts(settings, parts) | adapter)
+
+    @classmethod
+    def adapt(cls, model: nn.Module, settings: TrainSettings) -> nn.Module:
+        """Ready a loaded model for training: with a new adapter, where one is trained, and frozen otherwise."""
+        config = cls.adapter_config(model, settings)
+        model = model if config is None else add_adapter(model, config)
+        cls.freeze(model, settings)
+        return model
+
+    @classmethod
+    def make_new(cls, settings: TrainSettings) -> tuple[nn.Module, Any]:
+        """The new model that the recipe describes, and its processor; where ``settings.model.is_new``."""
+        raise ValueError(f"expected a checkpoint in `model.path`, got {settings.model}.")
+
+    @classmethod
+    def max_positions(cls, model: nn.Module) -> int | None:
+        """Tokens that the model reads; None = no bound."""
+        return getattr(base_model(model).config, "max_positions", None)
+
+    # ------------------------------------------------------------------ the training
 
     def __init__(
         self,
@@ -88,7 +215,7 @@ class AnswersTask(Task):
         start: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.parts = model, self.parts_of(model)
         # Read by FSDP's wrapping policy, which sees this module only and refuses names that it does not find in it.
         present = {type(module).__name__ for module in model.modules()}
         self._no_split_modules = sorted(present & set(getattr(base_model(model), "_no_split_modules", ()) or ()))
@@ -135,7 +262,11 @@ class AnswersTask(Task):
 
     def _batch(self, samples: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Batch:
         inputs = {"samples": dict(samples), "options": dict(options), "window": target_window(samples["labels"])}
-        return Batch(inputs, count_targets(samples["labels"]), float(samples["attention_mask"].sum()))
+        return Batch(inputs, self.count_targets(samples["labels"]), float(samples["attention_mask"].sum()))
+
+    def count_targets(self, labels: torch.Tensor) -> int:
+        """What the loss counts, see :attr:`.Batch.num_targets`: answer tokens of ``(B, L)`` labels."""
+        return count_targets(labels)
 
     def forward(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See :meth:`.Task.forward`; the loss counts answer tokens."""
@@ -145,12 +276,14 @@ class AnswersTask(Task):
         return answer_loss(outputs.logits, labels), {}
 
     def part_of(self, name: str) -> str:
-        """See :func:`.trained_parts.rate_part_of`."""
-        return rate_part_of(name)
+        """The part that a parameter lies in; one of a learned prompt lies in none but the adapter."""
+        inside = {part: pattern for part, pattern in self.parts.items() if part != ADAPTER}
+        return ADAPTER if name.startswith("prompt_encoder.") else part_of(name, inside)
 
     def set_training_mode(self) -> None:
-        """See :func:`.trained_parts.set_training_mode`."""
-        set_training_mode(self.model)
+        """All but a frozen vision tower."""
+        self.train()
+        rest_towers(self.model, self.parts)
 
     def identity(self) -> dict[str, Any]:
         """Contents of the start, of the samples and of those for validation."""
@@ -174,5 +307,6 @@ class AnswersTask(Task):
         """See :meth:`.Task.validation_batch`."""
         size = self.settings.optimization.micro_batch_size
         chosen = range(place * size, min((place + 1) * size, len(self.validation)))
-        samples = self.collator([self.validation[index] for index in chosen])
+        collator = getattr(self.validation, "collator", self.collator)
+        samples = collator([self.validation[index] for index in chosen])
         return self._batch(samples, self.validation_options(place))

@@ -12,9 +12,10 @@ from pipeline_builders import draw_picture, write_tiny_checkpoint
 from torch.utils.data import DataLoader
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.data.collator import CollatedBatches, TrainingCollator
+from moai.data.collator import CollatedBatches
 from moai.data.question_files import read_questions
 from moai.data.training_data import DataSettings, TrainingDataset, build_training_dataset
+from moai.models.moai.collator_moai import MoAICollator
 from moai.processing.image_loading import load_image
 from verbalizers.store.building import build_cache
 from verbalizers.store.recipe import Recipe
@@ -55,7 +56,7 @@ def write(folder: Path, rows: list[dict]) -> Path:
 
 def build(path: Path, processor: MoAIProcessor, report_file: Path | None = None, **fields: object) -> TrainingDataset:
     settings = DataSettings(str(path), **({"verbalizations": "none"} | fields))
-    return build_training_dataset(settings, processor, report_file=report_file)
+    return build_training_dataset(settings, MoAICollator(processor), report_file=report_file)
 
 
 def test_all_bad_rows_are_told_at_once_when_there_are_many(tmp_path: Path, processor: MoAIProcessor) -> None:
@@ -82,7 +83,7 @@ def test_damaged_image_is_one_bad_row_when_processes_find_it_again_and_again(
 ) -> None:
     file = damaged.with_name("bad_rows.jsonl")
     dataset = build(damaged, processor, file, max_bad_rows=1)
-    batches = CollatedBatches(dataset, TrainingCollator(processor))
+    batches = CollatedBatches(dataset, dataset.collator)
     order = [[2, 0], [2, 1], [2, 3], [2, 4]]
     for batch in DataLoader(batches, None, sampler=order, num_workers=num_workers, collate_fn=_unchanged):
         assert isinstance(batch, dict) and batch["input_ids"].shape[0] == 2
@@ -94,7 +95,7 @@ def test_damaged_image_is_one_bad_row_when_processes_find_it_again_and_again(
 def test_error_names_row_and_image_in_one_line_when_a_worker_meets_one_bad_row_too_many(
     damaged: Path, processor: MoAIProcessor, num_workers: int
 ) -> None:
-    batches = CollatedBatches(build(damaged, processor), TrainingCollator(processor))
+    batches = CollatedBatches(build(damaged, processor), MoAICollator(processor))
     loader = DataLoader(batches, None, sampler=[[0, 1], [2, 3]], num_workers=num_workers, collate_fn=_unchanged)
     good, failure = loader
     assert isinstance(good, dict) and isinstance(failure, ValueError)
@@ -134,17 +135,17 @@ def test_sample_is_a_bad_row_when_the_model_cannot_read_that_much(
     rows[3]["conversations"][2]["value"] = "b"
     path = write(damaged.parent, rows)
     settings = DataSettings(str(path), verbalizations="none", max_bad_rows=9)
-    dataset = build_training_dataset(settings, processor, max_positions=longest)
+    dataset = build_training_dataset(settings, MoAICollator(processor), max_positions=longest)
     assert len(dataset) == 1
     places = [problem.place for problem in dataset.report.problems]
     assert places == ["rows.jsonl:2 turn 2", "rows.jsonl:3 turn 2", "rows.jsonl:4 turn 2", "rows.jsonl:4 turn 4"]
     for problem in dataset.report.problems:
         assert f"at most {longest} tokens" in problem.reason and "the model" in problem.reason
-    exact = TrainingCollator(processor)([dataset[0]])["input_ids"].shape[1]
-    narrow = build_training_dataset(settings, processor, max_positions=exact)
+    exact = dataset.collator([dataset[0]])["input_ids"].shape[1]
+    narrow = build_training_dataset(settings, MoAICollator(processor), max_positions=exact)
     assert len(narrow) == 1 and len(dataset.report.problems) == 4
     with pytest.raises(ValueError, match="got none"):
-        build_training_dataset(settings, processor, max_positions=exact - 1)
+        build_training_dataset(settings, MoAICollator(processor), max_positions=exact - 1)
 
 
 def test_sample_is_a_bad_row_when_its_verbalization_is_longer_than_what_the_model_reads(
@@ -154,7 +155,7 @@ def test_sample_is_a_bad_row_when_its_verbalization_is_longer_than_what_the_mode
     cache = damaged.with_name("cache")
     build_cache(read_sources(path), Recipe.from_verbalizers([TwoHalves(), MeanColour()]), cache, load_image)
     whole = build(path, processor, verbalizations="cache", cache=cache)
-    words = len(processor.tokenizer(whole[0].auxiliary_text)["input_ids"])
+    words = len(processor.tokenizer(whole.collator.describe(whole[0]))["input_ids"])
     assert words > whole.lengths[0] + 2
     fields = {"verbalizations": "cache", "cache": cache, "max_length": words - 2}
     reason = rf"verbalization of at most {words - 2} tokens .*, got "
@@ -176,8 +177,8 @@ def test_row_is_trained_on_when_its_texts_hold_half_a_surrogate_pair(damaged: Pa
     rows[1]["messages"].append({"role": "assistant", "content": "\ud83d\ude00"})
     dataset = build(write(damaged.parent, rows), processor)
     assert [sample.answer for sample in dataset] == ["B \ufffd", "\U0001f600"]
-    assert dataset[0].prompt.count("A \ufffd") == 1 and dataset[1].prompt.count("\ufffd?") == 1
-    TrainingCollator(processor)(list(dataset))
+    assert str(dataset[0].prompt).count("A \ufffd") == 1 and str(dataset[1].prompt).count("\ufffd?") == 1
+    dataset.collator(list(dataset))
 
 
 def test_question_is_valid_text_when_its_line_holds_half_a_surrogate_pair(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def _unchanged(batch: object) -> object:
 def test_shared_marks_survive_when_a_data_set_is_sent_to_a_spawned_process(
     damaged: Path, processor: MoAIProcessor
 ) -> None:
-    batches = CollatedBatches(build(damaged, processor, max_bad_rows=1), TrainingCollator(processor))
+    batches = CollatedBatches(build(damaged, processor, max_bad_rows=1), MoAICollator(processor))
     loader = DataLoader(
         batches, None, sampler=[[2, 3]], num_workers=1, collate_fn=_unchanged, multiprocessing_context="spawn"
     )

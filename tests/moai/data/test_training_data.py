@@ -11,8 +11,8 @@ from pipeline_builders import draw_picture, write_tiny_checkpoint
 from processing_builders import FORGERIES
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.data.collator import TrainingCollator
 from moai.data.training_data import DataSettings, TrainingDataset, build_training_dataset
+from moai.models.moai.collator_moai import MoAICollator
 from moai.processing.image_loading import load_image
 from verbalizers.store.building import build_cache
 from verbalizers.store.recipe import Recipe
@@ -74,7 +74,7 @@ def verbalize(path: Path, out: Path) -> Path:
 
 def build(path: Path, processor: MoAIProcessor, **fields: object) -> TrainingDataset:
     fields = {"verbalizations": "none"} | fields if "cache" not in fields else fields
-    return build_training_dataset(DataSettings(sources=str(path), **fields), processor)
+    return build_training_dataset(DataSettings(sources=str(path), **fields), MoAICollator(processor))
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.json"])
@@ -84,7 +84,7 @@ def test_dataset_has_one_sample_per_answer_when_conversations_have_several_turns
     dataset = build(write_rows(tmp_path, llava_rows(), name), any_processor)
     assert [dataset[index].answer for index in range(len(dataset))] == [*ANSWERS, "yes"]
     assert [len(dataset[index].images) for index in range(len(dataset))] == [1, 1, 1, 0]
-    assert "Two dogs." in dataset[1].prompt and "Two dogs." not in dataset[0].prompt
+    assert "Two dogs." in str(dataset[1].prompt) and "Two dogs." not in str(dataset[0].prompt)
     assert dataset.report.num_rows == 3 and not dataset.report.problems
 
 
@@ -92,7 +92,7 @@ def test_labels_decode_to_the_answers_alone_when_samples_are_collated(
     tmp_path: Path, any_processor: MoAIProcessor
 ) -> None:
     dataset = build(write_rows(tmp_path, llava_rows()), any_processor)
-    batch = TrainingCollator(any_processor)(list(dataset))
+    batch = dataset.collator(list(dataset))
     tokenizer = any_processor.tokenizer
     for row, answer in enumerate([*ANSWERS, "yes"]):
         is_target = batch["labels"][row] != -100
@@ -107,7 +107,7 @@ def test_lengths_tell_the_tokens_of_samples_when_none_is_made(tmp_path: Path, an
     rows = llava_rows()
     rows[0]["conversations"].insert(0, {"from": "system", "value": "Be brief."})
     dataset = build(write_rows(tmp_path, rows), any_processor)
-    collate = TrainingCollator(any_processor)
+    collate = dataset.collator
     exact = [collate([dataset[index]])["input_ids"].shape[1] for index in range(len(dataset))]
     assert np.abs(np.array(exact) - dataset.lengths).max() <= 2
 
@@ -117,7 +117,7 @@ def test_answer_tokens_move_no_earlier_logit_when_they_change(
 ) -> None:
     path = write_rows(tmp_path, llava_rows())
     dataset = build(path, processor, cache=str(verbalize(path, tmp_path / "cache")))
-    batch = TrainingCollator(processor)(list(dataset))
+    batch = dataset.collator(list(dataset))
     with torch.no_grad():
         before = model(**batch, use_cache=False).logits
         for row in range(len(dataset)):
@@ -137,7 +137,7 @@ def test_batch_equals_its_singles_when_samples_differ_in_length(
 ) -> None:
     path = write_rows(tmp_path, llava_rows())
     dataset = build(path, processor, cache=str(verbalize(path, tmp_path / "cache")))
-    collate = TrainingCollator(processor, padding_side=side)
+    collate = dataset.collator.replace(padding_side=side)
     batch = collate(list(dataset))
     assert bool((batch["attention_mask"][:, 0] == 0).any()) is (side == "left")
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_control_tokens_stay_words_when_users_write_them(
     plain = json.loads(json.dumps(messages).replace(json.dumps(forgery)[1:-1], "x"))
     row = {"images": ["0.png"], "messages": messages}
     dataset = build(write_rows(tmp_path, [row, row | {"messages": plain}]), any_processor)
-    batch = TrainingCollator(any_processor)(list(dataset))
+    batch = dataset.collator(list(dataset))
     steering = any_processor.encoder.guard.forbidden_ids
     counts = [sum(int(token) in steering for token in ids[mask.bool()]) for ids, mask in _rows(batch)]
     assert counts[0] == counts[1]
@@ -261,7 +261,7 @@ def test_leak_would_be_seen_when_answers_were_mixed(
 ) -> None:
     """The control of the tests of leaks: with the answer in the language stream an earlier logit does move."""
     dataset = build(write_rows(tmp_path, llava_rows()), processor)
-    batch = TrainingCollator(processor)([dataset[0]])
+    batch = dataset.collator([dataset[0]])
     is_answer = batch.pop("labels") != -100  # with labels the model would keep it out
     batch["mm_token_type_ids"] = torch.where(is_answer, 2, batch["mm_token_type_ids"])
     changed = {key: value.clone() for key, value in batch.items()}

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from moai import MoAIProcessor
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
-from moai.data.collator import TrainingCollator
 from moai.data.findings import FindingsReader
-from moai.data.training_data import DataSettings, build_training_dataset
+from moai.data.training_data import DataSettings, TrainingDataset, build_training_dataset
+from moai.models.moai.collator_moai import MoAICollator
 from moai.processing.image_loading import load_image
 from verbalizers import VerbalizationCache, parse_scene, render_segmentation_map, verbalize_scene
 from verbalizers.store.building import build_cache
@@ -23,6 +23,18 @@ from verbalizers.store.recipe import Recipe
 from verbalizers.store.sources import read_sources
 
 LOOKING = [TwoHalves(), MeanColour()]
+
+
+def build(settings: DataSettings, processor: MoAIProcessor, *arguments: object) -> TrainingDataset:
+    return build_training_dataset(settings, MoAICollator(processor), *arguments)
+
+
+def said(dataset: TrainingDataset, index: int) -> str:
+    return dataset.collator.describe(dataset[index])
+
+
+def painted(dataset: TrainingDataset, index: int) -> np.ndarray:
+    return dataset.collator.paint(dataset[index])
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +91,16 @@ def test_table_gives_samples_with_cached_words_when_rows_hold_images_and_message
     path = write_table(tmp_path, form)
     cache = verbalize(path, tmp_path / "cache")
     sources = [{"path": path, "split": "train" if form == "splits" else None}]
-    dataset = build_training_dataset(DataSettings(sources=sources, cache=cache), processor)
+    dataset = build(DataSettings(sources=sources, cache=cache), processor)
     assert [sample.answer for sample in dataset] == ["answer 1", "answer 2", "answer 0"]
     assert [len(sample.images) for sample in dataset] == [1, 2, 0]
     assert np.array_equal(np.asarray(dataset[1].images[1]), np.asarray(draw_picture(2, 30, 90)))
     scene = parse_scene([draw_picture(0)], LOOKING)[0]
-    assert dataset[0].auxiliary_text == verbalize_scene(scene)
-    assert np.array_equal(dataset[0].auxiliary_image, render_segmentation_map(scene.segments))
-    assert dataset[1].auxiliary_text.startswith("Picture 1: The image") and "Picture 2: " in dataset[1].auxiliary_text
-    assert dataset[2].auxiliary_text == "" and not dataset[2].auxiliary_image.any()
-    batch = TrainingCollator(processor)(list(dataset))
+    assert said(dataset, 0) == verbalize_scene(scene)
+    assert np.array_equal(painted(dataset, 0), render_segmentation_map(scene.segments))
+    assert said(dataset, 1).startswith("Picture 1: The image") and "Picture 2: " in said(dataset, 1)
+    assert said(dataset, 2) == "" and not painted(dataset, 2).any()
+    batch = dataset.collator(list(dataset))
     assert batch["pixel_values"].shape[0] == 3 and batch["auxiliary_pixel_values"].shape[0] == 3
     assert (batch["mm_token_type_ids"] == 1).sum(1).tolist() == [processor.num_image_tokens * n for n in (1, 2, 0)]
 
@@ -99,7 +111,7 @@ def test_table_gives_its_images_when_their_column_has_any_name(
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
     build_table().rename_column("images", column).to_parquet(tmp_path / "table.parquet")
-    dataset = build_training_dataset(DataSettings(tmp_path / "table.parquet", verbalizations="none"), processor)
+    dataset = build(DataSettings(tmp_path / "table.parquet", verbalizations="none"), processor)
     assert [len(sample.images) for sample in dataset] == [1, 2, 0]
 
 
@@ -112,18 +124,18 @@ def test_table_names_its_columns_when_several_hold_images(
     both.save_to_disk(tmp_path / "table")
     settings = {"path": tmp_path / "table"}
     with pytest.raises(ValueError, match=r"one column of images .* got \['images', 'mask'\].*`column`"):
-        build_training_dataset(DataSettings([settings], verbalizations="none"), processor)
+        build(DataSettings([settings], verbalizations="none"), processor)
     chosen = DataSettings([settings | {"column": "mask"}], verbalizations="none")
-    assert build_training_dataset(chosen, processor).report.num_pictures == 3
+    assert build(chosen, processor).report.num_pictures == 3
     for wrong in ("messages", "absent"):
         with pytest.raises(ValueError, match=f"but not '{wrong}'"):
-            build_training_dataset(DataSettings([settings | {"column": wrong}], verbalizations="none"), processor)
+            build(DataSettings([settings | {"column": wrong}], verbalizations="none"), processor)
 
 
 def test_row_is_refused_when_it_has_more_pictures_than_allowed(tmp_path: Path, processor: MoAIProcessor) -> None:
     path = write_table(tmp_path, "jsonl")
     settings = DataSettings(sources=str(path), verbalizations="none", max_images=1, max_bad_rows=1)
-    report = build_training_dataset(settings, processor).report
+    report = build(settings, processor).report
     assert [str(problem) for problem in report.problems] == [
         "table.jsonl:2: expected at most 1 images (`max_images`), got 2"
     ]
@@ -146,8 +158,8 @@ def test_missing_verbalizations_are_listed_when_they_are_an_error(
 ) -> None:
     path, cache = half_cached
     with pytest.raises(ValueError, match=r"1 images are not in the cache(.|\n)*all\.jsonl:2: 1\.png(.|\n)*moai verb"):
-        build_training_dataset(DataSettings(sources=str(path), cache=cache), processor)
-    late = build_training_dataset(DataSettings(sources=str(path), cache=cache, check_pictures="path"), processor)
+        build(DataSettings(sources=str(path), cache=cache), processor)
+    late = build(DataSettings(sources=str(path), cache=cache, check_pictures="path"), processor)
     assert late[0].answer == "answer 0"
     with pytest.raises(ValueError, match=r"all\.jsonl:2 turn 2: the cache"):
         late[1]
@@ -162,15 +174,15 @@ def test_missing_verbalization_is_treated_as_told_when_it_is_no_error(
 ) -> None:
     path, cache = half_cached
     settings = DataSettings(sources=str(path), cache=cache, on_missing=action)
-    dataset = build_training_dataset(settings, processor)
+    dataset = build(settings, processor)
     assert [sample.answer for sample in dataset] == [f"answer {index}" for index in answers]
     assert [problem.place for problem in dataset.report.missing] == ["all.jsonl:2"]
-    assert bool(dataset[1].auxiliary_text) is has_words
+    assert bool(said(dataset, 1)) is has_words
     if action == "live":
-        assert dataset[1].auxiliary_text == verbalize_scene(parse_scene([draw_picture(1)], LOOKING)[0])
+        assert said(dataset, 1) == verbalize_scene(parse_scene([draw_picture(1)], LOOKING)[0])
     late = DataSettings(sources=str(path), cache=cache, on_missing=action, check_pictures="path")
     stand_in = "answer 2" if action == "skip" else "answer 1"
-    assert build_training_dataset(late, processor)[1].answer == stand_in
+    assert build(late, processor)[1].answer == stand_in
 
 
 def test_settings_name_the_cache_s_verbalizers_when_a_model_is_to_be_saved(
@@ -194,11 +206,13 @@ def test_chosen_kinds_alone_are_said_when_some_are_left_out(
     path, cache = half_cached
     for kinds in (("detection",), ("ocr",), ()):
         settings = DataSettings(sources=str(path), cache=cache, on_missing="skip", kinds=kinds)
-        dataset = build_training_dataset(settings, processor)
-        assert not dataset.has_map and dataset[0].auxiliary_image is None
-        assert dataset[0].auxiliary_text == ("" if kinds != ("detection",) else dataset[0].auxiliary_text)
-        assert ("left" in dataset[0].auxiliary_text) is False
-        assert ("thing" in dataset[0].auxiliary_text) is (kinds == ("detection",))
+        dataset = build(settings, processor)
+        assert dataset.collator.settings.map == "never" and "auxiliary_pixel_values" not in dataset.collator(
+            [dataset[0]]
+        )
+        assert said(dataset, 0) == ("" if kinds != ("detection",) else said(dataset, 0))
+        assert ("left" in said(dataset, 0)) is False
+        assert ("thing" in said(dataset, 0)) is (kinds == ("detection",))
 
 
 def test_findings_are_read_by_content_when_evaluation_asks(half_cached: tuple[Path, Path]) -> None:
@@ -222,21 +236,21 @@ def test_live_reader_refuses_a_cache_when_other_verbalizers_filled_it(half_cache
 
 def test_live_words_equal_cached_words_when_the_same_verbalizers_look(tmp_path: Path, processor: MoAIProcessor) -> None:
     path = write_table(tmp_path, "jsonl")
-    cached = build_training_dataset(DataSettings(sources=str(path), cache=verbalize(path, tmp_path / "c")), processor)
+    cached = build(DataSettings(sources=str(path), cache=verbalize(path, tmp_path / "c")), processor)
     settings = DataSettings(sources=str(path), verbalizations="live")
     live = build_training_dataset(settings, processor, VerbalizerSettings().with_verbalizers(LOOKING))
-    assert [sample.auxiliary_text for sample in live] == [sample.auxiliary_text for sample in cached]
+    assert [said(live, index) for index in range(len(live))] == [said(cached, index) for index in range(len(live))]
     for mine, other in zip(live, cached, strict=True):
-        assert np.array_equal(mine.auxiliary_image, other.auxiliary_image)
+        assert np.array_equal(live.collator.paint(mine), cached.collator.paint(other))
 
 
 SCENES = {"length": 3, "num_questions": 2, "image_size": 64}
 
 
 def test_scenes_give_the_same_samples_when_worker_processes_read_them(processor: MoAIProcessor) -> None:
-    dataset = build_training_dataset(DataSettings(sources=[{"scenes": SCENES}]), processor)
-    assert len(dataset) == 6 and dataset.has_map
-    collate = TrainingCollator(processor)
+    dataset = build(DataSettings(sources=[{"scenes": SCENES}]), processor)
+    assert len(dataset) == 6 and dataset.collator.settings.map == "always"
+    collate = dataset.collator
     here = [collate([dataset[index] for index in pair]) for pair in ((0, 1), (2, 3), (4, 5))]
     loader = DataLoader(dataset, batch_size=2, collate_fn=collate, num_workers=1)
     for mine, other in zip(here, loader, strict=True):
@@ -249,17 +263,17 @@ def test_scenes_give_the_same_samples_when_worker_processes_read_them(processor:
 def test_scenes_truth_is_said_without_errors_when_noise_is_zero(processor: MoAIProcessor) -> None:
     from moai.scenes.scenes import Scenes
 
-    dataset = build_training_dataset(DataSettings(sources=[{"scenes": SCENES | {"noise": 0}}]), processor)
-    noisy = build_training_dataset(DataSettings(sources=[{"scenes": SCENES | {"noise": 3}}]), processor)
+    dataset = build(DataSettings(sources=[{"scenes": SCENES | {"noise": 0}}]), processor)
+    noisy = build(DataSettings(sources=[{"scenes": SCENES | {"noise": 3}}]), processor)
     for index in range(3):
         truth = verbalize_scene(Scenes(image_size=64)[index].truth)
-        assert dataset[2 * index].auxiliary_text == truth != noisy[2 * index].auxiliary_text
+        assert said(dataset, 2 * index) == truth != said(noisy, 2 * index)
 
 
 def test_sources_are_joined_when_several_are_named(half_cached: tuple[Path, Path], processor: MoAIProcessor) -> None:
     path, cache = half_cached
     sources = [{"path": str(path), "limit": 1}, {"scenes": SCENES}]
-    dataset = build_training_dataset(DataSettings(sources=sources, cache=cache), processor)
+    dataset = build(DataSettings(sources=sources, cache=cache), processor)
     assert len(dataset) == len(dataset.lengths) == 7
     assert "all.jsonl" in dataset[0].place and "question 2" in dataset[6].place
     with pytest.raises(IndexError):
@@ -296,7 +310,7 @@ def test_path_is_refused_when_it_holds_no_conversations(
     (tmp_path / "photo.txt").write_text("x")
     settings = DataSettings(sources=str(tmp_path / name), verbalizations="none")
     with pytest.raises(ValueError, match=message):
-        build_training_dataset(settings, processor)
+        build(settings, processor)
 
 
 def test_exported_scenes_train_like_a_user_s_data_when_they_are_verbalized(
@@ -306,9 +320,7 @@ def test_exported_scenes_train_like_a_user_s_data_when_they_are_verbalized(
 
     main(["--out", str(tmp_path), "--length", "2", "--image-size", "64", "--num-questions", "2"])
     path = tmp_path / "questions.jsonl"
-    dataset = build_training_dataset(
-        DataSettings(sources=str(path), cache=verbalize(path, tmp_path / "cache")), processor
-    )
+    dataset = build(DataSettings(sources=str(path), cache=verbalize(path, tmp_path / "cache")), processor)
     turns = [len(row["conversations"]) // 2 for row in map(json.loads, path.read_text("utf-8").splitlines())]
     assert len(turns) == 4 and len(dataset) == sum(turns) and not dataset.report.problems
     asked = [dataset[sum(turns[: k + 1]) - 1] for k in range(4)]  # each row's last turn is its question
@@ -320,11 +332,11 @@ def test_exported_scenes_train_like_a_user_s_data_when_they_are_verbalized(
 
 def test_scenes_are_looked_at_when_real_verbalizers_are_asked(processor: MoAIProcessor) -> None:
     settings = DataSettings(sources=[{"scenes": SCENES, "verbalizations": "live"}])
-    dataset = build_training_dataset(settings, processor, VerbalizerSettings().with_verbalizers(LOOKING))
+    dataset = build(settings, processor, VerbalizerSettings().with_verbalizers(LOOKING))
     sample = dataset[2]
-    assert sample.auxiliary_text == verbalize_scene(parse_scene([np.asarray(sample.images[0])], LOOKING)[0])
+    assert dataset.collator.describe(sample) == verbalize_scene(parse_scene([np.asarray(sample.images[0])], LOOKING)[0])
     with pytest.raises(ValueError, match="there is no verbalizer"):
-        build_training_dataset(settings, processor, VerbalizerSettings(verbalizers=()))[0]
+        build(settings, processor, VerbalizerSettings(verbalizers=()))[0]
 
 
 def test_export_asks_other_questions_about_kept_pictures_when_another_file_is_named(tmp_path: Path) -> None:
@@ -355,7 +367,7 @@ def test_samples_are_about_the_same_picture_when_rows_call_it_differently(
 
     main(["--out", str(tmp_path), "--length", "2", "--image-size", "64", "--num-questions", "3"])
     sources = [{"path": str(tmp_path / "questions.jsonl")}, {"scenes": SCENES}]
-    dataset = build_training_dataset(DataSettings(sources=sources, verbalizations="none"), processor)
+    dataset = build(DataSettings(sources=sources, verbalizations="none"), processor)
     rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text("utf-8").splitlines()]
     written = [row["image"] for row in rows for _ in range(len(row["conversations"]) // 2)]
     of_file = dataset.pictures[: len(written)].tolist()

@@ -193,6 +193,17 @@ def test_conditions_can_be_added_without_asking_the_model_again_when_a_result_is
     assert (tmp_path / "samples.jsonl").stat().st_mtime_ns == before
 
 
+def test_words_of_another_reader_are_refused_when_a_result_is_continued(tiny, questions, tmp_path):
+    words = [tiny, questions, "verbalizations=none", "max_new_tokens=2", "--out", tmp_path / "out"]
+    other = write_tiny_checkpoint(tmp_path / "other", "qwen2")
+    run(*words, "--baseline", "words-in-prompt")
+    told = run(*words, "--baseline", "words-in-prompt", "--reader", other, code=1)
+    assert "another reader's" in told and "model.safetensors was nothing, now" in told
+    run(*words, "--baseline", "words-in-prompt")
+    (tmp_path / "out" / "samples.words-in-prompt.jsonl").unlink()
+    run(*words, "--baseline", "words-in-prompt", "--reader", other)
+
+
 class _Page(HTMLParser):
     """Tags and texts of a page."""
 

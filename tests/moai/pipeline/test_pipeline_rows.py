@@ -1,6 +1,7 @@
 """Rows of one batch that stream, sample, stop and end each by itself, for every model."""
 
 import pytest
+from emu_builders import save_emu
 from flamingo_builders import save_flamingo
 from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
 from prismer_builders import save_prismer
@@ -17,6 +18,7 @@ BUILDERS = {
     "llava": lambda folder: save_prompted(folder, "llava"),
     "qwen2_vl": lambda folder: save_prompted(folder, "qwen2_vl"),
     "flamingo": save_flamingo,
+    "emu": save_emu,
     "prismer": save_prismer,
 }
 

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from pkgutil import resolve_name
 
 import openai
 import pytest
@@ -10,6 +11,7 @@ from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
 from serving_builders import build_body, build_message, build_reader, encode_image, send, serving
 
 from moai import Pipeline
+from moai.models.registry import MODEL_SPECS, PROMPTED
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +252,9 @@ def test_long_body_is_refused_when_it_is_declared_or_comes(app):
     assert status == 413 and "1048576 bytes" in reply["error"]["message"]
     status, reply = send(app, iter([b"x" * 2**19] * 4), Transfer_Encoding="chunked")
     assert status == 413 and reply["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("spec", [*MODEL_SPECS.values(), PROMPTED], ids=lambda spec: spec.answering)
+def test_strangers_set_no_option_that_reads_files_or_draws_when_a_model_has_some(spec):
+    answering = resolve_name(spec.answering)
+    assert set(answering.served_options) <= set(answering.option_names) - {"shots", "images", "steps", "height"}

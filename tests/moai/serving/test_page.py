@@ -55,6 +55,7 @@ def wait_for_answer(page, number=1):
 
 
 def test_page_answers_and_shows_what_was_found_when_an_image_is_asked_about(page):
+    assert not page.is_visible("#key")
     upload(page)
     page.fill("#question", "What is it?")
     page.keyboard.press("Enter")
@@ -114,7 +115,7 @@ def test_page_asks_for_the_key_when_there_is_one(browser, tmp_path):
     with serving(write_tiny_checkpoint(tmp_path), api_key="secret", has_page=True) as guarded:
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{guarded.state.port}/")
-        page.wait_for_selector("#key")
+        page.wait_for_selector("#key", state="visible")
         upload(page)
         page.fill("#question", "What is it?")
         page.click("#ask")

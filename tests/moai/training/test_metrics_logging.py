@@ -97,7 +97,7 @@ def test_live_table_tells_everything_when_shown(tmp_path: Path) -> None:
         "samples/s",
         "ETA",
         "entropy",
-        "25.0%",
+        "0.250",
         "share",
     ):
         assert word in shown and "share" in shown, word

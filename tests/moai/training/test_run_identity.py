@@ -173,9 +173,11 @@ class Samples(torch.utils.data.Dataset):
         return len(self.answers)
 
     def __getitem__(self, index: int):
-        from moai.data.training_sample import TrainingSample
+        from moai.data.samples import Sample
 
-        return TrainingSample("", "who?", self.answers[index], ())
+        texts = ("user", "who?"), ("assistant", self.answers[index])
+        messages = tuple({"role": role, "content": [{"type": "text", "text": text}]} for role, text in texts)
+        return Sample("", messages)
 
 
 def test_own_dataset_is_compared_by_its_samples_when_it_tells_no_identity(finished: Path, tmp_path: Path) -> None:
@@ -248,13 +250,14 @@ def test_values_that_differ_have_other_hashes(one, other) -> None:
 def test_identity_is_of_contents_when_images_are_read_late_or_lie_elsewhere(finished: Path, tmp_path: Path) -> None:
     from moai import MoAIProcessor
     from moai.data.training_data import DataSettings, build_training_dataset
+    from moai.models.moai.collator_moai import MoAICollator
 
     processor = MoAIProcessor.from_pretrained(finished / "base")
     elsewhere = Path(shutil.copytree(finished, tmp_path / "elsewhere", copy_function=shutil.copyfile))
 
     def identify(folder: Path, **fields) -> dict:
         fields = {"sources": [str(folder / "rows.jsonl")] * 2, "cache": str(folder / "cache")} | fields
-        return build_training_dataset(DataSettings.from_dict(fields), processor).identity()
+        return build_training_dataset(DataSettings.from_dict(fields), MoAICollator(processor)).identity()
 
     found = identify(finished)
     assert json.loads(json.dumps(found)) == found and list(found["sources"]) == ["rows.jsonl", "rows.jsonl (2)"]

@@ -11,14 +11,12 @@ from training_builders import REPO_ROOT, build_recipe
 
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
-from moai.models.moai.task_moai import compute_loss  # noqa: E402
+from moai.models.moai.task_moai import MoAITask, compute_loss  # noqa: E402
 from moai.planning.weight_sizes import count_moai  # noqa: E402
 from moai.training import step_timing  # noqa: E402
 from moai.training.estimate import Cluster, estimate_run, format_table, main  # noqa: E402
 from moai.training.flop_counting import SampleShape, StepCount, count_step  # noqa: E402
-from moai.training.model_building import add_adapter  # noqa: E402
 from moai.training.train_settings import load_settings  # noqa: E402
-from moai.training.trained_parts import freeze_parts  # noqa: E402
 
 SHAPE = SampleShape(num_prompt_tokens=7, num_answer_tokens=5, num_auxiliary_tokens=9)
 
@@ -36,9 +34,7 @@ def test_counts_are_a_real_step_s_when_both_are_made(
     config = build_tiny_config(plora_rank=plora_rank, plora_alpha=8.0)
     counted = count_step(config, settings, SHAPE)
     model = build_tiny_model(config=config)
-    if decoder == "lora":
-        model = add_adapter(model, settings)
-    freeze_parts(model, settings)
+    model = MoAITask.adapt(model, settings)
     monkeypatch.setattr(step_timing, "_SHAPE", SHAPE)
     batch = step_timing._draw_batch(config, 1, "cpu", torch.float32)
     is_image = batch["input_ids"] == config.image_token_id

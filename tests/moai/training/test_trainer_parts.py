@@ -1,24 +1,18 @@
 """What is trained is exactly what the recipe names; the rest gets no gradient."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from builders import build_tiny_inputs, build_tiny_model
 from training_builders import build_recipe
 
-from moai.models.moai.task_moai import compute_loss, routing_sums
+from moai.models.moai.task_moai import MoAITask, compute_loss, routing_sums
 from moai.training.optimizers import build_optimizers
 from moai.training.tasks.answers import count_targets, target_window
 from moai.training.train_settings import load_settings
-from moai.training.trained_parts import (
-    count_parts,
-    freeze_parts,
-    part_of,
-    print_parts,
-    rate_part_of,
-    set_training_mode,
-)
+from moai.training.trained_parts import count_parts, part_of, print_parts
 
 
 def settings_of(stage: int, **overrides):
@@ -26,10 +20,18 @@ def settings_of(stage: int, **overrides):
 
 
 def adapt(model, settings):
-    pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
-    from moai.training.model_building import add_adapter
+    if settings.train.decoder == "lora":
+        pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
+    return MoAITask.adapt(model, settings)
 
-    return add_adapter(model, settings)
+
+def task_of(model, settings) -> MoAITask:
+    return MoAITask(settings, model, SimpleNamespace(lengths=[1] * 8), list)
+
+
+def optimizer_of(task: MoAITask) -> torch.optim.Optimizer:
+    (optimizer,) = build_optimizers(task.model, task.settings.optimization, task.part_of, task.decays)
+    return optimizer
 
 
 def batch_of(model) -> dict[str, torch.Tensor]:
@@ -41,8 +43,8 @@ def batch_of(model) -> dict[str, torch.Tensor]:
 
 
 CASES = {
-    "stage 1": (1, {}, {"projector", "compressor", "mixers", "decoder LoRA"}),
-    "stage 2": (2, {}, {"projector", "compressor", "mixers", "gates", "decoder LoRA"}),
+    "stage 1": (1, {}, {"projector", "compressor", "mixers", "adapter"}),
+    "stage 2": (2, {}, {"projector", "compressor", "mixers", "gates", "adapter"}),
     "only gates": (
         2,
         {"train__decoder": "frozen", "train__projector": False, "train__mixers": False, "train__compressor": True},
@@ -61,22 +63,21 @@ def test_frozen_parameters_get_no_gradient_when_a_step_is_made(case: str) -> Non
     settings = settings_of(stage, **overrides)
     model = build_tiny_model()
     batch = batch_of(model)
-    if settings.train.decoder == "lora":
-        model = adapt(model, settings)
-    freeze_parts(model, settings)
-    set_training_mode(model)
-    (optimizer,) = build_optimizers(model, settings.optimization, rate_part_of)
+    model = adapt(model, settings)
+    task, parts = task_of(model, settings), MoAITask.parts_of(model)
+    task.set_training_mode()
+    optimizer = optimizer_of(task)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     loss, _ = compute_loss(model, batch, {"mode": "gated"}, target_window(batch["labels"]))
     loss.backward()
     optimizer.step()
-    counts = {row.part: row for row in count_parts(model)}
+    counts = {row.part: row for row in count_parts(model, parts)}
     assert {part for part, row in counts.items() if row.num_trained} == expected
     moved = set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.dtype == torch.float32
-            moved |= {part_of(name)} if not torch.equal(parameter, before[name]) else set()
+            moved |= {part_of(name, parts)} if not torch.equal(parameter, before[name]) else set()
         else:
             assert parameter.grad is None and torch.equal(parameter, before[name]), name
     assert moved == expected
@@ -89,9 +90,8 @@ def test_counts_cover_every_parameter_once_when_adapted(capsys: pytest.CaptureFi
     num_parameters = sum(p.numel() for p in model.parameters())
     settings = settings_of(1)
     adapted = adapt(model, settings)
-    freeze_parts(adapted, settings)
-    counts = count_parts(adapted)
-    lora = next(row for row in counts if row.part == "decoder LoRA")
+    counts = count_parts(adapted, MoAITask.parts_of(adapted))
+    lora = next(row for row in counts if row.part == "adapter")
     assert sum(row.num_parameters for row in counts) - lora.num_parameters == num_parameters
     print_parts(counts)
     printed = capsys.readouterr().out
@@ -101,8 +101,7 @@ def test_counts_cover_every_parameter_once_when_adapted(capsys: pytest.CaptureFi
 def test_groups_hold_rates_and_decay_when_built() -> None:
     model = build_tiny_model()
     settings = settings_of(2, train__decoder="full", optimization__learning_rates={"gates": 0.5})
-    freeze_parts(model, settings)
-    (optimizer,) = build_optimizers(model, settings.optimization, rate_part_of)
+    optimizer = optimizer_of(task_of(adapt(model, settings), settings))
     names = {parameter: name for name, parameter in model.named_parameters()}
     seen = []
     for group in optimizer.param_groups:
@@ -118,8 +117,7 @@ def test_groups_hold_rates_and_decay_when_built() -> None:
 def test_frozen_tower_stands_still_when_training() -> None:
     model = build_tiny_model()
     settings = settings_of(1, train__decoder="frozen")
-    freeze_parts(model, settings)
-    set_training_mode(model)
+    task_of(adapt(model, settings), settings).set_training_mode()
     assert not any(module.training for module in model.model.vision_tower.modules())
     assert model.model.language_model.training and model.model.mixers.training
 

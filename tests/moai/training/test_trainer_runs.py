@@ -19,8 +19,8 @@ peft = pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[tra
 
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
-from moai.data.collator import TrainingCollator  # noqa: E402
 from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
+from moai.models.moai.collator_moai import MoAICollator  # noqa: E402
 from moai.models.moai.task_moai import compute_loss, draw_routing  # noqa: E402
 from moai.training.checkpoints import CheckpointError  # noqa: E402
 from moai.training.metrics_logging import read_log  # noqa: E402
@@ -35,8 +35,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def batch_of(recipe: dict, folder: Path) -> dict[str, torch.Tensor]:
     processor = AutoProcessor.from_pretrained(folder)
-    dataset = build_training_dataset(DataSettings.from_dict(recipe["data"]), processor)
-    return TrainingCollator(processor)([dataset[0], dataset[5]])
+    dataset = build_training_dataset(DataSettings.from_dict(recipe["data"]), MoAICollator(processor))
+    return dataset.collator([dataset[0], dataset[5]])
 
 
 def answer(folder: Path, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -299,12 +299,12 @@ def test_tracker_keeps_the_numbers_on_disk_when_offline(
 def test_samples_share_a_picture_when_told_without_learning_anything_else(checkpoint: Path, tmp_path: Path) -> None:
     recipe = build_recipe(checkpoint, tmp_path / "run")
     processor = AutoProcessor.from_pretrained(checkpoint)
-    dataset = build_training_dataset(DataSettings.from_dict(recipe["data"]), processor)
+    dataset = build_training_dataset(DataSettings.from_dict(recipe["data"]), MoAICollator(processor))
     first, second = (np.flatnonzero(dataset.pictures == number) for number in (0, 1))
     assert len(first) >= 2
     samples = [dataset[int(index)] for index in (first[0], first[1], second[0])]
     assert samples[0].images[0] is samples[1].images[0] and samples[1].images[0] is not samples[2].images[0]
-    apart, shared = (TrainingCollator(processor, is_sharing=choice)(samples) for choice in (False, True))
+    apart, shared = (dataset.collator.replace(is_sharing=choice)(samples) for choice in (False, True))
     assert shared["picture_index"].tolist() == shared["auxiliary_index"].tolist() == [0, 0, 1]
     assert len(shared["pixel_values"]) == len(shared["auxiliary_input_ids"]) == 2 < len(apart["pixel_values"])
 
@@ -342,8 +342,8 @@ def test_validation_loss_is_the_models_own_and_changes_nothing_that_is_learned(
     assert [line["step"] for line in lines] == [2, 3, 4]
     model = AutoModelForImageTextToText.from_pretrained(folders[0], dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folders[0])
-    dataset = build_training_dataset(DataSettings.from_dict(held_out), processor)
-    batch = TrainingCollator(processor)([dataset[index] for index in range(len(dataset))])
+    dataset = build_training_dataset(DataSettings.from_dict(held_out), MoAICollator(processor))
+    batch = dataset.collator([dataset[index] for index in range(len(dataset))])
     with torch.no_grad():
         logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())

@@ -253,7 +253,7 @@ def test_run_is_refused_when_its_data_changed_or_its_batches_cannot_be_shared(tm
 def test_matrices_go_to_muon_and_parts_have_their_rates_when_asked_for() -> None:
     chosen = OptimizationSettings(num_steps=1, optimizer="muon", learning_rate=0.1, learning_rates={"last": 0.5})
     task = MapTask()
-    muon, adamw = build_optimizers(task.model, chosen, task.part_of)
+    muon, adamw = build_optimizers(task.model, chosen, task.part_of, task.decays)
     assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
     names = {parameter: name for name, parameter in task.model.named_parameters()}
     rates = {

@@ -10,8 +10,8 @@ import torch
 from pipeline_builders import draw_picture, write_tiny_checkpoint
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.data.collator import TrainingCollator
-from moai.data.training_sample import TrainingSample
+from moai.data.samples import Sample
+from moai.models.moai.collator_moai import share_inputs
 from moai.models.moai.task_moai import compute_loss
 
 TEXTS = (None, "", "The image includes text descriptions: STOP.")
@@ -95,15 +95,17 @@ def test_generate_of_a_batch_equals_singles_when_rows_lack_text_or_map(model, pr
 def test_loss_of_a_batch_is_the_sum_of_singles_when_rows_lack_text_or_map(model, processor, is_sharing):
     image = draw_picture()
     prompt = processor.build_prompts("Where is the cat?")[0]
-    samples = [TrainingSample("row", prompt, "on the left", (image,), *row) for row in (*ROWS, *ROWS)]
-    collator = TrainingCollator(processor, is_sharing=is_sharing)
 
     def loss(chosen):
-        batch = collator(chosen)
+        said = {"auxiliary_text": [text for text, _ in chosen], "auxiliary_images": [painted for _, painted in chosen]}
+        inputs = {"images": [[image]] * len(chosen), "text": [prompt] * len(chosen), "padding": True, **said}
+        batch = dict(processor(**inputs, answers=["on the left"] * len(chosen), return_tensors="pt"))
+        if is_sharing:
+            batch = share_inputs(batch, [Sample("row", (), (image,))] * len(chosen), **said)
         with torch.inference_mode():
             return compute_loss(model, batch, {"mode": "gated"}, batch["input_ids"].shape[1])[0]
 
-    torch.testing.assert_close(loss(samples), sum(loss([sample]) for sample in samples), atol=1e-2, rtol=1e-4)
+    torch.testing.assert_close(loss((*ROWS, *ROWS)), sum(loss([row]) for row in (*ROWS, *ROWS)), atol=1e-2, rtol=1e-4)
 
 
 def test_routing_gives_no_weight_to_absent_findings_when_others_have_them(model, processor):

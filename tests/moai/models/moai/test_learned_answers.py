@@ -11,10 +11,12 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.data.collator import TrainingCollator
-from moai.data.training_sample import TrainingSample
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
+from moai.data.samples import Sample
+from moai.models.moai.collator_moai import MoAICollator
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
 from moai.processing.token_roles import IGNORE_INDEX
+from verbalizers import Scene
 
 PATCHES = 4
 IMAGES = [Image.fromarray(np.full((28, 28, 3), shade, np.uint8)) for shade in (40, 200)]
@@ -86,11 +88,12 @@ def test_our_collator_shows_no_answer_early_whichever_side_is_padded(
         messages = conversation(row, num_turns)
         content = [{"type": "image"}, {"type": "text", "text": messages[0]["content"]}]
         shown = [{"role": "user", "content": content}]
-        shown += [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages[1:-1]]
-        prompt = processor.apply_chat_template(shown, add_generation_prompt=True)
-        words = f"text {row}" if has_findings else None
-        samples.append(TrainingSample(f"row {row}", prompt, messages[-1]["content"], (IMAGES[row],), words, None))
-    batch = TrainingCollator(processor, padding_side=side)(samples)
+        shown += [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages[1:]]
+        scenes = (Scene((28, 28), findings={"note": f"text {row}"}),) if has_findings else None
+        samples.append(Sample(f"row {row}", tuple(shown), (IMAGES[row],), scenes))
+    settings = VerbalizerSettings(map="never") if has_findings else None
+    batch = MoAICollator(processor, settings, padding_side=side)(samples)
+    assert ("auxiliary_input_ids" in batch) is has_findings
     assert check_nothing_is_seen_early(model, batch) > 10 and is_mixed(model, batch)
 
 
@@ -125,13 +128,12 @@ def test_trl_shows_no_answer_early_when_it_collates_prompt_and_completion(
     # The samples are ours: loss and logits of TRL's batch and of our own collator's.
     own = []
     for row, (ask, say) in enumerate(rows):
-        first, *rest = ({**m, "content": [{"type": "text", "text": m["content"]}]} for m in ask)
+        first, *rest = ({**m, "content": [{"type": "text", "text": m["content"]}]} for m in [*ask, *say])
         first["content"].insert(0, {"type": "image"})
-        prompt = processor.apply_chat_template([first, *rest], add_generation_prompt=True)
-        own.append(TrainingSample("", prompt, say[0]["content"], (IMAGES[row],), None, None))
+        own.append(Sample("", (first, *rest), (IMAGES[row],)))
     with torch.no_grad():
         theirs = [model(**{name: value[[n]] for name, value in batch.items()}).loss.item() for n in range(2)]
-        ours = [model(**TrainingCollator(processor)([sample])).loss.item() for sample in own]
+        ours = [model(**MoAICollator(processor)([sample])).loss.item() for sample in own]
     # TRL learns the line break behind the end token too.
     assert theirs == pytest.approx(ours, rel=0.2)
 
