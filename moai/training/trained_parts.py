@@ -40,8 +40,9 @@ def adapter_pattern(model: nn.Module) -> dict[str, str]:
     """
     if not hasattr(model, "peft_config"):
         return {}
-    prefix = getattr(model.base_model, "prefix", "prompt_encoder.")  # of a tuner; a learned prompt has none
-    return {ADAPTER: rf"(?:^|\.){re.escape(prefix)}"}
+    prefix = getattr(model.base_model, "prefix", "prompt_encoder")  # of a tuner; a learned prompt has none
+    # With the adapter's name behind it: a checkpoint's own low-rank updates are called lora_A too.
+    return {ADAPTER: rf"(?:^|\.){re.escape(prefix)}\w*\.default(?:\.|$)"}
 
 
 def part_of(name: str, parts: Mapping[str, str]) -> str:

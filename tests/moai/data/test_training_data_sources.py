@@ -190,7 +190,7 @@ def test_settings_name_the_cache_s_verbalizers_when_a_model_is_to_be_saved(
 ) -> None:
     path, cache = half_cached
     settings = DataSettings(sources=str(path), cache=cache, on_missing="skip")
-    saved = build_training_dataset(settings, processor).verbalizer_settings
+    saved = build(settings, processor).verbalizer_settings
     assert [(entry["kind"], entry["backend"]) for entry in saved.verbalizers] == [
         ("segmentation", "two_halves"),
         ("detection", "mean_colour"),
@@ -238,7 +238,7 @@ def test_live_words_equal_cached_words_when_the_same_verbalizers_look(tmp_path: 
     path = write_table(tmp_path, "jsonl")
     cached = build(DataSettings(sources=str(path), cache=verbalize(path, tmp_path / "c")), processor)
     settings = DataSettings(sources=str(path), verbalizations="live")
-    live = build_training_dataset(settings, processor, VerbalizerSettings().with_verbalizers(LOOKING))
+    live = build(settings, processor, VerbalizerSettings().with_verbalizers(LOOKING))
     assert [said(live, index) for index in range(len(live))] == [said(cached, index) for index in range(len(live))]
     for mine, other in zip(live, cached, strict=True):
         assert np.array_equal(live.collator.paint(mine), cached.collator.paint(other))
@@ -324,7 +324,7 @@ def test_exported_scenes_train_like_a_user_s_data_when_they_are_verbalized(
     turns = [len(row["conversations"]) // 2 for row in map(json.loads, path.read_text("utf-8").splitlines())]
     assert len(turns) == 4 and len(dataset) == sum(turns) and not dataset.report.problems
     asked = [dataset[sum(turns[: k + 1]) - 1] for k in range(4)]  # each row's last turn is its question
-    stream = build_training_dataset(DataSettings(sources=[{"scenes": SCENES}], verbalizations="none"), processor)
+    stream = build(DataSettings(sources=[{"scenes": SCENES}], verbalizations="none"), processor)
     for mine, other in zip(asked, stream, strict=False):
         assert (mine.prompt, mine.answer) == (other.prompt, other.answer)
         assert np.array_equal(np.asarray(mine.images[0]), np.asarray(other.images[0]))

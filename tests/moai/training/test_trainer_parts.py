@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import build_tiny_inputs, build_tiny_model
+from builders import build_tiny_config, build_tiny_inputs, build_tiny_model
 from training_builders import build_recipe
 
 from moai.models.moai.task_moai import MoAITask, compute_loss, routing_sums
@@ -96,6 +96,13 @@ def test_counts_cover_every_parameter_once_when_adapted(capsys: pytest.CaptureFi
     print_parts(counts)
     printed = capsys.readouterr().out
     assert "mixers" in printed and f"{sum(row.num_trained for row in counts):,}" in printed
+
+
+def test_low_rank_updates_of_the_checkpoint_rest_beside_an_adapter() -> None:
+    model = adapt(build_tiny_model(config=build_tiny_config(plora_rank=4)), settings_of(1))
+    own = [(name, p) for name, p in model.named_parameters() if "lora" in name.lower() and ".default" not in name]
+    assert own and not any(parameter.requires_grad for _, parameter in own)
+    assert any(parameter.requires_grad for name, parameter in model.named_parameters() if ".lora_A.default" in name)
 
 
 def test_groups_hold_rates_and_decay_when_built() -> None:
