@@ -11,6 +11,7 @@ from moai.data.collator import SampleCollator
 from moai.data.samples import BadSampleError, Sample
 
 from ...processing.token_roles import IGNORE_INDEX
+from .gated_cross_attention import count_media
 from .labels import label_interleaved
 from .prompts import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
 from .scenes_flamingo import encode_scenes
@@ -38,7 +39,8 @@ class FlamingoCollator(SampleCollator):
                 tokens = self.processor.image_token_id, self.processor.end_of_chunk_token_id
                 labels = label_interleaved(ids, *tokens, IGNORE_INDEX)[0]  # padding has no id of its own
                 batch["labels"][row] = labels.masked_fill(mask == 0, IGNORE_INDEX)
-        return dict(batch)
+        # A learned prompt hands the model embeddings, in which images do not show while their tokens are untrained.
+        return dict(batch) | {"media_times": count_media(batch["input_ids"], self.processor.image_token_id)}
 
     def insert_scenes(self, sample: Sample) -> list[Mapping[str, Any]]:
         """A sample's messages with each image's verbalization behind it."""

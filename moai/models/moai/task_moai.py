@@ -128,7 +128,6 @@ class MoAITask(AnswersTask):
     """One stage of MoAI's training (paper, section 3.3)."""
 
     collator_class = MoAICollator
-    learns_prompts = True
     adapter_settings = {
         "r": "train.lora_rank",
         "lora_alpha": "train.lora_alpha",

@@ -27,7 +27,6 @@ class PromptedTask(AnswersTask):
     """
 
     collator_class = PromptedCollator
-    learns_prompts = True
 
     @classmethod
     def parts_of(cls, model: nn.Module) -> dict[str, str]:

@@ -101,7 +101,6 @@ class AnswersTask(Task):
 
     Attributes:
         collator_class: How the model reads samples.
-        learns_prompts: Whether PEFT's learned prompts work on the model.
         adapter_settings: Fields of an adapter that an earlier stage's must share, and the settings that they come from.
 
     Args:
@@ -114,7 +113,6 @@ class AnswersTask(Task):
     """
 
     collator_class: ClassVar[type[SampleCollator]]
-    learns_prompts: ClassVar[bool] = False
     adapter_settings: ClassVar[dict[str, str]] = {
         name: f"train.adapter.{name}" for name in ("r", "lora_alpha", "target_modules")
     }
@@ -163,11 +161,6 @@ class AnswersTask(Task):
             parts = cls.parts_of(model)
             fields.setdefault("target_modules", _linears_of_decoder(model, parts))
             fields.setdefault("modules_to_save", find_modules(model, parts, cls.whole_parts(settings, parts)) or None)
-        elif not cls.learns_prompts:
-            raise ValueError(
-                f"expected an adapter of weights for a {base_model(model).config.model_type}, got a learned prompt "
-                f"({given['peft_type']}), which has no place in it. Use LORA."
-            )
         try:
             return get_peft_config(fields)
         except TypeError as error:
