@@ -34,8 +34,9 @@ def inspect(
         from verbalizers.core.durable_files import atomic_file
         from verbalizers.core.valid_text import make_valid
 
+        from ..data.scene_files import read_scene
         from ..processing.image_loading import load_image
-        from .answer_settings import load_pipeline, parse_options, read_scene
+        from .answer_settings import load_pipeline, parse_options
         from .rendering import note, print_plain
 
         source = str(find_bundled("examples", image) or image)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from ..checkpoints.io.tensor_folder import list_names
 
-__all__ = ["Backbone", "check_loaded", "encode_image_tokens", "load_vision_backbone", "own_tensors"]
+__all__ = ["Backbone", "check_loaded", "load_vision_backbone", "own_tensors"]
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,6 @@ def check_loaded(name: str, model: PreTrainedModel, info: Any) -> None:
             f"{name} lacks {len(wrong)} weight(s) of a {type(model).__name__}: {list_names(wrong)}. Use a complete "
             "checkpoint of that model."
         )
-
-
-def encode_image_tokens(tower: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Image tokens after a tower's last norm, ``(B, n, D)``, class tokens first where it has any.
-
-    Args:
-        tower: Of any family.
-        pixel_values: ``(B, 3, H, W)``.
-    """
-    states = tower(pixel_values).last_hidden_state
-    # CLIP gives its last norm to the pooler alone; other towers' last hidden state is behind it.
-    return tower.post_layernorm(states) if tower.config.model_type == "clip_vision_model" else states
 
 
 def own_tensors(model: PreTrainedModel, is_shared: bool) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from ..backbones import encode_image_tokens
+from ..image_tokens import encode_image_tokens
 from .configuration_tcl import TCLConfig
 
 __all__ = ["TCLModel", "TCLOutput", "patch_pooling"]

@@ -15,8 +15,9 @@ from moai.checkpoints.io.contents import hash_checkpoint
 from verbalizers.core.durable_files import atomic_file, atomic_folder
 
 from ..checkpoints import whole_tensor
-from ..model_building import COMMAND_FILE, ORIGIN_FILE, check_result, show_weights
+from ..model_building import ORIGIN_FILE, check_result, show_weights
 from ..processes import hold_output, raise_together, start_accelerator
+from ..start import COMMAND_FILE
 from ..train_settings import RunSettings
 from ..trained_parts import PartCount, print_parts
 from ..trainer import Trainer, TrainingResult

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moai.models.backbones import encode_image_tokens
+from moai.models.image_tokens import encode_image_tokens
 
 __all__ = ["LayerResult", "TextEncoder", "TokenEncoder", "VisionEncoder"]
 
