@@ -5,7 +5,8 @@
 
 What must hold: the server lives; each answer belongs to its own question (the same as when it was asked alone); every
 bad request is told 4xx with a message in OpenAI's form, mutated images too, or answered; clients that leave in the
-middle cost nothing; memory stays within 5 % after warm-up; SIGTERM lets running answers end. Exit code 1 otherwise.
+middle cost nothing; memory stays within 5 % after warm-up (25 % in the short form); SIGTERM lets running
+answers end. Exit code 1 otherwise.
 """
 
 from __future__ import annotations
@@ -256,7 +257,8 @@ def main() -> None:
     growth = memory[-1] / memory[0] - 1
     shown = ", ".join(f"{each:.0f}" for each in memory)
     print(f"resident memory after each round: {shown} MiB ({growth:+.1%}), {time.monotonic() - start:.0f} s")
-    if growth > 0.05:
+    # Two rounds tell a gross leak alone: the allocator's own coming and going is about 5 % of them.
+    if growth > (0.05 if arguments.minutes else 0.25):
         soak.problems.append(f"memory grew by {growth:.1%}")
     for problem in soak.problems:
         print(f"wrong: {problem}")
