@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerSettings",
     "describe_deciding_settings",
-    "import_without_compiler",
     "load_pipeline",
     "parse_options",
     "parse_verbalizers",
@@ -98,7 +97,6 @@ def load_pipeline(
     chosen = None if names is None else build_named_verbalizers(names, VerbalizerSettings.load_pretrained(folder))
     if not is_debugging:
         silence_libraries()
-    import_without_compiler()
     from ..checkpoints.io.adapter_files import read_config
     from ..models.registry import find_answering
     from ..pipeline.pipeline import Pipeline
@@ -225,27 +223,3 @@ def parse_verbalizers(names: str | None) -> list[str] | None:
     if names is None:
         return None
     return [] if names.strip().lower() == "none" else [name.strip() for name in names.split(",") if name.strip()]
-
-
-def import_without_compiler() -> None:
-    """Import transformers' fp8 kernels, whose functions are marked for torch.compile, without importing the compiler.
-
-    To mark them imports all of `torch._dynamo`: 0.7 s of processor time. Who compiles imports it as always; the kernels
-    are then unmarked, and no command compiles a model in fp8.
-    """
-    import sys
-    from types import SimpleNamespace
-
-    import torch
-
-    if "torch._dynamo" in sys.modules:
-        return
-    stand_in = SimpleNamespace(
-        allow_in_graph=lambda function: function, assume_constant_result=lambda function: function
-    )
-    torch._dynamo = stand_in
-    try:
-        import transformers.integrations.finegrained_fp8  # noqa: F401
-    finally:
-        if vars(torch).get("_dynamo") is stand_in:
-            del torch._dynamo

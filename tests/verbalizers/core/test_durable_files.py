@@ -92,9 +92,12 @@ import os, sys, time
 from verbalizers.core.durable_files import atomic_folder, hold_folder
 
 with {hold}(sys.argv[1]):
+    reading, writing = os.pipe()
     if os.fork() == 0:  # a child that outlives its parent, as data workers do for some seconds
+        os.write(writing, b".")
         time.sleep(60)
         os._exit(0)
+    os.read(reading, 1)
     print(os.getpid(), flush=True)
     time.sleep(60)
 """
