@@ -84,10 +84,10 @@ class SceneSamples:
                 f"expected at most {self._limit} tokens (`max_length`, or what the model reads), scenes have {longest}."
             )
         self.lengths = [longest] * (count * scenes.num_questions)
-        self.pictures = np.repeat(np.arange(count), scenes.num_questions)
+        self.image_indices = np.repeat(np.arange(count), scenes.num_questions)
         self._seen: tuple[int, tuple[Any, ...]] | None = None
         report.num_rows += count
-        report.num_pictures += count
+        report.num_images += count
 
     def identity(self) -> dict[str, Any]:
         """Hash of the first scenes' questions and answers: what they are is said by the settings and the code."""
