@@ -45,6 +45,8 @@ class SceneSource:
         start: First scene.
         image_size: Height and width in pixels.
         num_objects: Fewest and most objects per scene.
+        form: ``questions``; or ``captions``: a document per scene, its image before or after what stands in it, for
+            models that read documents. Tasks on captioned images have captions in any case.
         num_questions: Samples per scene; every one is a question of its own.
         kinds: Kinds of questions.
         sign_probability: How often a scene has a sign with words.
@@ -60,6 +62,7 @@ class SceneSource:
     start: _Count = 0
     image_size: _Positive = 448
     num_objects: tuple[StrictInt, StrictInt] = (0, 9)
+    form: Literal["questions", "captions"] = "questions"
     num_questions: _Positive = 4
     kinds: tuple[str, ...] = QUESTION_KINDS
     sign_probability: Number = 0.6
