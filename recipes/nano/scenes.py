@@ -50,7 +50,7 @@ class SceneSettings:
         forged_share: Share of the scenes with signs of which one poses as a prediction.
         image_noise: Share of images that are grey, bright or dark, or in a grey frame.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
-        with_pictures: Also store the image and the segmentation map.
+        with_images: Also store the image and the segmentation map.
     """
 
     num_scenes: StrictInt = 2048
@@ -66,7 +66,7 @@ class SceneSettings:
     forged_share: Number = 0.25
     image_noise: Number = 0.3
     partial_share: Number = 0.0
-    with_pictures: StrictBool = False
+    with_images: StrictBool = False
 
     def most_objects(self, shard: int) -> int:
         """Largest number of objects in the scenes of a shard."""
@@ -128,7 +128,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         image_size=settings.image_size,
         num_objects=(0, settings.most_objects(shard)),
         num_questions=settings.num_questions,
-        kinds=tuple(kind for kind in settings.kinds if settings.with_pictures or kind not in PIXEL_KINDS),
+        kinds=tuple(kind for kind in settings.kinds if settings.with_images or kind not in PIXEL_KINDS),
         sign_probability=settings.sign_probability,
         made_up_share=settings.made_up_share,
         forged_share=settings.forged_share,
@@ -155,7 +155,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
             asked = encode(f" {rng.choice(LISTINGS)}")
             questions.append(TokenQuestion(asked, [*encode(f" {text}"), end], -1))
         image = segmentation_map = None
-        if settings.with_pictures:
+        if settings.with_images:
             segments = found.segments if "segmentation" in spoken else None
             image, segmentation_map = sample.image, render_segmentation_map(segments, sample.image_size_hw)
         scenes.append(TokenScene(encode(text), questions, image, segmentation_map))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from serving_builders import serving
 from training_builders import write_tiny_checkpoint
 
@@ -33,7 +33,7 @@ def pipeline(tiny):
 
 
 def ask(text: str, seed: int = 0, **fields) -> ChatRequest:
-    parts = [{"type": "image", "url": draw_picture(seed)}, {"type": "text", "text": text}]
+    parts = [{"type": "image", "url": draw_image(seed)}, {"type": "text", "text": text}]
     return ChatRequest.from_messages([{"role": "user", "content": parts}], **fields)
 
 
@@ -57,7 +57,7 @@ def test_one_bad_request_costs_no_other_when_it_cannot_be_answered(pipeline, cap
 
 def test_choices_have_the_log_probabilities_of_the_pipeline_when_ranked(pipeline):
     (scores,) = RequestAnswerer(pipeline, 2).rank([ask("Is it?", choices=("yes", "no"))])
-    wanted = pipeline(draw_picture(0), "Is it?", options={"choices": "yes,no"}, is_reporting=True).report["choices"]
+    wanted = pipeline(draw_image(0), "Is it?", options={"choices": "yes,no"}, is_reporting=True).report["choices"]
     assert scores == pytest.approx(wanted)
 
 
@@ -125,7 +125,7 @@ def run_lmms(folder: Path, settings: dict[str, dict], *words: str) -> dict[str, 
     from datasets import Dataset, Image
 
     for name, chosen in settings.items():
-        table = Dataset.from_dict(ROWS | {"image": [draw_picture(k) for k in range(3)]}).cast_column("image", Image())
+        table = Dataset.from_dict(ROWS | {"image": [draw_image(k) for k in range(3)]}).cast_column("image", Image())
         table.to_parquet(folder / f"{name}.parquet")
         text = _TASK % (folder / f"{name}.parquet", name, json.dumps(chosen))
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
@@ -144,7 +144,7 @@ def check_samples(samples: list[dict], pipeline: Pipeline, max_new_tokens: int, 
     """Check that lmms-eval was told what the pipeline answers."""
     for sample, question, seed in zip(samples, ROWS["question"], range(3), strict=True):
         asked = f"{question}\nAnswer the question using a single word or phrase."
-        answer = pipeline(draw_picture(seed), asked, max_new_tokens=max_new_tokens).answer
+        answer = pipeline(draw_image(seed), asked, max_new_tokens=max_new_tokens).answer
         texts = sample["filtered_resps"][0], cut_at(answer, until)
         assert len({text.encode("ascii", "ignore") for text in texts}) == 1  # no valid text is logged otherwise
 

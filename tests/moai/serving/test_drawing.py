@@ -85,8 +85,8 @@ def test_page_shows_images_when_an_answer_holds_some(app):
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 375, "height": 800})
         page.goto(f"http://127.0.0.1:{app.state.port}/")
-        picture = {"name": "a.png", "mimeType": "image/png", "buffer": encode_image(make_image(0))}
-        page.set_input_files("#file", picture)
+        image = {"name": "a.png", "mimeType": "image/png", "buffer": encode_image(make_image(0))}
+        page.set_input_files("#file", image)
         page.wait_for_selector("#image:not([hidden])")
         page.fill("#drawn", "1")
         page.fill("#question", "Draw.")
