@@ -53,6 +53,8 @@ AVERAGED, AVERAGED_SHUFFLED, DESCENDED = "averaged", "averaged-shuffled", "desce
 _PART = 32
 #: Neighbours whose loss is descended, at most: each step reads them all.
 _MOST_DESCENDED = 8
+#: Pixels of the references' images that are kept, with what was found in them, for the next question's neighbours.
+_KEPT_PIXELS = 2**28
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ class _Neighbours:
             answers = encode_answers(self.pipeline, questions, inputs)
             kept = [asked.index(question) for question in questions]
             found.append(descend(self.pipeline.model, inputs, answers, share[kept], start, self.run.num_steps))
-            if len(self._looking.seen) > 64:
+            if sum(image.width * image.height for image, _ in self._looking.seen.values()) > _KEPT_PIXELS:
                 self._looking.seen.clear()
         return torch.stack(found)
 
