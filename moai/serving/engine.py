@@ -84,7 +84,7 @@ class Job:
 
     @cached_property
     def batch_key(self) -> str:
-        """Equal for jobs that may share a batch."""
+        """Key that is equal for jobs that may share a batch."""
         return json.dumps([self.is_explaining, self.options], sort_keys=True, default=repr)
 
 
