@@ -8,21 +8,15 @@ import torch
 from torch import nn
 from transformers import (
     AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
     Cache,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ...processing.token_roles import IGNORE_INDEX
+from ..auto_classes import register_model
 from ..cache_names import CACHE_NAME, as_keyword, read_cache, resolve_cache
 from ..token_positions import number_tokens
 from .causal_former import CausalFormer
@@ -76,14 +70,6 @@ class EmuModel(EmuPreTrainedModel):
         self.causal_former = CausalFormer(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the decoder's word embedding."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's word embedding."""
-        self.language_model.set_input_embeddings(value)
 
     # ------------------------------------------------------------------ images
 
@@ -194,7 +180,7 @@ class EmuModel(EmuPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, image_embeds)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            position_ids = number_tokens(attention_mask)[:, -inputs_embeds.shape[1] :]
+            position_ids = number_tokens(attention_mask, inputs_embeds.shape[1])
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -258,14 +244,6 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         from .backbones import build_from_backbones
 
         return build_from_backbones(cls, vision, text, **kwargs)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the language modelling head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language modelling head."""
-        self.lm_head = new_embeddings
 
     @can_return_tuple
     def forward(
@@ -391,15 +369,6 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return model_kwargs
 
 
-AutoModel.register(EmuConfig, EmuModel, exist_ok=True)
-for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    _auto_class.register(EmuConfig, EmuForConditionalGeneration, exist_ok=True)
-# Pipelines, `transformers serve` and the Trainer look names up in these tables.
-for _names in (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-):
-    _names.setdefault(EmuConfig.model_type, EmuForConditionalGeneration.__name__)
+register_model(EmuConfig, EmuModel, EmuForConditionalGeneration)
 
 __all__ = ["EmuForConditionalGeneration", "EmuModel", "EmuPreTrainedModel"]

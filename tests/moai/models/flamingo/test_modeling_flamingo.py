@@ -25,7 +25,7 @@ from moai.models.cache_names import as_keyword, read_cache
 from moai.models.flamingo.configuration_flamingo import FlamingoConfig, every_nth_layer
 from moai.models.flamingo.modeling_flamingo import FlamingoForConditionalGeneration, FlamingoModel
 from moai.models.flamingo.processing_flamingo import FlamingoProcessor
-from moai.models.flamingo.ranking import rank_continuations
+from moai.models.ranking import rank_continuations
 
 NEAR = {"atol": 2e-5, "rtol": 1e-5}
 #: One of Llama's kind, one that hands its layers no arguments, one with other names.
