@@ -56,7 +56,7 @@ def test_targets_tell_both_ends_when_a_word_belongs_to_a_relation(tokenizer, voc
 @pytest.mark.parametrize("lines", ["EXIT, and OPEN", '"EXIT", and "OPEN"'])
 def test_targets_spell_a_line_when_a_piece_belongs_to_it(tokenizer, vocabulary, lines):
     _, rows = targets_of(f"{TEXTS}{lines}.", tokenizer, vocabulary)
-    spelt = [tokenizer.sp_model.decode(row[row >= 0].tolist()) for row in rows[:, SLOT_GROUPS["letters"]]]
+    spelt = [tokenizer.sp_model.decode(row[row >= 0].tolist()).strip() for row in rows[:, SLOT_GROUPS["letters"]]]
     assert list(dict.fromkeys(filter(None, spelt))) == ["EXIT", "OPEN"]
     assert (rows[[bool(text) for text in spelt], :8] == -100).all()
 
