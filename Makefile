@@ -16,7 +16,7 @@ PYTEST_ARGS ?= -n auto
 # What pins the releases; empty: the newest that setup.cfg allows.
 CONSTRAINTS ?= constraints/locked.txt
 DEMO_MODEL ?= checkpoints/moai-nano
-DEMO_PICTURE ?= examples/street.jpg
+DEMO_IMAGE ?= examples/street.jpg
 DEMO_QUESTION ?= What is written on the sign?
 DEMO_OVERLAY ?= outputs/demo_overlay.png
 
@@ -46,7 +46,7 @@ $(VENV)/.test-installed: setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 
 demo: $(VENV)/.demo-installed
 	@mkdir -p $(dir $(DEMO_OVERLAY))
-	$(OFFLINE) $(BIN)/moai ask "$(DEMO_PICTURE)" "$(DEMO_QUESTION)" --model "$(DEMO_MODEL)" --overlay "$(DEMO_OVERLAY)"
+	$(OFFLINE) $(BIN)/moai ask "$(DEMO_IMAGE)" "$(DEMO_QUESTION)" --model "$(DEMO_MODEL)" --overlay "$(DEMO_OVERLAY)"
 
 # One thread per worker: there is a worker per core.
 test: $(VENV)/.test-installed

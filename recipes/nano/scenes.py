@@ -55,7 +55,7 @@ class SceneSettings:
         forged_share: Share of the scenes with signs of which one poses as a prediction.
         image_noise: Share of images that are grey, bright or dark, or in a grey frame.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
-        with_pictures: Also store the image and the segmentation map.
+        with_images: Also store the image and the segmentation map.
         kind_shares: Share of a kind's questions that are kept, 1 where none is given; a scene without any is left out.
         unrelated_share: Share of scenes about whose relations nothing is asked that are kept: few scenes have such
             questions.
@@ -74,7 +74,7 @@ class SceneSettings:
     forged_share: Number = 0.25
     image_noise: Number = 0.3
     partial_share: Number = 0.0
-    with_pictures: StrictBool = False
+    with_images: StrictBool = False
     kind_shares: dict[str, Number] = field(default_factory=dict)
     unrelated_share: Number = 1.0
 
@@ -151,7 +151,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         image_size=settings.image_size,
         num_objects=(0, settings.most_objects(shard)),
         num_questions=settings.num_questions,
-        kinds=tuple(kind for kind in settings.kinds if settings.with_pictures or kind not in PIXEL_KINDS),
+        kinds=tuple(kind for kind in settings.kinds if settings.with_images or kind not in PIXEL_KINDS),
         sign_probability=settings.sign_probability,
         made_up_share=settings.made_up_share,
         forged_share=settings.forged_share,
@@ -181,7 +181,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
             asked = encode(f" {rng.choice(LISTINGS)}")
             questions.append(TokenQuestion(asked, [*encode(f" {text}"), end], -1))
         image = segmentation_map = None
-        if settings.with_pictures:
+        if settings.with_images:
             segments = found.segments if "segmentation" in spoken else None
             image, segmentation_map = sample.image, render_segmentation_map(segments, sample.image_size_hw)
         scenes.append(TokenScene(encode(text), questions, image, segmentation_map))

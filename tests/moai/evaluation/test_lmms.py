@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from training_builders import write_tiny_checkpoint
 
 from moai import Pipeline
@@ -30,7 +30,7 @@ def pipeline(tiny):
 
 
 def ask(text: str, seed: int = 0, **fields) -> ChatRequest:
-    parts = [{"type": "image", "url": draw_picture(seed)}, {"type": "text", "text": text}]
+    parts = [{"type": "image", "url": draw_image(seed)}, {"type": "text", "text": text}]
     return ChatRequest.from_messages([{"role": "user", "content": parts}], **fields)
 
 
@@ -54,7 +54,7 @@ def test_one_bad_request_costs_no_other_when_it_cannot_be_answered(pipeline, cap
 
 def test_choices_have_the_log_probabilities_of_the_pipeline_when_ranked(pipeline):
     (scores,) = RequestAnswerer(pipeline, 2).rank([ask("Is it?", choices=("yes", "no"))])
-    wanted = pipeline(draw_picture(0), "Is it?", options={"choices": "yes,no"}, is_reporting=True).report["choices"]
+    wanted = pipeline(draw_image(0), "Is it?", options={"choices": "yes,no"}, is_reporting=True).report["choices"]
     assert scores == pytest.approx(wanted)
 
 
@@ -122,7 +122,7 @@ def test_three_local_tasks_are_answered_when_lmms_eval_runs(tiny, pipeline, tmp_
     from lmms_eval.models import list_available_models
 
     assert "moai" in list_available_models()
-    rows = {"image": [draw_picture(k) for k in range(3)], "question": ["a?", "b?", "c?"], "answer": ["yes", "no", "x"]}
+    rows = {"image": [draw_image(k) for k in range(3)], "question": ["a?", "b?", "c?"], "answer": ["yes", "no", "x"]}
     wanted = {"tiny_pope": {"max_new_tokens": 3}, "tiny_mme": {"max_new_tokens": 2}}
     wanted["tiny_textvqa"] = {"max_new_tokens": 4, "until": ["\n"]}
     for name, settings in wanted.items():

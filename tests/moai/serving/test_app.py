@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 
 import openai
 import pytest
-from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
+from pipeline_builders import build_scene, draw_image, write_tiny_checkpoint
 from serving_builders import build_body, build_message, build_reader, encode_image, send, serving
 
 from moai import Pipeline
@@ -31,7 +31,7 @@ def client(app):
 
 
 def complete(client, *images, question="What is it?", moai=None, **settings):
-    images = images or (draw_picture(),)
+    images = images or (draw_image(),)
     messages = settings.pop("messages", None) or [build_message(question, *images)]
     extra = {} if moai is None else {"extra_body": {"moai": moai}}
     return client.chat.completions.create(model="tiny", messages=messages, **{"max_tokens": 8} | settings, **extra)
@@ -41,7 +41,7 @@ def test_answer_is_the_pipelines_when_the_official_client_asks(client, folder, a
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
     pipeline.verbalizers = [build_reader()]
     reply = complete(client)
-    assert reply.choices[0].message.content == pipeline(draw_picture(), "What is it?", max_new_tokens=8).answer
+    assert reply.choices[0].message.content == pipeline(draw_image(), "What is it?", max_new_tokens=8).answer
     assert reply.choices[0].finish_reason in ("stop", "length") and reply.model == "tiny"
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens > 8
     assert [model.id for model in client.models.list()] == ["tiny"]
@@ -88,7 +88,7 @@ def test_extras_tell_and_change_what_the_answer_rests_on_when_asked(client):
 
 
 def test_conversation_goes_on_when_it_has_turns_and_several_images(client):
-    first = build_message("What is it?", draw_picture(0), draw_picture(1))
+    first = build_message("What is it?", draw_image(0), draw_image(1))
     turns = [
         {"role": "system", "content": "Be short."},
         first,
@@ -102,7 +102,7 @@ def test_conversation_goes_on_when_it_has_turns_and_several_images(client):
 
 
 def test_second_question_about_an_image_needs_no_look_when_its_scene_is_kept(client, app):
-    image = draw_picture(77)
+    image = draw_image(77)
     read = app.state.engine.metrics.read
     hits, looks = read("moai_scene_cache_total", result="hit"), read("moai_scene_cache_total", result="miss")
     complete(client, image)
@@ -113,11 +113,11 @@ def test_second_question_about_an_image_needs_no_look_when_its_scene_is_kept(cli
 
 def test_many_askers_get_their_own_answers_when_they_share_batches(client, app):
     questions = [f"What is it {'really ' * (n % 4)}?" for n in range(16)]
-    alone = [complete(client, draw_picture(n), question=questions[n]).choices[0].message.content for n in range(16)]
+    alone = [complete(client, draw_image(n), question=questions[n]).choices[0].message.content for n in range(16)]
     together: list = [None] * 16
 
     def ask(n):
-        pieces = complete(client, draw_picture(n), question=questions[n], stream=bool(n % 2))
+        pieces = complete(client, draw_image(n), question=questions[n], stream=bool(n % 2))
         if n % 2:
             together[n] = "".join(piece.choices[0].delta.content or "" for piece in pieces)
         else:
@@ -147,8 +147,8 @@ BAD = {
     "a file address": (build_body("What?", "file:///etc/passwd"), 400, "no data URL"),
     "an address": (build_body("What?", "http://127.0.0.1/secret.png"), 400, "--allow-media-host"),
     "no base64": (build_body("What?", "data:image/png;base64,%%%"), 400, "base64"),
-    "too many pixels": (build_body("What?", draw_picture(0, 1, 200_000)), 400, "at most 100000 pixels"),
-    "too many images": (build_body("What?", *[draw_picture()] * 9), 400, "at most 8 images"),
+    "too many pixels": (build_body("What?", draw_image(0, 1, 200_000)), 400, "at most 100000 pixels"),
+    "too many images": (build_body("What?", *[draw_image()] * 9), 400, "at most 8 images"),
     "no question": (build_body("  "), 400, "with a question"),
     "a long question": (build_body("why " * 9000), 400, "tokens"),
     "a longer question": (build_body("w" * 200_000), 400, "tokens"),
@@ -200,7 +200,7 @@ BAD = {
 BAD["an image of the assistant"] = (
     {
         "model": "tiny",
-        "messages": [build_message("?", draw_picture()) | {"role": "assistant"}, build_message("?", draw_picture())],
+        "messages": [build_message("?", draw_image()) | {"role": "assistant"}, build_message("?", draw_image())],
     },
     400,
     "user's messages",
