@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,22 @@ def test_shard_asks_about_colours_only_when_it_has_images(trained):
         settings = SceneSettings(num_scenes=20, image_size=32, with_images=has_images, num_questions=13)
         asked = {question.kind for scene in build_shard(settings, 0, tokenizer) for question in scene.questions}
         assert (colour in asked) == has_images
+
+
+def test_shard_asks_more_about_relations_when_other_questions_are_thinned(trained):
+    tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
+    plain = SceneSettings(num_scenes=40, num_questions=14, image_size=64, curriculum=((0, 8),), listing_share=0.0)
+    thinned = replace(plain, kind_shares={"existence": 0.3, "description": 0.0}, unrelated_share=0.2)
+    relations = {QUESTION_KINDS.index(kind) for kind in ("ground_relation", "object_relation")}
+    share = {}
+    for settings in (plain, thinned):
+        shard, following = (build_shard(settings, number, tokenizer) for number in (0, 1))
+        assert len(shard) == 40 and all(scene.questions for scene in shard)
+        assert not {str(scene.auxiliary_ids) for scene in shard} & {str(scene.auxiliary_ids) for scene in following}
+        kinds = [question.kind for scene in shard for question in scene.questions]
+        share[settings is thinned] = sum(kind in relations for kind in kinds) / len(kinds)
+    assert QUESTION_KINDS.index("description") not in kinds
+    assert share[True] > 2 * share[False]
 
 
 def test_recipe_that_goes_on_is_of_the_same_model_when_read():

@@ -48,6 +48,7 @@ class EmuAnswering(InterleavedAnswering):
     """
 
     option_names = (*InterleavedAnswering.option_names, "images", *_DRAWING)
+    served_options = ("prompt", "choices", "images", "steps", "guidance", "seed")
     model_class = EmuForConditionalGeneration
     processor_class = EmuProcessor
 

@@ -77,6 +77,22 @@ def test_rows_sample_from_their_own_seeds_when_neighbours_are_greedy(pipe):
     assert answer_rows(pipe, [sample(3, top_p=1e-9)]) == [greedy]
 
 
+def test_rows_search_with_beams_when_they_are_asked_to(pipe):
+    rows = [AnswerRow(9, num_beams=3) for _ in range(2)]
+    together = answer_rows(pipe, rows)
+    for index, row in enumerate(rows):
+        alone = pipe(draw_image(), QUESTIONS[index], build_scene(), max_new_tokens=9, num_beams=3)
+        assert together[index] == row.text == alone.answer
+        assert 0 < row.num_tokens <= 9 and row.finish_reason in ("stop", "length")
+    stop = together[0][len(together[0]) // 2 :][:2]
+    row = AnswerRow(9, stops=(stop,), num_beams=3)
+    assert answer_rows(pipe, [row]) == [together[0][: together[0].index(stop)].rstrip()]
+    assert row.finish_reason == "stop"
+    row = AnswerRow(9, num_beams=3)
+    row.cancel()
+    assert answer_rows(pipe, [row]) == [""] and row.finish_reason == "cancelled"
+
+
 def test_rows_note_probabilities_when_they_are_asked_for(pipe):
     rows = [AnswerRow(5, num_likeliest=2), AnswerRow(5), AnswerRow(5, num_likeliest=0, temperature=1.0, seed=1)]
     answer_rows(pipe, rows)

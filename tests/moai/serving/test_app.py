@@ -74,6 +74,31 @@ def test_settings_count_when_a_request_has_them(client):
     assert complete(client, temperature=1.9, top_p=1e-6, seed=3).choices[0].message.content == whole
 
 
+def test_answers_are_as_many_as_asked_when_they_are_sampled(client):
+    reply = complete(client, n=3, temperature=1.9, seed=7, logprobs=True)
+    texts = [choice.message.content for choice in reply.choices]
+    assert [choice.index for choice in reply.choices] == [0, 1, 2] and len(set(texts)) == 3
+    assert texts == [complete(client, temperature=1.9, seed=7 + k).choices[0].message.content for k in range(3)]
+    assert all(choice.logprobs.content for choice in reply.choices)
+    assert reply.usage.completion_tokens == sum(len(choice.logprobs.content) for choice in reply.choices)
+
+
+def test_beams_are_the_pipelines_when_they_are_asked_for(client, folder):
+    pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
+    pipeline.verbalizers = [build_reader()]
+    texts = {}
+    for num_beams in (1, 2, 5):
+        wanted = pipeline(draw_image(), "What is it?", max_new_tokens=8, num_beams=num_beams)
+        reply = complete(client, moai={"num_beams": num_beams, "explain": True})
+        texts[num_beams] = reply.choices[0].message.content
+        assert texts[num_beams] == wanted.answer and reply.model_extra["moai"]["routing"]
+        assert 0 < reply.usage.completion_tokens <= 8 and reply.choices[0].finish_reason in ("stop", "length")
+    assert len(set(texts.values())) > 1
+    stopped = complete(client, moai={"num_beams": 2}, stop=[texts[2][2:4]])
+    assert stopped.choices[0].message.content == texts[2][: texts[2].index(texts[2][2:4])].rstrip()
+    assert stopped.choices[0].finish_reason == "stop"
+
+
 def test_extras_tell_and_change_what_the_answer_rests_on_when_asked(client):
     told = complete(client, moai={"explain": True}).model_extra["moai"]
     assert "MEAN" in told["verbalization"] and told["scenes"][0]["text_lines"]["texts"] and told["routing"]
@@ -153,7 +178,16 @@ BAD = {
     "a long question": (build_body("why " * 9000), 400, "tokens"),
     "a longer question": (build_body("w" * 200_000), 400, "tokens"),
     "another model": (build_body(model="gpt-4o"), 404, "the model 'tiny'"),
-    "two answers": (build_body(n=2), 422, "n"),
+    "two equal answers": (build_body(n=2), 400, "temperature"),
+    "many answers": (build_body(n=9, temperature=1), 400, "at most 8"),
+    "no answer": (build_body(n=0), 422, "n"),
+    "many beams": (build_body(moai={"num_beams": 9}), 400, "at most 8"),
+    "beams that sample": (build_body(moai={"num_beams": 2}, temperature=1), 400, "without `temperature`"),
+    "beams that choose": (build_body(moai={"num_beams": 2, "options": {"choices": "a,b"}}), 400, "choices"),
+    "answers and beams": (build_body(n=2, temperature=1, moai={"num_beams": 2}), 400, "Leave one out"),
+    "streamed beams": (build_body(moai={"num_beams": 2}, stream=True), 400, "Leave `stream` out"),
+    "streamed answers": (build_body(n=2, temperature=1, stream=True), 400, "Leave `stream` out"),
+    "images of a model that draws none": (build_body(moai={"options": {"images": 1}}), 400, "options"),
     "a penalty": (build_body(frequency_penalty=0.5), 422, "frequency_penalty"),
     "an unknown field": (build_body(wishes=1), 422, "wishes"),
     "a hot temperature": (build_body(temperature=9), 422, "temperature"),
@@ -255,6 +289,6 @@ def test_long_body_is_refused_when_it_is_declared_or_comes(app):
 
 
 @pytest.mark.parametrize("spec", [*MODEL_SPECS.values(), PROMPTED], ids=lambda spec: spec.answering)
-def test_strangers_set_no_option_that_reads_files_or_draws_when_a_model_has_some(spec):
+def test_strangers_set_no_option_that_reads_files_or_is_unbounded_when_a_model_has_some(spec):
     answering = resolve_name(spec.answering)
-    assert set(answering.served_options) <= set(answering.option_names) - {"shots", "images", "steps", "height"}
+    assert set(answering.served_options) <= set(answering.option_names) - {"shots", "height", "width"}
