@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,22 @@ def test_shard_asks_about_colours_only_when_it_has_images(trained):
         assert (colour in asked) == has_images
 
 
+def test_shard_asks_more_about_relations_when_other_questions_are_thinned(trained):
+    tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
+    plain = SceneSettings(num_scenes=40, num_questions=14, image_size=64, curriculum=((0, 8),), listing_share=0.0)
+    thinned = replace(plain, kind_shares={"existence": 0.3, "description": 0.0}, unrelated_share=0.2)
+    relations = {QUESTION_KINDS.index(kind) for kind in ("ground_relation", "object_relation")}
+    share = {}
+    for settings in (plain, thinned):
+        shard, following = (build_shard(settings, number, tokenizer) for number in (0, 1))
+        assert len(shard) == 40 and all(scene.questions for scene in shard)
+        assert not {str(scene.auxiliary_ids) for scene in shard} & {str(scene.auxiliary_ids) for scene in following}
+        kinds = [question.kind for scene in shard for question in scene.questions]
+        share[settings is thinned] = sum(kind in relations for kind in kinds) / len(kinds)
+    assert QUESTION_KINDS.index("description") not in kinds
+    assert share[True] > 2 * share[False]
+
+
 def test_recipe_that_goes_on_is_of_the_same_model_when_read():
     whole, alone = (load_nano_config(ROOT / "configs" / name) for name in ("nano.yaml", "nano_continue.yaml"))
     assert alone.text is None and alone.multimodal is None and not alone.practice.mixer["mixes_answers"]
@@ -183,7 +200,8 @@ def test_stage_goes_on_bit_by_bit_when_its_last_step_is_lost(trained, tmp_path, 
 def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     recipe, unbroken = trained
     out = tmp_path / "run"
-    shutil.copytree(unbroken / "tokenizer", out / "tokenizer")
+    for name in ("tokenizer", "text", "phrases", "questions"):
+        shutil.copytree(unbroken / name, out / name)
     command = nano_command(recipe, out)
     running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
     for line in running.stdout:  # kill -9 in the middle of the multimodal stage
@@ -193,7 +211,7 @@ def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     running.wait()
     time.sleep(0.2)
     assert has_checkpoint(out / "multimodal")
-    subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    main(command[3:])
     for stage in TRAINED:
         assert losses(out / stage) == losses(unbroken / stage)
 
@@ -374,7 +392,10 @@ def test_losses_fall_in_every_stage_when_trained_on(trained, tmp_path):
 def test_two_ranks_learn_what_one_does_when_the_batch_is_the_same(trained, tmp_path):
     recipe, run = trained
     out = tmp_path / "run"
-    shutil.copytree(run / "tokenizer", out / "tokenizer")
-    subprocess.run([*nano_command(recipe, out), "--ranks", "2"], env=environment(), cwd=ROOT, check=True)
-    for stage in TRAINED:
+    for name in ("tokenizer", "phrases", "questions"):
+        shutil.copytree(run / name, out / name)
+    stages = ("text", "multimodal")  # of both kinds of task one
+    words = [word for stage in stages for word in ("--stage", stage)]
+    subprocess.run([*nano_command(recipe, out), "--ranks", "2", *words], env=environment(), cwd=ROOT, check=True)
+    for stage in stages:
         assert list(losses(out / stage).values()) == pytest.approx(list(losses(run / stage).values()), rel=0.02), stage

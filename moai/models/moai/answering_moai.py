@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, parse_choices
+from ..answering import Answering, GeneratedAnswer
 from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
 from .rerouting import References, embed_prompts
@@ -50,16 +52,10 @@ class MoAIAnswering(Answering):
                 f"model has, got {got[0]} and {got[1]}. Load both from one folder."
             )
 
-    def check_answer_length(self, max_new_tokens: int) -> None:
-        """See :meth:`.Answering.check_answer_length`."""
-        longest = self.model.config.max_positions
-        room = None if longest is None else longest - self.processor.num_image_tokens - 1
-        if room is not None and max_new_tokens > room:
-            raise ValueError(
-                f"expected `max_new_tokens` (--max-new-tokens) of at most {room}, got {max_new_tokens}: the model "
-                f"reads {longest} tokens, of which the image takes {self.processor.num_image_tokens} and the question "
-                "needs some. Lower it."
-            )
+    @property
+    def shortest_prompt(self) -> int:
+        """See :attr:`.Answering.shortest_prompt`."""
+        return self.processor.num_image_tokens
 
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
@@ -133,10 +129,14 @@ class MoAIAnswering(Answering):
         ``routing``: :func:`mixer.resolve_routing`, or ``"0.5,0.3,0.2"``; ``choices``: the answers to choose from;
         ``reroute``: a file of references, which choose the routing (:mod:`.rerouting`).
         """
-        parsers = {"routing": parse_routing, "choices": parse_choices, "reroute": _parse_references}
         if {"routing", "reroute"} <= set(options):
             raise ValueError("expected `routing` or `reroute`, got both: references choose the routing. Leave one out.")
-        return {name: parsers[name](value) for name, value in super().parse_options(options).items()}
+        chosen = super().parse_options(options)
+        if "routing" in chosen:
+            chosen["routing"] = parse_routing(chosen["routing"])
+        if isinstance(chosen.get("reroute"), (str, Path)):
+            chosen["reroute"] = References.load(chosen["reroute"])
+        return chosen
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """See :meth:`.Answering.select_options`; of weights per query the batch's rows."""
@@ -158,28 +158,22 @@ class MoAIAnswering(Answering):
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
     ) -> list[GeneratedAnswer]:
-        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer.
-
-        With ``choices`` the likeliest of them is the answer, and reports hold their log-probabilities.
-        """
+        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer."""
         if "reroute" in options:
             return self._generate_rerouted(inputs, dict(options), is_reporting, generate_kwargs)
-        choices = options.get("choices")
-        if choices is not None:
-            routing = {name: value for name, value in options.items() if name == "routing"}
-            return self.rank_choices(inputs, choices, is_reporting, **routing)
+        if "choices" in options:
+            return super().generate(inputs, options, is_reporting, **generate_kwargs)
         result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
-        texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-        texts = [self.finish_text(text, options) for text in texts]
+        answers = self._read_answers(result, inputs, options, is_reporting)
         if not is_reporting or result.routing is None:
-            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
+            return answers
         # With beams the prompt stands there once per beam, a sample's beams side by side.
-        repeats = result.routing[0].image.shape[0] // len(texts) if result.routing else 1
+        repeats = result.routing[0].image.shape[0] // len(answers) if result.routing else 1
         return [
-            GeneratedAnswer(
-                (text,), reports[row] | {"routing": PromptRouting.from_batch(result.routing, row * repeats)}
+            replace(
+                answer, report={**answer.report, "routing": PromptRouting.from_batch(result.routing, row * repeats)}
             )
-            for row, text in enumerate(texts)
+            for row, answer in enumerate(answers)
         ]
 
     def _generate_rerouted(
@@ -264,7 +258,3 @@ class MoAIAnswering(Answering):
         """Tokens as a reader sees them, each with the space before it."""
         pieces = [piece.replace("\u2581", " ") for piece in self.tokenizer.convert_ids_to_tokens(ids.tolist())]
         return [chr(int(p[3:5], 16)) if len(p) == 6 and p[:3] == "<0x" and p[3] < "8" else p for p in pieces]
-
-
-def _parse_references(value: Any) -> References:
-    return value if isinstance(value, References) else References.load(value)
