@@ -58,6 +58,11 @@ class FlamingoAnswering(Answering):
                 " Load both from one folder."
             )
 
+    @property
+    def num_latents(self) -> int:
+        """See :attr:`.Answering.num_latents`."""
+        return self.model.config.num_latents
+
     def check_answer_length(self, max_new_tokens: int) -> None:
         """See :meth:`.Answering.check_answer_length`."""
         longest = self.model.config.max_positions

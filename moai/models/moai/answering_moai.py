@@ -48,6 +48,11 @@ class MoAIAnswering(Answering):
                 f"model has, got {got[0]} and {got[1]}. Load both from one folder."
             )
 
+    @property
+    def num_latents(self) -> int:
+        """See :attr:`.Answering.num_latents`."""
+        return self.model.config.compressor_config.num_latents
+
     def check_answer_length(self, max_new_tokens: int) -> None:
         """See :meth:`.Answering.check_answer_length`."""
         longest = self.model.config.max_positions
