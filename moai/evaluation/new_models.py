@@ -1,8 +1,8 @@
-"""New, untrained models of one size: what the systems of a comparison start from, all with the same tower and decoder.
+"""New, untrained models of one size: what the systems of a comparison start from.
 
-One tokenizer, learned from the words of Scenes, one vision tower and one Llama are made from a seed and written; a MoAI,
-a Flamingo and a LLaVA are built around these two. A Prismer has a tower and a RoBERTa decoder of its own: they get the
-same widths and depths.
+One tokenizer, learned from the words of Scenes, one vision tower and one Llama are made from a seed; a MoAI, a Flamingo
+and a LLaVA are built around these two. A Prismer has a tower and a RoBERTa decoder of its own: they get the same widths
+and depths.
 """
 
 from __future__ import annotations

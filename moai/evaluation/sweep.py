@@ -235,9 +235,7 @@ def select_jobs(sweep: SweepSettings, only: tuple[str, ...] = ()) -> list[tuple[
         only: Names of variants; empty = all. What they are compared with takes part.
     """
     chosen = [sweep.find(name) for name in only] or list(sweep.variants)
-    wanted = {
-        one.name for variant in chosen for one in (variant, sweep.reference_of(variant), sweep.root_of(variant))
-    }
+    wanted = {one.name for variant in chosen for one in (variant, sweep.reference_of(variant), sweep.root_of(variant))}
     variants = [variant for variant in sweep.variants if variant.name in wanted]
     jobs = [(variant, sweep.seeds[0]) for variant in variants if not sweep.stages_of(variant)]
     return jobs + [(variant, seed) for seed in sweep.seeds for variant in variants if sweep.stages_of(variant)]

@@ -119,7 +119,7 @@ class SweepSettings:
         other = self.find(variant.goes_on_from)
         if variant.start is not None or other.goes_on_from is not None or not self.stages_of(other):
             raise ValueError(
-                f"variant {variant.name!r} must go on from a trained one that goes on from no other, and have no `start`, "
+                f"variant {variant.name!r} must have no `start` and go on from a trained one that goes on from none, "
                 f"got {other.name!r}."
             )
 
