@@ -155,31 +155,31 @@ def test_command_writes_all_rows_when_run(tmp_path):
     assert answer.error is None
 
 
-def kill_when(words: list[str], pattern: str, folder: Path) -> None:
-    """Start a command and kill -9 it as soon as a file is there."""
+def start_command(config: Path, out: Path) -> subprocess.Popen:
+    """Start `moai compare` in a process of its own, on one thread."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(REPO_ROOT)}
-    process = subprocess.Popen([sys.executable, "-m", "moai", *words], cwd=REPO_ROOT, env=variables)
-    until = time.monotonic() + 500
-    while process.poll() is None and time.monotonic() < until and not list(folder.glob(pattern)):
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    words = ["compare", "--config", str(config), "--out", str(out)]
+    return subprocess.Popen([sys.executable, "-m", "moai", *words], cwd=REPO_ROOT, env=variables)
 
 
 def test_results_are_equal_when_killed_and_run_again(tmp_path):
     config = write_small(tmp_path)
-    sweep = load_sweep_settings(config)
-    sweep = replace(sweep, variants=tuple(one for one in sweep.variants if one.name in ("plain", "p-tuning")))
     content = yaml.safe_load(config.read_text(encoding="utf-8"))
     content["variants"] = [one for one in content["variants"] if one["name"] in ("plain", "p-tuning")]
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
-    words = ["compare", "--config", str(config), "--out", str(tmp_path / "out")]
     for pattern in ("work/plain--*/all/checkpoints/step-*", "work/p-tuning--*/all/checkpoints/step-*"):
-        kill_when(words, pattern, tmp_path / "out")
+        process, until = start_command(config, tmp_path / "out"), time.monotonic() + 500
+        while process.poll() is None and time.monotonic() < until and not list((tmp_path / "out").glob(pattern)):
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "out" / "results").iterdir()] == ["plain--seed-0.json"]
-    result = run_sweep(sweep, None, tmp_path / "out")
-    whole = run_sweep(sweep, None, tmp_path / "whole")
-    times = {"train_seconds": 0.0, "test_seconds": 0.0, "seconds_per_question": 0.0}
+    assert [start_command(config, tmp_path / out).wait() for out in ("out", "whole")] == [0, 0]
+    sweep, times = (
+        load_sweep_settings(config),
+        dict.fromkeys(("train_seconds", "test_seconds", "seconds_per_question"), 0),
+    )
+    result, whole = (load_results(sweep, None, tmp_path / out) for out in ("out", "whole"))
     for key in (("plain", 0), ("p-tuning", 0)):
         assert replace(result[key], **times) == replace(whole[key], **times)
         models = [next(tmp_path.glob(f"{out}/work/{key[0]}--*/all/final/*.safetensors")) for out in ("out", "whole")]
