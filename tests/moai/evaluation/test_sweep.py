@@ -262,7 +262,8 @@ def test_markdown_keeps_what_surrounds_the_marks_when_replaced(tmp_path):
     write_markdown(path, "first\n")
     path.write_text(f"# Title\n\n{path.read_text(encoding='utf-8')}\nafter\n", encoding="utf-8")
     write_markdown(path, "second\n")
-    assert path.read_text(encoding="utf-8") == f"# Title\n\n{BEGIN}\nsecond\n{END}\n\nafter\n"
+    begin, end = (mark.format(command="ablate") for mark in (BEGIN, END))
+    assert path.read_text(encoding="utf-8") == f"# Title\n\n{begin}\nsecond\n{end}\n\nafter\n"
     path.write_text("my own notes\n", encoding="utf-8")
     with pytest.raises(ValueError, match="which exists"):
         write_markdown(path, "third\n")
