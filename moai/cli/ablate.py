@@ -29,5 +29,5 @@ def ablate(
 
     The same command again goes on after Ctrl-C or a kill. Table and plot are written whenever it ends.
     """
-    chosen = {"only": only, "seeds": seeds, "markdown": markdown, "report_only": report_only, "debug": debug}
-    run_command("ablate", config, start, out, **chosen)
+    chosen = {"only": only, "seeds": seeds, "report_only": report_only, "debug": debug}
+    run_command("ablate", config, start, out, markdown=markdown or out / "ablation.md", **chosen)

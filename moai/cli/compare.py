@@ -28,5 +28,5 @@ def compare(
 
     The same command again goes on after Ctrl-C or a kill. Table and plot are written whenever it ends.
     """
-    chosen = {"only": only, "seeds": seeds, "markdown": markdown, "report_only": report_only, "debug": debug}
-    run_command("compare", config, None, out, **chosen)
+    chosen = {"only": only, "seeds": seeds, "report_only": report_only, "debug": debug}
+    run_command("compare", config, None, out, markdown=markdown or out / "siblings.md", **chosen)

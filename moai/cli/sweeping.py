@@ -33,7 +33,7 @@ def run_command(
     *,
     only: list[str] | None,
     seeds: str | None,
-    markdown: Path | None,
+    markdown: Path,
     report_only: bool,
     debug: bool,
 ) -> None:
@@ -46,7 +46,7 @@ def run_command(
         out: Its folder.
         only: See the options.
         seeds: Likewise.
-        markdown: Likewise.
+        markdown: Where the table goes.
         report_only: Likewise.
         debug: Likewise.
     """
@@ -69,7 +69,7 @@ def run_command(
                     run_sweep(sweep, start, out, tuple(only or ()), lambda line: typer.echo(line, err=True))
             finally:
                 if results := load_results(sweep, start, out):
-                    _write(command, sweep, results, markdown or out / f"{command}.md")
+                    _write(command, sweep, results, markdown)
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:

@@ -145,7 +145,7 @@ def test_command_writes_all_rows_when_run(tmp_path):
     assert found["words"].sequence_length > found["plain"].sequence_length + 20
     assert found["p-tuning"].sequence_length == found["plain"].sequence_length + 20
     assert found["p-tuning"].trained_parameters < found["plain"].trained_parameters == found["words"].trained_parameters
-    text = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
+    text = (tmp_path / "out" / "siblings.md").read_text(encoding="utf-8")
     assert text.startswith("<!-- moai compare: begin -->") and "### What it takes" in text
     (model,) = (tmp_path / "out" / "work").glob("flamingo--seed-0--*/all")
     assert not (model / "checkpoints").exists()
