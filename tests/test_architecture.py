@@ -49,8 +49,9 @@ FOLDER_LAW = {
     "moai/models": ("moai/processing", "moai/checkpoints/io"),
     "moai/models/moai": ("mixer", "compressor", "moai/models"),
     "moai/models/prompted": ("moai/models",),
-    "moai/models/emu": ("moai/models",),
-    "moai/models/flamingo": ("moai/models",),
+    "moai/models/interleaved": ("moai/models",),
+    "moai/models/emu": ("moai/models/interleaved",),
+    "moai/models/flamingo": ("moai/models/interleaved",),
     "moai/models/prismer": ("moai/models",),
     "moai/models/tcl": ("moai/models",),
     "moai/checkpoints/convert": (

@@ -1,4 +1,4 @@
-"""Conditions: what a model is shown of a question. Everything; less of it; or somebody else answers.
+"""Conditions: a question with all its inputs, with some of them removed, or put to another model.
 
 - ``model``: image and verbalization.
 - ``without-KIND``: one verbalizer is silent. ``other-scene``: the verbalization is another image's. ``black-image``:

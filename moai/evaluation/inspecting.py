@@ -1,4 +1,4 @@
-"""Look inside one answer: what was found, what was said of it, who was listened to, how sure each token was."""
+"""Look inside one answer: findings, verbalization, gate weights, the tokens' probabilities."""
 
 from __future__ import annotations
 

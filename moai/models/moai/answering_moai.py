@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, parse_choices
+from ..answering import Answering, GeneratedAnswer
 from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
 from .routing_report import PromptRouting, parse_routing, select_routing
@@ -53,16 +54,10 @@ class MoAIAnswering(Answering):
         """See :attr:`.Answering.num_latents`."""
         return self.model.config.compressor_config.num_latents
 
-    def check_answer_length(self, max_new_tokens: int) -> None:
-        """See :meth:`.Answering.check_answer_length`."""
-        longest = self.model.config.max_positions
-        room = None if longest is None else longest - self.processor.num_image_tokens - 1
-        if room is not None and max_new_tokens > room:
-            raise ValueError(
-                f"expected `max_new_tokens` (--max-new-tokens) of at most {room}, got {max_new_tokens}: the model "
-                f"reads {longest} tokens, of which the image takes {self.processor.num_image_tokens} and the question "
-                "needs some. Lower it."
-            )
+    @property
+    def shortest_prompt(self) -> int:
+        """See :attr:`.Answering.shortest_prompt`."""
+        return self.processor.num_image_tokens
 
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
@@ -135,8 +130,10 @@ class MoAIAnswering(Answering):
 
         ``routing``: :func:`mixer.resolve_routing`, or ``"0.5,0.3,0.2"``; ``choices``: the answers to choose from.
         """
-        parsers = {"routing": parse_routing, "choices": parse_choices}
-        return {name: parsers[name](value) for name, value in super().parse_options(options).items()}
+        chosen = super().parse_options(options)
+        if "routing" in chosen:
+            chosen["routing"] = parse_routing(chosen["routing"])
+        return chosen
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """See :meth:`.Answering.select_options`; of weights per query the batch's rows."""
@@ -158,26 +155,20 @@ class MoAIAnswering(Answering):
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
     ) -> list[GeneratedAnswer]:
-        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer.
-
-        With ``choices`` the likeliest of them is the answer, and reports hold their log-probabilities.
-        """
-        choices = options.get("choices")
-        if choices is not None:
-            routing = {name: value for name, value in options.items() if name == "routing"}
-            return self.rank_choices(inputs, choices, is_reporting, **routing)
+        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer."""
+        if "choices" in options:
+            return super().generate(inputs, options, is_reporting, **generate_kwargs)
         result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
-        texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-        texts = [self.finish_text(text, options) for text in texts]
+        answers = self._read_answers(result, inputs, options, is_reporting)
         if not is_reporting or result.routing is None:
-            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
+            return answers
         # With beams the prompt stands there once per beam, a sample's beams side by side.
-        repeats = result.routing[0].image.shape[0] // len(texts) if result.routing else 1
+        repeats = result.routing[0].image.shape[0] // len(answers) if result.routing else 1
         return [
-            GeneratedAnswer(
-                (text,), reports[row] | {"routing": PromptRouting.from_batch(result.routing, row * repeats)}
+            replace(
+                answer, report={**answer.report, "routing": PromptRouting.from_batch(result.routing, row * repeats)}
             )
-            for row, text in enumerate(texts)
+            for row, answer in enumerate(answers)
         ]
 
     def explain(

@@ -349,7 +349,7 @@ def test_sweep_goes_on_from_the_last_checkpoint_when_interrupted(start, tmp_path
     assert made == [(1, 0), (2, 0)]
     result = run_sweep(sweep, start, tmp_path / "out", ("full",))["full", 0]
     assert made == [(1, 0), (2, 0), (2, 1)]
-    times = {"train_seconds": 0.0, "test_seconds": 0.0}
+    times = {"train_seconds": 0.0, "test_seconds": 0.0, "seconds_per_question": 0.0}
     assert replace(result, **times) == replace(whole["full", 0], **times)
 
 
