@@ -66,7 +66,16 @@ FOLDER_LAW = {
     "moai/planning": ("verbalizers", "moai/models/moai"),
     "moai/data": ("verbalizers", "moai/scenes", "moai/processing", "moai/checkpoints/io"),
     "moai/training": ("verbalizers", "moai/planning", "moai/models/moai", "moai/models/tcl", "moai/data"),
-    "moai/evaluation": ("verbalizers", "moai/models/moai", "moai/data", "moai/pipeline", "moai/training"),
+    "moai/evaluation": (
+        "verbalizers",
+        "moai/models/moai",
+        "moai/models/flamingo",
+        "moai/models/prismer",
+        "moai/models/prompted",
+        "moai/data",
+        "moai/pipeline",
+        "moai/training",
+    ),
     "moai/serving": ("verbalizers", "moai/pipeline"),
     "moai/cli": (
         "verbalizers",

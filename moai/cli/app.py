@@ -13,6 +13,7 @@ import typer
 
 from .ablate import ablate
 from .ask import ask
+from .compare import compare
 from .convert import convert
 from .evaluate import evaluate
 from .info import info
@@ -62,3 +63,4 @@ app.command(no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(inspect)
 app.command(no_args_is_help=True)(reroute)
 app.command(no_args_is_help=True)(ablate)
+app.command()(compare)

@@ -152,6 +152,11 @@ class Answering(ABC):
         return self.processor.max_image_pixels
 
     @property
+    def num_latents(self) -> int:
+        """Vectors per image that the model's layers look up beside the sequence that they read; 0 = none."""
+        return 0
+
+    @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self.processor.tokenizer

@@ -40,6 +40,11 @@ class FlamingoAnswering(InterleavedAnswering):
                 " Load both from one folder."
             )
 
+    @property
+    def num_latents(self) -> int:
+        """See :attr:`.Answering.num_latents`."""
+        return self.model.config.num_latents
+
     def prepare_conversation(
         self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
     ) -> list[dict[str, Any]]:

@@ -53,6 +53,11 @@ class MoAIAnswering(Answering):
             )
 
     @property
+    def num_latents(self) -> int:
+        """See :attr:`.Answering.num_latents`."""
+        return self.model.config.compressor_config.num_latents
+
+    @property
     def shortest_prompt(self) -> int:
         """See :attr:`.Answering.shortest_prompt`."""
         return self.processor.num_image_tokens

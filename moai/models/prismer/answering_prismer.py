@@ -69,6 +69,13 @@ class PrismerAnswering(Answering):
                 f"of {', '.join(processor.experts) or 'none'}. Load both from one folder."
             )
 
+    @property
+    def num_latents(self) -> int:
+        """See :attr:`.Answering.num_latents`: patches of the image, and what the resampler makes of all maps."""
+        config = self.model.config
+        num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        return num_patches + (config.num_latents if config.experts else 0)
+
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
     ) -> str:
