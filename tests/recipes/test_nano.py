@@ -156,10 +156,11 @@ def test_shard_asks_more_about_relations_when_other_questions_are_thinned(traine
     assert share[True] > 2 * share[False]
 
 
-def test_recipe_that_goes_on_is_of_the_same_model_when_read():
-    whole, alone = (load_nano_config(ROOT / "configs" / name) for name in ("nano.yaml", "nano_continue.yaml"))
-    assert alone.text is None and alone.multimodal is None and not alone.practice.mixer["mixes_answers"]
-    assert alone.practice.shards.seed != whole.practice.shards.seed
+@pytest.mark.parametrize("name", ["nano_continue.yaml", "nano_images.yaml"])
+def test_recipe_that_goes_on_asks_about_other_scenes_when_read(name):
+    whole, alone = (load_nano_config(ROOT / "configs" / file) for file in ("nano.yaml", name))
+    assert alone.text is None and alone.multimodal is None and not alone.practice.mixer
+    assert alone.practice.shards.seed not in {stage.shards.seed for stage in (whole.practice, whole.multimodal)}
 
 
 @torch.no_grad()

@@ -85,7 +85,7 @@ def test_file_is_named_when_it_is_no_recipe(tmp_path: Path) -> None:
 
 
 RECIPES = {"train_stage1": 1, "train_stage2": 2, "moai_smol_stage1": 1, "moai_smol_stage2": 2}
-RECIPES |= {"nano_stage1": 1, "nano_stage2": 2, "nano_again": 2, "nano_counting": 2, "nano_continue_stage2": 2}
+RECIPES |= {"nano_stage1": 1, "nano_stage2": 2, "nano_continue_stage2": 2}
 
 
 @pytest.mark.parametrize(("name", "stage"), RECIPES.items())
