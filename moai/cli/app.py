@@ -19,6 +19,7 @@ from .evaluate import evaluate
 from .info import info
 from .inspect import inspect
 from .plan import plan
+from .reroute import reroute
 from .serve import serve
 from .train import train
 from .verbalize import verbalize
@@ -60,5 +61,6 @@ app.command()(serve)
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(inspect)
+app.command(no_args_is_help=True)(reroute)
 app.command(no_args_is_help=True)(ablate)
 app.command()(compare)

@@ -69,7 +69,9 @@ def inspect_answer(
         **settings: As for :meth:`.Pipeline.answer_each`.
     """
     answer = pipeline(image, question, scene, is_reporting=True, output_scores=True, **settings)
-    words, attended = pipeline.answering.explain(image, question, answer.scene, pipeline.settings, answer.answer or "")
+    words, attended = pipeline.answering.explain(
+        image, question, answer.scene, pipeline.settings, answer.answer or "", settings.get("options")
+    )
     return Inspection(image, question, answer, words, attended)
 
 

@@ -446,7 +446,13 @@ class Answering(ABC):
         return reports
 
     def explain(
-        self, image: Image.Image, question: str, scene: Any, settings: VerbalizerSettings, answer: str
+        self,
+        image: Image.Image,
+        question: str,
+        scene: Any,
+        settings: VerbalizerSettings,
+        answer: str,
+        options: Mapping[str, Any] | None = None,
     ) -> tuple[list[str], list[tuple[str, float]]]:
         """What else is known about an answer: nothing, for most models.
 
@@ -456,6 +462,7 @@ class Answering(ABC):
             scene: What was found.
             settings: How it is said.
             answer: What was answered.
+            options: The model's own, by name, under which it was.
 
         Returns:
             The prompt's words, one per row of a report's language routing; and the tokens of the verbalization, each

@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from transformers import BatchFeature
-from transformers.processing_utils import ProcessorMixin
 
-from ...processing.control_tokens import ControlTokenGuard
 from ...processing.conversation_parts import escape_texts, list_images
+from ...processing.guarded_processor import GuardedProcessor
 from ...processing.image_loading import DEFAULT_MAX_PIXELS, ImageSource
 from ...processing.image_rows import stack_images
 from ...processing.sample_batching import as_list, group_images_by_placeholders, pad_rows
@@ -20,7 +19,7 @@ from ..shots import Shot
 __all__ = ["InterleavedProcessor"]
 
 
-class InterleavedProcessor(ProcessorMixin):
+class InterleavedProcessor(GuardedProcessor):
     """Turns interleaved images and texts into a batch.
 
     Attributes:
@@ -38,7 +37,6 @@ class InterleavedProcessor(ProcessorMixin):
         ValueError: The tokenizer lacks a control token.
     """
 
-    control_tokens: ClassVar[tuple[str, ...]]
     prompts: ClassVar[Collection[str]]
     templates: ClassVar[Mapping[str, str]]
     image_token = "<image>"
@@ -60,22 +58,15 @@ class InterleavedProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or dict(self.templates))
 
     @property
-    def model_input_names(self) -> list[str]:
-        """Keys of a full batch."""
-        return ["input_ids", "attention_mask", "pixel_values"]
-
-    @property
     def answer_end_id(self) -> int:
         """Id of the token that ends an answer."""
         return self.tokenizer.eos_token_id
 
     @property
-    def guard(self) -> ControlTokenGuard:
-        """The line between prompt and data."""
-        cached = self.__dict__.get("_guard")
-        if cached is None or cached.tokenizer is not self.tokenizer:
-            cached = self.__dict__["_guard"] = ControlTokenGuard(self.tokenizer, self.control_tokens)
-        return cached
+    def pad_id(self) -> int:
+        """Id of padding; the answer's end where the tokenizer has none."""
+        pad = self.tokenizer.pad_token_id
+        return self.answer_end_id if pad is None else pad
 
     # ------------------------------------------------------------------ prompts
 
@@ -234,22 +225,6 @@ class InterleavedProcessor(ProcessorMixin):
             allow_urls: Whether http(s) addresses among them are followed.
         """
         return {"pixel_values": stack_images(groups, self.image_processor, self.max_image_pixels, allow_urls)[0]}
-
-    def pad_ids(self, rows: Sequence[Sequence[int]], side: str) -> dict[str, Any]:
-        """``input_ids`` and ``attention_mask`` ``(B, L)`` of rows of ids.
-
-        Args:
-            rows: Ids.
-            side: Where padding stands, "left" or "right".
-        """
-        pad = self.tokenizer.pad_token_id
-        pad = self.answer_end_id if pad is None else pad
-        mask = [[1] * len(row) for row in rows]
-        return {"input_ids": pad_rows(rows, pad, side), "attention_mask": pad_rows(mask, 0, side)}
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Text of token ids; see transformers."""
-        return self.tokenizer.batch_decode(*args, **kwargs)
 
 
 def _ask(images: Sequence[Any], question: str, context: str | None = None) -> dict[str, Any]:
