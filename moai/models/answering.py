@@ -15,15 +15,24 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature
+from transformers import BatchFeature, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
 from ..checkpoints.io.adapter_files import AdapterBase, find_adapter_base, has_tuner, save_adapter
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..import_utils import require
 from ..processing.several_images import join_maps, join_texts
+from .confidence import DEFAULT_CONFIDENCE_THRESHOLD, TokenRecorder, confidence_of, confidence_of_choice
 from .quantization_choice import list_wanted_bits
 
-__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "join_turns", "load_whole", "parse_choices"]
+__all__ = [
+    "Answering",
+    "GeneratedAnswer",
+    "TooLongError",
+    "choose_answers",
+    "join_turns",
+    "load_whole",
+    "parse_choices",
+]
 
 
 class TooLongError(ValueError):
@@ -45,10 +54,13 @@ class GeneratedAnswer:
     Attributes:
         parts: Text, and images of a model that draws, in reading order.
         report: What the model tells about how it answered, by name; only where it was asked for.
+        confidence: See :func:`.confidence.confidence_of`; of a choice its share of all choices' probability. None =
+            nothing was said, or the answer holds images.
     """
 
     parts: tuple[str | Image.Image, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
+    confidence: float | None = None
 
 
 class Answering(ABC):
@@ -301,12 +313,7 @@ class Answering(ABC):
             is_reporting: Whether answers carry reports.
             **generate_kwargs: To ``generate``.
         """
-        result = self._run_generate(inputs, **options, **generate_kwargs)
-        texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-        return [
-            GeneratedAnswer((self.finish_text(text, options),), report)
-            for text, report in zip(texts, reports, strict=True)
-        ]
+        return self._generate_texts(inputs, options, is_reporting, **options, **generate_kwargs)[0]
 
     def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
         """The answer in a generated text, white space at its ends removed.
@@ -350,6 +357,60 @@ class Answering(ABC):
             f"expected a model that draws (an Emu with its visual decoder), got a {type(self.model).__name__}, which "
             "answers in text. Leave --image-out out, or choose another --model."
         )
+
+    @property
+    def confidence_threshold(self) -> float:
+        """Confidence below which an answer is told to be unsure: the config's ``confidence_threshold``, 0 = never.
+
+        It is a field of ``config.json``: transformers drops what it does not know from some ``generation_config.json``.
+
+        Raises:
+            ValueError: It is no probability.
+        """
+        value = getattr(self.model.config, "confidence_threshold", DEFAULT_CONFIDENCE_THRESHOLD)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError(
+                f"expected a `confidence_threshold` from 0 to 1 in config.json, got {value!r}. Correct it."
+            )
+        return value
+
+    def _generate_texts(
+        self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
+    ) -> tuple[list[GeneratedAnswer], Any]:
+        """Answers in text, and what ``generate`` returned.
+
+        Args:
+            inputs: From :meth:`encode`.
+            options: For :meth:`finish_text`.
+            is_reporting: Whether answers carry reports.
+            **generate_kwargs: To ``generate``.
+        """
+        criteria = list(generate_kwargs.pop("stopping_criteria", None) or ())
+        if stops := generate_kwargs.pop("stop_strings", None):
+            criteria.append(StopStringCriteria(generate_kwargs.pop("tokenizer", self.tokenizer), stops))
+        recorder = TokenRecorder(*inputs["input_ids"].shape, self._list_ends(generate_kwargs), criteria)
+        processors = [recorder.processor, *(generate_kwargs.pop("logits_processor", None) or ())]
+        result = self._run_generate(
+            inputs,
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList([recorder.criterion]),
+            **generate_kwargs,
+        )
+        rows = zip(
+            self._decode(result, inputs),
+            self._report_tokens(result, is_reporting),
+            recorder.read(result.sequences),
+            strict=True,
+        )
+        answers = [
+            GeneratedAnswer((self.finish_text(text, options),), report, confidence_of(chosen))
+            for text, report, chosen in rows
+        ]
+        return answers, result
+
+    def _list_ends(self, generate_kwargs: Mapping[str, Any]) -> frozenset[int]:
+        ids = generate_kwargs.get("eos_token_id")
+        return self.end_ids if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
     @torch.inference_mode()
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
@@ -445,15 +506,26 @@ class Answering(ABC):
             }
             logits = self.model(**{**inputs, **rows}, **forward_kwargs).logits[:, -ids.shape[1] - 1 : -1]
             columns.append(logits.float().log_softmax(dim=-1).gather(-1, ids[..., None]).sum(dim=(1, 2)))
-        answers = []
-        for scores in torch.stack(columns, dim=1):  # (choices,)
-            report = {"choices": dict(zip(choices, scores.tolist(), strict=True))} if is_reporting else {}
-            answers.append(GeneratedAnswer((choices[int(scores.argmax())],), report))
-        return answers
+        return choose_answers(torch.stack(columns, dim=1), choices, is_reporting)
 
     def _decode(self, result: Any, inputs: BatchFeature) -> list[str]:
         new_tokens = result.sequences[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new_tokens, skip_special_tokens=True)
+
+
+def choose_answers(scores: torch.Tensor, choices: Sequence[str], is_reporting: bool) -> list[GeneratedAnswer]:
+    """The likeliest of some answers for each row of their log-probabilities ``(B, choices)``.
+
+    Args:
+        scores: Log-probabilities.
+        choices: The answers.
+        is_reporting: Whether answers carry reports: the log-probabilities, under ``choices``.
+    """
+    answers = []
+    for row in scores.tolist():
+        report = {"choices": dict(zip(choices, row, strict=True))} if is_reporting else {}
+        answers.append(GeneratedAnswer((choices[row.index(max(row))],), report, confidence_of_choice(row)))
+    return answers
 
 
 def _join_found(items: list[Any]) -> Any:

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from verbalizers.core.valid_text import make_valid
 
+from ..pipeline.answers import CONFIDENCE_DIGITS
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.rows import AnswerRow
 from .chat_messages import ChatRequest, ReplyWriter, describe_error, read_messages
@@ -308,13 +309,17 @@ class ChatEndpoint:
         finally:
             waiting.leave()
 
-    def _explain(self, job: Job, result: Result) -> dict[str, Any] | None:
-        """What only this server tells about an answer, where it was asked for."""
+    def _explain(self, job: Job, result: Result) -> dict[str, Any]:
+        """What only this server tells about an answer: how sure it is, and where it was asked for, what it rests on."""
+        confidence = job.row.confidence
+        is_unsure = confidence is not None and confidence < self.engine.pipeline.answering.confidence_threshold
+        rounded = None if confidence is None else round(confidence, CONFIDENCE_DIGITS)
+        told = {"confidence": rounded, "is_unsure": is_unsure}
         if result.answer is None:
-            return None
+            return told
         report = result.answer.to_dict()
         off = [] if job.kinds is None else [kind for kind in self.engine.kinds if kind not in job.kinds]
-        return {
+        return told | {
             "scenes": [scene.to_dict() for scene in result.answer.scenes],
             "verbalization": result.answer.auxiliary_text,
             "missing": report.pop("missing") | dict.fromkeys(off, "switched off by the request"),
@@ -322,7 +327,7 @@ class ChatEndpoint:
         }
 
 
-_SAID_OTHERWISE = ("answer", "scene", "scenes", "auxiliary_text", "error")
+_SAID_OTHERWISE = ("answer", "confidence", "is_unsure", "scene", "scenes", "auxiliary_text", "error")
 
 
 def _as_event(content: Mapping[str, Any]) -> bytes:

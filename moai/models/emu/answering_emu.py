@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from ...checkpoints.io.hub_download import download_files
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
+from ..answering import Answering, GeneratedAnswer, TooLongError, choose_answers, join_turns, parse_choices
 from ..ranking import rank_continuations
 from ..shots import Demonstrations, load_shot, read_shots
 from .modeling_emu import EmuForConditionalGeneration
@@ -249,10 +249,7 @@ class EmuAnswering(Answering):
             prompt = options.get("prompt", self.processor.default_prompt)
             generate_kwargs.setdefault("length_penalty", -1.0 if prompt == "vqa" else 0.0)
         if not options.get("images"):
-            result = self._run_generate(inputs, **generate_kwargs)
-            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-            texts = [self.finish_text(text, options) for text in texts]
-            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
+            return self._generate_texts(inputs, options, is_reporting, **generate_kwargs)[0]
         streamer = generate_kwargs.pop("streamer", None)  # an image interrupts the text
         self.visual_decoder  # noqa: B018 - that there is none is told before the model runs
         rows = range(len(inputs["input_ids"]))
@@ -266,10 +263,7 @@ class EmuAnswering(Answering):
         self, inputs: BatchFeature, choices: Sequence[str], is_reporting: bool, streamer: Any
     ) -> list[GeneratedAnswer]:
         ids = [self.processor.encode_answer(choice) for choice in choices]
-        answers = []
-        for row in rank_continuations(self.model, inputs, ids):
-            report = {"choices": dict(zip(choices, row.tolist(), strict=True))} if is_reporting else {}
-            answers.append(GeneratedAnswer((choices[int(row.argmax())],), report))
+        answers = choose_answers(rank_continuations(self.model, inputs, ids), choices, is_reporting)
         if streamer is not None:
             streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
         return answers

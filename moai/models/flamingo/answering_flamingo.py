@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
+from ..answering import Answering, GeneratedAnswer, TooLongError, choose_answers, join_turns, parse_choices
 from ..shots import Demonstrations, load_shot, read_shots
 from .modeling_flamingo import FlamingoForConditionalGeneration
 from .processing_flamingo import FlamingoProcessor
@@ -186,17 +186,10 @@ class FlamingoAnswering(Answering):
         """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
         choices = options.get("choices")
         if choices is None:
-            result = self._run_generate(inputs, **generate_kwargs)
-            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-            texts = [self.finish_text(text, options) for text in texts]
-            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
+            return self._generate_texts(inputs, options, is_reporting, **generate_kwargs)[0]
         guard = self.processor.guard
         ids = [guard.encode_continuation(guard.escape(choice)) for choice in choices]
-        scores = rank_continuations(self.model, inputs, ids)
-        answers = []
-        for row in scores:
-            report = {"choices": dict(zip(choices, row.tolist(), strict=True))} if is_reporting else {}
-            answers.append(GeneratedAnswer((choices[int(row.argmax())],), report))
+        answers = choose_answers(rank_continuations(self.model, inputs, ids), choices, is_reporting)
         if (streamer := generate_kwargs.get("streamer")) is not None:
             streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
         return answers

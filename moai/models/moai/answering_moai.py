@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -161,18 +162,17 @@ class MoAIAnswering(Answering):
         if choices is not None:
             routing = {name: value for name, value in options.items() if name == "routing"}
             return self.rank_choices(inputs, choices, is_reporting, **routing)
-        result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
-        texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-        texts = [self.finish_text(text, options) for text in texts]
+        answers, result = self._generate_texts(
+            inputs, options, is_reporting, output_routing=is_reporting, **options, **generate_kwargs
+        )
         if not is_reporting or result.routing is None:
-            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
+            return answers
         # With beams the prompt stands there once per beam, a sample's beams side by side.
-        repeats = result.routing[0].image.shape[0] // len(texts) if result.routing else 1
+        repeats = result.routing[0].image.shape[0] // len(answers) if result.routing else 1
+        routings = [PromptRouting.from_batch(result.routing, row * repeats) for row in range(len(answers))]
         return [
-            GeneratedAnswer(
-                (text,), reports[row] | {"routing": PromptRouting.from_batch(result.routing, row * repeats)}
-            )
-            for row, text in enumerate(texts)
+            replace(answer, report={**answer.report, "routing": routing})
+            for answer, routing in zip(answers, routings, strict=True)
         ]
 
     def explain(

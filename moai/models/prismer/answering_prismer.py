@@ -11,6 +11,7 @@ from transformers import BatchFeature, LogitsProcessor, LogitsProcessorList
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer, join_turns, parse_choices
+from ..confidence import confidence_of_choice
 from .modeling_prismer import PrismerForConditionalGeneration
 from .processing_prismer import TASKS, PrismerProcessor
 from .ranking import rank_answers
@@ -142,10 +143,7 @@ class PrismerAnswering(Answering):
                 settings["logits_processor"] = LogitsProcessorList([minimum, *settings.get("logits_processor", ())])
             if streamer is not None and settings["num_beams"] == 1:
                 settings["streamer"], streamer = streamer, None
-            result = self._run_generate(inputs, **settings)
-            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-            texts = [self.finish_text(text, options) for text in texts]
-            answers = [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
+            answers, _ = self._generate_texts(inputs, options, is_reporting, **settings)
         if streamer is not None:  # beams have no text before they end
             streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
         return answers
@@ -175,5 +173,6 @@ class PrismerAnswering(Answering):
         found = []
         for best, candidates, scores in zip(ranked.best, ranked.candidates, ranked.scores, strict=True):
             by_name = {answers[i]: score for i, score in zip(candidates.tolist(), scores.tolist(), strict=True)}
-            found.append(GeneratedAnswer((answers[int(best)],), {"choices": by_name} if is_reporting else {}))
+            report = {"choices": by_name} if is_reporting else {}
+            found.append(GeneratedAnswer((answers[int(best)],), report, confidence_of_choice(by_name.values())))
         return found
