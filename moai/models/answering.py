@@ -70,8 +70,8 @@ class Answering(ABC):
         model: In evaluation mode on its device.
         processor: Its processor.
         option_names: Options of an answer that this model has beside those of ``generate``.
-        served_options: Those of them that a stranger may set over a network: none that names files, or that has much
-            computed.
+        served_options: Those of them that a stranger may set over a network: none that names files. What has much
+            computed is bounded by the server.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
         model_class: What loads the model.
         processor_class: What loads the processor.
@@ -311,7 +311,8 @@ class Answering(ABC):
             inputs: From :meth:`encode`.
             options: From :meth:`select_options`.
             is_reporting: Whether answers carry reports.
-            **generate_kwargs: To ``generate``.
+            **generate_kwargs: To ``generate``; and ``on_tokens``, called at the end with the new tokens ``(B, T)`` and, per
+                row, their log-probabilities.
         """
         return self._generate_texts(inputs, options, is_reporting, **options, **generate_kwargs)[0]
 
@@ -385,6 +386,7 @@ class Answering(ABC):
             is_reporting: Whether answers carry reports.
             **generate_kwargs: To ``generate``.
         """
+        follow = generate_kwargs.pop("on_tokens", None)
         criteria = list(generate_kwargs.pop("stopping_criteria", None) or ())
         if stops := generate_kwargs.pop("stop_strings", None):
             criteria.append(StopStringCriteria(generate_kwargs.pop("tokenizer", self.tokenizer), stops))
@@ -396,12 +398,10 @@ class Answering(ABC):
             stopping_criteria=StoppingCriteriaList([recorder.criterion]),
             **generate_kwargs,
         )
-        rows = zip(
-            self._decode(result, inputs),
-            self._report_tokens(result, is_reporting),
-            recorder.read(result.sequences),
-            strict=True,
-        )
+        found = recorder.read(result.sequences)
+        if follow is not None:
+            follow(result.sequences[:, inputs["input_ids"].shape[1] :], found)
+        rows = zip(self._decode(result, inputs), self._report_tokens(result, is_reporting), found, strict=True)
         answers = [
             GeneratedAnswer((self.finish_text(text, options),), report, confidence_of(chosen))
             for text, report, chosen in rows

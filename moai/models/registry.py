@@ -61,7 +61,12 @@ MODEL_SPECS = {
             task="moai.models.prismer.task_prismer.PrismerTask",
             settings="moai.models.prismer.settings_prismer.PrismerTrainSettings",
         ),
-        ModelSpec("emu", answering="moai.models.emu.answering_emu.EmuAnswering"),
+        ModelSpec(
+            "emu",
+            answering="moai.models.emu.answering_emu.EmuAnswering",
+            task="moai.models.emu.task_emu.EmuTask",
+            settings="moai.models.emu.settings_emu.EmuTrainSettings",
+        ),
     )
 }
 #: Any other image-text-to-text model of transformers.

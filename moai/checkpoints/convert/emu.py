@@ -17,12 +17,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from verbalizers.core.durable_files import atomic_folder
 
-from ...models.emu.backbones import load_tokenizer
+from ...models.emu.backbones import build_processor, load_tokenizer
 from ...models.emu.configuration_emu import EmuConfig
 from ...models.emu.convert import EmuPlan, build_config, convert_emu_tensors, looks_like_emu, plan_conversion
-from ...models.emu.image_processing_emu import EmuImageProcessor
 from ...models.emu.modeling_emu import EmuForConditionalGeneration
-from ...models.emu.processing_emu import EmuProcessor
 from ...models.emu.prompts import SPECIAL_TOKENS
 from ..io.checkpoint_file import find_checkpoint_file, list_tensor_names, read_checkpoint_file
 from ..io.tensor_folder import TensorFolder, list_names
@@ -131,7 +129,7 @@ def convert_emu_checkpoint(
         config.save_pretrained(folder)
         _build_generation_config(config, tokenizer).save_pretrained(folder)
         if tokenizer is not None:
-            _build_processor(config, tokenizer, has_turns).save_pretrained(folder)
+            build_processor(config, tokenizer, None, has_turns).save_pretrained(folder)
         if (source / "unet").is_dir():
             files += _convert_visual_decoder(source, folder / "visual_decoder", config, dtype)
         elif place == source:
@@ -230,16 +228,6 @@ def _build_generation_config(config: EmuConfig, tokenizer: PreTrainedTokenizerBa
         eos_token_id=text.eos_token_id if tokenizer is None else tokenizer.eos_token_id,
         pad_token_id=text.pad_token_id if tokenizer is None else tokenizer.pad_token_id,
         suppress_tokens=silent,
-    )
-
-
-def _build_processor(config: EmuConfig, tokenizer: PreTrainedTokenizerBase, has_turns: bool) -> EmuProcessor:
-    side = config.vision_config.image_size
-    return EmuProcessor(
-        EmuImageProcessor(size={"height": side, "width": side}),
-        tokenizer,
-        num_image_tokens=config.num_image_tokens,
-        default_prompt="chat" if has_turns else "plain",
     )
 
 

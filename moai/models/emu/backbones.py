@@ -5,6 +5,7 @@ The backbones' numbers are taken as they are; the causal former and the regressi
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from transformers.utils import cached_file, logging
 
 from ..backbones import check_loaded, load_vision_backbone, own_tensors
 from .configuration_emu import EmuConfig
+from .image_processing_emu import EmuImageProcessor
+from .processing_emu import EmuProcessor
 from .prompts import INSTRUCT_TOKENS, PAD_TOKEN, SPECIAL_TOKENS
 
-__all__ = ["build_from_backbones", "load_tokenizer"]
+__all__ = ["build_from_backbones", "build_processor", "load_tokenizer"]
 
 NEW_PARTS = ("model.vision_norm.", "model.causal_former.", "regression_head.")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -42,6 +45,32 @@ def load_tokenizer(text: str | Path, has_turns: bool = False) -> PreTrainedToken
     tokens = [token for token in wanted if token not in tokenizer.get_vocab()]
     tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
     return tokenizer
+
+
+def build_processor(
+    config: EmuConfig, tokenizer: PreTrainedTokenizerBase, vision: str | Path | None, has_turns: bool = False
+) -> EmuProcessor:
+    """A model's processor: its tower's image size, mean and standard deviation.
+
+    Args:
+        config: The model's.
+        tokenizer: From :func:`load_tokenizer`.
+        vision: Folder or hub name of the tower, with its preprocessing; None = CLIP's.
+        has_turns: Whether questions are written as Emu-I's by default.
+    """
+    side = config.vision_config.image_size
+    settings: dict[str, Any] = {"size": {"height": side, "width": side}}
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = None if vision is None else cached_file(str(vision), "preprocessor_config.json", **missing)
+    if file is not None:
+        given = json.loads(Path(file).read_text(encoding="utf-8"))
+        settings |= {name: given[name] for name in ("image_mean", "image_std", "rescale_factor") if name in given}
+    return EmuProcessor(
+        EmuImageProcessor(**settings),
+        tokenizer,
+        num_image_tokens=config.num_image_tokens,
+        default_prompt="chat" if has_turns else "plain",
+    )
 
 
 def build_from_backbones(

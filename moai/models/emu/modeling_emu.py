@@ -186,6 +186,11 @@ class EmuModel(EmuPreTrainedModel):
         cache = resolve_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is not None and (pixel_values is not None or image_embeds is not None):
+            raise ValueError(
+                "expected `input_ids` with images: embeddings do not show where they stand. A learned prompt, which "
+                "hands over embeddings, cannot be put before an Emu; train a LoRA."
+            )
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, image_embeds)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
@@ -273,6 +278,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         image_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        learns_images: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -286,9 +292,11 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             attention_mask: ``(B, L)`` 1 = attend.
             position_ids: ``(B, L)``; None = counted from a row's first token on.
             cache: The decoder's cache.
-            inputs_embeds: ``(B, L, D)`` instead of ``input_ids``; then no image's embeddings are learned.
+            inputs_embeds: ``(B, L, D)`` instead of ``input_ids``, images in their places; then no image's embeddings
+                are learned.
             image_embeds: ``(B, T, num_image_tokens, D)`` instead of ``pixel_values``.
             labels: ``(B, L)``, -100 = ignore; see :func:`.losses.label_text`.
+            learns_images: ``(B,)`` bool, the rows whose images are learned beside ``labels``; None = all.
             logits_to_keep: Compute only the last positions' logits.
             past_key_values: The cache's name before transformers 5.24; ``cache`` wins.
             **kwargs: Passed to the decoder (``use_cache``, ``output_hidden_states``, ...).
@@ -320,7 +328,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
                 text_loss = logits.sum() * 0
             loss = text_loss
             if input_ids is not None and self.config.regression_weight:
-                regression_loss = self._regress(outputs, input_ids)
+                regression_loss = self._regress(outputs, input_ids, learns_images)
                 loss = text_loss + self.config.regression_weight * regression_loss
         return EmuCausalLMOutputWithPast(
             loss=loss,
@@ -333,8 +341,12 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             inputs_embeds=outputs.inputs_embeds,
         )
 
-    def _regress(self, outputs: EmuModelOutputWithPast, input_ids: torch.Tensor) -> torch.Tensor:
+    def _regress(
+        self, outputs: EmuModelOutputWithPast, input_ids: torch.Tensor, is_learned: torch.Tensor | None
+    ) -> torch.Tensor:
         sources, targets = find_regression_pairs(input_ids, self.config)
+        if is_learned is not None:
+            sources, targets = sources & is_learned[:, None], targets & is_learned[:, None]
         predicted = self.regression_head(outputs.last_hidden_state[sources])
         return compute_regression_loss(predicted, outputs.inputs_embeds, targets)
 
