@@ -311,8 +311,8 @@ class Answering(ABC):
             inputs: From :meth:`encode`.
             options: From :meth:`select_options`.
             is_reporting: Whether answers carry reports.
-            **generate_kwargs: To ``generate``; and ``on_tokens``, called at the end with the new tokens ``(B, T)`` and, per
-                row, their log-probabilities.
+            **generate_kwargs: To ``generate``; and ``on_tokens``, called at the end with the new tokens ``(B, T)`` and
+                each row's log-probabilities.
         """
         return self._generate_texts(inputs, options, is_reporting, **options, **generate_kwargs)[0]
 

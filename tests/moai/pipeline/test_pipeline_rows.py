@@ -139,7 +139,7 @@ def test_pipeline_answers_conversations_about_several_images_or_none_when_the_mo
 def say_probability(pipe, max_new_tokens=8, **settings):
     """The answer, and the probability of its tokens as the model's own scores tell it."""
     settings = {"num_beams": 1, "output_scores": True, "is_reporting": True} | settings
-    answer = pipe(draw_picture(), QUESTIONS[0], build_scene(), max_new_tokens=max_new_tokens, **settings)
+    answer = pipe(draw_image(), QUESTIONS[0], build_scene(), max_new_tokens=max_new_tokens, **settings)
     return answer, math.prod(token["probability"] for token in answer.report["tokens"])
 
 
@@ -163,9 +163,9 @@ def test_confidence_is_the_same_when_batched_streamed_uncached_followed_or_stopp
     alone = [say_probability(pipe)[0]]
     (whole,) = answer_rows(pipe, [AnswerRow(8)])
     settings = {"max_new_tokens": 8, "num_beams": 1}
-    together = pipe(draw_picture(), QUESTIONS, build_scene(), **settings)
-    streamed = pipe(draw_picture(), QUESTIONS[0], build_scene(), stream=lambda piece: None, **settings)
-    uncached = pipe(draw_picture(), QUESTIONS[0], build_scene(), use_cache=False, **settings)
+    together = pipe(draw_image(), QUESTIONS, build_scene(), **settings)
+    streamed = pipe(draw_image(), QUESTIONS[0], build_scene(), stream=lambda piece: None, **settings)
+    uncached = pipe(draw_image(), QUESTIONS[0], build_scene(), use_cache=False, **settings)
     rows = [AnswerRow(8), AnswerRow(3)]
     answer_rows(pipe, rows)
     for other in (together[0], streamed, uncached, rows[0]):
@@ -174,8 +174,8 @@ def test_confidence_is_the_same_when_batched_streamed_uncached_followed_or_stopp
     row = AnswerRow(8, stops=(stop,))
     answer_rows(pipe, [row])
     stopping = settings | {"stop_strings": [stop]}
-    single = pipe(draw_picture(), QUESTIONS[0], build_scene(), **stopping)
-    first = pipe(draw_picture(), QUESTIONS, build_scene(), **stopping)[0]
+    single = pipe(draw_image(), QUESTIONS[0], build_scene(), **stopping)
+    first = pipe(draw_image(), QUESTIONS, build_scene(), **stopping)[0]
     assert first.answer == single.answer and first.confidence == pytest.approx(single.confidence, rel=1e-3)
     assert row.confidence > alone[0].confidence
 
@@ -198,6 +198,6 @@ def test_answer_is_unsure_when_its_confidence_is_below_the_checkpoints(pipe, tmp
 
 
 def test_confidence_is_a_share_of_the_choices_when_there_are_some(pipe):
-    answer = pipe(draw_picture(), QUESTIONS[0], build_scene(), options={"choices": "a dog,cats"}, is_reporting=True)
+    answer = pipe(draw_image(), QUESTIONS[0], build_scene(), options={"choices": "a dog,cats"}, is_reporting=True)
     shares = torch.tensor(list(answer.report["choices"].values())).softmax(0)
     assert answer.confidence == pytest.approx(float(shares.max()), rel=1e-4) and answer.confidence >= 0.5

@@ -123,6 +123,10 @@ def test_confidence_is_told_when_answers_are_whole_streamed_or_chosen(client, ap
     assert explained["confidence"] == pytest.approx(whole["confidence"], abs=2e-4)
     chosen = complete(client, moai={"options": {"choices": ["a dog", "cats"]}}).model_extra["moai"]
     assert 0.5 <= chosen["confidence"] <= 1
+    several = complete(client, n=2, temperature=1.0, seed=3).model_extra["moai"]
+    assert several["confidence"] == several["confidences"][0] and len(several["confidences"]) == 2
+    beams = complete(client, moai={"num_beams": 3}).model_extra["moai"]
+    assert 0 < beams["confidence"] < 1
 
 
 def test_conversation_goes_on_when_it_has_turns_and_several_images(client):
