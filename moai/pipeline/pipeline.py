@@ -413,7 +413,7 @@ class Pipeline:
             Answers by ``query.index``.
         """
         options = self.answering.parse_options(options or {})
-        queries, inputs, texts = self._encode(list(queries), 1 if rows else max_new_tokens, options)
+        queries, inputs, texts = self.encode_queries(list(queries), 1 if rows else max_new_tokens, options)
         if not queries:
             return {}
         chosen = self.answering.select_options(options, [query.index for query in queries], queries[0].num_queries)
@@ -464,10 +464,19 @@ class Pipeline:
         hooks["num_beams"] = num_beams
         return max(row.max_new_tokens for row in rows), hooks
 
-    def _encode(
+    def encode_queries(
         self, queries: list[Query], max_new_tokens: int, options: Mapping[str, Any]
     ) -> tuple[list[Query], Any, list[str]]:
-        """The queries that fit, their inputs and verbalizations."""
+        """Inputs of the model, as :meth:`generate_answers` makes them.
+
+        Args:
+            queries: Prepared and verbalized.
+            max_new_tokens: Tokens kept for the answer.
+            options: Parsed.
+
+        Returns:
+            The queries that fit (``query.error`` tells of the others), their inputs and verbalizations.
+        """
         while queries:
             scenes = [scene for query in queries for scene in query.scenes]
             found = self.answering.join_scene_inputs(

@@ -10,8 +10,7 @@ from PIL import Image
 from transformers import BatchFeature, LogitsProcessor, LogitsProcessorList
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, join_turns, parse_choices
-from ..confidence import confidence_of_choice
+from ..answering import Answering, GeneratedAnswer, join_turns, tell_streamer
 from .modeling_prismer import PrismerForConditionalGeneration
 from .processing_prismer import TASKS, PrismerProcessor
 from .ranking import rank_answers
@@ -70,14 +69,12 @@ class PrismerAnswering(Answering):
                 f"of {', '.join(processor.experts) or 'none'}. Load both from one folder."
             )
 
-    def check_answer_length(self, max_new_tokens: int) -> None:
-        """See :meth:`.Answering.check_answer_length`."""
-        longest = self.model.config.max_positions
-        if max_new_tokens >= longest:
-            raise ValueError(
-                f"expected `max_new_tokens` (--max-new-tokens) below {longest}, got {max_new_tokens}: the model reads "
-                f"{longest} tokens, question included. Lower it."
-            )
+    @property
+    def num_latents(self) -> int:
+        """See :attr:`.Answering.num_latents`: patches of the image, and what the resampler makes of all maps."""
+        config = self.model.config
+        num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        return num_patches + (config.num_latents if config.experts else 0)
 
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
@@ -123,8 +120,6 @@ class PrismerAnswering(Answering):
         chosen = super().parse_options(options)
         if chosen.get("task", "vqa") not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {chosen['task']!r}.")
-        if "choices" in chosen:
-            chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
 
     def generate(
@@ -143,9 +138,8 @@ class PrismerAnswering(Answering):
                 settings["logits_processor"] = LogitsProcessorList([minimum, *settings.get("logits_processor", ())])
             if streamer is not None and settings["num_beams"] == 1:
                 settings["streamer"], streamer = streamer, None
-            answers, _ = self._generate_texts(inputs, options, is_reporting, **settings)
-        if streamer is not None:  # beams have no text before they end
-            streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
+            answers = super().generate(inputs, options, is_reporting, **settings)
+        tell_streamer(streamer, answers[0])  # beams have no text before they end
         return answers
 
     def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
@@ -173,6 +167,5 @@ class PrismerAnswering(Answering):
         found = []
         for best, candidates, scores in zip(ranked.best, ranked.candidates, ranked.scores, strict=True):
             by_name = {answers[i]: score for i, score in zip(candidates.tolist(), scores.tolist(), strict=True)}
-            report = {"choices": by_name} if is_reporting else {}
-            found.append(GeneratedAnswer((answers[int(best)],), report, confidence_of_choice(by_name.values())))
+            found.append(GeneratedAnswer((answers[int(best)],), {"choices": by_name} if is_reporting else {}))
         return found
