@@ -284,14 +284,8 @@ def measure_verbalizers(verbalizers: Iterable[Verbalizer]) -> Mapping[str, int |
     """
     sizes: dict[str, int | None] = {}
     for verbalizer in verbalizers:
-        settings = verbalizer.settings()
-        checkpoint = settings.get("checkpoint")
-        parts = [
-            Path(part["checkpoint"]) for part in settings.values() if isinstance(part, Mapping) and "checkpoint" in part
-        ]
-        if parts:
-            sizes[verbalizer.kind] = sum(map(_measure_folder, parts))
-        elif checkpoint is None:  # a package that brings its weights, or none
+        checkpoint = verbalizer.settings().get("checkpoint")
+        if checkpoint is None:  # a package that brings its weights, or none
             package = importlib.util.find_spec(verbalizer.backend)
             folders = package.submodule_search_locations if package is not None else None
             sizes[verbalizer.kind] = _measure_folder(Path(folders[0])) if folders else 0
