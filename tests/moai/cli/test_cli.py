@@ -191,6 +191,7 @@ def test_question_file_counts_guesses_when_it_is_asked(workplace, unsure_of):
 def test_bundled_checkpoint_knows_scenes_when_its_configuration_is_read(repo_root):
     config = json.loads((repo_root / "checkpoints" / "moai-nano" / "config.json").read_text())
     assert config["domain"] == SCENES_DOMAIN
+    assert json.loads(run("info", "--json").stdout)["what they know"]["moai-nano"] == SCENES_DOMAIN
 
 
 @pytest.mark.parametrize(
