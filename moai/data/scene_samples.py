@@ -1,4 +1,7 @@
-"""Samples of synthetic scenes: rendered on demand, verbalized from their truth or by real verbalizers."""
+"""Samples of synthetic scenes: rendered on demand, verbalized from their truth or by real verbalizers.
+
+Questions about them, or each with its caption as a document.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from PIL import Image
 
 from moai.data.collator import SampleCollator
 from moai.data.findings import FindingsReader
+from moai.data.image_samples import caption_scene
 from moai.data.sample_identity import hash_value
 from moai.data.samples import BadSampleError, Sample
 from moai.data.training_report import DataReport
@@ -23,7 +27,7 @@ _MEASURED_SCENES = 8
 
 
 class SceneSamples:
-    """Questions about scenes; sample `s * num_questions + q` is question q of scene s.
+    """Questions about scenes; sample `s * num_questions + q` is question q of scene s. Of captions a scene has one.
 
     Args:
         source: Which scenes.
@@ -56,6 +60,10 @@ class SceneSamples:
             raise ValueError("expected a source with `scenes`, got a path.")
         self._made: tuple[int, SceneSample] | None = None
         self._source, self._limit = scenes, settings.max_length
+        self._has_captions = scenes.form == "captions"
+        if self._has_captions and not collator.reads_documents:
+            raise ValueError("expected `form: questions` for scenes, got captions: the model reads no documents.")
+        self._per_scene = 1 if self._has_captions else scenes.num_questions
         self._is_live = settings.choose_verbalizations(source) == "live"
         self._scenes = Scenes(
             scenes.split,
@@ -70,24 +78,24 @@ class SceneSamples:
             scenes.image_noise,
         )
         count = min(scenes.length, source.limit or scenes.length)
-        asking = [index for index in range(min(count, _MEASURED_SCENES)) if self._scene(index).questions]
+        asking = [index for index in range(min(count, _MEASURED_SCENES)) if self._has_something(index)]
         if not asking:
             raise ValueError(
                 f"expected questions of the kinds {scenes.kinds}, got none in the first {min(count, _MEASURED_SCENES)} "
                 "scenes. Name more kinds, or allow more objects (`num_objects`)."
             )
-        samples = [self._compose(index, question) for index in asking for question in range(scenes.num_questions)]
+        samples = [self._compose(index, question) for index in asking for question in range(self._per_scene)]
         longest = max(map(collator.measure, samples))
         self._digest = hash_value(samples)
         if self._limit is not None and longest > self._limit:
             raise ValueError(
                 f"expected at most {self._limit} tokens (`max_length`, or what the model reads), scenes have {longest}."
             )
-        self.lengths = [longest] * (count * scenes.num_questions)
-        self.pictures = np.repeat(np.arange(count), scenes.num_questions)
+        self.lengths = [longest] * (count * self._per_scene)
+        self.image_indices = np.repeat(np.arange(count), self._per_scene)
         self._seen: tuple[int, tuple[Any, ...]] | None = None
         report.num_rows += count
-        report.num_pictures += count
+        report.num_images += count
 
     def identity(self) -> dict[str, Any]:
         """Hash of the first scenes' questions and answers: what they are is said by the settings and the code."""
@@ -95,7 +103,7 @@ class SceneSamples:
 
     def place(self, index: int) -> str:
         """Stream, scene and question of a sample."""
-        scene, question = divmod(index, self._source.num_questions)
+        scene, question = divmod(index, self._per_scene)
         return f"scenes {self._source.split}/{self._source.seed}:{self._source.start + scene} question {question + 1}"
 
     def load(self, index: int) -> Sample:
@@ -104,7 +112,7 @@ class SceneSamples:
         Raises:
             BadSampleError: Its prompt cannot be written, or is too long with its verbalization.
         """
-        scene_index, question = divmod(index, self._source.num_questions)
+        scene_index, question = divmod(index, self._per_scene)
         messages = self._compose(scene_index, question)
         if self._seen is None or self._seen[0] != scene_index:
             self._seen = scene_index, self._look(scene_index)
@@ -112,6 +120,10 @@ class SceneSamples:
         if (problem := self._collator.find_problem(sample, self._limit)) is not None:
             raise BadSampleError(problem)
         return sample
+
+    def _has_something(self, scene_index: int) -> bool:
+        scene = self._scene(scene_index)
+        return bool(caption_scene(scene.truth) if self._has_captions else scene.questions)
 
     def _scene(self, scene_index: int) -> SceneSample:
         """The scene of a sample; the last one is kept, for samples of one scene follow each other."""
@@ -130,7 +142,9 @@ class SceneSamples:
         return (image,), (add_noise(scene.truth, Random(scene.seed), self._source.noise),)
 
     def _compose(self, scene_index: int, question: int) -> tuple[dict[str, Any], ...]:
-        """Messages, the answer last; a scene with fewer questions repeats them."""
+        """Messages, the answer last; a scene with fewer questions repeats them. Or a document."""
+        if self._has_captions:
+            return self._compose_document(scene_index)
         questions = self._scene(scene_index).questions
         if not questions:
             raise BadSampleError(f"scene {self._source.start + scene_index} has no question of these kinds.")
@@ -142,3 +156,12 @@ class SceneSamples:
         ]
         messages[0]["content"].insert(0, {"type": "image"})
         return tuple(messages)
+
+    def _compose_document(self, scene_index: int) -> tuple[dict[str, Any], ...]:
+        scene = self._scene(scene_index)
+        if not (caption := caption_scene(scene.truth)):
+            raise BadSampleError(f"scene {self._source.start + scene_index} has nothing to name.")
+        parts = [{"type": "image"}, {"type": "text", "text": caption}]
+        if Random(f"document {scene.seed}").random() < 0.5:
+            parts.reverse()
+        return ({"role": "assistant", "content": parts},)

@@ -45,6 +45,8 @@ class SceneSource:
         start: First scene.
         image_size: Height and width in pixels.
         num_objects: Fewest and most objects per scene.
+        form: ``questions``; or ``captions``: a document per scene, its image before or after what stands in it, for
+            models that read documents. Tasks on captioned images have captions in any case.
         num_questions: Samples per scene; every one is a question of its own.
         kinds: Kinds of questions.
         sign_probability: How often a scene has a sign with words.
@@ -60,6 +62,7 @@ class SceneSource:
     start: _Count = 0
     image_size: _Positive = 448
     num_objects: tuple[StrictInt, StrictInt] = (0, 9)
+    form: Literal["questions", "captions"] = "questions"
     num_questions: _Positive = 4
     kinds: tuple[str, ...] = QUESTION_KINDS
     sign_probability: Number = 0.6
@@ -134,7 +137,7 @@ class DataSettings:
         max_images: Most images in one sample.
         max_bad_rows: How many malformed rows, unreadable images and too long samples are skipped before it is an
             error.
-        check_pictures: What is looked at before training: "path" (the file is there), "header" (it is read, begins as
+        check_images: What is looked at before training: "path" (the file is there), "header" (it is read, begins as
             an image of a size that may be decoded, and the cache holds it; one that is cut off behind its header is
             found when its sample is needed, and is a bad row then), or "decode" (every pixel:
             docs/finetune.md says what it costs).
@@ -152,7 +155,7 @@ class DataSettings:
     max_length: _Positive | None = None
     max_images: _Positive = 8
     max_bad_rows: _Count = 0
-    check_pictures: _Check = "header"
+    check_images: _Check = "header"
     chat_template: str | None = None
 
     def __post_init__(self) -> None:

@@ -26,10 +26,10 @@ from ..models.answering import Answering, TooLongError
 from ..models.registry import find_answering
 from ..processing.image_loading import ImageSource, load_image
 from ..processing.sample_batching import as_list, holds_samples
-from .answers import Answer, PipelineError
+from .answers import Answer, PipelineError, cut_parts
 from .looking import complete_scenes, find_missing_kinds
 from .queries import Query, pair_queries
-from .rows import AnswerRow, RowSampler, RowStop, RowTokens
+from .rows import AnswerRow, BeamStop, RowSampler, RowStop, RowTokens, follow_sequences
 from .streaming import AnswerStream, CallbackStreamer
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Answer", "Pipeline", "PipelineError"]
@@ -413,7 +413,7 @@ class Pipeline:
             Answers by ``query.index``.
         """
         options = self.answering.parse_options(options or {})
-        queries, inputs, texts = self._encode(list(queries), 1 if rows else max_new_tokens, options)
+        queries, inputs, texts = self.encode_queries(list(queries), 1 if rows else max_new_tokens, options)
         if not queries:
             return {}
         chosen = self.answering.select_options(options, [query.index for query in queries], queries[0].num_queries)
@@ -432,7 +432,7 @@ class Pipeline:
                 missing |= find_missing_kinds(scene, self.settings.kinds, self.absent)
             row = None if rows is None else rows[query.index]
             is_followed = row is not None and row.finish_reason is not None
-            parts = (row.text,) if is_followed else answer.parts
+            parts = cut_parts(answer.parts, row.text) if is_followed else answer.parts
             answers[query.index] = Answer(parts, tuple(query.scenes), text or "", missing, answer.report)
         return answers
 
@@ -448,17 +448,32 @@ class Pipeline:
         tokenizer, stops = self.answering.tokenizer, self.answering.list_stops(options)
         finish, is_streaming = partial(self.answering.finish_text, options=options), self.answering.can_stream(options)
         tokens = [RowTokens(row, tokenizer, (*row.stops, *stops), finish, is_streaming) for row in rows]
-        hooks = {
-            "num_beams": 1,  # beams have no text before they end
-            "logits_processor": LogitsProcessorList([RowSampler(rows, tokenizer, end_ids)]),
-            "stopping_criteria": StoppingCriteriaList([RowStop(tokens, end_ids)]),
-        }
+        if (num_beams := rows[0].num_beams) > 1:  # beams have no text before they end
+            hooks = {
+                "stopping_criteria": StoppingCriteriaList([BeamStop(rows)]),
+                "on_tokens": partial(follow_sequences, tokens, end_ids),
+            }
+        else:
+            hooks = {
+                "logits_processor": LogitsProcessorList([RowSampler(rows, tokenizer, end_ids)]),
+                "stopping_criteria": StoppingCriteriaList([RowStop(tokens, end_ids)]),
+            }
+        hooks["num_beams"] = num_beams
         return max(row.max_new_tokens for row in rows), hooks
 
-    def _encode(
+    def encode_queries(
         self, queries: list[Query], max_new_tokens: int, options: Mapping[str, Any]
     ) -> tuple[list[Query], Any, list[str]]:
-        """The queries that fit, their inputs and verbalizations."""
+        """Inputs of the model, as :meth:`generate_answers` makes them.
+
+        Args:
+            queries: Prepared and verbalized.
+            max_new_tokens: Tokens kept for the answer.
+            options: Parsed.
+
+        Returns:
+            The queries that fit (``query.error`` tells of the others), their inputs and verbalizations.
+        """
         while queries:
             scenes = [scene for query in queries for scene in query.scenes]
             found = self.answering.join_scene_inputs(

@@ -11,12 +11,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ...models.emu.backbones import load_tokenizer
+from ...models.emu.backbones import build_processor, load_tokenizer
 from ...models.emu.configuration_emu import EmuConfig
 from ...models.emu.convert import EmuPlan, build_config, convert_emu_tensors, looks_like_emu, plan_conversion
-from ...models.emu.image_processing_emu import EmuImageProcessor
 from ...models.emu.modeling_emu import EmuForConditionalGeneration
-from ...models.emu.processing_emu import EmuProcessor
 from ...models.emu.prompts import SPECIAL_TOKENS
 from ..io.key_check import check_keys
 from ..io.tensor_folder import TensorFolder, list_names
@@ -82,7 +80,7 @@ def convert_emu(
         notes.append(f"{' and '.join(left)} were left out: what is drawn is checked by nobody")
     saved = [_build_generation_config(config, tokenizer)]
     if tokenizer is not None:
-        saved.append(_build_processor(config, tokenizer, has_turns))
+        saved.append(build_processor(config, tokenizer, None, has_turns))
     draws = (source / "unet").is_dir()
     if not draws and place == source:
         notes.append("no visual decoder beside the weights: it answers in text only")
@@ -151,16 +149,6 @@ def _build_generation_config(config: EmuConfig, tokenizer: PreTrainedTokenizerBa
         eos_token_id=text.eos_token_id if tokenizer is None else tokenizer.eos_token_id,
         pad_token_id=text.pad_token_id if tokenizer is None else tokenizer.pad_token_id,
         suppress_tokens=silent,
-    )
-
-
-def _build_processor(config: EmuConfig, tokenizer: PreTrainedTokenizerBase, has_turns: bool) -> EmuProcessor:
-    side = config.vision_config.image_size
-    return EmuProcessor(
-        EmuImageProcessor(size={"height": side, "width": side}),
-        tokenizer,
-        num_image_tokens=config.num_image_tokens,
-        default_prompt="chat" if has_turns else "plain",
     )
 
 

@@ -1,6 +1,8 @@
-"""What an Emu learns: the next word, or the next embedding of an image."""
+"""Labels and losses of Emu: the next word, or the next embedding of an image."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from ...processing.token_roles import IGNORE_INDEX
 from .configuration_emu import EmuConfig
 
-__all__ = ["compute_regression_loss", "find_regression_pairs", "label_text"]
+__all__ = ["compute_regression_loss", "find_regression_pairs", "label_text", "mask_images"]
 
 
 def label_text(input_ids: torch.Tensor, config: EmuConfig, pad_token_id: int | None) -> torch.Tensor:
@@ -22,8 +24,17 @@ def label_text(input_ids: torch.Tensor, config: EmuConfig, pad_token_id: int | N
     Returns:
         ``(B, L)`` int64, -100 where there is no loss.
     """
-    silent = [config.image_start_token_id, config.image_end_token_id, config.image_token_id]
-    silent += [] if pad_token_id is None else [pad_token_id]
+    images = (config.image_start_token_id, config.image_end_token_id, config.image_token_id)
+    return mask_images(input_ids, images if pad_token_id is None else (*images, pad_token_id))
+
+
+def mask_images(input_ids: torch.Tensor, silent: Sequence[int]) -> torch.Tensor:
+    """Labels of any shape: the ids, -100 where they are one of the silent ones.
+
+    Args:
+        input_ids: int64.
+        silent: Ids that nobody learns: those of images' tokens.
+    """
     return input_ids.masked_fill(torch.isin(input_ids, input_ids.new_tensor(silent)), IGNORE_INDEX)
 
 

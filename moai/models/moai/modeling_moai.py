@@ -9,20 +9,16 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, Cache, GenerationMixin
+from transformers import AutoModel, Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from compressor import Compressor
 from mixer import Mixers, resolve_routing
 
 from ...processing.token_roles import IMAGE_ROLE, NO_ROLE
+from ..auto_classes import register_model
 from ..cache_names import as_keyword, read_cache, resolve_cache
 from ..forward_arguments import takes_arguments_of
 from .configuration_moai import MoAIConfig
@@ -52,14 +48,6 @@ class MoAIModel(MoAIPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         prepare_decoder(self.language_model, config.plora_rank, config.plora_alpha)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the decoder's word embedding."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's word embedding."""
-        self.language_model.set_input_embeddings(value)
 
     @can_return_tuple
     def get_image_features(
@@ -334,14 +322,6 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
     def loss_function(self, value: Callable[..., torch.Tensor]) -> None:
         self._loss_function = value
 
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the language modelling head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language modelling head."""
-        self.lm_head = new_embeddings
-
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -419,18 +399,6 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         )
 
 
-AutoModel.register(MoAIConfig, MoAIModel, exist_ok=True)
-for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    _auto_class.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
-# Pipelines find a registered class through the auto mapping; `transformers serve` looks for its name in these plain
-# tables only (in the first since 5.23, in the second since 5.24). The Trainer does so in the third: only of models in
-# it does it know that a label is the next token, which its label smoothing must shift by one. No built-in model is
-# called "moai".
-for _names in (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-):
-    _names.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
+register_model(MoAIConfig, MoAIModel, MoAIForConditionalGeneration)
 
 __all__ = ["MoAIForConditionalGeneration", "MoAIModel", "MoAIPreTrainedModel"]

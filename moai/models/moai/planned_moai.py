@@ -24,7 +24,7 @@ def plan_moai_7b() -> tuple[MoAIConfig, MoAIProcessor]:
     config = MoAIConfig(plora_rank=256, compressor={"architecture": "perceiver"}, image_token_id=image_token_id)
     side = config.vision_config.image_size
     images = MoAIImageProcessor(size={"height": side, "width": side})
-    return config, MoAIProcessor(images, tokenizer, num_image_tokens=config.image_seq_length)
+    return config, MoAIProcessor(images, tokenizer, num_image_tokens=config.num_image_tokens)
 
 
 def plan_backbones(vision: str, text: str) -> tuple[MoAIConfig, MoAIProcessor]:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from moai.data.collator import CollatedBatches, SampleCollator, iterate_batches
 from moai.import_utils import require
 from moai.processing.token_roles import IGNORE_INDEX
 
-from ..batch_order import BatchOrder, MicroBatchSampler
-from ..processes import ignore_interrupts
+from ..batch_order import BatchOrder, MicroBatchSampler, Yielded
+from ..processes import count_workers, ignore_interrupts, seed_generators
 from ..run_identity import hash_samples
 from ..task import Batch, Task
 from ..train_settings import TrainSettings
@@ -96,6 +96,18 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+class _SeededBatches(Dataset[Any]):
+    """Batches whose samples may draw random numbers: the same ones whichever process makes them."""
+
+    def __init__(self, batches: CollatedBatches, seed: int) -> None:
+        self.batches, self.seed = batches, seed
+
+    def __getitem__(self, key: tuple[tuple[int, int], list[int]]) -> Any:
+        place, indices = key
+        seed_generators(self.seed, *place)
+        return self.batches[indices]
+
+
 class AnswersTask(Task):
     """One stage of training on questions about images; a model's own, in its `task_X.py`, says what is special.
 
@@ -106,7 +118,7 @@ class AnswersTask(Task):
     Args:
         settings: The recipe.
         model: A model that answers, or one with a PEFT adapter.
-        dataset: A map-style dataset of samples with ``lengths``, and perhaps ``pictures``.
+        dataset: A map-style dataset of samples with ``lengths``, and perhaps ``image_indices``.
         collator: What makes a batch of its samples.
         validation: Samples that are not learned from.
         start: Hashes of the files that the model was loaded from; None = its frozen weights are hashed instead.
@@ -215,9 +227,9 @@ class AnswersTask(Task):
         self.settings, self.dataset, self.collator, self.validation = settings, dataset, collator, validation
         self.start = start
         chosen = settings.optimization
-        order = (settings.seed, chosen.is_length_grouped, getattr(dataset, "pictures", None))
+        order = (settings.seed, chosen.is_length_grouped, getattr(dataset, "image_indices", None))
         sizes = (chosen.batch_size, chosen.micro_batch_size)
-        self.order = BatchOrder(dataset.lengths, *sizes, *order, chosen.samples_per_picture)
+        self.order = BatchOrder(dataset.lengths, *sizes, *order, chosen.samples_per_image)
 
     @property
     def num_steps(self) -> int:
@@ -227,12 +239,13 @@ class AnswersTask(Task):
 
     def batches(self, first_step: int, last_step: int, rank: int, num_ranks: int) -> Iterator[Batch]:
         """See :meth:`.Task.batches`; ``num_workers`` processes prepare samples."""
+        sampler = MicroBatchSampler(self.order, first_step, last_step, rank, num_ranks)
         loader = DataLoader(
-            CollatedBatches(self.dataset, self.collator),
+            _SeededBatches(CollatedBatches(self.dataset, self.collator), self.settings.seed),
             batch_size=None,
-            sampler=MicroBatchSampler(self.order, first_step, last_step, rank, num_ranks),
+            sampler=Yielded(sampler.numbered),
             collate_fn=_unchanged,
-            num_workers=self.settings.num_workers,
+            num_workers=count_workers(self.settings.num_workers, num_ranks),
             pin_memory=next(self.model.parameters()).device.type == "cuda",
             worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),  # the global one would advance by one draw

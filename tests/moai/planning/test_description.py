@@ -50,7 +50,7 @@ def test_info_tells_what_a_checkpoint_is_when_it_is_of_any_model(name: str, tmp_
     else:
         model = AutoModelForImageTextToText.from_pretrained(folder)
         assert report["parameters"]["together"] == sum(parameter.numel() for parameter in model.parameters())
-        assert report["options"]["moai train"] == ("no" if name == "emu" else "yes")
+        assert report["options"]["moai train"] == "yes"
         assert (report["options"]["bits"] == "16, 8, 4") == (name in ("moai", *FAMILIES))
         assert ("images" in report["options"]["answers with"]) == (name == "emu")
         beside = {"emu": "visual_decoder", "prismer": "label_encoder"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emu_builders import save_emu
 from flamingo_builders import build_processor, make_image, save_flamingo
 from PIL import Image
 from prismer_builders import build_prismer, save_prismer
@@ -46,6 +47,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str, Callable[[str], bool]]] =
         "flamingo",
         lambda name: not name.startswith(("model.resampler.", "model.gated_blocks.")) and "embed_tokens" not in name,
     ),
+    "emu": (save_emu, "emu", lambda name: False),
     "prismer": (
         save_prismer,
         "prismer",
@@ -56,7 +58,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str, Callable[[str], bool]]] =
 
 def train(family: str, start: Path, output: Path, *overrides: str):
     path = [f"model.path={start}", f"model.type={family}", f"output_folder={output}"]
-    backbones = ["model.vision=null", "model.text=null", "model.fields={}"] if family == "flamingo" else []
+    backbones = ["model.vision=null", "model.text=null", "model.fields={}"] if family in ("emu", "flamingo") else []
     return run_training(REPO_ROOT / "configs" / f"{MODELS[family][1]}.yaml", [*SHORT, *path, *backbones, *overrides])
 
 
@@ -123,7 +125,7 @@ def test_settings_that_do_not_fit_the_model_are_named(family: str, override: str
 
 
 def test_settings_in_the_repository_are_those_of_their_model() -> None:
-    names = {"prompted_lora": "Prompted", "flamingo": "Flamingo", "prismer": "Prismer"}
+    names = {"prompted_lora": "Prompted", "emu": "Emu", "flamingo": "Flamingo", "prismer": "Prismer"}
     for recipe, name in names.items():
         settings = load_settings(REPO_ROOT / "configs" / f"{recipe}.yaml")
         assert type(settings).__name__ == f"{name}TrainSettings"

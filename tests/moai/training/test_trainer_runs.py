@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from safetensors.torch import load_file
 from training_builders import build_recipe, learned, write_tiny_checkpoint
 
@@ -21,10 +22,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 
 from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
 from moai.models.moai.collator_moai import MoAICollator  # noqa: E402
-from moai.models.moai.task_moai import compute_loss, draw_routing  # noqa: E402
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration  # noqa: E402
+from moai.models.moai.task_moai import MoAITask, compute_loss, draw_routing  # noqa: E402
 from moai.training.checkpoints import CheckpointError  # noqa: E402
 from moai.training.metrics_logging import read_log  # noqa: E402
 from moai.training.tasks.answers import target_window  # noqa: E402
+from moai.training.train_settings import load_settings  # noqa: E402
 from moai.training.trainer import run_training  # noqa: E402
 
 
@@ -158,7 +161,7 @@ def test_result_loads_when_trained_in_each_mode(checkpoint: Path, tmp_path: Path
     options = {
         "full": {"train__decoder": "full"},
         "frozen": {"train__decoder": "frozen"},
-        "bf16": {"optimization__precision": "bf16"},
+        "bf16": {"optimization__precision": "bf16", "model__gradient_checkpointing": True},
         "tower": {"train__vision_tower": True, "train__projector": False},
         "nf4": {"model__quantization": "nf4"},
         "frozen nf4": {"model__quantization": "nf4", "train__decoder": "frozen", "optimization__precision": "bf16"},
@@ -230,17 +233,52 @@ def test_second_stage_is_refused_when_it_does_not_fit_the_first(checkpoint: Path
 
 
 def test_batches_are_the_same_when_other_processes_prepare_them(checkpoint: Path, tmp_path: Path) -> None:
-    for name, workers in (("alone", 0), ("helped", 2)):
+    for name, workers in (("alone", 0), ("helped", 1), ("both", 2)):
         run_training(build_recipe(checkpoint, tmp_path / name, num_workers=workers, optimization__num_steps=3))
-    alone, helped = ([learned(line) for line in read_log(tmp_path / run / "log.jsonl")] for run in ("alone", "helped"))
-    assert alone == helped
+    alone, *others = (
+        [learned(line) for line in read_log(tmp_path / run / "log.jsonl")] for run in ("alone", "helped", "both")
+    )
+    assert others == [alone, alone]
+
+
+class Drawing:
+    """A dataset of a user's own whose samples are drawn from every global generator."""
+
+    lengths = [8] * 6
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> tuple[int, float, float, float]:
+        return index, random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    def identity(self) -> dict:
+        return {}
+
+
+def test_drawn_samples_are_the_same_when_another_process_draws_them(checkpoint: Path, tmp_path: Path) -> None:
+    model, seen = MoAIForConditionalGeneration.from_pretrained(checkpoint), {}
+    for workers in (0, 1):
+        recipe = load_settings(build_recipe(checkpoint, tmp_path / "run", num_workers=workers))
+
+        def collate(samples: list) -> dict:
+            drawn = torch.tensor(samples, dtype=torch.float64)
+            return {"drawn": drawn, "labels": torch.zeros(len(samples), 2).long(), "attention_mask": torch.ones(1)}
+
+        task = MoAITask(recipe, model, Drawing(), collate)
+        torch.manual_seed(workers)  # what came before does not matter
+        seen[workers] = [batch.inputs["samples"]["drawn"] for batch in task.batches(0, 3, 0, 1)]
+        late = [batch.inputs["samples"]["drawn"] for batch in task.batches(1, 3, 0, 1)]
+        assert all(map(torch.equal, late, seen[workers][-len(late) :])), "a resumed run draws otherwise"
+    assert all(map(torch.equal, seen[0], seen[1]))
+    assert len({float(value) for batch in seen[0] for value in batch[:, 1]}) == 3 * recipe.optimization.batch_size
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_damaged_image_is_a_bad_row_when_training_meets_it(checkpoint: Path, tmp_path: Path, num_workers: int) -> None:
     talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a dog"}]
     for index in range(4):
-        draw_picture(index).save(tmp_path / f"{index}.jpg")
+        draw_image(index).save(tmp_path / f"{index}.jpg")
     whole = (tmp_path / "3.jpg").read_bytes()
     (tmp_path / "3.jpg").write_bytes(whole[: len(whole) // 2])
     rows = [json.dumps({"image": f"{index}.jpg", "conversations": talk}) for index in range(4)]
@@ -296,16 +334,16 @@ def test_tracker_keeps_the_numbers_on_disk_when_offline(
     assert {file.name for file in tmp_path.iterdir()} == {"run"}
 
 
-def test_samples_share_a_picture_when_told_without_learning_anything_else(checkpoint: Path, tmp_path: Path) -> None:
+def test_samples_share_an_image_when_told_without_learning_anything_else(checkpoint: Path, tmp_path: Path) -> None:
     recipe = build_recipe(checkpoint, tmp_path / "run")
     processor = AutoProcessor.from_pretrained(checkpoint)
     dataset = build_training_dataset(DataSettings.from_dict(recipe["data"]), MoAICollator(processor))
-    first, second = (np.flatnonzero(dataset.pictures == number) for number in (0, 1))
+    first, second = (np.flatnonzero(dataset.image_indices == number) for number in (0, 1))
     assert len(first) >= 2
     samples = [dataset[int(index)] for index in (first[0], first[1], second[0])]
     assert samples[0].images[0] is samples[1].images[0] and samples[1].images[0] is not samples[2].images[0]
     apart, shared = (dataset.collator.replace(is_sharing=choice)(samples) for choice in (False, True))
-    assert shared["picture_index"].tolist() == shared["auxiliary_index"].tolist() == [0, 0, 1]
+    assert shared["image_index"].tolist() == shared["auxiliary_index"].tolist() == [0, 0, 1]
     assert len(shared["pixel_values"]) == len(shared["auxiliary_input_ids"]) == 2 < len(apart["pixel_values"])
 
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
@@ -350,12 +388,12 @@ def test_validation_loss_is_the_models_own_and_changes_nothing_that_is_learned(
     assert lines[-1]["validation_loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_run_learns_when_samples_share_pictures(checkpoint: Path, tmp_path: Path) -> None:
+def test_run_learns_when_samples_share_images(checkpoint: Path, tmp_path: Path) -> None:
     recipe = build_recipe(checkpoint, tmp_path / "run")
-    recipe["optimization"] |= {"micro_batch_size": 2, "samples_per_picture": 2}
+    recipe["optimization"] |= {"micro_batch_size": 2, "samples_per_image": 2}
     assert run_training(recipe).is_finished
-    with pytest.raises(ValueError, match="multiple of `samples_per_picture`, got 2 and 4"):
-        run_training(recipe, ["optimization.samples_per_picture=4"])
+    with pytest.raises(ValueError, match="multiple of `samples_per_image`, got 2 and 4"):
+        run_training(recipe, ["optimization.samples_per_image=4"])
 
 
 def test_gates_alone_begin_anew_when_asked_for(checkpoint: Path, tmp_path: Path) -> None:
