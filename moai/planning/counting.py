@@ -56,11 +56,8 @@ def counting(model: nn.Module, inputs: Any = ()) -> Iterator[Count]:
     Yields:
         The counts, complete at the end of the block.
     """
-    count, counter, shapes = (
-        Count(),
-        FlopCounterMode(display=False),
-        _ShapesOnly(chain(model.parameters(), model.buffers(), tree_leaves(inputs))),
-    )
+    known = chain(model.parameters(), model.buffers(), tree_leaves(inputs))
+    count, counter, shapes = Count(), FlopCounterMode(display=False), _ShapesOnly(known)
     counter.mod_tracker = WholeModel()
     # Not by the mode: activations that are recomputed in a backward pass do not see it.
     F.scaled_dot_product_attention = _attend
