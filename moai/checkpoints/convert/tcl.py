@@ -52,8 +52,8 @@ def convert_tcl(
     """
     shapes = weights.shapes
     config = build_config(shapes, num_vision_heads, num_text_heads)
-    check_keys(source, shapes, convert_tcl_tensor, TCLModel, config, _ADVICE)
-    kept = [name for name in shapes if not is_training_state(name)]
+    kept = {name: shape for name, shape in shapes.items() if not is_training_state(name)}
+    check_keys(source, kept, convert_tcl_tensor, TCLModel, config, _ADVICE)
     left = len(shapes) - len(kept)
     stored = dtype or weights.tensors["itm_head.weight"].dtype
     config.architectures = ["TCLModel"]

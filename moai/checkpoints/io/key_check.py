@@ -38,7 +38,11 @@ def check_keys(
     """
     with torch.device("meta"):
         model = model_class(config)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
+    tied = (
+        set(getattr(model, "_tied_weights_keys", None) or ())
+        if getattr(config, "tie_word_embeddings", False)
+        else set()
+    )
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     unknown, planned = [], {}
     for key, shape in shapes.items():
