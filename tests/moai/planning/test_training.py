@@ -72,12 +72,3 @@ def test_command_names_the_next_step_when_recipe_and_model_do_not_fit(tmp_path: 
     folder = save_flamingo(tmp_path)
     told = plan(str(folder), "--config", str(REPO_ROOT / "configs" / "train_stage1.yaml"), code=1)
     assert "got one for another model" in told and "a flamingo" in told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2])
-def test_documented_arithmetic_is_the_command_s_when_run(stage: int) -> None:
-    text = (REPO_ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    documented = text.split(f"<!-- plan {stage} -->")[1].split(f"<!-- /plan {stage} -->")[0].strip()
-    words = documented.split("```")[1].splitlines()[1].split()[2:]
-    assert plan(*words).strip() == documented.split("```", 2)[2].strip()
