@@ -8,8 +8,9 @@ The first command measures a checkpoint's verbalizers: panoptic quality, box AP5
 Panoptic quality and average precision are torchmetrics' (average precision on pycocotools). `--relations` tells recall
 and precision of scene graphs per predicate that geometry shows: of `scene_graph/geometric` on the true segments and
 boxes, which measures its geometry alone; with a model on what its segmenter and detector find, beside its own scene
-graph. Scenes say "driving on" where geometry can only say "on": narrower predicates count as what they look like
-(:data:`SEEN_AS`), the others are not asked for. "beside" counts in both directions.
+graph; with `--boxes` on the true boxes of things alone, as a detector of photographs would find them. Scenes say
+"driving on" where geometry can only say "on": narrower predicates count as what they look like (:data:`SEEN_AS`), those
+of people are told of boxes alone, the others are not asked for. "beside" counts in both directions.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
 from verbalizers import Scene, parse_scene
 from verbalizers.core.boxes import box_iou
-from verbalizers.core.geometry import PREDICATES
+from verbalizers.core.geometry import PEOPLES_PREDICATES, PREDICATES
 from verbalizers.core.registry import build_verbalizer
 from verbalizers.core.structures import Detections, Relations, Segments, TextLines
 from verbalizers.core.verbalizer import Verbalizer
@@ -56,13 +57,14 @@ __all__ = [
 ]
 
 SEEN_AS: dict[str, str] = {
-    **{predicate: predicate for predicate in PREDICATES},
+    **{predicate: predicate for predicate in (*PREDICATES, *PEOPLES_PREDICATES)},
     **dict.fromkeys(("standing on", "sitting on", "walking on", "running on", "parked on", "driving on"), "on"),
     "flying over": "over",
 }
-"""Predicates of scenes and what they look like; riding, holding, wearing, hanging, attached are not for geometry."""
+"""Predicates of scenes and what they look like; hanging and attached are not for geometry."""
 
 RECALL_AT = 20
+_NUMBERS = {5: "five", 8: "eight"}
 MIN_IOU = 0.5
 _BATCH = 8
 
@@ -288,6 +290,9 @@ class RelationCounts:
     Found relations are told apart by whether the truth speaks about their pair at all: of two things that happen to
     stand side by side it says nothing, which makes a relation between them neither right nor wrong.
 
+    Args:
+        predicates: those that are counted.
+
     Attributes:
         asked: predicate -> true relations.
         right: predicate -> those among them that were found.
@@ -296,7 +301,8 @@ class RelationCounts:
         found: predicate -> all found relations.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, predicates: Sequence[str] = PREDICATES) -> None:
+        self.predicates = tuple(predicates)
         self.asked, self.right, self.judged, self.agreed, self.found = (Counter[str]() for _ in range(5))
 
     def update(self, truth: Relations, found: Relations) -> None:
@@ -306,7 +312,7 @@ class RelationCounts:
             truth: with boxes.
             found: with boxes; its objects are true ones where boxes overlap by :data:`MIN_IOU` and names agree.
         """
-        wanted = {t for t in _triplets(truth, range(len(truth.object_names))) if t[1] in PREDICATES}
+        wanted = {t for t in _triplets(truth, range(len(truth.object_names))) if t[1] in self.predicates}
         pairs = {frozenset((s, o)) for s, _, o in _triplets(truth, range(len(truth.object_names)))}
         told = set(_triplets(found, _match_objects(truth, found)))
         self.asked.update(predicate for _, predicate, _ in wanted)
@@ -319,8 +325,8 @@ class RelationCounts:
     def rows(self) -> list[tuple[str, int, int, int, int, int]]:
         """Per predicate, then for all: name, asked, right, judged, agreed, found."""
         columns = (self.asked, self.right, self.judged, self.agreed, self.found)
-        rows = [(predicate, *(column[predicate] for column in columns)) for predicate in PREDICATES]
-        return [*rows, ("all five", *(sum(row[i] for row in rows) for i in range(1, 6)))]
+        rows = [(predicate, *(column[predicate] for column in columns)) for predicate in self.predicates]
+        return [*rows, (f"all {_NUMBERS[len(rows)]}", *(sum(row[i] for row in rows) for i in range(1, 6)))]
 
 
 def _triplets(relations: Relations, numbers: Sequence[int]) -> list[tuple[int, str, int]]:
@@ -345,13 +351,14 @@ def _match_objects(truth: Relations, found: Relations) -> list[int]:
 
 
 def count_relations(
-    samples: Iterable[SceneSample], verbalizers: Sequence[Verbalizer] | None = None
+    samples: Iterable[SceneSample], verbalizers: Sequence[Verbalizer] | None = None, has_boxes_only: bool = False
 ) -> Mapping[str, RelationCounts]:
     """Run scene graphs on scenes.
 
     Args:
         samples: Scenes with their truth.
         verbalizers: Those of a checkpoint; its scene graph is counted too. None = the truth's segments and detections.
+        has_boxes_only: Of the truth the boxes of things; relations to grounds and skies are not asked for.
 
     Returns:
         Counts by the scene graph's name.
@@ -359,16 +366,18 @@ def count_relations(
     geometric = build_verbalizer("scene_graph", "geometric")
     others = [verbalizer for verbalizer in verbalizers or () if verbalizer.kind not in ("scene_graph", "ocr")]
     graphs = [geometric, *(v for v in verbalizers or () if v.kind == "scene_graph" and v.backend != geometric.backend)]
-    counts = {f"scene_graph/{graph.backend}": RelationCounts() for graph in graphs}
+    predicates = (*PREDICATES, *PEOPLES_PREDICATES) if has_boxes_only else PREDICATES
+    counts = {f"scene_graph/{graph.backend}": RelationCounts(predicates) for graph in graphs}
     samples = iter(samples)
     while batch := list(islice(samples, _BATCH)):
         images = [sample.image for sample in batch] if verbalizers else [_blank(sample) for sample in batch]
-        known = [_without_relations(sample.truth) for sample in batch]
+        known = [(_keep_boxes if has_boxes_only else _without_relations)(sample.truth) for sample in batch]
         scenes = parse_scene(images, others) if verbalizers else known
         for graph in graphs:
             for sample, found in zip(batch, parse_scene(images, [graph], known=scenes), strict=True):
                 if found.relations is not None:
-                    counts[f"scene_graph/{graph.backend}"].update(sample.truth.relations, found.relations)
+                    truth = _between_things(sample.truth.relations) if has_boxes_only else sample.truth.relations
+                    counts[f"scene_graph/{graph.backend}"].update(truth, found.relations)
     return counts
 
 
@@ -379,6 +388,31 @@ def _blank(sample: SceneSample) -> np.ndarray:
 
 def _without_relations(truth: Scene) -> Scene:
     return Scene(truth.image_size_hw, segments=truth.segments, detections=truth.detections)
+
+
+def _keep_boxes(truth: Scene) -> Scene:
+    """What a perfect detector of things would find."""
+    names = (*truth.segments.class_names, *truth.detections.class_names)
+    boxes = np.concatenate([truth.segments.boxes_xyxy, truth.detections.boxes_xyxy])
+    kept = [index for index, name in enumerate(names) if name in OBJECT_CLASSES]
+    sure = np.ones(len(kept), np.float32)
+    found = Detections(boxes[kept], tuple(names[index] for index in kept), sure, truth.image_size_hw)
+    return Scene(truth.image_size_hw, detections=found)
+
+
+def _between_things(relations: Relations) -> Relations:
+    """The relations whose object is a thing."""
+    kept = [
+        row for row, index in enumerate(relations.object_indices) if relations.object_names[index] in OBJECT_CLASSES
+    ]
+    return Relations(
+        relations.object_names,
+        relations.subject_indices[kept],
+        relations.object_indices[kept],
+        tuple(relations.predicates[row] for row in kept),
+        relations.confidence[kept],
+        relations.object_boxes_xyxy,
+    )
 
 
 def build_measured(settings: VerbalizerSettings, kinds: Sequence[str]) -> list[Verbalizer]:
@@ -423,6 +457,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure verbalizers on test scenes.")
     parser.add_argument("--model", help="checkpoint whose verbalizers look")
     parser.add_argument("--relations", action="store_true", help="recall and precision of relations per predicate")
+    parser.add_argument("--boxes", action="store_true", help="with --relations: of the truth the boxes of things alone")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--kind", choices=sorted(SCORES), action="append", help="only this one; may be repeated")
@@ -430,10 +465,13 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.model is None and not chosen.relations:
         parser.error("expected --model, whose verbalizers are measured, or --relations on the truth")
+    if chosen.boxes and (chosen.model is not None or not chosen.relations):
+        parser.error("expected --boxes with --relations on the truth, without --model")
     settings = None if chosen.model is None else VerbalizerSettings.load(find_checkpoint(chosen.model))
     if chosen.relations:
         stream = Scenes(chosen.split, image_size=448, num_questions=1, length=chosen.scenes)
-        print(relations_table(count_relations(stream, None if settings is None else settings.build()[0])))
+        looking = None if settings is None else settings.build()[0]
+        print(relations_table(count_relations(stream, looking, chosen.boxes)))
         return
     measured = evaluate_verbalizers(
         build_measured(settings, tuple(chosen.kind or SCORES)), chosen.scenes, split=chosen.split

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +28,7 @@ def collect_info() -> dict[str, Any]:
     from ..checkpoints.io.lookup import list_bundled_checkpoints
     from ..import_utils import EXTRA_OF_PACKAGE
 
-    optional = {}
+    optional, bundled = {}, list_bundled_checkpoints()
     for package, extra in EXTRA_OF_PACKAGE.items():
         version = _find_version(package)
         optional[package] = version or f'not installed: pip install "moai-vlm[{extra}]"'
@@ -38,8 +40,14 @@ def collect_info() -> dict[str, Any]:
         "devices": ["cpu", *devices],
         "optional packages": optional,
         "verbalizers": {kind: list(backends) for kind, backends in available_verbalizers().items()},
-        "bundled checkpoints": {name: str(path) for name, path in list_bundled_checkpoints().items()},
+        "bundled checkpoints": {name: str(path) for name, path in bundled.items()},
+        "what they know": {name: domain for name, path in bundled.items() if (domain := _read_domain(path))},
     }
+
+
+def _read_domain(folder: Path) -> str | None:
+    """The images that a checkpoint knows, where they are not images in general."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("domain")
 
 
 def _find_version(package: str) -> str | None:

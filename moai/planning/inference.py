@@ -238,8 +238,14 @@ def measure_verbalizers(verbalizers: Iterable[Verbalizer]) -> Mapping[str, int |
     """
     sizes: dict[str, int | None] = {}
     for verbalizer in verbalizers:
-        checkpoint = verbalizer.settings().get("checkpoint")
-        if checkpoint is None:  # a package that brings its weights, or none
+        settings = verbalizer.settings()
+        checkpoint = settings.get("checkpoint")
+        parts = [
+            Path(part["checkpoint"]) for part in settings.values() if isinstance(part, Mapping) and "checkpoint" in part
+        ]
+        if parts:  # `by_image` holds settings of two
+            sizes[verbalizer.kind] = sum(map(_measure_folder, parts))
+        elif checkpoint is None:  # a package that brings its weights, or none
             package = importlib.util.find_spec(verbalizer.backend)
             folders = package.submodule_search_locations if package is not None else None
             sizes[verbalizer.kind] = _measure_folder(Path(folders[0])) if folders else 0

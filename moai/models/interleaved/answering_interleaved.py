@@ -27,7 +27,8 @@ class InterleavedAnswering(Answering):
     Options of an answer:
 
     * ``shots``: demonstrations in front of the question, ``[(image, question, answer), ...]``, an image being None
-      for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``; or
+      for text alone, perhaps with a fourth entry, the verbalization; or a JSONL file of
+      ``{"image": ..., "question": ..., "answer": ...}``, perhaps with ``"scene"``; or
       :class:`~moai.models.shots.Demonstrations`, of which each question gets its own.
     * ``prompt``: how questions are written, one of the processor's ``prompts``.
     * ``choices``: the answers to choose from, a list or ``"yes,no"``; reports hold their log-probabilities.

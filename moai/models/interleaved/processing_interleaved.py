@@ -111,12 +111,13 @@ class InterleavedProcessor(GuardedProcessor):
         Args:
             images: What is asked about.
             question: Data; or messages whose last one asks, with a part ``{"type": "image"}`` per image.
-            shots: Demonstrations; their images may be None.
+            shots: Demonstrations; their images may be None, and what verbalizers say about one is a text.
             context: What verbalizers say about the images; stands between them and the question.
         """
         messages = []
-        for image, asked, answer in shots:
-            messages += [_ask([] if image is None else [image], asked), {"role": "assistant", "content": answer}]
+        for image, asked, answer, *said in shots:
+            turn = _ask([] if image is None else [image], asked, *said)
+            messages += [turn, {"role": "assistant", "content": answer}]
         given = [] if images is None else as_list(images)
         if isinstance(question, str):
             return [*messages, _ask(given, question, context)]

@@ -171,8 +171,9 @@ class MoAIAnswering(Answering):
             return self._generate_rerouted(inputs, dict(options), is_reporting, generate_kwargs)
         if "choices" in options:
             return super().generate(inputs, options, is_reporting, **generate_kwargs)
-        result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
-        answers = self._read_answers(result, inputs, options, is_reporting)
+        answers, result = self._generate_texts(
+            inputs, options, is_reporting, output_routing=is_reporting, **options, **generate_kwargs
+        )
         if not is_reporting or result.routing is None:
             return answers
         # With beams the prompt stands there once per beam, a sample's beams side by side.

@@ -23,7 +23,7 @@ from ..cache_names import as_keyword, read_cache, resolve_cache
 from ..forward_arguments import takes_arguments_of
 from .configuration_moai import MoAIConfig
 from .generation import MoAIGenerationMixin
-from .image_rows import find_different_rows, repeat_rows
+from .image_rows import find_different_rows, passes_together, take_rows
 from .injection import Mixture, prepare_decoder
 from .losses import ignore_placeholders, loss_without_placeholders
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
@@ -86,13 +86,33 @@ class MoAIModel(MoAIPreTrainedModel):
         given, places = find_different_rows(pixel_values)
         outputs = self.vision_tower(given, **kwargs | {"return_dict": True})
         if places is not None:
-            outputs = repeat_rows(outputs, places)
+            outputs = take_rows(outputs, places)
         states = [outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers]
         features = torch.cat(states, dim=-1)
         if strategy == "default":
             features = features[:, 1:]
         outputs.pooler_output = self.multi_modal_projector(features)
         return outputs
+
+    def get_image_and_map_features(
+        self, pixel_values: torch.Tensor | None, auxiliary_pixel_values: torch.Tensor | None, **kwargs: Any
+    ) -> tuple[BaseModelOutputWithPooling | None, torch.Tensor | None]:
+        """Encode images and maps in one pass of the vision tower, where that is faster.
+
+        Args:
+            pixel_values: ``(images, 3, H, W)``.
+            auxiliary_pixel_values: ``(B, 3, H, W)``.
+            **kwargs: Those of :meth:`get_image_features`.
+
+        Returns:
+            What :meth:`get_image_features` returns of the images, and the maps' ``(B, patches, D)``; None and None
+            where each is to pass alone.
+        """
+        if not passes_together(pixel_values, auxiliary_pixel_values):
+            return None, None
+        both = self.get_image_features(torch.cat([pixel_values, auxiliary_pixel_values]), return_dict=True, **kwargs)
+        count = len(pixel_values)
+        return take_rows(both, slice(0, count)), both.pooler_output[count:]
 
     def get_auxiliary_states(
         self,
@@ -102,6 +122,7 @@ class MoAIModel(MoAIPreTrainedModel):
         auxiliary_source_mask: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
+        map_features: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Compress the auxiliary tokens: embeddings of the verbalization and patch features of the panoptic map.
 
@@ -113,14 +134,15 @@ class MoAIModel(MoAIPreTrainedModel):
                 same as empty ones. None = every sample has what is given.
             vision_feature_layer: How the map is read; see :meth:`get_image_features`.
             vision_feature_select_strategy: Likewise.
+            map_features: ``(B, patches, D)`` instead of ``auxiliary_pixel_values``, to skip the vision tower.
 
         Returns:
             ``(B, N, D)``, zeros for a sample without words and map; None when there is nothing auxiliary.
         """
-        embeds = patches = None
+        embeds, patches = None, map_features
         if auxiliary_input_ids is not None:
             embeds = self.get_input_embeddings()(auxiliary_input_ids)  # (B, A, D)
-        if auxiliary_pixel_values is not None:
+        if patches is None and auxiliary_pixel_values is not None:
             patches = self.get_image_features(
                 auxiliary_pixel_values, vision_feature_layer, vision_feature_select_strategy, return_dict=True
             ).pooler_output
@@ -202,12 +224,17 @@ class MoAIModel(MoAIPreTrainedModel):
             if kwargs.get(name) is None and getattr(self.config, name, None):
                 kwargs[name] = True
 
-        image_outputs = (mm_encoder_outputs or {}).get("image")
+        image_outputs, map_features = (mm_encoder_outputs or {}).get("image"), None
+        read = {
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+        }
         if image_features is None and image_outputs is None and pixel_values is not None:
             chosen = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
-            image_outputs = self.get_image_features(
-                pixel_values, vision_feature_layer, vision_feature_select_strategy, return_dict=True, **chosen
-            )
+            maps = auxiliary_pixel_values if auxiliary_states is None else None
+            image_outputs, map_features = self.get_image_and_map_features(pixel_values, maps, **read, **chosen)
+            if image_outputs is None:
+                image_outputs = self.get_image_features(pixel_values, **read, return_dict=True, **chosen)
         if image_features is None and image_outputs is not None:
             image_features = image_outputs.pooler_output
             if not isinstance(image_features, torch.Tensor):
@@ -218,8 +245,8 @@ class MoAIModel(MoAIPreTrainedModel):
                 auxiliary_attention_mask,
                 auxiliary_pixel_values,
                 auxiliary_source_mask,
-                vision_feature_layer,
-                vision_feature_select_strategy,
+                **read,
+                map_features=map_features,
             )
 
         placeholder = self.config.image_token_id

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from moai.data.collator import CollatedBatches, SampleCollator, iterate_batches
+from moai.data.collator import WEIGHTS, CollatedBatches, SampleCollator, collate, iterate_batches
 from moai.import_utils import require
 from moai.processing.token_roles import IGNORE_INDEX
 
@@ -27,9 +27,15 @@ from ..trained_parts import ADAPTER, adapter_pattern, base_model, find_modules, 
 __all__ = ["AnswersTask", "add_adapter", "answer_loss", "count_targets", "target_window"]
 
 
-def count_targets(labels: torch.Tensor) -> int:
-    """Tokens of ``(B, L)`` labels that carry a loss: each is predicted from the position before it."""
-    return int((labels[:, 1:] != IGNORE_INDEX).sum())
+def count_targets(labels: torch.Tensor, weights: torch.Tensor | None = None) -> float:
+    """Tokens of ``(B, L)`` labels that carry a loss: each is predicted from the position before it.
+
+    Args:
+        labels: -100 = no loss.
+        weights: ``(B,)``: so much each of a sample's counts; None = 1.
+    """
+    counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1)
+    return int(counts.sum()) if weights is None else float((counts * weights).sum())
 
 
 def target_window(labels: torch.Tensor) -> int:
@@ -46,19 +52,24 @@ def target_window(labels: torch.Tensor) -> int:
     return length if len(columns) == 0 else min(length, length - int(columns[0]) + 1)
 
 
-def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def answer_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Cross entropy summed over answer tokens, a scalar.
 
     Args:
         logits: ``(B, W, vocabulary)`` of the last W positions; those before the first token, of virtual ones, are left
             out.
         labels: ``(B, L)``, -100 = no loss.
+        weights: ``(B,)``: so much each token of a sample counts; None = 1.
     """
     logits = logits[:, -labels.shape[1] :]
     targets = labels[:, -logits.shape[1] :][:, 1:]
-    return F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    losses = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum" if weights is None else "none",
     )
+    return losses if weights is None else (losses.view_as(targets).sum(dim=1) * weights).sum()
 
 
 def add_adapter(model: nn.Module, config: Any) -> nn.Module:
@@ -274,18 +285,19 @@ class AnswersTask(Task):
             options: From :meth:`options`.
         """
         inputs = {"samples": dict(samples), "options": dict(options), "window": target_window(samples["labels"])}
-        return Batch(inputs, self.count_targets(samples["labels"]), float(samples["attention_mask"].sum()))
+        num_targets = self.count_targets(samples["labels"], samples.get(WEIGHTS))
+        return Batch(inputs, num_targets, float(samples["attention_mask"].sum()))
 
-    def count_targets(self, labels: torch.Tensor) -> int:
-        """What the loss counts, see :attr:`.Batch.num_targets`: answer tokens of ``(B, L)`` labels."""
-        return count_targets(labels)
+    def count_targets(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> float:
+        """What the loss counts, see :attr:`.Batch.num_targets`: answer tokens, see :func:`count_targets`."""
+        return count_targets(labels, weights)
 
     def forward(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See :meth:`.Task.forward`; the loss counts answer tokens."""
         samples = dict(inputs["samples"])
-        labels = samples.pop("labels")
+        labels, weights = samples.pop("labels"), samples.pop(WEIGHTS, None)
         outputs = self.model(**samples, **inputs["options"], logits_to_keep=inputs["window"], use_cache=False)
-        return answer_loss(outputs.logits, labels), {}
+        return answer_loss(outputs.logits, labels, weights), {}
 
     def part_of(self, name: str) -> str:
         """The part that a parameter lies in; one of a learned prompt lies in none but the adapter."""
@@ -320,5 +332,5 @@ class AnswersTask(Task):
         size = self.settings.optimization.micro_batch_size
         chosen = range(place * size, min((place + 1) * size, len(self.validation)))
         collator = getattr(self.validation, "collator", self.collator)
-        samples = collator([self.validation[index] for index in chosen])
+        samples = collate(collator, [self.validation[index] for index in chosen])
         return self.make_batch(samples, self.validation_options(place))

@@ -61,8 +61,7 @@ def test_killed_run_equals_an_unbroken_one_when_started_again(checkpoint: Path, 
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     final = [(tmp_path / run / "final/adapter_model.safetensors").read_bytes() for run in ("whole", "broken")]
     assert final[0] == final[1]
-    assert run_training(recipe).is_finished  # once more: nothing is left to do
-    assert len(lines_of(tmp_path / "broken")) == 9
+    assert "trained 9 steps" in run_process(recipe)  # once more: nothing is left to do
 
 
 @pytest.mark.slow
