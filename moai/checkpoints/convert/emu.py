@@ -100,9 +100,7 @@ def convert_emu(
             f"{text_config.vocab_size}",
         },
         saved=saved,
-        finish=lambda folder: (
-            _convert_visual_decoder(source, folder / "visual_decoder", config, dtype) if draws else []
-        ),
+        finish=lambda folder: _convert_visual_decoder(source, folder, config, dtype) if draws else [],
     )
     return write_converted(
         made, kind=KIND.name, source=source, output=output, num_source_tensors=len(weights.tensors), stored=stored,
