@@ -154,7 +154,7 @@ def test_loss_is_a_weighted_mean_when_sources_have_weights(family: str, tmp_path
 
     @torch.no_grad()
     def measure(*samples: Sample) -> tuple[float, float]:
-        batch = task._batch(collate(task.collator, list(samples)), task.options(0))
+        batch = task.make_batch(collate(task.collator, list(samples)), task.options(0))
         return task(batch.inputs)[0].item(), batch.num_targets
 
     (first, num_first), (second, num_second) = measure(dataset[0]), measure(dataset[1])
