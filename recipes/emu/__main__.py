@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from moai.checkpoints.io.lookup import find_checkpoint
 from moai.training.trainer import run_training
 
 from .config import load_tiny_config
@@ -25,6 +26,7 @@ def main() -> None:
     if not (out / "sequence" / "final").is_dir():
         chosen = config.sequence
         model = {**chosen["model"], "text": str(out / "decoder")}
+        model["vision"] = find_checkpoint(model["vision"])
         sources = {**chosen.get("data", {}), "sources": [str(data / DOCUMENTS_FILE)]}
         run_training({**chosen, "model": model, "data": sources, "output_folder": str(out / "sequence")})
     train_autoencoder(config.autoencoder, data, out / "autoencoder", config.seed)
