@@ -60,17 +60,13 @@ class SheetSettings:
     """What is drawn and measured.
 
     Attributes:
-        images_per_caption: With one seed each.
         options: Of drawing, see :meth:`moai.Pipeline.draw`.
         image_size: Side to which drawings are enlarged for the detector.
-        threshold: Least confidence of a thing that counts as found.
         num_shuffles: Shuffles of the captions.
     """
 
-    images_per_caption: StrictInt = 1
     options: dict[str, Any] = field(default_factory=dict)
     image_size: StrictInt = 448
-    threshold: Number = 0.2
     num_shuffles: StrictInt = 1000
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.utils import cached_file
 
+from ...checkpoints.io.adapter_files import find_adapter_base
 from ...checkpoints.io.hub_download import download_files
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
@@ -82,7 +83,10 @@ class EmuAnswering(Answering):
     def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> Self:
         """See :meth:`.Answering.load`; the visual decoder is looked for beside the weights."""
         answering = super().load(name_or_path, revision=revision, **model_kwargs)
-        answering._visual_decoder = _find_visual_decoder(name_or_path, revision)
+        found, base = _find_visual_decoder(name_or_path, revision), find_adapter_base(name_or_path, revision)
+        if found is None and base is not None:  # an adapter draws with its base's
+            found = _find_visual_decoder(base.name, base.revision)
+        answering._visual_decoder = found
         return answering
 
     def save(self, folder: Path) -> None:
@@ -215,7 +219,8 @@ class EmuAnswering(Answering):
         Returns:
             ``(len(images), d)`` float32 of length 1, on the CPU: the mean of its normed tokens.
         """
-        model = self.model.model
+        whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model = whole.model
         pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         features = model.vision_tower(pixel_values=pixels.to(model.device, model.dtype)).last_hidden_state
         return torch.nn.functional.normalize(model.vision_norm(features).float().mean(dim=1), dim=-1).cpu()

@@ -104,8 +104,8 @@ def _find_decoder(chosen: EmuDecoderModelSettings, emu_folder: Path) -> Path | N
     folder = emu_folder / VISUAL_DECODER_FOLDER if chosen.decoder is None else Path(chosen.decoder).expanduser()
     if not (folder / "unet").is_dir() and not (folder / "vae").is_dir():
         raise ValueError(
-            f"expected a visual decoder in {folder} (unet/, vae/, scheduler/), got none. Name Stable Diffusion's folder "
-            "in `model.decoder`, or a new U-Net in `model.unet` with an autoencoder in `model.vae`."
+            f"expected a visual decoder in {folder} (unet/, vae/, scheduler/), got none. Name Stable Diffusion's in "
+            "`model.decoder`, or a new U-Net in `model.unet` with an autoencoder in `model.vae`."
         )
     return folder
 
@@ -121,9 +121,12 @@ def _build_decoder(chosen: EmuDecoderModelSettings, folder: Path | None, width: 
     import diffusers
 
     if chosen.unet is None:
+        old = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
+        unet = diffusers.UNet2DConditionModel.from_config({**old.config, "cross_attention_dim": width})
         # Keys and values of cross-attention are the only weights that the condition's width decides.
-        unet = diffusers.UNet2DConditionModel.from_pretrained(
-            folder / "unet", cross_attention_dim=width, low_cpu_mem_usage=False, ignore_mismatched_sizes=True
+        new, state = unet.state_dict(), old.state_dict()
+        unet.load_state_dict(
+            {name: state[name] if state[name].shape == value.shape else value for name, value in new.items()}
         )
     else:
         channels = {}

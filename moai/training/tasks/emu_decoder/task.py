@@ -157,5 +157,3 @@ class EmuDecoderTask(ImageTask):
         while self._num_kept > _MOST_KEPT and len(self._kept) > 1:
             self._num_kept -= self._kept.popitem(last=False)[1].nbytes
         return found
-
-
