@@ -3,7 +3,7 @@
 #   make test     set up what is needed and run the tests
 #   make check    ruff check, ruff format --check, tests (the same as pre-commit and .ci/run)
 #   make test-newest, test-oldest   the fast tests with the newest and the oldest releases that setup.cfg allows
-#   make test-lmms-eval   lmms-eval with the plug-in, in an environment of its own: three small tasks, offline (7 GB)
+#   make test-lmms-eval   lmms-eval with the plug-in and as a client of the server, in an environment of its own, offline (7 GB)
 #   make test-dist   build sdist and wheel, install the wheel in an empty environment and ask it a question
 #   make lock     write constraints/: the exact releases that everything above installs
 #   make soak     ten minutes of load and faults on a real server
@@ -16,7 +16,7 @@ PYTEST_ARGS ?= -n auto
 # What pins the releases; empty: the newest that setup.cfg allows.
 CONSTRAINTS ?= constraints/locked.txt
 DEMO_MODEL ?= checkpoints/moai-nano
-DEMO_PICTURE ?= examples/street.jpg
+DEMO_IMAGE ?= examples/street.jpg
 DEMO_QUESTION ?= What is written on the sign?
 DEMO_OVERLAY ?= outputs/demo_overlay.png
 
@@ -46,7 +46,7 @@ $(VENV)/.test-installed: setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 
 demo: $(VENV)/.demo-installed
 	@mkdir -p $(dir $(DEMO_OVERLAY))
-	$(OFFLINE) $(BIN)/moai ask "$(DEMO_PICTURE)" "$(DEMO_QUESTION)" --model "$(DEMO_MODEL)" --overlay "$(DEMO_OVERLAY)"
+	$(OFFLINE) $(BIN)/moai ask "$(DEMO_IMAGE)" "$(DEMO_QUESTION)" --model "$(DEMO_MODEL)" --overlay "$(DEMO_OVERLAY)"
 
 # One thread per worker: there is a worker per core.
 test: $(VENV)/.test-installed
@@ -62,7 +62,7 @@ test-oldest:
 # lmms-eval wants older releases than the rest of the house. It ends with 0 whatever happens: the test reads its results.
 test-lmms-eval: | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)-lmms
-	$(VENV)-lmms/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints/lmms.txt -e ".[train]" lmms-eval pytest
+	$(VENV)-lmms/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints/lmms.txt -e ".[train,serve]" lmms-eval pytest
 	OMP_NUM_THREADS=1 $(OFFLINE) $(VENV)-lmms/bin/python -m pytest tests/moai/evaluation/test_lmms.py
 
 # Asked from another folder by names that ship with the wheel: nothing of the source tree can answer.

@@ -45,18 +45,18 @@ from verbalizers.core.verbalizer import order_by_use
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "checkpoints" / "verbalizers"
 SECTIONS = ("throughput", "variants", "text-cache", "scene", "cache")
-NUM_PICTURES = 8
-PICTURE_SIZE = (240, 320)
+NUM_IMAGES = 8
+IMAGE_SIZE = (240, 320)
 
 Table = dict[str, object]
 """A title, a header and rows of text, beside the measurements they were made from."""
 
 
-def load_pictures() -> list[np.ndarray]:
+def load_images() -> list[np.ndarray]:
     """Eight different images of equal size, cut from the bundled ones: uint8 (240, 320, 3)."""
-    height, width = PICTURE_SIZE
+    height, width = IMAGE_SIZE
     images, generator = [], np.random.default_rng(0)
-    for index in range(NUM_PICTURES):
+    for index in range(NUM_IMAGES):
         source = Image.open(ROOT / "examples" / ("street.jpg", "astronaut.jpg")[index % 2]).convert("RGB")
         scale = max(width / source.width, height / source.height) * (1 + 0.1 * index)
         enlarged = source.resize((round(source.width * scale) + 1, round(source.height * scale) + 1))
@@ -74,11 +74,11 @@ def measure_throughput(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Table:
     """Images per second of each verbalizer alone."""
-    images, rows, records = load_pictures(), [], []
+    images, rows, records = load_images(), [], []
     for verbalizer in verbalizers:
         calls: dict[str, Callable[[], None]] = {}
         for batch in batches:
-            chosen = (images * (batch // NUM_PICTURES + 1))[:batch]
+            chosen = (images * (batch // NUM_IMAGES + 1))[:batch]
             scenes = parse_scene(chosen, [source for source in verbalizers if source.kind in verbalizer.uses])
             calls[str(batch)] = lambda chosen=chosen, scenes=scenes, v=verbalizer: v.predict_with(chosen, scenes)
         times = time_alternating(calls, num_rounds, device, clock=clock)
@@ -100,7 +100,7 @@ def measure_text_cache(
 ) -> Table:
     """One image for OWLv2 with its words' embeddings in memory, on disk, or to be computed."""
     names, origin = choose_names(NUM_NAMES)
-    image = load_pictures()[:1]
+    image = load_images()[:1]
     with tempfile.TemporaryDirectory() as stored:
         detector = next(v for v in build_verbalizers(folder, names, str(device)) if v.kind == "detection")
         detector.cache_dir = stored
@@ -132,8 +132,8 @@ def measure_scene(
     verbalizers: list[Verbalizer], num_rounds: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> Table:
     """All verbalizers in threads against one after the other, batches of 1 and of all images."""
-    images, rows, records = load_pictures(), [], []
-    for batch in (1, NUM_PICTURES):
+    images, rows, records = load_images(), [], []
+    for batch in (1, NUM_IMAGES):
         chosen = images[:batch]
 
         def one_by_one(chosen: list[np.ndarray] = chosen) -> None:
@@ -168,9 +168,9 @@ def measure_cache(
     from verbalizers.store.sources import read_sources
 
     with tempfile.TemporaryDirectory() as folder:
-        shown, out = Path(folder, "pictures"), Path(folder, "cache")
+        shown, out = Path(folder, "images"), Path(folder, "cache")
         shown.mkdir()
-        for index, image in enumerate(load_pictures()):
+        for index, image in enumerate(load_images()):
             Image.fromarray(image).save(shown / f"{index}.png")
         encoded = [path.read_bytes() for path in sorted(shown.iterdir())]
         build_cache(list(read_sources(shown)), verbalizers, out, load_encoded, num_workers=0)
@@ -185,9 +185,9 @@ def measure_cache(
                 assert cache[data].scene is not None
 
         times = time_alternating({"cached": cached, "fresh": fresh}, num_rounds, device, clock=clock)
-    per_picture = {name: [value / len(encoded) for value in values] for name, values in times.items()}
+    per_image = {name: [value / len(encoded) for value in values] for name, values in times.items()}
     ratio = paired_ratio(times["fresh"], times["cached"])
-    rows = [[*(Spread.of(values).shown(2) for values in per_picture.values()), ratio.shown(0)]]
+    rows = [[*(Spread.of(values).shown(2) for values in per_image.values()), ratio.shown(0)]]
     header = ["cached (Parquet), ms per image", "fresh, ms per image", "times faster"]
     return {"title": "Verbalize once", "header": header, "rows": rows, "records": [{"times_ms": times}]}
 
@@ -197,7 +197,7 @@ def to_markdown(machine: str, models: str, tables: list[Table]) -> str:
     lines = [
         "# What the verbalizers cost",
         "",
-        f"{machine}. {models} Images of {PICTURE_SIZE[1]} x {PICTURE_SIZE[0]}.",
+        f"{machine}. {models} Images of {IMAGE_SIZE[1]} x {IMAGE_SIZE[0]}.",
     ]
     for table in tables:
         lines += ["", f"## {table['title']}", "", *markdown_table(table["header"], table["rows"])]
@@ -209,7 +209,7 @@ def measure(arguments: argparse.Namespace, folder: Path, device: torch.device) -
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     sections = {
         "throughput": lambda v: measure_throughput(v, arguments.batches, arguments.rounds, device, clock),
-        "variants": lambda v: measure_variants(v, load_pictures(), arguments.batches, arguments.rounds, device),
+        "variants": lambda v: measure_variants(v, load_images(), arguments.batches, arguments.rounds, device),
         "text-cache": lambda v: measure_text_cache(folder, arguments.rounds, device, clock),
         "scene": lambda v: measure_scene(v, arguments.rounds, device, clock),
         "cache": lambda v: measure_cache(v, arguments.rounds, device, clock),

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from moai.scenes.asset_loading import load_font
 from moai.scenes.questions import QUESTION_KINDS
-from moai.scenes.scenery import SETTINGS
+from moai.scenes.scenery import SCENERIES
 from moai.scenes.scenes import Scenes, SceneSample
 from verbalizers import draw_scene
 
@@ -25,9 +25,9 @@ _PAPER, _INK, _MUTED = (255, 255, 255), (28, 30, 36), (110, 114, 124)
 
 
 def _choose_samples(scenes: Scenes, count: int) -> list[SceneSample]:
-    """The first telling scenes from every setting in turn: rich ones, then (for the overlays) sparse ones."""
+    """The first telling scenes from every scenery in turn: rich ones, then (for the overlays) sparse ones."""
     num_rich = max(count - _COLUMNS, 1)
-    wanted = [SETTINGS[k % len(SETTINGS)] for k in range(num_rich)]
+    wanted = [SCENERIES[k % len(SCENERIES)] for k in range(num_rich)]
     rich: list[SceneSample] = []
     sparse: list[SceneSample] = []
     for index in range(_MAX_SEARCH):
@@ -37,10 +37,10 @@ def _choose_samples(scenes: Scenes, count: int) -> list[SceneSample]:
         layout = sample.layout
         if not any(target >= len(layout.stuff) for _, _, target in layout.relations):
             continue
-        if layout.setting in wanted and len(layout.objects) >= 4:
-            wanted.remove(layout.setting)
+        if layout.scenery in wanted and len(layout.objects) >= 4:
+            wanted.remove(layout.scenery)
             rich.append(sample)
-        elif len(layout.objects) == 3 and layout.setting not in {other.layout.setting for other in sparse}:
+        elif len(layout.objects) == 3 and layout.scenery not in {other.layout.scenery for other in sparse}:
             sparse.append(sample)
     return [*rich, *sparse[: count - num_rich]]
 

@@ -2,7 +2,7 @@
 
     python -m recipes.gallery --model checkpoints/moai-nano --out docs
 
-Writes ``gallery_scenes.jpg`` (test scenes) and ``gallery_photos.jpg`` (the example photographs). Every row is one
+Writes ``gallery_scenes.jpg`` (test scenes) and ``gallery_photographs.jpg`` (the example photographs). Every row is one
 image, then what segmenter, detector and text reader, and scene graph found, drawn by `draw_scene`.
 """
 
@@ -73,18 +73,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="moai-nano", help="checkpoint whose verbalizers look")
     parser.add_argument("--out", required=True, type=Path, help="folder that receives the images")
     parser.add_argument("--scenes", type=int, default=6, help="how many test scenes")
-    parser.add_argument("--photos", type=Path, nargs="*", help="photographs (default: the examples)")
+    parser.add_argument("--photographs", type=Path, nargs="*", help="photographs (default: the examples)")
     chosen = parser.parse_args(arguments)
     settings = VerbalizerSettings.load(find_checkpoint(chosen.model))
     verbalizers, absent = settings.build()
     for kind, reason in absent.items():
         print(f"without {kind}: {reason}")
     examples = Path(__file__).resolve().parents[1] / "examples"
-    photos = chosen.photos if chosen.photos is not None else sorted(examples.glob("*.jpg"))
+    photographs = chosen.photographs if chosen.photographs is not None else sorted(examples.glob("*.jpg"))
     stream = Scenes("test", num_questions=1, num_objects=(3, 6), length=chosen.scenes)
     groups = {
         "gallery_scenes.jpg": [Image.fromarray(sample.image) for sample in stream],
-        "gallery_photos.jpg": [load_image(photo) for photo in photos],
+        "gallery_photographs.jpg": [load_image(photograph) for photograph in photographs],
     }
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name, images in groups.items():

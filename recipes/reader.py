@@ -54,7 +54,7 @@ def read_questions(files: Sequence[Path], cache: Path, tokenizer: InternLM2Token
     for row in (row for file in files for row in read_rows(file)):
         try:
             *turns, answer = (turn["value"] for turn in row.value["conversations"])
-            (image,) = row.pictures
+            (image,) = row.images
             asked.setdefault(image.location, []).append((turns, answer, row.value["kind"]))
         except (KeyError, TypeError, ValueError) as error:
             wanted = "expected `image`, `kind` and a question with its answer"

@@ -129,7 +129,7 @@ def build_tiny_inputs(
         maps.append(torch.randn(3, size, size, generator=generator))
         high = min(config.image_token_id, config.text_config.vocab_size)
         prompt = torch.randint(FIRST_WORD_ID, high, (words,), generator=generator)
-        prompts.append(torch.cat([torch.full((config.image_seq_length,), config.image_token_id), prompt]))
+        prompts.append(torch.cat([torch.full((config.num_image_tokens,), config.image_token_id), prompt]))
         auxiliaries.append(torch.randint(FIRST_WORD_ID, high, (auxiliary_words,), generator=generator))
     input_ids, attention_mask = _pad_left(prompts)
     auxiliary_input_ids, auxiliary_attention_mask = _pad_left(auxiliaries)

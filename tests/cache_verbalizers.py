@@ -14,11 +14,11 @@ BAD_COLOR = (13, 13, 13)
 
 
 def load_small(data: bytes) -> Image.Image:
-    """A picture of at most 100 x 100 pixels, as `load` of `build_cache`."""
-    picture = Image.open(io.BytesIO(data), formats=["PNG", "JPEG"])
-    if picture.width * picture.height > 10_000:
-        raise ValueError(f"expected at most 10000 pixels, got {picture.size}.")
-    return picture.convert("RGB")
+    """An image of at most 100 x 100 pixels, as `load` of `build_cache`."""
+    image = Image.open(io.BytesIO(data), formats=["PNG", "JPEG"])
+    if image.width * image.height > 10_000:
+        raise ValueError(f"expected at most 10000 pixels, got {image.size}.")
+    return image.convert("RGB")
 
 
 def _note(path: str, image: np.ndarray) -> None:
@@ -32,7 +32,7 @@ def _note(path: str, image: np.ndarray) -> None:
 @register_verbalizer("segmentation", "two_halves")
 @dataclass(eq=False)
 class TwoHalves(Verbalizer):
-    """The left and the right half of every picture, as segments with ids of any size."""
+    """The left and the right half of every image, as segments with ids of any size."""
 
     ids: tuple = (1, 2)
     log: str = ""
@@ -57,7 +57,7 @@ class TwoHalves(Verbalizer):
 @register_verbalizer("detection", "mean_colour")
 @dataclass(eq=False)
 class MeanColour(Verbalizer):
-    """One box with the picture's red value as its confidence; chokes on BAD_COLOR as told."""
+    """One box with the image's red value as its confidence; chokes on BAD_COLOR as told."""
 
     threshold: float = 0.0
     on_bad_color: str = "raise"
@@ -89,7 +89,7 @@ class Unsayable(Verbalizer):
 @register_verbalizer("pixels", "roots")
 @dataclass(eq=False)
 class PixelValues(Verbalizer):
-    """A map of three channels without words: the roots of the picture's values."""
+    """A map of three channels without words: the roots of the image's values."""
 
     def predict(self, images):
         """Label maps."""

@@ -109,7 +109,7 @@ def build_model(family: str, plora_rank: int, **options: Any) -> MoAIForConditio
 
 
 def draw_inputs(config: Any) -> dict[str, torch.Tensor]:
-    """A left-padded batch of two samples with pictures, maps and auxiliary words."""
+    """A left-padded batch of two samples with images, maps and auxiliary words."""
     inputs = build_tiny_inputs(config)
     for name in ("pixel_values", "auxiliary_pixel_values"):
         inputs[name] = draw(name, *inputs[name].shape)

@@ -1,4 +1,4 @@
-"""Pictures with text, and folders of real PP-OCR models made from what the rapidocr package carries."""
+"""Images with text, and folders of real PP-OCR models made from what the rapidocr package carries."""
 
 import json
 import shutil
@@ -14,12 +14,12 @@ SIGN_TEXTS = ("OPEN 24 HOURS", "EXIT", "Room 17")
 
 def draw_sign() -> np.ndarray:
     """uint8 (240, 480, 3): three pieces of text on two lines, drawn out of order."""
-    picture = Image.new("RGB", (480, 240), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(36)
+    image = Image.new("RGB", (480, 240), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(36)
     pen.text((250, 126), "Room 17", fill="blue", font=font)
     pen.text((20, 30), "OPEN 24 HOURS", fill="black", font=font)
     pen.text((20, 120), "EXIT", fill="red", font=font)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def draw_page(num_columns: int, degrees: int) -> tuple[np.ndarray, list[str]]:

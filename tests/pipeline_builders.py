@@ -1,4 +1,4 @@
-"""A whole tiny checkpoint on disk, pictures, and verbalizers whose behaviour a test chooses."""
+"""A whole tiny checkpoint on disk, images, and verbalizers whose behaviour a test chooses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_tiny_checkpoint(folder: Path, verbalizer_settings: Any = None, max_pos
         model.lm_head.weight.mul_(8)
     size = model.config.vision_config.image_size
     image_processor = MoAIImageProcessor(size={"height": size, "width": size})
-    processor = MoAIProcessor(image_processor, tokenizer, num_image_tokens=model.config.image_seq_length)
+    processor = MoAIProcessor(image_processor, tokenizer, num_image_tokens=model.config.num_image_tokens)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     if verbalizer_settings is not None:
@@ -58,8 +58,8 @@ def write_tiny_checkpoint(folder: Path, verbalizer_settings: Any = None, max_pos
     return folder
 
 
-def draw_picture(seed: int = 0, height: int = 60, width: int = 80) -> Image.Image:
-    """A seeded picture of coloured noise."""
+def draw_image(seed: int = 0, height: int = 60, width: int = 80) -> Image.Image:
+    """A seeded image of coloured noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -82,26 +82,26 @@ def build_text_lines(*texts: str) -> TextLines:
 
 
 class ScriptedVerbalizer(Verbalizer):
-    """Does to each picture what a test says, and counts the pictures.
+    """Does to each image what a test says, and counts the images.
 
     Args:
         kind: What it pretends to find.
-        find: Picture ``(H, W, 3)`` -> finding; it may raise or hang.
+        find: Image ``(H, W, 3)`` -> finding; it may raise or hang.
     """
 
     backend = "scripted"
 
     def __init__(self, kind: str, find: Callable[[np.ndarray], Any]) -> None:
-        self.kind, self._find, self._num_pictures = kind, find, 0
+        self.kind, self._find, self._num_images = kind, find, 0
 
     @property
-    def num_pictures(self) -> int:
-        """Pictures looked at so far."""
-        return self._num_pictures
+    def num_images(self) -> int:
+        """Images looked at so far."""
+        return self._num_images
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
-        """Look at each picture as told."""
-        self._num_pictures += len(images)
+        """Look at each image as told."""
+        self._num_images += len(images)
         return [self._find(image) for image in images]
 
 

@@ -1,4 +1,4 @@
-"""What the processor's tests share: a red picture, forged control tokens, ids of a question."""
+"""What the processor's tests share: a red image, forged control tokens, ids of a question."""
 
 import numpy as np
 

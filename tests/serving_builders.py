@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pipeline_builders import ScriptedVerbalizer, build_text_lines, draw_picture
+from pipeline_builders import ScriptedVerbalizer, build_text_lines, draw_image
 
 from moai import Pipeline
 from moai.serving.app import build_app
@@ -43,7 +43,7 @@ def build_message(question: str, *images: Image.Image | bytes | str) -> dict[str
 
 def build_body(question: str = "What is it?", *images: Any, **fields: Any) -> dict[str, Any]:
     """A request's body, about an image of noise unless others are given."""
-    message = build_message(question, *(images or (draw_picture(),)))
+    message = build_message(question, *(images or (draw_image(),)))
     return {"model": "tiny", "messages": [message], "max_tokens": 8} | fields
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from builders import TINY_TEXT, TINY_VISION, build_tiny_inputs
 from official_checkpoints import write_release
-from pipeline_builders import draw_picture, write_tiny_checkpoint
+from pipeline_builders import draw_image, write_tiny_checkpoint
 from training_builders import SHORT_TRAINING
 from typer.testing import CliRunner
 
@@ -26,7 +26,7 @@ DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md
 DOCUMENTS += sorted(f"docs/{file.name}" for file in (REPO_ROOT / "docs").glob("*.md"))
 # README.md asks this of a model and verbalizers from the hub.
 ANOTHER_MODEL = [
-    'moai ask photo.jpg "How many cups are there?" --model Qwen/Qwen3-VL-4B-Instruct --verbalizers published'
+    'moai ask image.jpg "How many cups are there?" --model Qwen/Qwen3-VL-4B-Instruct --verbalizers published'
 ]
 
 
@@ -70,12 +70,12 @@ def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path, monkeyp
     pytest.importorskip("peft")
     checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint")
     vision, text = _write_backbones(tmp_path)
-    picture = tmp_path / "picture.jpg"
-    draw_picture().save(picture)
+    image = tmp_path / "image.jpg"
+    draw_image().save(image)
     names = {
         "checkpoints/moai-nano": checkpoint,
         "moai-nano": checkpoint,
-        "picture.jpg": picture,
+        "image.jpg": image,
         "path/to/clip": vision,
         "path/to/smollm2": text,
     }
@@ -89,7 +89,7 @@ def test_readme_python_runs_when_read_from_top_to_bottom(tmp_path: Path, monkeyp
             namespace["inputs"] = build_tiny_inputs(namespace["model"].config)
         exec(compile(block, f"README.md, Python block {number + 1}", "exec"), namespace)
         if "from_backbones" in block:  # what it saved is a checkpoint that answers
-            namespace["moai"].Pipeline.from_pretrained("my-moai", [])(picture, "dogs?", max_new_tokens=2)
+            namespace["moai"].Pipeline.from_pretrained("my-moai", [])(image, "dogs?", max_new_tokens=2)
 
 
 def test_contributing_verbalizer_works_when_copied() -> None:
@@ -152,7 +152,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [json.loads(shown), {**json.loads(shown), "image": "images/page.png"}]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "your" / "questions.jsonl").write_text(text, encoding="utf-8")
-    draw_picture().save(tmp_path / "photo.jpg")
+    draw_image().save(tmp_path / "image.jpg")
     (tmp_path / "BK-Lee").mkdir()
     write_release(tmp_path / "BK-Lee" / "MoAI-7B")  # a folder goes before the hub's repository of that name
     monkeypatch.chdir(tmp_path)

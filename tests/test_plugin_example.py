@@ -18,9 +18,9 @@ from verbalizers import Detections, Scene, available_verbalizers, build_verbaliz
 
 assert available_verbalizers()["colour"] == ("mean",), available_verbalizers()
 assert "moai_colour_verbalizer" not in sys.modules, "listed without being imported"
-picture = np.zeros((60, 80, 3), np.uint8)
-picture[:, :40], picture[:, 40:] = (210, 20, 20), (30, 70, 210)
-found = parse_scene([picture], [build_verbalizer("colour")])[0]
+image = np.zeros((60, 80, 3), np.uint8)
+image[:, :40], image[:, 40:] = (210, 20, 20), (30, 70, 210)
+found = parse_scene([image], [build_verbalizer("colour")])[0]
 assert not found.failures, found.failures
 boxes = [[4, 4, 36, 56], [44, 4, 76, 56], [0, 0, 80, 60]]
 detections = Detections(boxes, ("balloon", "car", "wall"), (0.9, 0.8, 0.1), (60, 80))
@@ -73,7 +73,7 @@ def run(site, *arguments, text=None):
 
 @pytest.fixture(scope="module")
 def looked(site):
-    """The example's words about a picture, and the scene as JSON."""
+    """The example's words about an image, and the scene as JSON."""
     return run(site, "-c", LOOK)
 
 

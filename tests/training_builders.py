@@ -53,7 +53,7 @@ def write_tiny_checkpoint(folder: Path, family: str = "llama", **fields: Any) ->
     config = build_tiny_config(family, text=text, image_token_id=image_token_id, **fields)
     model = build_tiny_model(config=config)
     image_processor = MoAIImageProcessor(size={"height": 28, "width": 28})
-    processor = MoAIProcessor(image_processor, tokenizer, num_image_tokens=config.image_seq_length)
+    processor = MoAIProcessor(image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -1,6 +1,6 @@
 """The colours of things: a verbalizer in a package of its own, in three steps.
 
-Installed with `pip install examples/colour_verbalizer`, it is there by name: `moai verbalize picture.jpg
+Installed with `pip install examples/colour_verbalizer`, it is there by name: `moai verbalize image.jpg
 --verbalizers ocr,colour`, or `{"kind": "colour"}` in a checkpoint's verbalizers.json. Nothing of moai-vlm knows of it.
 """
 
@@ -35,7 +35,7 @@ COLOURS = {
 @register_finding
 @dataclass(frozen=True, eq=False)
 class ColourGrid(Finding):
-    """The mean colour of each field of a grid laid over the picture.
+    """The mean colour of each field of a grid laid over the image.
 
     Attributes:
         rgb: uint8 `(GRID, GRID, 3)`, rows from the top.
@@ -61,10 +61,10 @@ class ColourGrid(Finding):
         return list(COLOURS)[int(distances.argmin())]
 
 
-# Step 2: the verbalizer. One method: pictures in, one finding per picture out.
+# Step 2: the verbalizer. One method: images in, one finding per image out.
 @register_verbalizer("colour", "mean")
 class ColourVerbalizer(Verbalizer):
-    """Averages the picture's pixels over a grid."""
+    """Averages the image's pixels over a grid."""
 
     def predict(self, images: Sequence[np.ndarray]) -> list[ColourGrid]:
         """Look at uint8 `(H, W, 3)` RGB images."""

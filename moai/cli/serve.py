@@ -40,6 +40,10 @@ def serve(
         int | None, typer.Option("--max-prompt-tokens", min=1, help="Of a request's texts; default: the model's.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")] = 512,
+    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Answers, or beams, of a request.")] = 8,
+    max_drawn_images: Annotated[
+        int, typer.Option("--max-drawn-images", min=0, help="Images in an answer of a model that draws (an Emu).")
+    ] = 0,
     max_queue: Annotated[
         int, typer.Option("--max-queue", min=1, help="Requests at a time; one more is told 429.")
     ] = 64,
@@ -80,6 +84,8 @@ def serve(
             max_images=max_images,
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
+            max_rows=max_rows,
+            max_drawn_images=max_drawn_images,
             max_queue=max_queue,
             request_timeout_s=request_timeout,
             verbalizer_timeout_s=timeout or None,

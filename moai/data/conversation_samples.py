@@ -54,7 +54,7 @@ class ConversationSamples:
     Attributes:
         name: Of the file.
         lengths: Tokens per sample.
-        images: int64 per sample; the same number = the same images.
+        image_indices: int64 per sample; the same number = the same images.
         findings: As given.
 
     Raises:
@@ -86,9 +86,9 @@ class ConversationSamples:
             usable = self._usable_turns(row, messages, report)
             if not usable:
                 continue
-            images = [image.to_dict() for image in row.pictures]
+            images = [image.to_dict() for image in row.images]
             self._hashes.append(b"".join(self._contents.pop(row.place, [])))
-            look = looks.setdefault(_same(row.pictures) or (row.place,), len(looks))
+            look = looks.setdefault(_same(row.images) or (row.place,), len(looks))
             packed.append(json.dumps([row.place, images, messages]).encode())
             sizes.append(len(packed[-1]))
             for turn, length in usable:
@@ -96,9 +96,9 @@ class ConversationSamples:
                 turns.append(turn)
                 about.append(look)
                 self.lengths.append(length)
-            report.num_pictures += len(images)
+            report.num_images += len(images)
         self._packed, self._stops = b"".join(packed), np.cumsum([0, *sizes])
-        self.pictures = np.array(about, np.int64)
+        self.image_indices = np.array(about, np.int64)
         self._recent: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
         self._owners, self._turns = np.array(owners, np.int64), np.array(turns, np.int32)
 
@@ -126,7 +126,7 @@ class ConversationSamples:
     def identity(self) -> dict[str, Any]:
         """Contents of rows, images and verbalizations, see :func:`moai.data.sample_identity.fold_digests`.
 
-        Images that were not read when the rows were checked (`check_pictures: path`) are read now.
+        Images that were not read when the rows were checked (`check_images: path`) are read now.
         """
         turns = np.split(self._turns, np.flatnonzero(np.diff(self._owners)) + 1)
         rows, texts, are_known = range(len(self._hashes)), [], True
@@ -208,13 +208,13 @@ class ConversationSamples:
 
     def _parse(self, row: ConversationRow, report: DataReport) -> list[dict[str, Any]] | None:
         try:
-            messages = parse_conversation(row.value, len(row.pictures), self._collator.reads_documents)
-            if len(row.pictures) > self._settings.max_images:
+            messages = parse_conversation(row.value, len(row.images), self._collator.reads_documents)
+            if len(row.images) > self._settings.max_images:
                 limit = self._settings.max_images
-                raise ValueError(f"expected at most {limit} images (`max_images`), got {len(row.pictures)}")
+                raise ValueError(f"expected at most {limit} images (`max_images`), got {len(row.images)}")
             most = self._collator.max_images
-            if most is not None and len(row.pictures) > most:
-                raise ValueError(f"expected at most {most} images, which the model looks at, got {len(row.pictures)}")
+            if most is not None and len(row.images) > most:
+                raise ValueError(f"expected at most {most} images, which the model looks at, got {len(row.images)}")
             return messages
         except ValueError as error:
             report.add(row.place, str(error))
@@ -226,14 +226,14 @@ class ConversationSamples:
             return row.problem, []
         missing = []
         wants_cache = self.findings is not None and self.findings.cache is not None
-        for image in row.pictures[: self._settings.max_images]:
+        for image in row.images[: self._settings.max_images]:
             try:
-                if self._settings.check_pictures == "path":
+                if self._settings.check_images == "path":
                     image.check()
                     continue
                 content = image.read()
                 self._contents.setdefault(row.place, []).append(hashlib.sha256(content).digest())
-                if self._settings.check_pictures == "decode":
+                if self._settings.check_images == "decode":
                     load_image(content, self._max_pixels)
                 else:
                     check_header(content, self._max_pixels)

@@ -36,13 +36,13 @@ _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "data")
 _ROLES = ("system", "user", "assistant")
 
 
-def parse_conversation(row: Any, num_pictures: int, allows_documents: bool = False) -> list[dict[str, Any]]:
+def parse_conversation(row: Any, num_images: int, allows_documents: bool = False) -> list[dict[str, Any]]:
     """The messages of one row.
 
     Args:
         row: A mapping with `messages` (TRL's shape: `role` and `content`, text or parts), or with `conversations`
             (LLaVA's: `from` and `value`). `system` beside them is the system's turn.
-        num_pictures: Images that the row brings along.
+        num_images: Images that the row brings along.
         allows_documents: Whether it may be a document: one turn of the assistant, which may hold images.
 
     Returns:
@@ -56,12 +56,12 @@ def parse_conversation(row: Any, num_pictures: int, allows_documents: bool = Fal
     if row.get("messages") is not None:
         messages = [_parse_message(turn, number) for number, turn in enumerate(_turns(row, "messages"), start=1)]
         if allows_documents and [message["role"] for message in messages] == ["assistant"]:
-            _check_document(messages[0], num_pictures)
+            _check_document(messages[0], num_images)
             return messages
         for number, message in enumerate(messages, start=1):
             if message["role"] == "assistant" and count_images([message]):
                 raise ValueError(f"turn {number}: an answer holds an image; a language model answers with words only")
-        if num_pictures and not count_images(messages):
+        if num_images and not count_images(messages):
             for message in messages:
                 if message["role"] == "user":
                     message["content"] = _split_at_placeholders(text_of(message))
@@ -72,7 +72,7 @@ def parse_conversation(row: Any, num_pictures: int, allows_documents: bool = Fal
     if system := row.get("system"):  # LLaMA-Factory's place for it
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": _system_text(system)}]})
     _check_order(messages)
-    _place_images(messages, num_pictures)
+    _place_images(messages, num_images)
     return messages
 
 
@@ -194,12 +194,12 @@ def _parse_message(turn: Any, number: int) -> dict[str, Any]:
     return {"role": role, "content": _without_margins(parts)}
 
 
-def _check_document(message: Mapping[str, Any], num_pictures: int) -> None:
+def _check_document(message: Mapping[str, Any], num_images: int) -> None:
     if not text_of(message):
         raise ValueError("expected words in a document, got none")
-    if (num_placed := count_images([message])) != num_pictures:
+    if (num_placed := count_images([message])) != num_images:
         raise ValueError(
-            f"expected a part of type image in a document for each of its images, got {num_placed} for {num_pictures}"
+            f"expected a part of type image in a document for each of its images, got {num_placed} for {num_images}"
         )
 
 
@@ -221,14 +221,14 @@ def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError("expected at least one answer of the assistant, got none")
 
 
-def _place_images(messages: list[dict[str, Any]], num_pictures: int) -> None:
+def _place_images(messages: list[dict[str, Any]], num_images: int) -> None:
     """Match placeholders and images; without placeholders the first question gets the images."""
     num_placed = count_images(messages)
-    if num_placed == 0 and num_pictures > 0:
+    if num_placed == 0 and num_images > 0:
         first = next(message for message in messages if message["role"] == "user")
-        first["content"] = [{"type": "image"}] * num_pictures + first["content"]
-    elif num_placed != num_pictures:
+        first["content"] = [{"type": "image"}] * num_images + first["content"]
+    elif num_placed != num_images:
         raise ValueError(
-            f"expected as many images as the turns mention, got {num_pictures} images and {num_placed} mentions "
+            f"expected as many images as the turns mention, got {num_images} images and {num_placed} mentions "
             f"({LLAVA_PLACEHOLDER} in a question, or a part of type image). Mention each image once, in order"
         )

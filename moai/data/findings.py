@@ -1,7 +1,7 @@
 """Verbalizations of training images: read from a cache, made now, or left out.
 
     findings = FindingsReader.from_settings(DataSettings(sources="train.jsonl", cache="cache"))
-    found = findings.read(picture_bytes, image)  # found.text, found.scene
+    found = findings.read(image_bytes, image)  # found.text, found.scene
 
 Training and evaluation read the same words through it. It travels to worker processes; verbalizers are built in the
 process that needs them.

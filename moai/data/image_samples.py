@@ -161,7 +161,7 @@ def _read(
     number = 0
     if has_captions:
         for row in read_rows(source.path, source.image_folder, source.split, source.column):
-            yield row.place, row.problem or _find_captions(row.value, row.pictures, source.caption)
+            yield row.place, row.problem or _find_captions(row.value, row.images, source.caption)
             number += 1
             if number == source.limit:
                 return

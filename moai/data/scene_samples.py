@@ -92,10 +92,10 @@ class SceneSamples:
                 f"expected at most {self._limit} tokens (`max_length`, or what the model reads), scenes have {longest}."
             )
         self.lengths = [longest] * (count * self._per_scene)
-        self.pictures = np.repeat(np.arange(count), self._per_scene)
+        self.image_indices = np.repeat(np.arange(count), self._per_scene)
         self._seen: tuple[int, tuple[Any, ...]] | None = None
         report.num_rows += count
-        report.num_pictures += count
+        report.num_images += count
 
     def identity(self) -> dict[str, Any]:
         """Hash of the first scenes' questions and answers: what they are is said by the settings and the code."""

@@ -51,7 +51,7 @@ class _Part(Protocol):
 
     name: str
     lengths: list[int]
-    pictures: np.ndarray
+    image_indices: np.ndarray
     findings: FindingsReader | None
 
     def identity(self) -> dict[str, Any]: ...
@@ -76,7 +76,7 @@ class TrainingDataset(Dataset[Sample]):
     Attributes:
         lengths: Tokens of each sample (images, history and answer included), told without decoding or rendering:
             exact but for words that merge across the borders of turns.
-        images: int64; samples with the same number are about the same image.
+        image_indices: int64; samples with the same number are about the same image.
         report: Bad rows and counts. Worker processes have copies of it.
         collator: What makes batches of these samples.
     """
@@ -93,11 +93,11 @@ class TrainingDataset(Dataset[Sample]):
         self.lengths: list[int] = [length for part in parts for length in part.lengths]
         numbers, start = [], 0
         for part in parts:
-            numbers.append(start + part.pictures)
-            start += 1 + int(part.pictures.max(initial=-1))
-        self.pictures: np.ndarray = np.concatenate(numbers)
+            numbers.append(start + part.image_indices)
+            start += 1 + int(part.image_indices.max(initial=-1))
+        self.image_indices: np.ndarray = np.concatenate(numbers)
         # Images that cannot be read, in memory that worker processes share.
-        self._is_bad = torch.zeros(1 + int(self.pictures.max(initial=-1)), dtype=torch.bool).share_memory_()
+        self._is_bad = torch.zeros(1 + int(self.image_indices.max(initial=-1)), dtype=torch.bool).share_memory_()
         self._num_bad = len(report.problems)
         self.collator = collator
 
@@ -127,7 +127,7 @@ class TrainingDataset(Dataset[Sample]):
                     raise ValueError(f"{part.place(local)}: {error}. Run `moai verbalize` once more.") from error
                 logger.warning("%s: %s; another sample stands in", part.place(local), error)
             except BadSampleError as error:
-                self._is_bad[self.pictures[(index + step) % len(self)]] = True
+                self._is_bad[self.image_indices[(index + step) % len(self)]] = True
                 self.report.add_late(part.place(local), str(error), self._num_bad + int(self._is_bad.sum()))
             else:
                 return sample

@@ -41,7 +41,7 @@ class DataReport:
         file: Where all problems are listed, one JSON object a line; None = nowhere.
         num_rows: Rows read.
         num_samples: Training samples made of them.
-        num_pictures: Images that the samples' rows show.
+        num_images: Images that the samples' rows show.
         problems: Malformed rows, unreadable images, too long samples: skipped.
         missing: Images without an entry in the cache of verbalizations.
         missing_action: What happens with those.
@@ -51,7 +51,7 @@ class DataReport:
     file: Path | None = None
     num_rows: int = 0
     num_samples: int = 0
-    num_pictures: int = 0
+    num_images: int = 0
     problems: list[Problem] = field(default_factory=list)
     missing: list[Problem] = field(default_factory=list)
     missing_action: str = "error"
@@ -80,7 +80,7 @@ class DataReport:
         if num_bad > self.max_bad_rows:
             raise ValueError(
                 f"expected at most {self.max_bad_rows} bad rows (`max_bad_rows`), got {num_bad}, the last one while "
-                f"reading samples: {problem} Correct the data, or allow more; `check_pictures: decode` finds damaged "
+                f"reading samples: {problem} Correct the data, or allow more; `check_images: decode` finds damaged "
                 "images before the first step."
             )
         if is_new:
@@ -126,12 +126,12 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, JSON-able."""
-        counts = {name: getattr(self, name) for name in ("num_rows", "num_samples", "num_pictures")}
+        counts = {name: getattr(self, name) for name in ("num_rows", "num_samples", "num_images")}
         return counts | {"problems": [vars(p) for p in self.problems], "missing": [vars(p) for p in self.missing]}
 
     def summary(self) -> str:
         """One line of text."""
-        text = f"{self.num_samples} samples from {self.num_rows} rows with {self.num_pictures} images"
+        text = f"{self.num_samples} samples from {self.num_rows} rows with {self.num_images} images"
         if self.problems:
             text += f", {len(self.problems)} skipped"
         if self.missing:

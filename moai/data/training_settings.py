@@ -137,7 +137,7 @@ class DataSettings:
         max_images: Most images in one sample.
         max_bad_rows: How many malformed rows, unreadable images and too long samples are skipped before it is an
             error.
-        check_pictures: What is looked at before training: "path" (the file is there), "header" (it is read, begins as
+        check_images: What is looked at before training: "path" (the file is there), "header" (it is read, begins as
             an image of a size that may be decoded, and the cache holds it; one that is cut off behind its header is
             found when its sample is needed, and is a bad row then), or "decode" (every pixel:
             docs/finetune.md says what it costs).
@@ -155,7 +155,7 @@ class DataSettings:
     max_length: _Positive | None = None
     max_images: _Positive = 8
     max_bad_rows: _Count = 0
-    check_pictures: _Check = "header"
+    check_images: _Check = "header"
     chat_template: str | None = None
 
     def __post_init__(self) -> None:

@@ -61,9 +61,9 @@ def _questions_of(row: ConversationRow, test: FileTest, reader: FindingsReader |
     value = row.value
     if not isinstance(value, Mapping):
         raise ValueError(f"expected an object, got a {type(value).__name__}")
-    if len(row.pictures) != 1:
-        raise ValueError(f"expected one image per question, got {len(row.pictures)}")
-    (source,) = row.pictures
+    if len(row.images) != 1:
+        raise ValueError(f"expected one image per question, got {len(row.images)}")
+    (source,) = row.images
     content = source.read()
     if reader is not None and not reader.knows(content):
         raise ValueError("the cache of verbalizations does not hold its image. Run `moai verbalize` on the file")

@@ -58,8 +58,8 @@ class Answering(ABC):
         model: In evaluation mode on its device.
         processor: Its processor.
         option_names: Options of an answer that this model has beside those of ``generate``.
-        served_options: Those of them that a stranger may set over a network: none that names files, or that has much
-            computed.
+        served_options: Those of them that a stranger may set over a network: none that names files. What has much
+            computed is bounded by the server.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
         model_class: What loads the model.
         processor_class: What loads the processor.
@@ -299,7 +299,7 @@ class Answering(ABC):
             inputs: From :meth:`encode`.
             options: From :meth:`select_options`.
             is_reporting: Whether answers carry reports.
-            **generate_kwargs: To ``generate``.
+            **generate_kwargs: To ``generate``; and ``on_tokens``, called with the new tokens ``(B, T)`` at the end.
         """
         result = self._run_generate(inputs, **options, **generate_kwargs)
         texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
@@ -353,7 +353,11 @@ class Answering(ABC):
 
     @torch.inference_mode()
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
-        return self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
+        follow = kwargs.pop("on_tokens", None)
+        result = self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
+        if follow is not None:
+            follow(result.sequences[:, inputs["input_ids"].shape[1] :])
+        return result
 
     def _report_tokens(self, result: Any, is_reporting: bool) -> list[dict[str, Any]]:
         """Per row ``tokens``, the answer's tokens with their probabilities, where ``output_scores`` asked for scores.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from verbalizers import Scene
 
-__all__ = ["Answer", "PipelineError"]
+__all__ = ["Answer", "PipelineError", "cut_parts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,26 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_as_plain(item) for item in value]
     return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def cut_parts(parts: Sequence[str | Image.Image], text: str) -> tuple[str | Image.Image, ...]:
+    """Parts of an answer of whose text only a piece is kept.
+
+    Args:
+        parts: Text and images in reading order.
+        text: What is kept: a piece of the joined text.
+    """
+    joined = "".join(part for part in parts if isinstance(part, str))
+    if len(parts) <= 1 or text not in joined:
+        return text, *(part for part in parts if not isinstance(part, str))
+    start, place, kept = joined.index(text), 0, []
+    for part in parts:
+        if isinstance(part, str):
+            first, last = max(0, start - place), max(0, start + len(text) - place)
+            place, part = place + len(part), part[first:last]
+        if part != "":
+            kept.append(part)
+    return tuple(kept)
 
 
 class PipelineError(ValueError):

@@ -26,10 +26,10 @@ from ..models.answering import Answering, TooLongError
 from ..models.registry import find_answering
 from ..processing.image_loading import ImageSource, load_image
 from ..processing.sample_batching import as_list, holds_samples
-from .answers import Answer, PipelineError
+from .answers import Answer, PipelineError, cut_parts
 from .looking import complete_scenes, find_missing_kinds
 from .queries import Query, pair_queries
-from .rows import AnswerRow, RowSampler, RowStop, RowTokens
+from .rows import AnswerRow, BeamStop, RowSampler, RowStop, RowTokens, follow_sequences
 from .streaming import AnswerStream, CallbackStreamer
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Answer", "Pipeline", "PipelineError"]
@@ -432,7 +432,7 @@ class Pipeline:
                 missing |= find_missing_kinds(scene, self.settings.kinds, self.absent)
             row = None if rows is None else rows[query.index]
             is_followed = row is not None and row.finish_reason is not None
-            parts = (row.text,) if is_followed else answer.parts
+            parts = cut_parts(answer.parts, row.text) if is_followed else answer.parts
             answers[query.index] = Answer(parts, tuple(query.scenes), text or "", missing, answer.report)
         return answers
 
@@ -448,11 +448,17 @@ class Pipeline:
         tokenizer, stops = self.answering.tokenizer, self.answering.list_stops(options)
         finish, is_streaming = partial(self.answering.finish_text, options=options), self.answering.can_stream(options)
         tokens = [RowTokens(row, tokenizer, (*row.stops, *stops), finish, is_streaming) for row in rows]
-        hooks = {
-            "num_beams": 1,  # beams have no text before they end
-            "logits_processor": LogitsProcessorList([RowSampler(rows, tokenizer, end_ids)]),
-            "stopping_criteria": StoppingCriteriaList([RowStop(tokens, end_ids)]),
-        }
+        if (num_beams := rows[0].num_beams) > 1:  # beams have no text before they end
+            hooks = {
+                "stopping_criteria": StoppingCriteriaList([BeamStop(rows)]),
+                "on_tokens": partial(follow_sequences, tokens, end_ids),
+            }
+        else:
+            hooks = {
+                "logits_processor": LogitsProcessorList([RowSampler(rows, tokenizer, end_ids)]),
+                "stopping_criteria": StoppingCriteriaList([RowStop(tokens, end_ids)]),
+            }
+        hooks["num_beams"] = num_beams
         return max(row.max_new_tokens for row in rows), hooks
 
     def _encode(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-__all__ = ["AnswerRow", "RowSampler", "RowStop", "RowTokens", "TokenChoice"]
+__all__ = ["AnswerRow", "BeamStop", "RowSampler", "RowStop", "RowTokens", "TokenChoice", "follow_sequences"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class AnswerRow:
         temperature: 0 = the likeliest token.
         top_p: Share of probability that is sampled from.
         seed: Of the sampling; None = by chance.
+        num_beams: Width of a beam search, equal for the rows of a batch; above 1 the text comes at the end, and nothing
+            is sampled or noted.
         num_likeliest: How many likely tokens ``choices`` names beside each one chosen; None = no choices are kept.
         on_text: Called, in the thread that generates, with each further piece of the answer.
         on_end: Called there once, when the row has ended; the batch may go on.
@@ -58,6 +60,7 @@ class AnswerRow:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    num_beams: int = 1
     num_likeliest: int | None = None
     on_text: Callable[[str], None] | None = None
     on_end: Callable[[], None] | None = None
@@ -161,6 +164,36 @@ class RowStop(StoppingCriteria):
                 tokens.add(token, token in self._end_ids)
         ended = [tokens.row.finish_reason is not None for tokens in self._tokens]
         return torch.tensor(ended, device=input_ids.device)
+
+
+class BeamStop(StoppingCriteria):
+    """Ends a beam search that nobody waits for.
+
+    Args:
+        rows: Of the batch.
+    """
+
+    def __init__(self, rows: Sequence[AnswerRow]) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """All beams ``(B * beams,)`` of the batch, or none."""
+        is_over = all(row.is_cancelled for row in self._rows)
+        return torch.full((len(input_ids),), is_over, device=input_ids.device)
+
+
+def follow_sequences(tokens: Sequence[RowTokens], end_ids: Collection[int], sequences: torch.Tensor) -> None:
+    """Read what a beam search has found as if it came token by token.
+
+    Args:
+        tokens: One per row.
+        end_ids: Tokens that end an answer.
+        sequences: ``(B, T)`` new tokens, padded on the right.
+    """
+    for each, ids in zip(tokens, sequences.tolist(), strict=True):
+        for token in ids:
+            if each.row.finish_reason is None:
+                each.add(token, token in end_ids)
 
 
 class RowSampler(LogitsProcessor):

@@ -164,8 +164,8 @@ class ModelShape:
             ValueError: The configuration does not tell.
         """
         config = self.config
-        if getattr(config, "image_seq_length", None):
-            return config.image_seq_length
+        if getattr(config, "num_image_tokens", None):
+            return config.num_image_tokens
         if config.model_type in MODEL_SPECS:  # it looks at images beside the prompt
             return 1
         patches = self._count_patches()

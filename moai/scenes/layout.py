@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from moai.scenes.groups import GroupMember, GroupPlan, plan_copies, plan_group, plan_single
-from moai.scenes.scenery import GROUND_PREDICATES, ZONE_GROUPS, StuffRegion, sample_setting, stuff_at
+from moai.scenes.scenery import GROUND_PREDICATES, ZONE_GROUPS, StuffRegion, sample_scenery, stuff_at
 from moai.scenes.signs import SignFace, SignText, sample_sign, sample_sign_text
 from moai.scenes.vocabulary import COLOURS, GROUPS, OBJECT_CLASSES, PAINTED_NAMES, PERSON_POSES, is_plural_name
 
@@ -26,7 +26,7 @@ _MIN_SCALE = 0.15
 _SCALES = ((2, (0.42, 0.62)), (4, (0.3, 0.46)), (6, (0.25, 0.36)), (12, (0.2, 0.3)))
 # How often the names of a scene of many things occur: no number follows from another.
 _MULTIPLICITIES = (*((1, 2), (1, 3), (2, 3), (1, 4), (1, 2, 3), (1, 2, 4), (1, 2, 5), (1, 3, 4), (1, 3, 5), (2, 3, 4)),)
-_MISPLACED = 0.06  # a sheep in the kitchen: the setting must not give the answer away
+_MISPLACED = 0.06  # a sheep in the kitchen: the scenery must not give the answer away
 _SINGLE_INSTANCE = frozenset(  # mostly stuff in COCO, where a panoptic model reports one segment per name
     {"tree", "house", "building", "tent", "flower", "mirror", "window", "door", "rock", "cardboard", "light"}
     | {"cabinet", "fence", "shelf", "pillow", "stairs", "curtain", "bridge", "sign", "sun", "moon"}
@@ -63,14 +63,14 @@ class SceneLayout:
     """A scene before painting.
 
     Attributes:
-        setting: one of `scene_settings.SETTINGS`.
+        scenery: one of `scenery.SCENERIES`.
         stuff: regions from back to front.
         objects: from back to front.
         relations: (subject, predicate, object); entities are numbered stuff first, then objects.
         texture_seed: what the painting's randomness starts from.
     """
 
-    setting: str
+    scenery: str
     stuff: tuple[StuffRegion, ...]
     objects: tuple[PlacedObject, ...]
     relations: tuple[tuple[int, str, int], ...]
@@ -97,11 +97,11 @@ def _is_portrait(member: GroupMember) -> bool:
 class _LayoutBuilder:
     """Places groups one after the other; `finish` sorts them by depth and numbers the entities."""
 
-    def __init__(self, rng: Random, scale: float, setting: str | None = None) -> None:
+    def __init__(self, rng: Random, scale: float, scenery: str | None = None) -> None:
         self.rng = rng
-        self.setting = sample_setting(rng, setting)
-        self.stuff = self.setting.stuff
-        self.scale = scale * (1.7 if self.setting.name == "kitchen" else 1.0)
+        self.scenery = sample_scenery(rng, scenery)
+        self.stuff = self.scenery.stuff
+        self.scale = scale * (1.7 if self.scenery.name == "kitchen" else 1.0)
         self.objects: list[tuple[float, PlacedObject]] = []  # depth, object
         self.relations: list[tuple[tuple[str, int], str, tuple[str, int]]] = []
         self.taken: list[Box] = []
@@ -142,7 +142,7 @@ class _LayoutBuilder:
         return False
 
     def _propose(self, plan: GroupPlan, zone: int) -> list[Box] | None:
-        region, rng, horizon = self.stuff[zone], self.rng, self.setting.horizon
+        region, rng, horizon = self.stuff[zone], self.rng, self.scenery.horizon
         x0, y0, x1, y1 = region.bounds()
         left, top, right, bottom = plan.bounds()
         y = rng.uniform(y0 + 0.03, y1 - 0.015)
@@ -215,10 +215,10 @@ class _LayoutBuilder:
             width, height = x1 - x0, y1 - y0
             left = self.rng.uniform(0.01, 0.99 - width)
             if on_wall:
-                top = self.rng.uniform(0.02, max(0.03, self.setting.horizon - height - 0.03))
+                top = self.rng.uniform(0.02, max(0.03, self.scenery.horizon - height - 0.03))
                 zone = 0
             else:
-                base = self.rng.uniform(self.setting.horizon + 0.06, 0.98)
+                base = self.rng.uniform(self.scenery.horizon + 0.06, 0.98)
                 zone = stuff_at(self.stuff, left + 0.5 * width, base)
                 top = base - height
             box = (left, top, left + width, top + height)
@@ -247,7 +247,7 @@ class _LayoutBuilder:
 
         relations = tuple((entity(s), predicate, entity(o)) for s, predicate, o in self.relations)
         objects = tuple(self.objects[index][1] for index in order)
-        return SceneLayout(self.setting.name, self.stuff, objects, relations, self.rng.getrandbits(63))
+        return SceneLayout(self.scenery.name, self.stuff, objects, relations, self.rng.getrandbits(63))
 
 
 def _plan_next(builder: _LayoutBuilder, zone: int, remaining: int) -> list[GroupPlan]:
@@ -296,7 +296,7 @@ def sample_layout(
     made_up_share: float = 0.4,
     split: str = "train",
     forged_share: float = 0.25,
-    setting: str | None = None,
+    scenery: str | None = None,
     sign_text: SignText | None = None,
 ) -> SceneLayout:
     """Draw one scene.
@@ -310,12 +310,12 @@ def sample_layout(
         split: whose words signs carry.
         forged_share: of the scenes with signs, how many have one that poses as a prediction about a thing; in half of
             them the thing is there.
-        setting: one of `scenery.SETTINGS`; None = any.
+        scenery: one of `scenery.SCENERIES`; None = any.
         sign_text: what all signs say; None = drawn.
     """
     wanted = rng.randint(*num_objects)
     scale = rng.uniform(*next(sizes for most, sizes in _SCALES if wanted <= most))
-    builder = _LayoutBuilder(rng, scale, setting)
+    builder = _LayoutBuilder(rng, scale, scenery)
     draw = rng.random()
     if draw < forged_share * sign_probability and wanted:
         claim = None

@@ -1,7 +1,7 @@
 """Questions whose answers follow from a scene's truth, of thirteen kinds, made so that shortcuts do not answer them.
 
 What is absent is asked about as often as what is present, and both come from the same distribution: names are drawn
-from the difference between this scene and a *foil*, another scene of the same setting that nobody sees. Whatever one
+from the difference between this scene and a *foil*, another scene of the same scenery that nobody sees. Whatever one
 question leaves open (which of several names, numbers, signs) is open in the scene too; `SceneQuestion.options` says
 what somebody might guess who knows the scene and does not read the question. `moai.evaluation.shortcuts` checks it.
 
@@ -489,7 +489,7 @@ def ask_questions(
     Args:
         truth: what is really there (not a noisy prediction), as `truth.build_truth` gives it.
         layout: what it was made from.
-        foil: another scene of the same setting: what might be there.
+        foil: another scene of the same scenery: what might be there.
         rng: source of randomness.
         num_questions: how many at most. Kinds are asked in turn; one that has nothing to ask in this scene leaves its
             turn to the others.

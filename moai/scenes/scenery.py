@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-__all__ = ["GROUND_PREDICATES", "SETTINGS", "ZONE_GROUPS", "Setting", "StuffRegion", "sample_setting", "stuff_at"]
+__all__ = ["GROUND_PREDICATES", "SCENERIES", "ZONE_GROUPS", "Scenery", "StuffRegion", "sample_scenery", "stuff_at"]
 
 Point = tuple[float, float]
 
@@ -41,7 +41,7 @@ class StuffRegion:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class Scenery:
     """Stuff of one scene from back to front, and the height of its horizon (0 = top, 1 = bottom)."""
 
     name: str
@@ -197,21 +197,21 @@ _MAKERS: dict[str, tuple[float, Callable[[Random], tuple[_Regions, float]]]] = {
     "room": (3.0, _room),
     "kitchen": (2.4, _kitchen),
 }
-SETTINGS: tuple[str, ...] = tuple(_MAKERS)
+SCENERIES: tuple[str, ...] = tuple(_MAKERS)
 _WEIGHTS = [weight for weight, _ in _MAKERS.values()]
 
 
-def sample_setting(rng: Random, name: str | None = None) -> Setting:
-    """Draw a setting with its stuff regions; randomness comes from `rng` alone.
+def sample_scenery(rng: Random, name: str | None = None) -> Scenery:
+    """Draw a scenery with its stuff regions; randomness comes from `rng` alone.
 
     Args:
         rng: source of randomness.
-        name: one of `SETTINGS`; None = any.
+        name: one of `SCENERIES`; None = any.
     """
-    name = name or rng.choices(SETTINGS, _WEIGHTS)[0]
+    name = name or rng.choices(SCENERIES, _WEIGHTS)[0]
     regions, horizon = _MAKERS[name][1](rng)
     stuff = tuple(StuffRegion(stuff_name, polygon, rng.getrandbits(32)) for stuff_name, polygon in regions)
-    return Setting(name, stuff, horizon)
+    return Scenery(name, stuff, horizon)
 
 
 _OPEN_GROUND = {"person": 4, "pet": 2.5, "animal": 5, "mount": 2.5, "seat": 0.8, "surface": 1, "sport": 1, "luggage": 1}

@@ -175,7 +175,7 @@ class Scenes:
         corner = (0, 0) if noise is None else noise.corner(self.image_size)
         entities = build_entity_map(layout, inner).framed(self.image_size, corner)
         truth = build_truth(layout, entities, inner, corner)
-        foil = sample_layout(rng, *options, setting=layout.setting, sign_text=_UNSEEN_SIGN)
+        foil = sample_layout(rng, *options, scenery=layout.scenery, sign_text=_UNSEEN_SIGN)
         questions = ask_questions(
             truth, layout, foil, rng, self.num_questions, self.kinds,
             may_be_new=self.split != "train", has_colour=noise is None or not noise.is_grey,

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,7 +19,7 @@ from verbalizers.core.valid_text import make_valid
 
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.rows import AnswerRow
-from .chat_messages import ChatRequest, ReplyWriter, describe_error, read_messages
+from .chat_messages import ChatRequest, ReplyWriter, describe_error, read_messages, write_part
 from .engine import Engine, EngineClosedError, Job, Result
 from .guard import Guard
 from .media import MediaReader
@@ -71,6 +71,7 @@ def build_app(pipeline: Pipeline, settings: ServingSettings) -> FastAPI:
         metrics,
         settings.max_prompt_tokens,
         settings.verbalizer_timeout_s,
+        settings.max_drawn_images,
     )
     app = FastAPI(title="MoAI", docs_url=None, redoc_url=None)
     app.state.engine, app.state.settings = engine, settings
@@ -188,6 +189,12 @@ class _Answering:
                 raise ErrorReply(500, "the server failed on this request; its log tells why.") from event.error
             return event
 
+    async def wait_for_end(self, request: Request) -> Result:
+        """The end; raises as :meth:`wait`."""
+        while not isinstance(event := await self.wait(request), Result):
+            pass
+        return event
+
     def leave(self) -> None:
         """Nobody waits any longer: the row is freed."""
         if self.job is not None and not self.job.is_done:
@@ -219,32 +226,37 @@ class ChatEndpoint:
 
     async def answer(self, body: ChatRequest, request: Request) -> Response:
         """Answer a request, whole or as a stream."""
-        waiting = _Answering(self.engine, time.monotonic() + self.settings.request_timeout_s)
+        deadline = time.monotonic() + self.settings.request_timeout_s
+        waitings: list[_Answering] = []
         try:
             try:
-                job = await asyncio.wait_for(
-                    run_in_threadpool(self._build_job, body, waiting), self.settings.request_timeout_s
+                check_shape(body, self.settings)
+                waitings += [_Answering(self.engine, deadline) for _ in range(body.n or 1)]
+                jobs = await asyncio.wait_for(
+                    run_in_threadpool(self._build_jobs, body, waitings), self.settings.request_timeout_s
                 )
             except (ValueError, RecursionError) as error:
                 raise ErrorReply(400, str(error), "messages") from error
             except TimeoutError as error:
                 raise ErrorReply(504, "expected its images in time, got none. Send them as data URLs.") from error
-            waiting.start(job)
-            # The first event decides the status: an error before it is an error of HTTP, not of a stream.
-            first = await waiting.wait(request)
+            for waiting, job in zip(waitings, jobs, strict=True):
+                waiting.start(job)
             writer = ReplyWriter(self.settings.name)
             if body.stream:
-                pieces = self._stream(waiting, first, writer, body)
+                (waiting,) = waitings
+                # The first event decides the status: an error before it is an error of HTTP, not of a stream.
+                pieces = self._stream(waiting, await waiting.wait(request), writer, body)
                 return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-            while not isinstance(first, Result):
-                first = await waiting.wait(request)
-            return JSONResponse(writer.write_whole(first.text, job.row, self._explain(job, first)))
+            results = [await waiting.wait_for_end(request) for waiting in waitings]
+            answers = {job.row: result.text for job, result in zip(jobs, results, strict=True)}
+            return JSONResponse(writer.write_whole(answers, self._explain(jobs[0], results[0])))
         except BaseException:
-            waiting.leave()
+            for waiting in waitings:
+                waiting.leave()
             raise
 
-    def _build_job(self, body: ChatRequest, waiting: _Answering) -> Job:
-        """The job of a request; reads its images.
+    def _build_jobs(self, body: ChatRequest, waitings: Sequence[_Answering]) -> list[Job]:
+        """The jobs of a request, one per answer; reads its images.
 
         Raises:
             ErrorReply: Another model is wanted.
@@ -260,27 +272,26 @@ class ChatEndpoint:
                 raise ValueError(f"expected one scene per image ({len(urls)}), got {len(extras.scenes)}.")
             scenes = [read_scene(scene, self.settings.max_pixels) for scene in extras.scenes]
         options = self.engine.check_options(make_valid(extras.options))
+        if options.get("images") and len(waitings) * extras.num_beams > 1:
+            raise ValueError("expected one answer without beams where it may hold images, got `n` or `num_beams`.")
         wanted = [tokens for tokens in (body.max_completion_tokens, body.max_tokens) if tokens is not None]
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-        row = AnswerRow(
-            max_new_tokens=min([*wanted, self.settings.max_new_tokens]),
-            stops=tuple(make_valid(stop) for stop in stops),
-            temperature=body.temperature or 0.0,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-            num_likeliest=(body.top_logprobs or 0) if body.logprobs else None,
-            on_text=waiting.tell if body.stream else None,
-        )
-        return Job(
-            messages,
-            [self.media.read(url) for url in urls],
-            row,
-            waiting.tell,
-            scenes,
-            None if extras.verbalizers is None else frozenset(extras.verbalizers),
-            options,
-            extras.explain,
-        )
+        images = [self.media.read(url) for url in urls]
+        kinds = None if extras.verbalizers is None else frozenset(extras.verbalizers)
+        jobs = []
+        for index, waiting in enumerate(waitings):
+            row = AnswerRow(
+                max_new_tokens=min([*wanted, self.settings.max_new_tokens]),
+                stops=tuple(make_valid(stop) for stop in stops),
+                temperature=body.temperature or 0.0,
+                top_p=1.0 if body.top_p is None else body.top_p,
+                seed=None if body.seed is None else body.seed + index,
+                num_beams=extras.num_beams,
+                num_likeliest=(body.top_logprobs or 0) if body.logprobs else None,
+                on_text=waiting.tell if body.stream else None,
+            )
+            jobs.append(Job(messages, images, row, waiting.tell, scenes, kinds, options, extras.explain))
+        return jobs
 
     async def _stream(
         self, waiting: _Answering, event: str | Result, writer: ReplyWriter, body: ChatRequest
@@ -312,14 +323,41 @@ class ChatEndpoint:
         """What only this server tells about an answer, where it was asked for."""
         if result.answer is None:
             return None
+        parts = {"parts": [write_part(part) for part in result.answer.parts]} if job.is_drawing else {}
+        if not job.is_explaining:
+            return parts
         report = result.answer.to_dict()
         off = [] if job.kinds is None else [kind for kind in self.engine.kinds if kind not in job.kinds]
         return {
+            **parts,
             "scenes": [scene.to_dict() for scene in result.answer.scenes],
             "verbalization": result.answer.auxiliary_text,
             "missing": report.pop("missing") | dict.fromkeys(off, "switched off by the request"),
             **{name: value for name, value in report.items() if name not in _SAID_OTHERWISE},
         }
+
+
+def check_shape(body: ChatRequest, settings: ServingSettings) -> None:
+    """Check that a request's answers and beams are as many as may be, and go with what else it asks for.
+
+    Raises:
+        ValueError: They are not.
+    """
+    num_answers, num_beams = body.n or 1, body.moai.num_beams
+    if max(num_answers, num_beams) > settings.max_rows:
+        raise ValueError(
+            f"expected at most {settings.max_rows} of `n` and `num_beams`, got {num_answers} and {num_beams}."
+        )
+    if num_answers > 1 and num_beams > 1:
+        raise ValueError("expected `n` or `num_beams`, got both. Leave one out.")
+    if num_answers > 1 and not body.temperature:
+        raise ValueError("expected a `temperature` with `n`, got none: the answers would be one and the same.")
+    if body.stream and max(num_answers, num_beams) > 1:
+        raise ValueError("expected one answer without beams to stream, got `n` or `num_beams`. Leave `stream` out.")
+    if num_beams > 1 and (body.temperature or body.logprobs or "choices" in body.moai.options):
+        raise ValueError(
+            "expected `num_beams` without `temperature`, `logprobs` and `choices`, got them together. Leave one out."
+        )
 
 
 _SAID_OTHERWISE = ("answer", "scene", "scenes", "auxiliary_text", "error")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from verbalizers.core.valid_text import make_valid
 
 from ..pipeline.rows import AnswerRow, TokenChoice
 
-__all__ = ["ChatRequest", "Extras", "Overlay", "ReplyWriter", "describe_error", "read_messages"]
+__all__ = ["ChatRequest", "Extras", "Overlay", "ReplyWriter", "describe_error", "read_messages", "write_part"]
 
 _Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -68,12 +71,14 @@ class Extras(_Strict):
         scenes: Findings brought along, one per image, as ``Scene.to_dict`` writes them: nobody looks then.
         verbalizers: Kinds of findings that the model is told; None = all, an empty list = none.
         options: The model's own; MoAI: ``{"routing": "uniform"}`` or three weights.
+        num_beams: Width of a beam search; 1 = none.
         explain: Hand back scenes, verbalization, and what the model tells about how it answered.
     """
 
     scenes: list[dict[str, Any]] | None = None
     verbalizers: list[str] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    num_beams: Annotated[int, Field(ge=1)] = 1
     explain: bool = False
 
 
@@ -90,7 +95,7 @@ class ChatRequest(_Strict):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     seed: int | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
-    n: Literal[1] | None = 1
+    n: Annotated[int, Field(ge=1)] | None = 1
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     moai: Extras = Field(default_factory=Extras)
@@ -153,6 +158,16 @@ def read_messages(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], li
     return read, urls
 
 
+def write_part(part: str | Image.Image) -> dict[str, Any]:
+    """A part of an answer in the form of a message's: a text, or an image as a data URL."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    buffer = io.BytesIO()
+    part.save(buffer, format="PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
 def describe_error(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error in OpenAI's form."""
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -161,7 +176,7 @@ def describe_error(message: str, status: int, param: str | None = None, code: st
 
 
 class ReplyWriter:
-    """Writes one answer, whole or in pieces.
+    """Writes a request's answers whole, or one in pieces.
 
     Args:
         model: The model's name.
@@ -170,15 +185,18 @@ class ReplyWriter:
     def __init__(self, model: str) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def write_whole(self, text: str, row: AnswerRow, extras: Mapping[str, Any] | None) -> dict[str, Any]:
-        """A finished answer."""
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": _write_choices(row.choices) if row.num_likeliest is not None else None,
-            "finish_reason": row.finish_reason or "stop",
-        }
-        reply = {**self._head, "object": "chat.completion", "choices": [choice], "usage": write_usage(row)}
+    def write_whole(self, answers: Mapping[AnswerRow, str], extras: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Finished answers of one prompt."""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": _write_choices(row.choices) if row.num_likeliest is not None else None,
+                "finish_reason": row.finish_reason or "stop",
+            }
+            for index, (row, text) in enumerate(answers.items())
+        ]
+        reply = {**self._head, "object": "chat.completion", "choices": choices, "usage": write_usage(*answers)}
         return reply if extras is None else reply | {"moai": extras}
 
     def write_piece(
@@ -203,13 +221,10 @@ class ReplyWriter:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": write_usage(row)}
 
 
-def write_usage(row: AnswerRow) -> dict[str, int]:
-    """Tokens of prompt and answer."""
-    return {
-        "prompt_tokens": row.num_prompt_tokens,
-        "completion_tokens": row.num_tokens,
-        "total_tokens": row.num_prompt_tokens + row.num_tokens,
-    }
+def write_usage(*rows: AnswerRow) -> dict[str, int]:
+    """Tokens of a prompt and of its answers."""
+    num_prompt, num_new = rows[0].num_prompt_tokens, sum(row.num_tokens for row in rows)
+    return {"prompt_tokens": num_prompt, "completion_tokens": num_new, "total_tokens": num_prompt + num_new}
 
 
 def _write_choices(choices: Sequence[TokenChoice]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ __all__ = ["Engine", "EngineClosedError", "Job", "Result"]
 logger = logging.getLogger(__name__)
 #: Answers to choose from, say: each costs a pass of the model, which nothing interrupts.
 _MAX_OPTION_VALUES = 64
+#: Of drawing an image, likewise.
+_MAX_STEPS = 50
 
 
 class EngineClosedError(RuntimeError):
@@ -45,7 +47,7 @@ class Result:
     Attributes:
         text: The answer.
         row: How it ended.
-        answer: Scenes, verbalization and report; None unless ``Job.is_explaining``.
+        answer: Parts, scenes, verbalization and report; None unless ``Job.is_explaining`` or ``Job.is_drawing``.
         error: Why there is no answer: a ValueError is the asker's, anything else ours.
     """
 
@@ -84,8 +86,14 @@ class Job:
 
     @cached_property
     def batch_key(self) -> str:
-        """Equal for jobs that may share a batch."""
-        return json.dumps([self.is_explaining, self.options], sort_keys=True, default=repr)
+        """Equal for jobs that may share a batch; beams, and images between texts, have one of their own."""
+        own = id(self) if self.row.num_beams > 1 or self.is_drawing else None
+        return json.dumps([own, self.is_explaining, self.options], sort_keys=True, default=repr)
+
+    @property
+    def is_drawing(self) -> bool:
+        """Whether the answer may hold images."""
+        return bool(self.options.get("images"))
 
 
 class _Stage:
@@ -137,6 +145,7 @@ class Engine:
         metrics: Where stages are counted; None = nowhere else.
         max_prompt_tokens: Longest text of a question, counted before anything else is done; None = the model's.
         timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
+        max_drawn_images: Most images in an answer.
     """
 
     def __init__(
@@ -147,8 +156,10 @@ class Engine:
         metrics: Metrics | None = None,
         max_prompt_tokens: int | None = None,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        max_drawn_images: int = 0,
     ) -> None:
         self.pipeline, self.batch_size = pipeline, batch_size
+        self._bounds = {"images": max_drawn_images, "steps": _MAX_STEPS}
         self.cache = SceneCache(0) if cache is None else cache
         self.metrics = metrics or Metrics()
         self.max_prompt_tokens = max_prompt_tokens or pipeline.answering.longest_sequence
@@ -209,9 +220,13 @@ class Engine:
             if isinstance(given, Sized) and len(given) > _MAX_OPTION_VALUES:
                 raise ValueError(f"expected at most {_MAX_OPTION_VALUES} values of an option, got more for {name}.")
         try:
-            return answering.parse_options(options)
+            parsed = answering.parse_options(options)
         except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"expected options that this model reads, got others ({type(error).__name__}).") from error
+        for name, most in self._bounds.items():
+            if name in parsed and parsed[name] > most:
+                raise ValueError(f"expected at most {most} of `{name}`, as this server allows, got {parsed[name]}.")
+        return parsed
 
     def close(self) -> None:
         """Answer what was taken, take nothing more."""
@@ -336,7 +351,7 @@ class Engine:
         """Answer a batch; where it fails as a whole, each alone."""
         for index, job in enumerate(jobs):
             job.query.index, job.query.num_queries = index, 1
-            if not job.is_explaining:  # the others wait for what only the whole batch knows
+            if not (job.is_explaining or job.is_drawing):  # the others wait for what only the whole batch knows
                 job.row.on_end = lambda job=job: self._end(job, Result(job.row.text, job.row))
         self.metrics.observe("moai_batch_size", len(jobs))
         try:
@@ -364,4 +379,4 @@ class Engine:
             if job.row.finish_reason is None:  # an answer that was chosen, not generated token by token
                 job.row.extend(answer.answer)
                 job.row.finish_reason = "stop"
-            self._end(job, Result(answer.answer, job.row, answer if job.is_explaining else None))
+            self._end(job, Result(answer.answer, job.row, answer if job.is_explaining or job.is_drawing else None))

@@ -73,6 +73,7 @@ def add_page(app: FastAPI, engine: Engine, settings: ServingSettings, media: Med
             "kinds": engine.kinds,
             "needs_key": settings.api_key is not None,
             "max_image_bytes": settings.max_image_bytes,
+            "max_drawn_images": settings.max_drawn_images * ("images" in engine.pipeline.answering.served_options),
             "examples": [{"image": f"/page/examples/{name}", "question": question} for name, question in examples],
         }
 

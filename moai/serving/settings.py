@@ -21,6 +21,8 @@ class ServingSettings:
         max_images: Most images of a request.
         max_prompt_tokens: Longest text of a request in tokens; None = what the model reads.
         max_new_tokens: Longest answer in tokens; a request that wants more gets so many.
+        max_rows: Most rows of the model's batch that a request may take: its answers, or its beams.
+        max_drawn_images: Most images in an answer of a model that draws; 0 = nothing is drawn.
         max_queue: Requests at a time, those being answered included; further ones are told to come again.
         request_timeout_s: Seconds that a request has.
         verbalizer_timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
@@ -39,6 +41,8 @@ class ServingSettings:
     max_images: int = 8
     max_prompt_tokens: int | None = None
     max_new_tokens: int = 512
+    max_rows: int = 8
+    max_drawn_images: int = 0
     max_queue: int = 64
     request_timeout_s: float = 120.0
     verbalizer_timeout_s: float | None = 60.0

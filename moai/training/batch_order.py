@@ -25,12 +25,12 @@ class BatchOrder:
         micro_batch_size: Samples per forward pass.
         seed: Seed.
         is_length_grouped: Samples of similar length meet.
-        images: For each sample a number that tells which image it is about; None = each its own.
-        samples_per_picture: So many samples of one image stay together, next to each other in a micro-batch; what
+        image_indices: For each sample a number that tells which image it is about; None = each its own.
+        samples_per_image: So many samples of one image stay together, next to each other in a micro-batch; what
             is left over of an image joins other images' rest.
 
     Raises:
-        ValueError: There are fewer samples than one batch holds, or `samples_per_picture` does not divide
+        ValueError: There are fewer samples than one batch holds, or `samples_per_image` does not divide
             `micro_batch_size`.
     """
 
@@ -41,27 +41,27 @@ class BatchOrder:
         micro_batch_size: int,
         seed: int = 0,
         is_length_grouped: bool = True,
-        images: Sequence[int] | None = None,
-        samples_per_picture: int = 1,
+        image_indices: Sequence[int] | None = None,
+        samples_per_image: int = 1,
     ) -> None:
         if len(lengths) < batch_size:
             raise ValueError(
                 f"expected at least `optimization.batch_size` = {batch_size} samples, got {len(lengths)}. Choose a "
                 "smaller batch or add data."
             )
-        if micro_batch_size % samples_per_picture:
+        if micro_batch_size % samples_per_image:
             raise ValueError(
-                "expected `optimization.micro_batch_size` to be a multiple of `samples_per_picture`, got "
-                f"{micro_batch_size} and {samples_per_picture}."
+                "expected `optimization.micro_batch_size` to be a multiple of `samples_per_image`, got "
+                f"{micro_batch_size} and {samples_per_image}."
             )
-        if samples_per_picture > 1 and images is None:
+        if samples_per_image > 1 and image_indices is None:
             raise ValueError(
-                "`optimization.samples_per_picture` needs a dataset whose `pictures` say which image each sample is "
+                "`optimization.samples_per_image` needs a dataset whose `image_indices` say which image each sample is "
                 "about. Set it to 1, or add them."
             )
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.pictures = None if images is None else np.asarray(images, dtype=np.int64)
-        self.samples_per_picture = samples_per_picture
+        self.image_indices = None if image_indices is None else np.asarray(image_indices, dtype=np.int64)
+        self.samples_per_image = samples_per_image
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.seed, self.is_length_grouped = seed, is_length_grouped
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
@@ -79,10 +79,10 @@ class BatchOrder:
     def _draw_epoch(self, epoch: int) -> np.ndarray:
         """``(steps, batch_size)`` sample indices."""
         rng = np.random.default_rng((self.seed, epoch))
-        order = self._draw_clusters(rng)[: self.steps_per_epoch * self.batch_size // self.samples_per_picture]
+        order = self._draw_clusters(rng)[: self.steps_per_epoch * self.batch_size // self.samples_per_image]
         if not self.is_length_grouped:
             return order.reshape(-1, self.batch_size)
-        stretch = self.batch_size // self.samples_per_picture * _BATCHES_PER_STRETCH
+        stretch = self.batch_size // self.samples_per_image * _BATCHES_PER_STRETCH
         sorted_stretches = [
             part[np.argsort(-self.lengths[part].max(axis=1), kind="stable")]
             for part in np.split(order, range(stretch, len(order), stretch))
@@ -91,12 +91,12 @@ class BatchOrder:
         return batches[rng.permutation(len(batches))]
 
     def _draw_clusters(self, rng: np.random.Generator) -> np.ndarray:
-        """``(clusters, samples_per_picture)`` sample indices in random order, as many of one image as there are."""
-        order, size = rng.permutation(len(self.lengths)), self.samples_per_picture
-        if self.pictures is None or size == 1:
+        """``(clusters, samples_per_image)`` sample indices in random order, as many of one image as there are."""
+        order, size = rng.permutation(len(self.lengths)), self.samples_per_image
+        if self.image_indices is None or size == 1:
             return order[: len(order) // size * size].reshape(-1, size)
-        order = order[np.argsort(self.pictures[order], kind="stable")]
-        _, starts, counts = np.unique(self.pictures[order], return_index=True, return_counts=True)
+        order = order[np.argsort(self.image_indices[order], kind="stable")]
+        _, starts, counts = np.unique(self.image_indices[order], return_index=True, return_counts=True)
         place = np.arange(len(order)) - np.repeat(starts, counts)  # within its image
         is_whole = place < np.repeat(counts // size * size, counts)
         whole, rest = order[is_whole], rng.permutation(order[~is_whole])

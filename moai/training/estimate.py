@@ -173,7 +173,7 @@ def format_table(counts: dict[int, StepCount], clusters: Sequence[Cluster], num_
 
 
 def _describe(config: MoAIConfig, shape: SampleShape, counts: dict[int, StepCount]) -> str:
-    patches, prompt, answer = config.image_seq_length, shape.num_prompt_tokens, shape.num_answer_tokens
+    patches, prompt, answer = config.num_image_tokens, shape.num_prompt_tokens, shape.num_answer_tokens
     lines = [
         f"A sample: {patches} tokens of an image, {prompt} of a prompt, {answer} of an answer; auxiliary: "
         f"{shape.num_auxiliary_tokens} words and {patches} patches of a map.",

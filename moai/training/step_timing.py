@@ -119,7 +119,7 @@ def measure_efficiency(settings: TrainSettings, num_steps: int = 3) -> Timing:
 
 def _draw_batch(config: MoAIConfig, size: int, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Random samples of :data:`_SHAPE`."""
-    patches, side = config.image_seq_length or 0, config.vision_config.image_size
+    patches, side = config.num_image_tokens or 0, config.vision_config.image_size
     answer = _SHAPE.num_answer_tokens
     words = torch.randint(10, 3000, (size, _SHAPE.num_prompt_tokens + answer))
     ids = torch.cat([torch.full((size, patches), config.image_token_id), words], dim=1)

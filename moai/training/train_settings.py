@@ -153,7 +153,7 @@ class OptimizationSettings:
         num_epochs: Passes over the data.
         batch_size: Samples per optimizer step over ALL processes, so that a run means the same on any machine.
         micro_batch_size: Samples per process and forward pass; the rest is gradient accumulation.
-        samples_per_picture: So many samples of one image go through together and share one pass of vision tower and
+        samples_per_image: So many samples of one image go through together and share one pass of vision tower and
             compressor; must divide ``micro_batch_size``.
         learning_rate: Peak.
         learning_rates: Peaks of single parts, as the model's class declares them (an adapter inside one learns at its
@@ -174,7 +174,7 @@ class OptimizationSettings:
     num_epochs: Number | None = None
     batch_size: StrictInt = 16
     micro_batch_size: StrictInt = 4
-    samples_per_picture: StrictInt = 1
+    samples_per_image: StrictInt = 1
     learning_rate: Number = 1e-4
     learning_rates: dict[str, Number] = field(default_factory=dict)
     warmup_share: Number = 0.03
@@ -196,7 +196,7 @@ class OptimizationSettings:
             f"{self.num_steps} and {self.num_epochs}.",
         )
         sizes = (self.batch_size, self.micro_batch_size)
-        together = self.samples_per_picture
+        together = self.samples_per_image
         _check(
             min(sizes) >= 1 and self.batch_size % self.micro_batch_size == 0,
             "`optimization.batch_size` must be a multiple of `micro_batch_size`, got "
@@ -204,7 +204,7 @@ class OptimizationSettings:
         )
         _check(
             together >= 1 and self.micro_batch_size % together == 0,
-            "`optimization.micro_batch_size` must be a multiple of `samples_per_picture`, got "
+            "`optimization.micro_batch_size` must be a multiple of `samples_per_image`, got "
             f"{self.micro_batch_size} and {together}.",
         )
         _check(self.learning_rate > 0, f"`optimization.learning_rate` must be positive, got {self.learning_rate}.")

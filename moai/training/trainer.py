@@ -136,7 +136,7 @@ def _train(
     task_class.freeze(model, settings)
     parts = count_parts(model, task_class.parts_of(model))
     check_rates(settings, parts)
-    reader = task_class.collator_class(processor, is_sharing=settings.optimization.samples_per_picture > 1)
+    reader = task_class.collator_class(processor, is_sharing=settings.optimization.samples_per_image > 1)
     options, output = {"collator": reader, "max_positions": task_class.max_positions(model)}, settings.output_folder
     if accelerator.is_main_process:
         print_parts(parts)

@@ -24,7 +24,7 @@ from .prompt import PromptIds
 from .scenes import ShardBatches, TokenScene
 from .text_task import KIND_NAMES, count_right
 
-__all__ = ["MultimodalBatch", "MultimodalTask", "group_by_length", "normalise_pictures", "pack_questions"]
+__all__ = ["MultimodalBatch", "MultimodalTask", "group_by_length", "normalize_images", "pack_questions"]
 
 # CLIP's statistics, as MoAIImageProcessor has them (https://github.com/openai/CLIP).
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
@@ -33,7 +33,7 @@ _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 _NUM_LENGTHS = 4
 
 
-def normalise_pictures(images: np.ndarray) -> torch.Tensor:
+def normalize_images(images: np.ndarray) -> torch.Tensor:
     """uint8 ``(B, H, W, 3)`` -> float32 ``(B, 3, H, W)`` as the vision tower wants them."""
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - _MEAN) / _STD
 
@@ -110,8 +110,8 @@ def pack_questions(
             owners.append(place)
     return MultimodalBatch(
         *pad_verbalizations(scenes, prompt.opening[0]),
-        normalise_pictures(np.stack([scene.image for scene in scenes])) if has_images else None,
-        normalise_pictures(np.stack([scene.map for scene in scenes])) if has_images else None,
+        normalize_images(np.stack([scene.image for scene in scenes])) if has_images else None,
+        normalize_images(np.stack([scene.map for scene in scenes])) if has_images else None,
         torch.tensor(owners),
         _pad(rows, 0),
         _pad(roles, 0),
@@ -147,7 +147,7 @@ class MultimodalTask(CountingTask):
     ) -> None:
         super().__init__(model, settings.optimization, settings.shards)
         self.settings, self.prompt, self.shards, self.vocabulary = settings, prompt, shards, vocabulary
-        self.image_ids = [model.config.image_token_id] * model.config.image_seq_length
+        self.image_ids = [model.config.image_token_id] * model.config.num_image_tokens
         self.kind_weights = torch.tensor([settings.kind_weights.get(name, 1.0) for name in KIND_NAMES])
 
     def questions(self, step: int, place: int = 0) -> MultimodalBatch:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sentencepiece import SentencePieceProcessor
 from torch import nn
 from torch.nn import functional as F
 
@@ -34,6 +35,12 @@ NUM_SLOTS = 14
 _NONE = -100  # cross_entropy's ignore_index
 
 
+def _text_of(model: SentencePieceProcessor, piece: int) -> str:
+    """What a piece says; one that stands for a byte is written <0x22>."""
+    written = model.id_to_piece(piece)
+    return chr(int(written[1:-1], 16)) if model.is_byte(piece) else written.replace("▁", " ")
+
+
 @dataclass(frozen=True)
 class PhraseVocabulary:
     """Token ids that open sentences, separate phrases and write coordinates.
@@ -42,7 +49,7 @@ class PhraseVocabulary:
         values: float64 (V,) the coordinate that a piece says, -1 for any other piece.
         opens_box: bool (V,) the piece is a box's first coordinate.
         parts: bool (V,) the piece ends a phrase: ", and" or ".".
-        quotes: bool (V,) the piece is a quotation mark.
+        quotes: bool (V,) the piece is a quotation mark, or the space before one.
         sentences: Piece -> "boxes", "relations" or "texts", for pieces that open such a sentence.
     """
 
@@ -56,7 +63,7 @@ class PhraseVocabulary:
     def from_tokenizer(cls, tokenizer: InternLM2Tokenizer) -> PhraseVocabulary:
         """Read it off a tokenizer of :mod:`recipes.nano.tokenizer`."""
         model = tokenizer.sp_model
-        texts = [model.id_to_piece(piece).replace("▁", " ") for piece in range(model.get_piece_size())]
+        texts = [_text_of(model, piece) for piece in range(model.get_piece_size())]
         opens = np.array([text.startswith(" [") for text in texts])
         numbers = [text[2:] if text.startswith((" [", ", ")) else "" for text in texts]
         values = [float(n) if n.replace(".", "", 1).isdigit() else -1.0 for n in numbers]
@@ -64,7 +71,7 @@ class PhraseVocabulary:
         kinds = {opening.strip(): kind for kind, opening in openings.items()}
         sentences = {piece: kinds[text.strip()] for piece, text in enumerate(texts) if text.strip() in kinds}
         values = np.array(values)
-        parts, quotes = (np.array([t.strip() in ends for t in texts]) for ends in ((", and", "."), ('"',)))
+        parts, quotes = (np.array([t.strip() in ends for t in texts]) for ends in ((", and", "."), ('"', "")))
         return cls(values, opens & (values >= 0), parts, quotes, sentences)
 
     def targets(self, ids: np.ndarray) -> np.ndarray:

@@ -6,14 +6,14 @@ A shard is a function of its settings and number alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
 from pydantic import StrictBool, StrictInt
 
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
-from moai.scenes.questions import PIXEL_KINDS
+from moai.scenes.questions import PIXEL_KINDS, SceneQuestion
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.scenes.wordings import LISTINGS
 from moai.settings import Number, settings
@@ -28,6 +28,11 @@ __all__ = [
     "TokenScene",
     "build_shard",
 ]
+
+
+_RELATION_KINDS = ("ground_relation", "object_relation")
+#: Scenes drawn per scene of a shard, where some are left out.
+_SPARE = 6
 
 
 @settings
@@ -50,7 +55,10 @@ class SceneSettings:
         forged_share: Share of the scenes with signs of which one poses as a prediction.
         image_noise: Share of images that are grey, bright or dark, or in a grey frame.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
-        with_pictures: Also store the image and the segmentation map.
+        with_images: Also store the image and the segmentation map.
+        kind_shares: Share of a kind's questions that are kept, 1 where none is given; a scene without any is left out.
+        unrelated_share: Share of scenes about whose relations nothing is asked that are kept: few scenes have such
+            questions.
     """
 
     num_scenes: StrictInt = 2048
@@ -66,7 +74,9 @@ class SceneSettings:
     forged_share: Number = 0.25
     image_noise: Number = 0.3
     partial_share: Number = 0.0
-    with_pictures: StrictBool = False
+    with_images: StrictBool = False
+    kind_shares: dict[str, Number] = field(default_factory=dict)
+    unrelated_share: Number = 1.0
 
     def most_objects(self, shard: int) -> int:
         """Largest number of objects in the scenes of a shard."""
@@ -113,14 +123,27 @@ def _sample_kinds(rng: Random, partial_share: float) -> tuple[str, ...]:
     return ("ocr",) if rng.random() < 0.5 else tuple(kind for kind in kinds if rng.random() < 0.5)
 
 
+def _choose_questions(questions: Sequence[SceneQuestion], settings: SceneSettings, rng: Random) -> list[SceneQuestion]:
+    """Those of a scene that are kept; none where the scene is left out."""
+    if not settings.kind_shares and settings.unrelated_share >= 1:
+        return list(questions)
+    kept = [asked for asked in questions if rng.random() < settings.kind_shares.get(asked.kind, 1.0)]
+    is_related = any(asked.kind in _RELATION_KINDS for asked in kept)
+    return kept if is_related or rng.random() < settings.unrelated_share else []
+
+
 def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokenizer) -> list[TokenScene]:
     """Make the scenes of a shard.
 
     Args:
         settings: What is in it.
-        shard: Its number; scenes ``shard * num_scenes`` and following.
+        shard: Its number.
         tokenizer: Vocabulary.
+
+    Returns:
+        At most ``num_scenes`` of them, of scenes that no other shard has.
     """
+    reach = settings.num_scenes * (_SPARE if settings.kind_shares or settings.unrelated_share < 1 else 1)
     encode, end, prompt = tokenizer.sp_model.encode, tokenizer.eos_token_id, prompt_ids(tokenizer)
     stream = Scenes(
         "train",
@@ -128,13 +151,13 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         image_size=settings.image_size,
         num_objects=(0, settings.most_objects(shard)),
         num_questions=settings.num_questions,
-        kinds=tuple(kind for kind in settings.kinds if settings.with_pictures or kind not in PIXEL_KINDS),
+        kinds=tuple(kind for kind in settings.kinds if settings.with_images or kind not in PIXEL_KINDS),
         sign_probability=settings.sign_probability,
         made_up_share=settings.made_up_share,
         forged_share=settings.forged_share,
         image_noise=settings.image_noise,
-        start=shard * settings.num_scenes,
-        length=settings.num_scenes,
+        start=shard * reach,
+        length=reach,
     )
     scenes = []
     for sample in stream:
@@ -142,8 +165,11 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
         spoken = _sample_kinds(rng, settings.partial_share)
         text = verbalize_scene(found, spoken)
+        asked_about = _choose_questions(sample.questions, settings, rng)
+        if sample.questions and not asked_about:
+            continue
         questions = []
-        for asked in sample.questions:
+        for asked in asked_about:
             ids: list[int] = []
             for before, answer in asked.earlier:
                 ids += [*encode(f" {before}"), *prompt.after_question, *encode(f" {answer}"), end]
@@ -155,10 +181,12 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
             asked = encode(f" {rng.choice(LISTINGS)}")
             questions.append(TokenQuestion(asked, [*encode(f" {text}"), end], -1))
         image = segmentation_map = None
-        if settings.with_pictures:
+        if settings.with_images:
             segments = found.segments if "segmentation" in spoken else None
             image, segmentation_map = sample.image, render_segmentation_map(segments, sample.image_size_hw)
         scenes.append(TokenScene(encode(text), questions, image, segmentation_map))
+        if len(scenes) == settings.num_scenes:
+            break
     return scenes
 
 

@@ -150,7 +150,7 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     if config.start is None and not has_checkpoint(out / "multimodal"):
         raise ValueError(f"expected a trained model in {out / 'multimodal'}, got none. Run stage 'multimodal' first.")
     model = _model_with_recall(config, out, tokenizer)
-    _load_last(model, out, ("multimodal", "practice"))
+    _load_last(model, out, _MODEL_STAGES)
     del model.recall
     model.config.domain = model.config.domain or config.domain  # a start from before this was noted lacks it
     model.generation_config = GenerationConfig(

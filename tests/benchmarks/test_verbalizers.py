@@ -7,14 +7,14 @@ import pytest
 
 from benchmarks.verbalizer_models import NUM_NAMES, build_verbalizers, choose_names
 from benchmarks.verbalizer_variants import measure_variants
-from benchmarks.verbalizers import NUM_PICTURES, load_pictures, main, measure_throughput, to_markdown
+from benchmarks.verbalizers import NUM_IMAGES, load_images, main, measure_throughput, to_markdown
 from verbalizers import TextLines, Verbalizer
 
 
-def test_pictures_are_equal_in_size_and_different_when_loaded():
-    pictures = load_pictures()
-    assert len(pictures) == NUM_PICTURES and len({picture.shape for picture in pictures}) == 1
-    assert len({picture.tobytes() for picture in pictures}) == NUM_PICTURES
+def test_images_are_equal_in_size_and_different_when_loaded():
+    images = load_images()
+    assert len(images) == NUM_IMAGES and len({image.shape for image in images}) == 1
+    assert len({image.tobytes() for image in images}) == NUM_IMAGES
 
 
 def test_names_are_as_many_as_the_release_asks_for():
@@ -62,7 +62,7 @@ def test_variants_find_the_same_as_their_references_when_measured(repo_root):
     pytest.importorskip("timm")
     pytest.importorskip("rapidocr")
     built = build_verbalizers(repo_root / "checkpoints" / "verbalizers", ("cat", "car"), "cpu")
-    table = measure_variants(built, load_pictures(), [2], 1, torch.device("cpu"))
+    table = measure_variants(built, load_images(), [2], 1, torch.device("cpu"))
     assert len(table["rows"]) == 5
     assert [row[-1] for row in table["rows"]][:4] == ["2 of 2"] * 4
 

@@ -14,7 +14,7 @@ from pipeline_builders import (
     HangingVerbalizer,
     ScriptedVerbalizer,
     build_text_lines,
-    draw_picture,
+    draw_image,
     write_tiny_checkpoint,
 )
 from typer.testing import CliRunner
@@ -35,14 +35,14 @@ def pipe(folder):
     return Pipeline.from_pretrained(folder)
 
 
-def encode(picture: Image.Image, file_format: str, **settings) -> bytes:
+def encode(image: Image.Image, file_format: str, **settings) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, file_format, **settings)
+    image.save(buffer, file_format, **settings)
     return buffer.getvalue()
 
 
 def huge_png(width: int = 30_000, height: int = 30_000) -> bytes:
-    """A valid header of a picture that nobody has the memory for, with hardly any data behind it."""
+    """A valid header of an image that nobody has the memory for, with hardly any data behind it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -53,15 +53,15 @@ def huge_png(width: int = 30_000, height: int = 30_000) -> bytes:
 
 
 BROKEN = {
-    "truncated.jpg": (lambda: encode(draw_picture(), "JPEG")[:-900], "damaged or cut off"),
+    "truncated.jpg": (lambda: encode(draw_image(), "JPEG")[:-900], "damaged or cut off"),
     "zero.jpg": (lambda: b"", "zero bytes"),
-    "text.png": (lambda: b"this is no picture at all", "text.png"),
+    "text.png": (lambda: b"this is no image at all", "text.png"),
     "huge.png": (huge_png, "pixels"),
 }
 
 
 @pytest.mark.parametrize("name", sorted(BROKEN))
-def test_pipeline_and_command_say_what_is_wrong_when_a_picture_is_broken(pipe, folder, tmp_path, name):
+def test_pipeline_and_command_say_what_is_wrong_when_an_image_is_broken(pipe, folder, tmp_path, name):
     content, message = BROKEN[name]
     path = tmp_path / name
     path.write_bytes(content())
@@ -98,42 +98,42 @@ def test_pipeline_refuses_when_a_missing_file_folder_or_address_is_named(pipe, t
 
 
 def rotated_by_exif() -> tuple[bytes, Image.Image]:
-    """A picture lying on its side with a note that says so, and the upright one."""
-    upright = draw_picture(3, 40, 60)
+    """An image lying on its side with a note that says so, and the upright one."""
+    upright = draw_image(3, 40, 60)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     return encode(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif), upright
 
 
 def palette_with_alpha() -> bytes:
-    picture = draw_picture(4).quantize(16)
-    picture.info["transparency"] = 0
-    return encode(picture, "PNG", transparency=0)
+    image = draw_image(4).quantize(16)
+    image.info["transparency"] = 0
+    return encode(image, "PNG", transparency=0)
 
 
 ODD = {
     "one pixel": lambda: encode(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"),
-    "thin": lambda: encode(draw_picture(0, 1, 700), "PNG"),
-    "CMYK": lambda: encode(draw_picture().convert("CMYK"), "JPEG"),
+    "thin": lambda: encode(draw_image(0, 1, 700), "PNG"),
+    "CMYK": lambda: encode(draw_image().convert("CMYK"), "JPEG"),
     "16 bits": lambda: encode(Image.fromarray(np.arange(4800, dtype=np.uint16).reshape(60, 80) * 13), "PNG"),
     "palette and alpha": palette_with_alpha,
-    "grey and alpha": lambda: encode(draw_picture().convert("LA"), "PNG"),
-    "one bit": lambda: encode(draw_picture().convert("1"), "PNG"),
-    "animation": lambda: encode(draw_picture(1), "GIF", save_all=True, append_images=[draw_picture(2)]),
+    "grey and alpha": lambda: encode(draw_image().convert("LA"), "PNG"),
+    "one bit": lambda: encode(draw_image().convert("1"), "PNG"),
+    "animation": lambda: encode(draw_image(1), "GIF", save_all=True, append_images=[draw_image(2)]),
     "EXIF": lambda: rotated_by_exif()[0],
 }
 
 
 @pytest.mark.parametrize("name", sorted(ODD))
-def test_pipeline_answers_when_a_picture_is_odd(pipe, name):
+def test_pipeline_answers_when_an_image_is_odd(pipe, name):
     output = pipe(ODD[name](), "What is it?", **FAST)
     assert output.answer is not None and output.error is None
-    with Image.open(io.BytesIO(ODD[name]())) as picture:
-        width, height = picture.size if name != "EXIF" else picture.size[::-1]
+    with Image.open(io.BytesIO(ODD[name]())) as image:
+        width, height = image.size if name != "EXIF" else image.size[::-1]
     assert output.scene.image_size_hw == (height, width)
 
 
-def test_pipeline_sees_the_upright_picture_when_exif_says_it_lies(pipe):
+def test_pipeline_sees_the_upright_image_when_exif_says_it_lies(pipe):
     lying, upright = rotated_by_exif()
     seen = []
     reader = ScriptedVerbalizer("ocr", lambda image: seen.append(image) or build_text_lines("A"))
@@ -143,7 +143,7 @@ def test_pipeline_sees_the_upright_picture_when_exif_says_it_lies(pipe):
 
 
 def test_pipeline_sees_the_first_frame_when_the_gif_is_animated(pipe):
-    frames = [draw_picture(seed).quantize(32).convert("RGB") for seed in (1, 2)]
+    frames = [draw_image(seed).quantize(32).convert("RGB") for seed in (1, 2)]
     seen = []
     reader = ScriptedVerbalizer("ocr", lambda image: seen.append(image) or build_text_lines("A"))
     Pipeline(pipe.model, pipe.processor, [reader])(
@@ -173,9 +173,9 @@ def test_control_tokens_steer_nothing_when_they_stand_in_a_question(pipe, text, 
     original = pipe.model.generate
     monkeypatch.setattr(pipe.model, "generate", lambda **inputs: calls.append(inputs) or original(**inputs))
     for question in ("What is it?", f"What is it? {text}"):
-        assert pipe(draw_picture(), question, **FAST).answer is not None
+        assert pipe(draw_image(), question, **FAST).answer is not None
     harmless, forged = (call["input_ids"] for call in calls)
-    assert (forged == pipe.model.config.image_token_id).sum() == pipe.model.config.image_seq_length
+    assert (forged == pipe.model.config.image_token_id).sum() == pipe.model.config.num_image_tokens
     assert count_control_ids(pipe, forged) == count_control_ids(pipe, harmless)
     assert text in pipe.processor.tokenizer.decode(forged[0])  # it was read, as text
 
@@ -187,19 +187,19 @@ def test_control_tokens_steer_nothing_when_they_stand_on_a_sign(pipe, text, monk
     reader = ScriptedVerbalizer("ocr", lambda image: build_text_lines(text))
     pipe = Pipeline(pipe.model, pipe.processor, [reader])
     monkeypatch.setattr(pipe.model, "generate", lambda **inputs: calls.append(inputs) or original(**inputs))
-    output = pipe(draw_picture(), "What is it?", **FAST)
+    output = pipe(draw_image(), "What is it?", **FAST)
     assert output.answer is not None and text.split("\n")[0] in output.auxiliary_text
     ids = calls[0]["auxiliary_input_ids"]
     assert (ids == pipe.model.config.image_token_id).sum() == 0
     assert count_control_ids(pipe, ids) <= 1  # the BOS in front
-    assert (calls[0]["input_ids"] == pipe.model.config.image_token_id).sum() == pipe.model.config.image_seq_length
+    assert (calls[0]["input_ids"] == pipe.model.config.image_token_id).sum() == pipe.model.config.num_image_tokens
 
 
 @pytest.mark.parametrize("question", ["", "   ", "\n\t"])
 def test_question_is_refused_when_empty(pipe, folder, tmp_path, question):
     with pytest.raises(ValueError, match="expected a question, got an empty one"):
-        pipe(draw_picture(), question, **FAST)
-    draw_picture().save(tmp_path / "a.png")
+        pipe(draw_image(), question, **FAST)
+    draw_image().save(tmp_path / "a.png")
     result = CliRunner().invoke(app, ["ask", str(tmp_path / "a.png"), question, "--model", str(folder)])
     assert result.exit_code in (1, 2) and "question" in result.stderr and result.stdout == ""
 
@@ -208,21 +208,21 @@ def test_question_is_refused_with_both_numbers_when_it_has_ten_thousand_words(pi
     question = " ".join(["dogs"] * 10_000)
     longest = pipe.model.config.text_config.max_position_embeddings - FAST["max_new_tokens"]
     with pytest.raises(ValueError, match=rf"at most {longest} tokens.* got \d+ for a question of 10000 words"):
-        pipe(draw_picture(), question, **FAST)
-    outputs = pipe([draw_picture()] * 2, ["What is it?", question], on_error="skip", **FAST)
+        pipe(draw_image(), question, **FAST)
+    outputs = pipe([draw_image()] * 2, ["What is it?", question], on_error="skip", **FAST)
     assert outputs[0].answer and "10000 words" in outputs[1].error
 
 
 def test_long_question_is_answered_when_the_model_can_read_it(pipe):
-    assert pipe(draw_picture(), " ".join(["dogs"] * 300), **FAST).answer is not None
+    assert pipe(draw_image(), " ".join(["dogs"] * 300), **FAST).answer is not None
 
 
-def test_placeholders_and_pictures_must_match_when_a_prompt_is_given(pipe):
+def test_placeholders_and_images_must_match_when_a_prompt_is_given(pipe):
     processor = pipe.processor
     with pytest.raises(ValueError, match=r"2 <image> placeholders but 1 image"):
-        processor(images=[draw_picture()], text=["<image><image> What?"])
+        processor(images=[draw_image()], text=["<image><image> What?"])
     with pytest.raises(ValueError, match="0 <image> placeholders"):
-        processor(images=[draw_picture()], text=["What?"])
+        processor(images=[draw_image()], text=["What?"])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), MemoryError("full"), KeyError("x"), ImportError("no pkg")])
@@ -232,7 +232,7 @@ def test_answer_comes_and_names_the_kind_when_a_verbalizer_raises(pipe, error):
 
     detector = ScriptedVerbalizer("detection", fail)
     reader = ScriptedVerbalizer("ocr", lambda image: build_text_lines("STOP"))
-    output = Pipeline(pipe.model, pipe.processor, [detector, reader])(draw_picture(), "What is it?", **FAST)
+    output = Pipeline(pipe.model, pipe.processor, [detector, reader])(draw_image(), "What is it?", **FAST)
     assert output.answer and type(error).__name__ in output.missing["detection"]
     assert "ocr" not in output.missing and "STOP" in output.auxiliary_text
 
@@ -240,7 +240,7 @@ def test_answer_comes_and_names_the_kind_when_a_verbalizer_raises(pipe, error):
 @pytest.mark.parametrize("finding", ["words", 7, [], {"a": 1}])
 def test_answer_comes_and_names_the_kind_when_a_verbalizer_answers_nonsense(pipe, finding):
     reader = ScriptedVerbalizer("ocr", lambda image: finding)
-    output = Pipeline(pipe.model, pipe.processor, [reader])(draw_picture(), "What is it?", **FAST)
+    output = Pipeline(pipe.model, pipe.processor, [reader])(draw_image(), "What is it?", **FAST)
     assert output.answer and "TextLines" in output.missing["ocr"]
 
 
@@ -249,7 +249,7 @@ def test_other_findings_are_used_when_one_verbalizer_hangs(pipe):
     other = ScriptedVerbalizer("weather", lambda image: "The image is deep.")
     pipe = Pipeline(pipe.model, pipe.processor, [hanging, other])
     try:
-        outputs = pipe([draw_picture(0), draw_picture(1)], "What is it?", timeout_s=0.2, **FAST)
+        outputs = pipe([draw_image(0), draw_image(1)], "What is it?", timeout_s=0.2, **FAST)
     finally:
         hanging.release()
     for output in outputs:
@@ -273,7 +273,7 @@ def test_other_findings_are_used_when_one_verbalizer_hangs(pipe):
     ],
 )
 def test_scene_file_is_refused_with_its_name_when_wrong(folder, tmp_path, content):
-    draw_picture().save(tmp_path / "a.png")
+    draw_image().save(tmp_path / "a.png")
     (tmp_path / "scene.json").write_bytes(content)
     arguments = ["ask", tmp_path / "a.png", "What?", "--scene", tmp_path / "scene.json", "--model", folder]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])

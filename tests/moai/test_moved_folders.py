@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import build_tiny_config, build_tiny_inputs, build_tiny_model
-from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
+from pipeline_builders import build_scene, draw_image, write_tiny_checkpoint
 from training_builders import build_recipe
 from transformers import AutoModelForImageTextToText
 
@@ -29,7 +29,7 @@ DETECTOR = {
 
 def answer(folder: Path) -> str:
     pipeline = Pipeline.from_pretrained(folder, [])
-    return pipeline(draw_picture(), QUESTION, build_scene(), max_new_tokens=8).answer
+    return pipeline(draw_image(), QUESTION, build_scene(), max_new_tokens=8).answer
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import shutil
 import cache_verbalizers  # noqa: F401 - registers segmentation/two_halves and others
 import numpy as np
 import pytest
-from pipeline_builders import draw_picture, write_tiny_checkpoint
+from pipeline_builders import draw_image, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 from moai import Pipeline
@@ -30,13 +30,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """A folder of two pictures in the working directory."""
+def images(tmp_path, monkeypatch):
+    """A folder of two images in the working directory."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
+    (tmp_path / "images").mkdir()
     for seed in range(2):
-        draw_picture(seed).save(tmp_path / "photos" / f"{seed}.png")
-    return tmp_path / "photos"
+        draw_image(seed).save(tmp_path / "images" / f"{seed}.png")
+    return tmp_path / "images"
 
 
 def verbalize(*arguments):
@@ -47,10 +47,10 @@ def verbalize(*arguments):
 
 def test_pipeline_reads_relations_and_keeps_the_graph_when_saved(folder, tmp_path):
     pipeline = Pipeline.from_pretrained(folder)
-    pictures = [draw_picture(seed) for seed in range(3)]
-    scenes = pipeline.verbalize(pictures)
-    assert [pipeline.verbalize(picture) for picture in pictures] == scenes
-    output = pipeline(pictures[0], "What is it?", max_new_tokens=3)
+    images = [draw_image(seed) for seed in range(3)]
+    scenes = pipeline.verbalize(images)
+    assert [pipeline.verbalize(image) for image in images] == scenes
+    output = pipeline(images[0], "What is it?", max_new_tokens=3)
     assert WORDS in output.auxiliary_text and set(output.missing) == {"ocr"}
     pipeline.save_pretrained(tmp_path)
     again = VerbalizerSettings.load(tmp_path).build()[0]
@@ -59,39 +59,39 @@ def test_pipeline_reads_relations_and_keeps_the_graph_when_saved(folder, tmp_pat
 
 def test_relations_are_found_in_brought_findings_when_a_scene_lacks_them(folder):
     verbalizers = VerbalizerSettings.load(folder).build()[0]
-    picture = draw_picture()
-    panoptic_map = np.zeros((picture.height, picture.width), np.int32)
-    panoptic_map[:, : picture.width // 3], panoptic_map[:, picture.width // 3 :] = 1, 2
+    image = draw_image()
+    panoptic_map = np.zeros((image.height, image.width), np.int32)
+    panoptic_map[:, : image.width // 3], panoptic_map[:, image.width // 3 :] = 1, 2
     segments = Segments(panoptic_map, (1, 2), ("cat", "dog"), (0.9, 0.9))
     brought = Scene(panoptic_map.shape, segments)
-    (scene,) = complete_scenes([(picture, brought)], verbalizers, None)
+    (scene,) = complete_scenes([(image, brought)], verbalizers, None)
     assert scene.segments == segments and {"cat", "dog"} == set(scene.relations.object_names)
     assert scene.detections is not None
 
 
-def test_only_relations_are_told_when_only_they_are_asked_for(photos, folder):
-    assert WORDS in verbalize(photos / "0.png", "--model", folder)
-    assert verbalize(photos / "0.png", "--kinds", "scene_graph", "--model", folder).strip() == WORDS
-    row = json.loads(verbalize(photos / "0.png", "--kinds", "scene_graph", "--json", "--model", folder))
+def test_only_relations_are_told_when_only_they_are_asked_for(images, folder):
+    assert WORDS in verbalize(images / "0.png", "--model", folder)
+    assert verbalize(images / "0.png", "--kinds", "scene_graph", "--model", folder).strip() == WORDS
+    row = json.loads(verbalize(images / "0.png", "--kinds", "scene_graph", "--json", "--model", folder))
     assert set(row["scene"]) == {"image_size_hw", "relations"} and row["words"] == WORDS and not row["missing"]
 
 
-def test_error_says_what_to_do_when_it_looks_alone(photos):
-    result = CliRunner().invoke(app, ["verbalize", str(photos / "0.png"), "--verbalizers", "scene_graph/geometric"])
+def test_error_says_what_to_do_when_it_looks_alone(images):
+    result = CliRunner().invoke(app, ["verbalize", str(images / "0.png"), "--verbalizers", "scene_graph/geometric"])
     assert "expected segments or detections of the image, got neither" in result.output
     assert "Let a segmentation or detection verbalizer look too" in result.output
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_cache_keeps_what_was_asked_for_when_kinds_are_chosen(photos, folder, workers):
+def test_cache_keeps_what_was_asked_for_when_kinds_are_chosen(images, folder, workers):
     pytest.importorskip("pyarrow")
     verbalizers = VerbalizerSettings.load(folder).build()[0]
     folders = {}
     for kinds in (None, "scene_graph", "scene_graph,segmentation"):
         chosen = [] if kinds is None else ["--kinds", kinds]
-        folders[kinds] = verbalize("photos", "--out", "cache", "--workers", workers, *chosen, "--model", folder).strip()
+        folders[kinds] = verbalize("images", "--out", "cache", "--workers", workers, *chosen, "--model", folder).strip()
     assert len(set(folders.values())) == 3
-    fresh = parse_scene([draw_picture(0)], verbalizers)[0]
+    fresh = parse_scene([draw_image(0)], verbalizers)[0]
     entries = {kinds: VerbalizationCache(path)["0.png"] for kinds, path in folders.items()}
     assert entries[None].scene == fresh and entries[None].text == verbalize_scene(fresh)
     assert entries["scene_graph"].scene == Scene(fresh.image_size_hw, relations=fresh.relations)
@@ -100,12 +100,12 @@ def test_cache_keeps_what_was_asked_for_when_kinds_are_chosen(photos, folder, wo
     assert both == Scene(fresh.image_size_hw, fresh.segments, relations=fresh.relations)
 
 
-def test_training_reads_the_same_when_the_cache_lacks_a_picture(photos, folder):
+def test_training_reads_the_same_when_the_cache_lacks_an_image(images, folder):
     pytest.importorskip("pyarrow")
-    path = verbalize("photos", "--out", "cache", "--workers", 0, "--kinds", "scene_graph", "--model", folder).strip()
+    path = verbalize("images", "--out", "cache", "--workers", 0, "--kinds", "scene_graph", "--model", folder).strip()
     reader = FindingsReader(VerbalizationCache(path), is_looking=True)
     assert reader.settings.kinds == ("scene_graph",) and not reader.makes_maps()
-    live = reader.read(None, draw_picture(5))
+    live = reader.read(None, draw_image(5))
     assert live.text == WORDS and live.scene.segments is None and live.scene.relations is not None
 
 
@@ -136,13 +136,13 @@ def test_photographs_have_relations_when_bundled_verbalizers_look(tmp_path, repo
     model.mkdir()
     shutil.copy(BUNDLED_FOLDER / "moai-nano" / "config.json", model)
     (model / "verbalizers.json").write_text(json.dumps({**settings, "verbalizers": [*kept, GRAPH]}))
-    photos = tmp_path / "photos"
-    photos.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for name in ("street.jpg", "astronaut.jpg"):
-        shutil.copy(repo_root / "examples" / name, photos)
-    path = verbalize(photos, "--out", tmp_path / "cache", "--model", model, "--workers", 0).strip()
+        shutil.copy(repo_root / "examples" / name, images)
+    path = verbalize(images, "--out", tmp_path / "cache", "--model", model, "--workers", 0).strip()
     cache = VerbalizationCache(path)
     for name in ("street.jpg", "astronaut.jpg"):
-        shown = json.loads(verbalize(photos / name, "--model", model, "--json"))
+        shown = json.loads(verbalize(images / name, "--model", model, "--json"))
         assert len(cache[name].scene.relations) and cache[name].scene.to_dict() == shown["scene"]
     assert "car is on road" in cache["street.jpg"].text and "balloon is in sky" in cache["street.jpg"].text

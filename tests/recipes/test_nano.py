@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from moai.training.checkpoints import find_newest_checkpoint
 from recipes.nano import multimodal_task
 from recipes.nano.config import SCENES_DOMAIN, load_nano_config
 from recipes.nano.models import build_moai, build_processor
-from recipes.nano.multimodal_task import normalise_pictures
+from recipes.nano.multimodal_task import normalize_images
 from recipes.nano.prompt import prompt_ids
 from recipes.nano.scenes import SceneSettings, TokenQuestion, TokenScene, build_shard
 from recipes.nano.text_task import pack_texts
@@ -78,7 +79,7 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
             questions_per_scene=2,
             without_auxiliary_share=0.2,
             recall_weight=0.1,
-            shards={"with_pictures": True, "seed": 1},
+            shards={"with_images": True, "seed": 1},
             vision={
                 "hidden_size": 32,
                 "intermediate_size": 32,
@@ -122,7 +123,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
 
 def test_recipe_of_the_repository_is_valid_when_read():
     config = load_nano_config(ROOT / "configs" / "nano.yaml")
-    assert config.multimodal.shards.with_pictures
+    assert config.multimodal.shards.with_images
     assert config.multimodal.vision["image_size"] == config.multimodal.shards.image_size
     for stage in TRAINED:
         kinds = set(getattr(config, stage).shards.kinds)
@@ -134,9 +135,25 @@ def test_shard_asks_about_colours_only_when_it_has_images(trained):
     tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
     colour = QUESTION_KINDS.index("colour")
     for has_images in (False, True):
-        settings = SceneSettings(num_scenes=20, image_size=32, with_pictures=has_images, num_questions=13)
+        settings = SceneSettings(num_scenes=20, image_size=32, with_images=has_images, num_questions=13)
         asked = {question.kind for scene in build_shard(settings, 0, tokenizer) for question in scene.questions}
         assert (colour in asked) == has_images
+
+
+def test_shard_asks_more_about_relations_when_other_questions_are_thinned(trained):
+    tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
+    plain = SceneSettings(num_scenes=40, num_questions=14, image_size=64, curriculum=((0, 8),), listing_share=0.0)
+    thinned = replace(plain, kind_shares={"existence": 0.3, "description": 0.0}, unrelated_share=0.2)
+    relations = {QUESTION_KINDS.index(kind) for kind in ("ground_relation", "object_relation")}
+    share = {}
+    for settings in (plain, thinned):
+        shard, following = (build_shard(settings, number, tokenizer) for number in (0, 1))
+        assert len(shard) == 40 and all(scene.questions for scene in shard)
+        assert not {str(scene.auxiliary_ids) for scene in shard} & {str(scene.auxiliary_ids) for scene in following}
+        kinds = [question.kind for scene in shard for question in scene.questions]
+        share[settings is thinned] = sum(kind in relations for kind in kinds) / len(kinds)
+    assert QUESTION_KINDS.index("description") not in kinds
+    assert share[True] > 2 * share[False]
 
 
 def test_recipe_that_goes_on_is_of_the_same_model_when_read():
@@ -198,7 +215,7 @@ def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
         assert losses(out / stage) == losses(unbroken / stage)
 
 
-def test_practice_goes_on_from_the_model_with_pictures_and_is_what_is_exported(trained):
+def test_practice_goes_on_from_the_model_with_images_and_is_what_is_exported(trained):
     _, out = trained
     weights = {
         stage: load_file(find_newest_checkpoint(out / stage / "checkpoints")[0] / "model.safetensors")
@@ -252,8 +269,8 @@ def test_exported_checkpoint_answers_when_loaded_back(trained):
     export_nano(load_nano_config(recipe), out, out / "again")
     model = AutoModelForImageTextToText.from_pretrained(out / "again", dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(out / "again")
-    picture = np.zeros((40, 50, 3), np.uint8)
-    batch = processor(images=[picture], questions=["What is there?"], auxiliary_text=["nothing"])
+    image = np.zeros((40, 50, 3), np.uint8)
+    batch = processor(images=[image], questions=["What is there?"], auxiliary_text=["nothing"])
     generated = model.generate(**batch, max_new_tokens=3)
     assert generated.shape[1] > batch["input_ids"].shape[1]
     assert all(path.suffix != ".bin" and path.suffix != ".pt" for path in (out / "again").iterdir())
@@ -289,7 +306,7 @@ def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(t
     model = build_moai(config, config.multimodal, tokenizer, None)
     batch = build_task("multimodal", config, out).questions(0)
     scenes = build_shard(config.multimodal.shards, 0, tokenizer)
-    image_tokens = model.config.image_seq_length
+    image_tokens = model.config.num_image_tokens
     for row, roles, owner in zip(batch.input_ids, batch.roles, batch.scene_of_question, strict=True):
         ids = row[roles > 0].tolist()
         start = len(prompt_ids(tokenizer).opening) + image_tokens + 1
@@ -303,7 +320,7 @@ def test_training_prompts_equal_the_processors_when_the_same_question_is_asked(t
         kept = batch.auxiliary_attention_mask[owner] > 0
         assert expected["auxiliary_input_ids"][0].tolist() == batch.auxiliary_input_ids[owner][kept].tolist()
     expected = processor(images=[scenes[0].image], questions=["?"])["pixel_values"]
-    torch.testing.assert_close(normalise_pictures(scenes[0].image[None]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalize_images(scenes[0].image[None]), expected, atol=1e-5, rtol=0)
 
 
 def test_answers_never_enter_the_mixture_when_packed(trained):
@@ -336,7 +353,7 @@ def test_packed_questions_equal_single_ones_when_read_by_the_decoder(trained):
 
 def test_shard_repeats_itself_when_built_again(trained):
     tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
-    settings = SceneSettings(num_scenes=5, num_questions=4, image_size=32, with_pictures=True)
+    settings = SceneSettings(num_scenes=5, num_questions=4, image_size=32, with_images=True)
     first, second = build_shard(settings, 3, tokenizer), build_shard(settings, 3, tokenizer)
     assert len(first) == 5
     for one, again in zip(first, second, strict=True):

@@ -53,12 +53,12 @@ def test_targets_tell_both_ends_when_a_word_belongs_to_a_relation(tokenizer, voc
     assert (rows[on, :6] == -100).all()
 
 
-def test_targets_spell_a_line_when_a_piece_belongs_to_it(tokenizer, vocabulary):
-    ids, rows = targets_of(f"{TEXTS}EXIT, and OPEN.", tokenizer, vocabulary)
-    parted = ids.index(tokenizer.sp_model.encode(", and")[-1])
-    first = ids[1:parted][:6]
-    assert rows[1, 8 : 8 + len(first)].tolist() == first
-    assert (rows[1, 8 + len(first) :] == -100).all()
+@pytest.mark.parametrize("lines", ["EXIT, and OPEN", '"EXIT", and "OPEN"'])
+def test_targets_spell_a_line_when_a_piece_belongs_to_it(tokenizer, vocabulary, lines):
+    _, rows = targets_of(f"{TEXTS}{lines}.", tokenizer, vocabulary)
+    spelt = [tokenizer.sp_model.decode(row[row >= 0].tolist()).strip() for row in rows[:, SLOT_GROUPS["letters"]]]
+    assert list(dict.fromkeys(filter(None, spelt))) == ["EXIT", "OPEN"]
+    assert (rows[[bool(text) for text in spelt], :8] == -100).all()
 
 
 def test_targets_are_empty_when_nothing_was_said(vocabulary):

@@ -28,7 +28,7 @@ def test_smol_joins_decoder_and_bundled_tower_when_built(tmp_path: Path) -> None
     assert model.config.mixer_config.layers == (1, 3)
     processor, donor = MoAIProcessor.from_pretrained(out), MoAIProcessor.from_pretrained(find_checkpoint("moai-nano"))
     assert processor.image_processor.image_mean == donor.image_processor.image_mean
-    assert processor.num_image_tokens == model.config.image_seq_length == donor.num_image_tokens
+    assert processor.num_image_tokens == model.config.num_image_tokens == donor.num_image_tokens
     assert VerbalizerSettings.load(out).map == VerbalizerSettings.load(find_checkpoint("moai-nano")).map
 
 

@@ -125,8 +125,8 @@ def test_folded_norms_change_no_output_and_no_gradient():
     folded.load_state_dict(plain.state_dict())
     fold_frozen_norms(folded._backbone)
     freeze_early_stages(folded._backbone, 1)
-    pictures = torch.randn(2, 3, 64, 64)
-    first, second = plain(pictures).feature_maps, folded(pictures).feature_maps
+    images = torch.randn(2, 3, 64, 64)
+    first, second = plain(images).feature_maps, folded(images).feature_maps
     for a, b in zip(first, second, strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
     sum(a.square().mean() for a in first).backward()

@@ -132,13 +132,13 @@ class DatasetRow:
     Attributes:
         place: `train.jsonl:7` for a line; `train.json[7]` and `data[train/7]` for an element or row counted from 0.
         value: the parsed row; None where it cannot be read.
-        pictures: its images, not yet opened.
+        images: its images, not yet opened.
         problem: why it cannot be used; None = it can.
     """
 
     place: str
     value: Any = None
-    pictures: tuple[Source, ...] = ()
+    images: tuple[Source, ...] = ()
     problem: str | None = None
 
 
@@ -376,10 +376,10 @@ def _read_entries(path: Path, dataset: str, folder: Path) -> Iterator[Source | B
         is_talk = isinstance(row.value, Mapping) and ("conversations" in row.value or "messages" in row.value)
         if row.problem is not None:
             yield BadSource(_in_unicode(dataset), row.place, row.problem)
-        elif not row.pictures and path.suffix.lower() == ".jsonl" and not is_talk:
+        elif not row.images and path.suffix.lower() == ".jsonl" and not is_talk:
             problem = f"expected an object whose `image` is a path, got {str(row.value)[:120]}"
             yield BadSource(_in_unicode(dataset), row.place, problem)
-        yield from row.pictures
+        yield from row.images
 
 
 def open_rows(location: str) -> Mapping[str | None, Any]:

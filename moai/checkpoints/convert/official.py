@@ -224,7 +224,7 @@ def _describe(config: MoAIConfig, sizes: OfficialSizes) -> dict[str, Any]:
         "rope": dict(text.rope_parameters),
         "partial_lora_rank": config.plora_rank,
         "vision": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, {vision.image_size} px, "
-        f"{config.image_seq_length} patch tokens",
+        f"{config.num_image_tokens} patch tokens",
         "compressor": f"{config.compressor['num_layers']} layers, {config.compressor['num_latents']} latents",
         "mixer_layers": list(sizes.mixer_layers),
         "image_token_id": config.image_token_id,

@@ -34,6 +34,6 @@ def build_official_processor(
     return MoAIProcessor(
         MoAIImageProcessor(**settings),
         tokenizer,
-        num_image_tokens=config.image_seq_length,
+        num_image_tokens=config.num_image_tokens,
         auxiliary_map_scale=config.auxiliary_map_scale,
     )

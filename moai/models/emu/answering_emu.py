@@ -56,7 +56,7 @@ class EmuAnswering(Answering):
     """
 
     option_names = ("shots", "prompt", "choices", "images", *_DRAWING)
-    served_options = ("prompt", "choices")
+    served_options = ("prompt", "choices", "images", "steps", "guidance", "seed")
     text_input = "context"
     model_class = EmuForConditionalGeneration
     processor_class = EmuProcessor

@@ -40,7 +40,7 @@ class MoAIAnswering(Answering):
 
     def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:
         super().__init__(model, processor)
-        wanted = (model.config.image_token_id, model.config.image_seq_length)
+        wanted = (model.config.image_token_id, model.config.num_image_tokens)
         got = (processor.image_token_id, processor.num_image_tokens)
         if wanted != got:
             raise ValueError(

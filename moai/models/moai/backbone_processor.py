@@ -48,7 +48,7 @@ def build_processor_from_backbones(
     return MoAIProcessor(
         MoAIImageProcessor(**settings),
         tokenizer,
-        num_image_tokens=config.image_seq_length,
+        num_image_tokens=config.num_image_tokens,
         auxiliary_map_scale=config.auxiliary_map_scale,
     )
 

@@ -15,7 +15,7 @@ SYSTEM_PROMPT = "AI assistant should give helpful and detailed answers to user a
 #: Turn headers that are plain words, in the demo prompt: no tokenizer knows them as control tokens.
 TURN_HEADERS = ("USER:", "ASSISTANT:")
 
-# Shared head: the parts of a message in reading order, then the system sentence. `pictures` are the images before a
+# Shared head: the parts of a message in reading order, then the system sentence. `images` are the images before a
 # message's first words, which each prompt has a place for; `text` is the rest, where images stand between the words.
 _HEAD = (
     "{%- macro pictures(message, before, after) -%}"

@@ -36,7 +36,7 @@ class MoAICollator(SampleCollator):
             where there are images; `auxiliary_input_ids`, `auxiliary_attention_mask` `(B, A)` int64 where the data
             set has verbalizations, `auxiliary_pixel_values` `(B, 3, H, W)` float32 where it has maps. Where something
             is shared: U <= B rows of the auxiliary inputs and `auxiliary_index` `(B,)` int64, each sample's row; and
-            only different images in `pixel_values` with `picture_index` `(images,)`.
+            only different images in `pixel_values` with `image_index` `(images,)`.
         """
         if not samples:
             raise ValueError("expected at least one sample, got none.")
@@ -157,7 +157,7 @@ def share_inputs(
     """Keep equal images, maps and verbalizations once."""
     _, images = unique_objects([image for sample in samples for image in sample.images])
     if len(set(images)) < len(images):
-        batch["picture_index"] = torch.tensor(images)
+        batch["image_index"] = torch.tensor(images)
         batch["pixel_values"] = batch["pixel_values"][_first_places(images)]
     if auxiliary_text is None:
         return batch

@@ -42,7 +42,7 @@ class MoAIConfig(InstalledCode, PreTrainedConfig):
         mixer: Fields of :class:`mixer.MixerConfig`; ``hidden_size`` follows the decoder, ``layers`` default to
             four evenly spaced ones, the last included.
         image_token_id: Id of the image placeholder; one stands for each patch.
-        image_seq_length: Patch tokens per image; computed from the vision tower when None.
+        num_image_tokens: Patch tokens per image; computed from the vision tower when None.
         vision_feature_layer: Hidden state of the tower to use, -1 = last, before any post-normalisation; a list puts
             those of several side by side.
         vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps all tokens.
@@ -92,7 +92,7 @@ class MoAIConfig(InstalledCode, PreTrainedConfig):
     compressor: dict | None = None
     mixer: dict | None = None
     image_token_id: int = 92544
-    image_seq_length: int | None = None
+    num_image_tokens: int | None = None
     vision_feature_layer: int | list[int] = -1
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     projector_hidden_act: str = "gelu"
@@ -116,10 +116,10 @@ class MoAIConfig(InstalledCode, PreTrainedConfig):
             raise ValueError(f"`plora_rank` must be 0 (none) or more, got {self.plora_rank}.")
         if self.domain is not None and not isinstance(self.domain, str):
             raise ValueError(f"`domain` must be words or None, got {self.domain!r}.")
-        if self.image_seq_length is None:
-            self.image_seq_length = self._count_image_tokens()
-        if self.image_seq_length < 1:
-            raise ValueError(f"`image_seq_length` must be at least 1 token per image, got {self.image_seq_length}.")
+        if self.num_image_tokens is None:
+            self.num_image_tokens = self._count_image_tokens()
+        if self.num_image_tokens < 1:
+            raise ValueError(f"`num_image_tokens` must be at least 1 token per image, got {self.num_image_tokens}.")
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write ``config.json``, and what lets transformers load the checkpoint with ``trust_remote_code=True``.
@@ -233,7 +233,7 @@ class MoAIConfig(InstalledCode, PreTrainedConfig):
         if not isinstance(size, int) or not isinstance(patch, int):
             raise ValueError(
                 "Expected `vision_config` with integer image_size and patch_size to count patch tokens, got "
-                f"{size} and {patch}. Give `image_seq_length` yourself."
+                f"{size} and {patch}. Give `num_image_tokens` yourself."
             )
         class_token = int(self.vision_feature_select_strategy == "full" and "clip" in self.vision_config.model_type)
         return (size // patch) ** 2 + class_token

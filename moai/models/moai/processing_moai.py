@@ -85,7 +85,7 @@ class MoAIProcessor(InstalledCode, ProcessorMixin):
         if not isinstance(num_image_tokens, int) or num_image_tokens < 1:
             raise ValueError(
                 f"`num_image_tokens` must be the number of patch tokens per image, got {num_image_tokens!r}. "
-                "Pass (height // patch_size) * (width // patch_size), or the model's config.image_seq_length."
+                "Pass (height // patch_size) * (width // patch_size), or the model's config.num_image_tokens."
             )
         self.image_token = image_token
         self.num_image_tokens = num_image_tokens

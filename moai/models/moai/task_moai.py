@@ -97,7 +97,7 @@ def compute_loss(
     Args:
         model: A MoAI, or one with a PEFT adapter.
         samples: What the collator returned; ``labels`` ``(B, L)`` with -100 for all but answer tokens. With
-            ``picture_index`` and ``auxiliary_index`` several samples share one pass of vision tower and compressor.
+            ``image_index`` and ``auxiliary_index`` several samples share one pass of vision tower and compressor.
         routing: Who chooses experts, see :func:`mixer.resolve_routing`.
         window: From :func:`moai.training.tasks.answers.target_window`.
 
@@ -115,7 +115,7 @@ def compute_loss(
 
 def _look_once(core: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Encode images and verbalizations once where several samples share them, and repeat the features."""
-    if (images := inputs.pop("picture_index", None)) is not None:
+    if (images := inputs.pop("image_index", None)) is not None:
         features = core.get_image_features(inputs.pop("pixel_values"), return_dict=True).pooler_output
         inputs["image_features"] = features[images]
     if (rows := inputs.pop("auxiliary_index", None)) is not None:

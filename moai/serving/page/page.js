@@ -52,6 +52,16 @@ function addTurn(role, text) {
   return turn;
 }
 
+// An answer with images is told whole at its end: the text that was streamed gives way to its parts.
+function showParts(turn, parts) {
+  turn.replaceChildren(...parts.map((part) => {
+    if (part.type === "text") return document.createTextNode(part.text);
+    const image = document.createElement("img");
+    Object.assign(image, { src: part.image_url.url, alt: "An image that the model drew" });
+    return image;
+  }));
+}
+
 // The image goes with the first question; later turns are about it.
 function buildMessages(turns) {
   return turns.map(({ role, text }, index) => ({
@@ -74,13 +84,13 @@ async function ask(question) {
   const shown = addTurn("assistant", "");
   let answer = "", extras = null;
   try {
-    const kinds = chosenKinds(), routing = at("routing").value;
+    const kinds = chosenKinds(), routing = at("routing").value, drawn = Number(at("drawn").value);
     const reply = await fetch("/v1/chat/completions", {
       method: "POST", headers: headers(), signal: state.asking.signal,
       body: JSON.stringify({
         model: state.settings.model, stream: true, messages: buildMessages(turns),
         moai: {
-          explain: true, options: routing ? { routing } : {},
+          explain: true, options: { ...(routing ? { routing } : {}), ...(drawn ? { images: drawn } : {}) },
           ...(kinds.length < state.settings.kinds.length ? { verbalizers: kinds } : {}),
         },
       }),
@@ -92,6 +102,7 @@ async function ask(question) {
       shown.textContent = answer;
       extras = event.moai ?? extras;
     }
+    if (extras?.parts) showParts(shown, extras.parts);
     state.turns = [...turns, { role: "assistant", text: answer }];
   } catch (error) {
     if (error.name !== "AbortError") tell(error.message);
@@ -163,6 +174,8 @@ async function draw() {
 async function start() {
   state.settings = await (await fetch("/page/settings")).json();
   at("model").textContent = document.title = state.settings.model;
+  at("drawn-field").hidden = !state.settings.max_drawn_images;
+  at("drawn").max = state.settings.max_drawn_images;
   at("key-field").hidden = !state.settings.needs_key;
   if (state.settings.domain) {
     at("domain").hidden = false;

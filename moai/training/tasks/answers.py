@@ -106,7 +106,7 @@ class AnswersTask(Task):
     Args:
         settings: The recipe.
         model: A model that answers, or one with a PEFT adapter.
-        dataset: A map-style dataset of samples with ``lengths``, and perhaps ``pictures``.
+        dataset: A map-style dataset of samples with ``lengths``, and perhaps ``image_indices``.
         collator: What makes a batch of its samples.
         validation: Samples that are not learned from.
         start: Hashes of the files that the model was loaded from; None = its frozen weights are hashed instead.
@@ -215,9 +215,9 @@ class AnswersTask(Task):
         self.settings, self.dataset, self.collator, self.validation = settings, dataset, collator, validation
         self.start = start
         chosen = settings.optimization
-        order = (settings.seed, chosen.is_length_grouped, getattr(dataset, "pictures", None))
+        order = (settings.seed, chosen.is_length_grouped, getattr(dataset, "image_indices", None))
         sizes = (chosen.batch_size, chosen.micro_batch_size)
-        self.order = BatchOrder(dataset.lengths, *sizes, *order, chosen.samples_per_picture)
+        self.order = BatchOrder(dataset.lengths, *sizes, *order, chosen.samples_per_image)
 
     @property
     def num_steps(self) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from hub_server import TOKEN, HubServer
 from official_checkpoints import write_release
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from verbalizer_builders import save_mask2former, save_owlv2
 
 from moai.checkpoints.convert import PublishedVerbalizers, convert
@@ -121,7 +121,7 @@ def hub(release, eyes):
 @pytest.fixture(scope="module")
 def client(tmp_path_factory, hub):
     client = Client(tmp_path_factory.mktemp("client"), hub)
-    draw_picture().save(client.folder / "photo.jpg")
+    draw_image().save(client.folder / "image.jpg")
     return client
 
 
@@ -206,7 +206,7 @@ convert("someone/nothing", "out")
 convert("someone/gated", "out")
 convert("BK-Lee/MoAI-7B", "out", "--revision", "of-tomorrow")
 convert("someone/empty", "out")
-convert("photo.jpg", "out", "--revision", "main")
+convert("image.jpg", "out", "--revision", "main")
 constants.ENDPOINT = "http://127.0.0.1:9"
 convert("someone/else", "out")
 constants.HF_HUB_OFFLINE = True
@@ -219,7 +219,7 @@ convert("someone/else", "out")
         "1 error: expected access to someone/gated, got a gated repository. Accept its terms on the hub, then log in",
         "1 error: expected a branch, tag or commit of BK-Lee/MoAI-7B, got 'of-tomorrow'. Leave it out for the main",
         "1 error: expected weights (*.safetensors, *.bin or *.pt) in someone/empty, got none. Check the name.",
-        "1 error: expected a hub name with a revision, got the path 'photo.jpg'. Leave the revision out.",
+        "1 error: expected a hub name with a revision, got the path 'image.jpg'. Leave the revision out.",
         "1 error: expected someone/else, got no answer from http://127.0.0.1:9 and not all of it in the local cache.",
         "1 error: expected someone/else in the local cache, got HF_HUB_OFFLINE=1 and not all of it there. Unset",
     )
@@ -251,15 +251,15 @@ HfApi().upload_folder(repo_id="me/whole", folder_path=folder)
 
 model = AutoModelForImageTextToText.from_pretrained("me/parts")
 processor = AutoProcessor.from_pretrained("me/parts")
-inputs = processor(images="photo.jpg", questions="What is it?")
+inputs = processor(images="image.jpg", questions="What is it?")
 with torch.no_grad():
     same = torch.equal(model(**inputs).logits, local(**inputs).logits)
 pipeline = moai.Pipeline.from_pretrained("me/whole", revision="main")
-output = pipeline("photo.jpg", "What is it?", max_new_tokens=5)
+output = pipeline("image.jpg", "What is it?", max_new_tokens=5)
 print(json.dumps({{
     "same": same,
     "answer": output.answer,
-    "equal_answer": moai.Pipeline.from_pretrained(folder)("photo.jpg", "What is it?", max_new_tokens=5).answer,
+    "equal_answer": moai.Pipeline.from_pretrained(folder)("image.jpg", "What is it?", max_new_tokens=5).answer,
     "checkpoints": {{v.kind: getattr(v, "checkpoint", None) for v in pipeline.verbalizers}},
     "vocabulary": [v.vocabulary for v in pipeline.verbalizers if v.kind == "detection"],
     "missing": output.missing,

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
+from pipeline_builders import build_scene, draw_image, write_tiny_checkpoint
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -41,7 +41,7 @@ def workplace(tmp_path, monkeypatch, folder):
     monkeypatch.setenv("MOAI_MODEL", "model")
     shutil.copytree(folder, tmp_path / "model")
     for seed, name in enumerate(("a.png", "b.png")):
-        draw_picture(seed).save(name)
+        draw_image(seed).save(name)
     (tmp_path / "scene.json").write_text(json.dumps(build_scene().to_dict()))
     write_questions(*ROWS)
     return tmp_path
@@ -81,7 +81,7 @@ def change_json(path, **values) -> None:
         (None, ["--verbalizers", "ocr"], "verbalizers.ocr was nothing, now"),
         (change_weights, [], "model.model.safetensors was"),
         (lambda: change_json("model/verbalizers.json", words={"text_threshold": 0.1}), [], "words.text_threshold was"),
-        (lambda: draw_picture(7).save("a.png"), [], "'one' about other content ('a.png'): image_hash was"),
+        (lambda: draw_image(7).save("a.png"), [], "'one' about other content ('a.png'): image_hash was"),
         (
             lambda: change_json("scene.json", failures={"ocr": "x"}),
             [],
@@ -124,7 +124,7 @@ def test_answers_go_on_when_what_changed_decides_nothing(workplace):
     assert ask("--out", "o.jsonl").exit_code == 0
     before = Path("o.jsonl").read_text()
     write_questions(*ROWS)  # more questions
-    draw_picture(0).save("other.png")
+    draw_image(0).save("other.png")
     os.replace("other.png", "a.png")  # another file of the same content
     shutil.copytree("model", "elsewhere/model")
     os.remove("b.png")  # answered already
@@ -157,7 +157,7 @@ def test_question_file_is_answered_when_it_holds_half_a_pair(workplace):
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
 def test_image_is_read_when_its_name_is_no_utf8(workplace):
     name = os.fsdecode(b"caf\xe9.png")
-    draw_picture(3).save(name)
+    draw_image(3).save(name)
     write_questions({"image": name, "question": "What?"})
     for _ in range(2):
         assert ask("--out", "o.jsonl").exit_code == 0

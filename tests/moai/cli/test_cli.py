@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from PIL import Image
-from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
+from pipeline_builders import build_scene, draw_image, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
@@ -32,7 +32,7 @@ def workplace(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MOAI_MODEL", str(folder))
     for seed, name in enumerate(("a.png", "b.png")):
-        draw_picture(seed).save(name)
+        draw_image(seed).save(name)
     (tmp_path / "scene.json").write_text(json.dumps(build_scene().to_dict()))
     return tmp_path
 
@@ -131,14 +131,14 @@ def test_overlay_goes_where_it_is_told_when_a_path_is_given(workplace):
     assert Image.open("deep/down.png").size == (80, 60)
 
 
-def test_overlay_never_replaces_its_picture_when_named_alike(workplace):
+def test_overlay_never_replaces_its_image_when_named_alike(workplace):
     before = (workplace / "a.png").read_bytes()
     result = ask("a.png", "What is it?", "--overlay", "a.png")
     assert result.exit_code == 1 and "replace the image" in result.stderr
     assert (workplace / "a.png").read_bytes() == before
 
 
-def test_ask_answers_the_others_when_one_picture_is_bad(workplace):
+def test_ask_answers_the_others_when_one_image_is_bad(workplace):
     (workplace / "bad.png").write_text("words")
     result = ask("a.png", "bad.png", "b.png", "What is it?")
     assert result.exit_code == 3
@@ -326,7 +326,7 @@ def test_answer_file_refuses_when_it_holds_something_else(workplace):
 def test_answer_file_tries_failed_questions_again_when_continued(workplace):
     write_lines(workplace / "q.jsonl", ROWS[0], {"id": "late", "image": "late.png", "question": "What?"})
     assert ask("--questions", "q.jsonl", "--out", "o.jsonl").exit_code == 3
-    draw_picture(5).save("late.png")
+    draw_image(5).save("late.png")
     assert ask("--questions", "q.jsonl", "--out", "o.jsonl").exit_code == 0
     assert [(row["id"], bool(row["answer"])) for row in read_lines(workplace / "o.jsonl")] == [
         ("one", True),
@@ -337,7 +337,7 @@ def test_answer_file_tries_failed_questions_again_when_continued(workplace):
 # ---------------------------------------------------------------------- the other commands
 
 
-def test_verbalize_reads_words_when_a_picture_has_some(workplace, repo_root):
+def test_verbalize_reads_words_when_an_image_has_some(workplace, repo_root):
     pytest.importorskip("rapidocr")
     pytest.importorskip("onnxruntime")
     truth = json.loads((repo_root / "examples" / "street.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("pyarrow")
 
 import cache_verbalizers  # noqa: F401 - registers segmentation/two_halves and others
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from typer.testing import CliRunner
 
 from moai.cli import app
@@ -25,18 +25,18 @@ def run(*arguments):
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
+def images(tmp_path, monkeypatch):
     """A folder of two images and a damaged one, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
+    (tmp_path / "images").mkdir()
     for seed, name in enumerate(("a.png", "b.png")):
-        draw_picture(seed).save(tmp_path / "photos" / name)
-    (tmp_path / "photos" / "damaged.jpg").write_bytes(b"no image at all")
-    return tmp_path / "photos"
+        draw_image(seed).save(tmp_path / "images" / name)
+    (tmp_path / "images" / "damaged.jpg").write_bytes(b"no image at all")
+    return tmp_path / "images"
 
 
-def test_folder_becomes_a_cache_when_out_is_given(photos):
-    result = run("photos", "--out", "cache", *FAKES)
+def test_folder_becomes_a_cache_when_out_is_given(images):
+    result = run("images", "--out", "cache", *FAKES)
     cache = VerbalizationCache("cache")
     assert result.exit_code == 3 and result.stdout.strip() == str(cache.folder)
     assert "3 images: 2 verbalized, 1 unreadable" in result.stderr and "errors.jsonl" in result.stderr
@@ -45,73 +45,73 @@ def test_folder_becomes_a_cache_when_out_is_given(photos):
     assert error["path"] == "damaged.jpg" and "expected an image" in error["reason"]
 
 
-def test_heic_files_are_counted_and_listed_when_nothing_reads_them(photos, monkeypatch):
+def test_heic_files_are_counted_and_listed_when_nothing_reads_them(images, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("moai.import_utils._is_package_available", lambda name: True)
     for name in ("c.heic", "d.HEIF", "e.hif"):
-        (photos / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + name.encode())
-    result = run("photos", "--out", "cache", *FAKES)
+        (images / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + name.encode())
+    result = run("images", "--out", "cache", *FAKES)
     assert "6 images: 2 verbalized, 4 unreadable" in result.stderr
     reasons = {row["path"]: row["reason"] for row in VerbalizationCache("cache").errors()}
     assert all("pip install pillow-heif" in reasons[name] for name in ("c.heic", "d.HEIF", "e.hif"))
 
 
-def test_report_is_json_and_nothing_is_done_twice_when_run_again(photos):
-    (photos / "damaged.jpg").unlink()
-    assert run("photos", "--out", "cache", *FAKES, "--json").exit_code == 0
-    result = run("photos", "--out", "cache", *FAKES, "--json")
+def test_report_is_json_and_nothing_is_done_twice_when_run_again(images):
+    (images / "damaged.jpg").unlink()
+    assert run("images", "--out", "cache", *FAKES, "--json").exit_code == 0
+    result = run("images", "--out", "cache", *FAKES, "--json")
     report = json.loads(result.stdout)
     assert result.exit_code == 0 and report["fingerprint"] == VerbalizationCache("cache").fingerprint
     assert (report["num_known"], report["num_verbalized"], report["num_errors"]) == (2, 0, 0)
 
 
-def test_json_forms_and_pictures_share_one_cache_when_they_name_the_same_pictures(photos):
-    (photos / "list.jsonl").write_text('{"image": "a.png"}\n{"image": "b.png", "id": "second"}\n')
-    shutil.copy(photos / "a.png", "elsewhere.png")
-    (photos.parent / "mix.json").write_text('[{"id": "x", "image": "b.png", "conversations": []}]')
-    assert run(photos / "list.jsonl", "--out", "cache", *FAKES).exit_code == 0
-    assert run("mix.json", "--image-folder", "photos", "--out", "cache", *FAKES).exit_code == 0
-    assert run("elsewhere.png", photos / "b.png", "--out", "cache", *FAKES).exit_code == 0
+def test_json_forms_and_images_share_one_cache_when_they_name_the_same_images(images):
+    (images / "list.jsonl").write_text('{"image": "a.png"}\n{"image": "b.png", "id": "second"}\n')
+    shutil.copy(images / "a.png", "elsewhere.png")
+    (images.parent / "mix.json").write_text('[{"id": "x", "image": "b.png", "conversations": []}]')
+    assert run(images / "list.jsonl", "--out", "cache", *FAKES).exit_code == 0
+    assert run("mix.json", "--image-folder", "images", "--out", "cache", *FAKES).exit_code == 0
+    assert run("elsewhere.png", images / "b.png", "--out", "cache", *FAKES).exit_code == 0
     cache = VerbalizationCache("cache")
     assert len(cache) == 2 and cache["second"] == cache["x"] == cache["b.png"] and cache["elsewhere.png"].id == "a.png"
 
 
-def test_command_says_what_is_missing_when_it_cannot_begin(photos):
-    (photos.parent / "empty").mkdir()
+def test_command_says_what_is_missing_when_it_cannot_begin(images):
+    (images.parent / "empty").mkdir()
     for arguments, message in (
-        (["photos"], "expected --out DIR"),
-        (["photos", "--out", "cache", "--verbalizers", "none"], "expected at least one verbalizer"),
+        (["images"], "expected --out DIR"),
+        (["images", "--out", "cache", "--verbalizers", "none"], "expected at least one verbalizer"),
         (["empty", "--out", "cache", *FAKES], "expected images in empty, got none"),
-        (["photos", "--out", "cache", *FAKES, "--engine", "abacus"], "must be one of ('local', 'ray')"),
-        (["photos", "--out", "cache", *FAKES, "--show"], "--show and --overlay with images only"),
+        (["images", "--out", "cache", *FAKES, "--engine", "abacus"], "must be one of ('local', 'ray')"),
+        (["images", "--out", "cache", *FAKES, "--show"], "--show and --overlay with images only"),
         (["absent.jsonl", "--out", "cache", *FAKES], "does not exist"),
-        (["photos", "--out", photos / "a.png", *FAKES], "got the file"),
+        (["images", "--out", images / "a.png", *FAKES], "got the file"),
     ):
         result = run(*arguments)
         assert result.exit_code == 1 and message in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize(("package", "extra"), [("ray", "cluster"), ("pyarrow", "train")])
-def test_package_is_named_when_it_is_missing(photos, monkeypatch, package, extra):
+def test_package_is_named_when_it_is_missing(images, monkeypatch, package, extra):
     from moai import import_utils
 
     monkeypatch.setattr(import_utils, "_is_package_available", lambda name: name != package)
-    result = run("photos", "--out", "cache", *FAKES, "--engine", "ray")
+    result = run("images", "--out", "cache", *FAKES, "--engine", "ray")
     assert result.exit_code == 1 and f'pip install "moai-vlm[{extra}]"' in result.stderr
 
 
-def test_pictures_are_still_told_at_once_when_no_data_set_is_named(photos):
-    assert not selects_dataset(["photos/a.png", "absent.png"], None)
-    result = run("photos/a.png", "--verbalizers", "segmentation/two_halves")
-    assert result.exit_code == 0 and "left" in result.stdout and not list(photos.parent.glob("*/*.parquet"))
+def test_images_are_still_told_at_once_when_no_data_set_is_named(images):
+    assert not selects_dataset(["images/a.png", "absent.png"], None)
+    result = run("images/a.png", "--verbalizers", "segmentation/two_halves")
+    assert result.exit_code == 0 and "left" in result.stdout and not list(images.parent.glob("*/*.parquet"))
 
 
 @pytest.mark.slow
-def test_worker_process_reads_text_as_the_picture_command_does(photos, repo_root):
+def test_worker_process_reads_text_as_the_image_command_does(images, repo_root):
     pytest.importorskip("rapidocr")
     pytest.importorskip("onnxruntime")
-    shutil.copy(repo_root / "examples" / "street.jpg", photos)
-    assert run("photos", "--out", "cache", "--verbalizers", "ocr", "--workers", 1).exit_code == 3
+    shutil.copy(repo_root / "examples" / "street.jpg", images)
+    assert run("images", "--out", "cache", "--verbalizers", "ocr", "--workers", 1).exit_code == 3
     entry = VerbalizationCache("cache")["street.jpg"]
-    fresh = json.loads(run("photos/street.jpg", "--verbalizers", "ocr", "--json").stdout)
+    fresh = json.loads(run("images/street.jpg", "--verbalizers", "ocr", "--json").stdout)
     assert entry.scene.text_lines.texts and entry.scene.to_dict() == fresh["scene"] and entry.text == fresh["words"]

@@ -14,7 +14,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_summary_keeps_medians_when_there_are_several_pictures():
+def test_summary_keeps_medians_when_there_are_several_images():
     images = [[Cost("ocr/rapidocr", seconds, 3.0 if seconds == 1 else None, peak, None)] for seconds, peak in
                 ((1, 50), (9, 80), (2, 10))]  # fmt: skip
     (row,) = summarise_costs(images)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cache_verbalizers import MeanColour, TwoHalves
-from pipeline_builders import draw_picture, write_tiny_checkpoint
+from pipeline_builders import draw_image, write_tiny_checkpoint
 from torch.utils.data import DataLoader
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
@@ -42,7 +42,7 @@ def talk(question: str = "What?", answer: str = "A thing.") -> list[dict]:
 def damaged(tmp_path: Path) -> Path:
     """Six rows, each with an image of its own; that of the third is cut off behind its header."""
     for index in range(NUM_ROWS):
-        draw_picture(index).save(tmp_path / f"{index}.jpg")
+        draw_image(index).save(tmp_path / f"{index}.jpg")
     whole = (tmp_path / "2.jpg").read_bytes()
     (tmp_path / "2.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     return write(tmp_path, [{"image": f"{index}.jpg", "conversations": talk()} for index in range(NUM_ROWS)])
@@ -60,7 +60,7 @@ def build(path: Path, processor: MoAIProcessor, report_file: Path | None = None,
 
 
 def test_all_bad_rows_are_told_at_once_when_there_are_many(tmp_path: Path, processor: MoAIProcessor) -> None:
-    draw_picture(0).save(tmp_path / "0.jpg")
+    draw_image(0).save(tmp_path / "0.jpg")
     good = {"image": "0.jpg", "conversations": talk()}
     path = write(tmp_path, [good, *({"image": f"absent{index}.jpg", "conversations": talk()} for index in range(14))])
     file = tmp_path / "run" / "bad_rows.jsonl"
@@ -101,9 +101,7 @@ def test_error_names_row_and_image_in_one_line_when_a_worker_meets_one_bad_row_t
     assert isinstance(good, dict) and isinstance(failure, ValueError)
     message = str(failure)
     assert message.startswith("expected at most 0 bad rows (`max_bad_rows`), got 1")
-    assert (
-        "rows.jsonl:3 turn 2: 2.jpg: " in message and "truncated" in message and "`check_pictures: decode`" in message
-    )
+    assert "rows.jsonl:3 turn 2: 2.jpg: " in message and "truncated" in message and "`check_images: decode`" in message
     assert "\n" not in message and "Traceback" not in message
     assert "Traceback" in failure.__notes__[0]
 
@@ -161,7 +159,7 @@ def test_sample_is_a_bad_row_when_its_verbalization_is_longer_than_what_the_mode
     reason = rf"verbalization of at most {words - 2} tokens .*, got "
     with pytest.raises(ValueError, match=rf"got 2:\n  rows\.jsonl:1: 0\.jpg: .*{reason}"):
         build(path, processor, **fields)
-    unread = build(path, processor, check_pictures="path", **fields)
+    unread = build(path, processor, check_images="path", **fields)
     with pytest.raises(ValueError, match=rf"rows\.jsonl:1 turn 2: .*{reason}"):
         unread[0]
     processor.max_auxiliary_length = words - 2  # cut, with the processor's own warning

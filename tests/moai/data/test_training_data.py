@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cache_verbalizers import MeanColour, TwoHalves
-from pipeline_builders import draw_picture, write_tiny_checkpoint
+from pipeline_builders import draw_image, write_tiny_checkpoint
 from processing_builders import FORGERIES
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
@@ -58,7 +58,7 @@ def write_rows(folder: Path, rows: list, name: str = "train.jsonl") -> Path:
     """Rows and four images on disk; a row that is text is written as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(4):
-        draw_picture(index, 30 + index, 40).save(folder / f"{index}.png")
+        draw_image(index, 30 + index, 40).save(folder / f"{index}.png")
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path = folder / name
     path.write_text("\n".join(lines) if name.endswith("l") else "[\n" + ",\n".join(lines) + "\n]", encoding="utf-8")
@@ -234,7 +234,7 @@ def test_too_long_sample_is_named_by_its_turn_when_only_it_exceeds_the_limit(
     assert problem.place == "train.jsonl:1 turn 4" and f"at most {limit} tokens" in problem.reason
 
 
-def test_truncated_picture_is_replaced_and_counted_when_it_is_decoded(tmp_path: Path, processor: MoAIProcessor) -> None:
+def test_truncated_image_is_replaced_and_counted_when_it_is_decoded(tmp_path: Path, processor: MoAIProcessor) -> None:
     path = write_rows(tmp_path, llava_rows())
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
@@ -245,13 +245,13 @@ def test_truncated_picture_is_replaced_and_counted_when_it_is_decoded(tmp_path: 
     assert "1.png" in dataset.report.problems[0].reason
     with pytest.raises(ValueError, match="at most 0 bad rows"):
         build(path, processor)[2]
-    assert len(build(path, processor, max_bad_rows=1, check_pictures="decode")) == 3
+    assert len(build(path, processor, max_bad_rows=1, check_images="decode")) == 3
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "tiff", "gif"])
-def test_picture_is_read_when_its_format_is_a_common_one(tmp_path: Path, processor: MoAIProcessor, suffix: str) -> None:
-    path = write_rows(tmp_path, [llava_rows()[1] | {"image": f"photo.{suffix}"}])
-    draw_picture(5).save(tmp_path / f"photo.{suffix}")
+def test_image_is_read_when_its_format_is_a_common_one(tmp_path: Path, processor: MoAIProcessor, suffix: str) -> None:
+    path = write_rows(tmp_path, [llava_rows()[1] | {"image": f"image.{suffix}"}])
+    draw_image(5).save(tmp_path / f"image.{suffix}")
     (sample,) = build(path, processor)
     assert sample.images[0].size == (80, 60)
 

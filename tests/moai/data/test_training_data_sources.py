@@ -8,7 +8,7 @@ import pytest
 import torch
 from cache_verbalizers import MeanColour, TwoHalves
 from datasets import Dataset, DatasetDict, Image, List, concatenate_datasets
-from pipeline_builders import draw_picture, write_tiny_checkpoint
+from pipeline_builders import draw_image, write_tiny_checkpoint
 from torch.utils.data import DataLoader
 
 from moai import MoAIProcessor
@@ -42,14 +42,14 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> MoAIProcessor:
     return MoAIProcessor.from_pretrained(write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint")))
 
 
-def messages(answer: str, num_pictures: int = 1) -> list[dict]:
-    words = [{"type": "image", "text": None}] * num_pictures + [{"type": "text", "text": "What is this?"}]
+def messages(answer: str, num_images: int = 1) -> list[dict]:
+    words = [{"type": "image", "text": None}] * num_images + [{"type": "text", "text": "What is this?"}]
     return [{"role": "user", "content": words}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
 
 
 def build_table() -> Dataset:
     """TRL's shape; row 1 shows two images, row 2 none."""
-    images = [[draw_picture(0)], [draw_picture(1), draw_picture(2, 30, 90)], []]
+    images = [[draw_image(0)], [draw_image(1), draw_image(2, 30, 90)], []]
     rows = {"images": images, "messages": [messages(f"answer {len(each)}", len(each)) for each in images]}
     return Dataset.from_dict(rows).cast_column("images", List(Image()))
 
@@ -70,7 +70,7 @@ def write_table(folder: Path, form: str) -> Path:
         (folder / "table").mkdir()
         table.to_parquet(folder / "table" / "part-0.parquet")
         return folder / "table"
-    for index, image in enumerate([draw_picture(0), draw_picture(1), draw_picture(2, 30, 90)]):
+    for index, image in enumerate([draw_image(0), draw_image(1), draw_image(2, 30, 90)]):
         image.save(folder / f"{index}.png")
     paths = [["0.png"], ["1.png", "2.png"], []]
     lines = [{"images": each, "messages": row["messages"]} for each, row in zip(paths, build_table(), strict=True)]
@@ -94,8 +94,8 @@ def test_table_gives_samples_with_cached_words_when_rows_hold_images_and_message
     dataset = build(DataSettings(sources=sources, cache=cache), processor)
     assert [sample.answer for sample in dataset] == ["answer 1", "answer 2", "answer 0"]
     assert [len(sample.images) for sample in dataset] == [1, 2, 0]
-    assert np.array_equal(np.asarray(dataset[1].images[1]), np.asarray(draw_picture(2, 30, 90)))
-    scene = parse_scene([draw_picture(0)], LOOKING)[0]
+    assert np.array_equal(np.asarray(dataset[1].images[1]), np.asarray(draw_image(2, 30, 90)))
+    scene = parse_scene([draw_image(0)], LOOKING)[0]
     assert said(dataset, 0) == verbalize_scene(scene)
     assert np.array_equal(painted(dataset, 0), render_segmentation_map(scene.segments))
     assert said(dataset, 1).startswith("Picture 1: The image") and "Picture 2: " in said(dataset, 1)
@@ -126,13 +126,13 @@ def test_table_names_its_columns_when_several_hold_images(
     with pytest.raises(ValueError, match=r"one column of images .* got \['images', 'mask'\].*`column`"):
         build(DataSettings([settings], verbalizations="none"), processor)
     chosen = DataSettings([settings | {"column": "mask"}], verbalizations="none")
-    assert build(chosen, processor).report.num_pictures == 3
+    assert build(chosen, processor).report.num_images == 3
     for wrong in ("messages", "absent"):
         with pytest.raises(ValueError, match=f"but not '{wrong}'"):
             build(DataSettings([settings | {"column": wrong}], verbalizations="none"), processor)
 
 
-def test_row_is_refused_when_it_has_more_pictures_than_allowed(tmp_path: Path, processor: MoAIProcessor) -> None:
+def test_row_is_refused_when_it_has_more_images_than_allowed(tmp_path: Path, processor: MoAIProcessor) -> None:
     path = write_table(tmp_path, "jsonl")
     settings = DataSettings(sources=str(path), verbalizations="none", max_images=1, max_bad_rows=1)
     report = build(settings, processor).report
@@ -146,7 +146,7 @@ def half_cached(tmp_path: Path) -> tuple[Path, Path]:
     """Three rows of one image each, two of them verbalized."""
     rows = []
     for index in range(3):
-        draw_picture(index).save(tmp_path / f"{index}.png")
+        draw_image(index).save(tmp_path / f"{index}.png")
         rows.append({"images": [f"{index}.png"], "messages": messages(f"answer {index}")})
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::2]))
@@ -159,7 +159,7 @@ def test_missing_verbalizations_are_listed_when_they_are_an_error(
     path, cache = half_cached
     with pytest.raises(ValueError, match=r"1 images are not in the cache(.|\n)*all\.jsonl:2: 1\.png(.|\n)*moai verb"):
         build(DataSettings(sources=str(path), cache=cache), processor)
-    late = build(DataSettings(sources=str(path), cache=cache, check_pictures="path"), processor)
+    late = build(DataSettings(sources=str(path), cache=cache, check_images="path"), processor)
     assert late[0].answer == "answer 0"
     with pytest.raises(ValueError, match=r"all\.jsonl:2 turn 2: the cache"):
         late[1]
@@ -179,8 +179,8 @@ def test_missing_verbalization_is_treated_as_told_when_it_is_no_error(
     assert [problem.place for problem in dataset.report.missing] == ["all.jsonl:2"]
     assert bool(said(dataset, 1)) is has_words
     if action == "live":
-        assert said(dataset, 1) == verbalize_scene(parse_scene([draw_picture(1)], LOOKING)[0])
-    late = DataSettings(sources=str(path), cache=cache, on_missing=action, check_pictures="path")
+        assert said(dataset, 1) == verbalize_scene(parse_scene([draw_image(1)], LOOKING)[0])
+    late = DataSettings(sources=str(path), cache=cache, on_missing=action, check_images="path")
     stand_in = "answer 2" if action == "skip" else "answer 1"
     assert build(late, processor)[1].answer == stand_in
 
@@ -220,18 +220,18 @@ def test_findings_are_read_by_content_when_evaluation_asks(half_cached: tuple[Pa
     reader = FindingsReader(VerbalizationCache(cache))
     content = (path.parent / "2.png").read_bytes()
     assert reader.knows(content) and not reader.knows((path.parent / "1.png").read_bytes())
-    found = reader.read(content, draw_picture(2))
-    assert found.text == verbalize_scene(parse_scene([draw_picture(2)], LOOKING)[0])
+    found = reader.read(content, draw_image(2))
+    assert found.text == verbalize_scene(parse_scene([draw_image(2)], LOOKING)[0])
 
 
 def test_live_reader_refuses_a_cache_when_other_verbalizers_filled_it(half_cached: tuple[Path, Path]) -> None:
     path, cache = half_cached
     unknown = (path.parent / "1.png").read_bytes()
     stored = VerbalizationCache(cache)
-    assert FindingsReader(stored, is_looking=True).read(unknown, draw_picture(1)).scene is not None
+    assert FindingsReader(stored, is_looking=True).read(unknown, draw_image(1)).scene is not None
     stored.manifest["verbalizers"][1]["fingerprint"] = "0" * 16
     with pytest.raises(ValueError, match="detection/mean_colour is not the one that filled the cache"):
-        FindingsReader(stored, is_looking=True).read(unknown, draw_picture(1))
+        FindingsReader(stored, is_looking=True).read(unknown, draw_image(1))
 
 
 def test_live_words_equal_cached_words_when_the_same_verbalizers_look(tmp_path: Path, processor: MoAIProcessor) -> None:
@@ -303,11 +303,11 @@ def test_settings_are_refused_when_a_field_is_wrong(values: dict, message: str) 
         DataSettings.from_dict(values)
 
 
-@pytest.mark.parametrize(("name", "message"), [("none.jsonl", "does not exist"), ("photo.txt", "'.txt'")])
+@pytest.mark.parametrize(("name", "message"), [("none.jsonl", "does not exist"), ("image.txt", "'.txt'")])
 def test_path_is_refused_when_it_holds_no_conversations(
     tmp_path: Path, processor: MoAIProcessor, name: str, message: str
 ) -> None:
-    (tmp_path / "photo.txt").write_text("x")
+    (tmp_path / "image.txt").write_text("x")
     settings = DataSettings(sources=str(tmp_path / name), verbalizations="none")
     with pytest.raises(ValueError, match=message):
         build(settings, processor)
@@ -339,7 +339,7 @@ def test_scenes_are_looked_at_when_real_verbalizers_are_asked(processor: MoAIPro
         build(settings, processor, VerbalizerSettings(verbalizers=()))[0]
 
 
-def test_export_asks_other_questions_about_kept_pictures_when_another_file_is_named(tmp_path: Path) -> None:
+def test_export_asks_other_questions_about_kept_images_when_another_file_is_named(tmp_path: Path) -> None:
     from moai.scenes.export import main
 
     usual = ["--out", str(tmp_path), "--length", "3", "--image-size", "64"]
@@ -360,7 +360,7 @@ def test_export_asks_other_questions_about_kept_pictures_when_another_file_is_na
         main([*usual, "--kinds", "singing"])
 
 
-def test_samples_are_about_the_same_picture_when_rows_call_it_differently(
+def test_samples_are_about_the_same_image_when_rows_call_it_differently(
     tmp_path: Path, processor: MoAIProcessor
 ) -> None:
     from moai.scenes.export import main
@@ -370,7 +370,9 @@ def test_samples_are_about_the_same_picture_when_rows_call_it_differently(
     dataset = build(DataSettings(sources=sources, verbalizations="none"), processor)
     rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text("utf-8").splitlines()]
     written = [row["image"] for row in rows for _ in range(len(row["conversations"]) // 2)]
-    of_file = dataset.pictures[: len(written)].tolist()
+    of_file = dataset.image_indices[: len(written)].tolist()
     assert of_file == [sorted(set(written)).index(name) for name in written]
-    assert len(dataset.pictures) == len(dataset) and not set(of_file) & set(dataset.pictures[len(written) :].tolist())
+    assert len(dataset.image_indices) == len(dataset) and not set(of_file) & set(
+        dataset.image_indices[len(written) :].tolist()
+    )
     assert dataset[0].images[0] is dataset[1].images[0] is not dataset[len(written)].images[0]

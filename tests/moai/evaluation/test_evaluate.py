@@ -12,7 +12,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 from flamingo_builders import save_flamingo
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from prismer_builders import save_prismer
 from prompted_builders import save_prompted
 from training_builders import write_tiny_checkpoint
@@ -44,7 +44,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six questions about three images, in all forms of a row."""
     folder = tmp_path_factory.mktemp("questions")
     for number in range(3):
-        draw_picture(number).save(folder / f"{number}.png")
+        draw_image(number).save(folder / f"{number}.png")
     talk = [{"from": "human", "value": "<image>\nIs it red?"}, {"from": "gpt", "value": "yes"}]
     talk += [{"from": "human", "value": "Why <b>so</b>?"}, {"from": "gpt", "value": "paint"}]
     message = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a cat"}]
@@ -114,7 +114,7 @@ def test_every_model_chooses_among_given_answers_when_they_are_ranked(name, ques
 def test_ranked_answers_have_the_log_probabilities_of_the_model_when_computed_by_hand(tiny):
     import torch
 
-    pipeline, image = Pipeline.from_pretrained(tiny, []), draw_picture(0)
+    pipeline, image = Pipeline.from_pretrained(tiny, []), draw_image(0)
     scene = Scene((image.height, image.width))
     answer = pipeline(image, "Dogs?", scene, options={"choices": "yes,two dogs"}, is_reporting=True)
     prompt = pipeline.answering.prepare(image, "Dogs?", 8)
@@ -174,13 +174,13 @@ def test_result_of_other_weights_data_or_settings_is_refused_by_name_when_contin
     assert "options.routing" in run(*words, "--option", "routing=uniform", code=1).replace(
         "options was", "options.routing"
     )
-    picture = questions.parent / "1.png"
-    before = picture.read_bytes()
+    image = questions.parent / "1.png"
+    before = image.read_bytes()
     try:
-        draw_picture(7).save(picture)
+        draw_image(7).save(image)
         assert "test.images was" in run(*words, code=1)
     finally:
-        picture.write_bytes(before)
+        image.write_bytes(before)
     run(*words)
     run(*words, "suffix=Short.", "--overwrite")
 

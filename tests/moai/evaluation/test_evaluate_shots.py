@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flamingo_builders import make_image, save_flamingo
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from training_builders import write_tiny_checkpoint
 from typer.testing import CliRunner
 
@@ -24,7 +24,7 @@ def flamingo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path: Path) -> Path:
     """Two questions, and four demonstrations."""
     for number in range(2):
-        draw_picture(number).save(tmp_path / f"{number}.png")
+        draw_image(number).save(tmp_path / f"{number}.png")
     for number in range(4):
         make_image(number).save(tmp_path / f"shot{number}.png")
     rows = [{"image": f"{n}.png", "question": "How many?", "answer": str(n), "choices": ["0", "1"]} for n in range(2)]

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from flamingo_builders import save_flamingo
-from pipeline_builders import build_scene, draw_picture
+from pipeline_builders import build_scene, draw_image
 from prismer_builders import save_prismer
 from prompted_builders import save_prompted
 from training_builders import write_tiny_checkpoint
@@ -38,8 +38,8 @@ class _Addresses(HTMLParser):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_page_shows_layers_words_and_probabilities_without_addresses_when_any_model_is_inspected(name, tmp_path):
-    folder, picture = MODELS[name](tmp_path / "model"), draw_picture(0)
-    picture.save(tmp_path / "a.png")
+    folder, image = MODELS[name](tmp_path / "model"), draw_image(0)
+    image.save(tmp_path / "a.png")
     (tmp_path / "scene.json").write_text(json.dumps(build_scene().to_dict()), encoding="utf-8")
     words = ["inspect", str(tmp_path / "a.png"), "What <b>is</b> it?", "--model", str(folder), "--verbalizers", "none"]
     words += ["--scene", str(tmp_path / "scene.json"), "--out", str(tmp_path / "page.html"), "--max-new-tokens", "4"]
@@ -57,7 +57,7 @@ def pipeline(tmp_path_factory):
 
 
 def test_tokens_have_the_probabilities_of_the_model_when_reported(pipeline):
-    found = inspect_answer(pipeline, draw_picture(0), "What?", build_scene(), max_new_tokens=4)
+    found = inspect_answer(pipeline, draw_image(0), "What?", build_scene(), max_new_tokens=4)
     tokens = found.answer.report["tokens"]
     inputs = pipeline.answering.encode(
         [found.image], [pipeline.answering.prepare(found.image, "What?", 4)],
@@ -71,7 +71,7 @@ def test_tokens_have_the_probabilities_of_the_model_when_reported(pipeline):
 
 
 def test_words_and_shares_belong_to_the_prompt_and_the_verbalization_when_told(pipeline):
-    found = inspect_answer(pipeline, draw_picture(0), "How many dogs?", build_scene(), max_new_tokens=3)
+    found = inspect_answer(pipeline, draw_image(0), "How many dogs?", build_scene(), max_new_tokens=3)
     assert len(found.words) == len(found.answer.report["routing"][0].language)
     assert "How many dogs?" in "".join(found.words)
     said = "".join(token for token, _ in found.attended).removeprefix("<s>")
@@ -83,7 +83,7 @@ def test_routing_of_a_call_is_what_the_page_shows_when_given_per_layer_and_strea
     layers = len(pipeline.model.model.mixers.layer_indices)
     weights = [[[1, 0, 0], [0, 0.5, 0.5]]] * layers
     found = inspect_answer(
-        pipeline, draw_picture(0), "What?", build_scene(), max_new_tokens=2, options={"routing": json.dumps(weights)}
+        pipeline, draw_image(0), "What?", build_scene(), max_new_tokens=2, options={"routing": json.dumps(weights)}
     )
     for layer in found.answer.report["routing"]:
         assert layer.image.mean(0).tolist() == [1, 0, 0] and layer.language.mean(0).tolist() == [0, 0.5, 0.5]

@@ -1,4 +1,6 @@
-"""lmms-eval's plug-in: requests on a real pipeline; with lmms-eval (`make test-lmms-eval`) three local tasks too."""
+"""lmms-eval's plug-in: requests on a real pipeline; with lmms-eval (`make test-lmms-eval`) local tasks too, in
+its process and over HTTP.
+"""
 
 import json
 import os
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
+from serving_builders import serving
 from training_builders import write_tiny_checkpoint
 
 from moai import Pipeline
@@ -30,7 +33,7 @@ def pipeline(tiny):
 
 
 def ask(text: str, seed: int = 0, **fields) -> ChatRequest:
-    parts = [{"type": "image", "url": draw_picture(seed)}, {"type": "text", "text": text}]
+    parts = [{"type": "image", "url": draw_image(seed)}, {"type": "text", "text": text}]
     return ChatRequest.from_messages([{"role": "user", "content": parts}], **fields)
 
 
@@ -54,7 +57,7 @@ def test_one_bad_request_costs_no_other_when_it_cannot_be_answered(pipeline, cap
 
 def test_choices_have_the_log_probabilities_of_the_pipeline_when_ranked(pipeline):
     (scores,) = RequestAnswerer(pipeline, 2).rank([ask("Is it?", choices=("yes", "no"))])
-    wanted = pipeline(draw_picture(0), "Is it?", options={"choices": "yes,no"}, is_reporting=True).report["choices"]
+    wanted = pipeline(draw_image(0), "Is it?", options={"choices": "yes,no"}, is_reporting=True).report["choices"]
     assert scores == pytest.approx(wanted)
 
 
@@ -100,6 +103,7 @@ def text(doc, lmms_eval_specific_kwargs=None):
 def judge(doc, results):
     return {"exact": float(results[0].strip().lower() == doc["answer"].lower())}
 """
+ROWS = {"question": ["a?", "b?", "c?"], "answer": ["yes", "no", "x"]}
 _TASK = """
 dataset_path: parquet
 dataset_kwargs: {data_files: {test: %s}}
@@ -116,33 +120,58 @@ metric_list:
 """
 
 
+def run_lmms(folder: Path, settings: dict[str, dict], *words: str) -> dict[str, list[dict]]:
+    """Have lmms-eval ask the questions of :data:`ROWS` as one local task per entry of `settings`; samples by task."""
+    from datasets import Dataset, Image
+
+    for name, chosen in settings.items():
+        table = Dataset.from_dict(ROWS | {"image": [draw_image(k) for k in range(3)]}).cast_column("image", Image())
+        table.to_parquet(folder / f"{name}.parquet")
+        text = _TASK % (folder / f"{name}.parquet", name, json.dumps(chosen))
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (folder / "utils.py").write_text(_UTILS, encoding="utf-8")
+    environment = {**os.environ, "HF_HOME": str(folder / "hf"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "lmms_eval", *words, "--tasks", ",".join(settings), "--include_path", str(folder)]
+    command += ["--output_path", str(folder / "out"), "--log_samples"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    files = list((folder / "out").rglob("*_samples_*.jsonl"))  # the exit code says nothing
+    assert len(files) == len(settings), told.stdout[-3000:] + told.stderr[-3000:]
+    named = {next(name for name in settings if name in file.name): file for file in files}
+    return {name: [json.loads(line) for line in file.read_text("utf-8").splitlines()] for name, file in named.items()}
+
+
+def check_samples(samples: list[dict], pipeline: Pipeline, max_new_tokens: int, until: tuple[str, ...] = ()) -> None:
+    """Check that lmms-eval was told what the pipeline answers."""
+    for sample, question, seed in zip(samples, ROWS["question"], range(3), strict=True):
+        asked = f"{question}\nAnswer the question using a single word or phrase."
+        answer = pipeline(draw_image(seed), asked, max_new_tokens=max_new_tokens).answer
+        texts = sample["filtered_resps"][0], cut_at(answer, until)
+        assert len({text.encode("ascii", "ignore") for text in texts}) == 1  # no valid text is logged otherwise
+
+
 @needs_lmms
 def test_three_local_tasks_are_answered_when_lmms_eval_runs(tiny, pipeline, tmp_path):
-    from datasets import Dataset, Image
     from lmms_eval.models import list_available_models
 
     assert "moai" in list_available_models()
-    rows = {"image": [draw_picture(k) for k in range(3)], "question": ["a?", "b?", "c?"], "answer": ["yes", "no", "x"]}
-    wanted = {"tiny_pope": {"max_new_tokens": 3}, "tiny_mme": {"max_new_tokens": 2}}
-    wanted["tiny_textvqa"] = {"max_new_tokens": 4, "until": ["\n"]}
-    for name, settings in wanted.items():
-        table = Dataset.from_dict(rows).cast_column("image", Image())
-        table.to_parquet(tmp_path / f"{name}.parquet")
-        text = _TASK % (tmp_path / f"{name}.parquet", name, json.dumps(settings))
-        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
-    (tmp_path / "utils.py").write_text(_UTILS, encoding="utf-8")
+    settings = {"tiny_pope": {"max_new_tokens": 3}, "tiny_mme": {"max_new_tokens": 2}}
+    settings["tiny_textvqa"] = {"max_new_tokens": 4, "until": ["\n"]}
     words = ["--model", "moai", "--model_args", f"pretrained={tiny},verbalizers=none", "--batch_size", "auto"]
-    words += ["--tasks", ",".join(wanted), "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "lmms_eval", *words, "--log_samples"]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    files = list((tmp_path / "out").rglob("*_samples_*.jsonl"))  # the exit code says nothing
-    assert len(files) == 3, told.stdout[-3000:] + told.stderr[-3000:]
-    for file in files:
-        samples = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        settings = wanted[next(name for name in wanted if name in file.name)]
-        for sample, question, image in zip(samples, rows["question"], rows["image"], strict=True):
-            asked = f"{question}\nAnswer the question using a single word or phrase."
-            answer = pipeline(image, asked, max_new_tokens=settings["max_new_tokens"]).answer
-            texts = sample["filtered_resps"][0], cut_at(answer, settings.get("until", ()))
-            assert len({text.encode("ascii", "ignore") for text in texts}) == 1  # no valid text is logged otherwise
+    for name, samples in run_lmms(tmp_path, settings, *words).items():
+        check_samples(samples, pipeline, settings[name]["max_new_tokens"], settings[name].get("until", ()))
+
+
+@needs_lmms
+def test_served_model_is_asked_when_lmms_eval_is_a_client(tiny, pipeline, tmp_path):
+    with serving(tiny, max_new_tokens=5) as app:
+        address = f"base_url=http://127.0.0.1:{app.state.port}/v1"
+        words = [
+            "--model",
+            "async_openai",
+            "--model_args",
+            f"model=tiny,{address},api_key=none,num_cpus=3,max_retries=1",
+        ]
+        wanted = {"tiny_short": {"max_new_tokens": 2}, "tiny_long": {"max_new_tokens": 16384}}
+        told = run_lmms(tmp_path, wanted, *words)
+    check_samples(told["tiny_short"], pipeline, 2)
+    check_samples(told["tiny_long"], pipeline, 5)  # as many as the server gives

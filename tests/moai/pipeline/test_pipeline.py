@@ -12,7 +12,7 @@ from pipeline_builders import (
     ScriptedVerbalizer,
     build_scene,
     build_text_lines,
-    draw_picture,
+    draw_image,
     write_tiny_checkpoint,
 )
 
@@ -51,7 +51,7 @@ def fields_of(output: Answer) -> tuple:
 
 
 def test_pipeline_answers_one_output_when_asked_one_question(pipe):
-    output = pipe(draw_picture(), "What is it?", **FAST)
+    output = pipe(draw_image(), "What is it?", **FAST)
     assert isinstance(output, Answer)
     assert output.answer and output.error is None and not output.report
     assert output.auxiliary_text.startswith('The image includes text descriptions: "SIGN')
@@ -59,7 +59,7 @@ def test_pipeline_answers_one_output_when_asked_one_question(pipe):
 
 
 def test_pipeline_list_equals_singles_when_scenes_and_lengths_differ(pipe):
-    images = [draw_picture(seed) for seed in range(3)]
+    images = [draw_image(seed) for seed in range(3)]
     scenes = [None, build_scene(), None]
     together = pipe(images, QUESTIONS, scenes, is_reporting=True, **FAST)
     alone = [pipe(p, q, s, is_reporting=True, **FAST) for p, q, s in zip(images, QUESTIONS, scenes, strict=True)]
@@ -72,15 +72,13 @@ def test_pipeline_list_equals_singles_when_scenes_and_lengths_differ(pipe):
 
 
 def test_pipeline_gives_the_same_answers_when_the_batch_is_smaller(pipe):
-    images = [draw_picture(seed) for seed in range(3)]
+    images = [draw_image(seed) for seed in range(3)]
     large, small = (pipe(images, QUESTIONS, batch_size=size, **FAST) for size in (3, 2))
     assert [fields_of(output) for output in large] == [fields_of(output) for output in small]
 
 
 def test_pipeline_uses_the_findings_when_they_differ(pipe):
-    answers = {
-        word: pipe(draw_picture(), "What is it?", build_scene(word=word), **FAST) for word in ("STOP", "dog cat")
-    }
+    answers = {word: pipe(draw_image(), "What is it?", build_scene(word=word), **FAST) for word in ("STOP", "dog cat")}
     assert answers["STOP"].auxiliary_text != answers["dog cat"].auxiliary_text
     states = [
         pipe.processor(auxiliary_text=output.auxiliary_text)["auxiliary_input_ids"] for output in answers.values()
@@ -89,15 +87,15 @@ def test_pipeline_uses_the_findings_when_they_differ(pipe):
     assert (first - second).abs().max() > 1e-3
 
 
-def test_pipeline_looks_once_when_one_picture_has_many_questions(pipe, reader):
-    outputs = pipe(draw_picture(), QUESTIONS, batch_size=1, **FAST)
-    assert len(outputs) == 3 and reader.num_pictures == 1
+def test_pipeline_looks_once_when_one_image_has_many_questions(pipe, reader):
+    outputs = pipe(draw_image(), QUESTIONS, batch_size=1, **FAST)
+    assert len(outputs) == 3 and reader.num_images == 1
 
 
 def test_pipeline_looks_once_when_a_path_is_repeated(pipe, reader, tmp_path):
-    draw_picture().save(tmp_path / "a.png")
+    draw_image().save(tmp_path / "a.png")
     pipe([tmp_path / "a.png", str(tmp_path / "a.png"), tmp_path / "a.png"], "What is it?", **FAST)
-    assert reader.num_pictures == 1
+    assert reader.num_images == 1
 
 
 class OneWay(io.RawIOBase):
@@ -122,18 +120,18 @@ def encode(image) -> bytes:
 @pytest.mark.parametrize("wrap", [io.BytesIO, OneWay, bytearray, memoryview, lambda data: Image.open(io.BytesIO(data))])
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_pipeline_reads_an_image_once_when_it_comes_from_a_stream(pipe, reader, wrap, batch_size):
-    expected = [fields_of(output) for output in pipe(draw_picture(), QUESTIONS, **FAST)]
-    image, num_before = wrap(encode(draw_picture())), reader.num_pictures
+    expected = [fields_of(output) for output in pipe(draw_image(), QUESTIONS, **FAST)]
+    image, num_before = wrap(encode(draw_image())), reader.num_images
     outputs = pipe(image, QUESTIONS, batch_size=batch_size, **FAST)
     assert [fields_of(output) for output in outputs] == expected
-    image = wrap(encode(draw_picture())) if wrap is OneWay else image  # the others can be used again
+    image = wrap(encode(draw_image())) if wrap is OneWay else image  # the others can be used again
     outputs = pipe([image] * 3, QUESTIONS, batch_size=batch_size, **FAST)
     assert [fields_of(output) for output in outputs] == expected
-    assert reader.num_pictures == num_before + 2
+    assert reader.num_images == num_before + 2
 
 
 def test_pipeline_reads_streams_everywhere_when_they_can_be_read_but_once(pipe):
-    data, expected = encode(draw_picture()), pipe(draw_picture(), "What is it?", **FAST)
+    data, expected = encode(draw_image()), pipe(draw_image(), "What is it?", **FAST)
     assert pipe.verbalize(OneWay(data)) == expected.scene
     assert pipe.verbalize([OneWay(data)]) == [expected.scene]
     stream = pipe.stream(OneWay(data), "What is it?", **FAST)
@@ -143,12 +141,12 @@ def test_pipeline_reads_streams_everywhere_when_they_can_be_read_but_once(pipe):
     assert (pixels[0] == pixels[1]).all()
     closed = io.BytesIO(data)
     closed.close()
-    outputs = pipe([draw_picture(), closed], "What is it?", on_error="skip", **FAST)
+    outputs = pipe([draw_image(), closed], "What is it?", on_error="skip", **FAST)
     assert fields_of(outputs[0]) == fields_of(expected) and "closed file" in outputs[1].error
 
 
 def test_pipeline_takes_generators_when_they_give_images_or_questions(pipe):
-    images = [draw_picture(seed) for seed in range(3)]
+    images = [draw_image(seed) for seed in range(3)]
     expected = [fields_of(output) for output in pipe(images, QUESTIONS, **FAST)]
     outputs = pipe((image for image in images), (question for question in QUESTIONS), **FAST)
     assert [fields_of(output) for output in outputs] == expected
@@ -163,27 +161,27 @@ def test_pipeline_takes_generators_when_they_give_images_or_questions(pipe):
 
 
 def test_pipeline_looks_again_when_an_image_changes_between_its_questions(pipe, reader, tmp_path):
-    array, path = np.array(draw_picture(0)), tmp_path / "a.png"
-    draw_picture(0).save(path)
-    scenes = pipe.verbalize([draw_picture(0), draw_picture(1)])
+    array, path = np.array(draw_image(0)), tmp_path / "a.png"
+    draw_image(0).save(path)
+    scenes = pipe.verbalize([draw_image(0), draw_image(1)])
     answers = [pipe.answer_each([image, image], "What is it?", batch_size=1, **FAST) for image in (array, path)]
     assert [next(each).scene for each in answers] == [scenes[0]] * 2
-    array[:] = np.asarray(draw_picture(1))
-    draw_picture(1).save(path)
+    array[:] = np.asarray(draw_image(1))
+    draw_image(1).save(path)
     assert [next(each).scene for each in answers] == [scenes[1]] * 2
 
 
 def test_pipeline_does_not_look_when_scenes_are_given(pipe, reader):
-    image = draw_picture()
+    image = draw_image()
     scene = pipe.verbalize(image)
-    assert reader.num_pictures == 1
+    assert reader.num_images == 1
     again = [pipe(image, question, scene, **FAST) for question in QUESTIONS]
-    assert reader.num_pictures == 1
+    assert reader.num_images == 1
     assert all(output.scene is scene for output in again)
 
 
-def test_pipeline_keeps_two_scenes_apart_when_the_picture_is_the_same(pipe):
-    image, scenes = draw_picture(), [build_scene(word="STOP"), build_scene(word="OPEN")]
+def test_pipeline_keeps_two_scenes_apart_when_the_image_is_the_same(pipe):
+    image, scenes = draw_image(), [build_scene(word="STOP"), build_scene(word="OPEN")]
     outputs = pipe([image, image], "What is it?", scenes, **FAST)
     assert [output.scene.text_lines.texts for output in outputs] == [("STOP",), ("OPEN",)]
 
@@ -192,8 +190,8 @@ def test_verbalize_fills_only_gaps_when_findings_are_brought(folder):
     reader = ScriptedVerbalizer("ocr", read_brightness)
     mapper = ScriptedVerbalizer("weather", lambda image: "The sky is grey.")
     pipe = Pipeline.from_pretrained(folder, verbalizers=[reader, mapper])
-    scene = pipe.verbalize(draw_picture(), build_scene())
-    assert (reader.num_pictures, mapper.num_pictures) == (0, 1)
+    scene = pipe.verbalize(draw_image(), build_scene())
+    assert (reader.num_images, mapper.num_images) == (0, 1)
     assert scene.text_lines.texts == ("STOP",) and scene.findings == {"weather": "The sky is grey."}
     assert pipe.describe(scene).endswith("The sky is grey.")
 
@@ -203,7 +201,7 @@ def test_pipeline_names_what_is_missing_when_a_verbalizer_raises(folder):
         raise RuntimeError("no memory left")
 
     pipe = Pipeline.from_pretrained(folder, verbalizers=[ScriptedVerbalizer("ocr", fail)])
-    output = pipe(draw_picture(), "What is it?", **FAST)
+    output = pipe(draw_image(), "What is it?", **FAST)
     assert output.answer
     assert "no memory left" in output.missing["ocr"]
     assert set(output.missing) == {"segmentation", "detection", "scene_graph", "ocr"}
@@ -213,14 +211,14 @@ def test_pipeline_answers_when_a_verbalizer_hangs(folder):
     hanging = HangingVerbalizer()
     pipe = Pipeline.from_pretrained(folder, verbalizers=[hanging])
     try:
-        output = pipe(draw_picture(), "What is it?", timeout_s=0.2, **FAST)
+        output = pipe(draw_image(), "What is it?", timeout_s=0.2, **FAST)
     finally:
         hanging.release()
     assert output.answer and "0.2 s" in output.missing["ocr"]
 
 
-def test_pipeline_keeps_other_findings_when_one_picture_breaks_a_verbalizer(folder):
-    bad = draw_picture(1)
+def test_pipeline_keeps_other_findings_when_one_image_breaks_a_verbalizer(folder):
+    bad = draw_image(1)
 
     def fail_on_bad(image):
         if np.array_equal(image, np.asarray(bad)):
@@ -228,14 +226,14 @@ def test_pipeline_keeps_other_findings_when_one_picture_breaks_a_verbalizer(fold
         return build_text_lines("FINE")
 
     pipe = Pipeline.from_pretrained(folder, verbalizers=[ScriptedVerbalizer("ocr", fail_on_bad)])
-    outputs = pipe([draw_picture(0), bad, draw_picture(2)], "What is it?", **FAST)
+    outputs = pipe([draw_image(0), bad, draw_image(2)], "What is it?", **FAST)
     assert ["ocr" in output.missing for output in outputs] == [False, True, False]
     assert all(output.answer for output in outputs)
 
 
-def test_pipeline_error_names_the_picture_and_keeps_answers_when_one_is_bad(pipe, tmp_path):
+def test_pipeline_error_names_the_image_and_keeps_answers_when_one_is_bad(pipe, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    images = [draw_picture(0), draw_picture(1), tmp_path / "broken.png", draw_picture(2)]
+    images = [draw_image(0), draw_image(1), tmp_path / "broken.png", draw_image(2)]
     with pytest.raises(PipelineError, match=r"item 2 \(.*broken\.png\)") as caught:
         pipe(images, "What is it?", batch_size=2, **FAST)
     assert caught.value.index == 2
@@ -247,7 +245,7 @@ def test_pipeline_error_names_the_picture_and_keeps_answers_when_one_is_bad(pipe
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_pipeline_keeps_the_others_when_bad_ones_are_skipped(pipe, tmp_path, batch_size):
     (tmp_path / "broken.png").write_bytes(b"")
-    images = [draw_picture(0), tmp_path / "broken.png", draw_picture(2), draw_picture(3)]
+    images = [draw_image(0), tmp_path / "broken.png", draw_image(2), draw_image(3)]
     questions = ["What is it?", "What is it?", "  ", "Where is the cat?"]
     outputs = pipe(images, questions, on_error="skip", batch_size=batch_size, **FAST)
     assert [output.error is None for output in outputs] == [True, False, False, True]
@@ -257,7 +255,7 @@ def test_pipeline_keeps_the_others_when_bad_ones_are_skipped(pipe, tmp_path, bat
 
 
 def test_stream_pieces_join_to_the_answer_when_read_to_the_end(pipe):
-    image = draw_picture()
+    image = draw_image()
     stream = pipe.stream(image, "What is it?", **FAST)
     pieces = list(stream)
     assert "".join(pieces).strip() == stream.output.answer == pipe(image, "What is it?", **FAST).answer
@@ -265,11 +263,11 @@ def test_stream_pieces_join_to_the_answer_when_read_to_the_end(pipe):
 
 def test_stream_raises_in_the_reader_when_the_question_is_empty(pipe):
     with pytest.raises(PipelineError, match="expected a question"):
-        list(pipe.stream(draw_picture(), ""))
+        list(pipe.stream(draw_image(), ""))
 
 
 def test_stream_stops_generating_when_closed(pipe):
-    stream = pipe.stream(draw_picture(), "What is it?", max_new_tokens=400, eos_token_id=-1)
+    stream = pipe.stream(draw_image(), "What is it?", max_new_tokens=400, eos_token_id=-1)
     next(stream)
     stream.close()
     assert stream.output is not None  # the worker has ended
@@ -280,28 +278,28 @@ def test_prompt_is_tokenized_once_when_a_question_is_answered(pipe, monkeypatch)
     encoded = []
     encode = ControlTokenGuard.encode
     monkeypatch.setattr(ControlTokenGuard, "encode", lambda guard, text: encoded.append(text) or encode(guard, text))
-    output = pipe(draw_picture(), "How many lamps?", **FAST)
+    output = pipe(draw_image(), "How many lamps?", **FAST)
     (prompt,) = pipe.processor.build_prompts("How many lamps?")
     assert encoded.count(prompt) == 1
     assert output.auxiliary_text and encoded.count(output.auxiliary_text) == 1
 
 
 def test_stages_answer_as_the_pipeline_does_when_called_one_by_one(pipe):
-    queries = pair_queries([draw_picture(), b"no image"], "What is it?")
+    queries = pair_queries([draw_image(), b"no image"], "What is it?")
     pipe.prepare_queries(queries)
     assert queries[1].error.startswith("item 1") and queries[0].error is None
     pipe.verbalize_queries(queries[:1])
     answers = pipe.generate_answers(queries[:1], **FAST)
-    assert answers[0].answer == pipe(draw_picture(), "What is it?", **FAST).answer
+    assert answers[0].answer == pipe(draw_image(), "What is it?", **FAST).answer
     assert answers[0].scene is queries[0].scenes[0]
 
 
 def test_routing_shares_sum_to_one_when_asked_for(pipe):
-    output = pipe(draw_picture(), "What is it?", is_reporting=True, **FAST)
+    output = pipe(draw_image(), "What is it?", is_reporting=True, **FAST)
     layers = pipe.model.config.mixer_config.layers
     assert [layer.layer_idx for layer in output.report["routing"]] == list(layers)
     for layer in output.report["routing"]:
-        assert layer.image.shape == (pipe.model.config.image_seq_length, 3)
+        assert layer.image.shape == (pipe.model.config.num_image_tokens, 3)
         for stream in (layer.image, layer.language):
             torch.testing.assert_close(stream.sum(-1), torch.ones(len(stream)))
     shares = output.to_dict()["routing"][0]
@@ -309,7 +307,7 @@ def test_routing_shares_sum_to_one_when_asked_for(pipe):
 
 
 def test_routing_weights_go_to_their_question_when_given_per_question(pipe):
-    image, num_layers = draw_picture(), len(pipe.model.config.mixer_config.layers)
+    image, num_layers = draw_image(), len(pipe.model.config.mixer_config.layers)
     weights = torch.eye(3)[:, None, None].expand(3, num_layers, 2, 3)
     outputs = pipe(image, QUESTIONS, options={"routing": weights}, is_reporting=True, batch_size=2, **FAST)
     for index, output in enumerate(outputs):
@@ -319,7 +317,7 @@ def test_routing_weights_go_to_their_question_when_given_per_question(pipe):
 
 
 def test_routing_rows_are_their_samples_when_searching_with_beams(pipe):
-    images = [draw_picture(seed) for seed in range(2)]
+    images = [draw_image(seed) for seed in range(2)]
     beams = pipe(images, QUESTIONS[:2], is_reporting=True, num_beams=3, **FAST)
     greedy = pipe(images, QUESTIONS[:2], is_reporting=True, **FAST)
     for one, other in zip(beams, greedy, strict=True):
@@ -334,7 +332,7 @@ def test_pipeline_restores_itself_when_saved(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "copy")
     copy = Pipeline.from_pretrained(tmp_path / "copy")
     assert copy.verbalizers == [] and copy.settings.map == "always" and copy.settings.kinds == ("ocr",)
-    image, scene = draw_picture(), build_scene()
+    image, scene = draw_image(), build_scene()
     assert copy(image, "What is it?", scene, **FAST).answer == pipe(image, "What is it?", scene, **FAST).answer
 
 
@@ -346,8 +344,8 @@ def test_map_settings_decide_what_the_model_sees_when_there_are_segments(pipe, m
     )
     for mode in ("found", "always", "never"):
         pipe.settings = VerbalizerSettings(map=mode)
-        pipe(draw_picture(), "What is it?", build_scene(), **FAST)
-        pipe(draw_picture(), "What is it?", **FAST)
+        pipe(draw_image(), "What is it?", build_scene(), **FAST)
+        pipe(draw_image(), "What is it?", **FAST)
     assert seen == [True, False, True, True, False, False]
 
 
@@ -364,9 +362,9 @@ def test_pipeline_names_both_counts_when_they_do_not_fit(pipe, images, questions
         pipe(images, questions, scenes)
 
 
-def test_pipeline_refuses_a_scene_when_it_is_another_pictures(pipe):
+def test_pipeline_refuses_a_scene_when_it_is_another_images(pipe):
     with pytest.raises(PipelineError, match=r"\(60, 80\).*\(30, 40\)"):
-        pipe(draw_picture(), "What is it?", build_scene(30, 40))
+        pipe(draw_image(), "What is it?", build_scene(30, 40))
 
 
 def test_from_pretrained_says_what_it_takes_when_the_name_is_unknown():
@@ -388,7 +386,7 @@ def test_from_pretrained_refuses_when_weights_are_missing(folder, tmp_path):
 
 def test_from_pretrained_names_the_kind_when_its_package_is_missing(folder, monkeypatch):
     monkeypatch.setattr("moai.checkpoints.io.verbalizer_settings.is_rapidocr_available", lambda: False)
-    output = Pipeline.from_pretrained(folder)(draw_picture(), "What is it?", **FAST)
+    output = Pipeline.from_pretrained(folder)(draw_image(), "What is it?", **FAST)
     assert output.answer and 'pip install "moai-vlm[ocr]"' in output.missing["ocr"]
 
 
@@ -414,7 +412,7 @@ def test_transformers_pipeline_answers_when_moai_is_imported(folder):
     pipe = pipeline("image-text-to-text", model=str(folder))
 
     def chat(seed, question):
-        content = [{"type": "image", "image": draw_picture(seed)}, {"type": "text", "text": question}]
+        content = [{"type": "image", "image": draw_image(seed)}, {"type": "text", "text": question}]
         return [{"role": "user", "content": content}]
 
     chats = [chat(0, "What is it?"), chat(1, "How many dogs are there on the left? There are two.")]
@@ -424,7 +422,7 @@ def test_transformers_pipeline_answers_when_moai_is_imported(folder):
     assert together == singles and all(singles)
 
     ours = Pipeline.from_pretrained(folder, verbalizers=[])
-    inputs = ours.processor(images=draw_picture(0), questions="What is it?")
+    inputs = ours.processor(images=draw_image(0), questions="What is it?")
     ids = ours.model.generate(**inputs, max_new_tokens=5)[:, inputs["input_ids"].shape[1] :]
     assert ours.processor.batch_decode(ids, skip_special_tokens=True) == singles[:1]
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from prompted_builders import FAMILIES, save_prompted
 from typer.testing import CliRunner
 
@@ -38,14 +38,14 @@ def pipe(folder):
 
 
 def test_pipeline_answers_with_the_verbalization_in_the_prompt_when_a_scene_is_given(pipe):
-    image = draw_picture()
+    image = draw_image()
     with_words, without = pipe([image] * 2, QUESTIONS[:1] * 2, [build_scene(image, "STOP"), Scene((60, 80))], **FAST)
     assert '"STOP"' in with_words.auxiliary_text and "cat" in with_words.auxiliary_text
     assert without.auxiliary_text == "" and with_words.answer != without.answer
 
 
 def test_pipeline_batch_equals_singles_when_questions_differ(pipe):
-    image = draw_picture()
+    image = draw_image()
     scenes = [build_scene(image, "STOP"), None, build_scene(image)]
     together = pipe([image] * 3, QUESTIONS, scenes, **FAST)
     alone = [pipe(image, question, scene, **FAST) for question, scene in zip(QUESTIONS, scenes, strict=True)]
@@ -53,14 +53,14 @@ def test_pipeline_batch_equals_singles_when_questions_differ(pipe):
 
 
 def test_pipeline_streams_what_it_answers(pipe):
-    stream = pipe.stream(draw_picture(), QUESTIONS[0], **FAST)
+    stream = pipe.stream(draw_image(), QUESTIONS[0], **FAST)
     assert "".join(stream).strip() == stream.output.answer
 
 
 def test_pipeline_fails_one_question_when_its_verbalization_is_too_long(folder):
     pipe = Pipeline.from_pretrained(folder, verbalizers=[])
     pipe.model.config.get_text_config().max_position_embeddings = 500
-    image = draw_picture()
+    image = draw_image()
     scenes = [build_scene(image), build_scene(image, "long " * 100), build_scene(image)]
     first, second, third = pipe([image] * 3, QUESTIONS, scenes, on_error="skip", **FAST)
     assert first.answer is not None and third.answer is not None
@@ -71,16 +71,16 @@ def test_pipeline_fails_one_question_when_its_verbalization_is_too_long(folder):
 
 def test_pipeline_refuses_options_that_the_model_does_not_have(pipe):
     with pytest.raises(ValueError, match="options that this model has \\(style, place, choices\\), got routing"):
-        pipe(draw_picture(), QUESTIONS[0], options={"routing": "uniform"}, **FAST)
+        pipe(draw_image(), QUESTIONS[0], options={"routing": "uniform"}, **FAST)
     with pytest.raises(ValueError, match="`style` must be one of"):
-        pipe(draw_picture(), QUESTIONS[0], options={"style": "poem"}, **FAST)
+        pipe(draw_image(), QUESTIONS[0], options={"style": "poem"}, **FAST)
 
 
 def test_pipeline_writes_the_prompt_as_options_say(pipe, monkeypatch):
     seen = []
     encode = pipe.answering.encode
     monkeypatch.setattr(pipe.answering, "encode", lambda *inputs: seen.append(encode(*inputs)) or seen[-1])
-    image = draw_picture()
+    image = draw_image()
     options = {"style": "compact", "place": "before"}
     output = pipe(image, QUESTIONS[0], build_scene(image, "STOP"), options=options, **FAST)
     assert output.auxiliary_text.splitlines() == [
@@ -91,7 +91,7 @@ def test_pipeline_writes_the_prompt_as_options_say(pipe, monkeypatch):
 
 
 def test_pipeline_answers_the_same_when_saved_and_loaded(pipe, tmp_path):
-    image = draw_picture()
+    image = draw_image()
     scene = build_scene(image, "STOP")
     pipe.save_pretrained(tmp_path / "saved")
     again = Pipeline.from_pretrained(tmp_path / "saved")
@@ -103,7 +103,7 @@ def test_pipeline_answers_the_same_when_saved_and_loaded(pipe, tmp_path):
 
 
 def test_ask_takes_the_model_by_its_folder(folder, tmp_path):
-    image = draw_picture()
+    image = draw_image()
     image.save(tmp_path / "a.png")
     (tmp_path / "scene.json").write_text(json.dumps(build_scene(image, "STOP").to_dict()))
     words = [str(tmp_path / "a.png"), "What?", "--model", folder, "--scene", str(tmp_path / "scene.json")]
@@ -129,7 +129,7 @@ def test_pipeline_loads_in_few_bits_when_asked(tmp_path):
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[], load_in_8bit=True)
     linear = pipeline.answering.model.get_decoder().layers[0].self_attn.q_proj
     assert linear.weight.dtype == torch.int8
-    assert isinstance(pipeline(draw_picture(), "What?", max_new_tokens=2).answer, str)
+    assert isinstance(pipeline(draw_image(), "What?", max_new_tokens=2).answer, str)
     chosen = resolve_quantization({"load_in_4bit": True, "load_in_8bit": False, "dtype": torch.float16})
     assert chosen["quantization_config"].bnb_4bit_quant_type == "nf4"
     assert chosen["quantization_config"].bnb_4bit_compute_dtype == torch.float16

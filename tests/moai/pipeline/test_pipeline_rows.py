@@ -3,7 +3,7 @@
 import pytest
 from emu_builders import save_emu
 from flamingo_builders import save_flamingo
-from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
+from pipeline_builders import build_scene, draw_image, write_tiny_checkpoint
 from prismer_builders import save_prismer
 from prompted_builders import save_prompted
 
@@ -34,7 +34,7 @@ def answer_rows(pipe, rows, messages=None, num_images=1):
     for index in range(len(rows)):
         parts = [{"type": "image"}] * num_images + [{"type": "text", "text": QUESTIONS[index % 4]}]
         asked = messages or [{"role": "user", "content": parts}]
-        images = [draw_picture(seed) for seed in range(num_images)]
+        images = [draw_image(seed) for seed in range(num_images)]
         scene = build_scene() if num_images == 1 else Scene((60, 80))  # two of the former are too long for some
         queries.append(Query(index, images, asked, [scene] * num_images))
     pipe.prepare_queries(queries, 1)
@@ -48,7 +48,7 @@ def test_rows_stream_what_they_answer_alone_when_a_batch_mixes_lengths(pipe):
     rows = [AnswerRow(3 + 4 * i, on_text=pieces[i].append) for i in range(4)]
     together = answer_rows(pipe, rows)
     for index, row in enumerate(rows):
-        alone = pipe(draw_picture(), QUESTIONS[index], build_scene(), max_new_tokens=3 + 4 * index, num_beams=1)
+        alone = pipe(draw_image(), QUESTIONS[index], build_scene(), max_new_tokens=3 + 4 * index, num_beams=1)
         assert together[index] == alone.answer == "".join(pieces[index])
         assert row.num_tokens <= row.max_new_tokens and row.finish_reason in ("stop", "length")
         assert row.num_prompt_tokens > 0
@@ -77,6 +77,22 @@ def test_rows_sample_from_their_own_seeds_when_neighbours_are_greedy(pipe):
     assert answer_rows(pipe, [sample(3, top_p=1e-9)]) == [greedy]
 
 
+def test_rows_search_with_beams_when_they_are_asked_to(pipe):
+    rows = [AnswerRow(9, num_beams=3) for _ in range(2)]
+    together = answer_rows(pipe, rows)
+    for index, row in enumerate(rows):
+        alone = pipe(draw_image(), QUESTIONS[index], build_scene(), max_new_tokens=9, num_beams=3)
+        assert together[index] == row.text == alone.answer
+        assert 0 < row.num_tokens <= 9 and row.finish_reason in ("stop", "length")
+    stop = together[0][len(together[0]) // 2 :][:2]
+    row = AnswerRow(9, stops=(stop,), num_beams=3)
+    assert answer_rows(pipe, [row]) == [together[0][: together[0].index(stop)].rstrip()]
+    assert row.finish_reason == "stop"
+    row = AnswerRow(9, num_beams=3)
+    row.cancel()
+    assert answer_rows(pipe, [row]) == [""] and row.finish_reason == "cancelled"
+
+
 def test_rows_note_probabilities_when_they_are_asked_for(pipe):
     rows = [AnswerRow(5, num_likeliest=2), AnswerRow(5), AnswerRow(5, num_likeliest=0, temperature=1.0, seed=1)]
     answer_rows(pipe, rows)
@@ -94,7 +110,7 @@ def test_pipeline_answers_conversations_about_several_images_or_none_when_the_mo
         {"role": "user", "content": [image, {"type": "text", "text": "And this?"}]},
     ]
     if family == "prismer":
-        query = Query(0, [draw_picture(0), draw_picture(1)], turns, [None, None])
+        query = Query(0, [draw_image(0), draw_image(1)], turns, [None, None])
         pipe.prepare_queries([query], 1)
         assert "in turn about one image" in query.error
         turns[2]["content"].pop(0)
@@ -107,7 +123,7 @@ def test_pipeline_answers_conversations_about_several_images_or_none_when_the_mo
     if family == "flamingo":
         assert "at least one image" in nothing.error
         return
-    seen = Query(1, [draw_picture()], turns[:1], [build_scene()])
+    seen = Query(1, [draw_image()], turns[:1], [build_scene()])
     pipe.prepare_queries([seen], 1)
     pipe.verbalize_queries([nothing, seen])
     both = pipe.generate_answers([nothing, seen], rows={0: AnswerRow(8), 1: AnswerRow(8)})

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from encoded_pictures import GRADIENT, encode
+from encoded_images import GRADIENT, encode
 from PIL import Image
 
 from moai.processing.image_loading import DEFAULT_MAX_PIXELS, ImageLoadError, load_image
@@ -44,7 +44,7 @@ def test_load_image_gives_same_pixels_when_source_kind_differs(tmp_path: pathlib
     np.testing.assert_array_equal(np.asarray(image), GRADIENT)
 
 
-def test_load_image_returns_copy_when_given_rgb_picture() -> None:
+def test_load_image_returns_copy_when_given_rgb_image() -> None:
     source = Image.fromarray(GRADIENT)
     image = load_image(source)
     image.putpixel((0, 0), (255, 255, 255))
@@ -107,7 +107,7 @@ def test_load_image_refuses_postscript_when_pillow_would_run_an_interpreter() ->
 
 
 @pytest.mark.parametrize("source", [None, 3, 2.5, {"a": 1}, ["a.png"]])
-def test_load_image_names_type_when_source_is_no_picture(source: object) -> None:
+def test_load_image_names_type_when_source_is_no_image(source: object) -> None:
     with pytest.raises(ImageLoadError, match=type(source).__name__):
         load_image(source)
 
@@ -146,7 +146,7 @@ def test_load_image_does_not_wait_when_path_is_pipe(tmp_path: pathlib.Path) -> N
 # ---------------------------------------------------------------- size
 
 
-def test_load_image_gives_one_pixel_when_picture_is_1x1() -> None:
+def test_load_image_gives_one_pixel_when_image_is_1x1() -> None:
     image = load_image(encode(Image.new("RGB", (1, 1), (9, 8, 7))))
     assert image.size == (1, 1) and image.getpixel((0, 0)) == (9, 8, 7)
 
@@ -217,7 +217,7 @@ def test_load_image_raises_when_integers_exceed_16_bits(values: list[list[int]])
         load_image(Image.fromarray(np.array(values, np.int32)))
 
 
-def test_load_image_scales_when_float_picture_is_within_unit_range() -> None:
+def test_load_image_scales_when_float_image_is_within_unit_range() -> None:
     np.testing.assert_array_equal(
         np.asarray(load_image(Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))))[..., 0], [[0, 128, 255]]
     )
@@ -229,7 +229,7 @@ def test_load_image_scales_when_float_picture_is_within_unit_range() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
-def test_load_image_lays_on_white_when_picture_has_alpha(mode: str) -> None:
+def test_load_image_lays_on_white_when_image_has_alpha(mode: str) -> None:
     rgba = Image.new("RGBA", (3, 1), (0, 0, 0, 0))
     rgba.putpixel((1, 0), (0, 0, 0, 255))
     rgba.putpixel((2, 0), (0, 0, 0, 51))  # a fifth black on white

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from encoded_pictures import GRADIENT, encode
+from encoded_images import GRADIENT, encode
 from PIL import Image
 
 from moai.processing.image_loading import ImageLoadError, is_url, load_image
@@ -36,7 +36,7 @@ def test_is_url_tells_addresses_from_paths_when_given(text: object, expected: bo
 
 
 @pytest.fixture
-def picture_server():
+def image_server():
     """A local web server: /ok.png, /long.png (never ends), /to-file, /to-ftp, /to-ok (redirects)."""
     good = encode(Image.fromarray(GRADIENT))
 
@@ -83,8 +83,8 @@ def test_load_image_refuses_scheme_when_urls_are_allowed(address: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["/ok.png", "/to-ok"])
-def test_load_image_downloads_when_urls_are_allowed(picture_server: str, name: str) -> None:
-    np.testing.assert_array_equal(np.asarray(load_image(picture_server + name, allow_urls=True)), GRADIENT)
+def test_load_image_downloads_when_urls_are_allowed(image_server: str, name: str) -> None:
+    np.testing.assert_array_equal(np.asarray(load_image(image_server + name, allow_urls=True)), GRADIENT)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_load_image_downloads_when_urls_are_allowed(picture_server: str, name: s
         ("/long.png", "at most 1000 bytes"),
     ],
 )
-def test_load_image_raises_when_download_misbehaves(picture_server: str, name: str, message: str) -> None:
+def test_load_image_raises_when_download_misbehaves(image_server: str, name: str, message: str) -> None:
     with pytest.raises(ImageLoadError, match=message):
-        load_image(picture_server + name, allow_urls=True, max_bytes=1000)
+        load_image(image_server + name, allow_urls=True, max_bytes=1000)
 
 
 def test_load_image_raises_its_error_when_server_is_absent() -> None:

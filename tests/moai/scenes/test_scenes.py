@@ -67,7 +67,7 @@ def test_scene_is_the_same_when_reached_by_index_or_by_iteration():
         assert np.array_equal(again.image, sample.image)
 
 
-def test_layout_does_not_change_when_the_picture_size_changes():
+def test_layout_does_not_change_when_the_image_size_changes():
     assert Scenes(image_size=64)[3].layout == Scenes(image_size=200)[3].layout
 
 

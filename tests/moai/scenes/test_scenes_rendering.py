@@ -13,7 +13,7 @@ from moai.scenes.textures import STUFF_TEXTURES, paint_texture
 from moai.scenes.vocabulary import STUFF_NAMES
 
 
-def test_picture_is_rgb_of_the_asked_size_when_painted():
+def test_image_is_rgb_of_the_asked_size_when_painted():
     for size in (48, 131):
         image = Scenes(image_size=size)[0].image
         assert image.shape == (size, size, 3)
@@ -21,7 +21,7 @@ def test_picture_is_rgb_of_the_asked_size_when_painted():
         assert image.std() > 10
 
 
-def test_picture_is_the_same_when_painted_again():
+def test_image_is_the_same_when_painted_again():
     layout = Scenes(image_size=96)[4].layout
     assert np.array_equal(render_scene(layout, 96), render_scene(layout, 96))
 
@@ -50,7 +50,7 @@ def test_pixels_change_only_at_the_object_and_its_shadow_when_an_object_is_taken
 
 
 def _unfinished(layout):
-    """The picture before light and noise, which differ wherever the number of objects differs."""
+    """The image before light and noise, which differ wherever the number of objects differs."""
     from unittest import mock
 
     with mock.patch("moai.scenes.rendering._finish", lambda canvas, rng, size: np.asarray(canvas)):

@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 
 import openai
 import pytest
-from pipeline_builders import build_scene, draw_picture, write_tiny_checkpoint
+from pipeline_builders import build_scene, draw_image, write_tiny_checkpoint
 from serving_builders import build_body, build_message, build_reader, encode_image, send, serving
 
 from moai import Pipeline
@@ -31,7 +31,7 @@ def client(app):
 
 
 def complete(client, *images, question="What is it?", moai=None, **settings):
-    images = images or (draw_picture(),)
+    images = images or (draw_image(),)
     messages = settings.pop("messages", None) or [build_message(question, *images)]
     extra = {} if moai is None else {"extra_body": {"moai": moai}}
     return client.chat.completions.create(model="tiny", messages=messages, **{"max_tokens": 8} | settings, **extra)
@@ -41,7 +41,7 @@ def test_answer_is_the_pipelines_when_the_official_client_asks(client, folder, a
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
     pipeline.verbalizers = [build_reader()]
     reply = complete(client)
-    assert reply.choices[0].message.content == pipeline(draw_picture(), "What is it?", max_new_tokens=8).answer
+    assert reply.choices[0].message.content == pipeline(draw_image(), "What is it?", max_new_tokens=8).answer
     assert reply.choices[0].finish_reason in ("stop", "length") and reply.model == "tiny"
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens > 8
     assert [model.id for model in client.models.list()] == ["tiny"]
@@ -74,6 +74,31 @@ def test_settings_count_when_a_request_has_them(client):
     assert complete(client, temperature=1.9, top_p=1e-6, seed=3).choices[0].message.content == whole
 
 
+def test_answers_are_as_many_as_asked_when_they_are_sampled(client):
+    reply = complete(client, n=3, temperature=1.9, seed=7, logprobs=True)
+    texts = [choice.message.content for choice in reply.choices]
+    assert [choice.index for choice in reply.choices] == [0, 1, 2] and len(set(texts)) == 3
+    assert texts == [complete(client, temperature=1.9, seed=7 + k).choices[0].message.content for k in range(3)]
+    assert all(choice.logprobs.content for choice in reply.choices)
+    assert reply.usage.completion_tokens == sum(len(choice.logprobs.content) for choice in reply.choices)
+
+
+def test_beams_are_the_pipelines_when_they_are_asked_for(client, folder):
+    pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
+    pipeline.verbalizers = [build_reader()]
+    texts = {}
+    for num_beams in (1, 2, 5):
+        wanted = pipeline(draw_image(), "What is it?", max_new_tokens=8, num_beams=num_beams)
+        reply = complete(client, moai={"num_beams": num_beams, "explain": True})
+        texts[num_beams] = reply.choices[0].message.content
+        assert texts[num_beams] == wanted.answer and reply.model_extra["moai"]["routing"]
+        assert 0 < reply.usage.completion_tokens <= 8 and reply.choices[0].finish_reason in ("stop", "length")
+    assert len(set(texts.values())) > 1
+    stopped = complete(client, moai={"num_beams": 2}, stop=[texts[2][2:4]])
+    assert stopped.choices[0].message.content == texts[2][: texts[2].index(texts[2][2:4])].rstrip()
+    assert stopped.choices[0].finish_reason == "stop"
+
+
 def test_extras_tell_and_change_what_the_answer_rests_on_when_asked(client):
     told = complete(client, moai={"explain": True}).model_extra["moai"]
     assert "MEAN" in told["verbalization"] and told["scenes"][0]["text_lines"]["texts"] and told["routing"]
@@ -88,7 +113,7 @@ def test_extras_tell_and_change_what_the_answer_rests_on_when_asked(client):
 
 
 def test_conversation_goes_on_when_it_has_turns_and_several_images(client):
-    first = build_message("What is it?", draw_picture(0), draw_picture(1))
+    first = build_message("What is it?", draw_image(0), draw_image(1))
     turns = [
         {"role": "system", "content": "Be short."},
         first,
@@ -102,7 +127,7 @@ def test_conversation_goes_on_when_it_has_turns_and_several_images(client):
 
 
 def test_second_question_about_an_image_needs_no_look_when_its_scene_is_kept(client, app):
-    image = draw_picture(77)
+    image = draw_image(77)
     read = app.state.engine.metrics.read
     hits, looks = read("moai_scene_cache_total", result="hit"), read("moai_scene_cache_total", result="miss")
     complete(client, image)
@@ -113,11 +138,11 @@ def test_second_question_about_an_image_needs_no_look_when_its_scene_is_kept(cli
 
 def test_many_askers_get_their_own_answers_when_they_share_batches(client, app):
     questions = [f"What is it {'really ' * (n % 4)}?" for n in range(16)]
-    alone = [complete(client, draw_picture(n), question=questions[n]).choices[0].message.content for n in range(16)]
+    alone = [complete(client, draw_image(n), question=questions[n]).choices[0].message.content for n in range(16)]
     together: list = [None] * 16
 
     def ask(n):
-        pieces = complete(client, draw_picture(n), question=questions[n], stream=bool(n % 2))
+        pieces = complete(client, draw_image(n), question=questions[n], stream=bool(n % 2))
         if n % 2:
             together[n] = "".join(piece.choices[0].delta.content or "" for piece in pieces)
         else:
@@ -147,13 +172,22 @@ BAD = {
     "a file address": (build_body("What?", "file:///etc/passwd"), 400, "no data URL"),
     "an address": (build_body("What?", "http://127.0.0.1/secret.png"), 400, "--allow-media-host"),
     "no base64": (build_body("What?", "data:image/png;base64,%%%"), 400, "base64"),
-    "too many pixels": (build_body("What?", draw_picture(0, 1, 200_000)), 400, "at most 100000 pixels"),
-    "too many images": (build_body("What?", *[draw_picture()] * 9), 400, "at most 8 images"),
+    "too many pixels": (build_body("What?", draw_image(0, 1, 200_000)), 400, "at most 100000 pixels"),
+    "too many images": (build_body("What?", *[draw_image()] * 9), 400, "at most 8 images"),
     "no question": (build_body("  "), 400, "with a question"),
     "a long question": (build_body("why " * 9000), 400, "tokens"),
     "a longer question": (build_body("w" * 200_000), 400, "tokens"),
     "another model": (build_body(model="gpt-4o"), 404, "the model 'tiny'"),
-    "two answers": (build_body(n=2), 422, "n"),
+    "two equal answers": (build_body(n=2), 400, "temperature"),
+    "many answers": (build_body(n=9, temperature=1), 400, "at most 8"),
+    "no answer": (build_body(n=0), 422, "n"),
+    "many beams": (build_body(moai={"num_beams": 9}), 400, "at most 8"),
+    "beams that sample": (build_body(moai={"num_beams": 2}, temperature=1), 400, "without `temperature`"),
+    "beams that choose": (build_body(moai={"num_beams": 2, "options": {"choices": "a,b"}}), 400, "choices"),
+    "answers and beams": (build_body(n=2, temperature=1, moai={"num_beams": 2}), 400, "Leave one out"),
+    "streamed beams": (build_body(moai={"num_beams": 2}, stream=True), 400, "Leave `stream` out"),
+    "streamed answers": (build_body(n=2, temperature=1, stream=True), 400, "Leave `stream` out"),
+    "images of a model that draws none": (build_body(moai={"options": {"images": 1}}), 400, "options"),
     "a penalty": (build_body(frequency_penalty=0.5), 422, "frequency_penalty"),
     "an unknown field": (build_body(wishes=1), 422, "wishes"),
     "a hot temperature": (build_body(temperature=9), 422, "temperature"),
@@ -200,7 +234,7 @@ BAD = {
 BAD["an image of the assistant"] = (
     {
         "model": "tiny",
-        "messages": [build_message("?", draw_picture()) | {"role": "assistant"}, build_message("?", draw_picture())],
+        "messages": [build_message("?", draw_image()) | {"role": "assistant"}, build_message("?", draw_image())],
     },
     400,
     "user's messages",
@@ -255,6 +289,6 @@ def test_long_body_is_refused_when_it_is_declared_or_comes(app):
 
 
 @pytest.mark.parametrize("spec", [*MODEL_SPECS.values(), PROMPTED], ids=lambda spec: spec.answering)
-def test_strangers_set_no_option_that_reads_files_or_draws_when_a_model_has_some(spec):
+def test_strangers_set_no_option_that_reads_files_or_is_unbounded_when_a_model_has_some(spec):
     answering = resolve_name(spec.answering)
-    assert set(answering.served_options) <= set(answering.option_names) - {"shots", "images", "steps", "height"}
+    assert set(answering.served_options) <= set(answering.option_names) - {"shots", "height", "width"}

@@ -142,7 +142,7 @@ def test_cache_keeps_the_scenes_used_last_when_its_bytes_are_full():
 
 
 def test_page_tells_and_draws_when_it_is_asked(app):
-    from pipeline_builders import build_scene, draw_picture
+    from pipeline_builders import build_scene, draw_image
 
     right = {"Authorization": f"Bearer {KEY}".encode().decode("latin-1")}
     status, told = send(app, None, "/page/settings", "GET")
@@ -152,7 +152,7 @@ def test_page_tells_and_draws_when_it_is_asked(app):
     connection = http.client.HTTPConnection("127.0.0.1", app.state.port, timeout=60)
     connection.request("GET", example, headers=right)
     assert connection.getresponse().read()[:2] == b"\xff\xd8"
-    body = {"image": as_data_url(encode_image(draw_picture())), "scene": build_scene().to_dict(), "kinds": ["ocr"]}
+    body = {"image": as_data_url(encode_image(draw_image())), "scene": build_scene().to_dict(), "kinds": ["ocr"]}
     connection.request("POST", "/page/overlay", json.dumps(body), right | {"Content-Type": "application/json"})
     assert connection.getresponse().read()[:2] == b"\xff\xd8"
     for wrong in ({"scene": build_scene(70, 90).to_dict()}, {"image": "/etc/passwd"}, {"scene": {}}):

@@ -5,12 +5,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from serving_builders import as_data_url, encode_image
 
 from moai.serving.media import MediaReader, is_public_address
 
-IMAGE = encode_image(draw_picture())
+IMAGE = encode_image(draw_image())
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from pipeline_builders import draw_picture, write_tiny_checkpoint
+from pipeline_builders import draw_image, write_tiny_checkpoint
 from serving_builders import build_reader, encode_image, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -43,8 +43,8 @@ def page(request, browser, app):
 
 
 def upload(page, seed=0):
-    picture = {"name": "a.png", "mimeType": "image/png", "buffer": encode_image(draw_picture(seed))}
-    page.set_input_files("#file", picture)
+    image = {"name": "a.png", "mimeType": "image/png", "buffer": encode_image(draw_image(seed))}
+    page.set_input_files("#file", image)
     page.wait_for_selector("#image:not([hidden])")
 
 

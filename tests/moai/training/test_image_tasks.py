@@ -143,7 +143,7 @@ def test_tower_of_a_result_is_a_backbone(tmp_path, whole):
         assert all(torch.equal(value, kept[prefix + name]) for name, value in got.items())
     build_tcl_model("vit").save_pretrained(tmp_path / "vit")
     model, _ = from_backbones(str(tmp_path / "vit"), str(text))  # with a pooler that TCL has not
-    assert model.config.image_seq_length == 16
+    assert model.config.num_image_tokens == 16
 
 
 def test_result_loads_and_a_next_run_starts_from_it(tmp_path, data, whole):

@@ -153,10 +153,10 @@ def test_run_goes_on_when_only_places_times_or_free_settings_changed(
     rows = folder / "rows.jsonl"
     rows.write_text(rows.read_text(encoding="utf-8").replace('{"image"', '{"id": "x", "image"'), encoding="utf-8")
     (folder / "base" / "README.md").write_text("A card.", encoding="utf-8")
-    recipe = recipe_in(folder, data__check_pictures="path")
+    recipe = recipe_in(folder, data__check_images="path")
     recipe["validation"] = {"sources": str(folder / "rows.jsonl"), "cache": str(folder / "cache")}
-    with pytest.raises(CheckpointError, match="data.check_pictures"):
-        run_training({**recipe, "data": {**recipe["data"], "check_pictures": "path"}})
+    with pytest.raises(CheckpointError, match="data.check_images"):
+        run_training({**recipe, "data": {**recipe["data"], "check_images": "path"}})
     assert run_training(recipe).is_finished
     assert "validation data are others than before" in capsys.readouterr().out
 
@@ -261,7 +261,7 @@ def test_identity_is_of_contents_when_images_are_read_late_or_lie_elsewhere(fini
 
     found = identify(finished)
     assert json.loads(json.dumps(found)) == found and list(found["sources"]) == ["rows.jsonl", "rows.jsonl (2)"]
-    assert identify(elsewhere) == identify(finished, check_pictures="path") == identify(finished, max_images=3) == found
+    assert identify(elsewhere) == identify(finished, check_images="path") == identify(finished, max_images=3) == found
     said = {one["cache"] for one in found["verbalizers"].values()}
     assert len(said) == 1 and said.pop() in {folder.name for folder in (finished / "cache").iterdir()}
     without = identify(finished, cache=None, verbalizations="none")

@@ -69,22 +69,22 @@ def test_order_is_refused_when_batches_cannot_be_formed() -> None:
         MicroBatchSampler(build(), 0, 1, 0, 3)
 
 
-def test_samples_of_a_picture_stay_together_when_they_are_to_share_it() -> None:
-    pictures = np.random.default_rng(1).integers(0, 12, 103)
-    order = build(images=pictures, samples_per_picture=2, micro_batch_size=4)
+def test_samples_of_an_image_stay_together_when_they_are_to_share_it() -> None:
+    about = np.random.default_rng(1).integers(0, 12, 103)
+    order = build(image_indices=about, samples_per_image=2, micro_batch_size=4)
     epochs = [np.concatenate([order.batch(step) for step in range(start, start + 12)]) for start in (0, 12)]
     for seen in epochs:
         assert len(set(seen.tolist())) == 96
-        pairs = pictures[seen].reshape(-1, 2)
+        pairs = about[seen].reshape(-1, 2)
         alike = (pairs[:, 0] == pairs[:, 1]).sum()
-        assert alike >= len(pairs) - 12  # at most one sample of each picture finds no partner
+        assert alike >= len(pairs) - 12  # at most one sample of each image finds no partner
     assert epochs[0].tolist() != epochs[1].tolist()
-    for chunk in order.micro_batches(5):  # neighbours, so that a picture is read once
+    for chunk in order.micro_batches(5):  # neighbours, so that an image is read once
         assert len(chunk) == 4 and chunk == order.batch(5).reshape(-1, 4)[order.micro_batches(5).index(chunk)].tolist()
 
 
-def test_sharing_is_refused_when_micro_batches_cut_it_or_pictures_are_unknown() -> None:
-    with pytest.raises(ValueError, match="micro_batch_size` to be a multiple of `samples_per_picture`, got 2 and 3"):
-        build(images=[0] * 103, samples_per_picture=3)
-    with pytest.raises(ValueError, match="needs a dataset whose `pictures`"):
-        build(samples_per_picture=2)
+def test_sharing_is_refused_when_micro_batches_cut_it_or_images_are_unknown() -> None:
+    with pytest.raises(ValueError, match="micro_batch_size` to be a multiple of `samples_per_image`, got 2 and 3"):
+        build(image_indices=[0] * 103, samples_per_image=3)
+    with pytest.raises(ValueError, match="needs a dataset whose `image_indices`"):
+        build(samples_per_image=2)

@@ -198,7 +198,7 @@ def test_run_with_helpers_saves_and_ends_when_one_of_them_fails(checkpoint: Path
     rows = write_rows(tmp_path / "rows", 40, 1 if ending == "image" else 0)
     options = {"optimization__num_steps": 500, "saving__every_steps": 0, "num_workers": 2}
     recipe = build_recipe(checkpoint, tmp_path / "run", **options)
-    recipe["data"] = {"sources": rows, "verbalizations": "none", "check_pictures": "path"}
+    recipe["data"] = {"sources": rows, "verbalizations": "none", "check_images": "path"}
     process = start(command_of(recipe), start_new_session=True)
     if ending == "SIGTERM":
         wait_for(2, tmp_path / "run", process)

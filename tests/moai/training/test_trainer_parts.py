@@ -138,7 +138,7 @@ def test_loss_is_the_model_s_own_when_summed_over_answers() -> None:
     assert torch.allclose(loss / 6, expected, atol=1e-6)
     tokens = routing[..., 4]
     assert torch.allclose(routing[..., :3].sum(-1), tokens, atol=1e-4) and not routing.requires_grad
-    patches, words = model.config.image_seq_length, int((batch["mm_token_type_ids"] == 2).sum())
+    patches, words = model.config.num_image_tokens, int((batch["mm_token_type_ids"] == 2).sum())
     assert (tokens[:, 0] == 2 * patches).all() and (tokens[:, 1] == words).all()
     assert (routing[..., 3] / tokens).max() <= torch.log(torch.tensor(3.0)) + 1e-5
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from safetensors.torch import load_file
 from training_builders import build_recipe, learned, write_tiny_checkpoint
 
@@ -240,7 +240,7 @@ def test_batches_are_the_same_when_other_processes_prepare_them(checkpoint: Path
 def test_damaged_image_is_a_bad_row_when_training_meets_it(checkpoint: Path, tmp_path: Path, num_workers: int) -> None:
     talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a dog"}]
     for index in range(4):
-        draw_picture(index).save(tmp_path / f"{index}.jpg")
+        draw_image(index).save(tmp_path / f"{index}.jpg")
     whole = (tmp_path / "3.jpg").read_bytes()
     (tmp_path / "3.jpg").write_bytes(whole[: len(whole) // 2])
     rows = [json.dumps({"image": f"{index}.jpg", "conversations": talk}) for index in range(4)]
@@ -296,16 +296,16 @@ def test_tracker_keeps_the_numbers_on_disk_when_offline(
     assert {file.name for file in tmp_path.iterdir()} == {"run"}
 
 
-def test_samples_share_a_picture_when_told_without_learning_anything_else(checkpoint: Path, tmp_path: Path) -> None:
+def test_samples_share_an_image_when_told_without_learning_anything_else(checkpoint: Path, tmp_path: Path) -> None:
     recipe = build_recipe(checkpoint, tmp_path / "run")
     processor = AutoProcessor.from_pretrained(checkpoint)
     dataset = build_training_dataset(DataSettings.from_dict(recipe["data"]), MoAICollator(processor))
-    first, second = (np.flatnonzero(dataset.pictures == number) for number in (0, 1))
+    first, second = (np.flatnonzero(dataset.image_indices == number) for number in (0, 1))
     assert len(first) >= 2
     samples = [dataset[int(index)] for index in (first[0], first[1], second[0])]
     assert samples[0].images[0] is samples[1].images[0] and samples[1].images[0] is not samples[2].images[0]
     apart, shared = (dataset.collator.replace(is_sharing=choice)(samples) for choice in (False, True))
-    assert shared["picture_index"].tolist() == shared["auxiliary_index"].tolist() == [0, 0, 1]
+    assert shared["image_index"].tolist() == shared["auxiliary_index"].tolist() == [0, 0, 1]
     assert len(shared["pixel_values"]) == len(shared["auxiliary_input_ids"]) == 2 < len(apart["pixel_values"])
 
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
@@ -350,12 +350,12 @@ def test_validation_loss_is_the_models_own_and_changes_nothing_that_is_learned(
     assert lines[-1]["validation_loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_run_learns_when_samples_share_pictures(checkpoint: Path, tmp_path: Path) -> None:
+def test_run_learns_when_samples_share_images(checkpoint: Path, tmp_path: Path) -> None:
     recipe = build_recipe(checkpoint, tmp_path / "run")
-    recipe["optimization"] |= {"micro_batch_size": 2, "samples_per_picture": 2}
+    recipe["optimization"] |= {"micro_batch_size": 2, "samples_per_image": 2}
     assert run_training(recipe).is_finished
-    with pytest.raises(ValueError, match="multiple of `samples_per_picture`, got 2 and 4"):
-        run_training(recipe, ["optimization.samples_per_picture=4"])
+    with pytest.raises(ValueError, match="multiple of `samples_per_image`, got 2 and 4"):
+        run_training(recipe, ["optimization.samples_per_image=4"])
 
 
 def test_gates_alone_begin_anew_when_asked_for(checkpoint: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ SOURCE = Path(verbalizers.__file__).parent / "backends" / "depth.py"
 
 
 def ramp(height=40, width=60):
-    """A floor: the bottom of the picture is nearest."""
+    """A floor: the bottom of the image is nearest."""
     return LabelMap(np.repeat(np.linspace(0, 255, height).astype(np.uint8)[:, None], width, axis=1))
 
 
@@ -96,32 +96,32 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     sizes = [(64, 96), (64, 96), (300, 80)]
     return [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
 @pytest.mark.parametrize("name", ["anything", "glpn"])
-def test_depth_answers_alike_when_alone_and_in_a_batch(checkpoints, pictures, name):
+def test_depth_answers_alike_when_alone_and_in_a_batch(checkpoints, images, name):
     verbalizer = build_verbalizer("depth", checkpoint=checkpoints / name, device="cpu")
-    together = verbalizer.predict(pictures)
-    # as large as the picture, or as what the model told of it: nothing is cut, nothing made up
+    together = verbalizer.predict(images)
+    # as large as the image, or as what the model told of it: nothing is cut, nothing made up
     sizes = {"anything": [(56, 84), (56, 84), (210, 56)], "glpn": [(64, 96), (64, 96), (288, 77)]}[name]
     assert [found.values.shape for found in together] == sizes
-    for picture, found in zip(pictures, together, strict=True):
-        alone = verbalizer.predict([picture])[0].values.astype(int)
+    for image, found in zip(images, together, strict=True):
+        alone = verbalizer.predict([image])[0].values.astype(int)
         assert np.abs(alone - found.values).max() <= 8  # float32 sums in another order
         assert found.values.dtype == np.uint16 and found.values.max() == 65535 and found.values.min() == 0
         assert len(np.unique(found.values)) > 256
 
 
-def test_depth_turns_round_when_output_is_told_otherwise(checkpoints, pictures):
+def test_depth_turns_round_when_output_is_told_otherwise(checkpoints, images):
     near, far = (
-        build_verbalizer("depth", checkpoint=checkpoints / "glpn", output=output).predict(pictures[:1])[0].values
+        build_verbalizer("depth", checkpoint=checkpoints / "glpn", output=output).predict(images[:1])[0].values
         for output in ("disparity", "metric")
     )
-    default = build_verbalizer("depth", checkpoint=checkpoints / "glpn").predict(pictures[:1])[0].values
+    default = build_verbalizer("depth", checkpoint=checkpoints / "glpn").predict(images[:1])[0].values
     np.testing.assert_array_equal(default, far)  # GLPN tells metres
     order = np.argsort(near.ravel(), kind="stable")
     assert (np.diff(far.ravel()[order].astype(int)) <= 1).all()  # what is nearer here is farther there
@@ -217,21 +217,21 @@ def test_depth_survives_when_scene_goes_through_json_and_cache():
 
 @pytest.mark.parametrize("ground", [0, 255])
 def test_depth_is_drawn_as_a_framed_inset_when_scene_is_drawn(ground):
-    picture = Image.new("RGB", (60, 40), (ground,) * 3)
-    drawn = np.asarray(draw_scene(scene_of(ramp()), picture)).astype(int)
-    plain = np.asarray(draw_scene(Scene((40, 60)), picture)).astype(int)
+    image = Image.new("RGB", (60, 40), (ground,) * 3)
+    drawn = np.asarray(draw_scene(scene_of(ramp()), image)).astype(int)
+    plain = np.asarray(draw_scene(Scene((40, 60)), image)).astype(int)
     changed = np.abs(drawn - plain).sum(axis=2) > 0
     assert changed.any() and not changed[:20].any() and not changed[:, :30].any()
     inset = drawn[-8:-2, -13:-2].sum(axis=2).mean(axis=1)
     assert (np.diff(inset) > 0).all()  # the near bottom is brighter
 
 
-def test_parse_scene_carries_depth_when_run_beside_others(checkpoints, pictures):
+def test_parse_scene_carries_depth_when_run_beside_others(checkpoints, images):
     verbalizer = build_verbalizer("depth", checkpoint=checkpoints / "glpn", device="cpu")
-    scene = parse_scene(pictures[:1], [verbalizer])[0]
+    scene = parse_scene(images[:1], [verbalizer])[0]
     assert isinstance(scene.findings["depth"], LabelMap) and not scene.failures
     broken = build_verbalizer("depth", checkpoint=checkpoints / "nowhere")
-    scene = parse_scene(pictures[:1], [broken])[0]
+    scene = parse_scene(images[:1], [broken])[0]
     assert "nowhere" in scene.failures["depth"] and verbalize_scene(scene) == ""
 
 
@@ -246,16 +246,16 @@ def test_command_line_says_and_draws_depth_when_checkpoint_names_it(checkpoints,
     }
     (tmp_path / "verbalizers.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text("{}")
-    picture = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(2).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(picture)
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(2).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(image)
     overlay = tmp_path / "overlay.png"
-    arguments = ["verbalize", str(picture), "--model", str(tmp_path), "--json", "--overlay", str(overlay)]
+    arguments = ["verbalize", str(image), "--model", str(tmp_path), "--json", "--overlay", str(overlay)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout.strip().splitlines()[-1])
     scene = Scene.from_dict(row["scene"])
     assert isinstance(scene.findings["depth"], LabelMap) and row["missing"] == {}
-    assert (np.asarray(Image.open(overlay)) != np.asarray(Image.open(picture))).any()
+    assert (np.asarray(Image.open(overlay)) != np.asarray(Image.open(image))).any()
 
 
 def test_depth_uses_public_names_only_when_parsed():

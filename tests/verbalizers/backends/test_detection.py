@@ -72,7 +72,7 @@ def test_detector_batch_equals_singles_when_sizes_differ(owlv2, images):
         np.testing.assert_allclose(batched.boxes_xyxy, single.boxes_xyxy, atol=1e-3)
 
 
-def test_detector_pads_no_huge_square_when_a_picture_is_extremely_wide(owlv2, monkeypatch):
+def test_detector_pads_no_huge_square_when_an_image_is_extremely_wide(owlv2, monkeypatch):
     detector = build(owlv2, threshold=0.0)
     processor = detector.load().processor.image_processor
     seen = []

@@ -51,25 +51,25 @@ def test_normals_of_a_sphere_point_away_from_its_centre_when_depth_is_exact():
 def test_geometric_normals_read_depth_when_it_is_in_the_scene():
     ramp = LabelMap(np.repeat(np.linspace(0, 65535, 60).astype(np.uint16)[:, None], 80, axis=1))
     scene = Scene(SIZE, findings={"depth": ramp})
-    picture = np.zeros((*SIZE, 3), np.uint8)
-    found = parse_scene([picture], [build_verbalizer("normal")], known=[scene])[0].findings["normal"]
+    image = np.zeros((*SIZE, 3), np.uint8)
+    found = parse_scene([image], [build_verbalizer("normal")], known=[scene])[0].findings["normal"]
     assert found.values.shape == (*SIZE, 3) and found.values.dtype == np.uint8
     middle = found.read_shares(3)[30, 40] * 2 - 1
     assert middle[1] > 0.7 and middle[2] > 0.1 and abs(middle[0]) < 0.01  # a floor faces up
     flat = Scene(SIZE, findings={"depth": LabelMap(np.full((4, 4), 9, np.uint8))})
-    facing = GeometricNormals().predict_with([picture], [flat])[0].values
+    facing = GeometricNormals().predict_with([image], [flat])[0].values
     assert (facing == [128, 128, 255]).all()
     one = Scene(SIZE, findings={"depth": LabelMap(np.zeros((1, 1), np.uint8))})
-    assert GeometricNormals().predict_with([picture], [one])[0].values.shape == (1, 1, 3)
-    draw_scene(Scene(SIZE, findings={"depth": ramp, "normal": found}), picture)
+    assert GeometricNormals().predict_with([image], [one])[0].values.shape == (1, 1, 3)
+    draw_scene(Scene(SIZE, findings={"depth": ramp, "normal": found}), image)
 
 
 def test_geometric_normals_fail_by_name_when_there_is_no_depth():
-    picture = np.zeros((*SIZE, 3), np.uint8)
-    scene = parse_scene([picture], [build_verbalizer("normal")])[0]
+    image = np.zeros((*SIZE, 3), np.uint8)
+    scene = parse_scene([image], [build_verbalizer("normal")])[0]
     assert "depth verbalizer" in scene.failures["normal"]
     broken = build_verbalizer("depth", checkpoint="/nowhere/at/all")
-    scene = parse_scene([picture], [build_verbalizer("normal"), broken])[0]
+    scene = parse_scene([image], [build_verbalizer("normal"), broken])[0]
     assert "nowhere" in scene.failures["normal"]
     for wrong in ({"field_of_view": 0}, {"field_of_view": 180}, {"depth_range": 1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -123,29 +123,29 @@ def checkpoints(tmp_path_factory):
 @pytest.mark.parametrize("name", ["glpn", "normals"])
 def test_normals_are_alike_alone_and_in_a_batch_when_a_checkpoint_is_named(checkpoints, name):
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in [(64, 96), (64, 96), (64, 32)]]
+    images = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in [(64, 96), (64, 96), (64, 32)]]
     verbalizer = build_verbalizer("normal", "transformers", checkpoint=checkpoints / name, device="cpu")
-    together = verbalizer.predict(pictures)
-    for picture, found in zip(pictures, together, strict=True):
-        alone = verbalizer.predict([picture])[0].values.astype(int)
+    together = verbalizer.predict(images)
+    for image, found in zip(images, together, strict=True):
+        alone = verbalizer.predict([image])[0].values.astype(int)
         assert np.abs(alone - found.values).max() <= 1
-        assert all(side <= limit for side, limit in zip(found.values.shape, picture.shape, strict=True))
+        assert all(side <= limit for side, limit in zip(found.values.shape, image.shape, strict=True))
         vectors = found.read_shares(3) * 2 - 1
         lengths = np.linalg.norm(vectors, axis=2)
         assert found.values.shape[2] == 3 and np.median(np.abs(lengths - 1)) < 0.02
     assert len({value for found in together for value in found.values.ravel().tolist()}) > 20
-    scene = parse_scene(pictures[:1], [verbalizer])[0]
+    scene = parse_scene(images[:1], [verbalizer])[0]
     assert scene.findings["normal"] == together[0]
 
 
 def test_normals_of_a_depth_model_are_those_of_its_depth_when_it_tells_metres(checkpoints):
-    picture = np.random.default_rng(1).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     wide, narrow = (
         build_verbalizer("normal", "transformers", checkpoint=checkpoints / "glpn", field_of_view=angle, device="cpu")
-        .predict([picture])[0]
+        .predict([image])[0]
         .read_shares(3)[..., 2]
         for angle in (120, 20)
     )
     assert wide.mean() > narrow.mean()  # the longer the lens, the steeper the same slope in the image
     checked = build_verbalizer("depth", checkpoint=checkpoints / "glpn", device="cpu")
-    assert checked.predict([picture])[0].values.shape == wide.shape
+    assert checked.predict([image])[0].values.shape == wide.shape

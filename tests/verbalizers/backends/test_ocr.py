@@ -39,8 +39,8 @@ def test_reader_reads_lines_in_reading_order_when_text_is_clear(reader, sign):
 
 def test_reader_reads_a_photograph_line_by_line_when_page_is_slanted(reader):
     """examples/page.png: printed text under uneven light; every line that the model is sure of, from the top."""
-    with Image.open(Path(__file__).parents[3] / "examples" / "page.png") as picture:
-        found = reader.predict([np.asarray(picture.convert("RGB"))])[0]
+    with Image.open(Path(__file__).parents[3] / "examples" / "page.png") as image:
+        found = reader.predict([np.asarray(image.convert("RGB"))])[0]
     said = [
         "Region-based segmentation",
         "Let us first determine markers of the coins and the",

@@ -22,7 +22,7 @@ def reader(folders):
     return build_verbalizer("ocr", "paddleocr", engine="onnxruntime", **folders)
 
 
-def test_paddleocr_reads_in_order_when_pictures_come_in_a_batch(reader):
+def test_paddleocr_reads_in_order_when_images_come_in_a_batch(reader):
     sign = draw_sign()
     blank = np.full((40, 40, 3), 127, np.uint8)
     slim = np.full((3, 900, 3), 127, np.uint8)

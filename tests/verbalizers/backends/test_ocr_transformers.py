@@ -77,10 +77,10 @@ def reader(folders):
 
 def bars(*boxes, shape=(200, 320)):
     """Black bars on white, uint8 `shape + (3,)`; boxes are x0, y0, x1, y1."""
-    picture = np.full((*shape, 3), 255, np.uint8)
+    image = np.full((*shape, 3), 255, np.uint8)
     for x0, y0, x1, y1 in boxes:
-        picture[y0:y1, x0:x1] = 0
-    return picture
+        image[y0:y1, x0:x1] = 0
+    return image
 
 
 def test_detector_finds_the_bars_widened_when_probability_is_theirs(reader):
@@ -95,7 +95,7 @@ def test_detector_finds_the_bars_widened_when_probability_is_theirs(reader):
         np.testing.assert_allclose(quad, expected, atol=3)
 
 
-def test_detector_finds_where_text_stands_when_picture_is_resized(reader):
+def test_detector_finds_where_text_stands_when_image_is_resized(reader):
     large = np.kron(bars((20, 30, 120, 50)), np.ones((8, 8, 1), np.uint8))  # 1600 x 2560: seen at 960 pixels
     quad = reader._predict_batch(reader.load(), [large])[0][0]
     small = reader._predict_batch(reader.load(), [bars((20, 30, 120, 50))])[0][0]
@@ -121,7 +121,7 @@ def test_reader_answers_alike_when_alone_and_in_a_batch(reader):
         assert set("".join(found.texts)) <= set(ALPHABET[1:])
 
 
-def test_reader_shares_batches_among_pictures_when_lines_are_of_one_width(reader):
+def test_reader_shares_batches_among_images_when_lines_are_of_one_width(reader):
     seen = []
     handle = reader.load().recogniser.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     try:

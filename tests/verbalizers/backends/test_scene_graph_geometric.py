@@ -83,13 +83,13 @@ def test_surroundings_carry_and_hold_when_they_are_segmented():
     assert told(paint(TREE, BIRD))[("bird", "over", "tree")] < 0.8  # nobody knows what is behind it
 
 
-def test_what_stands_on_the_ground_is_over_nothing_when_it_is_higher_in_the_picture():
+def test_what_stands_on_the_ground_is_over_nothing_when_it_is_higher_in_the_image():
     farther, nearer = ("cow", 60, 62, 84, 76), ("ball", 66, 100, 80, 112)
     assert not [key for key in told(paint(*MEADOW, farther, nearer)) if key[1] == "over"]
     assert ("cow", "over", "ball") in told(paint(farther, nearer))
 
 
-def test_nothing_is_on_a_thing_when_the_picture_cuts_its_foot_off():
+def test_nothing_is_on_a_thing_when_the_image_cuts_its_foot_off():
     assert told(paint(*MEADOW, ("person", 60, 40, 100, 120))) == {}
 
 
@@ -177,7 +177,7 @@ def test_mirror_image_tells_the_same_when_left_and_right_are_exchanged():
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_scale_changes_nothing_when_the_picture_is_enlarged(factor):
+def test_scale_changes_nothing_when_the_image_is_enlarged(factor):
     segments = paint(*CROWD)
     larger = Segments(
         segments.panoptic_map.repeat(factor, 0).repeat(factor, 1), segments.segment_ids, segments.class_names,
@@ -271,7 +271,7 @@ def test_backend_is_not_the_default_and_its_settings_are_json():
 
 
 class Painter(Verbalizer):
-    """A segmenter that sees a cup on a table, in some pictures."""
+    """A segmenter that sees a cup on a table, in some images."""
 
     kind, backend = "segmentation", "painter"
 
@@ -302,7 +302,7 @@ def test_scene_graph_follows_the_others_when_verbalizers_are_in_any_order():
         assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
 
 
-def test_each_picture_keeps_its_own_relations_when_one_of_a_batch_fails():
+def test_each_image_keeps_its_own_relations_when_one_of_a_batch_fails():
     first, dark, last = parse_scene([image(), image(0), image()], [GRAPH, Painter()])
     assert first == last and first.relations.predicates == ("on",)
     assert dark.relations is None and set(dark.failures) == {"segmentation", "scene_graph"}

@@ -122,7 +122,7 @@ def test_fingerprint_ignores_where_the_model_lives_when_offloaded(mask2former, o
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_detector_places_boxes_in_float32_when_the_rest_is_half(owlv2, dtype):
-    """bfloat16 knows 128 places between the middle and the border of a picture; boxes must not lie on those alone."""
+    """bfloat16 knows 128 places between the middle and the border of an image; boxes must not lie on those alone."""
     wide = np.repeat(np.repeat(IMAGE, 5, axis=0), 5, axis=1)  # 240 x 300
     detector = build_detector(owlv2, dtype=dtype, nms_threshold=None, max_detections=1000)
     boxes = detector.predict([wide])[0].boxes_xyxy

@@ -177,8 +177,8 @@ def test_maps_are_drawn_side_by_side_when_no_kind_draws_them_itself():
         "d": LabelMap(values / np.float32(7)),
         "e": LabelMap(np.zeros((1, 1, 5), np.float32)),
     }
-    picture = Image.new("RGB", (80, 40), (10, 200, 10))
-    drawn = np.asarray(draw_scene(Scene((40, 80), findings=findings), picture)).astype(int)
+    image = Image.new("RGB", (80, 40), (10, 200, 10))
+    drawn = np.asarray(draw_scene(Scene((40, 80), findings=findings), image)).astype(int)
     is_changed = (drawn != np.array([10, 200, 10])).any(axis=2)
     assert is_changed[30:].all() and not is_changed[:20].any()
     assert is_changed[20:30, 60:].all() and not is_changed[20:30, :60].any()  # the fifth stands above the first

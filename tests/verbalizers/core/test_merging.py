@@ -6,7 +6,7 @@ from verbalizers.core.merging import merge_detections, merge_scene
 
 
 def segments(*names):
-    """One upright band per name on a 40 x 60 picture, id 2 first, with a row of nothing below."""
+    """One upright band per name on a 40 x 60 image, id 2 first, with a row of nothing below."""
     panoptic_map = np.zeros((40, 60), np.int32)
     width = 60 // len(names)
     for index in range(len(names)):

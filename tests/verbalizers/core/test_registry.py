@@ -36,7 +36,7 @@ def make_class():
             self.word = word
 
         def predict(self, images):
-            return [f"The picture is {self.word}." for _ in images]
+            return [f"The image is {self.word}." for _ in images]
 
     return Mood
 
@@ -45,8 +45,8 @@ def test_new_kind_speaks_when_registered():
     register_verbalizer("mood", "constant")(make_class())
     assert available_verbalizers()["mood"] == ("constant",)
     scene = parse_scene([np.zeros((4, 4, 3), np.uint8)], [build_verbalizer("mood", word="grey")])[0]
-    assert scene.findings == {"mood": "The picture is grey."}
-    assert verbalize_scene(scene) == "The picture is grey."
+    assert scene.findings == {"mood": "The image is grey."}
+    assert verbalize_scene(scene) == "The image is grey."
     assert verbalize_scene(scene, kinds=["ocr"]) == ""
     with pytest.raises(ValueError, match="unknown kind 'depth'"):
         verbalize_scene(scene, kinds=["depth"])
@@ -58,15 +58,15 @@ def test_words_and_drawing_see_the_scene_when_registered():
         return f"{finding['word']} at {scene.image_size_hw}, {settings.max_relations} at most."
 
     @register_drawing("mood")
-    def drawing(finding, scene, picture):
-        picture = picture.copy()
-        picture.putpixel((0, 0), tuple(finding["colour"]))
-        return picture
+    def drawing(finding, scene, image):
+        image = image.copy()
+        image.putpixel((0, 0), tuple(finding["colour"]))
+        return image
 
     scene = Scene((4, 6), findings={"mood": {"word": "grey", "colour": [1, 2, 3]}})
     assert verbalize_scene(scene) == "grey at (4, 6), 10 at most."
-    picture = draw_scene(scene, np.zeros((4, 6, 3), np.uint8))
-    assert picture.getpixel((0, 0)) == (1, 2, 3) and picture.getpixel((1, 0)) == (0, 0, 0)
+    image = draw_scene(scene, np.zeros((4, 6, 3), np.uint8))
+    assert image.getpixel((0, 0)) == (1, 2, 3) and image.getpixel((1, 0)) == (0, 0, 0)
     assert verbalize_scene(Scene((4, 6), findings={"mood": None})) == ""
 
 
@@ -79,7 +79,7 @@ def test_register_words_refuses_when_kind_has_others():
 
 
 def test_drawing_is_refused_when_size_differs():
-    register_drawing("mood")(lambda finding, scene, picture: picture.resize((1, 1)))
+    register_drawing("mood")(lambda finding, scene, image: image.resize((1, 1)))
     with pytest.raises(ValueError, match="drawing of kind 'mood'"):
         draw_scene(Scene((4, 6), findings={"mood": "calm"}), np.zeros((4, 6, 3), np.uint8))
 

@@ -145,7 +145,7 @@ def test_parse_scene_accepts_pil_when_mode_is_unusual():
 @pytest.mark.parametrize(
     "bad", ["cat.png", np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
 )
-def test_parse_scene_refuses_when_input_is_no_picture(bad):
+def test_parse_scene_refuses_when_input_is_no_image(bad):
     with pytest.raises(ValueError, match="PIL image or a uint8"):
         parse_scene([bad], [Reader()])
 

@@ -245,9 +245,9 @@ def test_loss_refuses_when_labels_are_out_of_range(model):
 def test_training_learns_one_image_by_heart_and_the_door_says_it(tmp_path):
     torch.manual_seed(0)
     model = PSGTRForSceneGraph(make_config(num_frozen_stages=0)).train()
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     processor = PSGTRImageProcessor(size={"height": 64, "width": 64})
-    pixels = processor(images=[picture], return_tensors="pt").pixel_values
+    pixels = processor(images=[image], return_tensors="pt").pixel_values
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=2e-3)
     # A falling rate: at a constant one the last steps still swing, differently for every number of threads.
@@ -265,7 +265,7 @@ def test_training_learns_one_image_by_heart_and_the_door_says_it(tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     door = build_verbalizer("scene_graph", checkpoint=tmp_path, device="cpu")
-    scene = parse_scene([picture], [door])[0]
+    scene = parse_scene([image], [door])[0]
     assert scene.failures == {}
     found = scene.relations
     said = {

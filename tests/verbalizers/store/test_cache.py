@@ -34,14 +34,14 @@ def build(folder, out, verbalizers=None, **options):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Five files: four good ones, of which two are the same picture, and a damaged one."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """Five files: four good ones, of which two are the same image, and a damaged one."""
+    folder = tmp_path / "images"
     for index, name in enumerate(("a.png", "b.png", "deeper/c.png")):
         draw(folder / name, (200, 10 * index, 0), height=6 + index)
     (folder / "copy_of_a.png").write_bytes((folder / "a.png").read_bytes())
     (folder / "damaged.png").write_bytes((folder / "b.png").read_bytes()[:40])
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -63,39 +63,39 @@ def test_scene_is_the_same_when_packed_and_unpacked():
 # ---------------------------------------------------------------------- writing and reading
 
 
-def test_cache_gives_what_fresh_verbalizing_gives_when_read_back(pictures, tmp_path):
-    report = build(pictures, tmp_path / "cache")
+def test_cache_gives_what_fresh_verbalizing_gives_when_read_back(images, tmp_path):
+    report = build(images, tmp_path / "cache")
     assert (report.num_sources, report.num_done) == (5, 5)
     assert (report.num_verbalized, report.num_repeated, report.num_errors, report.num_known) == (3, 1, 1, 0)
     cache = VerbalizationCache(tmp_path / "cache")
     assert len(cache) == 3 and cache.folder == report.folder
     for name in ("a.png", "b.png", "deeper/c.png", "copy_of_a.png"):
-        data = (pictures / name).read_bytes()
+        data = (images / name).read_bytes()
         fresh = parse_scene([load_small(data)], [TwoHalves(), MeanColour()])[0]
         by_bytes = cache.get(data)
         assert by_bytes.scene == fresh and by_bytes.text == verbalize_scene(fresh) != ""
         assert by_bytes.image_size_hw == fresh.image_size_hw and by_bytes.fingerprint == cache.fingerprint
-        assert cache.get(name) == cache.get(pictures / name) == cache[hash_content(data)] == by_bytes
+        assert cache.get(name) == cache.get(images / name) == cache[hash_content(data)] == by_bytes
     assert cache["copy_of_a.png"].path == "a.png"
     assert {row["path"] for row in cache.sources()} == {"a.png", "b.png", "copy_of_a.png", "deeper/c.png"}
     assert [entry.path for entry in cache] == ["a.png", "b.png", "deeper/c.png"]
 
 
-def test_cache_gives_label_maps_bit_by_bit_when_read_back(pictures, tmp_path):
+def test_cache_gives_label_maps_bit_by_bit_when_read_back(images, tmp_path):
     looking = [PixelValues(), MeanColour()]
-    build(pictures, tmp_path / "cache", looking)
-    build(pictures, tmp_path / "other", looking, num_workers=2)
+    build(images, tmp_path / "cache", looking)
+    build(images, tmp_path / "other", looking, num_workers=2)
     for folder in ("cache", "other"):
         cache = VerbalizationCache(tmp_path / folder)
         for name in ("a.png", "deeper/c.png"):
-            fresh = parse_scene([load_small((pictures / name).read_bytes())], looking)[0]
+            fresh = parse_scene([load_small((images / name).read_bytes())], looking)[0]
             assert cache[name].scene == fresh and not fresh.failures
             found = cache[name].scene.findings["pixels"]
             assert found.values.dtype == np.float32 and found.values.shape == (*fresh.image_size_hw, 3)
 
 
-def test_cache_says_no_when_the_picture_is_not_in_it(pictures, tmp_path):
-    build(pictures, tmp_path / "cache")
+def test_cache_says_no_when_the_image_is_not_in_it(images, tmp_path):
+    build(images, tmp_path / "cache")
     cache = VerbalizationCache(tmp_path / "cache")
     stranger = draw(tmp_path / "stranger.png", (1, 2, 3))
     for key in ("unknown.png", stranger, stranger.read_bytes(), "f" * 64, "0" * 64):
@@ -105,23 +105,23 @@ def test_cache_says_no_when_the_picture_is_not_in_it(pictures, tmp_path):
         cache["unknown.png"]
 
 
-def test_errors_list_damaged_pictures_until_they_are_mended(pictures, tmp_path):
-    build(pictures, tmp_path / "cache")
+def test_errors_list_damaged_images_until_they_are_mended(images, tmp_path):
+    build(images, tmp_path / "cache")
     (error,) = VerbalizationCache(tmp_path / "cache").errors()
     assert error["path"] == "damaged.png" and error["reason"]
-    assert build(pictures, tmp_path / "cache").num_errors == 1
+    assert build(images, tmp_path / "cache").num_errors == 1
     assert len(VerbalizationCache(tmp_path / "cache").errors()) == 1
-    draw(pictures / "damaged.png", (0, 0, 99))
-    report = build(pictures, tmp_path / "cache")
+    draw(images / "damaged.png", (0, 0, 99))
+    report = build(images, tmp_path / "cache")
     assert (report.num_verbalized, report.num_known, report.num_errors) == (1, 4, 0)
     assert VerbalizationCache(tmp_path / "cache").errors() == []
 
 
-def test_second_run_looks_at_nothing_when_all_is_known(pictures, tmp_path):
+def test_second_run_looks_at_nothing_when_all_is_known(images, tmp_path):
     log = tmp_path / "calls"
-    build(pictures, tmp_path / "cache", [TwoHalves(log=str(log))])
+    build(images, tmp_path / "cache", [TwoHalves(log=str(log))])
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.parquet")}
-    report = build(pictures, tmp_path / "cache", [TwoHalves(log=str(log))])
+    report = build(images, tmp_path / "cache", [TwoHalves(log=str(log))])
     assert report.num_verbalized == 0 and report.num_known == 4
     assert len(log.read_text().splitlines()) == 3
     assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.parquet")}
@@ -141,8 +141,8 @@ def test_cache_reads_every_row_when_it_spans_shards_and_row_groups(tmp_path):
     assert [entry.path for entry in cache] == [f"{index:02d}.png" for index in range(50)]
 
 
-def test_cache_works_in_another_process_when_sent_there(pictures, tmp_path):
-    build(pictures, tmp_path / "cache")
+def test_cache_works_in_another_process_when_sent_there(images, tmp_path):
+    build(images, tmp_path / "cache")
     cache = VerbalizationCache(tmp_path / "cache")
     text = cache["a.png"].text  # opens files, which must not travel
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -169,9 +169,9 @@ def test_fingerprint_changes_when_verbalizer_threshold_or_words_do():
     assert Recipe.from_verbalizers([TwoHalves(), MeanColour()]).fingerprint == recipes[3].fingerprint
 
 
-def test_fingerprints_lie_side_by_side_when_a_threshold_changes(pictures, tmp_path):
-    first = build(pictures, tmp_path / "cache", [MeanColour()])
-    second = build(pictures, tmp_path / "cache", [MeanColour(threshold=0.5)])
+def test_fingerprints_lie_side_by_side_when_a_threshold_changes(images, tmp_path):
+    first = build(images, tmp_path / "cache", [MeanColour()])
+    second = build(images, tmp_path / "cache", [MeanColour(threshold=0.5)])
     assert first.folder != second.folder and second.num_verbalized == 3
     with pytest.raises(ValueError, match=f"holds several: .*{first.folder.name} \\(detection/mean_colour\\)"):
         VerbalizationCache(tmp_path / "cache")
@@ -181,7 +181,7 @@ def test_fingerprints_lie_side_by_side_when_a_threshold_changes(pictures, tmp_pa
     with pytest.raises(ValueError, match="expected the fingerprint 'nothing'"):
         VerbalizationCache(tmp_path / "cache", "nothing")
     with pytest.raises(ValueError, match="expected verbalizations in .*moai verbalize"):
-        VerbalizationCache(pictures)
+        VerbalizationCache(images)
 
 
 def test_recipe_is_refused_when_kinds_repeat_or_nobody_looks():
@@ -194,22 +194,22 @@ def test_recipe_is_refused_when_kinds_repeat_or_nobody_looks():
 # ---------------------------------------------------------------------- failures
 
 
-def test_failure_is_in_the_scene_when_a_verbalizer_chokes(pictures, tmp_path):
-    draw(pictures / "unlucky.png", BAD_COLOR)
-    report = build(pictures, tmp_path / "cache")
+def test_failure_is_in_the_scene_when_a_verbalizer_chokes(images, tmp_path):
+    draw(images / "unlucky.png", BAD_COLOR)
+    report = build(images, tmp_path / "cache")
     assert report.failures == {"detection": 1} and report.num_verbalized == 4
     found = VerbalizationCache(tmp_path / "cache")["unlucky.png"]
     assert found.scene.failures == {"detection": "ValueError: this colour is unlucky"}
     assert found.scene.detections is None and found.scene.segments is not None and "left" in found.text
-    assert build(pictures, tmp_path / "cache").num_verbalized == 0
-    again = build(pictures, tmp_path / "cache", is_retrying_failures=True)
+    assert build(images, tmp_path / "cache").num_verbalized == 0
+    again = build(images, tmp_path / "cache", is_retrying_failures=True)
     assert again.num_verbalized == 1 and again.num_known == 4
     cache = VerbalizationCache(tmp_path / "cache")
     assert len(cache) == 4 and sorted(e.path for e in cache) == ["a.png", "b.png", "deeper/c.png", "unlucky.png"]
 
 
-def test_finding_becomes_a_failure_when_it_has_no_words(pictures, tmp_path):
-    report = build(pictures, tmp_path / "cache", [MeanColour(), Unsayable()])
+def test_finding_becomes_a_failure_when_it_has_no_words(images, tmp_path):
+    report = build(images, tmp_path / "cache", [MeanColour(), Unsayable()])
     assert report.failures == {"oddity": 3}
     entries = list(VerbalizationCache(tmp_path / "cache"))
     assert len(entries) == 3
@@ -224,22 +224,22 @@ def test_run_stops_when_a_verbalizer_fails_on_everything(tmp_path):
         build(tmp_path / "bad", tmp_path / "cache")
 
 
-def test_settings_are_refused_by_name_when_they_make_no_sense(pictures, tmp_path):
+def test_settings_are_refused_by_name_when_they_make_no_sense(images, tmp_path):
     for options in ({"engine": "cloud"}, {"num_workers": -1}, {"batch_size": 0}, {"shard_rows": 0}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            build(pictures, tmp_path / "cache", **options)
+            build(images, tmp_path / "cache", **options)
 
 
-def test_writer_refuses_a_folder_when_its_manifest_is_of_another_recipe(pictures, tmp_path):
-    folder = build(pictures, tmp_path / "cache").folder
+def test_writer_refuses_a_folder_when_its_manifest_is_of_another_recipe(images, tmp_path):
+    folder = build(images, tmp_path / "cache").folder
     manifest = json.loads((folder / "verbalization.json").read_text())
     (folder / "verbalization.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 16}))
     with pytest.raises(ValueError, match=f"expected verbalizations of {folder.name}.*got 0000"):
-        build(pictures, tmp_path / "cache")
+        build(images, tmp_path / "cache")
 
 
-def test_reader_names_the_folder_when_the_manifest_is_of_another_version(pictures, tmp_path):
-    folder = build(pictures, tmp_path / "cache").folder
+def test_reader_names_the_folder_when_the_manifest_is_of_another_version(images, tmp_path):
+    folder = build(images, tmp_path / "cache").folder
     manifest = json.loads((folder / "verbalization.json").read_text())
     assert manifest["verbalizers"][0]["settings"]["ids"] == [1, 2] and manifest["words"]["max_relations"] == 10
     (folder / "verbalization.json").write_text(json.dumps({**manifest, "version": 99}))
@@ -257,20 +257,20 @@ def count_calls(monkeypatch, owner, name):
     return calls
 
 
-def test_image_is_read_and_hashed_once_when_many_rows_name_it(pictures, tmp_path, monkeypatch):
+def test_image_is_read_and_hashed_once_when_many_rows_name_it(images, tmp_path, monkeypatch):
     rows = [{"image": name, "id": index} for index, name in enumerate(("a.png", "b.png", "a.png", "b.png", "a.png"))]
-    (pictures / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (images / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     read, hashed = count_calls(monkeypatch, Source, "read"), count_calls(monkeypatch, building, "hash_content")
     monkeypatch.setattr(work, "hash_content", lambda data: pytest.fail("hashed again"))
     for counts in ((2, 0), (0, 5)):
-        report = build(pictures / "rows.jsonl", tmp_path / "cache")
+        report = build(images / "rows.jsonl", tmp_path / "cache")
         assert (report.num_verbalized, report.num_known) == counts and report.num_errors == 0
         assert len(read) == len(hashed) == 2
         read.clear(), hashed.clear()
     cache = VerbalizationCache(tmp_path / "cache")
-    assert len(list(cache.sources())) == 5 and cache["4"] == cache[pictures / "a.png"]
+    assert len(list(cache.sources())) == 5 and cache["4"] == cache[images / "a.png"]
     hashed = count_calls(monkeypatch, cache_module, "hash_content")
-    assert cache.get((pictures / "a.png").read_bytes()) is not None and len(hashed) == 1
+    assert cache.get((images / "a.png").read_bytes()) is not None and len(hashed) == 1
 
 
 def test_checkpoint_is_read_once_when_a_recipe_is_made(tmp_path, monkeypatch):

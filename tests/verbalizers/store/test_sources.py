@@ -1,4 +1,4 @@
-"""Data sets of pictures: every form lists the same pictures, and a bad entry is named."""
+"""Data sets of images: every form lists the same images, and a bad entry is named."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from verbalizers.store.sources import BadSource, Source, is_dataset, read_source
 
 @pytest.fixture
 def folder(tmp_path):
-    root = tmp_path / "photos"
+    root = tmp_path / "images"
     (root / "deeper").mkdir(parents=True)
     (root / ".hidden").mkdir()
     for name in ("b.PNG", "a.jpg", "deeper/c.webp", ".hidden/d.png", "._a.jpg"):
@@ -20,15 +20,15 @@ def folder(tmp_path):
     return root
 
 
-def test_folder_lists_its_pictures_in_order_when_read(folder):
+def test_folder_lists_its_images_in_order_when_read(folder):
     sources = read_sources(folder)
     assert [source.path for source in sources] == ["a.jpg", "b.PNG", "deeper/c.webp"]
-    assert {source.dataset for source in sources} == {"photos"} and all(s.id == s.path for s in sources)
+    assert {source.dataset for source in sources} == {"images"} and all(s.id == s.path for s in sources)
     assert sources[2].read() == (folder / "deeper/c.webp").read_bytes()
     assert Source(**json.loads(json.dumps(sources[2].to_dict()))) == sources[2]
 
 
-def test_jsonl_names_pictures_and_bad_lines_when_read(folder):
+def test_jsonl_names_images_and_bad_lines_when_read(folder):
     lines = [
         json.dumps({"image": "a.jpg", "id": 7, "question": "?"}),
         "",
@@ -51,7 +51,7 @@ def test_jsonl_names_pictures_and_bad_lines_when_read(folder):
     assert bad == ["list.jsonl:3", "list.jsonl:5", "list.jsonl:6", "list.jsonl:7"]
 
 
-def test_llava_json_lists_pictures_below_the_image_folder_when_read(folder, tmp_path):
+def test_llava_json_lists_images_below_the_image_folder_when_read(folder, tmp_path):
     entries = [
         {"id": "000", "image": "deeper/c.webp", "conversations": [{"from": "human", "value": "<image>\nWhat?"}]},
         {"id": "001", "conversations": [{"from": "human", "value": "no picture"}]},
@@ -83,7 +83,7 @@ def test_data_set_is_refused_when_it_is_none(tmp_path):
             read_sources(tmp_path / name)
 
 
-def test_is_dataset_tells_data_sets_from_pictures(folder):
+def test_is_dataset_tells_data_sets_from_images(folder):
     assert is_dataset(folder) and is_dataset("list.JSONL") and is_dataset("mix.json")
     assert not is_dataset(folder / "a.jpg") and not is_dataset("absent.png")
 
@@ -114,7 +114,7 @@ def test_source_does_not_wait_when_the_file_is_a_pipe(folder):
         source.read()
 
 
-def test_folder_keeps_a_picture_when_its_name_is_no_unicode(folder):
+def test_folder_keeps_an_image_when_its_name_is_no_unicode(folder):
     try:
         (folder / os.fsdecode(b"\xff.png")).write_bytes((folder / "a.jpg").read_bytes())
     except OSError:
@@ -123,7 +123,7 @@ def test_folder_keeps_a_picture_when_its_name_is_no_unicode(folder):
     assert source.path == "\\udcff.png" and source.read() == (folder / "a.jpg").read_bytes()
 
 
-def test_datasets_folder_lists_its_pictures_when_read(folder, tmp_path):
+def test_datasets_folder_lists_its_images_when_read(folder, tmp_path):
     datasets = pytest.importorskip("datasets")
     paths = [str(folder / "a.jpg"), str(folder / "deeper/c.webp")]
     features = datasets.Features({"picture": datasets.Image(), "question": datasets.Value("string")})
@@ -179,7 +179,7 @@ def test_rows_of_text_alone_are_left_out_when_they_mention_images(folder):
     assert [source.path for source in read_sources(folder / "list.json")] == ["a.jpg"]
 
 
-def test_table_lists_its_pictures_when_its_writer_knew_no_image_type(folder, tmp_path):
+def test_table_lists_its_images_when_its_writer_knew_no_image_type(folder, tmp_path):
     datasets = pytest.importorskip("datasets")
     cells = [{"bytes": (folder / "a.jpg").read_bytes(), "path": None}]
     datasets.Dataset.from_dict({"img": cells, "imgs": [cells * 2]}).to_parquet(tmp_path / "plain.parquet")

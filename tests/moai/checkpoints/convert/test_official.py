@@ -142,12 +142,12 @@ def test_conversion_fills_the_placeholder_row_when_the_embedding_lacks_it(tmp_pa
     assert_same_logits(original, tmp_path / "ours")
 
 
-def test_conversion_resizes_the_position_table_when_another_picture_size_is_asked(tmp_path):
+def test_conversion_resizes_the_position_table_when_another_image_size_is_asked(tmp_path):
     original = build_original()
     source = write_official_checkpoint(tmp_path / "official", official_tensors(original), official_config(original))
     report = convert_official_checkpoint(source, tmp_path / "ours", image_size=56)
     converted = MoAIForConditionalGeneration.from_pretrained(tmp_path / "ours")
-    assert converted.config.image_seq_length == 16
+    assert converted.config.num_image_tokens == 16
     assert converted.model.vision_tower.embeddings.position_embedding.weight.shape[0] == 17
     assert any("resized" in note for note in report.notes)
 

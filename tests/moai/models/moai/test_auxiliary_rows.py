@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from pipeline_builders import draw_picture, write_tiny_checkpoint
+from pipeline_builders import draw_image, write_tiny_checkpoint
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
 from moai.data.samples import Sample
@@ -44,7 +44,7 @@ def processor(folder):
 
 
 def encode(processor, rows, has_images=True):
-    images = [draw_picture(index) for index in range(len(rows))] if has_images else None
+    images = [draw_image(index) for index in range(len(rows))] if has_images else None
     return processor(
         images=images,
         questions=["Where is the cat?"] * len(rows),
@@ -93,7 +93,7 @@ def test_generate_of_a_batch_equals_singles_when_rows_lack_text_or_map(model, pr
 
 @pytest.mark.parametrize("is_sharing", [False, True])
 def test_loss_of_a_batch_is_the_sum_of_singles_when_rows_lack_text_or_map(model, processor, is_sharing):
-    image = draw_picture()
+    image = draw_image()
     prompt = processor.build_prompts("Where is the cat?")[0]
 
     def loss(chosen):

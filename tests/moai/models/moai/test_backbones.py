@@ -91,7 +91,7 @@ def test_backbones_are_untouched_when_built_from_folders(towers, decoders, text)
     assert torch.isfinite(logits).all()
 
 
-def test_plain_text_logits_equal_the_backbones_when_no_picture_is_given(towers, decoders):
+def test_plain_text_logits_equal_the_backbones_when_no_image_is_given(towers, decoders):
     (vision_folder, _, _), (text_folder, _) = towers, decoders
     plain = AutoModelForCausalLM.from_pretrained(text_folder / "qwen3", dtype=torch.float32)
     model = MoAIForConditionalGeneration.from_backbones(
@@ -112,7 +112,7 @@ def test_towers_are_untouched_when_of_other_kinds(towers, decoders):
         assert state.keys() == tensors[name].keys()
         assert all(torch.equal(state[key], tensor) for key, tensor in tensors[name].items())
         assert model.config.vision_feature_select_strategy == strategy
-        assert model.config.image_seq_length == (VISION["image_size"] // VISION["patch_size"]) ** 2
+        assert model.config.num_image_tokens == (VISION["image_size"] // VISION["patch_size"]) ** 2
 
 
 def test_loaded_models_stay_theirs_when_built_upon(towers, decoders):

@@ -13,7 +13,7 @@ def test_default_configuration_is_moai_7b_when_nothing_is_given() -> None:
     config = MoAIConfig()
     assert (config.vision_config.model_type, config.vision_config.hidden_size) == ("clip_vision_model", 1024)
     assert (config.text_config.model_type, config.text_config.num_key_value_heads) == ("llama", 8)
-    assert config.image_seq_length == 1225
+    assert config.num_image_tokens == 1225
     assert config.mixer["layers"] == [7, 15, 23, 31] and config.mixer["rank"] == 64
     assert config.compressor["num_latents"] == 64 and config.compressor["hidden_size"] == 4096
 
@@ -44,7 +44,7 @@ def test_configuration_takes_ready_parts_when_given_objects() -> None:
     text = LlamaConfig(**TINY_TEXT)
     config = MoAIConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN_ID)
     assert config.vision_config is vision and config.text_config is text
-    assert config.image_seq_length == 4 and config.mixer["hidden_size"] == 64
+    assert config.num_image_tokens == 4 and config.mixer["hidden_size"] == 64
     assert config.get_text_config() is text
 
 
@@ -74,7 +74,7 @@ def test_mixers_may_be_none_at_all_when_asked() -> None:
     ],
 )
 def test_image_tokens_are_counted_when_the_tower_is_known(strategy: str, vision: dict, tokens: int) -> None:
-    assert build_tiny_config(vision=vision, vision_feature_select_strategy=strategy).image_seq_length == tokens
+    assert build_tiny_config(vision=vision, vision_feature_select_strategy=strategy).num_image_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_image_tokens_are_counted_when_the_tower_is_known(strategy: str, vision:
         ({"vision_feature_layer": [-1, 3]}, "vision_feature_layer.*-3 to 2"),
         ({"vision_feature_layer": []}, "vision_feature_layer"),
         ({"auxiliary_map_scale": 0.0}, "auxiliary_map_scale"),
-        ({"image_seq_length": 0}, "image_seq_length"),
+        ({"num_image_tokens": 0}, "num_image_tokens"),
     ],
 )
 def test_configuration_names_the_field_when_it_is_wrong(fields: dict, message: str) -> None:

@@ -125,7 +125,7 @@ def test_model_sees_through_any_tower_when_configured(tmp_path, tower: str, fami
     inputs = build_tiny_inputs(model.config)
     with torch.no_grad():
         output = model(**inputs)
-        assert output.image_hidden_states.shape == (2, model.config.image_seq_length, 64)
+        assert output.image_hidden_states.shape == (2, model.config.num_image_tokens, 64)
         other = model(**inputs | {"pixel_values": -inputs["pixel_values"]}).logits
         assert (words(other) - words(output.logits))[:, -1].abs().max() > 1e-4
         model.save_pretrained(tmp_path)

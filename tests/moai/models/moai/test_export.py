@@ -86,7 +86,7 @@ def test_documented_export_answers_as_the_model_when_copied() -> None:
 
 
 @pytest.mark.parametrize("is_dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_exported_prefill_answers_as_the_model_when_pictures_and_findings_are_its_inputs(is_dynamic: bool) -> None:
+def test_exported_prefill_answers_as_the_model_when_images_and_findings_are_its_inputs(is_dynamic: bool) -> None:
     model = build_tiny_model()
     sample = build_tiny_inputs(model.config) | as_keyword(static_cache(model))
     config = DynamoConfig(dynamic=is_dynamic)

@@ -124,7 +124,7 @@ def test_generate_equals_greedy_by_hand_when_stepped() -> None:
     ],
     ids=str,
 )
-def test_pictures_and_findings_are_encoded_once_when_generating(options: dict) -> None:
+def test_images_and_findings_are_encoded_once_when_generating(options: dict) -> None:
     model = build()
     inputs = build_inputs(model)
     if "prompt_lookup_num_tokens" in options:
@@ -322,23 +322,23 @@ def test_output_routing_returns_the_prompts_gates_when_asked(options: dict) -> N
 @pytest.mark.parametrize("gives_features", [False, True])
 def test_several_images_stay_with_their_sample_when_beams_expand(num_beams: int, gives_features: bool) -> None:
     model = build(plora_alpha=256.0)
-    slots = [IMAGE_TOKEN_ID] * model.config.image_seq_length
+    slots = [IMAGE_TOKEN_ID] * model.config.num_image_tokens
     rows = [[*slots, 9, *slots, 8, 7], [0] * len(slots) + [11, *slots, 12, 13]]
     ids = torch.tensor(rows)
     mask = (ids != 0).long()
     pixels = torch.randn(3, 3, 28, 28)
     options = GREEDY | {"num_beams": num_beams}
 
-    def pictures(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def inputs_of(images: torch.Tensor) -> dict[str, torch.Tensor]:
         if not gives_features:
             return {"pixel_values": images}
         return {"image_features": model.get_image_features(images, return_dict=True).pooler_output}
 
-    together = model.generate(input_ids=ids, attention_mask=mask, **pictures(pixels), **options)[:, -NUM_NEW:]
-    first = model.generate(input_ids=ids[:1], **pictures(pixels[:2]), **options)[:, -NUM_NEW:]
-    second = model.generate(input_ids=ids[1:, len(slots) :], **pictures(pixels[2:]), **options)[:, -NUM_NEW:]
+    together = model.generate(input_ids=ids, attention_mask=mask, **inputs_of(pixels), **options)[:, -NUM_NEW:]
+    first = model.generate(input_ids=ids[:1], **inputs_of(pixels[:2]), **options)[:, -NUM_NEW:]
+    second = model.generate(input_ids=ids[1:, len(slots) :], **inputs_of(pixels[2:]), **options)[:, -NUM_NEW:]
     assert torch.equal(together, torch.cat([first, second]))
-    swapped = model.generate(input_ids=ids[:1], **pictures(pixels[:2].flip(0)), **options)[:, -NUM_NEW:]
+    swapped = model.generate(input_ids=ids[:1], **inputs_of(pixels[:2].flip(0)), **options)[:, -NUM_NEW:]
     assert not torch.equal(first, swapped)
 
 
@@ -368,13 +368,13 @@ def test_generate_equals_encoded_states_when_those_are_given() -> None:
     assert torch.equal(model.generate(**inputs, auxiliary_states=states, **GREEDY, num_beams=2), expected)
 
 
-@pytest.mark.parametrize("kind", ["text", "picture", "findings"])
+@pytest.mark.parametrize("kind", ["text", "image", "findings"])
 def test_generate_answers_when_a_modality_is_absent(kind: str) -> None:
     model = build()
     inputs = take_single(build_inputs(model), 0)
     if kind != "findings":
         inputs = {name: value for name, value in inputs.items() if not name.startswith("auxiliary")}
-    if kind != "picture":
+    if kind != "image":
         inputs.pop("pixel_values")
         kept = inputs["input_ids"] != IMAGE_TOKEN_ID
         inputs |= {name: inputs[name][kept][None] for name in TOKEN_KEYS}
@@ -414,7 +414,7 @@ def test_generate_continues_where_it_stopped_when_given_its_cache(kind: str, rep
     assert torch.equal(rest, expected)
 
 
-def test_new_pictures_are_refused_when_the_cache_is_filled() -> None:
+def test_new_images_are_refused_when_the_cache_is_filled() -> None:
     model = build()
     inputs = take_single(build_inputs(model), 0)
     first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)

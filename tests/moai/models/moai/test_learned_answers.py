@@ -230,7 +230,7 @@ def test_answer_stays_out_of_the_mixture_however_it_is_named(gives: str, pads_ri
 
 def test_image_behind_an_answer_is_shown_and_not_mixed_when_turns_are_learned() -> None:
     model = build_tiny_model(plora_rank=4, plora_alpha=8.0)
-    slots = [model.config.image_token_id] * model.config.image_seq_length
+    slots = [model.config.image_token_id] * model.config.num_image_tokens
     ids = torch.tensor([[*slots, 9, 8, 20, 21, *slots, 7, 22, 23]])
     labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:, [6, 7, 13, 14]] = ids[:, [6, 7, 13, 14]]

@@ -110,7 +110,7 @@ def test_output_routing_has_a_weight_per_layer_stream_and_token_when_asked(routi
     model = build_tiny_model()
     inputs = build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
     output = model(**inputs, routing=routing, output_routing=True)
-    patches = model.config.image_seq_length
+    patches = model.config.num_image_tokens
     assert [layer.layer_idx for layer in output.routing] == model.config.mixer["layers"]
     for layer in output.routing:
         assert layer.image.shape == (3, patches, 3) and layer.language.shape == (3, max(NUM_WORDS), 3)
@@ -155,7 +155,7 @@ def test_plain_text_goes_through_the_plain_decoder_when_there_is_nothing_to_mix(
 
 def test_several_images_fill_their_slots_in_order_when_a_prompt_has_two() -> None:
     model = build_tiny_model()
-    patches = model.config.image_seq_length
+    patches = model.config.num_image_tokens
     slots = [IMAGE_TOKEN_ID] * patches
     ids = torch.tensor([[*slots, 9, *slots, 8, 7]])
     pixels = torch.randn(2, 3, 28, 28)
@@ -420,7 +420,7 @@ def test_model_runs_close_to_float32_when_half_precision(dtype: torch.dtype, plo
     assert output.routing[0].image.dtype == torch.float32
 
 
-def test_float32_pictures_are_welcome_when_the_model_is_half_precision() -> None:
+def test_float32_images_are_welcome_when_the_model_is_half_precision() -> None:
     # The processor returns float32 pixels; a bf16 model must take them as they are.
     model = build_tiny_model().to(torch.bfloat16)
     inputs = build_tiny_inputs(model.config)

@@ -219,7 +219,7 @@ def test_auxiliary_map_is_nearly_black_when_released_scale_is_set(processor: MoA
     torch.testing.assert_close(dark - black, (right - black) / 255, rtol=1e-3, atol=1e-6)
 
 
-def test_pictures_are_resized_with_pillow_when_size_differs(processor: MoAIProcessor) -> None:
+def test_images_are_resized_with_pillow_when_size_differs(processor: MoAIProcessor) -> None:
     """As the released evaluation: bilinear, to the square (here a rectangle), aspect ratio not kept."""
     image = np.random.default_rng(0).integers(0, 255, (50, 31, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((42, 28), Image.Resampling.BILINEAR), np.float32) / 255
@@ -229,7 +229,7 @@ def test_pictures_are_resized_with_pillow_when_size_differs(processor: MoAIProce
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "CMYK", "L"])
-def test_pictures_of_any_mode_are_accepted_when_given(processor: MoAIProcessor, mode: str) -> None:
+def test_images_of_any_mode_are_accepted_when_given(processor: MoAIProcessor, mode: str) -> None:
     assert processor(images=Image.new(mode, (5, 4)), questions="dogs?")["pixel_values"].shape == (1, 3, 28, 42)
 
 
@@ -247,7 +247,7 @@ def test_pictures_of_any_mode_are_accepted_when_given(processor: MoAIProcessor, 
         ([[RED]], [f"{IMAGE_TOKEN} one", "two"], ("2", "1")),
     ],
 )
-def test_processor_names_both_numbers_when_pictures_and_placeholders_differ(
+def test_processor_names_both_numbers_when_images_and_placeholders_differ(
     processor: MoAIProcessor, images: object, text: object, numbers: tuple[str, str]
 ) -> None:
     with pytest.raises(ValueError, match="placeholder|lists") as error:
@@ -256,7 +256,7 @@ def test_processor_names_both_numbers_when_pictures_and_placeholders_differ(
 
 
 @pytest.mark.parametrize("questions", [["a"] * 2, ["a"] * 4])
-def test_processor_names_both_numbers_when_pictures_and_questions_differ(
+def test_processor_names_both_numbers_when_images_and_questions_differ(
     processor: MoAIProcessor, questions: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=f"3 images.*{len(questions)} questions"):
@@ -266,7 +266,7 @@ def test_processor_names_both_numbers_when_pictures_and_questions_differ(
 @pytest.mark.parametrize(
     "images", [[[RED, RED], [RED]], np.stack([RED] * 3), torch.zeros(3, 3, 8, 8)], ids=["nested", "array", "tensor"]
 )
-def test_pictures_reach_their_prompts_when_grouped(processor: MoAIProcessor, images: object) -> None:
+def test_images_reach_their_prompts_when_grouped(processor: MoAIProcessor, images: object) -> None:
     batch = processor(images=images, text=[f"{IMAGE_TOKEN} and {IMAGE_TOKEN}", f"{IMAGE_TOKEN} alone"])
     assert batch["pixel_values"].shape[0] == 3
     assert (batch["mm_token_type_ids"] == 1).sum(-1).tolist() == [2 * PATCHES, PATCHES]
@@ -278,7 +278,7 @@ def test_processor_names_both_numbers_when_custom_template_writes_no_placeholder
         processor(images=RED, questions="dogs?", chat_template=template)
 
 
-def test_single_question_gets_all_pictures_when_several_are_given(processor: MoAIProcessor) -> None:
+def test_single_question_gets_all_images_when_several_are_given(processor: MoAIProcessor) -> None:
     batch = processor(images=[RED, RED], questions="What changed?")
     assert (batch["mm_token_type_ids"] == 1).sum() == 2 * PATCHES
 
@@ -295,7 +295,7 @@ def test_address_is_refused_when_not_allowed(processor: MoAIProcessor) -> None:
         processor(images="https://example.org/a.png", questions="a")
 
 
-def test_bound_on_pixels_holds_when_picture_is_large(processor: MoAIProcessor) -> None:
+def test_bound_on_pixels_holds_when_image_is_large(processor: MoAIProcessor) -> None:
     processor.max_image_pixels = 100
     with pytest.raises(ImageLoadError, match="at most 100 pixels"):
         processor(images=RED, questions="a")

@@ -125,7 +125,7 @@ def test_conversation_texts_are_data_when_forged(processor: MoAIProcessor, forge
     assert torch.equal(batch["input_ids"], processor(images=RED, questions=forged)["input_ids"])
 
 
-def test_conversation_pictures_come_from_base64_and_openai_parts_when_given(processor: MoAIProcessor) -> None:
+def test_conversation_images_come_from_base64_and_openai_parts_when_given(processor: MoAIProcessor) -> None:
     buffer = io.BytesIO()
     Image.fromarray(RED).save(buffer, "PNG")
     encoded = base64.b64encode(buffer.getvalue()).decode()
@@ -238,7 +238,7 @@ def test_question_loses_its_end_with_a_warning_when_truncation_is_allowed(proces
     assert (batch["mm_token_type_ids"] == 1).sum() == PATCHES
 
 
-def test_truncation_fails_clearly_when_pictures_alone_fill_the_length(processor: MoAIProcessor) -> None:
+def test_truncation_fails_clearly_when_images_alone_fill_the_length(processor: MoAIProcessor) -> None:
     with pytest.raises(ValueError, match="no room for a question"):
         processor(images=RED, questions="How many dogs?", truncation=True, max_length=20)
 

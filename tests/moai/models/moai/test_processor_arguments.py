@@ -115,7 +115,7 @@ def test_offsets_show_every_token_in_the_expanded_prompt_when_asked(chatml_proce
     assert [len(entries) for entries in batch["text_replacement_offsets"]] == [2, 0]
 
 
-def test_assistant_masks_cover_the_answers_when_pictures_stand_before_them(chatml_processor: MoAIProcessor) -> None:
+def test_assistant_masks_cover_the_answers_when_images_stand_before_them(chatml_processor: MoAIProcessor) -> None:
     answers = ["Two <|im_start|> dogs.", "No."]
     conversation = []
     for answer in answers:
@@ -143,11 +143,11 @@ def test_offsets_are_refused_when_there_are_answers(chatml_processor: MoAIProces
         chatml_processor(questions="a", answers="b", return_offsets_mapping=True)
 
 
-def test_token_count_equals_the_batchs_when_planned_without_pictures(processor: MoAIProcessor) -> None:
+def test_token_count_equals_the_batchs_when_planned_without_images(processor: MoAIProcessor) -> None:
     planned = processor._get_num_multimodal_tokens(image_sizes=[(10, 20), (400, 300)])
     batch = processor(images=[RED, RED], questions=["a", "a"])
-    per_picture = (batch["input_ids"] == processor.image_token_id).sum(dim=1).tolist()
-    assert planned["num_image_tokens"] == per_picture
+    per_image = (batch["input_ids"] == processor.image_token_id).sum(dim=1).tolist()
+    assert planned["num_image_tokens"] == per_image
     assert planned["num_image_patches"] == [1, 1]
     assert "num_image_tokens" not in processor._get_num_multimodal_tokens()
 

@@ -60,6 +60,6 @@ def test_generate_equals_single_when_rows_cross_the_trained_length():
             single[name] = single[name][:, mask]
         for name in ("auxiliary_input_ids", "auxiliary_attention_mask"):
             single[name] = single[name][:, words]
-        assert int(keep.sum()) == lengths[0] + model.config.image_seq_length
+        assert int(keep.sum()) == lengths[0] + model.config.num_image_tokens
         alone = model.generate(**single, **settings)[:, single["input_ids"].shape[1] :]
         assert alone.tolist() == together[row : row + 1].tolist()

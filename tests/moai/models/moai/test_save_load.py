@@ -41,7 +41,7 @@ def test_round_trip_is_bit_equal_when_saved_and_loaded(tmp_path, variant, max_sh
     state = again.state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    for field in ("compressor", "mixer", "plora_rank", "plora_alpha", "image_token_id", "image_seq_length"):
+    for field in ("compressor", "mixer", "plora_rank", "plora_alpha", "image_token_id", "num_image_tokens"):
         assert getattr(again.config, field) == getattr(model.config, field), field
     inputs = build_tiny_inputs(model.config)
     inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}

@@ -159,11 +159,11 @@ def test_logits_are_the_same_when_attention_is_computed_otherwise(family: str, i
 @every_family
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("extra", "text"), [(0, {}), (3, {}), (3, LENGTH_SENSITIVE)])
-def test_row_equals_itself_alone_when_pictures_words_and_findings_differ(
+def test_row_equals_itself_alone_when_images_words_and_findings_differ(
     family: str, side: str, extra: int, text: dict
 ) -> None:
     model = build(family, text=text)
-    slots = [IMAGE_TOKEN_ID] * model.config.image_seq_length
+    slots = [IMAGE_TOKEN_ID] * model.config.num_image_tokens
     rows = [[*slots, 9, *slots, 8, 7], [11, 12, 13], [*slots, 21, 22, 23, 24, 25], [31, *slots]]
     findings = [[5, 6, 7], [8], [], [14, 15, 16, 17, 18]]
     counts = [row.count(IMAGE_TOKEN_ID) // len(slots) for row in rows]
@@ -353,8 +353,8 @@ def test_steps_are_told_when_generation_returns_a_dictionary(family: str, num_be
 # ---------------------------------------------------------------- processor
 
 
-def ask(words: str, num_pictures: int = 1) -> list[dict[str, Any]]:
-    images = [{"type": "image", "image": RED}] * num_pictures
+def ask(words: str, num_images: int = 1) -> list[dict[str, Any]]:
+    images = [{"type": "image", "image": RED}] * num_images
     return [{"role": "user", "content": [*images, {"type": "text", "text": words}]}]
 
 
@@ -379,7 +379,7 @@ def test_template_is_a_file_of_its_own_when_saved(processor: MoAIProcessor, tmp_
 
 
 def test_conversations_are_one_batch_when_the_template_tokenizes(processor: MoAIProcessor) -> None:
-    conversations = [ask("How many dogs?"), ask("Two dogs, yes. How many dogs here?", num_pictures=2), ask("yes", 0)]
+    conversations = [ask("How many dogs?"), ask("Two dogs, yes. How many dogs here?", num_images=2), ask("yes", 0)]
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
     together = processor.apply_chat_template(conversations, **options)
     assert together["pixel_values"].shape == (3, 3, 28, 42)

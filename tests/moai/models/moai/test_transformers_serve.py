@@ -85,13 +85,13 @@ def events(text: str) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def picture() -> str:
+def image() -> str:
     return "data:image/jpeg;base64," + base64.b64encode(IMAGE.read_bytes()).decode()
 
 
 @pytest.mark.parametrize("is_streaming", [False, True])
 def test_serve_answers_chat_completions_as_generate_does(address: str, expected: str, is_streaming: bool) -> None:
-    content = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": QUESTION}]
+    content = [{"type": "image_url", "image_url": {"url": image()}}, {"type": "text", "text": QUESTION}]
     messages = [{"role": "user", "content": content}]
     text = post(f"{address}/v1/chat/completions", messages=messages, max_tokens=16, stream=is_streaming)
     if is_streaming:
@@ -103,7 +103,7 @@ def test_serve_answers_chat_completions_as_generate_does(address: str, expected:
 
 @pytest.mark.parametrize("is_streaming", [False, True])
 def test_serve_answers_responses_as_generate_does(address: str, expected: str, is_streaming: bool) -> None:
-    content = [{"type": "input_image", "image_url": picture()}, {"type": "input_text", "text": QUESTION}]
+    content = [{"type": "input_image", "image_url": image()}, {"type": "input_text", "text": QUESTION}]
     said = {"input": [{"role": "user", "content": content}], "max_output_tokens": 16, "stream": is_streaming}
     text = post(f"{address}/v1/responses", **said)
     response = events(text)[-1]["response"] if is_streaming else json.loads(text)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline_builders import build_scene, draw_picture
+from pipeline_builders import build_scene, draw_image
 from prismer_builders import build_name_encoder, build_prismer, publish, save_prismer, save_published
 from typer.testing import CliRunner
 
@@ -33,7 +33,7 @@ def ask(folder: Path, *args: Any, **kwargs: Any) -> Any:
 
 def test_pipeline_answers_a_batch_as_singles_when_scenes_are_given(folder: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
-    images = [draw_picture(seed) for seed in range(3)]
+    images = [draw_image(seed) for seed in range(3)]
     questions, scenes = ["What is it?", "Is there a dog on the grass?", "Why"], [build_scene(), None, build_scene()]
     for options in ({}, {"task": "caption"}, {"choices": "yes,no,a dog"}):
         together = pipeline(images, questions, scenes=scenes, options=options, max_new_tokens=8)
@@ -54,14 +54,14 @@ def test_scene_changes_the_answer_only_when_the_model_has_experts(folder: Path) 
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
     options = {"choices": ["yes", "no", "two", "red"]}
     reports = [
-        pipeline(draw_picture(), "What?", scene, options=options, is_reporting=True).report["choices"]
+        pipeline(draw_image(), "What?", scene, options=options, is_reporting=True).report["choices"]
         for scene in (None, build_scene())
     ]
     assert (reports[0] == reports[1]) is (not pipeline.model.config.experts)
 
 
 def test_answers_are_ranked_and_reported_when_given(folder: Path) -> None:
-    answer = ask(folder, draw_picture(), "Yes or no?", options={"choices": "yes,no"}, is_reporting=True)
+    answer = ask(folder, draw_image(), "Yes or no?", options={"choices": "yes,no"}, is_reporting=True)
     scores = answer.report["choices"]
     assert scores.keys() == {"yes", "no"} and answer.answer == max(scores, key=scores.get)
     assert answer.to_dict()["choices"] == scores
@@ -71,15 +71,15 @@ def test_answers_are_ranked_and_reported_when_given(folder: Path) -> None:
         ({"style": 1}, "style"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            ask(folder, draw_picture(), "Yes or no?", options=options)
+            ask(folder, draw_image(), "Yes or no?", options=options)
 
 
 def test_stream_says_what_the_whole_answer_says_when_there_are_beams(folder: Path) -> None:
     pipeline = Pipeline.from_pretrained(folder, verbalizers=[])
     for settings in ({}, {"num_beams": 1}, {"options": {"task": "caption"}}, {"options": {"choices": "yes,no"}}):
-        stream = pipeline.stream(draw_picture(), "What is it?", build_scene(), max_new_tokens=8, **settings)
+        stream = pipeline.stream(draw_image(), "What is it?", build_scene(), max_new_tokens=8, **settings)
         said = "".join(stream)
-        whole = pipeline(draw_picture(), "What is it?", build_scene(), max_new_tokens=8, **settings).answer
+        whole = pipeline(draw_image(), "What is it?", build_scene(), max_new_tokens=8, **settings).answer
         assert said.strip() == whole == stream.output.answer
 
 
@@ -88,7 +88,7 @@ def test_captions_are_sentences_of_some_length_when_asked_for(folder: Path) -> N
     head = pipeline.model.lm_head
     with torch.no_grad():
         head.bias[2] += 50  # wants to end at once
-    options, images = {"task": "caption"}, [draw_picture(0), draw_picture(1)]
+    options, images = {"task": "caption"}, [draw_image(0), draw_image(1)]
     together = pipeline(images, ["A", "A big red"], options=options, max_new_tokens=30)
     alone = [
         pipeline(image, text, options=options, max_new_tokens=30)
@@ -100,16 +100,16 @@ def test_captions_are_sentences_of_some_length_when_asked_for(folder: Path) -> N
 
 def test_too_long_is_refused_by_numbers_when_asked(folder: Path) -> None:
     with pytest.raises(ValueError, match="below 256"):
-        Pipeline.from_pretrained(folder, verbalizers=[])(draw_picture(), "What?", max_new_tokens=256)
+        Pipeline.from_pretrained(folder, verbalizers=[])(draw_image(), "What?", max_new_tokens=256)
     with pytest.raises(ValueError, match="load_in_4bit"):
         Pipeline.from_pretrained(folder, verbalizers=[], load_in_4bit=True)
-    assert len(Pipeline.from_pretrained(folder, verbalizers=[])(draw_picture(), "What?", max_new_tokens=1).answer) < 2
+    assert len(Pipeline.from_pretrained(folder, verbalizers=[])(draw_image(), "What?", max_new_tokens=1).answer) < 2
     with pytest.raises(ValueError, match="at most 248 tokens"):
-        ask(folder, draw_picture(), "what " * 100)
+        ask(folder, draw_image(), "what " * 100)
 
 
 def test_command_line_answers_when_given_a_scene(folder: Path, tmp_path: Path) -> None:
-    draw_picture().save(tmp_path / "image.png")
+    draw_image().save(tmp_path / "image.png")
     (tmp_path / "scene.json").write_text(json.dumps(build_scene().to_dict()))
     arguments = ["ask", str(tmp_path / "image.png"), "What is it?", "--model", str(folder), "--max-new-tokens", "8"]
     arguments += ["--scene", str(tmp_path / "scene.json"), "--verbalizers", "none", "--json"]
@@ -149,7 +149,7 @@ def test_converted_checkpoint_equals_its_source_when_published(
     for name in ("experts", "num_latents", "resampler_layers", "label_size"):
         if experts or name == "experts":
             assert getattr(loaded.config, name) == getattr(model.config, name)
-    answer = ask(tmp_path / "out", draw_picture(), "What is it?", build_scene())
+    answer = ask(tmp_path / "out", draw_image(), "What is it?", build_scene())
     assert isinstance(answer.answer, str)
     settings = json.loads((tmp_path / "out" / "verbalizers.json").read_text())
     assert ("segmentation" in settings["kinds"]) is ("seg" in experts)
@@ -182,7 +182,7 @@ def test_labels_are_refused_with_a_next_step_when_converted_without_their_encode
     report = convert(source, tmp_path / "out", **HEADS)
     assert any("--label-encoder" in note for note in report.notes)
     with pytest.raises(ValueError, match="label_features"):
-        ask(tmp_path / "out", draw_picture(), "What is it?")
+        ask(tmp_path / "out", draw_image(), "What is it?")
     with pytest.raises(ValueError, match="CLIP"):
         convert(source, tmp_path / "other", label_encoder=tmp_path, **HEADS)
     blind = save_published(tmp_path / "blind", build_prismer(())[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline_builders import build_scene, draw_picture
+from pipeline_builders import build_scene, draw_image
 from prismer_builders import build_prismer
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
@@ -29,7 +29,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 def make_batch(processor: Any, rows: tuple[int, ...] = (0, 1, 2), **kwargs: Any) -> Any:
     scenes = [build_scene(word="STOP"), None, build_scene(word="OPEN")]
     maps = encode_scenes([scenes[row] for row in rows], experts=processor.experts)["expert_maps"]
-    images = [draw_picture(row) for row in rows]
+    images = [draw_image(row) for row in rows]
     return processor(images, [QUESTIONS[row] for row in rows], expert_maps=maps, **kwargs)
 
 

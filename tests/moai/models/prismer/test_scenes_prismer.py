@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline_builders import draw_picture
+from pipeline_builders import draw_image
 from prismer_builders import CLASS_NAMES, LABEL_SIZE, build_name_encoder, build_prismer
 
 from moai.models.prismer.configuration_prismer import EXPERTS
@@ -116,7 +116,7 @@ def test_only_what_is_asked_for_is_drawn_when_kinds_or_experts_are_named() -> No
 
 def test_missing_experts_are_the_originals_empty_files_when_nobody_looked() -> None:
     _, processor = build_prismer()
-    batch = processor(draw_picture(), "what", expert_maps=[None])
+    batch = processor(draw_image(), "what", expert_maps=[None])
     for name in ("depth_values", "normal_values", "edge_values"):
         assert (batch[name] == -1).all()
     features = processor.label_features(["person", "background"])
@@ -175,7 +175,7 @@ def test_unknown_name_is_refused_by_name_when_there_is_no_encoder(tmp_path: Path
     _, processor = build_prismer()
     processor.label_features = None
     with pytest.raises(ValueError, match="label_features"):
-        processor(draw_picture(), "what")
+        processor(draw_image(), "what")
 
 
 def test_texts_are_cleaned_as_the_original_does_when_written() -> None:
@@ -191,23 +191,23 @@ def test_texts_are_cleaned_as_the_original_does_when_written() -> None:
         processor.encode_answer("No")[-1] == 2
         and processor.tokenizer.decode(processor.encode_answer("a B")) == " A b</s>"
     )
-    batch = processor(draw_picture(), "A picture of", answers=["a DOG."], task="caption")
+    batch = processor(draw_image(), "A picture of", answers=["a DOG."], task="caption")
     learned = batch["labels"][0][batch["labels"][0] >= 0]
     assert processor.tokenizer.decode(batch["input_ids"][0]) == "<s>A picture of a dog</s>"
     assert processor.tokenizer.decode(learned) == " a dog</s>"
     with pytest.raises(ValueError, match="task"):
-        processor(draw_picture(), "x", task="draw")
+        processor(draw_image(), "x", task="draw")
     with pytest.raises(ValueError, match="bound is 3"):
-        processor(draw_picture(), "a long question", max_length=3)
+        processor(draw_image(), "a long question", max_length=3)
 
 
 def test_inputs_follow_the_experts_when_some_are_left_out() -> None:
     _, processor = build_prismer(("edge", "seg"))
-    batch = processor(draw_picture(), "what")
+    batch = processor(draw_image(), "what")
     assert sorted(batch) == sorted(processor.model_input_names)
     assert {"edge_values", "seg_values"} <= set(batch) and "instance_map" not in batch
     with pytest.raises(ValueError, match="expert maps"):
-        processor(draw_picture(), "what", expert_maps=[None, None])
+        processor(draw_image(), "what", expert_maps=[None, None])
 
 
 def test_all_six_experts_speak_when_our_verbalizers_look() -> None:
@@ -219,15 +219,15 @@ def test_all_six_experts_speak_when_our_verbalizers_look() -> None:
         text_lines=TextLines([[[3, 2], [9, 2], [9, 6], [3, 6]]], ("STOP",), (0.9,)),
         findings={"depth": LabelMap(np.repeat(np.linspace(0, 65535, 20).astype(np.uint16)[:, None], 30, axis=1))},
     )
-    picture = draw_picture().resize(SIZE[::-1])
-    (scene,) = parse_scene([picture], [build_verbalizer("normal"), build_verbalizer("edge")], known=[known])
+    image = draw_image().resize(SIZE[::-1])
+    (scene,) = parse_scene([image], [build_verbalizer("normal"), build_verbalizer("edge")], known=[known])
     assert not scene.failures
     scene = Scene.from_dict(json.loads(json.dumps(scene.to_dict())))
     said = encode_scenes([scene])
     assert set(said["expert_maps"][0].maps) == set(EXPERTS)
     model, processor = build_prismer()
-    batch = processor(picture, "what is it?", expert_maps=said["expert_maps"])
-    empty = processor(picture, "what is it?")
+    batch = processor(image, "what is it?", expert_maps=said["expert_maps"])
+    empty = processor(image, "what is it?")
     with torch.no_grad():
         full = model.encode_images(**{k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")})
     for name in ("depth_values", "normal_values", "edge_values"):

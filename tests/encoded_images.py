@@ -1,4 +1,4 @@
-"""Small pictures in encoded form."""
+"""Small images in encoded form."""
 
 import io
 
@@ -8,7 +8,7 @@ from PIL import Image
 GRADIENT = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3) * 2  # height 6, width 5
 
 
-def encode(picture: Image.Image, format: str = "PNG", **options: object) -> bytes:
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format=format, **options)
+    image.save(buffer, format=format, **options)
     return buffer.getvalue()
