@@ -64,7 +64,14 @@ FOLDER_LAW = {
     "moai/pipeline": ("verbalizers", "moai/models"),
     "moai/planning": ("verbalizers", "moai/models/moai"),
     "moai/data": ("verbalizers", "moai/scenes", "moai/processing", "moai/checkpoints/io"),
-    "moai/training": ("verbalizers", "moai/planning", "moai/models/moai", "moai/models/tcl", "moai/data"),
+    "moai/training": (
+        "verbalizers",
+        "moai/planning",
+        "moai/models/moai",
+        "moai/models/emu",
+        "moai/models/tcl",
+        "moai/data",
+    ),
     "moai/evaluation": ("verbalizers", "moai/models/moai", "moai/data", "moai/pipeline", "moai/training"),
     "moai/serving": ("verbalizers", "moai/pipeline"),
     "moai/cli": (
