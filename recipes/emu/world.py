@@ -20,8 +20,8 @@ __all__ = ["CAPTIONS_FILE", "DOCUMENTS_FILE", "draw_world", "list_captions", "wr
 
 #: Rows for ``moai train``: documents; and images with their captions.
 DOCUMENTS_FILE, CAPTIONS_FILE = "documents.jsonl", "captions.jsonl"
-#: Settings of Scenes that end with a ground.
-_SETTINGS = {"grass": "meadow", "sand": "desert", "snow": "snowfield", "road": "street"}
+#: Sceneries that end with a ground.
+_SCENERIES = {"grass": "meadow", "sand": "desert", "snow": "snowfield", "road": "street"}
 
 
 def list_captions(world: WorldSettings) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
@@ -51,7 +51,7 @@ def draw_world(colour: str, thing: str, ground: str, image_size: int, rng: Rando
         rng: Decides place, size, light and scenery.
     """
     while True:
-        scenery = sample_layout(rng, (0, 0), 0.0, setting=_SETTINGS[ground])
+        scenery = sample_layout(rng, (0, 0), 0.0, scenery=_SCENERIES[ground])
         names = [region.name for region in scenery.stuff]
         if ground in names and names[0] == "sky" and set(names) <= {"sky", "mountain", ground}:
             break
@@ -61,7 +61,7 @@ def draw_world(colour: str, thing: str, ground: str, image_size: int, rng: Rando
     left, base = rng.uniform(0.35, 0.65) - width / 2, rng.uniform(0.78, 0.92)
     box = (left, base - height, left + width, base)
     placed = PlacedObject(thing, 0, box, False, True, colour=colour)
-    layout = SceneLayout(scenery.setting, scenery.stuff, (placed,), (), scenery.texture_seed)
+    layout = SceneLayout(scenery.scenery, scenery.stuff, (placed,), (), scenery.texture_seed)
     return Image.fromarray(render_scene(layout, image_size))
 
 

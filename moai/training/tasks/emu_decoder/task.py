@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -23,7 +24,7 @@ from .settings import EmuDecoderSettings
 
 __all__ = ["EmuDecoderTask"]
 
-#: Bytes of predicted embeddings that are kept: captions come back every epoch.
+#: Bytes of embeddings and latents that are kept: captions and images come back every epoch.
 _MOST_KEPT = 256 * 2**20
 
 
@@ -113,13 +114,13 @@ class EmuDecoderTask(ImageTask):
         """See :meth:`moai.training.task.Task.forward`; the loss counts images."""
         with torch.no_grad():
             condition = self.predict(inputs["sources"])
-            found = self.vae.encode(inputs["pixel_values"].to(self.vae.dtype)).latent_dist
-            latents = (found.mean + found.std * inputs["posterior_noise"]) * self.vae.config.scaling_factor
+            mean, std = torch.cat([self._compress(image[None]) for image in inputs["pixel_values"]]).chunk(2, dim=1)
+            latents = (mean + std * inputs["posterior_noise"]) * self.vae.config.scaling_factor
             noise, timesteps = inputs["noise"], inputs["timesteps"]
-            given = self.scheduler.add_noise(latents.float(), noise, timesteps)
+            given = self.scheduler.add_noise(latents, noise, timesteps)
             wanted = noise
             if self.scheduler.config.prediction_type == "v_prediction":
-                wanted = self._velocity(latents.float(), noise, timesteps)
+                wanted = self._velocity(latents, noise, timesteps)
         said = self.model(given, timesteps, encoder_hidden_states=condition).sample
         return F.mse_loss(said.float(), wanted, reduction="none").flatten(1).mean(dim=1).sum(), {}
 
@@ -130,30 +131,47 @@ class EmuDecoderTask(ImageTask):
     def predict(self, sources: Sequence[str | torch.Tensor]) -> torch.Tensor:
         """Embeddings to learn from.
 
-        Each is computed alone: beside others it would differ in its last bits, and a run that goes on, whose images
-        meet others' in memory, from an unbroken one.
-
         Args:
             sources: A caption; "" = the empty prompt; or the Emu's ``(1, 3, H, W)`` pixels of an image.
 
         Returns:
             ``(B, num_image_tokens, D)`` float32.
         """
-        return torch.cat([self._predict_kept(s) if isinstance(s, str) else self._encode(s) for s in sources])
+        return torch.cat([self._draw_for(s) if isinstance(s, str) else self._encode(s) for s in sources])
+
+    # What rests says the same of a text or an image every time: it is kept. Each is computed alone, for beside others
+    # it would differ in its last bits, and a run that goes on, with nothing kept yet, from an unbroken one.
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.emu.model.encode_images(pixels).float()
+        return self._keep(_digest(pixels), lambda: self.emu.model.encode_images(pixels))
 
-    def _predict_kept(self, caption: str) -> torch.Tensor:
-        if (found := self._kept.get(caption)) is not None:
-            self._kept.move_to_end(caption)
+    def _compress(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Mean and standard deviation of an image's latents, ``(1, 2 C, h, w)``."""
+
+        def compute() -> torch.Tensor:
+            found = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+            return torch.cat([found.mean, found.std], dim=1)
+
+        return self._keep(_digest(pixels), compute)
+
+    def _draw_for(self, caption: str) -> torch.Tensor:
+        def compute() -> torch.Tensor:
+            text = self.processor.guard.escape(caption)
+            ids = [*self.processor.encode_prompt(text), self.processor.image_token_ids[0]]
+            return self.emu.generate_image(torch.tensor([ids], device=next(self.emu.parameters()).device))
+
+        return self._keep(f"caption {caption}", compute)
+
+    def _keep(self, key: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if (found := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
             return found
-        text = self.processor.guard.escape(caption)
-        ids = [*self.processor.encode_prompt(text), self.processor.image_token_ids[0]]
-        device = next(self.emu.parameters()).device
-        found = self.emu.generate_image(torch.tensor([ids], device=device)).float().clone()
-        self._kept[caption] = found
+        self._kept[key] = found = compute().float().clone()
         self._num_kept += found.nbytes
         while self._num_kept > _MOST_KEPT and len(self._kept) > 1:
             self._num_kept -= self._kept.popitem(last=False)[1].nbytes
         return found
+
+
+def _digest(pixels: torch.Tensor) -> str:
+    return f"{tuple(pixels.shape)} {hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()}"
