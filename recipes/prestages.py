@@ -23,6 +23,7 @@ from pydantic import StrictInt
 
 from moai.data.image_samples import ImageDataset
 from moai.data.image_settings import ImageDataSettings
+from moai.evaluation.conditions import MODEL, Condition
 from moai.evaluation.evaluate import answer_test
 from moai.evaluation.intervals import Interval, bootstrap_mean
 from moai.evaluation.loading import load_test
@@ -168,8 +169,9 @@ def _keep(file: Path, compute: Callable[[], Any]) -> None:
 def _answer(folder: Path, test: SceneTest) -> dict[str, list[bool]]:
     """Whether each answer is right, by kind of question."""
     right: dict[str, list[bool]] = {}
-    for batch in answer_test(Pipeline.from_pretrained(folder, []), load_test(test)):
-        for row in batch.rows["model"]:
+    pipeline = Pipeline.from_pretrained(folder, [])
+    for batch in answer_test(pipeline, load_test(test), [Condition(MODEL, pipeline)]):
+        for row in batch.rows[MODEL]:
             right.setdefault(row["kind"], []).append(bool(row["right"]))
     return right
 

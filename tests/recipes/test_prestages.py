@@ -26,6 +26,7 @@ def tiny_settings(**changes) -> PrestageSettings:
     for name in ("text", "multimodal"):
         recipe["nano"][name]["shards"] |= {"num_scenes": 8, "num_questions": 2}
     recipe["tcl"] |= {"queue_size": 8}
+    recipe["nano"]["multimodal"]["without_auxiliary_share"] = 0.0  # the one step is what experts are fitted to
     recipe["nano"]["tokenizer"] = {"vocab_size": 640, "num_scenes": 60}
     for data in (recipe["tcl"]["data"], recipe["data2vec"]["data"], recipe["prompt"]["data"], recipe["retrieval"]):
         data["sources"][0]["scenes"]["length"] = 24
