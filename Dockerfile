@@ -6,7 +6,6 @@ COPY . .
 RUN pip install --no-cache-dir build && python -m build --wheel --outdir /wheels
 
 FROM python:3.12-slim
-RUN apt-get update && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /wheels /wheels
 COPY constraints/locked.txt /wheels/
 RUN pip install --no-cache-dir --constraint /wheels/locked.txt "$(echo /wheels/*.whl)[ocr,segmentation,serve]" \

@@ -3,6 +3,7 @@
     python -m benchmarks.forward                  # the whole table, CPU
     python -m benchmarks.forward --rounds 5 --json outputs/forward.json
     python -m benchmarks.forward --size 7b --phases prefill decode --batches 1 --no-memory
+    python -m benchmarks.forward --llava --batches 1 4 8 --rounds 5 --clock cpu
 
 (a) ours       MoAIForConditionalGeneration with the released compressor architecture (perceiver)
 (a+) encoder   the same with our order-aware compressor, the default for new models
@@ -14,6 +15,9 @@
                1225 map patches), float32
 --size 7b      InternLM2-7B's layers, two of its 32, one with a mixer: hidden size 4096, 32 heads over 8, feed-forward
                14336, 576 image and 64 text tokens, 832 auxiliary tokens (256 words, 576 map patches), bfloat16
+
+--llava sets a whole MoAI (a checkpoint, the bundled one by default) beside LlavaForConditionalGeneration with the same
+vision tower and decoder instead: processor, prefill, decode, generate, training step, memory.
 
 Image and map features are given, so the vision tower, equal wherever it is used, is in no number. No partial LoRA.
 
@@ -38,6 +42,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.flops import count_flops, describe_moai_7b
+from benchmarks.forward_peer import describe_llava
 from benchmarks.forward_tables import to_markdown
 from benchmarks.forward_variants import (
     NUM_DECODE_STEPS,
@@ -131,6 +136,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory measurements")
     parser.add_argument("--json", type=Path, help="write every single measurement here")
+    parser.add_argument(
+        "--llava", nargs="?", const="checkpoints/moai-nano", metavar="CHECKPOINT", help="a MoAI beside LLaVA instead"
+    )
     parser.add_argument("--measure-memory-of", nargs=3, metavar=("VARIANT", "PHASE", "BATCH"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -145,6 +153,10 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(parsed.device)
     machine = describe_machine(device)
     machine += ", processor time" if parsed.clock == "cpu" else ""
+    if parsed.llava:
+        print(f"{machine}\n")
+        print(describe_llava(parsed.llava, parsed.batches, parsed.rounds, device, CLOCKS[parsed.clock]))
+        return
     measured = (SIZES[parsed.size], parsed.batches, parsed.rounds, device, tuple(parsed.phases))
     records = measure_times(*measured, CLOCKS[parsed.clock])
     if not parsed.no_memory:

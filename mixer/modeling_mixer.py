@@ -261,7 +261,7 @@ class MixerLayer(nn.Module):
             (*sources, unread),
             self.language_experts,
             self.language_gate,
-            routing.of_stream(layer, LANGUAGE),
+            routing.of_answers(layer),
         )
         return answers.scatter(hidden_states, mixed)
 
@@ -301,6 +301,10 @@ def _weigh_experts(tokens: torch.Tensor, available: torch.Tensor, gate: Gate, ro
         if weights.shape[0] not in (1, batch):
             raise ValueError(
                 f"Expected routing weights for a batch of {batch}, got {weights.shape[0]} rows. Pass one per sample."
+            )
+        if weights.shape[1] not in (1, length):
+            raise ValueError(
+                f"Expected routing weights for {length} tokens, got {weights.shape[1]} rows. Pass one per token."
             )
     else:
         return gate(tokens, available, routing.top_k)

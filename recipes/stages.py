@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from moai.settings import settings, to_plain
 from moai.training.checkpoints import find_newest_checkpoint, read_checkpoint
@@ -117,8 +116,7 @@ def run_stage(task: CountingTask, settings: StageSettings, folder: Path, seed: i
     task.bound = {name: value for name, value in to_plain(settings).items() if name not in fields}
     run = RunSettings(output_folder=folder, seed=seed, **fields)
     accelerator = start_accelerator(run)
-    with sdpa_kernel(SDPBackend.MATH):  # the backward pass of short rows' fused attention takes half of a step on CPUs
-        done, _ = Trainer(run, task, settings.optimization.num_steps, accelerator).run()
+    done, _ = Trainer(run, task, settings.optimization.num_steps, accelerator).run()
     accelerator.wait_for_everyone()
     if done < settings.optimization.num_steps:
         print(f"stopped after step {done}; the same command goes on from there.", flush=True)

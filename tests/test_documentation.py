@@ -229,23 +229,27 @@ def test_readme_verbalizes_and_trains_both_stages_when_typed(workplace: Path) ->
     for stage in ("stage1", "stage2"):
         log = read_log(workplace / "outputs" / stage / "log.jsonl")
         assert [line["step"] for line in log] == [1, 2]
-        assert (workplace / "outputs" / stage / "final" / "adapter_model.safetensors").is_file()
+        adapter = workplace / "outputs" / stage / "final" / "adapter_model.safetensors"
+        assert 1e6 < adapter.stat().st_size < 30e6
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_lead_somewhere_when_relative(document: str) -> None:
-    file = REPO_ROOT / document
-    targets = re.findall(r"\]\(([^)#]+)[)#]", file.read_text(encoding="utf-8"))
-    assert [target for target in targets if "://" not in target and not (file.parent / target).exists()] == []
+def test_links_lead_somewhere_when_relative() -> None:
+    broken = []
+    for document in DOCUMENTS:
+        file = REPO_ROOT / document
+        targets = re.findall(r"\]\(([^)#]+)[)#]", file.read_text(encoding="utf-8"))
+        broken += [(document, at) for at in targets if "://" not in at and not (file.parent / at).exists()]
+    assert broken == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_modules_are_there_when_documented(document: str) -> None:
-    text = (REPO_ROOT / document).read_text(encoding="utf-8")
-    for name in sorted(set(re.findall(r"python -m ((?:moai|verbalizers|recipes|benchmarks)(?:\.\w+)*)", text))):
+def test_modules_are_there_when_documented() -> None:
+    run, named = set(), set()
+    for document in DOCUMENTS:
+        text = (REPO_ROOT / document).read_text(encoding="utf-8")
+        run |= set(re.findall(r"python -m ((?:moai|verbalizers|recipes|benchmarks)(?:\.\w+)*)", text))
+        named |= set(re.findall(r"`((?:moai|verbalizers|recipes|benchmarks|compressor|mixer)(?:\.\w+)+)[`(]", text))
+    for name in sorted(run):
         assert find_spec(name) is not None, name
-    for name in sorted(
-        set(re.findall(r"`((?:moai|verbalizers|recipes|benchmarks|compressor|mixer)(?:\.\w+)+)[`(]", text))
-    ):
+    for name in sorted(named):
         if not name.endswith(".json"):
             assert resolve_name(name) is not None

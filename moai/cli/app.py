@@ -13,11 +13,13 @@ import typer
 
 from .ablate import ablate
 from .ask import ask
+from .compare import compare
 from .convert import convert
 from .evaluate import evaluate
 from .info import info
 from .inspect import inspect
 from .plan import plan
+from .reroute import reroute
 from .serve import serve
 from .train import train
 from .verbalize import verbalize
@@ -59,4 +61,6 @@ app.command()(serve)
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(inspect)
+app.command(no_args_is_help=True)(reroute)
 app.command(no_args_is_help=True)(ablate)
+app.command()(compare)

@@ -1,4 +1,4 @@
-"""``moai evaluate MODEL TEST``: what a model is worth."""
+"""``moai evaluate MODEL TEST``: a model measured on a test."""
 
 from __future__ import annotations
 

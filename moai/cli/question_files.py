@@ -127,7 +127,7 @@ class HashedImage:
         self._rest = io.BytesIO()
 
     def seekable(self) -> bool:
-        """Yes: every reading opens the file anew."""
+        """True: every reading opens the file again."""
         return True
 
     def seek(self, position: int) -> int:

@@ -15,7 +15,10 @@ from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.samples import Sample
 from verbalizers import SCENE_FIELDS, Scene
 
-__all__ = ["CollatedBatches", "SampleCollator", "iterate_batches"]
+__all__ = ["WEIGHTS", "CollatedBatches", "SampleCollator", "collate", "iterate_batches"]
+
+#: Name of samples' weights in a batch.
+WEIGHTS = "sample_weights"
 
 
 class SampleCollator(ABC):
@@ -131,6 +134,17 @@ class SampleCollator(ABC):
         return [kind for kind in self.kinds if kind in known]
 
 
+def collate(collator: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
+    """One batch; where samples count differently in the loss, their weights ``(B,)`` float32 are in it too.
+
+    Args:
+        collator: What makes a batch of samples.
+        samples: B samples.
+    """
+    batch, weights = collator(samples), [getattr(sample, "weight", 1.0) for sample in samples]
+    return batch if set(weights) == {1.0} else {**batch, WEIGHTS: torch.tensor(weights)}
+
+
 class CollatedBatches(Dataset[Any]):
     """Batches of a data set by the indices of their samples, for a `DataLoader` without batching of its own.
 
@@ -148,7 +162,7 @@ class CollatedBatches(Dataset[Any]):
     def __getitem__(self, indices: Sequence[int]) -> Any:
         """The batch of some samples, or the error in its place, with the traceback as a note."""
         try:
-            return self.collator([self.dataset[index] for index in indices])
+            return collate(self.collator, [self.dataset[index] for index in indices])
         except Exception as error:  # noqa: BLE001 - raised again by iterate_batches
             failure = _travelling(error)
             failure.add_note(traceback.format_exc())

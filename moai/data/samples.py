@@ -29,6 +29,7 @@ class Sample:
         images: Of the parts of type image, in reading order; RGB.
         scenes: What was found, one per image, None = nobody looked; None = nobody looks at this data set.
         targets: Places of the messages that carry a loss.
+        weight: How much each of its targets counts in the loss.
     """
 
     place: str
@@ -36,6 +37,7 @@ class Sample:
     images: tuple[Image.Image, ...] = ()
     scenes: tuple[Scene | None, ...] | None = None
     targets: tuple[int, ...] = (-1,)
+    weight: float = 1.0
 
     @property
     def prompt(self) -> list[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ experts of MoAI look ahead within the prompt, so an answer must not stand inside
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -69,9 +70,10 @@ class TrainingDataset(Dataset[Sample]):
     processes and epochs meet it.
 
     Args:
-        parts: Samples per source.
+        parts: Samples per source; a source may stand there several times.
         report: What was found while they were read.
         collator: How the model reads these samples.
+        weights: How much the targets of each part's samples count in the loss; None = all the same.
 
     Attributes:
         lengths: Tokens of each sample (images, history and answer included), told without decoding or rendering:
@@ -86,16 +88,18 @@ class TrainingDataset(Dataset[Sample]):
         parts: list[_Part],
         report: DataReport,
         collator: SampleCollator,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self._parts = parts
+        self._parts, self._weights = parts, weights or [1.0] * len(parts)
         self._stops = list(accumulate(len(part.lengths) for part in parts))
         self.report = report
         self.lengths: list[int] = [length for part in parts for length in part.lengths]
-        numbers, start = [], 0
+        starts, start = {}, 0
         for part in parts:
-            numbers.append(start + part.image_indices)
-            start += 1 + int(part.image_indices.max(initial=-1))
-        self.image_indices: np.ndarray = np.concatenate(numbers)
+            if part not in starts:
+                starts[part] = start
+                start += 1 + int(part.image_indices.max(initial=-1))
+        self.image_indices: np.ndarray = np.concatenate([starts[part] + part.image_indices for part in parts])
         # Images that cannot be read, in memory that worker processes share.
         self._is_bad = torch.zeros(1 + int(self.image_indices.max(initial=-1)), dtype=torch.bool).share_memory_()
         self._num_bad = len(report.problems)
@@ -119,7 +123,7 @@ class TrainingDataset(Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"expected an index below {len(self)}, got {index}.")
         for step in range(min(len(self), _MOST_NEIGHBOURS)):
-            part, local = self._locate((index + step) % len(self))
+            part, local, weight = self._locate((index + step) % len(self))
             try:
                 sample = part.load(local)
             except MissingFindingsError as error:
@@ -130,22 +134,23 @@ class TrainingDataset(Dataset[Sample]):
                 self._is_bad[self.image_indices[(index + step) % len(self)]] = True
                 self.report.add_late(part.place(local), str(error), self._num_bad + int(self._is_bad.sum()))
             else:
-                return sample
+                return sample if weight == 1 else replace(sample, weight=weight)
         raise ValueError(f"{_MOST_NEIGHBOURS} samples from number {index} on cannot be read. See the report.")
 
     def identity(self) -> dict[str, Any]:
         """What the samples consist of: a run that goes on must find the same. JSON-able; contents count, not names."""
         sources, verbalizers = {}, {}
-        for number, part in enumerate(self._parts, start=1):
+        for number, part in enumerate(dict.fromkeys(self._parts), start=1):
             name = f"{part.name} ({number})" if part.name in sources else part.name
             sources[name] = part.identity()
             if part.findings is not None:
                 verbalizers[name] = part.findings.identity()
         return {"sources": sources, "verbalizers": verbalizers}
 
-    def _locate(self, index: int) -> tuple[_Part, int]:
+    def _locate(self, index: int) -> tuple[_Part, int, float]:
         number = int(np.searchsorted(self._stops, index, side="right"))
-        return self._parts[number], index - (self._stops[number] - len(self._parts[number].lengths))
+        part = self._parts[number]
+        return part, index - (self._stops[number] - len(part.lengths)), self._weights[number]
 
 
 def build_training_dataset(
@@ -192,13 +197,13 @@ def build_training_dataset(
         chat_template=settings.chat_template,
     )
     parts: list[_Part] = []
+    weights: list[float] = []
     for source, reader in zip(settings.sources, readers, strict=True):
-        if source.scenes is not None:
-            parts.append(SceneSamples(source, settings, collator, reader, report))
-        else:
-            parts.append(ConversationSamples(source, settings, collator, reader, report))
+        made = SceneSamples if source.scenes is not None else ConversationSamples
+        parts += [made(source, settings, collator, reader, report)] * source.repeats
+        weights += [source.weight] * source.repeats
     report.close(settings.cache)
-    dataset = TrainingDataset(parts, report, collator)
+    dataset = TrainingDataset(parts, report, collator, weights)
     report.num_samples = len(dataset)
     if not len(dataset):
         raise ValueError(f"expected training samples, got none: {report.summary()}.")

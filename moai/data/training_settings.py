@@ -85,6 +85,8 @@ class SourceSettings:
         column: Column of the images in a table; None = the only one that holds images.
         limit: Use only the first rows, this many; None = all.
         verbalizations: Where this source's come from; None = as `DataSettings` says.
+        repeats: Its samples come so many times in an epoch: how often they are met, beside those of other sources.
+        weight: Each of its targets counts so much in the loss, which is the weighted mean over a step's.
     """
 
     path: _Location | None = None
@@ -94,6 +96,8 @@ class SourceSettings:
     column: str | None = None
     limit: _Positive | None = None
     verbalizations: _Verbalizations | None = None
+    repeats: _Positive = 1
+    weight: Annotated[Number, Field(gt=0)] = 1.0
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.scenes is None):

@@ -1,4 +1,4 @@
-"""Conditions: what a model is shown of a question. Everything; less of it; or somebody else answers.
+"""Conditions: a question with all its inputs, with some of them removed, or put to another model.
 
 - ``model``: image and verbalization.
 - ``without-KIND``: one verbalizer is silent. ``other-scene``: the verbalization is another image's. ``black-image``:
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ from verbalizers.core.scene import keep_kinds
 
 from .loading import Test
 from .question_settings import SceneTest
+from .questions import TestQuestion
 from .scene_questions import most_frequent_answers
 
 __all__ = [
@@ -51,6 +53,7 @@ class Condition:
         change_image: Of the image; what is seen.
         fixed: By kind, the answer to everything.
         is_reporting: Whether the model tells how it answered.
+        choose_options: Of questions, the model's own options beside those of all conditions.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Condition:
     change_image: Callable[[Image.Image], Image.Image] = lambda image: image
     fixed: dict[str, str] | None = None
     is_reporting: bool = False
+    choose_options: Callable[[Sequence[TestQuestion]], dict[str, Any]] = lambda questions: {}
 
 
 def list_conditions(kinds: Sequence[str], is_masking: bool, baselines: Sequence[str], num_images: int) -> list[str]:

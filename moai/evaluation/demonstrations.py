@@ -9,7 +9,9 @@ from typing import Any
 
 from moai.models.shots import Demonstrations, Shot, read_shots
 from moai.scenes.export import encode_png
-from moai.scenes.scenes import Scenes
+from moai.scenes.scenes import Scenes, add_noise
+from verbalizers import Scene
+from verbalizers.core.scene import keep_kinds
 
 from .question_settings import SceneTest, TestSettings
 
@@ -28,7 +30,17 @@ def build_demonstrations(test: TestSettings) -> Demonstrations | None:
     if test.shots is None:
         return None
     pool = _paint_scenes(test) if test.shots_from is None else read_shots(test.shots_from, is_loading=False)
+    pool = [(*shot[:3], _seen(test, next(iter(shot[3:]), None))) for shot in pool]
     return Demonstrations(pool, test.shots, test.shots_retrieved, test.shots_seed)
+
+
+def _seen(test: TestSettings, scene: Any) -> Any:
+    """What a demonstration brings along, of the kinds that the test's questions have; "" = nothing is said."""
+    if test.source == "none":
+        return ""
+    if scene is None or isinstance(scene, str):
+        return scene
+    return keep_kinds(scene if isinstance(scene, Scene) else Scene.from_dict(scene), test.verbalizers)
 
 
 def describe_demonstrations(test: TestSettings) -> dict[str, Any]:
@@ -36,7 +48,7 @@ def describe_demonstrations(test: TestSettings) -> dict[str, Any]:
     if test.shots is None or test.shots_from is None:
         return {}
     digest = hashlib.sha256(Path(test.shots_from).read_bytes())
-    for image, _, _ in read_shots(test.shots_from, is_loading=False):
+    for image, *_ in read_shots(test.shots_from, is_loading=False):
         digest.update(b"" if image is None else hashlib.sha256(Path(image).read_bytes()).digest())
     return {"demonstrations": digest.hexdigest()[:16]}
 
@@ -49,7 +61,8 @@ def _paint_scenes(test: TestSettings) -> list[Shot]:
     for sample in scenes:
         if sample.questions:
             asked = rng.choice(sample.questions)
-            pool.append((encode_png(sample.image), asked.question, asked.answer))
+            scene = add_noise(sample.truth, Random(sample.seed), test.noise) if test.source == "truth" else None
+            pool.append((encode_png(sample.image), asked.question, asked.answer, scene))
         if len(pool) == _NUM_SCENES:
             return pool
     return pool

@@ -27,7 +27,7 @@ from .metrics import build_metric
 from .question_settings import SceneTest
 from .questions import TestImage, TestQuestion
 
-__all__ = ["AnsweredBatch", "answer_test", "metric_of"]
+__all__ = ["AnsweredBatch", "Looking", "answer_test", "metric_of"]
 
 #: Answers of this share and more are right.
 RIGHT_AT = 0.5
@@ -81,7 +81,7 @@ def answer_test(
         The batches.
     """
     conditions = [Condition(MODEL, pipeline, is_reporting=True)] if conditions is None else conditions
-    metric, looking = metric_of(test), _Looking(pipeline, test, timeout_s)
+    metric, looking = metric_of(test), Looking(pipeline, test, timeout_s)
     needs_others = any(condition.name == "other-scene" for condition in conditions)
     starts = starts or {}
     first_open = min(starts.get(condition.name, 0) for condition in conditions)
@@ -105,7 +105,7 @@ def answer_test(
         looking.forget({question.image.key for question in test.questions[first + batch_size :][: batch_size * 2]})
 
 
-class _Looking:
+class Looking:
     """What is known about images: read, painted or looked at once, and kept while it is needed.
 
     Attributes:
@@ -160,7 +160,7 @@ class _Looking:
 def _answer(
     condition: Condition,
     batch: Sequence[TestQuestion],
-    looking: _Looking,
+    looking: Looking,
     options: Mapping[str, Any],
     is_ranking: bool,
     generate_kwargs: Mapping[str, Any],
@@ -191,7 +191,7 @@ def _answer(
             [question.question for question in part],
             scenes,
             earlier=[question.earlier for question in part],
-            options=options | ({"choices": list(choices)} if choices else {}),
+            options=options | condition.choose_options(part) | ({"choices": list(choices)} if choices else {}),
             is_reporting=condition.is_reporting,
             max_new_tokens=max_new_tokens,
             batch_size=len(part),

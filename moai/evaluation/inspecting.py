@@ -1,4 +1,4 @@
-"""Look inside one answer: what was found, what was said of it, who was listened to, how sure each token was."""
+"""Look inside one answer: findings, verbalization, gate weights, the tokens' probabilities."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def inspect_answer(
         **settings: As for :meth:`.Pipeline.answer_each`.
     """
     answer = pipeline(image, question, scene, is_reporting=True, output_scores=True, **settings)
-    words, attended = pipeline.answering.explain(image, question, answer.scene, pipeline.settings, answer.answer or "")
+    words, attended = pipeline.answering.explain(
+        image, question, answer.scene, pipeline.settings, answer.answer or "", settings.get("options")
+    )
     return Inspection(image, question, answer, words, attended)
 
 

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 #: What stands between these lines of a Markdown file is replaced; the rest is left alone.
-BEGIN, END = "<!-- moai ablate: begin -->", "<!-- moai ablate: end -->"
+BEGIN, END = "<!-- moai {command}: begin -->", "<!-- moai {command}: end -->"
 
 
 def collect_scores(sweep: SweepSettings, results: Results, variant: Variant) -> dict[int, dict[str, np.ndarray]]:
@@ -121,6 +121,22 @@ def _accuracy_tables(sweep: SweepSettings, results: Results) -> list[str]:
     return lines
 
 
+def _costs(sweep: SweepSettings, results: Results) -> list[str]:
+    """What the variants that begin with new models took; means over seeds."""
+    rows = []
+    for variant in sweep.variants:
+        found = [results[variant.name, seed] for seed in sweep.seeds if (variant.name, seed) in results]
+        if found and sweep.root_of(variant).start is not None:
+            first, num = found[0], len(found)
+            milliseconds = 1000 * sum(result.seconds_per_question for result in found) / num
+            length = sum(result.sequence_length for result in found) / num
+            training = sum(result.train_seconds for result in found) / num
+            numbers = [f"{first.trained_parameters:,}", f"{length:.0f}", first.num_latents]
+            rows.append([variant.label, *numbers, f"{milliseconds:.0f}", f"{training:.0f}"])
+    columns = ["", "parameters trained", "tokens read", "vectors looked up", "ms per question", "training in s"]
+    return ["### What it takes", "", format_table(columns, rows), ""] if rows else []
+
+
 def _comparisons(sweep: SweepSettings, results: Results) -> list[str]:
     rows = []
     for variant in sweep.variants:
@@ -161,29 +177,31 @@ def sweep_report(sweep: SweepSettings, results: Results, plot: str | None = None
     lines = [_what_it_took(sweep, results), ""]
     if plot is not None:
         lines += [f"![Accuracy of each variant by kind of question]({plot})", ""]
-    lines += _accuracy_tables(sweep, results) + _comparisons(sweep, results)
+    lines += _accuracy_tables(sweep, results) + _costs(sweep, results) + _comparisons(sweep, results)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write_markdown(path: Path, report: str) -> None:
+def write_markdown(path: Path, report: str, command: str = "ablate") -> None:
     """Write a report, or put it between the marks of a file that has them.
 
     Args:
         path: The file.
         report: Markdown.
+        command: Whose report it is; the marks name it.
 
     Raises:
         ValueError: The file exists and has no marks.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else f"{BEGIN}\n{END}\n"
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+    begin, end = BEGIN.format(command=command), END.format(command=command)
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"{begin}\n{end}\n"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(
-            f"expected the lines {BEGIN} and {END} once each in {path}, which exists. Add them where the tables "
+            f"expected the lines {begin} and {end} once each in {path}, which exists. Add them where the tables "
             "belong, or name another file."
         )
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    before, after = text.split(begin)[0], text.split(end)[1]
     with atomic_file(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{report}{END}{after}", encoding="utf-8")
+        temporary.write_text(f"{before}{begin}\n{report}{end}{after}", encoding="utf-8")
 
 
 def draw_sweep(sweep: SweepSettings, results: Results, path: Path) -> None:

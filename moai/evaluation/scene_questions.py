@@ -1,4 +1,4 @@
-"""Questions about scenes, up to a number per kind, and what somebody says who does not look."""
+"""Questions about scenes, up to a number per kind, and what guessing without the image gives."""
 
 from __future__ import annotations
 

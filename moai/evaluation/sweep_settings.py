@@ -7,11 +7,12 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 
 from moai.settings import apply_overrides, load_settings, settings, to_plain
 from moai.training.train_settings import load_settings as load_recipe
 
+from .new_models import MODEL_TYPES, SYSTEMS, NewModelsSettings
 from .question_settings import SHORT_KINDS, SceneTest
 
 __all__ = ["SweepSettings", "SweepTest", "Variant", "load_sweep_settings"]
@@ -50,6 +51,9 @@ class Variant:
         evaluate: ``key=value`` words laid over the test.
         compared_with: Name of the variant that it is compared with; None = the first of the sweep.
         worse_at: Kinds of questions at which the paper says this variant falls behind; empty where it makes no claim.
+        start: What it starts from: a new model of this system, made as ``new_models`` says; None = the checkpoint that
+            the command names.
+        goes_on_from: Name of the variant whose trained model of the same seed it starts from instead.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -60,6 +64,8 @@ class Variant:
     evaluate: tuple[str, ...] = ()
     compared_with: str | None = None
     worse_at: tuple[Literal[SHORT_KINDS], ...] = ()
+    start: Literal[SYSTEMS] | None = None
+    goes_on_from: str | None = None
 
 
 @settings
@@ -72,6 +78,8 @@ class SweepSettings:
         variants: The rows; the first is the reference.
         evaluate: The test that all variants take.
         seeds: Each variant is trained once per seed, which decides new weights, scenes and draws.
+        new_models: Sizes of the new models that variants start from.
+        keeps_models: Trained models stay in the sweep's folder.
 
     Raises:
         ValueError: Names do not fit, or a variant's words are no settings of training or of the test.
@@ -82,6 +90,8 @@ class SweepSettings:
     variants: tuple[Variant, ...]
     evaluate: SweepTest = field(default_factory=SweepTest)
     seeds: tuple[Annotated[StrictInt, Field(ge=0)], ...] = (0,)
+    new_models: NewModelsSettings | None = None
+    keeps_models: StrictBool = False
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
@@ -93,12 +103,29 @@ class SweepSettings:
             if unknown := sorted(set(self.stages_of(variant)) - set(self.stages)):
                 raise ValueError(f"`stages` of {variant.name!r} must be among {list(self.stages)}, got {unknown}.")
             self.reference_of(variant)
+            self._check_start(variant)
             try:
                 self.test_of(variant)
                 for stage in self.stages_of(variant):
                     load_recipe(self.recipe_of(variant, stage, 0, "start", Path("out")))
             except ValueError as error:
                 raise ValueError(f"variant {variant.name!r}: {error}") from error
+
+    def _check_start(self, variant: Variant) -> None:
+        if variant.start is not None and self.new_models is None:
+            raise ValueError(f"variant {variant.name!r} starts from a new {variant.start}: describe `new_models`.")
+        if variant.goes_on_from is None:
+            return
+        other = self.find(variant.goes_on_from)
+        if variant.start is not None or other.goes_on_from is not None or not self.stages_of(other):
+            raise ValueError(
+                f"variant {variant.name!r} must have no `start` and go on from a trained one that goes on from none, "
+                f"got {other.name!r}."
+            )
+
+    def root_of(self, variant: Variant) -> Variant:
+        """The variant whose start a variant goes back to: itself, or the one that it goes on from."""
+        return variant if variant.goes_on_from is None else self.find(variant.goes_on_from)
 
     def find(self, name: str) -> Variant:
         """A variant by its name.
@@ -133,6 +160,8 @@ class SweepSettings:
         words = (*self.stages[stage], *variant.train, *stages[stage])
         recipe = apply_overrides(self.recipe, [*words, f"seed={seed}", f"output_folder={folder}"])
         model = {**(recipe.get("model") or {}), "path": start}
+        if (system := self.root_of(variant).start) is not None:
+            model["type"] = MODEL_TYPES[system]
         if stage != next(iter(stages)):
             model = {name: value for name, value in model.items() if name not in _START_SETTINGS}
         data = dict(recipe.get("data") or {})
@@ -153,7 +182,9 @@ class SweepSettings:
         """All that decides a result beside the start's weights, JSON-able; names and labels left out."""
         stages = self.stages_of(variant)
         recipes = [self.recipe_of(variant, stage, seed, "", Path()) for stage in stages]
-        return [recipes, to_plain(self.test_of(variant))]
+        own = [recipes, to_plain(self.test_of(variant))]
+        root = self.root_of(variant)
+        return own if root is variant else [*own, self.deciding(root, seed)[0]]
 
 
 def _with_seed(source: Any, seed: int) -> Any:

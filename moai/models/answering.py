@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,7 @@ from ..import_utils import require
 from ..processing.several_images import join_maps, join_texts
 from .quantization_choice import list_wanted_bits
 
-__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "join_turns", "load_whole", "parse_choices"]
+__all__ = ["Answering", "GeneratedAnswer", "TooLongError", "join_turns", "load_whole", "parse_choices", "tell_streamer"]
 
 
 class TooLongError(ValueError):
@@ -64,6 +65,8 @@ class Answering(ABC):
         model_class: What loads the model.
         processor_class: What loads the processor.
         can_quantize: Whether the model loads in 4 and 8 bits.
+        reads_words_alone: Whether :meth:`words_in_prompt` is the model itself, which reads prompts without an image.
+        shows_image: False = its prompts hold no image.
         loads_adapters: Whether the model's own class loads adapters of weights.
     """
 
@@ -73,6 +76,8 @@ class Answering(ABC):
     model_class: type
     processor_class: type
     can_quantize: bool = False
+    reads_words_alone: bool = False
+    shows_image: bool = True
     loads_adapters: bool = False
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -147,17 +152,54 @@ class Answering(ABC):
         return self.processor.max_image_pixels
 
     @property
+    def num_latents(self) -> int:
+        """Vectors per image that the model's layers look up beside the sequence that they read; 0 = none."""
+        return 0
+
+    @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self.processor.tokenizer
 
-    @abstractmethod
+    @property
+    def shortest_prompt(self) -> int:
+        """Tokens that an image takes in a prompt: no prompt is shorter."""
+        return 0
+
     def check_answer_length(self, max_new_tokens: int) -> None:
         """Check that an answer of this length leaves room for an image and a question.
 
         Raises:
             ValueError: It does not.
         """
+        longest, image = self.longest_sequence, self.shortest_prompt
+        if longest is not None and max_new_tokens + image >= longest:
+            raise ValueError(
+                f"expected `max_new_tokens` (--max-new-tokens) below {longest - image}, got {max_new_tokens}: the "
+                f"model reads {longest} tokens, image and question included. Lower it."
+            )
+
+    def check_lengths(self, lengths: Sequence[int], kept: int, included: str, advice: str = "") -> None:
+        """Check that prompts leave room for their answers.
+
+        Args:
+            lengths: Tokens of each prompt.
+            kept: Tokens kept for an answer.
+            included: What stands in a prompt beside the question.
+            advice: What helps, ", " behind it.
+
+        Raises:
+            TooLongError: Some do not.
+        """
+        limit = None if self.longest_sequence is None else self.longest_sequence - kept
+        too_long = {
+            row: f"expected a prompt of at most {limit} tokens ({included} included, {kept} kept for the answer), got "
+            f"{length}. Shorten the question, {advice}or let fewer verbalizers speak."
+            for row, length in enumerate(lengths)
+            if limit is not None and length > limit
+        }
+        if too_long:
+            raise TooLongError(too_long)
 
     @abstractmethod
     def prepare(
@@ -275,7 +317,10 @@ class Answering(ABC):
         if unknown:
             known = ", ".join(cls.option_names) or "none"
             raise ValueError(f"expected options that this model has ({known}), got {', '.join(unknown)}.")
-        return dict(options)
+        chosen = dict(options)
+        if "choices" in chosen:
+            chosen["choices"] = parse_choices(chosen["choices"])
+        return chosen
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """Arguments of :meth:`generate` for some of the queries of a call.
@@ -293,7 +338,9 @@ class Answering(ABC):
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
     ) -> list[GeneratedAnswer]:
-        """Generate one answer per row.
+        """Generate one answer per row; with the option ``choices`` the likeliest of them is the answer.
+
+        Reports of a choice hold the log-probabilities of all under ``choices``.
 
         Args:
             inputs: From :meth:`encode`.
@@ -301,7 +348,18 @@ class Answering(ABC):
             is_reporting: Whether answers carry reports.
             **generate_kwargs: To ``generate``; and ``on_tokens``, called with the new tokens ``(B, T)`` at the end.
         """
-        result = self._run_generate(inputs, **options, **generate_kwargs)
+        if "choices" not in options:
+            return self._read_answers(self._run_generate(inputs, **generate_kwargs), inputs, options, is_reporting)
+        choices, answers = options["choices"], []
+        for scores in self.score_choices(inputs, options):  # (choices,)
+            report = {"choices": dict(zip(choices, scores.tolist(), strict=True))} if is_reporting else {}
+            answers.append(GeneratedAnswer((choices[int(scores.argmax())],), report))
+        tell_streamer(generate_kwargs.get("streamer"), answers[0])
+        return answers
+
+    def _read_answers(
+        self, result: Any, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool
+    ) -> list[GeneratedAnswer]:
         texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
         return [
             GeneratedAnswer((self.finish_text(text, options),), report)
@@ -388,7 +446,13 @@ class Answering(ABC):
         return reports
 
     def explain(
-        self, image: Image.Image, question: str, scene: Any, settings: VerbalizerSettings, answer: str
+        self,
+        image: Image.Image,
+        question: str,
+        scene: Any,
+        settings: VerbalizerSettings,
+        answer: str,
+        options: Mapping[str, Any] | None = None,
     ) -> tuple[list[str], list[tuple[str, float]]]:
         """What else is known about an answer: nothing, for most models.
 
@@ -398,6 +462,7 @@ class Answering(ABC):
             scene: What was found.
             settings: How it is said.
             answer: What was answered.
+            options: The model's own, by name, under which it was.
 
         Returns:
             The prompt's words, one per row of a report's language routing; and the tokens of the verbalization, each
@@ -411,6 +476,10 @@ class Answering(ABC):
         Raises:
             ValueError: It has no decoder that reads words alone.
         """
+        if self.reads_words_alone:
+            other = copy(self)
+            other.shows_image = False
+            return other
         raise ValueError(
             f"expected a model whose decoder reads words without an image, got {type(self.model).__name__}. Leave the "
             "baseline words-in-prompt out, or name a decoder that reads them."
@@ -427,19 +496,16 @@ class Answering(ABC):
         return ids if end is None else [*ids, end]
 
     @torch.inference_mode()
-    def rank_choices(
-        self, inputs: BatchFeature, choices: Sequence[str], is_reporting: bool, **forward_kwargs: Any
-    ) -> list[GeneratedAnswer]:
-        """The likeliest of some answers for each row; reports hold their log-probabilities under ``choices``.
+    def score_choices(self, inputs: BatchFeature, options: Mapping[str, Any]) -> torch.Tensor:
+        """Log-probabilities ``(B, choices)`` of given answers behind each row's prompt.
 
         Args:
             inputs: From :meth:`encode`.
-            choices: Answers, as data.
-            is_reporting: Whether answers carry reports.
-            **forward_kwargs: To the model.
+            options: ``choices``, the answers, as data; the others are the model's arguments.
         """
         prompt, columns = inputs["input_ids"], []
-        for choice in choices:
+        forward_kwargs = {name: value for name, value in options.items() if name != "choices"}
+        for choice in options["choices"]:
             ids = torch.tensor(self.encode_choice(choice, inputs), device=prompt.device).expand(len(prompt), -1)
             following = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             rows = {
@@ -449,15 +515,18 @@ class Answering(ABC):
             }
             logits = self.model(**{**inputs, **rows}, **forward_kwargs).logits[:, -ids.shape[1] - 1 : -1]
             columns.append(logits.float().log_softmax(dim=-1).gather(-1, ids[..., None]).sum(dim=(1, 2)))
-        answers = []
-        for scores in torch.stack(columns, dim=1):  # (choices,)
-            report = {"choices": dict(zip(choices, scores.tolist(), strict=True))} if is_reporting else {}
-            answers.append(GeneratedAnswer((choices[int(scores.argmax())],), report))
-        return answers
+        return torch.stack(columns, dim=1)
 
     def _decode(self, result: Any, inputs: BatchFeature) -> list[str]:
         new_tokens = result.sequences[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new_tokens, skip_special_tokens=True)
+
+
+def tell_streamer(streamer: Any, answer: GeneratedAnswer) -> None:
+    """Give the whole text of an answer to a streamer, if there is one."""
+    if streamer is not None:
+        texts = [part for part in answer.parts if isinstance(part, str)]
+        streamer.on_finalized_text("".join(texts), stream_end=True)
 
 
 def _join_found(items: list[Any]) -> Any:

@@ -111,19 +111,23 @@ def load_named(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _modules(name: str, *models: str) -> tuple[str, ...]:
-    """Modules of some models by the name that they have in each folder."""
-    return tuple(f"moai.models.{model}.{name.format(model)}" for model in models)
+#: Models with Auto classes: folder -> how the names of its classes begin.
+CLASS_PREFIXES = {"moai": "MoAI", "emu": "Emu", "flamingo": "Flamingo", "prismer": "Prismer", "tcl": "TCL"}
+
+
+def class_of(model: str, file: str, kind: str) -> type:
+    """A model's class, for example ``class_of("emu", "processing", "Processor")``."""
+    return load_named(f"moai.models.{model}.{file}_{model}.{CLASS_PREFIXES[model]}{kind}")
 
 
 #: Module of transformers -> ours that register with it, and the names that nobody gets without that.
 AUTO_MODULES = {
     "transformers.models.auto.configuration_auto": (
-        _modules("configuration_{}", "moai", "emu", "flamingo", "prismer", "tcl"),
+        tuple(f"moai.models.{model}.configuration_{model}" for model in CLASS_PREFIXES),
         {"AutoConfig", "CONFIG_MAPPING"},
     ),
     "transformers.models.auto.modeling_auto": (
-        _modules("modeling_{}", "moai", "emu", "flamingo", "prismer", "tcl"),
+        tuple(f"moai.models.{model}.modeling_{model}" for model in CLASS_PREFIXES),
         {
             "AutoModel",
             "AutoModelForImageTextToText",
@@ -136,15 +140,15 @@ AUTO_MODULES = {
         },
     ),
     "transformers.models.auto.tokenization_auto": (
-        _modules("auto_tokenizer", "moai", "prismer", "tcl"),
+        ("moai.models.auto_tokenizers",),
         {"AutoTokenizer", "TOKENIZER_MAPPING", "tokenizer_class_from_name"},
     ),
     "transformers.models.auto.image_processing_auto": (
-        _modules("auto_image_processor", "moai", "emu", "flamingo", "prismer", "tcl"),
+        ("moai.models.auto_image_processors",),
         {"AutoImageProcessor", "IMAGE_PROCESSOR_MAPPING", "get_image_processor_class_from_name"},
     ),
     "transformers.models.auto.processing_auto": (
-        _modules("auto_processor", "moai", "emu", "flamingo", "prismer", "tcl"),
+        ("moai.models.auto_processors",),
         {"AutoProcessor", "PROCESSOR_MAPPING", "processor_class_from_name"},
     ),
 }

@@ -17,8 +17,9 @@ from ..processing.image_loading import ImageSource, load_image
 
 __all__ = ["Demonstrations", "Shot", "load_shot", "read_shots"]
 
-#: A demonstration: an image (None = text alone), a question, its answer.
-Shot: TypeAlias = "tuple[ImageSource | None, str, str]"
+#: A demonstration: an image (None = text alone), a question, its answer; and perhaps what verbalizers found in the
+#: image, a scene or as text.
+Shot: TypeAlias = "tuple[ImageSource | None, str, str] | tuple[ImageSource | None, str, str, Any]"
 
 _IMAGES_AT_ONCE = 16
 _HELD_IMAGES = 64
@@ -33,17 +34,18 @@ def load_shot(index: int, shot: Any) -> Shot:
         ValueError: It is none, or its image cannot be read.
     """
     _check_shot(index, shot)
-    image, question, answer = shot
-    return (None if image is None else load_image(image)), question, answer
+    image, *others = shot
+    return (None if image is None else load_image(image)), *others
 
 
 def _check_shot(index: int, shot: Any) -> None:
-    if not isinstance(shot, (tuple, list)) or len(shot) != 3 or not all(isinstance(text, str) for text in shot[1:]):
-        raise ValueError(f"expected shot {index} as (image or None, question, answer), got {shot!r}.")
+    is_row = isinstance(shot, (tuple, list)) and len(shot) in (3, 4)
+    if not is_row or not all(isinstance(text, str) for text in shot[1:3]):
+        raise ValueError(f"expected shot {index} as (image or None, question, answer[, scene]), got {shot!r}.")
 
 
 def read_shots(path: str | Path, is_loading: bool = True) -> list[Shot]:
-    """Demonstrations of a JSONL file; images are relative to it.
+    """Demonstrations of a JSONL file; images are relative to it, ``scene`` is what verbalizers found in one.
 
     Args:
         path: The file.
@@ -65,6 +67,7 @@ def read_shots(path: str | Path, is_loading: bool = True) -> list[Shot]:
             row = json.loads(line)
             image = row.get("image")
             shot = (None if image is None else path.parent / image, row["question"], row["answer"])
+            shot += (row["scene"],) if row.get("scene") is not None else ()
             _check_shot(len(shots), shot)
             shots.append(load_shot(len(shots), shot) if is_loading else shot)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -84,11 +87,14 @@ class Demonstrations:
     not on its batch, not on the order of questions.
 
     Args:
-        pool: ``(image, question, answer)``; images are read when they are needed.
+        pool: ``(image, question, answer[, scene])``; images are read when they are needed.
         number: Demonstrations of each question; 0 = two without their images.
         is_retrieved: Those whose images are nearest in the features of the model's vision tower (RICES), the nearest
             last; else drawn at random.
         seed: Of what is drawn.
+
+    Attributes:
+        describe: Words of a demonstration, of its loaded image and its scene (None = it brings none); a pipeline says.
 
     Raises:
         ValueError: The pool holds no such demonstrations, or too few.
@@ -108,6 +114,8 @@ class Demonstrations:
             )
         self._image = lru_cache(maxsize=_HELD_IMAGES)(self._load)
         self._features: torch.Tensor | None = None
+        self.describe: Callable[[Image.Image, Any], str | None] = lambda image, seen: seen
+        self._words: dict[tuple[Any, int], str | None] = {}
 
     def choose(
         self,
@@ -146,13 +154,24 @@ class Demonstrations:
         for place in order:
             image, digest = self._image(place)
             if digest != own:
-                taken.append((image if self.number else None, *self.pool[place][1:]))
+                texts, said = self.pool[place][1:3], self._describe(place, image) if self.number else None
+                taken.append((image if self.number else None, *texts, *([said] if said else [])))
             if len(taken) == wanted:
                 return taken[::-1] if self.is_retrieved and self.number else taken
         raise ValueError(
             f"expected {wanted} demonstrations about other images than the question's, got {len(taken)}. Give more, or "
             "ask for fewer."
         )
+
+    def _describe(self, place: int, image: Image.Image) -> str | None:
+        """What stands between the image and the question of a demonstration; each image is looked at once."""
+        key = self.describe, place
+        if key not in self._words:
+            try:
+                self._words[key] = self.describe(image, next(iter(self.pool[place][3:]), None))
+            except ValueError as error:
+                raise ValueError(f"shot {place}: {error}") from error
+        return self._words[key]
 
     def _load(self, place: int) -> tuple[Image.Image, bytes]:
         try:

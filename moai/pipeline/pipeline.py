@@ -24,6 +24,7 @@ from ..checkpoints.io.saving import replacing_files
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
 from ..models.answering import Answering, TooLongError
 from ..models.registry import find_answering
+from ..models.shots import Demonstrations, Shot
 from ..processing.image_loading import ImageSource, load_image
 from ..processing.sample_batching import as_list, holds_samples
 from .answers import Answer, PipelineError, cut_parts
@@ -181,6 +182,40 @@ class Pipeline:
         (text,) = self.answering.encode_scenes([scene], self.settings)[self.answering.text_input]
         return text
 
+    def describe_shot(self, image: Image.Image | None, seen: Any) -> str | None:
+        """What a demonstration's prompt says about its image; None = nothing.
+
+        Args:
+            image: The image; None = text alone.
+            seen: What was found in it: a scene, ``Scene.to_dict()``, or its text; None = the verbalizers look.
+
+        Raises:
+            ValueError: It is no scene.
+        """
+        if isinstance(seen, str):
+            return seen
+        if seen is None and image is not None and self.verbalizers:
+            seen = self.verbalize(image)
+        if seen is None:
+            return None
+        return self.describe(seen if isinstance(seen, Scene) else Scene.from_dict(seen))
+
+    def _show_shots(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options whose demonstrations say what was found in their images."""
+        shots = options.get("shots")
+        if isinstance(shots, Demonstrations):
+            shots.describe = self.describe_shot
+        elif shots:
+            options["shots"] = [self._show_shot(index, *shot) for index, shot in enumerate(shots)]
+        return options
+
+    def _show_shot(self, index: int, image: Image.Image | None, question: str, answer: str, seen: Any = None) -> Shot:
+        try:
+            said = self.describe_shot(image, seen)
+        except ValueError as error:
+            raise ValueError(f"shot {index}: {error}") from error
+        return (image, question, answer, said) if said else (image, question, answer)
+
     # ------------------------------------------------------------------ answering
 
     def __call__(
@@ -243,7 +278,8 @@ class Pipeline:
             scenes: Likewise.
             options: The model's own, by name: those of its ``answering_X.py``.
             shots: Demonstrations in front of each question, ``[(image, question, answer), ...]``, for models that read
-                them: the option of that name.
+                them: the option of that name. Their images are looked at as the questions' are, but for those that
+                bring a scene, or its text, as a fourth entry.
             is_reporting: Hand back what the model tells about how it answered.
             timeout_s: Seconds per image after which a verbalizer is given up; None = no limit.
             max_new_tokens: Longest answer in tokens.
@@ -267,7 +303,7 @@ class Pipeline:
             raise ValueError("the pipeline gives one answer per question; call `pipeline.model.generate` for several.")
         self.answering.check_answer_length(max_new_tokens)
         options = dict(options or {}) | ({} if shots is None else {"shots": shots})
-        options = self.answering.parse_options(options)  # a wrong one is told before anybody looks
+        options = self._show_shots(self.answering.parse_options(options))  # a wrong one is told before anybody looks
         queries = pair_queries(images, questions, scenes, earlier)
         batch_size = 1 if stream is not None else batch_size
         generate_kwargs["max_new_tokens"] = max_new_tokens
@@ -413,7 +449,7 @@ class Pipeline:
             Answers by ``query.index``.
         """
         options = self.answering.parse_options(options or {})
-        queries, inputs, texts = self._encode(list(queries), 1 if rows else max_new_tokens, options)
+        queries, inputs, texts = self.encode_queries(list(queries), 1 if rows else max_new_tokens, options)
         if not queries:
             return {}
         chosen = self.answering.select_options(options, [query.index for query in queries], queries[0].num_queries)
@@ -461,10 +497,19 @@ class Pipeline:
         hooks["num_beams"] = num_beams
         return max(row.max_new_tokens for row in rows), hooks
 
-    def _encode(
+    def encode_queries(
         self, queries: list[Query], max_new_tokens: int, options: Mapping[str, Any]
     ) -> tuple[list[Query], Any, list[str]]:
-        """The queries that fit, their inputs and verbalizations."""
+        """Inputs of the model, as :meth:`generate_answers` makes them.
+
+        Args:
+            queries: Prepared and verbalized.
+            max_new_tokens: Tokens kept for the answer.
+            options: Parsed.
+
+        Returns:
+            The queries that fit (``query.error`` tells of the others), their inputs and verbalizations.
+        """
         while queries:
             scenes = [scene for query in queries for scene in query.scenes]
             found = self.answering.join_scene_inputs(

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .image_loading import load_image
-from .pixel_values import compute_pixel_values
-from .sample_batching import unique_objects
+from .guarded_processor import load_pixels
 
 __all__ = ["stack_images"]
 
@@ -31,9 +29,8 @@ def stack_images(
     Raises:
         ValueError: An image cannot be read.
     """
-    given, places = unique_objects([image for group in groups for image in group])
-    loaded = [load_image(image, max_pixels, allow_urls, allow_data_urls=True) for image in given]
-    pixels = compute_pixel_values(image_processor, loaded)[places]
+    given = [image for group in groups for image in group]
+    pixels = load_pixels(given, image_processor, max_pixels, allow_urls, allow_data_urls=True)
     counts = [len(group) for group in groups]
     values = np.zeros((len(groups), max(counts), *pixels.shape[1:]), dtype=np.float32)
     mask = np.arange(max(counts))[None] < np.array(counts)[:, None]

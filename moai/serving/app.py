@@ -196,7 +196,7 @@ class _Answering:
         return event
 
     def leave(self) -> None:
-        """Nobody waits any longer: the row is freed."""
+        """Cancel the job of a client that has gone, which frees its row."""
         if self.job is not None and not self.job.is_done:
             self._engine.cancel(self.job)
 

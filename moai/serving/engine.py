@@ -86,7 +86,7 @@ class Job:
 
     @cached_property
     def batch_key(self) -> str:
-        """Equal for jobs that may share a batch; beams, and images between texts, have one of their own."""
+        """Key that is equal for jobs that may share a batch; beams, and images between texts, have one of their own."""
         own = id(self) if self.row.num_beams > 1 or self.is_drawing else None
         return json.dumps([own, self.is_explaining, self.options], sort_keys=True, default=repr)
 

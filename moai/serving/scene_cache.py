@@ -1,4 +1,4 @@
-"""Scenes by an image's content, bounded in bytes: a second question about an image costs no second look."""
+"""Scenes by an image's content, bounded in bytes: a second question about an image runs no verbalizer again."""
 
 from __future__ import annotations
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-__all__ = ["BatchOrder", "MicroBatchSampler"]
+__all__ = ["BatchOrder", "MicroBatchSampler", "Yielded"]
 
 #: A stretch of so many batches is sorted by length: long enough to group, short enough to stay random.
 _BATCHES_PER_STRETCH = 50
@@ -143,3 +144,23 @@ class MicroBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
             yield from self.order.micro_batches(step, self.rank, self.num_ranks)
+
+    def numbered(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """The same, each behind its step and its place among the micro-batches of all ranks."""
+        for step in self.steps:
+            for turn, indices in enumerate(self.order.micro_batches(step, self.rank, self.num_ranks)):
+                yield (step, turn * self.num_ranks + self.rank), indices
+
+
+class Yielded:
+    """What a function yields, anew at every iteration, as ``torch.utils.data.DataLoader`` takes it for ``sampler``.
+
+    Args:
+        make: The function.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()

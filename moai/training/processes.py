@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import torch
 
 from moai.import_utils import require
 from verbalizers.core.durable_files import hold_folder
+from verbalizers.store.local_engine import count_cores
 
 from .train_settings import RunSettings
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "InterruptHandler",
     "check_num_processes",
+    "count_workers",
     "hold_output",
     "ignore_interrupts",
     "raise_together",
@@ -106,6 +109,20 @@ def seed_generators(*numbers: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
+
+
+def count_workers(chosen: int | None, num_ranks: int) -> int:
+    """Processes that prepare a rank's batches.
+
+    Args:
+        chosen: ``num_workers`` of the recipe. None: one where this machine's cores are at least two per rank and new
+            processes are forks; others would begin by importing a user's script and loading torch.
+        num_ranks: Ranks of the run, for a launcher that does not say how many are on this machine.
+    """
+    if chosen is not None:
+        return chosen
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
+    return int(multiprocessing.get_start_method() == "fork" and count_cores() >= 2 * on_this_machine)
 
 
 def ignore_interrupts(worker: int) -> None:

@@ -277,7 +277,7 @@ class RunSettings:
         watching: What is shown.
         seed: Of everything that is drawn.
         num_processes: How many processes are expected; None = any number. A launcher that starts fewer is an error.
-        num_workers: Processes per rank that prepare batches; 0 = none.
+        num_workers: Processes per rank that prepare batches; 0 = none; None = one where each rank has a core to spare.
     """
 
     output_folder: Path
@@ -286,10 +286,11 @@ class RunSettings:
     watching: WatchingSettings = field(default_factory=WatchingSettings)
     seed: StrictInt = 0
     num_processes: StrictInt | None = None
-    num_workers: StrictInt = 0
+    num_workers: StrictInt | None = None
 
     def __post_init__(self) -> None:
-        _check(self.num_workers >= 0, f"`num_workers` must be 0 or more, got {self.num_workers}.")
+        workers = self.num_workers
+        _check(workers is None or workers >= 0, f"`num_workers` must be 0 or more, or null, got {workers}.")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields, for the checkpoint and the trackers."""

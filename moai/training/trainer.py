@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from verbalizers.core.durable_files import atomic_file
 
+from .attention_kernels import short_rows_plainly
 from .checkpoints import (
     CheckpointError,
     collect_state,
@@ -42,7 +42,7 @@ from .run_identity import check_same_run, flatten_settings
 from .start import COMMAND_FILE
 from .task import Batch, Task
 from .tasks import find_runner
-from .train_settings import OptimizationSettings, RunSettings, TrainSettings, load_settings
+from .train_settings import RunSettings, TrainSettings, load_settings
 from .trained_parts import PartCount, count_parts, print_parts
 from .validation import Validator
 from .zero_sharding import collect_zero_state, configure_engine, is_zero, restore_zero_state
@@ -402,12 +402,13 @@ class Trainer:
 
         settings, accelerator = self.settings, self.accelerator
         rank, num_ranks = accelerator.process_index, accelerator.num_processes
+        attention_kernels = short_rows_plainly if accelerator.device.type == "cpu" else contextlib.nullcontext
         total, sums = 0.0, {}
         for place, batch in enumerate(own):
             seed_generators(settings.seed, step, place * num_ranks + rank)  # the same numbers on any number of ranks
             is_last = place == len(own) - 1
             sharing = contextlib.nullcontext() if is_last else accelerator.no_sync(self.wrapped)
-            with sharing, _attention_kernels(accelerator.device, settings.optimization):
+            with sharing, attention_kernels():
                 loss, counters = self.wrapped(send_to_device(batch.inputs, accelerator.device, non_blocking=True))
                 scale = num_ranks / num_targets  # ranks' gradients are averaged
                 if is_zero(accelerator):  # whose engine divides by the micro-batches, and steps after the last
@@ -473,10 +474,3 @@ class Trainer:
         if is_main:
             print(f"going on after step {state['step']} of {self.num_steps} ({found})", flush=True)
         return int(state["step"]), state.get("window")
-
-
-def _attention_kernels(device: torch.device, settings: OptimizationSettings) -> contextlib.AbstractContextManager[None]:
-    """On CPUs the fused kernel's bfloat16 backward takes 45 % of a step; plain products are faster."""
-    if device.type == "cpu" and settings.precision == "bf16":
-        return sdpa_kernel(SDPBackend.MATH)
-    return contextlib.nullcontext()

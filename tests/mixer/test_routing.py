@@ -155,6 +155,24 @@ def test_weights_reach_their_layer_stream_and_sample_when_given_in_each_shape() 
                 assert torch.allclose(reported.language[sample], expected[sample, layer, 1].expand(2, 3), atol=1e-6)
 
 
+def test_weights_reach_their_tokens_when_given_per_token() -> None:
+    mixers, states, auxiliary = build_mixers(), draw(1, 5, WIDTH), draw(1, 4, WIDTH)
+    image, language = torch.rand(3, 3), torch.rand(NUM_LAYERS, 2, 3)
+    _, gated = run(mixers, states, auxiliary, resolve(None), 1)
+    _, first = run(mixers, states, auxiliary, resolve({"image": image.tolist()}), 1)
+    assert torch.allclose(first.image[0], image / image.sum(-1, keepdim=True), atol=1e-6)
+    assert torch.equal(first.language, gated.language)  # left to the gate
+    for layer in range(NUM_LAYERS):
+        _, both = run(mixers, states, auxiliary, resolve({"image": image, "language": language}), layer)
+        wanted = language[layer] / language[layer].sum(-1, keepdim=True)
+        assert torch.allclose(both.language[0], wanted, atol=1e-6)
+    alike, _ = run(mixers, states, auxiliary, resolve({"image": torch.ones(3, 3), "language": torch.ones(2, 3)}))
+    uniform, _ = run(mixers, states, auxiliary, resolve("uniform"))
+    assert torch.allclose(alike, uniform, atol=1e-6)
+    with pytest.raises(ValueError, match="for 2 tokens, got 5 rows"):
+        run(mixers, states, auxiliary, resolve({"language": torch.ones(5, 3)}))
+
+
 def test_weights_are_normalised_when_they_do_not_sum_to_one() -> None:
     assert torch.allclose(resolve(torch.tensor([2.0, 1.0, 1.0])).weights[0, 0, 0], torch.tensor([0.5, 0.25, 0.25]))
 
@@ -200,6 +218,11 @@ def test_weights_are_refused_when_the_batch_differs() -> None:
         ("dense", "mode must be one of"),
         ({"mode": "dense"}, "mode must be one of"),
         ({"topk": 2}, "keys mode, top_k and seed"),
+        ({"image": [[1, 0]]}, "shape"),
+        ({"image": [[1, 0, 0], [1]]}, "rows of three"),
+        ({"language": [[[1, 0, 0]]] * (NUM_LAYERS + 1)}, "3 mixer layers, got 4"),
+        ({"language": [[0, 0, 0]]}, "finite, non-negative"),
+        ({"image": [[1, 0, 0]], "mode": "gated"}, "keys image and language"),
         ({"top_k": 0}, "1 to 3"),
         ({"top_k": 4}, "1 to 3"),
         (3, "mode name, a mapping or a tensor"),

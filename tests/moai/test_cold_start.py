@@ -24,42 +24,40 @@ def _run(script: str, repo_root: Path) -> dict:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def _run_command(arguments: str, repo_root: Path) -> dict:
-    """Exit code of a command, and which of the slow packages it imported."""
+def _run_commands(commands: list[str], repo_root: Path) -> dict:
+    """Exit code of each command, one after the other, and which of the slow packages were imported by then."""
     script = (
-        "import json, sys\nfrom moai.cli import app\ncode = 0\n"
-        f"try: app({shlex.split(arguments)!r}, prog_name='moai')\n"
-        "except SystemExit as exit: code = exit.code\n"
-        "slow = {'torch', 'transformers', 'compressor', 'mixer'} & set(sys.modules)\n"
-        "print(json.dumps({'code': code, 'slow': sorted(slow)}))"
+        "import json, sys\nfrom moai.cli import app\nfound = {}\n"
+        f"for words, arguments in {[(words, shlex.split(words)) for words in commands]!r}:\n"
+        "    code = 0\n"
+        "    try: app(arguments, prog_name='moai')\n"
+        "    except SystemExit as exit: code = exit.code\n"
+        "    slow = {'torch', 'transformers', 'compressor', 'mixer'} & set(sys.modules)\n"
+        "    found[words] = [code, sorted(slow)]\n"
+        "print(json.dumps(found))"
     )
     return _run(script, repo_root)
 
 
-@pytest.mark.parametrize("arguments", ["--help", "--version", *(f"{name} --help" for name in COMMANDS)])
-def test_help_needs_neither_torch_nor_transformers_when_asked_for(arguments: str, repo_root: Path) -> None:
-    assert _run_command(arguments, repo_root) == {"code": 0, "slow": []}
+def test_help_needs_neither_torch_nor_transformers_when_asked_for(repo_root: Path) -> None:
+    commands = ["--help", "--version", *(f"{name} --help" for name in COMMANDS)]
+    assert _run_commands(commands, repo_root) == {words: [0, []] for words in commands}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        ("ask", 2),
-        ("ask examples/street.jpg", 2),
-        ("ask --no-such-option", 2),
-        ("no-such-command", 2),
-        ("ask examples/street.jpg Why? --questions questions.jsonl", 2),
-        ("ask examples/street.jpg Why? --model no-such-model", 1),
-        ("ask examples/street.jpg Why? --option routing", 1),
-        ("ask examples/street.jpg Why? --verbalizers no-such-verbalizer", 1),
-        ("ask examples/street.jpg Why? --scene no-such-scene.json", 1),
-        ("ask --questions no-such-file.jsonl", 1),
-    ],
-)
-def test_wrong_arguments_need_neither_torch_nor_transformers_when_reported(
-    arguments: str, code: int, repo_root: Path
-) -> None:
-    assert _run_command(arguments, repo_root) == {"code": code, "slow": []}
+def test_wrong_arguments_need_neither_torch_nor_transformers_when_reported(repo_root: Path) -> None:
+    codes = {
+        "ask": 2,
+        "ask examples/street.jpg": 2,
+        "ask --no-such-option": 2,
+        "no-such-command": 2,
+        "ask examples/street.jpg Why? --questions questions.jsonl": 2,
+        "ask examples/street.jpg Why? --model no-such-model": 1,
+        "ask examples/street.jpg Why? --option routing": 1,
+        "ask examples/street.jpg Why? --verbalizers no-such-verbalizer": 1,
+        "ask examples/street.jpg Why? --scene no-such-scene.json": 1,
+        "ask --questions no-such-file.jsonl": 1,
+    }
+    assert _run_commands(list(codes), repo_root) == {words: [code, []] for words, code in codes.items()}
 
 
 def test_import_loads_no_other_module_of_ours_when_fresh(repo_root: Path) -> None:

@@ -1,1 +1,1 @@
-"""Emu: images and texts in one sequence, each the next element after the other; it also draws."""
+"""Emu: images and texts in one sequence, each element predicted from those before it; it can generate images."""

@@ -14,14 +14,11 @@ from transformers.utils import cached_file
 
 from ...checkpoints.io.adapter_files import find_adapter_base
 from ...checkpoints.io.hub_download import download_files
-from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, TooLongError, join_turns, parse_choices
-from ..ranking import rank_continuations
-from ..shots import Demonstrations, load_shot, read_shots
+from ..answering import GeneratedAnswer, tell_streamer
+from ..interleaved.answering_interleaved import InterleavedAnswering
 from .modeling_emu import EmuForConditionalGeneration
 from .processing_emu import EmuProcessor
-from .prompts import INSTRUCT_TOKENS, PROMPTS, cut_answer
-from .scenes_emu import encode_scenes
+from .prompts import INSTRUCT_TOKENS, cut_answer
 from .visual_decoder import VisualDecoder
 
 __all__ = ["EmuAnswering"]
@@ -33,15 +30,11 @@ _GUIDANCE = 7.5
 _DRAWING = {"steps": (int, 1), "guidance": (float, 0), "seed": (int, 0), "height": (int, 1), "width": (int, 1)}
 
 
-class EmuAnswering(Answering):
+class EmuAnswering(InterleavedAnswering):
     """An Emu with its processor, and its visual decoder where the checkpoint has one.
 
-    Options of an answer:
+    Options of an answer beside those of :class:`.InterleavedAnswering`:
 
-    * ``prompt``: how questions are written, one of :data:`.prompts.PROMPTS`; the processor's own by default.
-    * ``shots``: demonstrations in front of the question, ``[(image, question, answer), ...]``, an image being None
-      for text alone; or a JSONL file of ``{"image": ..., "question": ..., "answer": ...}``.
-    * ``choices``: the answers to choose from, a list or ``"yes,no"``; reports hold their log-probabilities.
     * ``images``: how many images an answer may hold, drawn where the model says ``[IMG]``; 0 by default.
     * ``steps``, ``guidance``, ``seed``, ``height``, ``width``: of drawing; 50, 7.5, 0 and the decoder's own size.
 
@@ -55,12 +48,10 @@ class EmuAnswering(Answering):
         ValueError: They do not belong together.
     """
 
-    option_names = ("shots", "prompt", "choices", "images", *_DRAWING)
+    option_names = (*InterleavedAnswering.option_names, "images", *_DRAWING)
     served_options = ("prompt", "choices", "images", "steps", "guidance", "seed")
-    text_input = "context"
     model_class = EmuForConditionalGeneration
     processor_class = EmuProcessor
-    shows_image = True
 
     def __init__(
         self,
@@ -120,32 +111,10 @@ class EmuAnswering(Answering):
 
     # ------------------------------------------------------------------ text out
 
-    def check_answer_length(self, max_new_tokens: int) -> None:
-        """See :meth:`.Answering.check_answer_length`."""
-        longest = self.model.config.max_positions
-        if longest is not None and max_new_tokens + self.model.config.num_span_tokens >= longest:
-            raise ValueError(
-                f"expected `max_new_tokens` (--max-new-tokens) below {longest - self.model.config.num_span_tokens}, "
-                f"got {max_new_tokens}: the model reads {longest} tokens, image and question included. Lower it."
-            )
-
-    def prepare(
-        self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
-    ) -> str:
-        """See :meth:`.Answering.prepare`: the question; its prompt's length shows with its demonstrations."""
-        return join_turns(question, earlier)
-
-    def words_in_prompt(self) -> EmuAnswering:
-        """See :meth:`.Answering.words_in_prompt`."""
-        other = EmuAnswering(self.model, self.processor)
-        other.shows_image = False
-        return other
-
-    def prepare_conversation(
-        self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
-    ) -> list[dict[str, Any]]:
-        """See :meth:`.Answering.prepare_conversation`: the messages as they are, with or without images."""
-        return [dict(message) for message in messages]
+    @property
+    def shortest_prompt(self) -> int:
+        """See :attr:`.Answering.shortest_prompt`."""
+        return self.model.config.num_span_tokens
 
     def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
         """See :meth:`.Answering.finish_text`."""
@@ -155,128 +124,35 @@ class EmuAnswering(Answering):
         """See :meth:`.Answering.list_stops`."""
         return INSTRUCT_TOKENS
 
-    def encode_scenes(
-        self,
-        scenes: Sequence[Any],
-        settings: VerbalizerSettings,
-        kinds: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[Any]]:
-        """See :func:`.scenes_emu.encode_scenes`."""
-        return encode_scenes(scenes, settings.words, kinds)
-
-    def encode(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[Any],
-        scene_inputs: Mapping[str, Any],
-        max_new_tokens: int,
-        options: Mapping[str, Any] | None = None,
-    ) -> BatchFeature:
-        """See :meth:`.Answering.encode`.
-
-        Args:
-            images: One per question, or a list of several in reading order.
-            prompts: Questions.
-            scene_inputs: ``context``.
-            max_new_tokens: Tokens kept for the answer.
-            options: ``shots``, ``prompt`` and ``images`` count.
-        """
-        options = options or {}
-        contexts = scene_inputs.get("context") or [None] * len(prompts)
-        shots = options.get("shots", ())
-        is_chosen = isinstance(shots, Demonstrations)
-        shown = shots.choose(images, prompts, self.embed_images) if is_chosen else [shots] * len(prompts)
-        if not self.shows_image:
-            shown = [[(None, *texts) for _, *texts in part] for part in shown]
-        conversations = [
-            self.processor.build_conversation(image if self.shows_image else None, question, demonstrated, context)
-            for image, question, demonstrated, context in zip(images, prompts, shown, contexts, strict=True)
-        ]
-        batch = self.processor(conversations=conversations, prompt=options.get("prompt"))
-        kept = max_new_tokens + options.get("images", 0) * self.model.config.num_span_tokens
-        longest = self.model.config.max_positions
-        limit = None if longest is None else longest - kept
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
-        too_long = {
-            row: f"expected a prompt of at most {limit} tokens (images, demonstrations and verbalization included, "
-            f"{kept} kept for the answer), got {length}. Shorten the question, give fewer demonstrations, or let fewer "
-            "verbalizers speak."
-            for row, length in enumerate(lengths)
-            if limit is not None and length > limit
-        }
-        if too_long:
-            raise TooLongError(too_long)
-        return batch.to(self.model.device, dtype=self.model.dtype)
-
-    @torch.inference_mode()
-    def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """What the vision tower says about whole images.
-
-        Args:
-            images: RGB.
-
-        Returns:
-            ``(len(images), d)`` float32 of length 1, on the CPU: the mean of its normed tokens.
-        """
-        whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        model = whole.model
-        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-        features = model.vision_tower(pixel_values=pixels.to(model.device, model.dtype)).last_hidden_state
-        return torch.nn.functional.normalize(model.vision_norm(features).float().mean(dim=1), dim=-1).cpu()
+    def pool_features(self, outputs: Any) -> torch.Tensor:
+        """See :meth:`.InterleavedAnswering.pool_features`: the mean of the normed tokens."""
+        return self.inner_model.vision_norm(outputs.last_hidden_state).float().mean(dim=1)
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """See :meth:`.Answering.parse_options`."""
         chosen = super().parse_options(options)
-        if "prompt" in chosen and chosen["prompt"] not in PROMPTS:
-            raise ValueError(f"`prompt` must be one of {', '.join(PROMPTS)}, got {chosen['prompt']!r}.")
         for name, (kind, least) in ({"images": (int, 0)} | _DRAWING).items():
             if name in chosen:
                 chosen[name] = _parse_number(name, chosen[name], kind, least)
-        if isinstance(chosen.get("shots"), (str, Path)):
-            chosen["shots"] = read_shots(chosen["shots"])
-        if "shots" in chosen and not isinstance(chosen["shots"], Demonstrations):
-            chosen["shots"] = [load_shot(index, shot) for index, shot in enumerate(chosen["shots"])]
-        if "choices" in chosen:
-            chosen["choices"] = parse_choices(chosen["choices"])
-            if chosen.get("images"):
-                raise ValueError("expected `choices` or `images`, got both: a choice is text. Leave one out.")
+        if "choices" in chosen and chosen.get("images"):
+            raise ValueError("expected `choices` or `images`, got both: a choice is text. Leave one out.")
         return chosen
 
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
     ) -> list[GeneratedAnswer]:
         """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
-        if "choices" in options:
-            return self._choose(inputs, options["choices"], is_reporting, generate_kwargs.get("streamer"))
         if generate_kwargs.get("num_beams", 1) > 1:  # as the released evaluation sets it
             prompt = options.get("prompt", self.processor.default_prompt)
             generate_kwargs.setdefault("length_penalty", -1.0 if prompt == "vqa" else 0.0)
         if not options.get("images"):
-            result = self._run_generate(inputs, **generate_kwargs)
-            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-            texts = [self.finish_text(text, options) for text in texts]
-            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
+            return super().generate(inputs, options, is_reporting, **generate_kwargs)
         streamer = generate_kwargs.pop("streamer", None)  # an image interrupts the text
         self.visual_decoder  # noqa: B018 - that there is none is told before the model runs
         rows = range(len(inputs["input_ids"]))
         answers = [self._generate_parts(inputs, row, options, generate_kwargs) for row in rows]
-        if streamer is not None:
-            texts = [part for part in answers[0].parts if isinstance(part, str)]
-            streamer.on_finalized_text("".join(texts), stream_end=True)
-        return answers
-
-    def _choose(
-        self, inputs: BatchFeature, choices: Sequence[str], is_reporting: bool, streamer: Any
-    ) -> list[GeneratedAnswer]:
-        ids = [self.processor.encode_answer(choice) for choice in choices]
-        answers = []
-        for row in rank_continuations(self.model, inputs, ids):
-            report = {"choices": dict(zip(choices, row.tolist(), strict=True))} if is_reporting else {}
-            answers.append(GeneratedAnswer((choices[int(row.argmax())],), report))
-        if streamer is not None:
-            streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
+        tell_streamer(streamer, answers[0])
         return answers
 
     def _generate_parts(

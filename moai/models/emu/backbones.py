@@ -5,15 +5,13 @@ The backbones' numbers are taken as they are; the causal former and the regressi
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file, logging
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..backbones import check_loaded, load_vision_backbone, own_tensors
+from ..backbones import build_from_parts, has_tokenizer, load_decoder, load_vision_backbone, read_normalization
 from .configuration_emu import EmuConfig
 from .image_processing_emu import EmuImageProcessor
 from .processing_emu import EmuProcessor
@@ -22,7 +20,6 @@ from .prompts import INSTRUCT_TOKENS, PAD_TOKEN, SPECIAL_TOKENS
 __all__ = ["build_from_backbones", "build_processor", "load_tokenizer"]
 
 NEW_PARTS = ("model.vision_norm.", "model.causal_former.", "regression_head.")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def load_tokenizer(text: str | Path, has_turns: bool = False) -> PreTrainedTokenizerBase | None:
@@ -35,8 +32,7 @@ def load_tokenizer(text: str | Path, has_turns: bool = False) -> PreTrainedToken
     Returns:
         The tokenizer; None where there is none.
     """
-    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    if not any(cached_file(str(text), file, **missing) for file in _TOKENIZER_FILES):
+    if isinstance(text, PreTrainedModel) or not has_tokenizer(text):
         return None
     tokenizer = AutoTokenizer.from_pretrained(str(text), padding_side="left", trust_remote_code=False)
     if tokenizer.pad_token is None:
@@ -60,13 +56,8 @@ def build_processor(
     """
     side = config.vision_config.image_size
     settings: dict[str, Any] = {"size": {"height": side, "width": side}}
-    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    file = None if vision is None else cached_file(str(vision), "preprocessor_config.json", **missing)
-    if file is not None:
-        given = json.loads(Path(file).read_text(encoding="utf-8"))
-        settings |= {name: given[name] for name in ("image_mean", "image_std", "rescale_factor") if name in given}
     return EmuProcessor(
-        EmuImageProcessor(**settings),
+        EmuImageProcessor(**settings | read_normalization(vision)),
         tokenizer,
         num_image_tokens=config.num_image_tokens,
         default_prompt="chat" if has_turns else "plain",
@@ -98,64 +89,22 @@ def build_from_backbones(
     Raises:
         ValueError: A backbone is incomplete or of an unsupported kind, or a field does not fit.
     """
-    tower = load_vision_backbone(vision)
-    is_shared = isinstance(text, PreTrainedModel)
-    decoder = text
-    if not is_shared:
-        decoder, info = AutoModelForCausalLM.from_pretrained(
-            str(text), dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
-        check_loaded(str(text), decoder, info)
-    head, embedding = decoder.get_output_embeddings(), decoder.base_model.get_input_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise ValueError(
-            f"expected a causal language model with an output head without bias, got {type(decoder).__name__}. Choose "
-            "another."
-        )
-    tokenizer = None if is_shared else load_tokenizer(text)
-    old_rows = decoder.config.vocab_size
+    tower, decoder, tokenizer = load_vision_backbone(vision), load_decoder(text), load_tokenizer(text)
+    rows = decoder.config.vocab_size
     if tokenizer is None:
-        start = old_rows
-        ids = {"image_start_token_id": start, "image_end_token_id": start + 1, "image_token_id": start + 2}
-        rows = old_rows + 3
+        found = [rows, rows + 1, rows + 2]
     else:
         found = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS[1:]))
-        ids = dict(zip(("image_start_token_id", "image_end_token_id", "image_token_id"), found, strict=True))
-        rows = max(old_rows, len(tokenizer))
+        rows = max(rows, len(tokenizer))
+    ids = dict(zip(("image_start_token_id", "image_end_token_id", "image_token_id"), found, strict=True))
     fields = ids | config_fields
-    rows = max(rows, *(fields[name] + 1 for name in ids))
-    is_tied = head.weight.data_ptr() == embedding.weight.data_ptr()
-    text_config = type(decoder.config).from_dict(decoder.config.to_dict() | {"vocab_size": rows})
-    text_config.tie_word_embeddings = is_tied
-    fields.setdefault("tie_word_embeddings", is_tied)
-    config = EmuConfig(vision_config=tower.config, text_config=text_config, **fields)
-    inner = own_tensors(decoder.base_model, is_shared)
-    table = next(name for name, part in decoder.base_model.named_modules() if part is embedding) + ".weight"
-    inner[table] = _resize_rows(inner[table], rows)
-    state = {f"model.vision_tower.{name}": tensor for name, tensor in tower.tensors.items()}
-    state |= {f"model.language_model.{name}": tensor for name, tensor in inner.items()}
-    if not is_tied:
-        state["lm_head.weight"] = _resize_rows(head.weight.detach().clone(), rows)
-    common = torch.promote_types(tower.dtype, inner[table].dtype) if dtype in (None, "auto") else dtype
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that parts are new is meant, and checked below
-    try:
-        model, info = cls.from_pretrained(None, config=config, state_dict=state, dtype=common, output_loading_info=True)
-    finally:
-        logging.set_verbosity(verbosity)
-    assert all(key.startswith("model.vision_tower.pooler.") for key in info["unexpected_keys"]), info
-    assert not info["mismatched_keys"], info
-    assert all(key.startswith(NEW_PARTS) for key in info["missing_keys"]), info
+    decoder = decoder.with_rows(max(rows, *(fields[name] + 1 for name in ids)))
+    fields.setdefault("tie_word_embeddings", decoder.head is None)
+    config = EmuConfig(vision_config=tower.config, text_config=decoder.config, **fields)
+    model = build_from_parts(cls, config, tower, decoder, NEW_PARTS, dtype)
     pad = None if tokenizer is None else tokenizer.pad_token_id
     if pad is not None:
         model.generation_config.pad_token_id = pad
     if tokenizer is not None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model.eval()
-
-
-def _resize_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
-    if rows <= len(table):
-        return table[:rows]
-    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
-    return torch.cat([table, mean.expand(rows - len(table), -1)])
+    return model

@@ -7,17 +7,16 @@ from typing import Any
 
 import torch
 
-from moai.data.document_collator import DocumentCollator, is_document
 from moai.data.samples import Sample
 
+from ..interleaved.collator_interleaved import InterleavedCollator, is_document
 from .losses import mask_images
 from .prompts import IMAGE_TOKEN
-from .scenes_emu import encode_scenes
 
 __all__ = ["EmuCollator"]
 
 
-class EmuCollator(DocumentCollator):
+class EmuCollator(InterleavedCollator):
     """Samples for Emu. Of a question the answer is learned; of a document all of its text and all of its images."""
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
@@ -33,11 +32,3 @@ class EmuCollator(DocumentCollator):
     def label_document(self, input_ids: torch.Tensor) -> torch.Tensor:
         """All but images; the first token has nothing before it and is not learned in any case."""
         return mask_images(input_ids, self.processor.image_token_ids)
-
-    def verbalize(self, scene: Any) -> str | None:
-        """See :func:`.scenes_emu.encode_scenes`."""
-        return encode_scenes([scene], self.settings.words, self.kinds_of(scene))["context"][0]
-
-    def count_prompt(self, prompt: str) -> int:
-        """See :meth:`.DocumentCollator.count_prompt`; an image is its whole span."""
-        return len(self.processor.encode_prompt(prompt))

@@ -1,4 +1,4 @@
-"""What an Emu learns: the next word, or the next embedding of an image."""
+"""Labels and losses of Emu: the next word, or the next embedding of an image."""
 
 from __future__ import annotations
 

@@ -8,22 +8,17 @@ import torch
 from torch import nn
 from transformers import (
     AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
     Cache,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ...processing.token_roles import IGNORE_INDEX
+from ..auto_classes import register_model
 from ..cache_names import CACHE_NAME, as_keyword, read_cache, resolve_cache
+from ..forward_arguments import takes_arguments_of
 from ..token_positions import number_tokens
 from .causal_former import CausalFormer
 from .configuration_emu import EmuConfig
@@ -76,14 +71,6 @@ class EmuModel(EmuPreTrainedModel):
         self.causal_former = CausalFormer(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the decoder's word embedding."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's word embedding."""
-        self.language_model.set_input_embeddings(value)
 
     # ------------------------------------------------------------------ images
 
@@ -182,7 +169,27 @@ class EmuModel(EmuPreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EmuModelOutputWithPast:
-        """See :meth:`EmuForConditionalGeneration.forward`."""
+        """Run the decoder over texts with images.
+
+        Args:
+            input_ids: ``(B, L)``; an image is ``[IMG]``, its ``<image>`` tokens, ``[/IMG]``.
+            pixel_values: ``(B, T, 3, H, W)`` each row's images in reading order, padding behind them; a video's
+                frames are images.
+            attention_mask: ``(B, L)`` 1 = attend.
+            position_ids: ``(B, L)``; None = counted from a row's first token on.
+            cache: The decoder's cache.
+            inputs_embeds: ``(B, L, D)`` instead of ``input_ids``, images in their places; then no image's embeddings
+                are learned.
+            image_embeds: ``(B, T, num_image_tokens, D)`` instead of ``pixel_values``.
+            past_key_values: The cache's name before transformers 5.24; ``cache`` wins.
+            **kwargs: Passed to the decoder (``use_cache``, ``output_hidden_states``, ...).
+
+        Returns:
+            Last hidden states, cache, what the decoder read and, when asked for, hidden states.
+
+        Raises:
+            ValueError: Images and their tokens do not match.
+        """
         cache = resolve_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
@@ -194,7 +201,7 @@ class EmuModel(EmuPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, image_embeds)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            position_ids = number_tokens(attention_mask)[:, -inputs_embeds.shape[1] :]
+            position_ids = number_tokens(attention_mask, inputs_embeds.shape[1])
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -259,47 +266,25 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
 
         return build_from_backbones(cls, vision, text, **kwargs)
 
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the language modelling head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language modelling head."""
-        self.lm_head = new_embeddings
-
     @can_return_tuple
+    @takes_arguments_of(EmuModel.forward)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
+        *,
         labels: torch.LongTensor | None = None,
         learns_images: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> EmuCausalLMOutputWithPast:
         """Predict the next elements.
 
         Args:
             input_ids: ``(B, L)``; an image is ``[IMG]``, its ``<image>`` tokens, ``[/IMG]``.
-            pixel_values: ``(B, T, 3, H, W)`` each row's images in reading order, padding behind them; a video's
-                frames are images.
-            attention_mask: ``(B, L)`` 1 = attend.
-            position_ids: ``(B, L)``; None = counted from a row's first token on.
-            cache: The decoder's cache.
-            inputs_embeds: ``(B, L, D)`` instead of ``input_ids``, images in their places; then no image's embeddings
-                are learned.
-            image_embeds: ``(B, T, num_image_tokens, D)`` instead of ``pixel_values``.
             labels: ``(B, L)``, -100 = ignore; see :func:`.losses.label_text`.
             learns_images: ``(B,)`` bool, the rows whose images are learned beside ``labels``; None = all.
             logits_to_keep: Compute only the last positions' logits.
-            past_key_values: The cache's name before transformers 5.24; ``cache`` wins.
-            **kwargs: Passed to the decoder (``use_cache``, ``output_hidden_states``, ...).
+            **kwargs: Those of :meth:`EmuModel.forward`.
 
         Returns:
             Losses, logits, cache and, when asked for, hidden states.
@@ -307,17 +292,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: Images and their tokens do not match.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            image_embeds=image_embeds,
-            return_dict=True,
-            **as_keyword(resolve_cache(cache, past_key_values)),
-            **kwargs,
-        )
+        outputs = self.model(input_ids=input_ids, return_dict=True, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = text_loss = regression_loss = None
@@ -391,15 +366,6 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return model_kwargs
 
 
-AutoModel.register(EmuConfig, EmuModel, exist_ok=True)
-for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    _auto_class.register(EmuConfig, EmuForConditionalGeneration, exist_ok=True)
-# Pipelines, `transformers serve` and the Trainer look names up in these tables.
-for _names in (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-):
-    _names.setdefault(EmuConfig.model_type, EmuForConditionalGeneration.__name__)
+register_model(EmuConfig, EmuModel, EmuForConditionalGeneration)
 
 __all__ = ["EmuForConditionalGeneration", "EmuModel", "EmuPreTrainedModel"]

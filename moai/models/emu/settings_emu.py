@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 
+from moai.data.training_settings import DataSettings
 from moai.settings import settings
 from moai.training.train_settings import NewModelSettings, TrainedParts, TrainSettings
 
@@ -32,3 +33,12 @@ class EmuTrainSettings(TrainSettings):
 
     model: NewModelSettings
     train: EmuTrainedParts = field(default_factory=EmuTrainedParts)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for fields in filter(None, (self.data, self.validation)):
+            if any(source.weight != 1 for source in DataSettings.from_dict(fields).sources):
+                raise ValueError(
+                    "expected a `weight` of 1 of every source: an Emu's loss is a mean of its own over a micro-batch. "
+                    "Leave it out; `repeats` says how often a source is met."
+                )

@@ -7,19 +7,18 @@ from typing import Any
 
 import torch
 
-from moai.data.document_collator import DocumentCollator
 from moai.data.samples import Sample
 
 from ...processing.token_roles import IGNORE_INDEX
+from ..interleaved.collator_interleaved import InterleavedCollator
 from .gated_cross_attention import count_media
 from .labels import label_interleaved
 from .prompts import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
-from .scenes_flamingo import encode_scenes
 
 __all__ = ["FlamingoCollator"]
 
 
-class FlamingoCollator(DocumentCollator):
+class FlamingoCollator(InterleavedCollator):
     """Samples for Flamingo. Of a question the answer is learned, of a document all text that belongs to an image."""
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
@@ -40,15 +39,6 @@ class FlamingoCollator(DocumentCollator):
         return text
 
     def label_document(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """See :meth:`.DocumentCollator.label_document`."""
+        """See :meth:`.InterleavedCollator.label_document`."""
         tokens = self.processor.image_token_id, self.processor.end_of_chunk_token_id
         return label_interleaved(input_ids[None], *tokens, IGNORE_INDEX)[0]
-
-    def verbalize(self, scene: Any) -> str | None:
-        """See :func:`.scenes_flamingo.encode_scenes`."""
-        return encode_scenes([scene], self.settings.words, self.kinds_of(scene))["context"][0]
-
-    def count_prompt(self, prompt: str) -> int:
-        """See :meth:`.DocumentCollator.count_prompt`; an image is one token."""
-        guard = self.processor.guard
-        return len(guard.prefix_ids) + len(guard.encode(prompt))

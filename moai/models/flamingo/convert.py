@@ -15,8 +15,8 @@ import torch
 from transformers import CLIPVisionConfig, PreTrainedTokenizerBase
 
 from ...checkpoints.io.tensor_folder import list_names
-from ..backbones import Backbone, load_vision_backbone
-from .backbones import Decoder, load_decoder, load_tokenizer, select_vision_features
+from ..backbones import Backbone, Decoder, load_decoder, load_vision_backbone
+from .backbones import load_tokenizer, select_vision_features
 from .configuration_flamingo import FlamingoConfig
 from .prompts import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
 

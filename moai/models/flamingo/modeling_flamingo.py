@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -9,22 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
     Cache,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from ..auto_classes import register_model
 from ..cache_names import CACHE_NAME, as_keyword, name_cache_for_peft, read_cache, resolve_cache
 from ..forward_arguments import takes_arguments_of
+from ..token_positions import number_tokens
 from .configuration_flamingo import FlamingoConfig
 from .gated_cross_attention import GatedCrossAttentionBlock, Media, count_media
 from .injection import insert_blocks, looking_at
@@ -88,14 +84,6 @@ class FlamingoModel(FlamingoPreTrainedModel):
         )
         insert_blocks(self.language_model, config.cross_attention_layers)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the decoder's word embedding."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's word embedding."""
-        self.language_model.set_input_embeddings(value)
 
     def get_media_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Look at images.
@@ -202,7 +190,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
             media = Media.from_times(media_states, media_times, self.config.only_attend_immediate_media, media_mask)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            position_ids = _count_positions(attention_mask)[:, -length:]
+            position_ids = number_tokens(attention_mask, length)
         with looking_at(self.gated_blocks, media):
             outputs = self.language_model(
                 input_ids=input_ids,
@@ -221,14 +209,6 @@ class FlamingoModel(FlamingoPreTrainedModel):
             media_states=media_states,
             media_times=media_times,
         )
-
-
-def _count_positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions of a row's tokens; padding in front of them, or behind learned tokens (PEFT), does not count."""
-    keep = attention_mask.long()
-    num_left = ((1 - keep).cumsum(dim=1) * keep).cummax(dim=1).values
-    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return positions - num_left
 
 
 def _shows_all(media_times: torch.Tensor, media_states: torch.Tensor, media_mask: torch.Tensor | None) -> bool:
@@ -268,14 +248,6 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         from .backbones import build_from_backbones
 
         return build_from_backbones(cls, vision, text, **kwargs)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the language modelling head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language modelling head."""
-        self.lm_head = new_embeddings
 
     def get_media_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See :meth:`FlamingoModel.get_media_states`."""
@@ -355,6 +327,23 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             model_kwargs["media_times"] = times
         return model_kwargs
 
+    @staticmethod
+    def continue_inputs(
+        output: FlamingoCausalLMOutputWithPast, inputs: Mapping[str, torch.Tensor], count: int
+    ) -> dict[str, torch.Tensor]:
+        """Arguments for ``count`` tokens behind a prompt: they look where its last token looks.
+
+        Args:
+            output: Of the prompt.
+            inputs: Its arguments.
+            count: Tokens behind it.
+        """
+        if output.media_states is None:
+            return {}
+        times = output.media_times[:, -1:].expand(-1, count)
+        mask = {} if inputs.get("media_mask") is None else {"media_mask": inputs["media_mask"]}
+        return {"media_states": output.media_states, "media_times": times, **mask}
+
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, *args: Any, media_times: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
@@ -368,15 +357,6 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         return name_cache_for_peft(self, inputs)
 
 
-AutoModel.register(FlamingoConfig, FlamingoModel, exist_ok=True)
-for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    _auto_class.register(FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True)
-# Pipelines, `transformers serve` and the Trainer look names up in these tables.
-for _names in (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-):
-    _names.setdefault(FlamingoConfig.model_type, FlamingoForConditionalGeneration.__name__)
+register_model(FlamingoConfig, FlamingoModel, FlamingoForConditionalGeneration)
 
 __all__ = ["FlamingoForConditionalGeneration", "FlamingoModel", "FlamingoPreTrainedModel"]

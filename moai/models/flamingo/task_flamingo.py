@@ -1,4 +1,4 @@
-"""Flamingo's training: new parts around backbones that rest."""
+"""Flamingo's training: new parts around frozen backbones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of an embedding that learn while all others rest."""
+"""Rows of an embedding that are trained while all others stay frozen."""
 
 from __future__ import annotations
 

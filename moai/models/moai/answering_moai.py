@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +12,10 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, parse_choices
+from ..answering import Answering, GeneratedAnswer
 from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
+from .rerouting import References, embed_prompts
 from .routing_report import PromptRouting, parse_routing, select_routing
 from .scenes_moai import encode_scenes
 from .text_reader import TextReaderAnswering, extract_decoder
@@ -31,7 +34,8 @@ class MoAIAnswering(Answering):
         ValueError: They do not belong together.
     """
 
-    option_names = served_options = ("routing", "choices")
+    option_names = ("routing", "choices", "reroute")
+    served_options = ("routing", "choices")
     text_input = "auxiliary_text"
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
@@ -48,16 +52,15 @@ class MoAIAnswering(Answering):
                 f"model has, got {got[0]} and {got[1]}. Load both from one folder."
             )
 
-    def check_answer_length(self, max_new_tokens: int) -> None:
-        """See :meth:`.Answering.check_answer_length`."""
-        longest = self.model.config.max_positions
-        room = None if longest is None else longest - self.processor.num_image_tokens - 1
-        if room is not None and max_new_tokens > room:
-            raise ValueError(
-                f"expected `max_new_tokens` (--max-new-tokens) of at most {room}, got {max_new_tokens}: the model "
-                f"reads {longest} tokens, of which the image takes {self.processor.num_image_tokens} and the question "
-                "needs some. Lower it."
-            )
+    @property
+    def num_latents(self) -> int:
+        """See :attr:`.Answering.num_latents`."""
+        return self.model.config.compressor_config.num_latents
+
+    @property
+    def shortest_prompt(self) -> int:
+        """See :attr:`.Answering.shortest_prompt`."""
+        return self.processor.num_image_tokens
 
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
@@ -128,10 +131,17 @@ class MoAIAnswering(Answering):
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """See :meth:`.Answering.parse_options`.
 
-        ``routing``: :func:`mixer.resolve_routing`, or ``"0.5,0.3,0.2"``; ``choices``: the answers to choose from.
+        ``routing``: :func:`mixer.resolve_routing`, or ``"0.5,0.3,0.2"``; ``choices``: the answers to choose from;
+        ``reroute``: a file of references, which choose the routing (:mod:`.rerouting`).
         """
-        parsers = {"routing": parse_routing, "choices": parse_choices}
-        return {name: parsers[name](value) for name, value in super().parse_options(options).items()}
+        if {"routing", "reroute"} <= set(options):
+            raise ValueError("expected `routing` or `reroute`, got both: references choose the routing. Leave one out.")
+        chosen = super().parse_options(options)
+        if "routing" in chosen:
+            chosen["routing"] = parse_routing(chosen["routing"])
+        if isinstance(chosen.get("reroute"), (str, Path)):
+            chosen["reroute"] = References.load(chosen["reroute"])
+        return chosen
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """See :meth:`.Answering.select_options`; of weights per query the batch's rows."""
@@ -153,30 +163,61 @@ class MoAIAnswering(Answering):
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
     ) -> list[GeneratedAnswer]:
-        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer.
-
-        With ``choices`` the likeliest of them is the answer, and reports hold their log-probabilities.
-        """
-        choices = options.get("choices")
-        if choices is not None:
-            routing = {name: value for name, value in options.items() if name == "routing"}
-            return self.rank_choices(inputs, choices, is_reporting, **routing)
+        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer."""
+        if "reroute" in options:
+            return self._generate_rerouted(inputs, dict(options), is_reporting, generate_kwargs)
+        if "choices" in options:
+            return super().generate(inputs, options, is_reporting, **generate_kwargs)
         result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
-        texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-        texts = [self.finish_text(text, options) for text in texts]
+        answers = self._read_answers(result, inputs, options, is_reporting)
         if not is_reporting or result.routing is None:
-            return [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
+            return answers
         # With beams the prompt stands there once per beam, a sample's beams side by side.
-        repeats = result.routing[0].image.shape[0] // len(texts) if result.routing else 1
+        repeats = result.routing[0].image.shape[0] // len(answers) if result.routing else 1
         return [
-            GeneratedAnswer(
-                (text,), reports[row] | {"routing": PromptRouting.from_batch(result.routing, row * repeats)}
+            replace(
+                answer, report={**answer.report, "routing": PromptRouting.from_batch(result.routing, row * repeats)}
             )
-            for row, text in enumerate(texts)
+            for row, answer in enumerate(answers)
         ]
 
+    def _generate_rerouted(
+        self, inputs: BatchFeature, options: dict[str, Any], is_reporting: bool, generate_kwargs: Mapping[str, Any]
+    ) -> list[GeneratedAnswer]:
+        """Each row by the gates or by a fixed routing, as its neighbours among the references were best served."""
+        references: References = options.pop("reroute")
+        references.check(self.model)
+        picked = references.pick(embed_prompts(self.model, inputs).embeddings)
+        answers: dict[int, GeneratedAnswer] = {}
+        for is_fixed in (False, True):
+            rows = [row for row, number in enumerate(picked.tolist()) if (number > 0) == is_fixed]
+            if rows:
+                routing = {"routing": references.routings[picked[rows] - 1]} if is_fixed else {}
+                part = self._take_rows(inputs, rows)
+                found = self.generate(part, options | routing, is_reporting, **generate_kwargs)
+                answers |= zip(rows, found, strict=True)
+        return [answers[row] for row in sorted(answers)]
+
+    def _take_rows(self, inputs: BatchFeature, rows: Sequence[int]) -> BatchFeature:
+        """Some prompts of a batch, with their images."""
+        counts = (inputs["input_ids"] == self.model.config.image_token_id).sum(dim=1) // self.processor.num_image_tokens
+        ends = counts.cumsum(dim=0).tolist()
+        images = [place for row in rows for place in range(ends[row] - int(counts[row]), ends[row])]
+        taken = {
+            name: value[images if name == "pixel_values" else list(rows)]
+            for name, value in inputs.items()
+            if isinstance(value, torch.Tensor)
+        }
+        return BatchFeature({**inputs, **taken})
+
     def explain(
-        self, image: Image.Image, question: str, scene: Any, settings: VerbalizerSettings, answer: str
+        self,
+        image: Image.Image,
+        question: str,
+        scene: Any,
+        settings: VerbalizerSettings,
+        answer: str,
+        options: Mapping[str, Any] | None = None,
     ) -> tuple[list[str], list[tuple[str, float]]]:
         """See :meth:`.Answering.explain`; shares are gradient times embedding of each auxiliary token."""
         found = self.encode_scenes([scene], settings)
@@ -190,6 +231,12 @@ class MoAIAnswering(Answering):
         if said is None or not said.shape[1]:
             return words, []
         embedded: list[torch.Tensor] = []
+        chosen = self.parse_options(options or {})
+        routing = chosen.get("routing")
+        if "reroute" in chosen:
+            inputs = self.encode([image], [self.prepare(image, question, 1)], found, 1)
+            (number,) = chosen["reroute"].pick(embed_prompts(self.model, inputs).embeddings).tolist()
+            routing = chosen["reroute"].routings[number - 1] if number else None
 
         def keep(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if inputs[0].shape != said.shape or not torch.equal(inputs[0], said):
@@ -200,7 +247,7 @@ class MoAIAnswering(Answering):
         hook = self.model.get_input_embeddings().register_forward_hook(keep)
         try:
             with torch.enable_grad():
-                logits = self.model(**batch).logits[:, :-1].float().log_softmax(-1)
+                logits = self.model(**batch, routing=routing).logits[:, :-1].float().log_softmax(-1)
                 kept = labels[:, 1:] >= 0
                 total = logits[kept].gather(1, labels[:, 1:][kept][:, None]).sum()
                 if not embedded or not total.requires_grad:

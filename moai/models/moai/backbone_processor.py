@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
+from ..backbones import TOKENIZER_FILES, has_tokenizer, read_normalization
 from .backbone_loading import INTERNLM2_MODEL_TYPE, read_model_type, resolve_folder, split_gguf_path
 from .configuration_moai import MoAIConfig
 from .image_processing_moai import MoAIImageProcessor
 from .processing_moai import MoAIProcessor
 from .tokenization_internlm2 import IMAGE_TOKEN, InternLM2Tokenizer
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def build_processor_from_backbones(
@@ -44,7 +41,7 @@ def build_processor_from_backbones(
             f"Build the model with image_token_id={token_id}."
         )
     side = config.vision_config.image_size
-    settings: dict[str, Any] = {"size": {"height": side, "width": side}} | _read_normalisation(str(vision))
+    settings: dict[str, Any] = {"size": {"height": side, "width": side}} | read_normalization(str(vision))
     return MoAIProcessor(
         MoAIImageProcessor(**settings),
         tokenizer,
@@ -70,7 +67,7 @@ def load_backbone_tokenizer(
         ValueError: If there is no tokenizer.
     """
     name, gguf_file = split_gguf_path(str(text), gguf_file)
-    if gguf_file is None and not any(_find_file(name, file) for file in TOKENIZER_FILES):
+    if gguf_file is None and not has_tokenizer(name):
         if is_optional:
             return None
         raise ValueError(f"Expected a tokenizer ({', '.join(TOKENIZER_FILES)}) in {name}, got none. Copy it there.")
@@ -83,17 +80,3 @@ def load_backbone_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _find_file(name: str, file: str) -> str | None:
-    return cached_file(
-        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-
-
-def _read_normalisation(vision: str) -> dict[str, Any]:
-    file = _find_file(vision, "preprocessor_config.json")
-    if file is None:
-        return {}
-    source = json.loads(Path(file).read_text(encoding="utf-8"))
-    return {key: source[key] for key in ("image_mean", "image_std", "rescale_factor") if key in source}

@@ -7,15 +7,13 @@ The backbones' numbers are taken as they are; projector, compressor and mixers a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
-from ..backbones import Backbone, load_vision_backbone
+from ..backbones import Backbone, build_from_parts, load_vision_backbone, resize_rows
 from .backbone_loading import load_text_backbone
 from .backbone_processor import load_backbone_tokenizer
 from .configuration_moai import MoAIConfig
@@ -23,12 +21,10 @@ from .partial_lora import TARGET_LINEARS
 from .tokenization_internlm2 import IMAGE_TOKEN
 
 _WRAPPED_LINEAR = re.compile(rf"(layers\.\d+\.\w+\.(?:{'|'.join(TARGET_LINEARS)}))\.(weight|bias)")
-NEW_PARTS = ("model.multi_modal_projector.", "model.compressor.", "model.mixers.")
+NEW_PARTS = ("model.multi_modal_projector.", "model.compressor.", "model.mixers.", ".update.lora_")
 #: Towers that put a class token in front of the patches, which is dropped.
 CLASS_TOKEN_TOWERS = ("clip_vision_model", "dinov2", "vit", "data2vec-vision")
 CLASS_TOKEN_TOWERS += ("chinese_clip_vision_model", "metaclip_2_vision_model")
-#: Read by nobody, and many towers come without theirs.
-_POOLER = "model.vision_tower.pooler."
 
 
 def build_from_backbones(
@@ -78,18 +74,10 @@ def build_from_backbones(
         image_token_id=image_token_id,
         **config_fields,
     )
-    state = _join_tensors(tower, decoder, has_partial_lora=bool(config.plora_rank))
-    with _expecting_new_parts():
-        model, info = cls.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=_resolve_dtype(dtype, tower, decoder),
-            output_loading_info=True,
-        )
-    _check_all_placed(info)
+    wrap = partial(_WRAPPED_LINEAR.sub, r"\1.base_layer.\2") if config.plora_rank else str
+    model = build_from_parts(cls, config, tower, decoder, NEW_PARTS, dtype, wrap)
     _set_generation_defaults(model, decoder.config)
-    return model.eval()
+    return model
 
 
 def _feature_strategy(vision_config: PreTrainedConfig) -> str:
@@ -115,58 +103,13 @@ def _choose_image_token_id(text: Any, gguf_file: str | None, decoder: Backbone) 
 
 def _with_vocabulary(decoder: Backbone, rows: int) -> Backbone:
     """Append rows to embedding and head: their means, the usual neutral start. They are neither read nor generated."""
-    missing = rows - decoder.config.vocab_size
-    if not missing:
+    if rows == decoder.config.vocab_size:
         return decoder
     name = "embed_tokens.weight"
-    tensors = decoder.tensors | {name: _append_mean_rows(decoder.tensors[name], missing)}
-    head = None if decoder.head is None else _append_mean_rows(decoder.head, missing)
+    tensors = decoder.tensors | {name: resize_rows(decoder.tensors[name], rows)}
+    head = None if decoder.head is None else resize_rows(decoder.head, rows)
     decoder.config.vocab_size = rows
     return Backbone(decoder.config, tensors, head)
-
-
-def _append_mean_rows(table: torch.Tensor, count: int) -> torch.Tensor:
-    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
-    return torch.cat([table, mean.expand(count, -1)])
-
-
-def _join_tensors(tower: Backbone, decoder: Backbone, *, has_partial_lora: bool) -> dict[str, torch.Tensor]:
-    state = {f"model.vision_tower.{name}": tensor for name, tensor in tower.tensors.items()}
-    for name, tensor in decoder.tensors.items():
-        if has_partial_lora:
-            name = _WRAPPED_LINEAR.sub(r"\1.base_layer.\2", name)
-        state[f"model.language_model.{name}"] = tensor
-    if decoder.head is not None:
-        state["lm_head.weight"] = decoder.head
-    return state
-
-
-def _resolve_dtype(dtype: torch.dtype | str | None, tower: Backbone, decoder: Backbone) -> torch.dtype:
-    if dtype is None or dtype == "auto":
-        return torch.promote_types(tower.dtype, decoder.dtype)
-    if isinstance(dtype, str):
-        return getattr(torch, dtype)
-    return dtype
-
-
-@contextmanager
-def _expecting_new_parts() -> Iterator[None]:
-    """Silence transformers' warnings about newly initialised weights: they are meant, and checked below."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _check_all_placed(info: Any) -> None:
-    """Check that every backbone tensor was used and that only new parts were initialised."""
-    lost = sorted(info["unexpected_keys"]) + sorted(str(entry) for entry in info["mismatched_keys"])
-    may_be_new = (*NEW_PARTS, _POOLER)
-    drawn = [key for key in info["missing_keys"] if not key.startswith(may_be_new) and ".update.lora_" not in key]
-    assert not lost, f"backbone tensors without place: {lost}"
-    assert not drawn, f"places without backbone tensor: {drawn}"
 
 
 def _set_generation_defaults(model: PreTrainedModel, text_config: PreTrainedConfig) -> None:

@@ -132,7 +132,13 @@ class MoAIGenerationMixin:
         auxiliary = {name: model_kwargs.pop(name, None) for name in AUXILIARY_INPUTS}
         if model_kwargs.get("auxiliary_states") is None:
             read = {name: model_kwargs[name] for name in VISION_OPTIONS if name in model_kwargs}
-            model_kwargs["auxiliary_states"] = self.get_auxiliary_states(**auxiliary, **read)
+            images, maps, features = model_kwargs.get("pixel_values"), auxiliary.get("auxiliary_pixel_values"), None
+            if not any(model_kwargs.get(name) is not None for name in ("image_features", "mm_encoder_outputs")):
+                outputs, features = self.model.get_image_and_map_features(images, maps, **read)
+                if outputs is not None:
+                    del model_kwargs["pixel_values"]
+                    model_kwargs["mm_encoder_outputs"] = {"image": outputs}
+            model_kwargs["auxiliary_states"] = self.get_auxiliary_states(**auxiliary, **read, map_features=features)
         if (features := model_kwargs.pop("image_features", None)) is not None:
             # In this form they are expanded sample by sample, however many images each has.
             model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ...processing.pixel_values import compute_pixel_values
+from ...processing.square_images import SquareImageProcessor
 from .remote_code import InstalledCode
 
 
-class MoAIImageProcessor(InstalledCode, CLIPImageProcessorPil):
+class MoAIImageProcessor(InstalledCode, SquareImageProcessor):
     """CLIP preprocessing on Pillow without cropping.
 
     Args:
@@ -29,12 +29,6 @@ class MoAIImageProcessor(InstalledCode, CLIPImageProcessorPil):
 
     size = {"height": 490, "width": 490}
     resample = Image.Resampling.BILINEAR
-    default_to_square = True
-    do_center_crop = False
-    crop_size = None
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
 
 
 def compute_map_pixel_values(

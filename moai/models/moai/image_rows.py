@@ -1,4 +1,4 @@
-"""Images that stand several times in a batch, which need to pass the vision tower once."""
+"""Rows of what passes the vision tower: images that stand several times in a batch, images and maps together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,25 @@ from typing import Any
 
 import torch
 
-__all__ = ["find_different_rows", "repeat_rows"]
+__all__ = ["find_different_rows", "passes_together", "take_rows"]
+
+#: Images and maps that pass the tower together on a CPU: 0.7 to 0.9 of the time of two passes for one of each, while
+#: at 8 of each larger blocks of memory cost more than one pass less gives.
+_MOST_TOGETHER_ON_CPU = 4
+
+
+def passes_together(images: torch.Tensor | None, maps: torch.Tensor | None) -> bool:
+    """Whether one pass of images and maps is possible, and faster than two.
+
+    Args:
+        images: ``(images, 3, H, W)`` or None.
+        maps: ``(B, 3, h, w)`` or None.
+    """
+    if images is None or maps is None or torch.compiler.is_compiling():
+        return False
+    if (images.shape[1:], images.dtype, images.device) != (maps.shape[1:], maps.dtype, maps.device):
+        return False
+    return images.device.type != "cpu" or len(images) + len(maps) <= _MOST_TOGETHER_ON_CPU
 
 
 def find_different_rows(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -34,18 +52,16 @@ def find_different_rows(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return images[firsts], torch.tensor(places, device=images.device)
 
 
-def repeat_rows(outputs: Any, places: torch.Tensor) -> Any:
-    """A vision tower's output with its rows as often as their images stood in the batch.
+def take_rows(outputs: Any, places: torch.Tensor | slice) -> Any:
+    """Some rows of a vision tower's output, or rows as often as their images stood in the batch.
 
     Args:
-        outputs: Tensors, tuples of them and output classes; first dimension = different images.
-        places: From :func:`find_different_rows`.
+        outputs: Tensors, tuples of them and output classes; first dimension = images.
+        places: From :func:`find_different_rows`, or a range.
     """
     if isinstance(outputs, torch.Tensor):
         return outputs[places]
     if isinstance(outputs, tuple):
-        return tuple(repeat_rows(value, places) for value in outputs)
-    for name, value in list(outputs.items()):
-        if value is not None:
-            outputs[name] = repeat_rows(value, places)
-    return outputs
+        return tuple(take_rows(value, places) for value in outputs)
+    taken = {name: take_rows(value, places) for name, value in outputs.items() if value is not None}
+    return type(outputs)(**taken)

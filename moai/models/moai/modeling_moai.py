@@ -9,25 +9,21 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, Cache, GenerationMixin
+from transformers import AutoModel, Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from compressor import Compressor
 from mixer import Mixers, resolve_routing
 
 from ...processing.token_roles import IMAGE_ROLE, NO_ROLE
+from ..auto_classes import register_model
 from ..cache_names import as_keyword, read_cache, resolve_cache
 from ..forward_arguments import takes_arguments_of
 from .configuration_moai import MoAIConfig
 from .generation import MoAIGenerationMixin
-from .image_rows import find_different_rows, repeat_rows
+from .image_rows import find_different_rows, passes_together, take_rows
 from .injection import Mixture, prepare_decoder
 from .losses import ignore_placeholders, loss_without_placeholders
 from .modeling_outputs import MoAICausalLMOutputWithPast, MoAIModelOutputWithPast
@@ -52,14 +48,6 @@ class MoAIModel(MoAIPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         prepare_decoder(self.language_model, config.plora_rank, config.plora_alpha)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the decoder's word embedding."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's word embedding."""
-        self.language_model.set_input_embeddings(value)
 
     @can_return_tuple
     def get_image_features(
@@ -98,13 +86,33 @@ class MoAIModel(MoAIPreTrainedModel):
         given, places = find_different_rows(pixel_values)
         outputs = self.vision_tower(given, **kwargs | {"return_dict": True})
         if places is not None:
-            outputs = repeat_rows(outputs, places)
+            outputs = take_rows(outputs, places)
         states = [outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers]
         features = torch.cat(states, dim=-1)
         if strategy == "default":
             features = features[:, 1:]
         outputs.pooler_output = self.multi_modal_projector(features)
         return outputs
+
+    def get_image_and_map_features(
+        self, pixel_values: torch.Tensor | None, auxiliary_pixel_values: torch.Tensor | None, **kwargs: Any
+    ) -> tuple[BaseModelOutputWithPooling | None, torch.Tensor | None]:
+        """Encode images and maps in one pass of the vision tower, where that is faster.
+
+        Args:
+            pixel_values: ``(images, 3, H, W)``.
+            auxiliary_pixel_values: ``(B, 3, H, W)``.
+            **kwargs: Those of :meth:`get_image_features`.
+
+        Returns:
+            What :meth:`get_image_features` returns of the images, and the maps' ``(B, patches, D)``; None and None
+            where each is to pass alone.
+        """
+        if not passes_together(pixel_values, auxiliary_pixel_values):
+            return None, None
+        both = self.get_image_features(torch.cat([pixel_values, auxiliary_pixel_values]), return_dict=True, **kwargs)
+        count = len(pixel_values)
+        return take_rows(both, slice(0, count)), both.pooler_output[count:]
 
     def get_auxiliary_states(
         self,
@@ -114,6 +122,7 @@ class MoAIModel(MoAIPreTrainedModel):
         auxiliary_source_mask: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
+        map_features: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Compress the auxiliary tokens: embeddings of the verbalization and patch features of the panoptic map.
 
@@ -125,14 +134,15 @@ class MoAIModel(MoAIPreTrainedModel):
                 same as empty ones. None = every sample has what is given.
             vision_feature_layer: How the map is read; see :meth:`get_image_features`.
             vision_feature_select_strategy: Likewise.
+            map_features: ``(B, patches, D)`` instead of ``auxiliary_pixel_values``, to skip the vision tower.
 
         Returns:
             ``(B, N, D)``, zeros for a sample without words and map; None when there is nothing auxiliary.
         """
-        embeds = patches = None
+        embeds, patches = None, map_features
         if auxiliary_input_ids is not None:
             embeds = self.get_input_embeddings()(auxiliary_input_ids)  # (B, A, D)
-        if auxiliary_pixel_values is not None:
+        if patches is None and auxiliary_pixel_values is not None:
             patches = self.get_image_features(
                 auxiliary_pixel_values, vision_feature_layer, vision_feature_select_strategy, return_dict=True
             ).pooler_output
@@ -214,12 +224,17 @@ class MoAIModel(MoAIPreTrainedModel):
             if kwargs.get(name) is None and getattr(self.config, name, None):
                 kwargs[name] = True
 
-        image_outputs = (mm_encoder_outputs or {}).get("image")
+        image_outputs, map_features = (mm_encoder_outputs or {}).get("image"), None
+        read = {
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+        }
         if image_features is None and image_outputs is None and pixel_values is not None:
             chosen = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
-            image_outputs = self.get_image_features(
-                pixel_values, vision_feature_layer, vision_feature_select_strategy, return_dict=True, **chosen
-            )
+            maps = auxiliary_pixel_values if auxiliary_states is None else None
+            image_outputs, map_features = self.get_image_and_map_features(pixel_values, maps, **read, **chosen)
+            if image_outputs is None:
+                image_outputs = self.get_image_features(pixel_values, **read, return_dict=True, **chosen)
         if image_features is None and image_outputs is not None:
             image_features = image_outputs.pooler_output
             if not isinstance(image_features, torch.Tensor):
@@ -230,8 +245,8 @@ class MoAIModel(MoAIPreTrainedModel):
                 auxiliary_attention_mask,
                 auxiliary_pixel_values,
                 auxiliary_source_mask,
-                vision_feature_layer,
-                vision_feature_select_strategy,
+                **read,
+                map_features=map_features,
             )
 
         placeholder = self.config.image_token_id
@@ -334,14 +349,6 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
     def loss_function(self, value: Callable[..., torch.Tensor]) -> None:
         self._loss_function = value
 
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the language modelling head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language modelling head."""
-        self.lm_head = new_embeddings
-
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -419,18 +426,6 @@ class MoAIForConditionalGeneration(MoAIGenerationMixin, MoAIPreTrainedModel, Gen
         )
 
 
-AutoModel.register(MoAIConfig, MoAIModel, exist_ok=True)
-for _auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    _auto_class.register(MoAIConfig, MoAIForConditionalGeneration, exist_ok=True)
-# Pipelines find a registered class through the auto mapping; `transformers serve` looks for its name in these plain
-# tables only (in the first since 5.23, in the second since 5.24). The Trainer does so in the third: only of models in
-# it does it know that a label is the next token, which its label smoothing must shift by one. No built-in model is
-# called "moai".
-for _names in (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-):
-    _names.setdefault(MoAIConfig.model_type, MoAIForConditionalGeneration.__name__)
+register_model(MoAIConfig, MoAIModel, MoAIForConditionalGeneration)
 
 __all__ = ["MoAIForConditionalGeneration", "MoAIModel", "MoAIPreTrainedModel"]

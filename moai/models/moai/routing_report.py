@@ -59,18 +59,22 @@ def _mean_shares(weights: torch.Tensor, names: tuple[str, ...]) -> dict[str, flo
 def parse_routing(value: Any) -> Any:
     """``"uniform"`` stays; ``"0.5,0.3,0.2"`` and nested lists become a tensor of weights.
 
-    A JSON list, ``"[[[0.5,0.3,0.2],[1,0,0]], ...]"``, gives them per mixer layer and stream (image, language).
+    A JSON list, ``"[[[0.5,0.3,0.2],[1,0,0]], ...]"``, gives them per mixer layer and stream (image, language); an
+    object, ``'{"image": [[1,0,0], ...]}'``, per patch or word.
 
     Raises:
         ValueError: Text with numbers, but not three (auxiliary, other modality, self).
     """
     if isinstance(value, (list, tuple)):
         return torch.tensor(value, dtype=torch.float32)
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
-            return torch.tensor(json.loads(value), dtype=torch.float32)
+            read = json.loads(value)
+            return read if isinstance(read, dict) else torch.tensor(read, dtype=torch.float32)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"expected `routing` as a list of weights (layers, 2, 3), got {value!r}.") from error
+            raise ValueError(
+                f"expected `routing` as a list of weights (layers, 2, 3), or an object, got {value!r}."
+            ) from error
     if not isinstance(value, str) or "," not in value:
         return value
     try:

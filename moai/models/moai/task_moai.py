@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS, NUM_EXPERTS
+from moai.data.collator import WEIGHTS
 from moai.training.start import find_start
 from moai.training.tasks.answers import AnswersTask, answer_loss
 from moai.training.trained_parts import base_model
@@ -105,11 +106,11 @@ def compute_loss(
         Cross entropy summed over answer tokens, a scalar; and :func:`routing_sums`.
     """
     core = base_model(model).model
-    inputs = _look_once(core, {name: value for name, value in samples.items() if name != "labels"})
+    inputs = _look_once(core, {name: value for name, value in samples.items() if name not in ("labels", WEIGHTS)})
     outputs = model(
         **inputs, routing=routing, output_routing=True, logits_to_keep=window, use_cache=False, return_dict=True
     )
-    loss = answer_loss(outputs.logits, samples["labels"])
+    loss = answer_loss(outputs.logits, samples["labels"], samples.get(WEIGHTS))
     return loss, routing_sums(outputs.routing, len(core.mixers.layer_indices), loss.device)
 
 

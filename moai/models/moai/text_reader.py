@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, BatchFeature, PreTrainedModel
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ...processing.image_loading import DEFAULT_MAX_PIXELS
-from ..answering import Answering, TooLongError
+from ..answering import Answering
 from ..context_length import count_positions
 from .chat_templates import SYSTEM_PROMPT
 from .modeling_moai import MoAIForConditionalGeneration
@@ -92,13 +92,10 @@ class TextReaderAnswering(Answering):
         tokenizer = InternLM2Tokenizer.from_pretrained(folder)
         return cls(model.eval(), SimpleNamespace(tokenizer=tokenizer, max_image_pixels=DEFAULT_MAX_PIXELS))
 
-    def check_answer_length(self, max_new_tokens: int) -> None:
-        """See :meth:`.Answering.check_answer_length`."""
-        longest = count_positions(self.model.config)
-        if longest is not None and max_new_tokens >= longest:
-            raise ValueError(
-                f"expected `max_new_tokens` below {longest}, which the decoder reads, got {max_new_tokens}."
-            )
+    @property
+    def longest_sequence(self) -> int | None:
+        """See :attr:`.Answering.longest_sequence`."""
+        return count_positions(self.model.config)
 
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
@@ -126,14 +123,7 @@ class TextReaderAnswering(Answering):
     ) -> BatchFeature:
         """See :meth:`.Answering.encode`; no image is."""
         rows = [self.prompt_ids(said or "", *p) for said, p in zip(scene_inputs["context"], prompts, strict=True)]
-        longest = count_positions(self.model.config)
-        limit = None if longest is None else longest - max_new_tokens
-        if too_long := {
-            row: f"expected a prompt of at most {limit} tokens, the verbalization included, got {len(ids)}."
-            for row, ids in enumerate(rows)
-            if limit is not None and len(ids) > limit
-        }:
-            raise TooLongError(too_long)
+        self.check_lengths(list(map(len, rows)), max_new_tokens, "verbalization")
         width, end = max(map(len, rows)), self.tokenizer.eos_token_id
         input_ids = torch.tensor([[end] * (width - len(ids)) + ids for ids in rows])
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows])

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BatchFeature, LogitsProcessor, LogitsProcessorList
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
-from ..answering import Answering, GeneratedAnswer, join_turns, parse_choices
+from ..answering import Answering, GeneratedAnswer, join_turns, tell_streamer
 from .modeling_prismer import PrismerForConditionalGeneration
 from .processing_prismer import TASKS, PrismerProcessor
 from .ranking import rank_answers
@@ -69,14 +69,12 @@ class PrismerAnswering(Answering):
                 f"of {', '.join(processor.experts) or 'none'}. Load both from one folder."
             )
 
-    def check_answer_length(self, max_new_tokens: int) -> None:
-        """See :meth:`.Answering.check_answer_length`."""
-        longest = self.model.config.max_positions
-        if max_new_tokens >= longest:
-            raise ValueError(
-                f"expected `max_new_tokens` (--max-new-tokens) below {longest}, got {max_new_tokens}: the model reads "
-                f"{longest} tokens, question included. Lower it."
-            )
+    @property
+    def num_latents(self) -> int:
+        """See :attr:`.Answering.num_latents`: patches of the image, and what the resampler makes of all maps."""
+        config = self.model.config
+        num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        return num_patches + (config.num_latents if config.experts else 0)
 
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
@@ -122,8 +120,6 @@ class PrismerAnswering(Answering):
         chosen = super().parse_options(options)
         if chosen.get("task", "vqa") not in TASKS:
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {chosen['task']!r}.")
-        if "choices" in chosen:
-            chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
 
     def generate(
@@ -142,12 +138,8 @@ class PrismerAnswering(Answering):
                 settings["logits_processor"] = LogitsProcessorList([minimum, *settings.get("logits_processor", ())])
             if streamer is not None and settings["num_beams"] == 1:
                 settings["streamer"], streamer = streamer, None
-            result = self._run_generate(inputs, **settings)
-            texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-            texts = [self.finish_text(text, options) for text in texts]
-            answers = [GeneratedAnswer((text,), report) for text, report in zip(texts, reports, strict=True)]
-        if streamer is not None:  # beams have no text before they end
-            streamer.on_finalized_text("".join(answers[0].parts), stream_end=True)
+            answers = super().generate(inputs, options, is_reporting, **settings)
+        tell_streamer(streamer, answers[0])  # beams have no text before they end
         return answers
 
     def finish_text(self, text: str, options: Mapping[str, Any]) -> str:

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from transformers import BatchFeature
-from transformers.processing_utils import ProcessorMixin
 
-from ...processing.control_tokens import ControlTokenGuard
-from ...processing.image_loading import DEFAULT_MAX_PIXELS, load_image
-from ...processing.pixel_values import compute_pixel_values
-from ...processing.sample_batching import as_list, pad_rows, unique_objects
+from ...processing.guarded_processor import GuardedProcessor, load_pixels
+from ...processing.image_loading import DEFAULT_MAX_PIXELS
+from ...processing.sample_batching import as_list, pad_rows
 from .configuration_prismer import DENSE_EXPERTS, EXPERTS
 from .expert_maps import BACKGROUND, ExpertMaps, scale_values
 from .label_features import BACKGROUND_NAME, LabelFeatures
@@ -27,7 +25,7 @@ TASKS = ("vqa", "caption")
 _MAX_TRAINING_WORDS = 30
 
 
-class PrismerProcessor(ProcessorMixin):
+class PrismerProcessor(GuardedProcessor):
     """Turns images, texts and experts' maps into a batch for ``PrismerForConditionalGeneration``.
 
     Args:
@@ -81,15 +79,7 @@ class PrismerProcessor(ProcessorMixin):
         """Keys of a full batch."""
         maps = [EXPERT_INPUTS[expert] for expert in self.experts]
         instances = ["instance_map"] if "obj_detection" in self.experts else []
-        return ["input_ids", "attention_mask", "pixel_values", *maps, *instances]
-
-    @property
-    def guard(self) -> ControlTokenGuard:
-        """The line between prompt and data."""
-        cached = self.__dict__.get("_guard")
-        if cached is None or cached.tokenizer is not self.tokenizer:
-            cached = self.__dict__["_guard"] = ControlTokenGuard(self.tokenizer)
-        return cached
+        return [*super().model_input_names, *maps, *instances]
 
     def encode_prompt(self, text: str, task: str = "vqa") -> list[int]:
         """Ids of a question or of the beginning of a caption, ``<s>`` in front, no end behind.
@@ -162,17 +152,12 @@ class PrismerProcessor(ProcessorMixin):
                 raise ValueError(
                     f"text {index} has {len(row)} tokens (answer included), the bound is {max_length}. Shorten it."
                 )
-        data: dict[str, Any] = {
-            "input_ids": pad_rows(rows, self.tokenizer.pad_token_id, padding_side),
-            "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, padding_side),
-        }
+        data = self.pad_ids(rows, padding_side)
         if answers is not None:
             pairs = zip(prompts, rows, strict=True)
             labels = [[-100] * len(prompt) + row[len(prompt) :] for prompt, row in pairs]
             data["labels"] = pad_rows(labels, -100, padding_side)
-        unique, places = unique_objects(given)
-        loaded = [load_image(image, self.max_image_pixels) for image in unique]
-        data["pixel_values"] = compute_pixel_values(self.image_processor, loaded)[places]
+        data["pixel_values"] = load_pixels(given, self.image_processor, self.max_image_pixels)
         return BatchFeature(data | self.encode_maps(maps), tensor_type=return_tensors)
 
     def encode_sample(self, text: str, answer: str, task: str = "vqa") -> list[int]:
@@ -209,7 +194,3 @@ class PrismerProcessor(ProcessorMixin):
         found, places = ids.unique(return_inverse=True)
         said = [names[i] if i != BACKGROUND else BACKGROUND_NAME for i in found.tolist()]
         return self.label_features(said)[places].permute(2, 0, 1)
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Text of token ids; see transformers."""
-        return self.tokenizer.batch_decode(*args, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moai.data.collator import WEIGHTS
 from moai.training.tasks.answers import AnswersTask
 from moai.training.trained_parts import base_model
 
@@ -31,13 +32,14 @@ class PrismerTask(AnswersTask):
         else:
             model.float().freeze(train.mode or "freeze_vision")
 
-    def count_targets(self, labels: torch.Tensor) -> int:
+    def count_targets(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> float:
         """Samples: the loss of each is a sum."""
-        return len(labels)
+        return len(labels) if weights is None else float(weights.sum())
 
     def forward(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See :meth:`.Task.forward`; the loss counts samples."""
         samples = dict(inputs["samples"])
-        labels = samples.pop("labels")[:, -inputs["window"] :]
+        labels, weights = samples.pop("labels")[:, -inputs["window"] :], samples.pop(WEIGHTS, None)
         logits = self.model(**samples, logits_to_keep=inputs["window"]).logits
-        return base_model(self.model).compute_sample_losses(logits, labels).sum(), {}
+        losses = base_model(self.model).compute_sample_losses(logits, labels)
+        return (losses if weights is None else losses * weights).sum(), {}

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ...processing.several_images import insert_images
-from ..answering import Answering, GeneratedAnswer, TooLongError, parse_choices
+from ..answering import Answering
 from ..context_length import count_positions
 from ..quantization_choice import resolve_quantization
 from .processing_prompted import PromptedProcessor, PromptSettings
@@ -32,7 +32,7 @@ class PromptedAnswering(Answering):
     model_class = AutoModelForImageTextToText
     processor_class = PromptedProcessor
     can_quantize = True
-    shows_image = True
+    reads_words_alone = True
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor if isinstance(processor, PromptedProcessor) else PromptedProcessor(processor))
@@ -41,19 +41,6 @@ class PromptedAnswering(Answering):
     def load_model(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> Any:
         """See :meth:`.Answering.load_model`; 4 and 8 bits as transformers loads them, heads in their own."""
         return super().load_model(name_or_path, revision=revision, **resolve_quantization(model_kwargs))
-
-    def _longest_prompt(self, max_new_tokens: int) -> int | None:
-        return None if self.longest_sequence is None else self.longest_sequence - max_new_tokens
-
-    def check_answer_length(self, max_new_tokens: int) -> None:
-        """See :meth:`.Answering.check_answer_length`."""
-        room = self._longest_prompt(max_new_tokens)
-        if room is not None and room < 1:
-            longest = room + max_new_tokens
-            raise ValueError(
-                f"expected `max_new_tokens` (--max-new-tokens) below {longest}, got {max_new_tokens}: the model reads "
-                f"{longest} tokens, image and question included. Lower it."
-            )
 
     def prepare(
         self, image: Image.Image, question: str, max_new_tokens: int, earlier: Sequence[tuple[str, str]] = ()
@@ -65,12 +52,6 @@ class PromptedAnswering(Answering):
         if self.shows_image:
             messages[0]["content"].insert(0, {"type": "image", "image": image})
         return messages
-
-    def words_in_prompt(self) -> PromptedAnswering:
-        """See :meth:`.Answering.words_in_prompt`."""
-        other = PromptedAnswering(self.model, self.processor)
-        other.shows_image = False
-        return other
 
     def prepare_conversation(
         self, images: Sequence[Image.Image], messages: Sequence[Mapping[str, Any]], max_new_tokens: int
@@ -98,22 +79,12 @@ class PromptedAnswering(Answering):
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """See :meth:`.Answering.parse_options`; ``style`` and ``place`` as in :class:`.PromptSettings`, ``choices``."""
         parsed = super().parse_options(options)
-        if "choices" in parsed:
-            parsed["choices"] = parse_choices(parsed["choices"])
         PromptSettings(**{name: parsed[name] for name in ("style", "place") if name in parsed})  # names what is wrong
         return parsed
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """See :meth:`.Answering.select_options`; the other options decide the prompt."""
         return {name: value for name, value in options.items() if name == "choices"}
-
-    def generate(
-        self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
-    ) -> list[GeneratedAnswer]:
-        """See :meth:`.Answering.generate`. With ``choices`` the likeliest of them is the answer."""
-        if "choices" in options:
-            return self.rank_choices(inputs, options["choices"], is_reporting)
-        return super().generate(inputs, options, is_reporting, **generate_kwargs)
 
     def encode(
         self,
@@ -125,14 +96,6 @@ class PromptedAnswering(Answering):
     ) -> BatchFeature:
         """See :meth:`.Answering.encode`."""
         batch = self.processor(list(prompts), place=(options or {}).get("place"), **scene_inputs)
-        limit = self._longest_prompt(max_new_tokens)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
-        too_long = {
-            row: f"expected a prompt of at most {limit} tokens (image and verbalization included, {max_new_tokens} "
-            f"kept for the answer), got {length}. Shorten the question, or let fewer verbalizers speak."
-            for row, length in enumerate(lengths)
-            if limit is not None and length > limit
-        }
-        if too_long:
-            raise TooLongError(too_long)
+        self.check_lengths(lengths, max_new_tokens, "image and verbalization")
         return batch.to(self.model.device, dtype=self.model.dtype)

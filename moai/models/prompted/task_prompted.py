@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moai.data.collator import WEIGHTS
 from moai.training.tasks.answers import AnswersTask, answer_loss
 from moai.training.train_settings import TrainSettings
 from moai.training.trained_parts import adapter_pattern, base_model
@@ -56,7 +57,7 @@ class PromptedTask(AnswersTask):
     def forward(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See :meth:`.AnswersTask.forward`; some models compute all logits."""
         samples = dict(inputs["samples"])
-        labels, options = samples.pop("labels"), {"use_cache": False}
+        labels, weights, options = samples.pop("labels"), samples.pop(WEIGHTS, None), {"use_cache": False}
         if "logits_to_keep" in inspect.signature(base_model(self.model).forward).parameters:
             options["logits_to_keep"] = inputs["window"]
-        return answer_loss(self.model(**samples, **options).logits, labels), {}
+        return answer_loss(self.model(**samples, **options).logits, labels, weights), {}

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import BatchFeature
-from transformers.processing_utils import ProcessorMixin
 
-from ...processing.control_tokens import ControlTokenGuard
-from ...processing.image_loading import DEFAULT_MAX_PIXELS, load_image
-from ...processing.pixel_values import compute_pixel_values
-from ...processing.sample_batching import as_list, pad_rows, unique_objects
+from ...processing.guarded_processor import GuardedProcessor, load_pixels
+from ...processing.image_loading import DEFAULT_MAX_PIXELS
+from ...processing.sample_batching import as_list
 
 __all__ = ["TCLProcessor", "clean_caption"]
 
@@ -30,7 +28,7 @@ def clean_caption(text: str, max_words: int) -> str:
     return " ".join(words[:max_words])
 
 
-class TCLProcessor(ProcessorMixin):
+class TCLProcessor(GuardedProcessor):
     """Turns images and captions into a batch for ``TCLModel``.
 
     Args:
@@ -54,19 +52,6 @@ class TCLProcessor(ProcessorMixin):
         self.max_image_pixels = max_image_pixels
         super().__init__(image_processor, tokenizer, **kwargs)
 
-    @property
-    def model_input_names(self) -> list[str]:
-        """Keys of a full batch."""
-        return ["input_ids", "attention_mask", "pixel_values"]
-
-    @property
-    def guard(self) -> ControlTokenGuard:
-        """The line between control tokens and captions."""
-        cached = self.__dict__.get("_guard")
-        if cached is None or cached.tokenizer is not self.tokenizer:
-            cached = self.__dict__["_guard"] = ControlTokenGuard(self.tokenizer)
-        return cached
-
     def encode_caption(self, text: str) -> list[int]:
         """Ids of a caption, cleaned and cut.
 
@@ -79,11 +64,7 @@ class TCLProcessor(ProcessorMixin):
 
     def encode_captions(self, texts: Sequence[str]) -> dict[str, list[list[int]]]:
         """``input_ids`` and ``attention_mask`` of captions, padded on the right."""
-        rows = [self.encode_caption(text) for text in texts]
-        return {
-            "input_ids": pad_rows(rows, self.tokenizer.pad_token_id, "right"),
-            "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, "right"),
-        }
+        return self.pad_ids([self.encode_caption(text) for text in texts], "right")
 
     def __call__(
         self, images: Any = None, text: str | Sequence[str] | None = None, *, return_tensors: str = "pt"
@@ -103,15 +84,9 @@ class TCLProcessor(ProcessorMixin):
         """
         data: dict[str, Any] = {}
         if images is not None:
-            unique, places = unique_objects(as_list(images))
-            loaded = [load_image(image, self.max_image_pixels) for image in unique]
-            data["pixel_values"] = compute_pixel_values(self.image_processor, loaded)[places]
+            data["pixel_values"] = load_pixels(as_list(images), self.image_processor, self.max_image_pixels)
         if text is not None:
             data |= self.encode_captions(as_list(text))
         if not data:
             raise ValueError("expected images, texts or both, got neither.")
         return BatchFeature(data, tensor_type=return_tensors)
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Text of token ids; see transformers."""
-        return self.tokenizer.batch_decode(*args, **kwargs)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from moai.data.collator import CollatedBatches, SampleCollator, iterate_batches
+from moai.data.collator import WEIGHTS, CollatedBatches, SampleCollator, collate, iterate_batches
 from moai.import_utils import require
 from moai.processing.token_roles import IGNORE_INDEX
 
-from ..batch_order import BatchOrder, MicroBatchSampler
-from ..processes import ignore_interrupts
+from ..batch_order import BatchOrder, MicroBatchSampler, Yielded
+from ..processes import count_workers, ignore_interrupts, seed_generators
 from ..run_identity import hash_samples
 from ..task import Batch, Task
 from ..train_settings import TrainSettings
@@ -27,9 +27,15 @@ from ..trained_parts import ADAPTER, adapter_pattern, base_model, find_modules, 
 __all__ = ["AnswersTask", "add_adapter", "answer_loss", "count_targets", "target_window"]
 
 
-def count_targets(labels: torch.Tensor) -> int:
-    """Tokens of ``(B, L)`` labels that carry a loss: each is predicted from the position before it."""
-    return int((labels[:, 1:] != IGNORE_INDEX).sum())
+def count_targets(labels: torch.Tensor, weights: torch.Tensor | None = None) -> float:
+    """Tokens of ``(B, L)`` labels that carry a loss: each is predicted from the position before it.
+
+    Args:
+        labels: -100 = no loss.
+        weights: ``(B,)``: so much each of a sample's counts; None = 1.
+    """
+    counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1)
+    return int(counts.sum()) if weights is None else float((counts * weights).sum())
 
 
 def target_window(labels: torch.Tensor) -> int:
@@ -46,19 +52,24 @@ def target_window(labels: torch.Tensor) -> int:
     return length if len(columns) == 0 else min(length, length - int(columns[0]) + 1)
 
 
-def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def answer_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Cross entropy summed over answer tokens, a scalar.
 
     Args:
         logits: ``(B, W, vocabulary)`` of the last W positions; those before the first token, of virtual ones, are left
             out.
         labels: ``(B, L)``, -100 = no loss.
+        weights: ``(B,)``: so much each token of a sample counts; None = 1.
     """
     logits = logits[:, -labels.shape[1] :]
     targets = labels[:, -logits.shape[1] :][:, 1:]
-    return F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    losses = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum" if weights is None else "none",
     )
+    return losses if weights is None else (losses.view_as(targets).sum(dim=1) * weights).sum()
 
 
 def add_adapter(model: nn.Module, config: Any) -> nn.Module:
@@ -94,6 +105,18 @@ def _linears_of_decoder(model: nn.Module, parts: Mapping[str, str]) -> str:
 def _unchanged(batch: Any) -> Any:
     """What a loader makes of a batch that is one already."""
     return batch
+
+
+class _SeededBatches(Dataset[Any]):
+    """Batches whose samples may draw random numbers: the same ones whichever process makes them."""
+
+    def __init__(self, batches: CollatedBatches, seed: int) -> None:
+        self.batches, self.seed = batches, seed
+
+    def __getitem__(self, key: tuple[tuple[int, int], list[int]]) -> Any:
+        place, indices = key
+        seed_generators(self.seed, *place)
+        return self.batches[indices]
 
 
 class AnswersTask(Task):
@@ -227,12 +250,13 @@ class AnswersTask(Task):
 
     def batches(self, first_step: int, last_step: int, rank: int, num_ranks: int) -> Iterator[Batch]:
         """See :meth:`.Task.batches`; ``num_workers`` processes prepare samples."""
+        sampler = MicroBatchSampler(self.order, first_step, last_step, rank, num_ranks)
         loader = DataLoader(
-            CollatedBatches(self.dataset, self.collator),
+            _SeededBatches(CollatedBatches(self.dataset, self.collator), self.settings.seed),
             batch_size=None,
-            sampler=MicroBatchSampler(self.order, first_step, last_step, rank, num_ranks),
+            sampler=Yielded(sampler.numbered),
             collate_fn=_unchanged,
-            num_workers=self.settings.num_workers,
+            num_workers=count_workers(self.settings.num_workers, num_ranks),
             pin_memory=next(self.model.parameters()).device.type == "cuda",
             worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),  # the global one would advance by one draw
@@ -255,18 +279,19 @@ class AnswersTask(Task):
 
     def _batch(self, samples: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Batch:
         inputs = {"samples": dict(samples), "options": dict(options), "window": target_window(samples["labels"])}
-        return Batch(inputs, self.count_targets(samples["labels"]), float(samples["attention_mask"].sum()))
+        num_targets = self.count_targets(samples["labels"], samples.get(WEIGHTS))
+        return Batch(inputs, num_targets, float(samples["attention_mask"].sum()))
 
-    def count_targets(self, labels: torch.Tensor) -> int:
-        """What the loss counts, see :attr:`.Batch.num_targets`: answer tokens of ``(B, L)`` labels."""
-        return count_targets(labels)
+    def count_targets(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> float:
+        """What the loss counts, see :attr:`.Batch.num_targets`: answer tokens, see :func:`count_targets`."""
+        return count_targets(labels, weights)
 
     def forward(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See :meth:`.Task.forward`; the loss counts answer tokens."""
         samples = dict(inputs["samples"])
-        labels = samples.pop("labels")
+        labels, weights = samples.pop("labels"), samples.pop(WEIGHTS, None)
         outputs = self.model(**samples, **inputs["options"], logits_to_keep=inputs["window"], use_cache=False)
-        return answer_loss(outputs.logits, labels), {}
+        return answer_loss(outputs.logits, labels, weights), {}
 
     def part_of(self, name: str) -> str:
         """The part that a parameter lies in; one of a learned prompt lies in none but the adapter."""
@@ -301,5 +326,5 @@ class AnswersTask(Task):
         size = self.settings.optimization.micro_batch_size
         chosen = range(place * size, min((place + 1) * size, len(self.validation)))
         collator = getattr(self.validation, "collator", self.collator)
-        samples = collator([self.validation[index] for index in chosen])
+        samples = collate(collator, [self.validation[index] for index in chosen])
         return self._batch(samples, self.validation_options(place))

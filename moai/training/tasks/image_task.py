@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from moai.data.collator import CollatedBatches, iterate_batches
 from moai.data.image_samples import CaptionedImage, ImageDataset
 
-from ..batch_order import BatchOrder
-from ..processes import ignore_interrupts
+from ..batch_order import BatchOrder, Yielded
+from ..processes import count_workers, ignore_interrupts
 from ..task import Batch, Task
 from ..train_settings import RunSettings
 
@@ -96,9 +96,9 @@ class ImageTask(Task):
         loader = DataLoader(
             self._collated(self.dataset),
             batch_size=None,
-            sampler=_Keys(keys),
+            sampler=Yielded(keys),
             collate_fn=_unchanged,
-            num_workers=self.settings.num_workers,
+            num_workers=count_workers(self.settings.num_workers, num_ranks),
             worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),  # the global one would advance by one draw
         )
@@ -124,16 +124,6 @@ class ImageTask(Task):
         keys = [(_VALIDATION, 0, index, index) for index in range(place * size, (place + 1) * size)]
         inputs = self._collated(self.validation)[keys]
         return self.make_batch(next(iterate_batches([inputs])), self.num_steps)
-
-
-class _Keys:
-    """What a function yields, anew at every iteration."""
-
-    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
-        self.make = make
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.make()
 
 
 def _unchanged(batch: Any) -> Any:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from moai import MoAIProcessor
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
+from moai.data.collator import WEIGHTS, CollatedBatches
 from moai.data.findings import FindingsReader
 from moai.data.training_data import DataSettings, TrainingDataset, build_training_dataset
 from moai.models.moai.collator_moai import MoAICollator
@@ -376,3 +377,21 @@ def test_samples_are_about_the_same_image_when_rows_call_it_differently(
         dataset.image_indices[len(written) :].tolist()
     )
     assert dataset[0].images[0] is dataset[1].images[0] is not dataset[len(written)].images[0]
+
+
+def test_sources_come_as_often_and_count_as_much_as_settings_say(processor):
+    scenes = {"image_size": 32, "num_questions": 2}
+    often = {"scenes": {**scenes, "length": 3}, "repeats": 2, "weight": 0.5}
+    settings = DataSettings.from_dict({"sources": [often, {"scenes": {**scenes, "length": 4, "seed": 1}}]})
+    dataset = build(settings, processor)
+    assert len(dataset) == 2 * 6 + 8
+    assert dataset.image_indices[:6].tolist() == dataset.image_indices[6:12].tolist() == [0, 0, 1, 1, 2, 2]
+    assert dataset.image_indices[12:].min() == 3
+    assert [dataset[index].weight for index in (0, 6, 12)] == [0.5, 0.5, 1.0]
+    assert dataset[1].messages == dataset[7].messages != dataset[13].messages
+    assert len(dataset.identity()["sources"]) == 2
+    assert CollatedBatches(dataset, dataset.collator)[[0, 12]][WEIGHTS].tolist() == [0.5, 1.0]
+    assert WEIGHTS not in CollatedBatches(dataset, dataset.collator)[[12, 13]]
+    for wrong in ({"weight": 0}, {"repeats": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            DataSettings.from_dict({"sources": [often | wrong]})

@@ -77,3 +77,15 @@ def test_demonstrations_of_scenes_are_training_scenes() -> None:
     )
     assert pool == build_demonstrations(settings).pool and describe_demonstrations(settings) == {}
     assert build_demonstrations(load_test_settings("scenes", words[:-1])) is None
+
+
+def test_demonstrations_bring_the_findings_that_the_tests_questions_have(folder: Path) -> None:
+    few = ["per_kind=2", "kinds=[existence]", "shots=1", "image_size=32"]
+    found = {}
+    for name, words in {"all": [], "ocr": ["verbalizers=[ocr]"], "none": ["verbalizations=none"]}.items():
+        found[name] = build_demonstrations(load_test_settings("scenes", [*few, *words])).pool[0][3]
+    assert found["all"].segments is not None and found["all"].text_lines is not None
+    assert found["ocr"].segments is None and found["ocr"].text_lines is not None
+    assert found["none"] == ""
+    words = ["verbalizations=live", "shots=1", f"shots_from={folder / 'shots.jsonl'}"]
+    assert build_demonstrations(load_test_settings(folder / "questions.jsonl", words)).pool[0][3] is None  # looked at

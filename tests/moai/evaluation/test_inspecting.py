@@ -87,3 +87,22 @@ def test_routing_of_a_call_is_what_the_page_shows_when_given_per_layer_and_strea
     )
     for layer in found.answer.report["routing"]:
         assert layer.image.mean(0).tolist() == [1, 0, 0] and layer.language.mean(0).tolist() == [0, 0.5, 0.5]
+
+
+def test_weights_of_single_tokens_are_shown_and_change_what_the_answer_rests_on_when_given(pipeline):
+    plain = inspect_answer(pipeline, draw_image(0), "How?", build_scene(), max_new_tokens=3)
+    layer = plain.answer.report["routing"][0]
+    rows = torch.eye(3)[torch.arange(len(layer.image)) % 3]
+    words = torch.tensor([[0.0, 1.0, 0.0]]).expand(len(layer.language), -1)
+    option = json.dumps({"image": rows.tolist(), "language": words.tolist()})
+    found = inspect_answer(
+        pipeline, draw_image(0), "How?", build_scene(), max_new_tokens=3, options={"routing": option}
+    )
+    for shown in found.answer.report["routing"]:
+        torch.testing.assert_close(shown.image, rows)
+        torch.testing.assert_close(shown.language, words)
+    assert [share for _, share in found.attended] != [share for _, share in plain.attended]
+    beams = {"options": {"routing": option}, "max_new_tokens": 3, "num_beams": 2}
+    assert pipeline(draw_image(0), "How?", build_scene(), **beams).answer
+    with pytest.raises(ValueError, match=f"for {len(layer.image)} tokens, got 2 rows"):
+        pipeline(draw_image(0), "How?", build_scene(), options={"routing": {"image": torch.ones(2, 3)}})

@@ -262,7 +262,8 @@ def test_markdown_keeps_what_surrounds_the_marks_when_replaced(tmp_path):
     write_markdown(path, "first\n")
     path.write_text(f"# Title\n\n{path.read_text(encoding='utf-8')}\nafter\n", encoding="utf-8")
     write_markdown(path, "second\n")
-    assert path.read_text(encoding="utf-8") == f"# Title\n\n{BEGIN}\nsecond\n{END}\n\nafter\n"
+    begin, end = (mark.format(command="ablate") for mark in (BEGIN, END))
+    assert path.read_text(encoding="utf-8") == f"# Title\n\n{begin}\nsecond\n{end}\n\nafter\n"
     path.write_text("my own notes\n", encoding="utf-8")
     with pytest.raises(ValueError, match="which exists"):
         write_markdown(path, "third\n")
@@ -348,7 +349,7 @@ def test_sweep_goes_on_from_the_last_checkpoint_when_interrupted(start, tmp_path
     assert made == [(1, 0), (2, 0)]
     result = run_sweep(sweep, start, tmp_path / "out", ("full",))["full", 0]
     assert made == [(1, 0), (2, 0), (2, 1)]
-    times = {"train_seconds": 0.0, "test_seconds": 0.0}
+    times = {"train_seconds": 0.0, "test_seconds": 0.0, "seconds_per_question": 0.0}
     assert replace(result, **times) == replace(whole["full", 0], **times)
 
 

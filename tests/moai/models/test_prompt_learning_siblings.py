@@ -11,7 +11,7 @@ import torch
 from flamingo_builders import build_flamingo, build_processor, make_image
 from prismer_builders import build_prismer
 
-from moai.models.flamingo.ranking import rank_continuations
+from moai.models.ranking import rank_continuations
 
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 

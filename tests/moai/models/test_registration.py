@@ -76,23 +76,32 @@ def _run(script: str, repo_root: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+ORDERS = [
+    "import moai, transformers",
+    "import transformers; transformers.AutoProcessor; transformers.AutoModel; import moai",
+    "import moai.models.moai.modeling_moai, transformers",
+    "import moai.models.moai.processing_moai, transformers",
+    "import moai.models.emu.processing_emu, transformers",
+    "import moai, transformers; transformers.AutoProcessor.from_pretrained(folder)",
+    # These take or import Auto classes before they have come to their own end.
+    "import moai, transformers.modeling_layers",
+    "import moai; from transformers import CLIPImageProcessorPil",
+    "import moai, transformers.pipelines",
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import moai, transformers",
-        "import transformers; transformers.AutoProcessor; transformers.AutoModel; import moai",
-        "import moai.models.moai.modeling_moai, transformers",
-        "import moai.models.moai.processing_moai, transformers",
-        "import moai, transformers; transformers.AutoProcessor.from_pretrained(folder)",
-        # These take or import Auto classes before they have come to their own end.
-        "import moai, transformers.modeling_layers",
-        "import moai; from transformers import CLIPImageProcessorPil",
-        "import moai, transformers.pipelines",
-    ],
-)
-def test_auto_classes_know_moai_when_imports_come_in_this_order(first: str, repo_root: Path) -> None:
-    _run(first + CHECK_ALL, repo_root)
+def test_auto_classes_know_moai_when_imports_come_in_any_order(repo_root: Path) -> None:
+    """Each order in a process of its own, forked from one that has loaded torch alone."""
+    _run(
+        "import os, sys, torch\n"
+        f"for first in {ORDERS!r}:\n"
+        "    if not os.fork():\n"
+        f"        exec(first + {CHECK_ALL!r})\n"
+        "        os._exit(0)\n"
+        "    assert os.wait()[1] == 0, first\n",
+        repo_root,
+    )
 
 
 def test_configuration_is_known_without_the_model_when_only_it_is_asked_for(repo_root: Path) -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from flamingo_builders import make_image, save_flamingo
 from PIL import Image
+from pipeline_builders import ScriptedVerbalizer, build_text_lines
 from typer.testing import CliRunner
 
 from moai import Pipeline
 from moai.cli import app
 from moai.models.shots import Demonstrations
+from verbalizers import Scene
 
 ASKED = {"max_new_tokens": 5, "min_new_tokens": 5}
 POOL = [(make_image(seed), f"Who is {seed}?", str(seed)) for seed in range(10, 18)]
@@ -111,6 +113,51 @@ def test_features_are_those_of_the_tower_when_images_are_embedded(pipeline: Pipe
     assert not torch.allclose(found[0], found[1])
     for image, row in zip(images, found, strict=True):
         torch.testing.assert_close(pipeline.answering.embed_images([image])[0], row)
+
+
+def read_prompt(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, *asked: Any, **settings: Any) -> str:
+    """The prompt of one question."""
+    seen, encode = [], pipeline.answering.encode
+    monkeypatch.setattr(pipeline.answering, "encode", lambda *words: seen.append(encode(*words)) or seen[-1])
+    answer = pipeline(*asked, **ASKED, **settings)
+    monkeypatch.undo()
+    assert answer.error is None
+    (batch,) = seen
+    return pipeline.answering.tokenizer.decode(batch["input_ids"][0])
+
+
+@pytest.mark.parametrize("form", ["scene", "mapping", "text", "file", "pool", "looked at"])
+def test_shots_say_what_was_found_in_their_images_when_they_bring_it_or_somebody_looks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    pipeline = Pipeline.from_pretrained(folder, [])
+    image, scene = Image.new("RGB", (80, 60)), Scene((60, 80), text_lines=build_text_lines("EXIT"))
+    words = pipeline.describe(scene)
+    shots: Any = [(image, "Who?", "me", {"scene": scene, "mapping": scene.to_dict()}.get(form, words))]
+    if form == "file":
+        image.save(tmp_path / "a.png")
+        row = {"image": "a.png", "question": "Who?", "answer": "me", "scene": scene.to_dict()}
+        shots = tmp_path / "shots.jsonl"
+        shots.write_text(json.dumps(row))
+    elif form == "pool":
+        shots = Demonstrations([(image, "Who?", "me", scene)], 1)
+    elif form == "looked at":
+        shots = [(image, "Who?", "me")]
+        looker = ScriptedVerbalizer("ocr", lambda pixels: build_text_lines("EXIT"))
+        pipeline = Pipeline.from_pretrained(folder, [looker])
+    own = Scene((60, 80), text_lines=build_text_lines("OPEN"))
+    prompt = read_prompt(pipeline, monkeypatch, make_image(0).resize((80, 60)), "Is it?", own, shots=shots)
+    asked = f"<image>{pipeline.describe(own)}\nQuestion:Is it? Short answer:"
+    assert prompt.endswith(f"<image>{words}\nQuestion:Who? Short answer:me<|endofchunk|>\n{asked}")
+    silent = read_prompt(pipeline, monkeypatch, image, "Is it?", own, shots=[(image, "Who?", "me", "")])
+    assert silent.endswith(f"<image>Question:Who? Short answer:me<|endofchunk|>\n{asked}")
+
+
+def test_a_shot_is_named_when_its_scene_is_none(folder: Path) -> None:
+    pipeline = Pipeline.from_pretrained(folder, [])
+    for shots in ([(make_image(1), "Who?", "me", {"a": 1})], Demonstrations([(make_image(1), "Who?", "me", 5)], 1)):
+        with pytest.raises(ValueError, match="shot 0: Scene.from_dict expects"):
+            pipeline(make_image(0), "Who?", shots=shots)
 
 
 def test_command_reads_shots_and_goes_on_with_the_same_ones_only(folder: Path, tmp_path: Path) -> None:

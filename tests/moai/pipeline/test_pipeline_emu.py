@@ -1,11 +1,10 @@
-"""A tiny random Emu behind the pipeline and the command: text out, images out."""
+"""A tiny random Emu behind the pipeline and the command: images out; see test_pipeline_interleaved.py too."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from emu_builders import make_image, save_emu
 from PIL import Image
@@ -13,9 +12,6 @@ from typer.testing import CliRunner
 
 from moai import Pipeline
 from moai.cli import app
-from verbalizers import Scene, TextLines
-
-ASKED = {"max_new_tokens": 5, "min_new_tokens": 5}
 
 
 @pytest.fixture(scope="module")
@@ -34,32 +30,13 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return Pipeline.from_pretrained(save_emu(tmp_path_factory.mktemp("writer")))
 
 
-def test_answers_are_those_of_single_questions_when_batched_with_beams(writer: Pipeline) -> None:
-    images, questions = [make_image(0), make_image(1)], ["What?", "How many are there?"]
-    for settings in (ASKED, ASKED | {"num_beams": 3}):
-        together = [answer.answer for answer in writer(images, questions, **settings)]
-        alone = [writer(image, asked, **settings).answer for image, asked in zip(images, questions, strict=True)]
-        assert together == alone
-        assert together[0] != together[1]
-
-
-def test_verbalization_and_shots_reach_the_prompt(writer: Pipeline) -> None:
+def test_shots_reach_the_prompt(writer: Pipeline) -> None:
     image = make_image(0)
-    lines = TextLines(np.array([[[1, 1], [9, 1], [9, 5], [1, 5]]]), ("STOP",), np.ones(1))
-    scene = Scene((image.height, image.width), text_lines=lines)
-    plain, told = writer(image, "What?", **ASKED), writer(image, "What?", scene, **ASKED)
-    assert "STOP" in told.auxiliary_text and told.answer != plain.answer
     shots = ((make_image(1), "Who?", "me"), (None, "Where?", "here"))
     batch = writer.answering.encode([image], ["What?"], {}, 5, {"shots": shots})
     assert batch["pixel_values"].shape[1] == 2
     (text,) = writer.processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
     assert text == "Who?meWhere?hereWhat?"
-
-
-def test_choices_are_ranked_and_reported(writer: Pipeline) -> None:
-    answer = writer(make_image(0), "What?", options={"choices": "yes,no,perhaps"}, is_reporting=True)
-    scores = answer.report["choices"]
-    assert list(scores) == ["yes", "no", "perhaps"] and answer.answer == max(scores, key=scores.get)
 
 
 def test_videos_are_so_many_images_as_they_have_frames(writer: Pipeline) -> None:

@@ -1,4 +1,4 @@
-"""A tiny random Flamingo behind the pipeline and the command."""
+"""A tiny random Flamingo behind the pipeline and the command; see test_pipeline_interleaved.py too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from flamingo_builders import make_image, save_flamingo
 from safetensors.torch import load_file, save_file
@@ -15,8 +14,6 @@ from typer.testing import CliRunner
 
 from moai import Pipeline
 from moai.cli import app
-from moai.pipeline.answers import PipelineError
-from verbalizers import Scene, TextLines
 
 ASKED = {"max_new_tokens": 5, "min_new_tokens": 5}
 
@@ -29,24 +26,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> Pipeline:
     return Pipeline.from_pretrained(folder)
-
-
-def test_answers_are_those_of_single_questions_when_batched_with_beams(pipeline: Pipeline) -> None:
-    images, questions = [make_image(0), make_image(1)], ["What?", "How many are there?"]
-    for settings in (ASKED, ASKED | {"num_beams": 3}):
-        together = [answer.answer for answer in pipeline(images, questions, **settings)]
-        alone = [pipeline(image, asked, **settings).answer for image, asked in zip(images, questions, strict=True)]
-        assert together == alone
-        assert together[0] != together[1]
-
-
-def test_verbalization_reaches_the_prompt_when_a_scene_is_given(pipeline: Pipeline) -> None:
-    image = make_image(0)
-    lines = TextLines(np.array([[[1, 1], [9, 1], [9, 5], [1, 5]]]), ("STOP",), np.ones(1))
-    scene = Scene((image.height, image.width), text_lines=lines)
-    plain, told = pipeline(image, "What?", **ASKED), pipeline(image, "What?", scene, **ASKED)
-    assert "STOP" in told.auxiliary_text and not plain.auxiliary_text
-    assert told.answer != plain.answer
 
 
 def test_shots_change_the_prompt_when_given_with_and_without_images(pipeline: Pipeline) -> None:
@@ -68,27 +47,6 @@ def test_shots_change_the_prompt_when_given_with_and_without_images(pipeline: Pi
         pipeline(image, "What?", options={"prompt": "essay"})
     with pytest.raises(ValueError, match="shots, prompt, choices"):
         pipeline(image, "What?", options={"routing": "uniform"})
-
-
-def test_likeliest_choice_is_the_answer_when_choices_are_given(pipeline: Pipeline) -> None:
-    images = [make_image(seed) for seed in range(3)]
-    options = {"choices": ["yes", "no", "perhaps"]}
-    together = pipeline(images, "Is it?", options=options, is_reporting=True)
-    for image, answer in zip(images, together, strict=True):
-        scores = answer.report["choices"]
-        assert list(scores) == options["choices"] and answer.answer == max(scores, key=scores.get)
-        alone = pipeline(image, "Is it?", options=options, is_reporting=True)
-        assert alone.report["choices"] == pytest.approx(scores, abs=1e-4)
-    assert json.loads(json.dumps(together[0].to_dict()))["choices"] == pytest.approx(together[0].report["choices"])
-    assert "".join(pipeline.stream(images[0], "Is it?", options=options)) == together[0].answer
-
-
-def test_too_long_question_fails_alone_when_batched(pipeline: Pipeline) -> None:
-    questions = ["What?", "x" * 600]
-    answers = pipeline([make_image(0)] * 2, questions, on_error="skip", **ASKED)
-    assert answers[0].error is None and "at most 507 tokens" in answers[1].error
-    with pytest.raises(PipelineError, match="item 1"):
-        pipeline([make_image(0)] * 2, questions, **ASKED)
 
 
 def test_stream_says_the_answer_when_pieces_come(pipeline: Pipeline) -> None:

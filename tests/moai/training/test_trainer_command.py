@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from training_builders import REPO_ROOT, build_recipe, write_tiny_checkpoint
+from training_builders import build_recipe, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
@@ -39,17 +39,3 @@ def test_command_fails_with_one_message_when_a_field_is_unknown(recipe: Path, ca
 def test_help_names_the_overrides_when_asked_for() -> None:
     result = CliRunner().invoke(app, ["train", "--help"])
     assert result.exit_code == 0 and "KEY=VALUE" in result.output and "--processes" in result.output
-
-
-@pytest.mark.slow
-def test_bundled_recipes_train_the_bundled_model_when_run_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(REPO_ROOT)
-    few = ["optimization.num_steps=2", "optimization.batch_size=4", "optimization.micro_batch_size=2"]
-    for stage, extra in ((1, []), (2, [f"model.path={tmp_path / 'stage1'}"])):
-        scenes = f"data.sources=[{{scenes: {{length: 4, num_questions: 2, image_size: 64, seed: {stage}}}}}]"
-        words = [f"output_folder={tmp_path / f'stage{stage}'}", scenes, *few, *extra]
-        assert main(["--config", f"configs/train_stage{stage}.yaml", *words]) == 0
-    adapter = tmp_path / "stage2" / "final" / "adapter_model.safetensors"
-    assert 1e6 < adapter.stat().st_size < 30e6

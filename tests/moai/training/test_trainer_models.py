@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,19 @@ from PIL import Image
 from prismer_builders import build_prismer, save_prismer
 from prompted_builders import save_prompted
 from safetensors.torch import load_file
-from training_builders import REPO_ROOT
+from training_builders import REPO_ROOT, build_recipe, write_tiny_checkpoint
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from moai import Pipeline  # noqa: E402
+from moai.data.collator import collate  # noqa: E402
 from moai.data.conversations import parse_conversation  # noqa: E402
 from moai.data.samples import BadSampleError, Sample  # noqa: E402
+from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
 from moai.models.flamingo.collator_flamingo import FlamingoCollator  # noqa: E402
 from moai.models.prismer.collator_prismer import PrismerCollator  # noqa: E402
+from moai.training.model_building import build_model, find_task  # noqa: E402
 from moai.training.train_settings import load_settings  # noqa: E402
 from moai.training.trainer import run_training  # noqa: E402
 
@@ -116,6 +120,7 @@ def test_learned_prompt_is_an_adapter_that_answers_and_goes_into_no_weights(fami
         ("llava", "data.map=always", "no painted map"),
         ("llava", "model.type=flamingo", "which is a 'llava'"),
         ("prismer", "train={mode: none, parts: [adaptors]}", "says all that is trained"),
+        ("emu", "data.sources=[{scenes: {length: 4}, weight: 2.0}]", "`repeats` says how often"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_named(family: str, override: str, reason: str, tmp_path: Path) -> None:
@@ -129,6 +134,33 @@ def test_settings_in_the_repository_are_those_of_their_model() -> None:
     for recipe, name in names.items():
         settings = load_settings(REPO_ROOT / "configs" / f"{recipe}.yaml")
         assert type(settings).__name__ == f"{name}TrainSettings"
+
+
+@pytest.mark.parametrize("family", ["moai", "llava", "flamingo", "prismer"])
+def test_loss_is_a_weighted_mean_when_sources_have_weights(family: str, tmp_path: Path) -> None:
+    if family == "moai":
+        settings = load_settings(build_recipe(write_tiny_checkpoint(tmp_path / "start"), tmp_path / "run", stage=2))
+    else:
+        path = f"model.path={MODELS[family][0](tmp_path / 'start')}"
+        if family == "flamingo":
+            path = f"model={{path: {path.removeprefix('model.path=')}, type: flamingo}}"
+        settings = load_settings(
+            REPO_ROOT / "configs" / f"{MODELS[family][1]}.yaml", [*SHORT, path, f"model.type={family}"]
+        )
+    built, task_class = build_model(settings, torch.device("cpu")), find_task(settings)
+    reader = task_class.collator_class(built.processor)
+    dataset = build_training_dataset(DataSettings.from_dict(settings.data), reader)
+    task = task_class(settings, built.model, dataset, dataset.collator).eval()
+
+    @torch.no_grad()
+    def measure(*samples: Sample) -> tuple[float, float]:
+        batch = task._batch(collate(task.collator, list(samples)), task.options(0))
+        return task(batch.inputs)[0].item(), batch.num_targets
+
+    (first, num_first), (second, num_second) = measure(dataset[0]), measure(dataset[1])
+    loss, num_targets = measure(replace(dataset[0], weight=3.0), replace(dataset[1], weight=0.5))
+    assert num_targets == 3 * num_first + 0.5 * num_second
+    assert loss == pytest.approx(3 * first + 0.5 * second, rel=1e-4)
 
 
 def document(*parts: str) -> tuple[dict, ...]:

@@ -19,6 +19,7 @@ pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from moai.training.metrics_logging import read_log  # noqa: E402
 from moai.training.processes import check_num_processes  # noqa: E402
+from moai.training.trainer import run_training  # noqa: E402
 
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
@@ -70,7 +71,7 @@ def test_two_processes_learn_what_one_does_when_the_global_batch_is_the_same(
 ) -> None:
     held_out = {"sources": [{"scenes": {"length": 3, "split": "validation", "num_questions": 1, "image_size": 64}}]}
     options = {"optimization__micro_batch_size": 1, "train__lora_dropout": 0.1, "validation": held_out}
-    run_process(build_recipe(checkpoint, tmp_path / "one", stage, **options))
+    run_training(build_recipe(checkpoint, tmp_path / "one", stage, **options))
     run_process(build_recipe(checkpoint, tmp_path / "two", stage, num_processes=2, **options), *TWO_PROCESSES)
     one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
@@ -117,7 +118,7 @@ def test_pieces_learn_what_one_process_does_and_go_on_when_stopped(
     if config.startswith("deepspeed"):  # stage 2 only: it steps experts that were not drawn, with a gradient of zero
         pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install deepspeed")
     kind = "MULTI_GPU" if config.startswith("fsdp") else "MULTI_CPU"
-    run_process(build_recipe(checkpoint, tmp_path / "one", stage))
+    run_training(build_recipe(checkpoint, tmp_path / "one", stage))
     recipe = build_recipe(checkpoint, tmp_path / "two", stage, num_processes=2)
     run_sharded(config, kind, recipe, tmp_path)
     one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
@@ -126,6 +127,8 @@ def test_pieces_learn_what_one_process_does_and_go_on_when_stopped(
     assert [line["routing"]["language"]["auxiliary"] for line in two] == pytest.approx(
         [line["routing"]["language"]["auxiliary"] for line in one], rel=1e-4
     )
+    if stage == 1:  # a drawn expert alone has gradients; going on is the same in both
+        return
     last = tmp_path / "two" / "checkpoints" / "step-00000004"
     unbroken = {name: load_file(last / name) for name in ("model.safetensors", "optimizer.safetensors")}
     shutil.rmtree(last)

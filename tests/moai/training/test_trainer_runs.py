@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 
 from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
 from moai.models.moai.collator_moai import MoAICollator  # noqa: E402
-from moai.models.moai.task_moai import compute_loss, draw_routing  # noqa: E402
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration  # noqa: E402
+from moai.models.moai.task_moai import MoAITask, compute_loss, draw_routing  # noqa: E402
 from moai.training.checkpoints import CheckpointError  # noqa: E402
 from moai.training.metrics_logging import read_log  # noqa: E402
 from moai.training.tasks.answers import target_window  # noqa: E402
+from moai.training.train_settings import load_settings  # noqa: E402
 from moai.training.trainer import run_training  # noqa: E402
 
 
@@ -158,7 +161,7 @@ def test_result_loads_when_trained_in_each_mode(checkpoint: Path, tmp_path: Path
     options = {
         "full": {"train__decoder": "full"},
         "frozen": {"train__decoder": "frozen"},
-        "bf16": {"optimization__precision": "bf16"},
+        "bf16": {"optimization__precision": "bf16", "model__gradient_checkpointing": True},
         "tower": {"train__vision_tower": True, "train__projector": False},
         "nf4": {"model__quantization": "nf4"},
         "frozen nf4": {"model__quantization": "nf4", "train__decoder": "frozen", "optimization__precision": "bf16"},
@@ -230,10 +233,45 @@ def test_second_stage_is_refused_when_it_does_not_fit_the_first(checkpoint: Path
 
 
 def test_batches_are_the_same_when_other_processes_prepare_them(checkpoint: Path, tmp_path: Path) -> None:
-    for name, workers in (("alone", 0), ("helped", 2)):
+    for name, workers in (("alone", 0), ("helped", 1), ("both", 2)):
         run_training(build_recipe(checkpoint, tmp_path / name, num_workers=workers, optimization__num_steps=3))
-    alone, helped = ([learned(line) for line in read_log(tmp_path / run / "log.jsonl")] for run in ("alone", "helped"))
-    assert alone == helped
+    alone, *others = (
+        [learned(line) for line in read_log(tmp_path / run / "log.jsonl")] for run in ("alone", "helped", "both")
+    )
+    assert others == [alone, alone]
+
+
+class Drawing:
+    """A dataset of a user's own whose samples are drawn from every global generator."""
+
+    lengths = [8] * 6
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> tuple[int, float, float, float]:
+        return index, random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    def identity(self) -> dict:
+        return {}
+
+
+def test_drawn_samples_are_the_same_when_another_process_draws_them(checkpoint: Path, tmp_path: Path) -> None:
+    model, seen = MoAIForConditionalGeneration.from_pretrained(checkpoint), {}
+    for workers in (0, 1):
+        recipe = load_settings(build_recipe(checkpoint, tmp_path / "run", num_workers=workers))
+
+        def collate(samples: list) -> dict:
+            drawn = torch.tensor(samples, dtype=torch.float64)
+            return {"drawn": drawn, "labels": torch.zeros(len(samples), 2).long(), "attention_mask": torch.ones(1)}
+
+        task = MoAITask(recipe, model, Drawing(), collate)
+        torch.manual_seed(workers)  # what came before does not matter
+        seen[workers] = [batch.inputs["samples"]["drawn"] for batch in task.batches(0, 3, 0, 1)]
+        late = [batch.inputs["samples"]["drawn"] for batch in task.batches(1, 3, 0, 1)]
+        assert all(map(torch.equal, late, seen[workers][-len(late) :])), "a resumed run draws otherwise"
+    assert all(map(torch.equal, seen[0], seen[1]))
+    assert len({float(value) for batch in seen[0] for value in batch[:, 1]}) == 3 * recipe.optimization.batch_size
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

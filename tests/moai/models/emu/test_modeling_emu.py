@@ -1,4 +1,4 @@
-"""Emu's invariants: no look ahead, padding and caches change nothing, images are drawn as without a cache."""
+"""What is Emu's own: images in a sequence, images drawn, what learns. The rest is in test_model_invariants.py."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import torch
 from emu_builders import NUM_TOKENS, build_emu, build_processor, make_image
 from torch.testing import assert_close
 from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
     BeitModel,
     LogitsProcessorList,
 )
@@ -21,9 +17,8 @@ from transformers import (
 from moai.models.cache_names import as_keyword, read_cache
 from moai.models.emu.configuration_emu import EmuConfig
 from moai.models.emu.losses import label_text
-from moai.models.emu.modeling_emu import EmuForConditionalGeneration, EmuModel
+from moai.models.emu.modeling_emu import EmuForConditionalGeneration
 from moai.models.emu.processing_emu import EmuProcessor
-from moai.models.ranking import rank_continuations
 
 NEAR = {"atol": 2e-5, "rtol": 1e-5}
 
@@ -47,31 +42,6 @@ CONVERSATIONS = (
 
 
 @torch.no_grad()
-def test_batch_equals_singles_when_padded_on_the_left(emu: Any) -> None:
-    model, processor = emu
-    batch = processor(conversations=CONVERSATIONS)
-    assert batch["pixel_values"].shape[:2] == (3, 3)
-    together = model(**batch).logits
-    for row, conversation in enumerate(CONVERSATIONS):
-        single = processor(conversations=[conversation])
-        assert "pixel_values" in single or row == 2
-        alone = model(**single).logits[0]
-        assert_close(together[row, -len(alone) :], alone, **NEAR)
-
-
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_generation_equals_singles_and_uncached_when_batched(emu: Any, num_beams: int) -> None:
-    model, processor = emu
-    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "num_beams": num_beams}
-    batch = processor(conversations=CONVERSATIONS)
-    new = model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
-    assert torch.equal(model.generate(**batch, **settings, use_cache=False)[:, batch["input_ids"].shape[1] :], new)
-    for row, conversation in enumerate(CONVERSATIONS):
-        single = processor(conversations=[conversation])
-        assert torch.equal(model.generate(**single, **settings)[0, single["input_ids"].shape[1] :], new[row])
-
-
-@torch.no_grad()
 def test_images_matter_behind_them_only(emu: Any) -> None:
     model, processor = emu
     batch = processor(conversations=CONVERSATIONS[:1])
@@ -83,16 +53,6 @@ def test_images_matter_behind_them_only(emu: Any) -> None:
         changed["pixel_values"][0, index] = 0
         differs = (model(**changed).logits - before).abs().amax(dim=-1)[0] > 1e-5
         assert not differs[: place + 1].any() and differs[place + 1 :].all()
-
-
-@torch.no_grad()
-def test_later_tokens_change_nothing_before_them(emu: Any) -> None:
-    model, processor = emu
-    batch = processor(conversations=CONVERSATIONS[:1])
-    changed = batch["input_ids"].clone()
-    changed[0, -3:] = 7
-    first, second = (model(input_ids=ids, pixel_values=batch["pixel_values"]) for ids in (batch["input_ids"], changed))
-    assert_close(first.logits[:, :-3], second.logits[:, :-3], **NEAR)
 
 
 @torch.no_grad()
@@ -177,28 +137,6 @@ def test_error_says_what_a_drawing_prompt_ends_with(emu: Any) -> None:
 # ---------------------------------------------------------------------- files, learning, errors
 
 
-def test_save_and_load_are_bit_equal_when_auto_classes_read(emu: Any, tmp_path: Path) -> None:
-    model, processor = emu
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    assert not list(tmp_path.glob("*.bin")) and list(tmp_path.glob("*.safetensors"))
-    assert type(AutoConfig.from_pretrained(tmp_path)) is EmuConfig
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert type(again) is EmuForConditionalGeneration
-    assert again.state_dict().keys() == model.state_dict().keys()
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
-    assert again.generation_config.suppress_tokens == model.generation_config.suppress_tokens
-    base = AutoModel.from_pretrained(tmp_path)
-    assert type(base) is EmuModel
-    assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in model.model.state_dict().items())
-    read = AutoProcessor.from_pretrained(tmp_path)
-    assert type(read) is EmuProcessor and read.num_image_tokens == NUM_TOKENS
-    ours, theirs = processor(conversations=CONVERSATIONS), read(conversations=CONVERSATIONS)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    with torch.no_grad():
-        assert torch.equal(again(**ours).logits, model(**theirs).logits)
-
-
 def _learn(model: EmuForConditionalGeneration, processor: EmuProcessor, pad: int) -> dict[str, torch.Tensor]:
     model.zero_grad()
     batch = processor(conversations=CONVERSATIONS, padding_side="right")
@@ -229,22 +167,6 @@ def test_images_alone_are_learned_without_text_and_text_alone_at_weight_0(emu: A
     model.config.regression_weight = 1.0
     text = processor(conversations=CONVERSATIONS[2:])
     assert model(**text, labels=text["input_ids"]).regression_loss == 0
-
-
-def test_ranking_equals_scoring_of_whole_texts_when_prefix_is_cached(emu: Any) -> None:
-    model, processor = emu
-    batch = processor(conversations=CONVERSATIONS)
-    candidates = [processor.encode_answer(word) for word in ("yes", "no", "x")]
-    scores = rank_continuations(model, batch, candidates)
-    for column, ids in enumerate(candidates):
-        tokens = torch.tensor([ids]).expand(3, -1)
-        whole = dict(batch) | {
-            "input_ids": torch.cat([batch["input_ids"], tokens], dim=1),
-            "attention_mask": torch.cat([batch["attention_mask"], torch.ones_like(tokens)], dim=1),
-        }
-        with torch.no_grad():
-            logits = model(**whole).logits[:, -len(ids) - 1 : -1].log_softmax(-1)
-        assert_close(scores[:, column], logits.gather(-1, tokens[..., None])[..., 0].sum(1), atol=1e-4, rtol=1e-4)
 
 
 def test_error_names_both_numbers_when_images_do_not_match(emu: Any) -> None:

@@ -31,8 +31,8 @@ from moai.models.flamingo.gated_cross_attention import (
 from moai.models.flamingo.injection import find_layers
 from moai.models.flamingo.labels import label_interleaved, label_pairs
 from moai.models.flamingo.modeling_flamingo import FlamingoForConditionalGeneration
-from moai.models.flamingo.ranking import rank_continuations
 from moai.models.flamingo.resampler import PerceiverResampler
+from moai.models.ranking import rank_continuations
 
 NEAR = {"atol": 1e-5, "rtol": 0}
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from moai.models.flamingo.processing_flamingo import FlamingoProcessor
 from moai.models.flamingo.prompts import cut_answer
-from moai.models.flamingo.scenes_flamingo import encode_scenes
+from moai.models.interleaved.scenes_interleaved import encode_scenes
 from moai.processing.control_tokens import BREAK_MARK
 from verbalizers import Scene, TextLines
 

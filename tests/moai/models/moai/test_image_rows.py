@@ -32,6 +32,30 @@ def test_rows_with_equal_sums_stay_apart_when_they_differ() -> None:
     assert given is images and places is None
 
 
+def test_images_and_maps_pass_the_tower_together_when_they_are_few() -> None:
+    model = build_tiny_model()
+    inputs, seen = build_tiny_inputs(model.config), []
+    counting = model.model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    with torch.no_grad():
+        features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+        alone = model(**inputs, image_features=features).logits
+        seen.clear()
+        outputs = model(**inputs, output_hidden_states=True)
+        answers = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert seen == [4, 4]
+    assert outputs.image_outputs.last_hidden_state.shape[0] == outputs.image_outputs.hidden_states[0].shape[0] == 2
+    torch.testing.assert_close(outputs.logits, alone, atol=1e-6, rtol=0)
+    seen.clear()
+    with torch.no_grad():
+        wide = {name: torch.cat([value, value.flip(0)]) for name, value in inputs.items()}
+        wide["pixel_values"] = wide["pixel_values"] + torch.arange(4.0)[:, None, None, None]
+        model(**wide)
+    assert seen == [4, 2]  # 4 images, then the 2 maps that differ: on a CPU one pass of all is slower
+    counting.remove()
+    with torch.no_grad():
+        assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), answers)
+
+
 def test_map_has_fewer_patches_when_it_is_coarser() -> None:
     processor = MoAIImageProcessor(size={"height": 28, "width": 28})
     painted = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Collation for models that read documents too: texts and images in any order, about which nobody asks."""
+"""Training samples of questions with answers, and of documents: texts and images in any order, without a question."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from moai.data.collator import SampleCollator
 from moai.data.samples import BadSampleError, Sample
 from moai.processing.token_roles import IGNORE_INDEX
-from verbalizers import Scene
 
-__all__ = ["DocumentCollator", "is_document"]
+from .scenes_interleaved import encode_scenes
+
+__all__ = ["InterleavedCollator", "is_document"]
 
 
 def is_document(messages: Sequence[Mapping[str, Any]]) -> bool:
@@ -21,7 +22,7 @@ def is_document(messages: Sequence[Mapping[str, Any]]) -> bool:
     return len(messages) == 1
 
 
-class DocumentCollator(SampleCollator):
+class InterleavedCollator(SampleCollator):
     """Of a question the answer is learned; of a document what :meth:`label_document` says."""
 
     reads_documents = True
@@ -38,9 +39,9 @@ class DocumentCollator(SampleCollator):
     def label_document(self, input_ids: torch.Tensor) -> torch.Tensor:
         """``(L,)`` labels of a document's ``(L,)`` ids, -100 where there is no loss."""
 
-    @abstractmethod
-    def verbalize(self, scene: Scene | None) -> str | None:
-        """What stands behind an image; None = nothing."""
+    def verbalize(self, scene: Any) -> str | None:
+        """What stands behind an image; see :func:`.scenes_interleaved.encode_scenes`."""
+        return encode_scenes([scene], self.settings.words, self.kinds_of(scene))["context"][0]
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """See :meth:`.SampleCollator.__call__`."""
@@ -82,15 +83,10 @@ class DocumentCollator(SampleCollator):
             raise BadSampleError(str(error)) from error
         return prompt, "".join(part["text"] for part in messages[-1]["content"])
 
-    @abstractmethod
-    def count_prompt(self, prompt: str) -> int:
-        """Tokens of a prompt, images included."""
-
     def measure(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """See :meth:`.SampleCollator.measure`."""
-        guard = self.processor.guard
         prompt, answer = self._write(messages)
-        return self.count_prompt(prompt) + len(guard.encode_continuation(guard.escape(answer))) + 1
+        return len(self.processor.encode_prompt(prompt)) + len(self.processor.encode_answer(answer)) + 1
 
     def measure_sample(self, sample: Sample) -> int:
         """See :meth:`.SampleCollator.measure_sample`."""

@@ -1,4 +1,4 @@
-"""Scenes as Flamingo reads them: sentences between an image and the question about it."""
+"""Scenes as Emu and Flamingo read them: sentences between an image and the question about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["encode_scenes"]
 def encode_scenes(
     scenes: Sequence[Scene | None], words: WordSettings | None = None, kinds: Iterable[str] | None = None
 ) -> dict[str, list[str | None]]:
-    """What :meth:`.FlamingoProcessor.build_conversation` takes beside image and question.
+    """What :meth:`.InterleavedProcessor.build_conversation` takes beside image and question.
 
     Args:
         scenes: One per question; None = nobody looked.

@@ -1,0 +1,1 @@
+"""What models share that read images and texts in one sequence: Emu and Flamingo."""

@@ -1,0 +1,186 @@
+"""`moai compare`: new models of one size, and a sweep over systems that goes on after kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from training_builders import REPO_ROOT
+from typer.testing import CliRunner
+
+pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
+
+from moai import Pipeline  # noqa: E402
+from moai.cli import app  # noqa: E402
+from moai.evaluation.new_models import SYSTEMS, NewModelsSettings, write_new_model  # noqa: E402
+from moai.evaluation.sweep import load_results, run_sweep, select_jobs  # noqa: E402
+from moai.evaluation.sweep_settings import SweepSettings, load_sweep_settings  # noqa: E402
+from moai.scenes.scenes import Scenes  # noqa: E402
+from moai.settings import load_settings  # noqa: E402
+
+SETTINGS = REPO_ROOT / "configs" / "compare.yaml"
+SIZES = {
+    "vocab_size": 300,
+    "num_scenes": 3,
+    "vision": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+               "image_size": 32, "patch_size": 16},
+    "text": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "max_position_embeddings": 1024},
+    "moai": {"compressor": {"num_latents": 4, "num_layers": 1, "num_heads": 2, "head_dim": 8},
+             "mixer": {"layers": [1], "num_heads": 2, "rank": 4}},
+    "flamingo": {"every": 1, "resampler_depth": 1, "resampler_num_heads": 2, "resampler_head_dim": 8, "num_latents": 3,
+                 "cross_attention_num_heads": 2, "cross_attention_head_dim": 8},
+    "prismer": {"experts": ["seg", "obj_detection", "ocr_detection"], "label_size": 4, "num_latents": 3,
+                "resampler_layers": 1, "resampler_heads": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sweep() -> SweepSettings:
+    return load_sweep_settings(SETTINGS)
+
+
+def write_small(folder: Path, **changes) -> Path:
+    """The repository's comparison with tiny models, six steps and two questions of a kind."""
+    content = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    content |= {"seeds": [0], "new_models": SIZES, "stages": {"all": ["optimization.num_steps=6"]}} | changes
+    content["recipe"]["optimization"] |= {"batch_size": 8, "micro_batch_size": 8}
+    content["recipe"]["saving"]["every_steps"] = 1
+    content["recipe"]["data"]["sources"][0]["scenes"] |= {"image_size": 32, "length": 4}
+    content["evaluate"] |= {"per_kind": 2, "image_size": 32}
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory) -> Path:
+    folder, chosen = tmp_path_factory.mktemp("starts"), load_settings(NewModelsSettings, SIZES)
+    for system in SYSTEMS:
+        write_new_model(chosen, system, 0, folder / system)
+    return folder
+
+
+def test_new_models_share_tower_decoder_and_words_when_of_one_seed(starts, tmp_path):
+    tensors = {system: load_file(starts / system / "model.safetensors") for system in SYSTEMS}
+    for part in ("vision_tower", "language_model"):  # LLaVA's files keep names of their own in between
+        prefix = f"model.{part}."
+        of_moai = {name.removeprefix(prefix): value for name, value in tensors["moai"].items() if prefix in name}
+        assert of_moai
+        for system in ("flamingo", "llava"):
+            for end, value in of_moai.items():
+                found = [own for name, own in tensors[system].items() if part in name and name.endswith(f".{end}")]
+                assert any(own.equal(value) for own in found), (system, end)
+    said = {
+        system: json.loads((starts / system / "tokenizer.json").read_text())["model"]["vocab"] for system in SYSTEMS
+    }
+    assert all(
+        said["moai"].items() <= words.items() for words in said.values()
+    )  # RobertaTokenizer has control tokens in it
+    chosen = load_settings(NewModelsSettings, SIZES)
+    for seed in (0, 1):
+        write_new_model(chosen, "prismer", seed, tmp_path / str(seed))
+    files = [
+        (folder / "model.safetensors").read_bytes() for folder in (starts / "prismer", tmp_path / "0", tmp_path / "1")
+    ]
+    assert files[0] == files[1] != files[2]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_new_model_answers_when_loaded(starts, system):
+    scene = Scenes(split="test", image_size=48, kinds=("existence",))[0]
+    pipeline = Pipeline.from_pretrained(starts / system, [])
+    (answer,) = pipeline.answer_each([scene.image], ["Is there a dog?"], [scene.truth], max_new_tokens=3)
+    assert answer.error is None
+    latents = {"moai": 4, "flamingo": 3, "llava": 0, "prismer": 4 + 3, "prismerz": 4}
+    assert pipeline.answering.num_latents == latents[system]
+
+
+def test_settings_ask_all_systems_the_same_with_the_same_steps_and_sizes(sweep):
+    names = {variant.name for variant in sweep.variants}
+    assert names == {"moai", "prismer", "prismerz", "flamingo", "plain", "words", "p-tuning"} and len(sweep.seeds) >= 2
+    recipes = [sweep.recipe_of(variant, "all", 0, "start", Path("out")) for variant in sweep.variants]
+    assert len({json.dumps(recipe["optimization"]) for recipe in recipes}) == 1
+    assert len({json.dumps(recipe["data"]["sources"]) for recipe in recipes}) == 1
+    for variant, recipe in zip(sweep.variants, recipes, strict=True):  # tested with what it was trained with
+        assert recipe["data"].get("verbalizations") == sweep.test_of(variant).verbalizations
+        assert tuple(recipe["data"]["kinds"]) == sweep.test_of(variant).verbalizers
+    assert {variant.name for variant, _ in select_jobs(sweep, ("p-tuning",))} == {"moai", "plain", "p-tuning"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"new_models": None}, "new moai: describe `new_models`"),
+        ({"variants": [{"name": "a", "label": "a", "table": "t", "goes_on_from": "b"}]}, "'b'"),
+        ({"variants": [{"name": "a", "label": "a", "table": "t", "goes_on_from": "a"}]}, "goes on from none"),
+        ({"variants": [{"name": "a", "label": "a", "table": "t", "start": "blip"}]}, "start"),
+    ],
+)
+def test_settings_name_the_mistake_when_a_start_is_wrong(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_sweep_settings(write_small(tmp_path, **change))
+
+
+def test_sweep_asks_for_a_start_when_a_variant_has_none(tmp_path):
+    content = {"recipe": {"stage": 2}, "stages": {}, "variants": [{"name": "a", "label": "a", "table": "t"}]}
+    with pytest.raises(ValueError, match="--start"):
+        run_sweep(load_settings(SweepSettings, content), None, tmp_path)
+
+
+def test_command_writes_all_rows_when_run(tmp_path):
+    words = ["compare", "--config", str(write_small(tmp_path)), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    results = load_results(load_sweep_settings(tmp_path / "compare.yaml"), None, tmp_path / "out")
+    assert {name for name, _ in results} == {"moai", "prismer", "prismerz", "flamingo", "plain", "words", "p-tuning"}
+    found = {name: result for (name, _), result in results.items()}
+    assert found["words"].sequence_length > found["plain"].sequence_length + 20
+    assert found["p-tuning"].sequence_length == found["plain"].sequence_length + 20
+    assert found["p-tuning"].trained_parameters < found["plain"].trained_parameters == found["words"].trained_parameters
+    text = (tmp_path / "out" / "siblings.md").read_text(encoding="utf-8")
+    assert text.startswith("<!-- moai compare: begin -->") and "### What it takes" in text
+    (model,) = (tmp_path / "out" / "work").glob("flamingo--seed-0--*/all")
+    assert not (model / "checkpoints").exists()
+    answer = Pipeline.from_pretrained(model / "final", [])(
+        Scenes(image_size=32)[0].image, "Is there a dog?", max_new_tokens=2
+    )
+    assert answer.error is None
+
+
+def start_command(config: Path, out: Path) -> subprocess.Popen:
+    """Start `moai compare` in a process of its own, on one thread."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(REPO_ROOT)}
+    words = ["compare", "--config", str(config), "--out", str(out)]
+    return subprocess.Popen([sys.executable, "-m", "moai", *words], cwd=REPO_ROOT, env=variables)
+
+
+def test_results_are_equal_when_killed_and_run_again(tmp_path):
+    config = write_small(tmp_path)
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    content["variants"] = [one for one in content["variants"] if one["name"] in ("plain", "p-tuning")]
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    for pattern in ("work/plain--*/all/checkpoints/step-*", "work/p-tuning--*/all/checkpoints/step-*"):
+        process, until = start_command(config, tmp_path / "out"), time.monotonic() + 500
+        while process.poll() is None and time.monotonic() < until and not list((tmp_path / "out").glob(pattern)):
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "out" / "results").iterdir()] == ["plain--seed-0.json"]
+    assert [start_command(config, tmp_path / out).wait() for out in ("out", "whole")] == [0, 0]
+    sweep, times = (
+        load_sweep_settings(config),
+        dict.fromkeys(("train_seconds", "test_seconds", "seconds_per_question"), 0),
+    )
+    result, whole = (load_results(sweep, None, tmp_path / out) for out in ("out", "whole"))
+    for key in (("plain", 0), ("p-tuning", 0)):
+        assert replace(result[key], **times) == replace(whole[key], **times)
+        models = [next(tmp_path.glob(f"{out}/work/{key[0]}--*/all/final/*.safetensors")) for out in ("out", "whole")]
+        assert models[0].read_bytes() == models[1].read_bytes()
