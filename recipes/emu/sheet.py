@@ -26,7 +26,7 @@ __all__ = ["count_found", "make_sheet"]
 
 _SIDE, _LABEL, _COLUMNS = 96, 26, 8
 #: Verbalizer of the bundled checkpoint that looks at drawings, closed to 200 names and not told what was asked for.
-_LOOKER = "segmentation"
+_VERBALIZER = "segmentation"
 
 
 def make_sheet(config: TinyEmuConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def make_sheet(config: TinyEmuConfig, checkpoint: Path, out: Path) -> dict[str, 
     captions = [*held_out, *learned]
     drawn = _draw_all(captions, checkpoint, config.sheet, out / "drawn")
     painted = [draw_world(*said, config.world.image_size, Random(f"test {said}")) for said in captions]
-    looker = _build_looker()
-    found = {name: _look(looker, images, config.sheet) for name, images in (("drawn", drawn), ("scenes", painted))}
+    verbalizer = _build_verbalizer()
+    found = {name: _look(verbalizer, images, config.sheet) for name, images in (("drawn", drawn), ("scenes", painted))}
     result: dict[str, Any] = {"captions": len(captions), "held_out": len(held_out)}
     for name, names in found.items():
         for part, place in (("thing", 1), ("ground", 2)):
@@ -97,15 +97,15 @@ def _draw_all(
     return images
 
 
-def _build_looker() -> Any:
+def _build_verbalizer() -> Any:
     stored = VerbalizerSettings.load(find_checkpoint("moai-nano"))
-    return build_named_verbalizers(_LOOKER, stored)[0]
+    return build_named_verbalizers(_VERBALIZER, stored)[0]
 
 
-def _look(looker: Any, images: Sequence[Image.Image], chosen: SheetSettings) -> list[tuple[str, ...]]:
+def _look(verbalizer: Any, images: Sequence[Image.Image], chosen: SheetSettings) -> list[tuple[str, ...]]:
     size = (chosen.image_size, chosen.image_size)
     enlarged = [np.array(image.resize(size, Image.Resampling.BICUBIC)) for image in images]
-    return [tuple(segments.class_names) for segments in looker.predict(enlarged)]
+    return [tuple(segments.class_names) for segments in verbalizer.predict(enlarged)]
 
 
 def _write_sheet(captions: Sequence[str], images: Sequence[Image.Image], num_held_out: int, file: Path) -> None:
