@@ -35,6 +35,7 @@ def tiny_settings(**changes) -> PrestageSettings:
     return load_settings(PrestageSettings, recipe | changes)
 
 
+@pytest.mark.slow
 def test_towers_reach_moai_nano_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
     table = run_prestages(tiny_settings(), tmp_path)
     folder = tmp_path / "seed-0"
