@@ -48,6 +48,9 @@ class Soak:
         self._lock = threading.Lock()
         self.good = [*self._list_words(), *self._list_images()]
         self.expected = [self._ask_alone(body) for body in self.good]
+        self.streamed = [
+            index for index, body in enumerate(self.good) if not ("n" in body or "num_beams" in body.get("moai", ()))
+        ]
 
     def _list_words(self) -> list[dict[str, Any]]:
         """Questions about scenes that are brought along: each sign says another word."""
@@ -58,11 +61,13 @@ class Soak:
         return [build_body(QUESTIONS[0], content, moai={"scenes": [scene]}, max_tokens=12) for scene in scenes]
 
     def _list_images(self) -> list[dict[str, Any]]:
-        """Questions about images that the server's own verbalizers look at; some sampled, some with probabilities."""
+        """Questions about images that the server's own verbalizers look at, with all kinds of settings."""
         images = [encode_image(crop_street(number)) for number in range(4)]
         bodies = [build_body(question, image, max_tokens=12) for image in images for question in QUESTIONS]
         for index, body in enumerate(bodies):
-            body |= ({}, {"temperature": 1.0, "seed": index}, {"logprobs": True, "top_logprobs": 3})[index % 3]
+            sampled = {"temperature": 1.0, "seed": index}
+            told, beams = {"logprobs": True, "top_logprobs": 3}, {"moai": {"num_beams": 3}}
+            body |= ({}, sampled, told, beams, sampled | {"n": 2})[index % 5]
         return bodies
 
     def _ask_alone(self, body: dict[str, Any]) -> str:
@@ -84,7 +89,7 @@ class Soak:
         """A good question, whole or streamed."""
         index = chance.randrange(len(self.good))
         body = self.good[index]
-        if chance.random() < 0.5:
+        if index not in self.streamed or chance.random() < 0.5:
             status, reply = self.server.send(body)
             text = reply["choices"][0]["message"]["content"] if status == 200 else json.dumps(reply)
         else:
@@ -122,7 +127,8 @@ class Soak:
             {},
             good | {"model": "other"},
             good | {"temperature": -1},
-            good | {"n": 3},
+            good | {"n": 99},
+            good | {"moai": {"num_beams": 3}, "stream": True},
             good | {"moai": {"options": {"routing": "sideways"}}},
             good | {"moai": {"scenes": [{"image_size_hw": [10**9, 10**9]}]}},
             build_body("", image),
@@ -159,7 +165,7 @@ class Soak:
 
     def leave(self, chance: random.Random) -> None:
         """A client that leaves in the middle: of its body, or of the answer."""
-        body = json.dumps(self.good[chance.randrange(len(self.good))] | {"stream": True, "max_tokens": 400}).encode()
+        body = json.dumps(self.good[chance.choice(self.streamed)] | {"stream": True, "max_tokens": 400}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         with socket.create_connection(("127.0.0.1", self.server.port), 60) as sock:
             sock.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n")

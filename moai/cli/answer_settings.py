@@ -72,19 +72,15 @@ def load_pipeline(
     model: str,
     verbalizers: str | None,
     is_debugging: bool,
-    is_quiet: bool = False,
     options: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Pipeline:
     """Load a model for the command line: no progress bars or warnings between a user and the answer.
 
-    A checkpoint that knows few images says so, once, on standard error.
-
     Args:
         model: Folder, bundled name or hub name.
         verbalizers: None = the checkpoint's; names separated by commas; "none".
         is_debugging: Let the libraries talk.
-        is_quiet: Do not tell which images the checkpoint knows.
         options: Of the answers to come, which the model must have.
         **settings: To :meth:`Pipeline.from_pretrained`.
 
@@ -102,10 +98,7 @@ def load_pipeline(
     from ..pipeline.pipeline import Pipeline
 
     find_answering(folder, read_config(folder).get("model_type")).parse_options(options or {})
-    pipeline = Pipeline.from_pretrained(folder, chosen, **settings)
-    if (domain := pipeline.answering.domain) and not is_quiet:
-        note(f"{model} knows {domain} only: its answers about other images are guesses")
-    return pipeline
+    return Pipeline.from_pretrained(folder, chosen, **settings)
 
 
 def describe_deciding_settings(

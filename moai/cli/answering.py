@@ -78,7 +78,7 @@ def answer_images(
             note(_footer(output, overlay, settings))
         else:
             print_plain(output.answer if len(images) == 1 else f"{image}\t{' '.join(output.answer.split())}")
-            note(_footer(output, overlay, settings))
+            note(_footer(output, overlay, settings, "" if len(images) == 1 else image))
         if drawn and not settings.is_json:
             print_plain("\n".join(str(path) for path in drawn))
         if obstacle is not None:
@@ -160,5 +160,5 @@ def _stream_images(
     return num_failed
 
 
-def _footer(output: Answer, overlay: Path | None, settings: AnswerSettings) -> str:
-    return "" if settings.is_quiet else footer_of(output, overlay)
+def _footer(output: Answer, overlay: Path | None, settings: AnswerSettings, name: str = "") -> str:
+    return "" if settings.is_quiet else footer_of(output, overlay, name)

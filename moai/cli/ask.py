@@ -108,7 +108,7 @@ def ask(
                 fail(f"expected --image-out without {', '.join(wrong)}: it draws. Leave them out.", False, EXIT_USAGE)
             parts = read_parts(arguments or [])
             check_image_out(image_out, [part for part in parts if isinstance(part, Path)])
-            pipeline = load_pipeline(model, "none", debug, quiet, model_options, **choice)
+            pipeline = load_pipeline(model, "none", debug, model_options, **choice)
             row = draw_image(pipeline, parts, image_out, model_options)
             print_json(row) if json_output else print(row["image"])
             return
@@ -132,7 +132,7 @@ def ask(
             check_image_out(image_out, [*images, *(scene or [])])
         if settings.overlays:
             settings.overlays.check(scene or [])
-        load = partial(load_pipeline, model, verbalizers, debug, quiet, settings.options, **choice)
+        load = partial(load_pipeline, model, verbalizers, debug, settings.options, **choice)
         if questions is not None:
             deciding = partial(describe_deciding_settings, model, verbalizers, settings, choice)
             exit_for(answer_file(load, model, questions, out, settings, deciding, max_errors, overwrite), None)

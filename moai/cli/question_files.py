@@ -71,7 +71,7 @@ def answer_file(
         if len(open_rows) < len(rows) and not settings.is_quiet:
             note(f"{len(rows) - len(open_rows)} of {len(rows)} questions are answered in {out} already")
         _check_images(open_rows, len(problems), max_errors, questions)
-        num_errors = len(problems)
+        num_errors, num_unsure = len(problems), 0
         with progress_bar("answering", len(rows)) as show:
             show(len(rows) - len(open_rows), "loading the model" if open_rows else "")
             pipeline = load() if open_rows else None
@@ -82,6 +82,7 @@ def answer_file(
                     writer.append(
                         [(row, hashes | _answer_fields(output, settings.is_json)) for row, output, hashes in batch]
                     )
+                    num_unsure += sum(output.is_unsure for _, output, _ in batch)
                     for row, output, _ in batch:
                         if output.error is not None:
                             num_errors += 1
@@ -89,6 +90,8 @@ def answer_file(
                     num_done = start + number * settings.batch_size + len(batch)
                     show(len(rows) - len(open_rows) + num_done)
                     _check_errors(num_errors, max_errors, questions)
+    if num_unsure and not settings.is_quiet:
+        note(f"{num_unsure} of {len(open_rows)} answers may be guesses: is_unsure")
     if out is not None and not settings.is_quiet:
         note(f"{len(open_rows) + len(problems) - num_errors} questions answered, see {out}")
     return num_errors

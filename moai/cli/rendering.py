@@ -172,9 +172,17 @@ def print_words(name: str, words: str, footer: str = "") -> None:
         note(footer)
 
 
-def footer_of(output: Answer, overlay: Path | None) -> str:
-    """Footer of an answer's panel."""
+def footer_of(output: Answer, overlay: Path | None, name: str = "") -> str:
+    """Footer of an answer's panel.
+
+    Args:
+        output: The answer.
+        overlay: Where its drawing is.
+        name: The image, where the footer does not stand beside it.
+    """
     lines = [describe_missing(output.missing)] if output.missing else []
+    if output.is_unsure:
+        lines.append(f"{name and f'{name}: '}may be a guess: confidence {output.confidence:.2f}")
     if overlay is not None:
         lines.append(f"overlay: {overlay}")
     return "\n".join(lines)

@@ -218,11 +218,9 @@ def _row(question: TestQuestion, output: Answer, score: Callable[[TestQuestion, 
         "wording": question.wording,
         "verbalization": output.auxiliary_text,
     }
-    told = {
-        name: value for name, value in output.to_dict().items() if name not in ("answer", "scene", "auxiliary_text")
-    }
+    told = {name: value for name, value in output.to_dict().items() if name not in _TOLD_OTHERWISE}
     return {name: value for name, value in (row | told).items() if value not in ("", [], {}, None) or name in _ALWAYS}
 
 
 _ALWAYS = ("given", "question")
-_TOLD_OTHERWISE = ("answer", "scene", "auxiliary_text")
+_TOLD_OTHERWISE = ("answer", "is_unsure", "scene", "auxiliary_text")

@@ -12,6 +12,7 @@ from typing import Any
 from verbalizers.core.durable_files import atomic_file
 from verbalizers.core.valid_text import make_valid
 
+from .calibration import format_confidence, tabulate
 from .conditions import MODEL
 from .loading import Test
 from .result_folder import IMAGES_FOLDER
@@ -118,6 +119,9 @@ def write_report(
         body += ["<h2>Against the model</h2>", _against_table(content["against_model"])]
         if (plot := draw_conditions(content["results"])) is not None:
             body.append(embed_image(plot, "scores by condition and kind", "png"))
+    for name, described in content["confidence"].items():
+        said = format_confidence(described).split("\n")[0].removeprefix("confidence: ")
+        body += [f"<h2>Confidence: {escape(name)}</h2><p>{escape(said)}</p>", table(*tabulate(described))]
     shown = sorted(range(len(test.questions)), key=lambda place: (rows[MODEL][place]["right"], place))[:_MAX_ROWS]
     kinds = list(dict.fromkeys(question.kind for question in test.questions))
     options = "".join(f'<option value="{escape(kind)}">{escape(kind)}</option>' for kind in kinds)
@@ -195,12 +199,13 @@ def _article(row: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], im
     drawing = "" if image is None else f'<img data-image="{image}" alt="the image with what was found in it">'
     earlier = "".join(f'<p class="dim">{escape(asked)} - {escape(said)}</p>' for asked, said in row.get("earlier", ()))
     wording = f", {row['wording']}" if row.get("wording") else ""
+    sure = "" if row.get("confidence") is None else f", confidence {row['confidence']:.2f}"
     lines = [
         f'<p class="dim">{escape(str(row["id"]))}: {escape(str(row["kind"]))}{escape(wording)}</p>',
         earlier,
         f"<p><b>{escape(row['question'])}</b></p>",
         f'<p>answered <b class="given">{escape(row["given"]) or "nothing"}</b>, right: '
-        f"{escape(' | '.join(dict.fromkeys(row['answers'])))}, score {row['score']:.3g}</p>",
+        f"{escape(' | '.join(dict.fromkeys(row['answers'])))}, score {row['score']:.3g}{sure}</p>",
     ]
     if "error" in row:
         lines.append(f"<p>{escape(row['error'])}</p>")

@@ -19,6 +19,7 @@ from verbalizers import Scene, draw_scene
 from verbalizers.core.durable_files import atomic_file, hold_folder
 from verbalizers.store.cache import VerbalizationCache
 
+from .calibration import describe_confidence, format_confidence
 from .conditions import MODEL, WORDS_IN_PROMPT, build_conditions, list_conditions
 from .demonstrations import build_demonstrations, describe_demonstrations
 from .evaluate import answer_test, metric_of
@@ -181,7 +182,13 @@ def _collect(results: ResultFolder, name: str, test: Test, deciding: Mapping[str
     content |= {"asked": len(test.questions), "left_out": list(test.problems)}
     if isinstance(test.settings, SceneTest):
         content["chance"] = {kind: round(share, 6) for kind, share in chance_of(test.questions).items()}
-    return content | {"results": tables, "against_model": against}
+    content |= {"results": tables, "against_model": against}
+    # Descriptions are scored otherwise: they are never right or wrong.
+    told = {
+        each: describe_confidence([r for q, r in zip(test.questions, part, strict=True) if metric.binary(q.kind)])
+        for each, part in rows.items()
+    }
+    return content | {"confidence": {each: found for each, found in told.items() if found is not None}}
 
 
 def describe_results(content: Mapping[str, Any]) -> str:
@@ -195,6 +202,8 @@ def describe_results(content: Mapping[str, Any]) -> str:
         parts.append(
             "chance: " + ", ".join(f"{kind.replace('_', ' ')} {100 * share:.1f}" for kind, share in chance.items())
         )
+    if MODEL in content["confidence"]:
+        parts += ["", format_confidence(content["confidence"][MODEL])]
     for name, comparison in content["against_model"].items():
         overall = {"all": next(iter(comparison.values()))}
         parts += ["", format_comparison(overall, ("model", name))] if len(content["against_model"]) == 1 else []

@@ -16,12 +16,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature
+from transformers import BatchFeature, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
 from ..checkpoints.io.adapter_files import AdapterBase, find_adapter_base, has_tuner, save_adapter
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..import_utils import require
 from ..processing.several_images import join_maps, join_texts
+from .confidence import DEFAULT_CONFIDENCE_THRESHOLD, TokenRecorder, confidence_of, confidence_of_choice
 from .quantization_choice import list_wanted_bits
 
 __all__ = ["Answering", "GeneratedAnswer", "TooLongError", "join_turns", "load_whole", "parse_choices", "tell_streamer"]
@@ -46,10 +47,13 @@ class GeneratedAnswer:
     Attributes:
         parts: Text, and images of a model that draws, in reading order.
         report: What the model tells about how it answered, by name; only where it was asked for.
+        confidence: See :func:`.confidence.confidence_of`; of a choice its share of all choices' probability. None =
+            nothing was said, or the answer holds images.
     """
 
     parts: tuple[str | Image.Image, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
+    confidence: float | None = None
 
 
 class Answering(ABC):
@@ -65,6 +69,9 @@ class Answering(ABC):
         model_class: What loads the model.
         processor_class: What loads the processor.
         can_quantize: Whether the model loads in 4 and 8 bits.
+        whole_modules: Beginnings of the names of modules that stay in their own precision then.
+        always_whole_modules: Those that stay even where all is shrunk that can be (``quantize_all``); None = the model
+            knows no such choice.
         reads_words_alone: Whether :meth:`words_in_prompt` is the model itself, which reads prompts without an image.
         shows_image: False = its prompts hold no image.
         loads_adapters: Whether the model's own class loads adapters of weights.
@@ -76,6 +83,8 @@ class Answering(ABC):
     model_class: type
     processor_class: type
     can_quantize: bool = False
+    whole_modules: tuple[str, ...] = ("lm_head",)
+    always_whole_modules: tuple[str, ...] | None = None
     reads_words_alone: bool = False
     shows_image: bool = True
     loads_adapters: bool = False
@@ -140,6 +149,11 @@ class Answering(ABC):
         else:
             self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    @classmethod
+    def list_bits(cls) -> tuple[int, ...]:
+        """Bits of a weight that the model loads in."""
+        return (16, 8, 4) if cls.can_quantize else (16,)
 
     @property
     def domain(self) -> str | None:
@@ -346,25 +360,18 @@ class Answering(ABC):
             inputs: From :meth:`encode`.
             options: From :meth:`select_options`.
             is_reporting: Whether answers carry reports.
-            **generate_kwargs: To ``generate``; and ``on_tokens``, called with the new tokens ``(B, T)`` at the end.
+            **generate_kwargs: To ``generate``; and ``on_tokens``, called at the end with the new tokens ``(B, T)`` and
+                each row's log-probabilities.
         """
         if "choices" not in options:
-            return self._read_answers(self._run_generate(inputs, **generate_kwargs), inputs, options, is_reporting)
+            return self._generate_texts(inputs, options, is_reporting, **generate_kwargs)[0]
         choices, answers = options["choices"], []
         for scores in self.score_choices(inputs, options):  # (choices,)
             report = {"choices": dict(zip(choices, scores.tolist(), strict=True))} if is_reporting else {}
-            answers.append(GeneratedAnswer((choices[int(scores.argmax())],), report))
+            confidence = confidence_of_choice(scores.tolist())
+            answers.append(GeneratedAnswer((choices[int(scores.argmax())],), report, confidence))
         tell_streamer(generate_kwargs.get("streamer"), answers[0])
         return answers
-
-    def _read_answers(
-        self, result: Any, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool
-    ) -> list[GeneratedAnswer]:
-        texts, reports = self._decode(result, inputs), self._report_tokens(result, is_reporting)
-        return [
-            GeneratedAnswer((self.finish_text(text, options),), report)
-            for text, report in zip(texts, reports, strict=True)
-        ]
 
     def finish_text(self, text: str, options: Mapping[str, Any]) -> str:
         """The answer in a generated text, white space at its ends removed.
@@ -409,13 +416,62 @@ class Answering(ABC):
             "answers in text. Leave --image-out out, or choose another --model."
         )
 
+    @property
+    def confidence_threshold(self) -> float:
+        """Confidence below which an answer is told to be unsure: the config's ``confidence_threshold``, 0 = never.
+
+        It is a field of ``config.json``: transformers drops what it does not know from some ``generation_config.json``.
+
+        Raises:
+            ValueError: It is no probability.
+        """
+        value = getattr(self.model.config, "confidence_threshold", DEFAULT_CONFIDENCE_THRESHOLD)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError(
+                f"expected a `confidence_threshold` from 0 to 1 in config.json, got {value!r}. Correct it."
+            )
+        return value
+
+    def _generate_texts(
+        self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
+    ) -> tuple[list[GeneratedAnswer], Any]:
+        """Answers in text, and what ``generate`` returned.
+
+        Args:
+            inputs: From :meth:`encode`.
+            options: For :meth:`finish_text`.
+            is_reporting: Whether answers carry reports.
+            **generate_kwargs: To ``generate``.
+        """
+        follow = generate_kwargs.pop("on_tokens", None)
+        criteria = list(generate_kwargs.pop("stopping_criteria", None) or ())
+        if stops := generate_kwargs.pop("stop_strings", None):
+            criteria.append(StopStringCriteria(generate_kwargs.pop("tokenizer", self.tokenizer), stops))
+        recorder = TokenRecorder(*inputs["input_ids"].shape, self._list_ends(generate_kwargs), criteria)
+        processors = [recorder.processor, *(generate_kwargs.pop("logits_processor", None) or ())]
+        result = self._run_generate(
+            inputs,
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList([recorder.criterion]),
+            **generate_kwargs,
+        )
+        found = recorder.read(result.sequences)
+        if follow is not None:
+            follow(result.sequences[:, inputs["input_ids"].shape[1] :], found)
+        rows = zip(self._decode(result, inputs), self._report_tokens(result, is_reporting), found, strict=True)
+        answers = [
+            GeneratedAnswer((self.finish_text(text, options),), report, confidence_of(chosen))
+            for text, report, chosen in rows
+        ]
+        return answers, result
+
+    def _list_ends(self, generate_kwargs: Mapping[str, Any]) -> frozenset[int]:
+        ids = generate_kwargs.get("eos_token_id")
+        return self.end_ids if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
     @torch.inference_mode()
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
-        follow = kwargs.pop("on_tokens", None)
-        result = self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
-        if follow is not None:
-            follow(result.sequences[:, inputs["input_ids"].shape[1] :])
-        return result
+        return self.model.generate(**inputs, **{"do_sample": False, "return_dict_in_generate": True} | kwargs)
 
     def _report_tokens(self, result: Any, is_reporting: bool) -> list[dict[str, Any]]:
         """Per row ``tokens``, the answer's tokens with their probabilities, where ``output_scores`` asked for scores.

@@ -10,7 +10,10 @@ from PIL import Image
 
 from verbalizers import Scene
 
-__all__ = ["Answer", "PipelineError", "cut_parts"]
+__all__ = ["CONFIDENCE_DIGITS", "Answer", "PipelineError", "cut_parts"]
+
+#: Decimals of a confidence that is written: batches and machines differ in further ones.
+CONFIDENCE_DIGITS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,10 @@ class Answer:
         auxiliary_text: The verbalization, as the model read it.
         missing: Kind -> why this verbalizer did not contribute. The answer was given without it.
         report: What the model tells about how it answered, by name, where it was asked to (its ``answering_X.py``).
+        confidence: Probability that the model gave to its answer (:func:`moai.models.confidence.confidence_of`): with
+            sampling and beams too that of the tokens chosen, before temperature; of a choice its share of all choices'.
+            None where there is an ``error``, nothing was said, or the answer holds images.
+        is_unsure: Whether the confidence is below the checkpoint's ``confidence_threshold``.
         error: Why there is no answer (``on_error="skip"`` only).
     """
 
@@ -31,6 +38,8 @@ class Answer:
     auxiliary_text: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
+    confidence: float | None = None
+    is_unsure: bool = False
     error: str | None = None
 
     @property
@@ -47,6 +56,8 @@ class Answer:
         """Values that ``json.dumps`` accepts; images are left out."""
         return {
             "answer": self.answer,
+            "confidence": None if self.confidence is None else round(self.confidence, CONFIDENCE_DIGITS),
+            "is_unsure": self.is_unsure,
             "scene": None if self.scene is None else self.scene.to_dict(),
             **({"scenes": [scene.to_dict() for scene in self.scenes]} if len(self.scenes) > 1 else {}),
             "auxiliary_text": self.auxiliary_text,

@@ -469,7 +469,10 @@ class Pipeline:
             row = None if rows is None else rows[query.index]
             is_followed = row is not None and row.finish_reason is not None
             parts = cut_parts(answer.parts, row.text) if is_followed else answer.parts
-            answers[query.index] = Answer(parts, tuple(query.scenes), text or "", missing, answer.report)
+            confidence = row.confidence if is_followed else answer.confidence
+            is_unsure = confidence is not None and confidence < self.answering.confidence_threshold
+            scenes = tuple(query.scenes)
+            answers[query.index] = Answer(parts, scenes, text or "", missing, answer.report, confidence, is_unsure)
         return answers
 
     def _follow_rows(

@@ -9,10 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
+
+from ..models.confidence import confidence_of
 
 __all__ = ["AnswerRow", "BeamStop", "RowSampler", "RowStop", "RowTokens", "TokenChoice", "follow_sequences"]
 
@@ -49,9 +52,11 @@ class AnswerRow:
         on_end: Called there once, when the row has ended; the batch may go on.
         text: The answer so far, without what may yet turn out to be a stop.
         choices: The tokens chosen.
+        log_probabilities: Of all tokens chosen, the end's too, before temperature.
         num_prompt_tokens: Length of the prompt.
         num_tokens: Length of the answer.
         finish_reason: "stop", "length" or "cancelled"; None = it goes on.
+        confidence: Of an answer that has ended: :func:`moai.models.confidence.confidence_of`.
         is_cancelled: Whether :meth:`cancel` was called.
     """
 
@@ -66,14 +71,17 @@ class AnswerRow:
     on_end: Callable[[], None] | None = None
     text: str = ""
     choices: list[TokenChoice] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
     num_prompt_tokens: int = 0
     num_tokens: int = 0
     finish_reason: str | None = None
+    confidence: float | None = None
     is_cancelled: bool = False
 
     def restart(self) -> None:
         """Forget what has been generated."""
-        self.text, self.choices, self.num_tokens, self.finish_reason = "", [], 0, None
+        self.text, self.num_tokens, self.finish_reason = "", 0, None
+        self.choices, self.log_probabilities = [], []
 
     def cancel(self) -> None:
         """End the answer at its next token; may be called from any thread."""
@@ -88,7 +96,7 @@ class AnswerRow:
 
     def end(self, reason: str) -> None:
         """Note why the answer has ended."""
-        self.finish_reason = reason
+        self.finish_reason, self.confidence = reason, confidence_of(self.log_probabilities)
         if self.on_end is not None:
             self.on_end()
 
@@ -182,22 +190,29 @@ class BeamStop(StoppingCriteria):
         return torch.full((len(input_ids),), is_over, device=input_ids.device)
 
 
-def follow_sequences(tokens: Sequence[RowTokens], end_ids: Collection[int], sequences: torch.Tensor) -> None:
+def follow_sequences(
+    tokens: Sequence[RowTokens],
+    end_ids: Collection[int],
+    sequences: torch.Tensor,
+    log_probabilities: Sequence[Sequence[float]],
+) -> None:
     """Read what a beam search has found as if it came token by token.
 
     Args:
         tokens: One per row.
         end_ids: Tokens that end an answer.
         sequences: ``(B, T)`` new tokens, padded on the right.
+        log_probabilities: Of each row's tokens, up to its end.
     """
-    for each, ids in zip(tokens, sequences.tolist(), strict=True):
-        for token in ids:
+    for each, ids, chosen in zip(tokens, sequences.tolist(), log_probabilities, strict=True):
+        for token, value in zip_longest(ids, chosen):
             if each.row.finish_reason is None:
+                each.row.log_probabilities += () if value is None else (value,)
                 each.add(token, token in end_ids)
 
 
 class RowSampler(LogitsProcessor):
-    """Chooses the tokens of rows that sample, each from its own seed, and notes what was chosen where that is wanted.
+    """Chooses the tokens of rows that sample, each from its own seed, and notes what was chosen.
 
     Args:
         rows: One per row of the batch.
@@ -212,19 +227,20 @@ class RowSampler(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Leave one token of each sampling row possible; scores are ``(B, V)`` float32."""
         for index, (row, generator) in enumerate(zip(self._rows, self._generators, strict=True)):
-            if row.finish_reason is not None or (generator is None and row.num_likeliest is None):
+            if row.finish_reason is not None:
                 continue
             logits = scores[index].float()
             token = int(logits.argmax()) if generator is None else _sample(logits, row, generator)
+            logprobs = logits.log_softmax(dim=-1)
+            row.log_probabilities.append(float(logprobs[token]))
             if row.num_likeliest is not None and token not in self._end_ids:
-                row.choices.append(self._describe(token, logits, row.num_likeliest))
+                row.choices.append(self._describe(token, logprobs, row.num_likeliest))
             if generator is not None:
                 scores[index] = -torch.inf
                 scores[index, token] = 0.0
         return scores
 
-    def _describe(self, token: int, logits: torch.Tensor, num_likeliest: int) -> TokenChoice:
-        logprobs = logits.log_softmax(dim=-1)
+    def _describe(self, token: int, logprobs: torch.Tensor, num_likeliest: int) -> TokenChoice:
         best = logprobs.topk(num_likeliest)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         likeliest = tuple((self._tokenizer.decode([each]), value) for each, value in pairs)

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from verbalizers.core.valid_text import make_valid
 
+from ..pipeline.answers import CONFIDENCE_DIGITS
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.rows import AnswerRow
 from .chat_messages import ChatRequest, ReplyWriter, describe_error, read_messages, write_part
@@ -249,7 +250,10 @@ class ChatEndpoint:
                 return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
             results = [await waiting.wait_for_end(request) for waiting in waitings]
             answers = {job.row: result.text for job, result in zip(jobs, results, strict=True)}
-            return JSONResponse(writer.write_whole(answers, self._explain(jobs[0], results[0])))
+            extras = self._explain(jobs[0], results[0])
+            if len(jobs) > 1:
+                extras["confidences"] = [_round(job.row.confidence) for job in jobs]
+            return JSONResponse(writer.write_whole(answers, extras))
         except BaseException:
             for waiting in waitings:
                 waiting.leave()
@@ -319,22 +323,30 @@ class ChatEndpoint:
         finally:
             waiting.leave()
 
-    def _explain(self, job: Job, result: Result) -> dict[str, Any] | None:
-        """What only this server tells about an answer, where it was asked for."""
+    def _explain(self, job: Job, result: Result) -> dict[str, Any]:
+        """What only this server tells about an answer: how sure it is, and where it was asked for, what it rests on."""
+        confidence = job.row.confidence
+        is_unsure = confidence is not None and confidence < self.engine.pipeline.answering.confidence_threshold
+        told = {"confidence": _round(confidence), "is_unsure": is_unsure}
         if result.answer is None:
-            return None
+            return told
         parts = {"parts": [write_part(part) for part in result.answer.parts]} if job.is_drawing else {}
         if not job.is_explaining:
-            return parts
+            return told | parts
         report = result.answer.to_dict()
         off = [] if job.kinds is None else [kind for kind in self.engine.kinds if kind not in job.kinds]
         return {
+            **told,
             **parts,
             "scenes": [scene.to_dict() for scene in result.answer.scenes],
             "verbalization": result.answer.auxiliary_text,
             "missing": report.pop("missing") | dict.fromkeys(off, "switched off by the request"),
             **{name: value for name, value in report.items() if name not in _SAID_OTHERWISE},
         }
+
+
+def _round(confidence: float | None) -> float | None:
+    return None if confidence is None else round(confidence, CONFIDENCE_DIGITS)
 
 
 def check_shape(body: ChatRequest, settings: ServingSettings) -> None:
@@ -360,7 +372,7 @@ def check_shape(body: ChatRequest, settings: ServingSettings) -> None:
         )
 
 
-_SAID_OTHERWISE = ("answer", "scene", "scenes", "auxiliary_text", "error")
+_SAID_OTHERWISE = ("answer", "confidence", "is_unsure", "scene", "scenes", "auxiliary_text", "error")
 
 
 def _as_event(content: Mapping[str, Any]) -> bytes:

@@ -378,5 +378,5 @@ class Engine:
             answer = answers[index]
             if job.row.finish_reason is None:  # an answer that was chosen, not generated token by token
                 job.row.extend(answer.answer)
-                job.row.finish_reason = "stop"
+                job.row.finish_reason, job.row.confidence = "stop", answer.confidence
             self._end(job, Result(answer.answer, job.row, answer if job.is_explaining or job.is_drawing else None))

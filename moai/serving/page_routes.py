@@ -69,7 +69,6 @@ def add_page(app: FastAPI, engine: Engine, settings: ServingSettings, media: Med
     async def show_settings() -> dict[str, Any]:
         return {
             "model": settings.name,
-            "domain": engine.pipeline.answering.domain,
             "kinds": engine.kinds,
             "needs_key": settings.api_key is not None,
             "max_image_bytes": settings.max_image_bytes,

@@ -27,7 +27,8 @@ __all__ = ["average_checkpoints", "main"]
 def average_checkpoints(folders: Sequence[str | Path], out: str | Path, *, force: bool = False) -> Path:
     """Write the mean of some checkpoints' weights.
 
-    The first one's processor, generation settings, verbalizers, domain and precision are kept; sums are in float32.
+    The first one's processor, generation settings, verbalizers, domain, confidence threshold and precision are kept;
+    sums are in float32.
 
     Args:
         folders: Two or more whole models of one shape.
@@ -64,7 +65,8 @@ def average_checkpoints(folders: Sequence[str | Path], out: str | Path, *, force
 
 def _check_shape(config: PreTrainedConfig, first: Path, folder: Path) -> None:
     """Refuse a model whose configuration differs in more than where and how it is stored."""
-    ignored = {"quantization_config", "dtype", "_name_or_path", "transformers_version", "architectures", "domain"}
+    ignored = {"quantization_config", "dtype", "_name_or_path", "transformers_version", "architectures"}
+    ignored |= {"domain", "confidence_threshold"}
     ours, theirs = (
         {name: value for name, value in one.to_dict().items() if name not in ignored}
         for one in (config, AutoConfig.from_pretrained(folder))

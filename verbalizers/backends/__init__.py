@@ -16,4 +16,5 @@ from verbalizers.backends import (  # noqa: F401
     scene_graph,
     scene_graph_geometric,
     segmentation,
+    split_by_image,  # behind the others: no kind's default
 )

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from verbalizers.core.boxes import clip_boxes
-from verbalizers.core.geometry import GeometrySettings, PlacedObjects, relate_objects
+from verbalizers.core.geometry import BoxRoles, GeometrySettings, PlacedObjects, relate_objects
 from verbalizers.core.label_map import LabelMap
 from verbalizers.core.merging import merge_detections
 from verbalizers.core.registry import register_verbalizer
@@ -45,6 +45,38 @@ _ENCLOSURES = (
     "oven", "microwave", "refrigerator", "toaster", "cabinet", "tree",
 )  # fmt: skip
 _ENCLOSED_SHARE = 0.5
+#: Things are on these where no segment shows what touches what.
+_SUPPORTS = (
+    "table", "dining table", "coffee table", "desk", "counter", "bench", "chair", "couch", "bed", "stool", "shelf",
+    "bookcase", "cabinet", "nightstand", "dresser", "plate", "tray", "saucer", "cardboard", "rug", "towel",
+    "skateboard", "surfboard", "stove", "refrigerator", "bookshelf", "wheelchair", "swing", "roof", "raft",
+)  # fmt: skip
+_FLYING = (
+    "bird", "airplane", "helicopter", "kite", "balloon", "drone", "butterfly", "bee", "rocket", "ufo", "parachute",
+    "bat", "dragonfly",
+)  # fmt: skip
+_PEOPLE = (
+    "person", "man", "woman", "boy", "girl", "child", "baby", "rider", "cyclist", "skier", "surfer", "player",
+    "policeman", "clown",
+)  # fmt: skip
+_MOUNTS = (
+    "horse", "bicycle", "motorcycle", "camel", "elephant", "donkey", "pony", "scooter", "moped", "tricycle",
+    "unicycle", "llama",
+)  # fmt: skip
+_BOARDS = (
+    "skis", "snowboard", "skateboard", "surfboard", "sled", "kick scooter",
+)  # fmt: skip
+_HELD = (
+    "cup", "bottle", "wine glass", "mug", "fork", "knife", "spoon", "banana", "apple", "orange", "sandwich",
+    "hot dog", "pizza", "donut", "baseball bat", "baseball glove", "tennis racket", "racket", "kite", "umbrella",
+    "handbag", "briefcase", "book", "newspaper", "remote", "cell phone", "camera", "microphone", "teddy bear",
+    "scissors", "toothbrush", "hair drier", "guitar", "violin", "trumpet", "saxophone", "flute", "balloon", "flower",
+    "bouquet", "candle", "hammer", "axe", "sword", "fishing rod", "flag", "broom", "frisbee", "ice cream", "lollipop",
+    "gift", "trophy",
+)  # fmt: skip
+_WORN = (
+    "tie", "bow tie", "scarf", "hat", "cap", "helmet", "crown", "glasses", "sunglasses", "goggles", "mask", "necklace",
+)  # fmt: skip
 #: Longest side of the map in which contacts are measured.
 _MAX_MAP_SIDE = 1024
 #: Detections, and segments, beyond are left out, lowest confidence first: pairs grow with the square.
@@ -56,6 +88,8 @@ def _keys(names: Iterable[str]) -> frozenset[str]:
 
 
 _GROUND_KEYS, _REGION_KEYS = _keys(_GROUND), _keys((*_GROUND, *_BACKDROPS))
+_SUPPORT_KEYS, _FLYING_KEYS, _PEOPLE_KEYS = _keys(_SUPPORTS), _keys(_FLYING), _keys(_PEOPLE)
+_MOUNT_KEYS, _BOARD_KEYS, _HELD_KEYS, _WORN_KEYS = map(_keys, (_MOUNTS, _BOARDS, _HELD, _WORN))
 _HOLDING_KEYS = {0.0: _keys((*_WATER, "sky", *_VESSELS)), _ENCLOSED_SHARE: _keys(_ENCLOSURES)}
 
 
@@ -66,7 +100,9 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
 
     Reads what segmentation, detection and depth found in the same image; one of the first two must be there. Segments
     give contacts, boxes less certain ones; depth, where it is known, tells what is in front and what only seems
-    to stand on another. The confidence of a relation is how clearly it is seen, 1 = no evidence against it.
+    to stand on another. Where there are boxes alone, names must agree: things are on tables, in bowls, birds are over
+    them, and people are also `riding`, `holding` and `wearing` what people do. The confidence of a relation is how
+    clearly it is seen, 1 = no evidence against it.
 
     Attributes:
         detection_threshold: lowest confidence of a detection that takes part.
@@ -76,6 +112,7 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
     detection_threshold: float = 0.5
     merge_iou: float = 0.5
 
+    version: ClassVar[int] = 2  # 2: of boxes alone fewer relations, and those of people
     uses: ClassVar[tuple[str, ...]] = ("segmentation", "detection", "depth")
 
     def __post_init__(self) -> None:
@@ -146,6 +183,8 @@ def _place_objects(
         is_ground=np.array([not _GROUND_KEYS.isdisjoint(name_keys(name)) for name in names], dtype=bool),
         holding=np.array([_holding_of(name) for name in names], dtype=np.float64),
     )
+    if (object_map < 0).all():
+        placed = replace(placed, roles=_find_roles(names))
     depth = scene.findings.get("depth")
     if isinstance(depth, LabelMap) and names:
         placed = replace(placed, **_place_depth(depth.read_shares(), placed))
@@ -180,6 +219,25 @@ def _keep_most_confident(rows: list[int], confidence: np.ndarray, what: str) -> 
         )
         rows = sorted(sorted(rows, key=lambda row: -confidence[row])[:_MAX_OBJECTS])
     return rows
+
+
+def _find_roles(names: Sequence[str]) -> BoxRoles:
+    keys = [name_keys(name) for name in names]
+    first = [next(i for i, other in enumerate(keys) if not other.isdisjoint(mine)) for mine in keys]
+
+    def among(known: frozenset[str]) -> np.ndarray:
+        return np.array([not mine.isdisjoint(known) for mine in keys], dtype=bool)
+
+    return BoxRoles(
+        kind=np.array(first, dtype=np.int64),
+        is_person=among(_PEOPLE_KEYS),
+        is_support=among(_SUPPORT_KEYS),
+        can_fly=among(_FLYING_KEYS),
+        is_mount=among(_MOUNT_KEYS),
+        is_board=among(_BOARD_KEYS),
+        is_held=among(_HELD_KEYS),
+        is_worn=among(_WORN_KEYS),
+    )
 
 
 def _holding_of(name: str) -> float:

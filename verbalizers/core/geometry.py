@@ -1,4 +1,6 @@
-"""Relations that geometry shows: on, in, over, beside, in front of. Pure numpy, no names, no models.
+"""Relations that geometry shows: on, in, over, beside, in front of; of boxes alone also riding, holding, wearing.
+
+Pure numpy, no names, no models.
 
 Three kinds of evidence, from the weakest: boxes; panoptic masks, whose lower edges tell what an object rests on; depth,
 which tells touching from hiding. Everything is computed for all pairs of objects at once; lengths are compared with the
@@ -14,10 +16,12 @@ import numpy as np
 from verbalizers.core.boxes import box_area
 from verbalizers.core.validation import check_range
 
-__all__ = ["PREDICATES", "GeometrySettings", "PlacedObjects", "relate_objects"]
+__all__ = ["PEOPLES_PREDICATES", "PREDICATES", "BoxRoles", "GeometrySettings", "PlacedObjects", "relate_objects"]
 
 PREDICATES = ("on", "in", "over", "beside", "in front of")
 """In the order that decides between equally clear relations of one pair."""
+PEOPLES_PREDICATES = ("riding", "holding", "wearing")
+"""What people do with things; told where only boxes are known."""
 
 #: An object's base: the lowest part of its height, whose lower edge touches what carries it.
 _BASE_SHARE = 0.2
@@ -59,6 +63,31 @@ class GeometrySettings:
 
 
 @dataclass(frozen=True, eq=False)
+class BoxRoles:
+    """What N objects may be to each other; boxes overlap for many reasons, so that without masks names must agree too.
+
+    Attributes:
+        kind: int `(N,)`, equal for objects of one name: neither carries nor holds the other.
+        is_person: bool `(N,)`: rides, holds and wears.
+        is_support: bool `(N,)`: things are on it, as on a table.
+        can_fly: bool `(N,)`: is over others.
+        is_mount: bool `(N,)`: people ride on it, above its foot.
+        is_board: bool `(N,)`: people ride on it, standing.
+        is_held: bool `(N,)`: fits a hand.
+        is_worn: bool `(N,)`: is worn on head or breast.
+    """
+
+    kind: np.ndarray
+    is_person: np.ndarray
+    is_support: np.ndarray
+    can_fly: np.ndarray
+    is_mount: np.ndarray
+    is_board: np.ndarray
+    is_held: np.ndarray
+    is_worn: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class PlacedObjects:
     """N objects of one image.
 
@@ -71,6 +100,7 @@ class PlacedObjects:
             it; 0 = water or a bowl, 0.5 = a car, infinity = a table.
         nearness: float `(N,)` in [0, 1], 1 = nearest; None without depth.
         nearness_map: float `(H, W)`, likewise; None without depth.
+        roles: where no object has a mask: what decides with the boxes.
     """
 
     boxes_xyxy: np.ndarray
@@ -80,6 +110,7 @@ class PlacedObjects:
     holding: np.ndarray
     nearness: np.ndarray | None = None
     nearness_map: np.ndarray | None = None
+    roles: BoxRoles | None = None
 
     def __len__(self) -> int:
         return len(self.boxes_xyxy)
@@ -92,7 +123,8 @@ def relate_objects(
 
     A pair has one relation at most. What is "on" or "in" something is so of one thing, the clearest. "beside" is told
     once, of the smaller object. "in front of" needs depth, or an object that hides a part of another and stands lower:
-    on one ground, the lower foot is nearer.
+    on one ground, the lower foot is nearer. With `roles` only supports and vessels carry and hold, only what flies is
+    over something, and people ride, hold and wear.
 
     Args:
         placed: the objects.
@@ -117,6 +149,11 @@ def relate_objects(
             is_apart * _score_front(placed, pairs, enclosed, air, settings),
         ]
     )  # (5, N, N): predicate, subject, object
+    if placed.roles is not None:
+        scores[2] *= placed.roles.can_fly[:, None] if placed.nearness is None else 1
+        people = _score_people(placed, pairs, placed.roles, rest > 0)  # (3, N, N)
+        is_free = (people.max(axis=0) < settings.threshold) & (people.max(axis=0).T < settings.threshold)
+        scores = np.concatenate([scores * is_free, people])
     scores[:, placed.is_region] = 0
     scores[:, np.eye(len(placed), dtype=bool)] = 0
     return _choose(np.where(scores >= settings.threshold, scores, 0), placed.boxes_xyxy, settings.max_relations)
@@ -187,6 +224,10 @@ def _find_carriers(
     is_above = placed.boxes_xyxy[:, None, 1] < placed.boxes_xyxy[:, 1]
     is_over_it = (pairs.contained_x >= settings.min_contact) & (pairs.sink > -0.05) & (is_above | holds)
     rest = np.where(has_mask, by_mask, _BOX_TRUST * pairs.contained_x * reach * is_over_it)
+    if placed.roles is not None:
+        carries = placed.roles.is_support | (placed.holding == 0)
+        is_smaller = (pairs.areas[:, None] < pairs.areas) | placed.roles.is_support
+        rest *= carries & is_smaller & (placed.roles.kind[:, None] != placed.roles.kind)
     # The sky is far behind a kite in it; else what is carried is as near as the place it stands on, and what hides an
     # object's foot, or is only seen behind it, is not.
     is_backdrop = placed.is_region & ~placed.is_ground
@@ -351,6 +392,29 @@ def _score_front(
     return np.where(is_met & (pairs.contained_x.T < 0.85) & stands[:, None] & stands & (enclosed > 0), amount * lead, 0)
 
 
+def _score_people(placed: PlacedObjects, pairs: _Pairs, roles: BoxRoles, rests: np.ndarray) -> np.ndarray:
+    """Riding, holding and wearing, from boxes; `(3, N, N)`, people are the subjects."""
+    x0, y0, x1, y1 = np.asarray(placed.boxes_xyxy, dtype=np.float64).T
+    heights, middle_x, middle_y = pairs.heights, (x0 + x1) / 2, (y0 + y1) / 2
+    is_within_x = (middle_x[:, None] > x0) & (middle_x[:, None] < x1)  # the subject's middle
+    # A rider's feet hang beside the mount, above its own; who stands beside it has them as low as the mount.
+    rise = (y0 - y0[:, None]) / heights[:, None]  # how far a person stands out above the thing, in the person's heights
+    is_mounted = is_within_x & (rise > 0.2) & (pairs.sink > 0.2) & (pairs.sink < 0.96)
+    stands = np.abs(y1[:, None] - middle_y) / heights[:, None]  # from the feet to the board's middle
+    is_boarded = (pairs.shared_x > 0.5) & (rise > 0.5) & (stands < 0.2)
+    riding = roles.is_mount * is_mounted + roles.is_board * is_boarded
+    # Of a thing: where its middle lies in the person's box, 0 = at the top, 1 = at the foot.
+    level = (middle_y - y0[:, None]) / heights[:, None]
+    is_small, is_free = (
+        pairs.areas < 0.8 * pairs.areas[:, None],
+        ~rests.any(axis=1),
+    )  # what rests on a table is not held
+    held = roles.is_held * is_free * is_small * (pairs.shared > 0.15) * (level > 0) * (level < 0.65)
+    is_central = np.abs(middle_x - middle_x[:, None]) < 0.3 * (x1 - x0)[:, None]
+    worn = roles.is_worn * is_central * is_small * (pairs.shared > 0.1) * (level > -0.35) * (level < 0.5)
+    return _BOX_TRUST * np.stack([riding, held, worn]) * (roles.is_person[:, None] & ~roles.is_person)
+
+
 def _choose(
     scores: np.ndarray, boxes_xyxy: np.ndarray, max_relations: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
@@ -363,5 +427,6 @@ def _choose(
     best = np.where(np.where(is_upper, best >= best.T, best > best.T), best, 0)
     flat = np.argsort(-best, axis=None, kind="stable")[: min(max_relations, np.count_nonzero(best))]
     subjects, objects = np.unravel_index(flat, best.shape)
-    predicates = tuple(PREDICATES[index] for index in scores[:, subjects, objects].argmax(axis=0))
+    names = (*PREDICATES, *PEOPLES_PREDICATES)
+    predicates = tuple(names[index] for index in scores[:, subjects, objects].argmax(axis=0))
     return order[subjects], order[objects], predicates, best[subjects, objects]

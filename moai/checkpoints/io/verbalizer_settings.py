@@ -241,6 +241,9 @@ def _is_within(value: Any, folder: Path) -> bool:
 
 def _find_obstacle(settings: Mapping[str, Any]) -> str | None:
     """Why a verbalizer with these settings could not look, as far as can be told without loading it."""
+    for part in settings.values():  # `by_image` holds settings of two
+        if isinstance(part, Mapping) and (reason := _find_obstacle(part)) is not None:
+            return reason
     for name in sorted(_PATH_SETTINGS & set(settings)):
         path = settings[name]
         if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path):

@@ -15,6 +15,7 @@ from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer
 from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
+from .quantization import ALWAYS_COMPUTE_DTYPE_MODULES, COMPUTE_DTYPE_MODULES
 from .rerouting import References, embed_prompts
 from .routing_report import PromptRouting, parse_routing, select_routing
 from .scenes_moai import encode_scenes
@@ -40,6 +41,8 @@ class MoAIAnswering(Answering):
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
     can_quantize = True
+    whole_modules = COMPUTE_DTYPE_MODULES
+    always_whole_modules = ALWAYS_COMPUTE_DTYPE_MODULES
     loads_adapters = True
 
     def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:
@@ -168,8 +171,9 @@ class MoAIAnswering(Answering):
             return self._generate_rerouted(inputs, dict(options), is_reporting, generate_kwargs)
         if "choices" in options:
             return super().generate(inputs, options, is_reporting, **generate_kwargs)
-        result = self._run_generate(inputs, output_routing=is_reporting, **options, **generate_kwargs)
-        answers = self._read_answers(result, inputs, options, is_reporting)
+        answers, result = self._generate_texts(
+            inputs, options, is_reporting, output_routing=is_reporting, **options, **generate_kwargs
+        )
         if not is_reporting or result.routing is None:
             return answers
         # With beams the prompt stands there once per beam, a sample's beams side by side.

@@ -52,7 +52,7 @@ class MoAIConfig(InstalledCode, PreTrainedConfig):
         auxiliary_map_scale: Factor on the panoptic map's 0..255 colours before normalisation. 1 is right;
             1/255 reproduces the almost black maps that released weights were trained with.
         tie_word_embeddings: Share the word embedding with the output head.
-        domain: The only images that the weights know ("synthetic Scenes"), of which `moai ask` tells the user; None =
+        domain: The only images that the weights know ("synthetic Scenes"), of which `moai info` tells; None =
             no such limit is known. Change it when they have learned others.
     """
 

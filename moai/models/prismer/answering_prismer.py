@@ -11,6 +11,7 @@ from transformers import BatchFeature, LogitsProcessor, LogitsProcessorList
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer, join_turns, tell_streamer
+from ..confidence import confidence_of_choice
 from .modeling_prismer import PrismerForConditionalGeneration
 from .processing_prismer import TASKS, PrismerProcessor
 from .ranking import rank_answers
@@ -167,5 +168,6 @@ class PrismerAnswering(Answering):
         found = []
         for best, candidates, scores in zip(ranked.best, ranked.candidates, ranked.scores, strict=True):
             by_name = {answers[i]: score for i, score in zip(candidates.tolist(), scores.tolist(), strict=True)}
-            found.append(GeneratedAnswer((answers[int(best)],), {"choices": by_name} if is_reporting else {}))
+            report = {"choices": by_name} if is_reporting else {}
+            found.append(GeneratedAnswer((answers[int(best)],), report, confidence_of_choice(by_name.values())))
         return found

@@ -114,7 +114,14 @@ async function ask(question) {
     at("stop").disabled = true;
     at("again").disabled = !state.turns.length;
   }
-  if (extras) await explain(extras);
+  if (!extras) return;
+  if (extras.is_unsure) {
+    const note = document.createElement("small");
+    note.className = "unsure";
+    note.textContent = `may be a guess: confidence ${extras.confidence.toFixed(2)}`;
+    shown.append(" ", note);
+  }
+  await explain(extras);
 }
 
 async function* readEvents(body) {
@@ -177,10 +184,6 @@ async function start() {
   at("drawn-field").hidden = !state.settings.max_drawn_images;
   at("drawn").max = state.settings.max_drawn_images;
   at("key-field").hidden = !state.settings.needs_key;
-  if (state.settings.domain) {
-    at("domain").hidden = false;
-    at("domain").textContent = `Knows ${state.settings.domain} only: its answers about other images are guesses.`;
-  }
   for (const kind of state.settings.kinds) {
     const label = document.createElement("label"), box = document.createElement("input");
     Object.assign(box, { type: "checkbox", value: kind, checked: true });

@@ -149,42 +149,49 @@ def test_ask_answers_the_others_when_one_image_is_bad(workplace):
 
 
 @pytest.fixture
-def knows_drawings(workplace, folder, monkeypatch):
-    """A checkpoint that says which images it knows, and what is told about it."""
-    shutil.copytree(folder, workplace / "drawings")
-    config = json.loads((folder / "config.json").read_text())
-    (workplace / "drawings" / "config.json").write_text(json.dumps(config | {"domain": "drawings\x1b[31m"}))
-    monkeypatch.setenv("MOAI_MODEL", "drawings")
-    return "drawings knows drawings\ufffd[31m only: its answers about other images are guesses"
+def unsure_of(workplace, folder, monkeypatch):
+    """Lets the checkpoint that is asked doubt answers below a confidence."""
+
+    def choose(threshold):
+        shutil.copytree(folder, workplace / "doubting", dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text()) | {"confidence_threshold": threshold}
+        (workplace / "doubting" / "config.json").write_text(json.dumps(config))
+        monkeypatch.setenv("MOAI_MODEL", "doubting")
+
+    return choose
 
 
-@pytest.mark.parametrize("options", [(), ("--json",), ("--batch-size", 1)])
-def test_ask_tells_once_what_the_checkpoint_knows_when_it_has_a_domain(knows_drawings, options):
-    told = ask("a.png", "b.png", "a.png", "What is it?", *options)
-    assert told.exit_code == 0 and told.stderr.splitlines()[0] == knows_drawings
-    assert told.output.count(knows_drawings) == 1 and knows_drawings not in told.stdout
-    quiet = ask("a.png", "b.png", "a.png", "What is it?", *options, "--quiet")
-    assert quiet.stdout == told.stdout and quiet.stderr == ""
+def test_ask_notes_a_guess_when_its_confidence_is_below_the_checkpoints(workplace, unsure_of):
+    unsure_of(1.0)
+    (row,) = [json.loads(line) for line in ask("a.png", "What is it?", "--json").stdout.splitlines()]
+    assert 0 < row["confidence"] < 1 and row["is_unsure"]
+    told = ask("a.png", "What is it?")
+    assert told.stderr.splitlines()[-1] == f"may be a guess: confidence {row['confidence']:.2f}"
+    assert "may be" not in told.stdout and ask("a.png", "What is it?", "--quiet").stderr == ""
+    each = [line for line in ask("a.png", "b.png", "What is it?").stderr.splitlines() if "guess" in line]
+    assert [line.split(": may be a guess")[0] for line in each] == ["a.png", "b.png"]
+    unsure_of(0.0)
+    assert "guess" not in ask("a.png", "What is it?").stderr
+    assert not json.loads(ask("a.png", "What is it?", "--json").stdout)["is_unsure"]
 
 
-def test_question_file_tells_once_what_the_checkpoint_knows_when_it_is_asked(workplace, knows_drawings):
+def test_question_file_counts_guesses_when_it_is_asked(workplace, unsure_of):
+    unsure_of(1.0)
     write_lines(workplace / "q.jsonl", *ROWS)
     told = ask("--questions", "q.jsonl", "--out", "answers.jsonl")
-    assert told.stderr.count(knows_drawings) == 1 and told.stdout == ""
-    assert knows_drawings not in ask("--questions", "q.jsonl", "--out", "answers.jsonl").stderr  # nobody is asked
+    assert f"{len(ROWS)} of {len(ROWS)} answers may be guesses: is_unsure" in told.stderr and told.stdout == ""
+    assert all(row["is_unsure"] and row["confidence"] < 1 for row in read_lines(workplace / "answers.jsonl"))
+    assert "guesses" not in ask("--questions", "q.jsonl", "--out", "answers.jsonl").stderr  # nobody is asked
     write_lines(workplace / "q.jsonl", *ROWS, {"image": "nowhere.png", "question": "What?"})
     quiet = ask("--questions", "q.jsonl", "--out", "quiet.jsonl", "-q")
     assert [line.split(":")[0] for line in quiet.stderr.splitlines()] == ["skipped"]  # errors are told
     assert read_lines(workplace / "quiet.jsonl")[:-1] == read_lines(workplace / "answers.jsonl")
 
 
-def test_ask_tells_nothing_about_domains_when_the_checkpoint_has_none(workplace):
-    assert "only: its answers" not in ask("a.png", "What is it?").output
-
-
 def test_bundled_checkpoint_knows_scenes_when_its_configuration_is_read(repo_root):
     config = json.loads((repo_root / "checkpoints" / "moai-nano" / "config.json").read_text())
     assert config["domain"] == SCENES_DOMAIN
+    assert json.loads(run("info", "--json").stdout)["what they know"]["moai-nano"] == SCENES_DOMAIN
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,9 @@ def test_every_model_answers_masks_and_baselines_when_evaluated(name, questions,
     assert {"model", "without-ocr", "other-scene", "black-image", *baselines} <= set(results["results"])
     assert results["results"]["model"]["all"]["asked"] == 6
     rows = rows_of(out)
+    assert results["confidence"]["model"]["asked"] == 6 and "commonest" not in results["confidence"]
+    assert all(0 < row["confidence"] < 1 or row["confidence"] == 0 for row in rows)
+    assert f", confidence {rows[0]['confidence']:.2f}" in (out / "report.html").read_text("utf-8")
     assert [row["id"] for row in rows[:3]] == ["talk/1", "talk/2", "message"]
     assert rows[1]["earlier"] == [["Is it red?", "yes"]] and rows[4]["answers"] == ["red", "red", "pink"]
     assert all(row["score"] == 1 for row in rows_of(out, "samples.commonest.jsonl")[:1])

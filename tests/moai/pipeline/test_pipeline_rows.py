@@ -1,6 +1,10 @@
 """Rows of one batch that stream, sample, stop and end each by itself, for every model."""
 
+import json
+import math
+
 import pytest
+import torch
 from emu_builders import save_emu
 from flamingo_builders import save_flamingo
 from pipeline_builders import build_scene, draw_image, write_tiny_checkpoint
@@ -130,3 +134,70 @@ def test_pipeline_answers_conversations_about_several_images_or_none_when_the_mo
     alone = pipe.generate_answers([nothing], rows={0: AnswerRow(8)})
     assert both[0].answer == alone[0].answer and both[1].answer == other[0]
     assert both[0].scenes == () and both[1].scene is not None
+
+
+def say_probability(pipe, max_new_tokens=8, **settings):
+    """The answer, and the probability of its tokens as the model's own scores tell it."""
+    settings = {"num_beams": 1, "output_scores": True, "is_reporting": True} | settings
+    answer = pipe(draw_image(), QUESTIONS[0], build_scene(), max_new_tokens=max_new_tokens, **settings)
+    return answer, math.prod(token["probability"] for token in answer.report["tokens"])
+
+
+def test_confidence_is_the_probability_of_the_tokens_when_they_are_generated(pipe):
+    greedy, probability = say_probability(pipe)
+    assert greedy.confidence == pytest.approx(probability, rel=1e-4) and 0 < greedy.confidence < 1
+    beams, probability = say_probability(pipe, num_beams=3)
+    assert beams.confidence == pytest.approx(probability, rel=0.06)  # shares of what cannot be said are counted there
+    torch.manual_seed(0)
+    warm, probability = say_probability(pipe, do_sample=True, temperature=1.0, top_k=0)
+    assert warm.confidence == pytest.approx(probability, rel=1e-4)
+    torch.manual_seed(0)
+    cold, _ = say_probability(pipe, do_sample=True, temperature=1e-4)
+    assert cold.answer == greedy.answer and cold.confidence == pytest.approx(greedy.confidence, rel=1e-4)
+    long, _ = say_probability(pipe, 25, min_new_tokens=25)
+    mean = sum(math.log(token["probability"]) for token in long.report["tokens"]) / 25
+    assert long.confidence == pytest.approx(math.exp(mean), rel=1e-3)
+
+
+def test_confidence_is_the_same_when_batched_streamed_uncached_followed_or_stopped(pipe):
+    alone = [say_probability(pipe)[0]]
+    (whole,) = answer_rows(pipe, [AnswerRow(8)])
+    settings = {"max_new_tokens": 8, "num_beams": 1}
+    together = pipe(draw_image(), QUESTIONS, build_scene(), **settings)
+    streamed = pipe(draw_image(), QUESTIONS[0], build_scene(), stream=lambda piece: None, **settings)
+    uncached = pipe(draw_image(), QUESTIONS[0], build_scene(), use_cache=False, **settings)
+    rows = [AnswerRow(8), AnswerRow(3)]
+    answer_rows(pipe, rows)
+    for other in (together[0], streamed, uncached, rows[0]):
+        assert other.confidence == pytest.approx(alone[0].confidence, rel=1e-3)
+    stop = whole[len(whole) // 2 :][:2]
+    row = AnswerRow(8, stops=(stop,))
+    answer_rows(pipe, [row])
+    stopping = settings | {"stop_strings": [stop]}
+    single = pipe(draw_image(), QUESTIONS[0], build_scene(), **stopping)
+    first = pipe(draw_image(), QUESTIONS, build_scene(), **stopping)[0]
+    assert first.answer == single.answer and first.confidence == pytest.approx(single.confidence, rel=1e-3)
+    assert row.confidence > alone[0].confidence
+
+
+def test_answer_is_unsure_when_its_confidence_is_below_the_checkpoints(pipe, tmp_path):
+    answer, _ = say_probability(pipe)
+    assert answer.is_unsure == (answer.confidence < 0.5)
+    pipe.save_pretrained(tmp_path / "sure")
+    file = tmp_path / "sure" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"confidence_threshold": answer.confidence * 1.01}))
+    read = Pipeline.from_pretrained(tmp_path / "sure", verbalizers=[])
+    assert say_probability(read)[0].is_unsure and say_probability(read)[0].to_dict()["is_unsure"]
+    read.model.config.confidence_threshold = answer.confidence * 0.99
+    read.save_pretrained(tmp_path / "again")
+    read = Pipeline.from_pretrained(tmp_path / "again", verbalizers=[])
+    assert not say_probability(read)[0].is_unsure
+    read.model.config.confidence_threshold = "half"
+    with pytest.raises(ValueError, match="expected a `confidence_threshold` from 0 to 1 .* got 'half'"):
+        say_probability(read)
+
+
+def test_confidence_is_a_share_of_the_choices_when_there_are_some(pipe):
+    answer = pipe(draw_image(), QUESTIONS[0], build_scene(), options={"choices": "a dog,cats"}, is_reporting=True)
+    shares = torch.tensor(list(answer.report["choices"].values())).softmax(0)
+    assert answer.confidence == pytest.approx(float(shares.max()), rel=1e-4) and answer.confidence >= 0.5

@@ -112,6 +112,23 @@ def test_extras_tell_and_change_what_the_answer_rests_on_when_asked(client):
     assert pieces[-1].model_extra["moai"]["verbalization"] == told["verbalization"]
 
 
+def test_confidence_is_told_when_answers_are_whole_streamed_or_chosen(client, app):
+    threshold = app.state.engine.pipeline.answering.confidence_threshold
+    whole = complete(client).model_extra["moai"]
+    assert 0 < whole["confidence"] < 1 and whole["is_unsure"] == (whole["confidence"] < threshold)
+    *others, last = list(complete(client, stream=True))
+    assert last.model_extra["moai"] == pytest.approx(whole, abs=2e-4)
+    assert all("moai" not in piece.model_extra for piece in others)
+    explained = complete(client, moai={"explain": True}).model_extra["moai"]
+    assert explained["confidence"] == pytest.approx(whole["confidence"], abs=2e-4)
+    chosen = complete(client, moai={"options": {"choices": ["a dog", "cats"]}}).model_extra["moai"]
+    assert 0.5 <= chosen["confidence"] <= 1
+    several = complete(client, n=2, temperature=1.0, seed=3).model_extra["moai"]
+    assert several["confidence"] == several["confidences"][0] and len(several["confidences"]) == 2
+    beams = complete(client, moai={"num_beams": 3}).model_extra["moai"]
+    assert 0 < beams["confidence"] < 1
+
+
 def test_conversation_goes_on_when_it_has_turns_and_several_images(client):
     first = build_message("What is it?", draw_image(0), draw_image(1))
     turns = [
@@ -288,7 +305,10 @@ def test_long_body_is_refused_when_it_is_declared_or_comes(app):
     assert status == 413 and reply["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("spec", [*MODEL_SPECS.values(), PROMPTED], ids=lambda spec: spec.answering)
+ANSWERING = [spec for spec in (*MODEL_SPECS.values(), PROMPTED) if spec.answering]
+
+
+@pytest.mark.parametrize("spec", ANSWERING, ids=lambda spec: spec.answering)
 def test_strangers_set_no_option_that_reads_files_or_is_unbounded_when_a_model_has_some(spec):
     answering = resolve_name(spec.answering)
     assert set(answering.served_options) <= set(answering.option_names) - {"shots", "height", "width"}

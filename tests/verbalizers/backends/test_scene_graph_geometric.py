@@ -72,6 +72,29 @@ def test_pairs_are_told_as_they_stand_when_masks_or_boxes_alone_are_known(make, 
     assert list(told(**make(*things))) == [expected]
 
 
+RIDER, HORSE = ("person", 60, 30, 80, 84), ("horse", 44, 56, 104, 100)
+SKATER, SKATEBOARD = ("person", 60, 30, 80, 96), ("skateboard", 50, 92, 92, 100)
+
+
+@pytest.mark.parametrize(
+    ("things", "expected"),
+    [
+        ((RIDER, HORSE), {("person", "riding", "horse")}),
+        ((SKATER, SKATEBOARD), {("person", "riding", "skateboard")}),
+        ((ANN, ("cell phone", 52, 66, 58, 72)), {("person", "holding", "cell phone")}),
+        ((ANN, ("tie", 46, 60, 50, 76)), {("person", "wearing", "tie")}),
+        ((ANN, ("hat", 42, 44, 54, 54)), {("person", "wearing", "hat")}),
+        ((TABLE, CUP, ("person", 60, 30, 90, 99)), {("cup", "on", "dining table")}),  # not held
+        ((("car", 30, 50, 110, 90), ("person", 60, 30, 76, 80)), set()),  # behind it, or in it
+        ((("sign", 40, 50, 60, 100), ("bird", 44, 40, 56, 58)), set()),
+        ((("basket", 40, 60, 80, 100), ("basket", 44, 50, 70, 80)), set()),
+        ((("cow", 60, 62, 84, 76), ("ball", 66, 100, 80, 112)), set()),
+    ],
+)
+def test_names_must_agree_when_boxes_alone_are_known(things, expected):
+    assert set(told(detections=boxes(*things))) == expected
+
+
 def test_surroundings_carry_and_hold_when_they_are_segmented():
     assert told(paint(*ROOM, TABLE, CUP)) == {
         ("cup", "on", "dining table"): pytest.approx(1),
