@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from moai.data.collator import WEIGHTS
 from moai.training.task import Batch
 from moai.training.tasks.answers import AnswersTask
 
@@ -49,12 +48,7 @@ class EmuTask(AnswersTask):
         return model, build_processor(model.config, tokenizer, chosen.vision)
 
     def make_batch(self, samples: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Batch:
-        """See :meth:`.AnswersTask.make_batch`."""
-        if WEIGHTS in samples:
-            raise ValueError(
-                "expected sources without `weight`, got one with: an Emu's loss is a mean over what goes through together, "
-                "in which samples have no weights of their own. Let a source come more often instead (`repeats`)."
-            )
+        """See :meth:`.AnswersTask.make_batch`; the loss counts samples."""
         count = float(len(samples["input_ids"]))
         return Batch({"samples": dict(samples)}, count, float(samples["attention_mask"].sum()))
 

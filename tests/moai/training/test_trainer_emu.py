@@ -144,7 +144,7 @@ def test_sequences_go_on_bit_by_bit_and_refuse_another_micro_batch(
     with pytest.raises(CheckpointError, match="optimization.micro_batch_size"):
         train(start, break_at(sequences, tmp_path / "changed", 2), "optimization.micro_batch_size=4")
     weighted = "data.sources=[{weight: 2.0, scenes: {form: captions, length: 8, image_size: 32}}]"
-    with pytest.raises(ValueError, match="without `weight`"):
+    with pytest.raises(ValueError, match="`weight` of 1"):
         train(start, tmp_path / "weighted", weighted)
     moved = load_file(sequences / "final" / "model.safetensors")
     before = load_file(start / "model.safetensors")
