@@ -157,7 +157,7 @@ def prepare_step(
         size: Samples.
     """
     task_class: type[AnswersTask] = load_named(model.spec.task)
-    sizes = {"batch_size": size, "micro_batch_size": size, "samples_per_picture": 1}
+    sizes = {"batch_size": size, "micro_batch_size": size, "samples_per_image": 1}
     chosen = replace(settings.optimization, num_steps=1, num_epochs=None, **sizes)
     question, answer = (model.write_words(n) for n in (shape.num_prompt_tokens, shape.num_answer_tokens))
     messages = (

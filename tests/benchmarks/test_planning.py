@@ -20,7 +20,7 @@ MODELS = {
     "llava": (lambda folder: save_prompted(folder, "llava"), "prompted_lora", 0.2),
     "qwen2_vl": (lambda folder: save_prompted(folder, "qwen2_vl"), "prompted_lora", 0.2),
     "flamingo": (save_flamingo, "flamingo", 0.1),
-    "prismer": (lambda folder: save_prismer(folder) or folder, "prismer", 0.5),
+    "prismer": (lambda folder: save_prismer(folder) or folder, "prismer", 0.6),
 }
 
 
