@@ -11,10 +11,12 @@ import yaml
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("moai", "verbalizers", "compressor", "mixer", "recipes", "benchmarks", "examples", "tests")
-#: In names, options, settings and file names. `image_seq_length` is transformers' word for `num_image_tokens`.
+#: In names, options, settings and file names.
 FORBIDDEN_NAMES = re.compile(
     r"picture|photo(?!graph)|specialist|sureness|looker|utterance|image_seq_length", re.IGNORECASE
 )
+#: Where we build transformers' own models, a field has its name: it says this for `num_image_tokens`.
+THEIR_NAMES = {"benchmarks/forward_peer.py": "the name 'image_seq_length'"}
 #: In docstrings and comments, outside quotation marks.
 FORBIDDEN_WORDS = re.compile(
     r"\b(pictures?|photos?|specialists?|sureness|lookers?|utterances?|draw(?:s|n|ing)? anew)\b", re.IGNORECASE
@@ -68,7 +70,13 @@ def test_glossary_is_kept_when_the_sources_are_read() -> None:
         for path in sorted((REPO_ROOT / folder).rglob("*.py")):
             place = path.relative_to(REPO_ROOT)
             if path.name != Path(__file__).name:
-                complaints += [f"{place}:{found}" for found in _complaints(path.read_text(encoding="utf-8"))]
+                theirs = THEIR_NAMES.get(str(place))
+                found = [
+                    each
+                    for each in _complaints(path.read_text(encoding="utf-8"))
+                    if theirs is None or theirs not in each
+                ]
+                complaints += [f"{place}:{each}" for each in found]
             if FORBIDDEN_NAMES.search(str(place)):
                 complaints.append(f"{place}: the file's name")
     for path in sorted((REPO_ROOT / "configs").rglob("*.yaml")):
