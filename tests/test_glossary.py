@@ -26,7 +26,7 @@ _OPTION = re.compile(r"--[a-z][\w-]*")
 
 
 def _names(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Identifiers, and the names of options (`--name`) in strings."""
+    """Identifiers; in strings, the names of options (`--name`) and of settings (`a_name`)."""
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         yield from (
@@ -36,6 +36,8 @@ def _names(tree: ast.AST) -> Iterator[tuple[int, str]]:
         )
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from ((line, option) for option in _OPTION.findall(node.value))
+            if "_" in node.value and node.value.isidentifier():  # a setting in a dictionary
+                yield line, node.value
 
 
 def _texts(text: str, tree: ast.AST) -> Iterator[tuple[int, str, str]]:
@@ -100,4 +102,5 @@ def test_glossary_complains_when_it_is_broken_and_only_then() -> None:
         "1: 'picture' in a docstring",
     ]
     assert not _complaints('"""Photographs; `pictures` is a user\'s column, "A picture of" a caption."""')
+    assert _complaints('sizes = {"samples_per_picture": 1}') == ["1: the name 'samples_per_picture'"]
     assert list(_keys({"optimization": [{"samples_per_picture": 1}]})) == ["optimization", "samples_per_picture"]
