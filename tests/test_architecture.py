@@ -65,7 +65,7 @@ FOLDER_LAW = {
     "moai/pipeline": ("verbalizers", "moai/models"),
     "moai/planning": ("verbalizers", "moai/training", "moai/models/moai"),
     "moai/data": ("verbalizers", "moai/scenes", "moai/processing", "moai/checkpoints/io"),
-    "moai/training": ("verbalizers", "moai/models/moai", "moai/models/tcl", "moai/data"),
+    "moai/training": ("verbalizers", "moai/models/moai", "moai/models/emu", "moai/models/tcl", "moai/data"),
     "moai/evaluation": (
         "verbalizers",
         "moai/models/moai",
