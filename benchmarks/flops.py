@@ -7,7 +7,6 @@ pairs of tokens that may not see each other. Element-wise work (norms, activatio
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from compressor import Compressor
-from moai import MoAIConfig
-from moai.training.estimate import moai_7b_config, recipe_of
-from moai.training.flop_counting import SampleShape, count_step
+from moai.models.moai.configuration_moai import MoAIConfig
+from moai.planning.counting import WholeModel, counting
+from moai.planning.inference import count_answer
+from moai.planning.planned_model import PlannedModel, SampleShape
+from moai.planning.weight_sizes import build_empty
 
 _KERNELS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
 _OPERATORS = tuple(
@@ -52,12 +53,6 @@ class FlopCount:
         return self.products + self.attention_in_full
 
 
-class _WholeModel(nullcontext):
-    """In place of torch's module tracker, which stumbles over views of parameters made without gradients."""
-
-    parents = ("Global",)
-
-
 def count_flops(call: Callable[[], Any]) -> FlopCount:
     """Run a call once and count.
 
@@ -71,7 +66,7 @@ def count_flops(call: Callable[[], Any]) -> FlopCount:
     counter = FlopCounterMode(
         display=False, custom_mapping={operator: _attention_formula(operator, skipped) for operator in _OPERATORS}
     )
-    counter.mod_tracker = _WholeModel()
+    counter.mod_tracker = WholeModel()
     with counter:
         call()
     counts = counter.get_flop_counts().get("Global", {})
@@ -108,23 +103,27 @@ def describe_moai_7b(num_text_tokens: int = 64, num_words: int = 275) -> str:
         num_text_tokens: Of the prompt, beside the image's 1,225.
         num_words: Of the verbalization, beside the map's 1,225 patches.
     """
-    config, settings = moai_7b_config(), recipe_of(stage=2)
-    settings = replace(settings, train=replace(settings.train, decoder="frozen"))
-    shape = SampleShape(num_text_tokens - 1, 1, num_words)
-    with_mixers, bare = (
-        count_step(MoAIConfig(compressor=config.compressor, mixer={"layers": layers}), settings, shape).decoder_flops
-        for layers in (config.mixer_config.layers, ())
-    )
+    model = PlannedModel.load("MoAI-7B")
+    shape = SampleShape(num_text_tokens, num_words, 1)
+    config = MoAIConfig(**(model.config.to_diff_dict() | {"plora_rank": 0}))
+    bare_config = MoAIConfig(**(config.to_dict() | {"mixer": {"layers": ()}}))
+    whole, bare_whole = (count_answer(replace(model, config=one), shape) for one in (config, bare_config))
+    mixing = whole.prompt_flops - bare_whole.prompt_flops
+    decoder = build_empty(config).model.language_model
+    with counting(decoder) as count, torch.inference_mode():
+        length, width = whole.prompt_length, config.text_config.hidden_size
+        decoder(inputs_embeds=torch.empty(1, length, width, device="meta"))
+    bare = count.flops
     vision = config.vision_config
     num_patches = (vision.image_size // vision.patch_size) ** 2
     with torch.device("meta"):
-        compressor, width = Compressor(config.compressor_config), config.text_config.hidden_size
+        compressor = Compressor(config.compressor_config)
         words, patches = torch.empty(1, num_words, width), torch.empty(1, num_patches, width)
     compressing = count_flops(lambda: compressor(words, None, patches)).total_in_full
     return (
         f"All of MoAI-7B, {config.text_config.num_hidden_layers} layers and {len(config.mixer_config.layers)} mixers, "
         f"a prompt of {num_patches:,} image and {num_text_tokens} text tokens, {num_words} auxiliary words and a map "
         f"of as many patches, counted without memory and with attention in full: decoder {bare / 1e12:.2f} TFLOP, "
-        f"mixers {(with_mixers - bare) / 1e12:.2f}, compressor {compressing / 1e12:.2f}; "
-        f"a / c = {(with_mixers + compressing) / bare:.3f}."
+        f"mixers {mixing / 1e12:.2f}, compressor {compressing / 1e12:.2f}; "
+        f"a / c = {(bare + mixing + compressing) / bare:.3f}."
     )

@@ -36,7 +36,10 @@ class Gate(nn.Module):
         Returns:
             ``(B, N, 3)`` float32 weights that sum to 1 (expert order: auxiliary, other modality, self).
         """
-        with torch.autocast(tokens.device.type, enabled=False):  # autocast would take float32 inputs back to bfloat16
+        device = tokens.device.type
+        is_known = torch.amp.is_autocast_available(device)  # the meta device knows none
+        # autocast would take float32 inputs back to bfloat16
+        with torch.autocast(device if is_known else "cpu", enabled=False):
             logits = F.linear(tokens.float(), self.weight.float(), self.bias.float())
         if available is not None:
             logits = logits.masked_fill(~available, torch.finfo(torch.float32).min)

@@ -63,9 +63,9 @@ FOLDER_LAW = {
         "moai/models/tcl",
     ),
     "moai/pipeline": ("verbalizers", "moai/models"),
-    "moai/planning": ("verbalizers", "moai/models/moai"),
+    "moai/planning": ("verbalizers", "moai/training", "moai/models/moai"),
     "moai/data": ("verbalizers", "moai/scenes", "moai/processing", "moai/checkpoints/io"),
-    "moai/training": ("verbalizers", "moai/planning", "moai/models/moai", "moai/models/tcl", "moai/data"),
+    "moai/training": ("verbalizers", "moai/models/moai", "moai/models/emu", "moai/models/tcl", "moai/data"),
     "moai/evaluation": (
         "verbalizers",
         "moai/models/moai",
@@ -84,6 +84,7 @@ FOLDER_LAW = {
         "moai/training",
         "moai/evaluation",
         "moai/serving",
+        "moai/planning",
     ),
 }
 # The only files of a model that know what verbalizers found: scenes to what the model's processor takes.

@@ -11,10 +11,12 @@ import yaml
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("moai", "verbalizers", "compressor", "mixer", "recipes", "benchmarks", "examples", "tests")
-#: In names, options, settings and file names. `image_seq_length` is transformers' word for `num_image_tokens`.
+#: In names, options, settings and file names.
 FORBIDDEN_NAMES = re.compile(
     r"picture|photo(?!graph)|specialist|sureness|looker|utterance|image_seq_length", re.IGNORECASE
 )
+#: Where we build transformers' own models, a field has its name: it says this for `num_image_tokens`.
+THEIR_NAMES = {"benchmarks/forward_peer.py": "the name 'image_seq_length'"}
 #: In docstrings and comments, outside quotation marks.
 FORBIDDEN_WORDS = re.compile(
     r"\b(pictures?|photos?|specialists?|sureness|lookers?|utterances?|draw(?:s|n|ing)? anew)\b", re.IGNORECASE
@@ -24,7 +26,7 @@ _OPTION = re.compile(r"--[a-z][\w-]*")
 
 
 def _names(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Identifiers, and the names of options (`--name`) in strings."""
+    """Identifiers; in strings, the names of options (`--name`) and of settings (`a_name`)."""
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         yield from (
@@ -34,6 +36,8 @@ def _names(tree: ast.AST) -> Iterator[tuple[int, str]]:
         )
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from ((line, option) for option in _OPTION.findall(node.value))
+            if "_" in node.value and node.value.isidentifier():  # a setting in a dictionary
+                yield line, node.value
 
 
 def _texts(text: str, tree: ast.AST) -> Iterator[tuple[int, str, str]]:
@@ -68,7 +72,13 @@ def test_glossary_is_kept_when_the_sources_are_read() -> None:
         for path in sorted((REPO_ROOT / folder).rglob("*.py")):
             place = path.relative_to(REPO_ROOT)
             if path.name != Path(__file__).name:
-                complaints += [f"{place}:{found}" for found in _complaints(path.read_text(encoding="utf-8"))]
+                theirs = THEIR_NAMES.get(str(place))
+                found = [
+                    each
+                    for each in _complaints(path.read_text(encoding="utf-8"))
+                    if theirs is None or theirs not in each
+                ]
+                complaints += [f"{place}:{each}" for each in found]
             if FORBIDDEN_NAMES.search(str(place)):
                 complaints.append(f"{place}: the file's name")
     for path in sorted((REPO_ROOT / "configs").rglob("*.yaml")):
@@ -92,4 +102,5 @@ def test_glossary_complains_when_it_is_broken_and_only_then() -> None:
         "1: 'picture' in a docstring",
     ]
     assert not _complaints('"""Photographs; `pictures` is a user\'s column, "A picture of" a caption."""')
+    assert _complaints('sizes = {"samples_per_picture": 1}') == ["1: the name 'samples_per_picture'"]
     assert list(_keys({"optimization": [{"samples_per_picture": 1}]})) == ["optimization", "samples_per_picture"]

@@ -1,4 +1,4 @@
-"""``moai info``: what is installed here."""
+"""``moai info``: what is installed here, and what a checkpoint is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from .errors import reporting_errors
 from .options import DebugOption, JsonOption
@@ -56,7 +58,7 @@ def _find_version(package: str) -> str | None:
 
 
 def print_info(report: dict[str, Any], is_json: bool = False) -> None:
-    """Show what :func:`collect_info` found."""
+    """Show what :func:`collect_info` or :func:`moai.planning.description.describe_checkpoint` found."""
     if is_json:
         from .rendering import print_json
 
@@ -65,14 +67,37 @@ def print_info(report: dict[str, Any], is_json: bool = False) -> None:
     for name, value in report.items():
         if isinstance(value, dict):
             print(f"{name}:" + ("" if value else " none"))
+            width = max(map(len, value), default=0)
             for key, entry in value.items():
-                shown = ", ".join(entry) if isinstance(entry, list) else entry
-                print(f"  {key:<16}{shown}")
+                print(f"  {key:<{max(width, 14)}}  {_show(entry)}")
         else:
-            print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+            print(f"{name}: {_show(value)}")
 
 
-def info(json_output: JsonOption = False, debug: DebugOption = False) -> None:
-    """Print versions, verbalizers, optional packages and bundled checkpoints."""
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_show(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_show, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else str(value)
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Folder, bundled name or hub name: tell what it is.")
+    ] = None,
+    json_output: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Print versions, verbalizers, optional packages and bundled checkpoints; of MODEL its parts, sizes and options."""
     with reporting_errors(debug):
-        print_info(collect_info(), json_output)
+        if model is None:
+            print_info(collect_info(), json_output)
+            return
+        if not debug:
+            from .answer_settings import silence_libraries
+
+            silence_libraries()
+        from ..planning.description import describe_checkpoint
+
+        print_info(describe_checkpoint(model), json_output)

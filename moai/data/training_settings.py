@@ -77,8 +77,9 @@ class SourceSettings:
     """One source of samples: a file or folder of conversations, or scenes.
 
     Attributes:
-        path: `.json` / `.jsonl` (LLaVA's `image` + `conversations`, or `images` + `messages`), `.parquet`, a folder
-            of Parquet files, or a folder that `datasets`' save_to_disk wrote.
+        path: `.json` / `.jsonl` (LLaVA's `image` + `conversations`, `images` + `messages`, or MMC4's `text_list` +
+            `image_info`, for models that read documents), `.parquet`, a folder of Parquet files, or a folder that
+            `datasets`' save_to_disk wrote.
         scenes: Instead of `path`: synthetic scenes.
         image_folder: Where relative image paths begin; None = beside the file.
         split: Split of a `datasets` folder that has several.

@@ -69,6 +69,9 @@ class Answering(ABC):
         model_class: What loads the model.
         processor_class: What loads the processor.
         can_quantize: Whether the model loads in 4 and 8 bits.
+        whole_modules: Beginnings of the names of modules that stay in their own precision then.
+        always_whole_modules: Those that stay even where all is shrunk that can be (``quantize_all``); None = the model
+            knows no such choice.
         reads_words_alone: Whether :meth:`words_in_prompt` is the model itself, which reads prompts without an image.
         shows_image: False = its prompts hold no image.
         loads_adapters: Whether the model's own class loads adapters of weights.
@@ -80,6 +83,8 @@ class Answering(ABC):
     model_class: type
     processor_class: type
     can_quantize: bool = False
+    whole_modules: tuple[str, ...] = ("lm_head",)
+    always_whole_modules: tuple[str, ...] | None = None
     reads_words_alone: bool = False
     shows_image: bool = True
     loads_adapters: bool = False
@@ -144,6 +149,11 @@ class Answering(ABC):
         else:
             self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    @classmethod
+    def list_bits(cls) -> tuple[int, ...]:
+        """Bits of a weight that the model loads in."""
+        return (16, 8, 4) if cls.can_quantize else (16,)
 
     @property
     def domain(self) -> str | None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,15 +28,25 @@ class ModelSpec:
 
     Attributes:
         model_type: Of its ``config.json``.
-        answering: Class that answers questions in a pipeline, see :class:`moai.models.answering.Answering`.
+        answering: Class that answers questions in a pipeline, see :class:`moai.models.answering.Answering`; None = it
+            answers none.
+        converter: :class:`moai.checkpoints.convert.driver.ConversionKind` of its published weights.
+        purpose: What a model that answers nothing is for, in a sentence.
+        published: Names of models whose weights need not be here -> functions that return configuration and processor
+            of each, for ``moai plan``.
+        backbones: Function of a vision tower's and a decoder's name that returns the same for a new model around them.
         task: Class that trains it, see :class:`moai.training.tasks.answers.AnswersTask`; None = nobody trains it here.
         settings: Class of its training's settings, see :class:`moai.training.train_settings.TrainSettings`.
     """
 
     model_type: str
-    answering: str
+    answering: str | None = None
     task: str | None = None
     settings: str | None = None
+    converter: str | None = None
+    purpose: str = ""
+    published: Mapping[str, str] = field(default_factory=dict)
+    backbones: str | None = None
 
 
 #: By model type.
@@ -48,24 +58,36 @@ MODEL_SPECS = {
             answering="moai.models.moai.answering_moai.MoAIAnswering",
             task="moai.models.moai.task_moai.MoAITask",
             settings="moai.models.moai.settings_moai.MoAITrainSettings",
+            converter="moai.checkpoints.convert.official.KIND",
+            published={"MoAI-7B": "moai.models.moai.planned_moai.plan_moai_7b"},
+            backbones="moai.models.moai.planned_moai.plan_backbones",
         ),
         ModelSpec(
             "flamingo",
             answering="moai.models.flamingo.answering_flamingo.FlamingoAnswering",
             task="moai.models.flamingo.task_flamingo.FlamingoTask",
             settings="moai.models.flamingo.settings_flamingo.FlamingoTrainSettings",
+            converter="moai.checkpoints.convert.flamingo.KIND",
         ),
         ModelSpec(
             "prismer",
             answering="moai.models.prismer.answering_prismer.PrismerAnswering",
             task="moai.models.prismer.task_prismer.PrismerTask",
             settings="moai.models.prismer.settings_prismer.PrismerTrainSettings",
+            converter="moai.checkpoints.convert.prismer.KIND",
         ),
         ModelSpec(
             "emu",
             answering="moai.models.emu.answering_emu.EmuAnswering",
             task="moai.models.emu.task_emu.EmuTask",
             settings="moai.models.emu.settings_emu.EmuTrainSettings",
+            converter="moai.checkpoints.convert.emu.KIND",
+        ),
+        ModelSpec(
+            "tcl",
+            converter="moai.checkpoints.convert.tcl.KIND",
+            purpose="It finds images by sentences and sentences by images (`moai evaluate FOLDER captions.jsonl`, "
+            "`AutoModel`), and gives its vision tower to a model that answers (`model.vision=FOLDER` of `moai train`).",
         ),
     )
 }
@@ -89,13 +111,17 @@ def find_spec(name: str, model_type: str | None) -> ModelSpec:
         ValueError: It answers no questions about images, or is a MoAI in its official format.
     """
     if model_type is None or model_type in MODEL_SPECS:
-        return MODEL_SPECS[model_type or "moai"]
+        spec = MODEL_SPECS[model_type or "moai"]
+        if spec.answering is None:
+            raise ValueError(f"expected a model that answers questions, got {name!r}, a {model_type}. {spec.purpose}")
+        return spec
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ValueError(
             f"expected a MoAI checkpoint or an image-text-to-text model of transformers, got {name!r} with model_type "
-            f"{model_type!r}. Official MoAI weights are turned into this format by `moai convert {name} OUT`."
+            f"{model_type!r}. Published weights are turned into this format by `moai convert {name} OUT`; a "
+            "verbalizer's are named in `verbalizers.json`."
         )
     return PROMPTED
 

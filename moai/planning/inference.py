@@ -1,8 +1,7 @@
-"""Memory and time of an answer, counted on a model's configuration: nothing is loaded.
+"""Memory and time of an answer: the model answers once without numbers and is counted meanwhile.
 
-Weights are counted exactly, the cache too; activations by the widest layer; operations by parameters and tokens. Of a
-device's peak a share is assumed to be reached: :data:`EFFICIENCY` of its operations, :data:`BANDWIDTH_SHARE` of its
-bandwidth.
+Weights, cache and activations are what a load has; of a device's peak a share is assumed to be reached:
+:data:`EFFICIENCY` of its operations, :data:`BANDWIDTH_SHARE` of its bandwidth.
 """
 
 from __future__ import annotations
@@ -14,21 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import BatchFeature
 
 from moai.checkpoints.io.published_settings import PUBLISHED_DETECTOR, PUBLISHED_SEGMENTER
-from moai.models.moai.configuration_moai import MoAIConfig
-from moai.models.moai.quantization import ALWAYS_COMPUTE_DTYPE_MODULES, COMPUTE_DTYPE_MODULES
-from moai.models.registry import MODEL_SPECS
+from moai.models.answering import Answering
 from verbalizers import Verbalizer
 
-from .weight_sizes import NF4_BYTES, ModelSize, count_model, count_published_verbalizers
+from .counting import counting
+from .planned_model import PlannedModel, SampleShape, silent_libraries
+from .weight_sizes import build_empty, count_published_verbalizers
 
-__all__ = ["BITS", "DEVICES", "AnswerPlan", "AnswerShape", "Device", "ModelShape", "measure_verbalizers", "plan_answer"]
+__all__ = [
+    "BANDWIDTH_SHARE",
+    "DEVICES",
+    "EFFICIENCY",
+    "AnswerCount",
+    "AnswerPlan",
+    "Device",
+    "count_answer",
+    "encode_questions",
+    "measure_verbalizers",
+    "plan_answer",
+]
 
-BITS = (16, 8, 4)
 EFFICIENCY, BANDWIDTH_SHARE = 0.35, 0.6
-_HALF = 2
 _WEIGHT_FILES = ("*.safetensors", "*.onnx", "*.bin", "*.pt", "*.pdiparams")
 
 
@@ -59,128 +67,93 @@ DEVICES = (
 
 
 @dataclass(frozen=True)
-class AnswerShape:
-    """Tokens of a question and its answer.
+class AnswerCount:
+    """What was counted while a batch was answered.
 
     Attributes:
-        num_prompt_tokens: Of system prompt and question.
-        num_auxiliary_tokens: Of the verbalization.
-        num_answer_tokens: Of the answer.
         batch_size: Questions at a time.
-        num_image_tokens: Of an image; None = as the configuration says.
+        prompt_length: Tokens in front of the answer, images that stand among them included.
+        prompt_flops: Operations until the first token.
+        token_flops: Operations of the next one.
+        prompt_bytes: Most memory until the first token, beside the weights.
+        cache_bytes: Keys and values of the whole sequence, answer included.
+        logits_bytes: Of a step, in 32 bits and a copy.
     """
 
-    num_prompt_tokens: int = 80
-    num_auxiliary_tokens: int = 275
-    num_answer_tokens: int = 128
-    batch_size: int = 1
-    num_image_tokens: int | None = None
+    batch_size: int
+    prompt_length: int
+    prompt_flops: int
+    token_flops: int
+    prompt_bytes: int
+    cache_bytes: int
+    logits_bytes: int
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """What is counted on a model without weights.
+def count_answer(
+    model: PlannedModel, shape: SampleShape, batch_size: int = 1, dtype: torch.dtype = torch.bfloat16
+) -> AnswerCount:
+    """Answer a batch without numbers.
 
-    Attributes:
-        config: Its configuration.
-        size: Its parameters.
-        size_of_all: Likewise, where ``quantize_all`` shrinks more; None = nothing more.
-        num_decoder: Parameters of the decoder's layers.
-        num_low_rank: Of partial LoRA, which works at image tokens only.
-        num_vision: Of the vision tower.
-        num_head: Of the language modelling head.
+    Args:
+        model: The model.
+        shape: Of questions and answers.
+        batch_size: Questions at a time.
+        dtype: Of weights and activations.
     """
+    empty = build_empty(model.config).to(dtype).eval()
+    empty.generation_config.eos_token_id = None  # the ids that come out are no words
+    answering = model.answering(empty, model.processor)
+    sizes: list[int] = []
+    hook = empty.register_forward_hook(
+        lambda module, inputs, output: sizes.append(_weigh_cache(getattr(output, "past_key_values", None)))
+    )
+    with silent_libraries(), torch.inference_mode():
+        with counting(empty):
+            inputs = encode_questions(model, answering, shape, batch_size)
+        counts = []
+        for num_tokens in (1, 3):
+            sizes.clear()
+            with counting(empty, dict(inputs)) as count:
+                answering.generate(inputs, {}, False, max_new_tokens=num_tokens, num_beams=1)
+            counts.append(count)
+    hook.remove()
+    first, three = counts
+    growth = sizes[-1] - sizes[-2] if len(sizes) > 1 else 0
+    return AnswerCount(
+        batch_size,
+        inputs["input_ids"].shape[1],
+        first.flops,
+        (three.flops - first.flops) // 2,
+        first.peak_bytes,
+        sizes[0] + growth * shape.num_answer_tokens if sizes else 0,
+        batch_size * model.config.get_text_config().vocab_size * 8,
+    )
 
-    config: PreTrainedConfig
-    size: ModelSize
-    size_of_all: ModelSize | None
-    num_decoder: int
-    num_low_rank: int
-    num_vision: int
-    num_head: int
 
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> ModelShape:
-        """Build a model on torch's meta device and count it.
+def encode_questions(model: PlannedModel, answering: Answering, shape: SampleShape, batch_size: int) -> BatchFeature:
+    """Inputs of a batch of made-up questions, on the model's device.
 
-        Args:
-            config: Of an image-text-to-text model.
-        """
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
-        skipped = COMPUTE_DTYPE_MODULES if isinstance(config, MoAIConfig) else ("lm_head",)
-        decoder, vision, low_rank = 0, 0, 0
-        embedding = model.get_input_embeddings().weight
-        parameters = dict(model.named_parameters())
-        inner = model.get_decoder()
-        ours = {id(parameter) for parameter in inner.parameters()} if inner is not None and inner is not model else None
-        for name, parameter in parameters.items():
-            if parameter is embedding:
-                continue
-            if "vision" in name or "visual" in name:
-                vision += parameter.numel()
-            elif ".update.lora_" in name:
-                low_rank += parameter.numel()
-            elif ours is None or id(parameter) in ours:
-                decoder += parameter.numel()
-        head, of_all = model.get_output_embeddings(), None
-        if isinstance(config, MoAIConfig):
-            tied = ("lm_head",) if config.tie_word_embeddings else ()
-            of_all = count_model(model, (*ALWAYS_COMPUTE_DTYPE_MODULES, *tied))
-        num_head = 0 if head is None else head.weight.numel()
-        return cls(config, count_model(model, skipped), of_all, decoder, low_rank, vision, num_head)
+    Args:
+        model: The model.
+        answering: What answers, with weights or without.
+        shape: Of the questions.
+        batch_size: How many.
+    """
+    images = [model.draw_image(shape, number) for number in range(batch_size)]
+    question = model.write_words(shape.num_prompt_tokens)
+    prompts = [answering.prepare(image, question, shape.num_answer_tokens) for image in images]
+    found = answering.encode_scenes([model.write_scene(shape)] * batch_size, model.verbalizers)
+    return answering.encode(images, prompts, found, shape.num_answer_tokens)
 
-    @classmethod
-    def of_checkpoint(cls, name: str) -> ModelShape:
-        """Count a checkpoint: of it, only the configuration is read.
 
-        Args:
-            name: Folder or hub name.
-        """
-        return cls.of(AutoConfig.from_pretrained(name))
-
-    @classmethod
-    def of_backbones(cls, vision: str, text: str) -> ModelShape:
-        """Count the MoAI that `from_backbones` would build of two: only their configurations are read.
-
-        Args:
-            vision: Folder or hub name of a vision tower.
-            text: Folder or hub name of a decoder.
-        """
-        tower, decoder = AutoConfig.from_pretrained(vision), AutoConfig.from_pretrained(text).get_text_config()
-        tower = getattr(tower, "vision_config", None) or tower
-        decoder.vocab_size += 1  # the image's placeholder
-        return cls.of(MoAIConfig(vision_config=tower, text_config=decoder, image_token_id=decoder.vocab_size - 1))
-
-    @property
-    def reads_verbalization_apart(self) -> bool:
-        """Whether a compressor reads the verbalization, which then stands in no prompt."""
-        return "compressor" in self.size.parts
-
-    def count_image_tokens(self) -> int:
-        """Tokens of one image in the prompt.
-
-        Raises:
-            ValueError: The configuration does not tell.
-        """
-        config = self.config
-        if getattr(config, "num_image_tokens", None):
-            return config.num_image_tokens
-        if config.model_type in MODEL_SPECS:  # it looks at images beside the prompt
-            return 1
-        patches = self._count_patches()
-        merged = getattr(config, "scale_factor", None) or getattr(config.vision_config, "spatial_merge_size", None) or 1
-        if not patches:
-            raise ValueError(
-                f"expected a configuration that tells how many tokens an image has, got a {config.model_type}. Name "
-                "the number with --image-tokens."
-            )
-        return patches // merged**2
-
-    def _count_patches(self) -> int:
-        vision = getattr(self.config, "vision_config", None)
-        side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-        return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else 0
+def _weigh_cache(cache: Any) -> int:
+    """Bytes of keys and values."""
+    if cache is None:
+        return 0
+    parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
+    layers = getattr(cache, "layers", ())
+    tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    return sum(map(_weigh_cache, parts)) + sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
 
 
 @dataclass(frozen=True)
@@ -192,7 +165,7 @@ class AnswerPlan:
         is_all: Whether those of vision tower, compressor and head are shrunk too (``--quantize-all``).
         weights: Of the model.
         cache: Keys and values of the whole sequence, in 16 bits.
-        activations: The most at one time, a dequantized matrix included.
+        activations: The most at one time beside them, a dequantized matrix included.
         verbalizers: Weights of the verbalizers, in 32 bits.
         prompt_flops: Operations until the first token.
         token_flops: Operations of every further one.
@@ -225,54 +198,35 @@ class AnswerPlan:
 
 
 def plan_answer(
-    model: ModelShape, shape: AnswerShape, bits: int, verbalizer_bytes: float = 0.0, is_all: bool = False
+    model: PlannedModel, count: AnswerCount, bits: int, verbalizer_bytes: float = 0.0, is_all: bool = False
 ) -> AnswerPlan:
-    """Count what an answer takes.
+    """What an answer takes with weights of so many bits.
 
     Args:
         model: The model.
-        shape: Of question and answer.
-        bits: One of :data:`BITS`.
+        count: From :func:`count_answer`.
+        bits: One of :meth:`.Answering.list_bits`.
         verbalizer_bytes: What stands beside the model.
-        is_all: Whether all of a MoAI is shrunk that can be.
+        is_all: Whether everything is shrunk that can be.
     """
-    text, batch = model.config.get_text_config(), shape.batch_size
     size = model.size_of_all if is_all and model.size_of_all is not None else model.size
-    image = shape.num_image_tokens or model.count_image_tokens()
-    words = 0 if model.reads_verbalization_apart else shape.num_auxiliary_tokens
-    prompt = image + shape.num_prompt_tokens + words
-    whole = prompt + shape.num_answer_tokens
-    heads = text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    key_heads = getattr(text, "num_key_value_heads", None) or heads
-    cache = 2 * text.num_hidden_layers * key_heads * width * whole * batch * _HALF
-
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    decoder_width = max(3 * inner + 4 * text.hidden_size, 12 * text.hidden_size)
-    activations = prompt * batch * decoder_width * _HALF
-    vision = getattr(model.config, "vision_config", None)
-    patches, looks = max(image, model._count_patches()), batch * (1 + model.reads_verbalization_apart)
-    vision_attention = 0
-    if (hidden := getattr(vision, "hidden_size", None)) is not None:
-        inner = getattr(vision, "intermediate_size", None) or 4 * hidden
-        activations = max(activations, patches * looks * (3 * inner + 4 * hidden) * _HALF)
-        vision_attention = 4 * patches**2 * hidden * (getattr(vision, "num_hidden_layers", None) or 0)
-    activations += batch * text.vocab_size * 8  # logits in 32 bits and a copy
-    if bits < 16:
-        activations += size.largest_linear * _HALF
-
-    others = size.num_parameters - model.num_decoder - model.num_low_rank - model.num_vision
-    others -= text.vocab_size * text.hidden_size * (2 if size.parts.get("lm_head") else 1)
-    attention = 4 * text.hidden_size * text.num_hidden_layers
-    per_prompt = 2 * (model.num_decoder + max(others, 0)) * prompt + 2 * model.num_low_rank * image
-    per_prompt += attention * prompt**2 + 2 * model.num_head
-    prompt_flops = batch * per_prompt + looks * (2 * model.num_vision * patches + vision_attention)
-    token_flops = batch * (2 * (model.num_decoder + model.num_head) + attention * whole)
-    read = {16: _HALF, 8: 1.0, 4: NF4_BYTES}[bits]
-    token_bytes = model.num_decoder * read + model.num_head * _HALF + cache
     weights = size.to_bytes(bits)
+    # The first token's activations and the answer's cache do not live at one time.
+    most = max(count.prompt_bytes, count.cache_bytes + count.logits_bytes)
+    if bits < 16:
+        most += size.largest_linear * 2
+    used = count.token_flops / (2 * count.batch_size)  # parameters, as a token multiplies each with one number
+    read = used * weights / size.num_parameters + count.cache_bytes
     return AnswerPlan(
-        bits, is_all, weights, cache, activations, verbalizer_bytes, prompt_flops, token_flops, token_bytes
+        bits,
+        is_all,
+        weights,
+        count.cache_bytes,
+        max(most - count.cache_bytes, 0),
+        verbalizer_bytes,
+        count.prompt_flops,
+        count.token_flops,
+        read,
     )
 
 
@@ -299,8 +253,7 @@ def measure_verbalizers(verbalizers: Iterable[Verbalizer]) -> Mapping[str, int |
             sizes[verbalizer.kind] = _measure_folder(Path(checkpoint))
         elif str(checkpoint) in (PUBLISHED_SEGMENTER, PUBLISHED_DETECTOR):
             segmenter, detector = count_published_verbalizers().values()
-            size = segmenter if str(checkpoint) == PUBLISHED_SEGMENTER else detector
-            sizes[verbalizer.kind] = size.num_parameters * size.stored_bytes
+            sizes[verbalizer.kind] = segmenter if str(checkpoint) == PUBLISHED_SEGMENTER else detector
         else:
             sizes[verbalizer.kind] = None
     return sizes

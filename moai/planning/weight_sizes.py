@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from moai.models.moai.configuration_moai import MoAIConfig
-from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
-from moai.models.moai.quantization import COMPUTE_DTYPE_MODULES
-
-__all__ = ["NF4_BYTES", "ModelSize", "count_moai", "count_model", "count_published_verbalizers", "format_sizes"]
+__all__ = ["NF4_BYTES", "ModelSize", "build_empty", "count_model", "count_published_verbalizers"]
 
 #: Bytes of a parameter in nf4 with double quantization: 4 bits and 0.127 of constants (QLoRA, arXiv 2305.14314, 3).
 NF4_BYTES = 4.127 / 8
@@ -25,7 +22,6 @@ class ModelSize:
     Attributes:
         num_parameters: All.
         num_quantized: Of them, those of linears that ``load_in_4bit`` and ``load_in_8bit`` shrink.
-        stored_bytes: Of a parameter in the published file.
         parts: Parameters by the names of the model's parts.
         num_rows: Rows of the linears that are shrunk: in 8 bits each has a scale of 4 bytes.
         largest_linear: Parameters of the largest of them that works on many tokens: it is made whole again meanwhile.
@@ -33,7 +29,6 @@ class ModelSize:
 
     num_parameters: int
     num_quantized: int
-    stored_bytes: int
     parts: Mapping[str, int] = field(default_factory=dict)
     num_rows: int = 0
     largest_linear: int = 0
@@ -50,13 +45,23 @@ class ModelSize:
         return quantized[bits] + (self.num_parameters - self.num_quantized) * other_bytes
 
 
-def count_model(model: nn.Module, skipped: Sequence[str] = (), stored_bytes: int = 2) -> ModelSize:
+def build_empty(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model without numbers, on torch's meta device.
+
+    Args:
+        config: Of a model that answers, or of another one that ``AutoModel`` knows.
+    """
+    answers = type(config) in AutoModelForImageTextToText._model_mapping
+    with torch.device("meta"):
+        return (AutoModelForImageTextToText if answers else AutoModel).from_config(config)
+
+
+def count_model(model: nn.Module, skipped: Sequence[str] = ()) -> ModelSize:
     """Count a model, which may stand on torch's meta device.
 
     Args:
         model: The model.
         skipped: Names, or beginnings of names, of modules whose linears are not shrunk.
-        stored_bytes: Of a parameter in the published file.
     """
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -70,25 +75,14 @@ def count_model(model: nn.Module, skipped: Sequence[str] = (), stored_bytes: int
     return ModelSize(
         sum(parts.values()),
         sum(module.weight.numel() for module in linears.values()),
-        stored_bytes,
         parts,
         sum(module.out_features for module in linears.values()),
         max((module.weight.numel() for name, module in linears.items() if name != "lm_head"), default=0),
     )
 
 
-def count_moai(config: MoAIConfig) -> ModelSize:
-    """Count a MoAI whose weights are stored in 16 bits.
-
-    Args:
-        config: Its configuration.
-    """
-    with torch.device("meta"):
-        return count_model(MoAIForConditionalGeneration(config), COMPUTE_DTYPE_MODULES)
-
-
-def count_published_verbalizers() -> dict[str, ModelSize]:
-    """Count the release's verbalizer models, by name: Mask2Former's Swin-B for COCO, OWLv2's ViT-B/16."""
+def count_published_verbalizers() -> dict[str, int]:
+    """Bytes of the release's verbalizer models in 32 bits, by name: Mask2Former's Swin-B for COCO, OWLv2's ViT-B/16."""
     from transformers import (
         Mask2FormerConfig,
         Mask2FormerForUniversalSegmentation,
@@ -114,22 +108,4 @@ def count_published_verbalizers() -> dict[str, ModelSize]:
                 Owlv2Config(vision_config={"image_size": 960, "patch_size": 16}, text_config={})
             ),
         }
-    return {
-        name: ModelSize(sum(parameter.numel() for parameter in model.parameters()), 0, 4)
-        for name, model in models.items()
-    }
-
-
-def format_sizes(sizes: Mapping[str, ModelSize]) -> str:
-    """A Markdown table: download, and memory of the weights in 16, 8 and 4 bits.
-
-    Args:
-        sizes: By name.
-    """
-    lines = ["| Model | Parameters | Download | in 16 bits | in 8 bits | in 4 bits |", "| --- " + "| ---: " * 5 + "|"]
-    for name, size in sizes.items():
-        cells = [size.num_parameters * size.stored_bytes, *(size.to_bytes(bits) for bits in (16, 8, 4))]
-        lines.append(
-            f"| {name} | {size.num_parameters / 1e6:,.0f} M | " + " | ".join(f"{c / 1e9:.2f} GB" for c in cells) + " |"
-        )
-    return "\n".join(lines)
+    return {name: 4 * sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}

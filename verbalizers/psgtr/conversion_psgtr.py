@@ -1,13 +1,12 @@
 """Published PSGTR checkpoints (OpenPSG on mmdet 2 or 3) -> ours.
 
-Sizes are read from the tensors; nothing is executed: `.safetensors`, or `.pth` opened with weights_only.
+Sizes are read from the tensors.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 
@@ -21,7 +20,6 @@ __all__ = [
     "convert_resnet",
     "looks_like_psgtr",
     "psgtr_sizes",
-    "read_state_dict",
 ]
 
 # Older mmdet numbers a layer's parts, newer names them.
@@ -217,36 +215,6 @@ def convert_psgtr_state_dict(
     if missing or unexpected:
         raise ValueError(f"{source} lacks {missing[:5]} and has unknown {unexpected[:5]}. Is it a PSGTR checkpoint?")
     return model.eval()
-
-
-def read_state_dict(source: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint file, opened without running any code it may contain.
-
-    Raises:
-        ValueError: the file is damaged, or holds more than tensors.
-    """
-    path = Path(source)
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no whole safetensors file: {error}. Fetch it again.") from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - its own error type lives in a module we do not import on principle
-        raise ValueError(
-            f"{path} holds more than tensors and is not opened, because that could run its code: {error}. Save its "
-            "'state_dict' alone as safetensors on a machine where you trust the file."
-        ) from error
-    state_dict = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state_dict, Mapping) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in state_dict.values()
-    ):
-        raise ValueError(f"expected {path} to hold tensors by name, or them under 'state_dict', got something else.")
-    return dict(state_dict)
 
 
 def resnet_config(backbone: Mapping[str, torch.Tensor]) -> dict:

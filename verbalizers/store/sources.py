@@ -254,7 +254,7 @@ def read_json_rows(path: Path, folder: Path) -> Iterator[DatasetRow]:
 
 
 def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> DatasetRow:
-    """A row whose images are files: `image` (LLaVA) or `images` (TRL), a path or a list of them.
+    """A row whose images are files: `image` (LLaVA) or `images` (TRL), a path or a list of them; or a page of MMC4's.
 
     Args:
         place: where the row stands.
@@ -267,6 +267,11 @@ def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> Datase
         return DatasetRow(place, problem=f"expected a JSON object, got something else ({entry})")
     if not isinstance(entry, Mapping):
         return DatasetRow(place, problem=f"expected a JSON object, got a {type(entry).__name__}")
+    if "text_list" in entry and "image_info" in entry:
+        try:
+            entry = _read_page(entry)
+        except ValueError as error:
+            return DatasetRow(place, entry, problem=str(error))
     held = [key for key in ("image", "images") if entry.get(key) is not None]
     if len(held) > 1:
         return DatasetRow(place, entry, problem="expected `image` or `images`, got both. Leave one out")
@@ -283,6 +288,35 @@ def row_with_files(place: str, entry: Any, dataset: str, folder: Path) -> Datase
         row_id = str(entry["id"]) if entry.get("id") is not None else path
         images.append(Source(_in_unicode(dataset), _in_unicode(row_id), _in_unicode(path), location))
     return DatasetRow(place, make_valid(entry), tuple(images))
+
+
+def _read_page(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """MMC4's row as a document: each image stands in front of the sentence that it was matched with.
+
+    Raises:
+        ValueError: it is no such row.
+    """
+    sentences, found = entry["text_list"], entry["image_info"]
+    try:
+        places = [(int(info["matched_text_index"]), info["image_name"]) for info in found]
+    except (TypeError, KeyError, ValueError):
+        places = [(-1, "")]
+    is_page = isinstance(sentences, list) and all(isinstance(sentence, str) for sentence in sentences)
+    if not is_page or not all(0 <= place < len(sentences) for place, _ in places):
+        raise ValueError(
+            "expected MMC4's `text_list` of sentences, and `image_info` with the `image_name` of each image and the "
+            f"`matched_text_index` of its sentence, got {str(found)[:80]!r} beside {str(sentences)[:80]!r}"
+        )
+    parts: list[dict[str, str]] = []
+    for number, sentence in enumerate(sentences):
+        parts += [{"type": "image"}] * sum(place == number for place, _ in places)
+        if parts and parts[-1]["type"] == "text":
+            parts[-1] = {"type": "text", "text": f"{parts[-1]['text']} {sentence}"}
+        else:
+            parts.append({"type": "text", "text": sentence})
+    names = [name for _, name in sorted(places, key=lambda each: each[0])]
+    kept = {name: value for name, value in entry.items() if name not in ("text_list", "image_info")}
+    return {**kept, "images": names, "messages": [{"role": "assistant", "content": parts}]}
 
 
 def _may_be_path(value: Any) -> bool:

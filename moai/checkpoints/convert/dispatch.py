@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +10,24 @@ import torch
 
 from verbalizers.core.durable_files import check_output
 
+from ...models.registry import MODEL_SPECS, load_named
 from ..io.hub_download import download_checkpoint
 from ..io.lookup import is_hub_name
-from ..io.tensor_folder import TensorFolder
-from . import emu, flamingo, official, prismer, psgtr, tcl
-from .official_config import looks_official
+from ..io.tensor_folder import TORCH_SUFFIXES, TensorFolder
+from .driver import ConversionKind
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport
 
 
-@dataclass(frozen=True)
-class ConversionKind:
-    """A kind of checkpoint: how it is recognised and converted.
-
-    Attributes:
-        name: For example ``official-moai``.
-        recognises: Tells from the source path whether it is of this kind.
-        convert: ``convert(source, output, *, dtype, force, **settings) -> ConversionReport``.
-        own_settings: Settings that not every kind has.
-    """
-
-    name: str
-    recognises: Callable[[Path], bool]
-    convert: Callable[..., ConversionReport]
-    own_settings: tuple[str, ...] = ()
-
-
-def _is_official_moai(source: Path) -> bool:
-    return source.is_dir() and looks_official(TensorFolder(source).shapes)
-
-
-KINDS: tuple[ConversionKind, ...] = (
-    ConversionKind(emu.KIND, emu.is_emu, emu.convert_emu_checkpoint, ("text",)),
-    ConversionKind(
-        flamingo.KIND, flamingo.is_open_flamingo, flamingo.convert_open_flamingo_checkpoint, ("text", "vision")
-    ),
-    ConversionKind(official.KIND, _is_official_moai, official.convert_official_checkpoint),
-    ConversionKind(prismer.KIND, prismer.is_prismer, prismer.convert_prismer_checkpoint, ("label_encoder",)),
-    ConversionKind(tcl.KIND, tcl.is_tcl, tcl.convert_tcl_checkpoint),
-    ConversionKind(psgtr.KIND, psgtr.is_psgtr_checkpoint, psgtr.convert_psgtr),
-)
+def load_kinds() -> tuple[ConversionKind, ...]:
+    """The kinds that can be converted: every model's own, and PSGTR, a verbalizer."""
+    converters = [spec.converter for spec in MODEL_SPECS.values() if spec.converter is not None]
+    return tuple(load_named(name) for name in (*converters, "moai.checkpoints.convert.psgtr.KIND"))
 
 
 def available_conversions() -> tuple[str, ...]:
     """Names of the kinds of checkpoint that can be converted."""
-    return tuple(kind.name for kind in KINDS)
+    return tuple(kind.name for kind in load_kinds())
 
 
 def convert(
@@ -105,19 +77,19 @@ def convert(
         source = download_checkpoint(name, revision)
         settings["origin"] = f"{name} at {source.name}"
         notes = _fetch(verbalizers or PublishedVerbalizers())
-    handler = _find_kind(source, kind)
-    if handler.name == official.KIND:
+    handler, weights = _find_kind(source, kind)
+    if "verbalizers" in handler.own_settings:
         settings["verbalizers"] = verbalizers
     elif verbalizers is not None:
         raise ValueError(f"verbalizers are chosen for a MoAI, got a checkpoint of the kind {handler.name!r}.")
-    others = {name for kind in KINDS for name in kind.own_settings} - set(handler.own_settings)
+    others = {name for kind in load_kinds() for name in kind.own_settings} - set(handler.own_settings)
     strangers = sorted(others & set(settings))
     if strangers:
         raise ValueError(
             f"expected settings of the kind {handler.name!r} ({', '.join(handler.own_settings) or 'it has none'}), got "
             f"{', '.join(strangers)}. Leave them out."
         )
-    report = handler.convert(source, output, dtype=stored, force=force, **settings)
+    report = handler.convert(weights, source, output, dtype=stored, force=force, **settings)
     return replace(report, notes=(*report.notes, *notes))
 
 
@@ -134,19 +106,32 @@ def _fetch(verbalizers: PublishedVerbalizers) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _find_kind(source: Path, name: str | None) -> ConversionKind:
+def _find_kind(source: Path, name: str | None) -> tuple[ConversionKind, TensorFolder]:
+    """The kind of a source, and its weights."""
+    kinds = load_kinds()
     if name is not None:
-        for kind in KINDS:
+        for kind in kinds:
             if kind.name == name:
-                return kind
+                return kind, kind.open(source)
         raise ValueError(f"`kind` must be one of {available_conversions()}, got {name!r}.")
-    for kind in KINDS:
-        if kind.recognises(source):
-            return kind
+    opened: dict[str, TensorFolder] = {}
+    for kind in kinds:
+        place = kind.subfolder if kind.subfolder and (source / kind.subfolder).is_dir() else ""
+        if place not in opened and not _has_weights(source / place):
+            continue
+        weights = opened.setdefault(place, opened.get(place) or kind.open(source))
+        if kind.recognises(weights.tensors):
+            return kind, weights
     raise ValueError(
         f"{source} is none of the kinds that can be converted: {', '.join(available_conversions())}. "
         "A plain vision tower or language model needs no conversion: use MoAIForConditionalGeneration.from_backbones."
     )
+
+
+def _has_weights(place: Path) -> bool:
+    """Whether there is something to open: a broken file is told, that there is none is another kind's matter."""
+    files = [place] if place.is_file() else place.iterdir()
+    return any(file.suffix in (".safetensors", *TORCH_SUFFIXES) for file in files)
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

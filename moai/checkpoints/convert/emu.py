@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +11,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from verbalizers.core.durable_files import atomic_folder
-
 from ...models.emu.backbones import build_processor, load_tokenizer
 from ...models.emu.configuration_emu import EmuConfig
 from ...models.emu.convert import EmuPlan, build_config, convert_emu_tensors, looks_like_emu, plan_conversion
 from ...models.emu.modeling_emu import EmuForConditionalGeneration
 from ...models.emu.prompts import SPECIAL_TOKENS
-from ..io.checkpoint_file import find_checkpoint_file, list_tensor_names, read_checkpoint_file
+from ..io.key_check import check_keys
 from ..io.tensor_folder import TensorFolder, list_names
-from ..io.tensor_writing import ShardedWriter
-from .model_card import write_card
+from .driver import ConversionKind, Converted, write_converted
 from .report import ConversionReport
 
-KIND = "emu"
 LICENCE = "The released weights are under LLaMA's first licence: for research, not for commercial use."
-#: Where the released folder keeps the model beside the visual decoder's parts.
-_MODEL_FOLDER = "multimodal_encoder"
 _DECODER_PARTS = ("unet", "vae")
 _DECODER_WEIGHTS = "diffusion_pytorch_model"
 #: What stands beside them and is not read: nobody checks what is drawn here.
@@ -39,40 +29,8 @@ _LEFT_OUT = ("safety_checker", "feature_extractor")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """Tensors by name, from one file or from shards."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], torch.Tensor]
-    dtypes: frozenset[torch.dtype]
-
-
-def _find_weights(source: Path) -> Path:
-    return source / _MODEL_FOLDER if (source / _MODEL_FOLDER).is_dir() else source
-
-
-def is_emu(source: Path) -> bool:
-    """Whether a path is a released Emu's file, its folder of shards, or the folder with its visual decoder."""
-    try:
-        place = _find_weights(source)
-        file = find_checkpoint_file(place)
-        return looks_like_emu(list_tensor_names(file) if file is not None else TensorFolder(place).tensors)
-    except ValueError:
-        return False  # what is wrong is told by the kind that it turns out to be
-
-
-def _open(source: Path) -> _Weights:
-    file = find_checkpoint_file(source)
-    if file is None:
-        folder = TensorFolder(source)
-        return _Weights(folder.shapes, folder.read, frozenset(info.dtype for info in folder.tensors.values()))
-    tensors = read_checkpoint_file(file)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return _Weights(shapes, tensors.__getitem__, frozenset(tensor.dtype for tensor in tensors.values()))
-
-
-def convert_emu_checkpoint(
+def convert_emu(
+    weights: TensorFolder,
     source: Path,
     output: Path,
     *,
@@ -85,8 +43,9 @@ def convert_emu_checkpoint(
     """Convert a released Emu or Emu-I; a LoRA is merged into the decoder.
 
     Args:
-        source: Its file, the folder of its shards, or the folder that holds ``multimodal_encoder/``, ``unet/``,
-            ``vae/`` and ``scheduler/``.
+        weights: Of its file or of its shards.
+        source: Where they lie, or the folder that holds ``multimodal_encoder/``, ``unet/``, ``vae/`` and
+            ``scheduler/``.
         output: Folder to create; it appears only when everything succeeded.
         text: Folder or hub name of the decoder's tokenizer; None = that beside the weights.
         dtype: Of the weights written; None = one that holds all parts without loss.
@@ -100,8 +59,7 @@ def convert_emu_checkpoint(
     Raises:
         ValueError: A key is unknown, missing or of the wrong shape, or the parts do not fit.
     """
-    place = _find_weights(source)
-    weights = _open(place)
+    place = weights.folder
     plan = plan_conversion(weights.shapes)
     tokenizer, has_turns, notes = _find_tokenizer(text, place, source, weights, plan)
     if tokenizer is not None:
@@ -110,43 +68,29 @@ def convert_emu_checkpoint(
         found = dict(zip(names, ids, strict=True)) | {"pad_token_id": tokenizer.pad_token_id}
         config_settings = found | config_settings
     config = build_config(weights.shapes, **config_settings)
-    _check_whole(config, plan, weights)
-    stored = dtype or reduce(torch.promote_types, [d for d in weights.dtypes if d.is_floating_point])
-    config.dtype, config.architectures = stored, ["EmuForConditionalGeneration"]
+    shapes = {name: shape for name, shape in weights.shapes.items() if name in plan.targets}
+    check_keys(source, shapes, plan.convert, EmuForConditionalGeneration, config, "Fetch the file again.")
+    stored = dtype or weights.widest_dtype
+    config.architectures = ["EmuForConditionalGeneration"]
     if plan.unused:
         notes.append(f"left out, as nothing is computed with them: {list_names(list(plan.unused))}")
     if plan.lora:
         notes.append(f"the LoRA of {len(plan.lora)} matrices was added to the decoder's weights")
     if left := [name for name in _LEFT_OUT if (source / name).is_dir()]:
         notes.append(f"{' and '.join(left)} were left out: what is drawn is checked by nobody")
-    families: Counter[str] = Counter()
-    with atomic_folder(output, force=force) as folder:
-        writer = ShardedWriter(folder)
-        for name, tensor in convert_emu_tensors(weights.read, plan):
-            writer.add(name, tensor.to(stored) if tensor.is_floating_point() else tensor)
-            families[name.split(".")[1] if name.startswith("model.") else name.split(".")[0]] += tensor.numel()
-        files = writer.finish()
-        config.save_pretrained(folder)
-        _build_generation_config(config, tokenizer).save_pretrained(folder)
-        if tokenizer is not None:
-            build_processor(config, tokenizer, None, has_turns).save_pretrained(folder)
-        if (source / "unet").is_dir():
-            files += _convert_visual_decoder(source, folder / "visual_decoder", config, dtype)
-        elif place == source:
-            notes.append("no visual decoder beside the weights: it answers in text only")
-        write_card(folder, origin or source.name, notes, "Emu-I" if has_turns else "Emu", (LICENCE,))
+    saved = [_build_generation_config(config, tokenizer)]
+    if tokenizer is not None:
+        saved.append(build_processor(config, tokenizer, None, has_turns))
+    draws = (source / "unet").is_dir()
+    if not draws and place == source:
+        notes.append("no visual decoder beside the weights: it answers in text only")
     text_config = config.text_config
-    return ConversionReport(
-        kind=KIND,
-        source=origin or source,
-        output=output,
-        num_source_tensors=len(weights.shapes),
-        num_tensors=writer.num_tensors,
-        num_parameters=writer.num_parameters,
-        num_bytes=writer.num_bytes,
-        dtype=str(stored).removeprefix("torch."),
-        families=dict(families),
-        files=tuple(files),
+    made = Converted(
+        name="Emu-I" if has_turns else "Emu",
+        config=config,
+        tensors=convert_emu_tensors(weights.read, plan),
+        licences=(LICENCE,),
+        notes=[LICENCE, *notes],
         sizes={
             "vision": f"{config.vision_config.num_hidden_layers} layers of {config.vision_config.hidden_size}, "
             f"{config.vision_config.image_size} px",
@@ -155,12 +99,17 @@ def convert_emu_checkpoint(
             "decoder": f"{text_config.num_hidden_layers} layers of {text_config.hidden_size}, vocabulary "
             f"{text_config.vocab_size}",
         },
-        notes=(LICENCE, *notes),
+        saved=saved,
+        finish=lambda folder: _convert_visual_decoder(source, folder, config, dtype) if draws else [],
     )
+    return write_converted(
+        made, kind=KIND.name, source=source, output=output, num_source_tensors=len(weights.tensors), stored=stored,
+        dtype=stored, force=force, origin=origin,
+    )  # fmt: skip
 
 
 def _find_tokenizer(
-    text: str | Path | None, place: Path, source: Path, weights: _Weights, plan: EmuPlan
+    text: str | Path | None, place: Path, source: Path, weights: TensorFolder, plan: EmuPlan
 ) -> tuple[PreTrainedTokenizerBase | None, bool, list[str]]:
     """The tokenizer with Emu's tokens, whether Emu-I's are among them, and what is worth knowing."""
     if text is None:
@@ -190,36 +139,6 @@ def _find_tokenizer(
     return tokenizer, has_turns, []
 
 
-def _check_whole(config: EmuConfig, plan: EmuPlan, weights: _Weights) -> None:
-    """Compare names and shapes with the model's.
-
-    Raises:
-        ValueError: Naming what is missing, too much or of the wrong shape.
-    """
-    with torch.device("meta"):
-        expected = {n: tuple(t.shape) for n, t in EmuForConditionalGeneration(config).state_dict().items()}
-    given = {}
-    for name, targets in plan.targets.items():
-        first, *rest = weights.shapes[name]
-        given |= {target: (first // len(targets), *rest) for target in targets}
-    wrong = [
-        f"{n}: {given[n]}, expected {expected[n]}"
-        for n in sorted(given.keys() & expected.keys())
-        if given[n] != expected[n]
-    ]
-    problems = [
-        f"{len(names)} {what}: {list_names(sorted(names))}"
-        for what, names in (
-            ("missing", expected.keys() - given.keys()),
-            ("without place", given.keys() - expected.keys()),
-            ("of the wrong shape", wrong),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError("the tensors do not make a whole Emu: " + "; ".join(problems) + ". Fetch the file again.")
-
-
 def _build_generation_config(config: EmuConfig, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
     text = config.text_config
     silent = [config.image_start_token_id, config.image_end_token_id, config.image_token_id]
@@ -233,7 +152,7 @@ def _build_generation_config(config: EmuConfig, tokenizer: PreTrainedTokenizerBa
 
 def _convert_visual_decoder(source: Path, output: Path, config: EmuConfig, dtype: torch.dtype | None) -> list[str]:
     """Write the visual decoder's parts as safetensors; returns the files of weights."""
-    files = []
+    files, output = [], output / "visual_decoder"
     for part in _DECODER_PARTS:
         settings = _read_json(source / part / "config.json", part)
         if part == "unet" and settings.get("cross_attention_dim") != config.text_config.hidden_size:
@@ -250,7 +169,7 @@ def _convert_visual_decoder(source: Path, output: Path, config: EmuConfig, dtype
             name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
             .contiguous()
             .clone()
-            for name, tensor in read_checkpoint_file(file).items()
+            for name, tensor in TensorFolder(file)
         }
         save_file(tensors, output / part / f"{_DECODER_WEIGHTS}.safetensors", metadata={"format": "pt"})
         files.append(f"visual_decoder/{part}/{_DECODER_WEIGHTS}.safetensors")
@@ -273,3 +192,7 @@ def _read_json(file: Path, part: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object in {file}, got {type(content).__name__}. Fetch the folder again.")
     return content
+
+
+# The released folder keeps the model beside the visual decoder's parts.
+KIND = ConversionKind("emu", looks_like_emu, convert_emu, ("text",), subfolder="multimodal_encoder")

@@ -8,18 +8,10 @@ from pathlib import Path
 
 __all__ = ["write_card"]
 
-_MOAI = (
-    "The source's licence holds for these weights, each",
-    "computer vision model's own for its weights.",
-    "",
-    "`verbalizers.json` names the models that look, with the thresholds of the released code.",
-)
 _HUB_ORIGIN = re.compile(r"([\w.\-]+/[\w.\-]+) at \w+")
 
 
-def write_card(
-    folder: Path, origin: str, notes: Sequence[str], name: str = "MoAI", about: Sequence[str] = _MOAI
-) -> Path:
+def write_card(folder: Path, origin: str, notes: Sequence[str], name: str, about: Sequence[str]) -> Path:
     """Write the card.
 
     Args:

@@ -7,27 +7,33 @@ sharded or not) and tokenizer.model. Tensors are streamed one by one, so that me
 from __future__ import annotations
 
 import json
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from verbalizers.core.durable_files import atomic_folder
-
 from ...models.moai.configuration_moai import MoAIConfig
+from ...models.moai.modeling_moai import MoAIForConditionalGeneration
 from ...models.moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
-from ..io.tensor_folder import TensorFolder, list_names
-from ..io.tensor_writing import DEFAULT_SHARD_BYTES, ShardedWriter
-from .model_card import write_card
-from .official_config import OfficialSizes, build_official_config
+from ..io.key_check import check_keys
+from ..io.tensor_folder import TensorFolder
+from ..io.tensor_writing import DEFAULT_SHARD_BYTES
+from .driver import ConversionKind, Converted, find_family, write_converted
+from .official_config import OfficialSizes, build_official_config, looks_official
 from .official_keys import convert_official_tensor
 from .official_processor import build_official_processor
 from .published_verbalizers import PublishedVerbalizers
-from .report import ConversionReport, FamilyCounter
+from .report import ConversionReport
 
-KIND = "official-moai"
+_ABOUT = (
+    "The source's licence holds for these weights, each",
+    "computer vision model's own for its weights.",
+    "",
+    "`verbalizers.json` names the models that look, with the thresholds of the released code.",
+)
+_ADVICE = "Check that all shards and the right config.json are there."
 
 
 def convert_official_checkpoint(
@@ -62,8 +68,25 @@ def convert_official_checkpoint(
         ValueError: If the source is no such folder, a key is unknown, missing or of the wrong shape, or the output
             exists and ``force`` is not given.
     """
-    source, output = Path(source), Path(output)
-    weights = TensorFolder(source)
+    source = Path(source)
+    return _convert(
+        TensorFolder(source), source, Path(output), dtype=dtype, force=force, image_size=image_size,
+        shard_bytes=shard_bytes, verbalizers=verbalizers, origin=origin,
+    )  # fmt: skip
+
+
+def _convert(
+    weights: TensorFolder,
+    source: Path,
+    output: Path,
+    *,
+    dtype: torch.dtype | None,
+    force: bool,
+    image_size: int | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verbalizers: PublishedVerbalizers | None = None,
+    origin: str | None = None,
+) -> ConversionReport:
     raw_config = read_config(source)
     tokenizer = _load_tokenizer(source)
     notes: list[str] = []
@@ -72,42 +95,34 @@ def convert_official_checkpoint(
         raw_config, weights.shapes, tokenizer_image_token_id=image_token_id, image_size=image_size
     )
     _note_differences(raw_config, weights, config, sizes, notes)
-    check_completeness(weights, config, sizes)
-    stored = dtype or _predominant_dtype(weights)
-    config.dtype = stored
+    convert = partial(convert_official_tensor, sizes=sizes)
+    check_keys(source, weights.shapes, convert, MoAIForConditionalGeneration, config, _ADVICE)
     config.architectures = ["MoAIForConditionalGeneration"]
+    saved = [_generation_config(raw_config, tokenizer, config)]
+    if tokenizer is not None:
+        saved.append(build_official_processor(tokenizer, raw_config, config))
 
-    with atomic_folder(output, force=force) as folder:
-        notes += (verbalizers or PublishedVerbalizers()).write(folder)  # the quick part: what is wrong fails early
-        writer, families = ShardedWriter(folder, shard_bytes), FamilyCounter()
-        for key, tensor in weights:
-            for name, values in convert_official_tensor(key, tensor, sizes).items():
-                if dtype is not None and values.is_floating_point():
-                    values = values.to(dtype)
-                writer.add(name, values)
-                families.add(name, values.numel())
-        files = writer.finish()
-        config.save_pretrained(folder)
-        _generation_config(raw_config, tokenizer, config).save_pretrained(folder)
+    def write_verbalizers(folder: Path) -> list[str]:
+        notes.extend((verbalizers or PublishedVerbalizers()).write(folder))
         if tokenizer is None:
             notes.append(f"no tokenizer.model in {source.name}: no processor was written")
-        else:
-            build_official_processor(tokenizer, raw_config, config).save_pretrained(folder)
-        write_card(folder, origin or source.name, notes)
-    return ConversionReport(
-        kind=KIND,
-        source=origin or source,
-        output=output,
-        num_source_tensors=len(weights.tensors),
-        num_tensors=writer.num_tensors,
-        num_parameters=writer.num_parameters,
-        num_bytes=writer.num_bytes,
-        dtype=str(stored).removeprefix("torch."),
-        families=families.to_dict(),
-        files=tuple(files),
+        return []
+
+    made = Converted(
+        name="MoAI",
+        config=config,
+        tensors=(pair for key, tensor in weights for pair in convert(key, tensor).items()),
+        licences=_ABOUT,
+        notes=notes,
         sizes=_describe(config, sizes),
-        notes=tuple(notes),
+        saved=saved,
+        finish=write_verbalizers,
+        family=lambda name: "partial_lora" if ".update.lora_" in name else find_family(name),
     )
+    return write_converted(
+        made, kind=KIND.name, source=source, output=output, num_source_tensors=len(weights.tensors),
+        stored=dtype or weights.main_dtype, dtype=dtype, force=force, origin=origin, shard_bytes=shard_bytes,
+    )  # fmt: skip
 
 
 def read_config(source: Path) -> dict[str, Any]:
@@ -126,48 +141,6 @@ def read_config(source: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"Expected {file} to hold a JSON object, got {type(config).__name__}. Fetch it again.")
     return config
-
-
-def check_completeness(weights: TensorFolder, config: MoAIConfig, sizes: OfficialSizes) -> None:
-    """Plan the whole conversion on names and shapes alone, before anything is written.
-
-    Raises:
-        ValueError: Naming every kind of mismatch: unknown source keys, missing and surplus targets, wrong shapes.
-    """
-    from ...models.moai.modeling_moai import MoAIForConditionalGeneration
-
-    with torch.device("meta"):
-        expected = MoAIForConditionalGeneration(config).state_dict()
-    unknown, planned = [], {}
-    for key, info in weights.tensors.items():
-        targets = convert_official_tensor(key, torch.empty(info.shape, device="meta"), sizes)
-        if targets is None:
-            unknown.append(key)
-        else:
-            planned |= {name: (key, tuple(tensor.shape)) for name, tensor in targets.items()}
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    missing = sorted(set(expected) - set(planned) - tied)
-    surplus = sorted(f"{planned[name][0]} (-> {name})" for name in set(planned) - set(expected))
-    wrong = sorted(
-        f"{key}: {shape} for {name}, expected {tuple(expected[name].shape)}"
-        for name, (key, shape) in planned.items()
-        if name in expected and shape != tuple(expected[name].shape)
-    )
-    problems = [
-        f"{len(names)} {what}: {list_names(names)}"
-        for what, names in (
-            ("unknown source key(s)", sorted(unknown)),
-            ("target(s) that no source key fills", missing),
-            ("source key(s) the model has no place for", surplus),
-            ("key(s) of the wrong shape", wrong),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError(
-            f"The checkpoint in {weights.folder} does not convert. " + "; ".join(problems) + ". Check that all "
-            "shards and the right config.json are there."
-        )
 
 
 def _load_tokenizer(source: Path) -> InternLM2Tokenizer | None:
@@ -190,14 +163,6 @@ def _note_differences(
     rows = weights.shapes["vit.vision_tower.vision_model.embeddings.position_embedding.weight"][0]
     if rows != sizes.grid**2 + 1:
         notes.append(f"the position table of {rows} rows was resized to {sizes.grid} x {sizes.grid} patches")
-
-
-def _predominant_dtype(weights: TensorFolder) -> torch.dtype:
-    counts: Counter[torch.dtype] = Counter()
-    for info in weights.tensors.values():
-        if info.dtype.is_floating_point:
-            counts[info.dtype] += torch.Size(info.shape).numel()
-    return counts.most_common(1)[0][0]
 
 
 def _generation_config(
@@ -229,3 +194,6 @@ def _describe(config: MoAIConfig, sizes: OfficialSizes) -> dict[str, Any]:
         "mixer_layers": list(sizes.mixer_layers),
         "image_token_id": config.image_token_id,
     }
+
+
+KIND = ConversionKind("official-moai", looks_official, _convert, ("image_size", "shard_bytes", "verbalizers"))

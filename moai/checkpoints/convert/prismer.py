@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
-from verbalizers.core.durable_files import atomic_folder
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES, load_vocabulary
 from verbalizers.core.words import strip_coco_suffixes
 
@@ -19,21 +17,20 @@ from ...models.prismer.convert import (
     build_config,
     convert_prismer_tensor,
     looks_like_prismer,
-    plan_conversion,
 )
 from ...models.prismer.image_processing_prismer import PrismerImageProcessor
 from ...models.prismer.label_features import LabelFeatures, NameEncoder
 from ...models.prismer.modeling_prismer import PrismerForConditionalGeneration
 from ...models.prismer.processing_prismer import PrismerProcessor
 from ...models.prismer.scenes_prismer import KIND_OF_EXPERT
+from ..io.key_check import check_keys
 from ..io.published_settings import published_entries
-from ..io.tensor_folder import TensorFolder, list_names
-from ..io.tensor_writing import ShardedWriter
+from ..io.tensor_folder import TensorFolder
 from ..io.verbalizer_settings import VerbalizerSettings
-from .model_card import write_card
+from .driver import ConversionKind, Converted, load_fitting_tokenizer, write_converted
 from .report import ConversionReport
 
-KIND = "prismer"
+_ADVICE = "Check that the whole file of a Prismer or PrismerZ is there."
 LICENCE = "The published weights are under the NVIDIA Source Code License (NSCL): not for commercial use."
 #: RoBERTa by its width.
 _TOKENIZERS = {768: "FacebookAI/roberta-base", 1024: "FacebookAI/roberta-large"}
@@ -41,17 +38,8 @@ _TOKENIZERS = {768: "FacebookAI/roberta-base", 1024: "FacebookAI/roberta-large"}
 _SEGMENTER, _DEPTH = "facebook/mask2former-swin-large-coco-panoptic", "Intel/dpt-hybrid-midas"
 
 
-def is_prismer(source: Path) -> bool:
-    """Whether a folder, or the file that it holds, has weights of a Prismer or PrismerZ in the original's layout."""
-    folder = _find_folder(source)
-    return folder.is_dir() and looks_like_prismer(TensorFolder(folder).shapes)
-
-
-def _find_folder(source: Path) -> Path:
-    return source.parent if source.is_file() and source.name in ("pytorch_model.bin", "model.safetensors") else source
-
-
-def convert_prismer_checkpoint(
+def convert_prismer(
+    weights: TensorFolder,
     source: Path,
     output: Path,
     *,
@@ -66,7 +54,8 @@ def convert_prismer_checkpoint(
     """Convert a published Prismer or PrismerZ.
 
     Args:
-        source: Folder with the weights, ``pytorch_model.bin`` or safetensors, or that file.
+        weights: Of its ``pytorch_model.bin`` or safetensors.
+        source: Where they lie.
         output: Folder to create; it appears only when everything succeeded.
         label_encoder: Folder or hub name of the CLIP whose text encoder turns names of labels into features; None =
             the folder written knows none, and says so when it is asked about an image with them.
@@ -83,17 +72,26 @@ def convert_prismer_checkpoint(
     Raises:
         ValueError: A key is unknown, missing or of the wrong shape, or a part cannot be had.
     """
-    given, source = source, _find_folder(source)
-    weights = TensorFolder(source)
     config = build_config(weights.shapes, num_vision_heads, num_text_heads)
-    _check_completeness(weights, config)
+    contradicting = [
+        f"{key} differs from {same}, with which it is tied"
+        for key, same in TIED_KEYS.items()
+        if {key, same} <= set(weights.tensors) and not torch.equal(weights.read(key), weights.read(same))
+    ]
+    model_class = PrismerForConditionalGeneration
+    check_keys(source, weights.shapes, convert_prismer_tensor, model_class, config, _ADVICE, contradicting)
     notes = [LICENCE]
-    stored = dtype or _predominant_dtype(weights)
-    config.dtype, config.architectures = stored, ["PrismerForConditionalGeneration"]
+    stored = dtype or weights.main_dtype
+    config.architectures = ["PrismerForConditionalGeneration"]
     reads_labels = bool(set(config.experts) & set(LABEL_EXPERTS))
     if label_encoder is not None and not reads_labels:
         raise ValueError("expected no --label-encoder for a model without maps of labels, got one. Leave it out.")
-    processor = _build_processor(source, config, tokenizer)
+    default = _TOKENIZERS.get(config.text_config.hidden_size)
+    text = config.text_config
+    fitting = load_fitting_tokenizer(weights.place, tokenizer, default, text.vocab_size, text.pad_token_id)
+    side = config.vision_config.image_size
+    images = PrismerImageProcessor(size={"height": side, "width": side})
+    processor = PrismerProcessor(images, fitting, experts=config.experts)
     if label_encoder is not None:
         processor.label_features = _fit_labels(label_encoder, config.label_size)
         notes.append(
@@ -106,87 +104,21 @@ def convert_prismer_checkpoint(
             "passed on. Put your copy of them in (docs/prismer.md), or convert again with --label-encoder "
             "openai/clip-vit-large-patch14, whose text encoder it used"
         )
-    families: Counter[str] = Counter()
-    with atomic_folder(output, force=force) as folder:
-        writer = ShardedWriter(folder)
-        for key, tensor in weights:
-            for name, values in convert_prismer_tensor(key, tensor).items():
-                writer.add(name, values.to(dtype) if dtype is not None and values.is_floating_point() else values)
-                families[name.split(".")[1] if name.startswith("model.") else "lm_head"] += values.numel()
-        files = writer.finish()
-        config.save_pretrained(folder)
-        text = config.text_config
-        GenerationConfig(
-            bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
-        ).save_pretrained(folder)
-        processor.save_pretrained(folder)
-        _choose_verbalizers(config).save(folder)
-        write_card(folder, origin or given.name, notes[1:], "Prismer" if config.experts else "PrismerZ", (LICENCE,))
-    return ConversionReport(
-        kind=KIND,
-        source=origin or given,
-        output=output,
-        num_source_tensors=len(weights.tensors),
-        num_tensors=writer.num_tensors,
-        num_parameters=writer.num_parameters,
-        num_bytes=writer.num_bytes,
-        dtype=str(stored).removeprefix("torch."),
-        families=dict(families),
-        files=tuple(files),
+    special = {name: getattr(text, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    made = Converted(
+        name="Prismer" if config.experts else "PrismerZ",
+        config=config,
+        tensors=(pair for key, tensor in weights for pair in convert_prismer_tensor(key, tensor).items()),
+        licences=(LICENCE,),
+        notes=notes,
         sizes=_describe(config),
-        notes=tuple(notes),
+        saved=[GenerationConfig(**special), processor],
+        finish=lambda folder: [] if _choose_verbalizers(config).save(folder) else [],
     )
-
-
-def _check_completeness(weights: TensorFolder, config: PrismerConfig) -> None:
-    with torch.device("meta"):
-        model = PrismerForConditionalGeneration(config)
-    tied = set(PrismerForConditionalGeneration._tied_weights_keys)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
-    complaints = plan_conversion(weights.shapes, expected)
-    for key, same in TIED_KEYS.items():
-        if (
-            key in weights.tensors
-            and same in weights.tensors
-            and not torch.equal(weights.read(key), weights.read(same))
-        ):
-            complaints.append(f"{key} differs from {same}, with which it is tied")
-    if complaints:
-        raise ValueError(
-            f"The checkpoint in {weights.folder} does not convert: {list_names(complaints)}. Check that the whole file "
-            "of a Prismer or PrismerZ is there."
-        )
-
-
-def _predominant_dtype(weights: TensorFolder) -> torch.dtype:
-    counts: Counter[torch.dtype] = Counter()
-    for info in weights.tensors.values():
-        if info.dtype.is_floating_point:
-            counts[info.dtype] += torch.Size(info.shape).numel()
-    return counts.most_common(1)[0][0]
-
-
-def _build_processor(source: Path, config: PrismerConfig, tokenizer: str | Path | None) -> PrismerProcessor:
-    if tokenizer is None:
-        has_own = any((source / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-        tokenizer = source if has_own else _TOKENIZERS.get(config.text_config.hidden_size)
-    if tokenizer is None:
-        raise ValueError(f"expected the tokenizer of the text decoder beside the weights in {source}, got none.")
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"expected the text decoder's tokenizer from {tokenizer}, got none: {str(error).splitlines()[0]} Copy its "
-            f"tokenizer.json and tokenizer_config.json into {source}."
-        ) from error
-    if len(loaded) > config.text_config.vocab_size or loaded.pad_token_id != config.text_config.pad_token_id:
-        raise ValueError(
-            f"expected a tokenizer of at most {config.text_config.vocab_size} tokens with padding "
-            f"{config.text_config.pad_token_id}, got {len(loaded)} and {loaded.pad_token_id} in {tokenizer}."
-        )
-    side = config.vision_config.image_size
-    images = PrismerImageProcessor(size={"height": side, "width": side})
-    return PrismerProcessor(images, loaded, experts=config.experts)
+    return write_converted(
+        made, kind=KIND.name, source=source, output=output, num_source_tensors=len(weights.tensors), stored=stored,
+        dtype=dtype, force=force, origin=origin,
+    )  # fmt: skip
 
 
 def _fit_labels(label_encoder: str | Path, size: int) -> LabelFeatures:
@@ -216,3 +148,6 @@ def _describe(config: PrismerConfig) -> dict[str, Any]:
         "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads",
         "experts": ", ".join(config.experts) or "none",
     }
+
+
+KIND = ConversionKind("prismer", looks_like_prismer, convert_prismer, ("label_encoder",))

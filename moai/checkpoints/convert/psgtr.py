@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +11,19 @@ import torch
 
 from verbalizers.core.durable_files import atomic_folder
 
+from ..io.tensor_folder import TensorFolder
+from .driver import ConversionKind
 from .report import ConversionReport
 
-KIND = "psgtr"
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
+def _recognises(names: Mapping[str, Any]) -> bool:
+    from verbalizers.psgtr.conversion_psgtr import looks_like_psgtr
 
-def is_psgtr_checkpoint(source: Path) -> bool:
-    """Whether ``source`` is the file of a published PSGTR checkpoint, by its tensors' names.
-
-    Raises:
-        ValueError: If it is a file of tensors that cannot be opened safely.
-    """
-    from verbalizers.psgtr.conversion_psgtr import looks_like_psgtr, read_state_dict
-
-    if not source.is_file() or source.suffix not in SUFFIXES:
-        return False
-    if source.suffix == ".safetensors":  # its names are in its header
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(source, framework="pt") as tensors:
-                return looks_like_psgtr(tensors.keys())
-        except SafetensorError as error:
-            raise ValueError(f"{source} is no whole safetensors file: {error}. Fetch it again.") from error
-    return looks_like_psgtr(read_state_dict(source))
+    return looks_like_psgtr(names)
 
 
 def convert_psgtr(
+    weights: TensorFolder,
     source: Path,
     output: Path,
     *,
@@ -50,7 +35,8 @@ def convert_psgtr(
     """Convert a published PSGTR checkpoint.
 
     Args:
-        source: ``epoch_60.pth`` or the like (opened with ``weights_only``: no code in it runs), or ``.safetensors``.
+        weights: Of ``epoch_60.pth`` or the like.
+        source: That file.
         output: Folder to create: ``build_verbalizer("scene_graph", checkpoint=output)``.
         dtype: Of the weights written; None keeps float32.
         force: Replace an existing output.
@@ -64,11 +50,9 @@ def convert_psgtr(
         ValueError: If the file cannot be opened safely, or its keys do not fit.
     """
     from verbalizers.psgtr import PSGTRImageProcessor
-    from verbalizers.psgtr.conversion_psgtr import convert_psgtr_state_dict, read_state_dict
+    from verbalizers.psgtr.conversion_psgtr import convert_psgtr_state_dict
 
-    if not source.is_file():
-        raise ValueError(f"Expected the file of a PSGTR checkpoint ({', '.join(SUFFIXES)}), got the folder {source}.")
-    state_dict = read_state_dict(source)
+    state_dict = dict(weights)
     model = convert_psgtr_state_dict(state_dict, str(source), class_names, predicate_names)
     if dtype is not None:
         model = model.to(dtype)
@@ -80,7 +64,7 @@ def convert_psgtr(
     for name, tensor in model.named_parameters():
         families[name.split(".")[0]] += tensor.numel()
     return ConversionReport(
-        kind=KIND,
+        kind=KIND.name,
         source=source,
         output=output,
         num_source_tensors=len(state_dict),
@@ -102,3 +86,6 @@ def _describe(config: Any) -> dict[str, Any]:
         "queries": config.num_queries,
         "transformer": f"{config.encoder_layers} + {config.decoder_layers} layers of {config.d_model}",
     }
+
+
+KIND = ConversionKind("psgtr", _recognises, convert_psgtr)

@@ -22,7 +22,7 @@ from ..io.published_settings import (
     published_entries,
 )
 from ..io.verbalizer_settings import VerbalizerSettings
-from .psgtr import convert_psgtr, is_psgtr_checkpoint
+from .psgtr import KIND as PSGTR
 
 __all__ = ["PublishedVerbalizers"]
 
@@ -127,9 +127,10 @@ def _scene_graph_entry(source: str | Path, folder: Path) -> dict[str, Any]:
     """The entry of a PSGTR with its published thresholds; a published file is converted."""
     path = Path(source).expanduser()
     if path.is_file():
-        if not is_psgtr_checkpoint(path):
+        weights = PSGTR.open(path)
+        if not PSGTR.recognises(weights.tensors):
             raise ValueError(f"expected the weights of a PSGTR, got {path}, which holds none. Check the file.")
-        convert_psgtr(path, folder / FOLDER / "scene_graph")
+        PSGTR.convert(weights, path, folder / FOLDER / "scene_graph")
         checkpoint = f"./{FOLDER}/scene_graph"
     else:
         checkpoint = _place(source, "scene_graph", folder)

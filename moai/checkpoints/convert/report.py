@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,32 +61,3 @@ class ConversionReport:
         lines += [f"  {name}: {value}" for name, value in self.sizes.items()]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-class FamilyCounter:
-    """Counts parameters by part of the model, in the order of first appearance in a fixed list."""
-
-    FAMILIES = (
-        "vision_tower",
-        "multi_modal_projector",
-        "compressor",
-        "mixers",
-        "partial_lora",
-        "language_model",
-        "lm_head",
-    )
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def add(self, name: str, num_parameters: int) -> None:
-        """Count one target tensor."""
-        parts = name.split(".")
-        family = parts[1] if parts[0] == "model" else parts[0]
-        if ".update.lora_" in name:
-            family = "partial_lora"
-        self._counts[family] += num_parameters
-
-    def to_dict(self) -> dict[str, int]:
-        """Parameters by part."""
-        return {family: self._counts[family] for family in self.FAMILIES if self._counts[family]}

@@ -1,11 +1,13 @@
-"""Reading a checkpoint folder tensor by tensor: safetensors or weights-only .bin files, sharded or not."""
+"""Reading a checkpoint tensor by tensor: safetensors or weights-only torch files, one, sharded, or a whole folder."""
 
 from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -13,6 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 INDEX_SUFFIX = ".index.json"
 MAX_LISTED = 12
+TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+#: Under which names training scripts keep the weights beside their own state.
+_NESTED = ("model_state_dict", "state_dict", "model", "module")
 NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "scaler.bin")
 
 
@@ -32,11 +37,16 @@ class TensorInfo:
 
 
 class TensorFolder:
-    """The tensors of a checkpoint folder, read one at a time. Nothing is ever unpickled beyond plain tensors.
+    """The tensors of a checkpoint, read one at a time. Nothing is ever unpickled beyond plain tensors.
 
     Args:
-        folder: Holds ``*.safetensors`` or, where there are none, ``*.bin`` files; an index file beside them is
-            obeyed.
+        folder: A file, or what holds ``*.safetensors`` or, where there are none, ``*.bin`` files or one ``*.pt`` or
+            ``*.pth``; an index file beside them is obeyed.
+
+    Attributes:
+        folder: What was given.
+        files: The files of weights.
+        tensors: Name -> what is known of it.
 
     Raises:
         ValueError: If there is no weight file, a file is damaged or needs unpickling, two files hold the same
@@ -45,7 +55,8 @@ class TensorFolder:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.files = _find_weight_files(self.folder)
+        is_file = self.folder.is_file() and self.folder.suffix in (".safetensors", *TORCH_SUFFIXES)
+        self.files = [self.folder] if is_file else _find_weight_files(self.folder)
         self._bin_file: tuple[Path, dict[str, torch.Tensor]] | None = None
         self.tensors: dict[str, TensorInfo] = {}
         for file in self.files:
@@ -59,6 +70,26 @@ class TensorFolder:
         self._check_index()
 
     @property
+    def place(self) -> Path:
+        """The folder of the files."""
+        return self.files[0].parent
+
+    @property
+    def widest_dtype(self) -> torch.dtype:
+        """A floating dtype that holds all of them without loss."""
+        dtypes = {info.dtype for info in self.tensors.values() if info.dtype.is_floating_point}
+        return reduce(torch.promote_types, dtypes)
+
+    @property
+    def main_dtype(self) -> torch.dtype:
+        """The floating dtype of most parameters."""
+        counts: Counter[torch.dtype] = Counter()
+        for info in self.tensors.values():
+            if info.dtype.is_floating_point:
+                counts[info.dtype] += torch.Size(info.shape).numel()
+        return counts.most_common(1)[0][0]
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name."""
         return {name: info.shape for name, info in self.tensors.items()}
@@ -66,7 +97,7 @@ class TensorFolder:
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor into memory, in its stored dtype."""
         file = self.tensors[name].file
-        if file.suffix == ".bin":
+        if file.suffix in TORCH_SUFFIXES:
             return self._load_bin(file)[name].clone()
         with safe_open(file, framework="pt") as handle:
             return handle.get_tensor(name)
@@ -75,7 +106,7 @@ class TensorFolder:
         """Yield every name and tensor, file by file: each file is opened once."""
         for file in self.files:
             names = [name for name, info in self.tensors.items() if info.file == file]
-            if file.suffix == ".bin":
+            if file.suffix in TORCH_SUFFIXES:
                 tensors = self._load_bin(file)
                 for name in names:
                     yield name, tensors[name]
@@ -85,7 +116,7 @@ class TensorFolder:
                     yield name, handle.get_tensor(name)
 
     def _describe(self, file: Path) -> Iterator[tuple[str, TensorInfo]]:
-        if file.suffix == ".bin":
+        if file.suffix in TORCH_SUFFIXES:
             for name, tensor in self._load_bin(file).items():
                 yield name, TensorInfo(file, tuple(tensor.shape), tensor.dtype)
             return
@@ -96,22 +127,23 @@ class TensorFolder:
                     dtype = handle.get_tensor(name).dtype if not piece.get_shape() else _read_dtype(piece)
                     yield name, TensorInfo(file, tuple(piece.get_shape()), dtype)
         except SafetensorError as error:
-            raise ValueError(f"{file} is no readable safetensors file ({error}). Fetch it again.") from error
+            raise ValueError(f"{file} is no whole safetensors file ({error}). Fetch it again.") from error
 
     def _load_bin(self, file: Path) -> dict[str, torch.Tensor]:
-        """Open one .bin file; only the latest stays open, mapped rather than copied where its format allows."""
+        """Open one file of torch's format; only the latest stays open, mapped rather than copied where that can be."""
         if self._bin_file is not None and self._bin_file[0] == file:
             return self._bin_file[1]
         self._bin_file = None
         try:
             state = _load_weights_only(file)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
             raise ValueError(
                 f"{file} is no plain collection of tensors, or is damaged: {str(error).splitlines()[0]} Only files "
                 "that torch.load(weights_only=True) reads are accepted; save the weights as safetensors."
             ) from error
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            state = state["state_dict"]
+        for name in _NESTED:
+            if isinstance(state, dict) and isinstance(state.get(name), dict):
+                state = state[name]
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise ValueError(
                 f"Expected {file} to hold tensors by name, got {type(state).__name__}. Save model.state_dict() instead."
@@ -120,7 +152,8 @@ class TensorFolder:
         return state
 
     def _check_index(self) -> None:
-        stem, suffix = ("pytorch_model", ".bin") if self.files[0].suffix == ".bin" else ("model", ".safetensors")
+        is_torch = self.files[0].suffix in TORCH_SUFFIXES
+        stem, suffix = ("pytorch_model", ".bin") if is_torch else ("model", ".safetensors")
         index = self.folder / f"{stem}{suffix}{INDEX_SUFFIX}"
         if not index.is_file() or self.files == [self.folder / f"{stem}{suffix}"]:
             return
@@ -158,7 +191,10 @@ def _find_weight_files(folder: Path) -> list[Path]:
         files = [file for file in sorted(folder.glob(f"*{suffix}")) if file.name not in NO_WEIGHTS]
         if files:
             return files
-    raise ValueError(f"Expected *.safetensors or *.bin weight files in {folder}, got none. Check the path.")
+    files = [file for suffix in TORCH_SUFFIXES[1:] for file in sorted(folder.glob(f"*{suffix}"))]
+    if len(files) != 1:
+        raise ValueError(f"Expected *.safetensors or *.bin weight files in {folder}, got none. Check the path.")
+    return files
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.utils import cached_file
 
+from ...checkpoints.io.adapter_files import find_adapter_base
 from ...checkpoints.io.hub_download import download_files
 from ..answering import GeneratedAnswer, tell_streamer
 from ..interleaved.answering_interleaved import InterleavedAnswering
@@ -73,7 +74,10 @@ class EmuAnswering(InterleavedAnswering):
     def load(cls, name_or_path: str, *, revision: str | None = None, **model_kwargs: Any) -> Self:
         """See :meth:`.Answering.load`; the visual decoder is looked for beside the weights."""
         answering = super().load(name_or_path, revision=revision, **model_kwargs)
-        answering._visual_decoder = _find_visual_decoder(name_or_path, revision)
+        found, base = _find_visual_decoder(name_or_path, revision), find_adapter_base(name_or_path, revision)
+        if found is None and base is not None:  # an adapter draws with its base's
+            found = _find_visual_decoder(base.name, base.revision)
+        answering._visual_decoder = found
         return answering
 
     def save(self, folder: Path) -> None:
@@ -122,7 +126,7 @@ class EmuAnswering(InterleavedAnswering):
 
     def pool_features(self, outputs: Any) -> torch.Tensor:
         """See :meth:`.InterleavedAnswering.pool_features`: the mean of the normed tokens."""
-        return self.model.model.vision_norm(outputs.last_hidden_state).float().mean(dim=1)
+        return self.inner_model.vision_norm(outputs.last_hidden_state).float().mean(dim=1)
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,11 @@ class EmuPlan:
     lora: dict[str, tuple[str, str]]
     unused: tuple[str, ...]
 
+    def convert(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """One of the source's tensors under our names, its LoRA left out."""
+        targets = self.targets[name]
+        return dict(zip(targets, tensor.chunk(len(targets)), strict=True))
+
 
 def plan_conversion(names: Iterable[str]) -> EmuPlan:
     """Find a place for each key.
@@ -117,12 +122,12 @@ def convert_emu_tensors(
         plan: From :func:`plan_conversion`.
         lora_scale: ``lora_alpha / r``; released Emu-I: 16 / 16.
     """
-    for source, targets in plan.targets.items():
+    for source in plan.targets:
         tensor = read(source)
         if source in plan.lora:
             down, up = (read(name).float() for name in plan.lora[source])
             tensor = (tensor.float() + lora_scale * (up @ down)).to(tensor.dtype)
-        yield from zip(targets, tensor.chunk(len(targets)), strict=True)
+        yield from plan.convert(source, tensor).items()
 
 
 def build_config(

@@ -47,7 +47,8 @@ class EmuTask(AnswersTask):
         model = EmuForConditionalGeneration.from_backbones(chosen.vision, chosen.text, dtype=dtype, **chosen.fields)
         return model, build_processor(model.config, tokenizer, chosen.vision)
 
-    def _batch(self, samples: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Batch:
+    def make_batch(self, samples: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Batch:
+        """See :meth:`.AnswersTask.make_batch`; the loss counts samples."""
         count = float(len(samples["input_ids"]))
         return Batch({"samples": dict(samples)}, count, float(samples["attention_mask"].sum()))
 

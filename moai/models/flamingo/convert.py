@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, PreTrainedTokenizerBase
 
+from ...checkpoints.io.key_check import check_keys
 from ...checkpoints.io.tensor_folder import list_names
 from ..backbones import Backbone, Decoder, load_decoder, load_vision_backbone
 from .backbones import load_tokenizer, select_vision_features
@@ -169,7 +170,13 @@ def convert_open_flamingo(
     state |= {f"model.language_model.{name}": tensor for name, tensor in decoder.tensors.items()}
     if decoder.head is not None:
         state["lm_head.weight"] = decoder.head
-    _check_whole(config, state)
+    from .modeling_flamingo import FlamingoForConditionalGeneration
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    advice = "Give the parts that it was trained with."
+    check_keys(
+        "an OpenFlamingo", shapes, lambda key, tensor: {key: tensor}, FlamingoForConditionalGeneration, config, advice
+    )
     return ConvertedFlamingo(config, state, tokenizer, notes)
 
 
@@ -279,33 +286,3 @@ def _read_sizes(found: Mapping[str, Mapping[str, torch.Tensor]], media_width: in
         "cross_attention_head_dim": len(blocks[first + "attention.to_q.weight"]) // heads,
         "cross_attention_mult": len(blocks[first + "feed_forward.1.weight"]) // width,
     }
-
-
-def _check_whole(config: FlamingoConfig, state: Mapping[str, torch.Tensor]) -> None:
-    """Compare names and shapes with the model's.
-
-    Raises:
-        ValueError: Naming what is missing, too much or of the wrong shape.
-    """
-    from .modeling_flamingo import FlamingoForConditionalGeneration
-
-    with torch.device("meta"):
-        expected = FlamingoForConditionalGeneration(config).state_dict()
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight")
-    wrong = [
-        f"{name}: {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
-        for name, tensor in state.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    problems = [
-        f"{len(names)} {what}: {list_names(sorted(names))}"
-        for what, names in (
-            ("missing", set(expected) - set(state)),
-            ("without place", set(state) - set(expected)),
-            ("of the wrong shape", wrong),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError("the parts do not make a whole Flamingo: " + "; ".join(problems))

@@ -105,10 +105,15 @@ class InterleavedAnswering(Answering):
         Returns:
             ``(len(images), d)`` float32 of length 1, on the CPU.
         """
-        tower = self.model.model.vision_tower
+        tower = self.inner_model.vision_tower
         pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         outputs = tower(pixel_values=pixels.to(tower.device, tower.dtype))
         return F.normalize(self.pool_features(outputs).float(), dim=-1).cpu()
+
+    @property
+    def inner_model(self) -> Any:
+        """The model without its heads, inside an adapter where there is one."""
+        return (self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model).model
 
     @abstractmethod
     def pool_features(self, outputs: Any) -> torch.Tensor:

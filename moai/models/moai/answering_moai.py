@@ -15,6 +15,7 @@ from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer
 from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
+from .quantization import ALWAYS_COMPUTE_DTYPE_MODULES, COMPUTE_DTYPE_MODULES
 from .rerouting import References, embed_prompts
 from .routing_report import PromptRouting, parse_routing, select_routing
 from .scenes_moai import encode_scenes
@@ -40,6 +41,8 @@ class MoAIAnswering(Answering):
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
     can_quantize = True
+    whole_modules = COMPUTE_DTYPE_MODULES
+    always_whole_modules = ALWAYS_COMPUTE_DTYPE_MODULES
     loads_adapters = True
 
     def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from .configuration_prismer import EXPERTS, IMAGE_SIZES, LABEL_EXPERTS, PrismerConfig
 
-__all__ = ["build_config", "convert_prismer_tensor", "looks_like_prismer", "plan_conversion"]
+__all__ = ["build_config", "convert_prismer_tensor", "looks_like_prismer"]
 
 _VISION, _TEXT = "expert_encoder.", "text_decoder."
 _MARK = "expert_encoder.positional_embedding"
@@ -166,28 +166,3 @@ def _count_heads(width: int, part: str) -> int:
             f"Give `num_{part}_heads`."
         )
     return _HEADS.get(width, width // 64)
-
-
-def plan_conversion(shapes: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> list[str]:
-    """What keeps a state dict from becoming a model, found on names and shapes alone.
-
-    Args:
-        shapes: Of the original's tensors by name.
-        expected: Of our model's, those that are tied left out.
-
-    Returns:
-        Complaints; none = every key is consumed, and every tensor of the model is filled.
-    """
-    complaints, filled = [], {}
-    for key, shape in shapes.items():
-        targets = convert_prismer_tensor(key, torch.empty(tuple(shape), device="meta"))
-        if targets is None:
-            complaints.append(f"unknown key {key}")
-            continue
-        for name, tensor in targets.items():
-            filled[name] = key
-            if name not in expected:
-                complaints.append(f"the model has no place for {key}")
-            elif tuple(tensor.shape) != tuple(expected[name]):
-                complaints.append(f"{key} gives {tuple(tensor.shape)}, expected {tuple(expected[name])}")
-    return complaints + [f"no key fills {name}" for name in sorted(set(expected) - set(filled))]

@@ -10,7 +10,7 @@ import torch
 
 from .configuration_tcl import TCLConfig
 
-__all__ = ["build_config", "convert_tcl_tensor", "is_training_state", "looks_like_tcl", "plan_conversion"]
+__all__ = ["build_config", "convert_tcl_tensor", "is_training_state", "looks_like_tcl"]
 
 _MARKS = ("visual_encoder.pos_embed", "text_encoder.bert.embeddings.word_embeddings.weight", "itm_head.weight")
 #: Original -> ours, the first that matches the whole key; "" = holds nothing of its own.
@@ -137,29 +137,3 @@ def _count_heads(width: int, part: str) -> int:
             f"Give `num_{part}_heads`."
         )
     return width // 64
-
-
-def plan_conversion(shapes: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> list[str]:
-    """What keeps a state dict from becoming a model, found on names and shapes alone.
-
-    Args:
-        shapes: Of the original's tensors by name.
-        expected: Of our model's.
-
-    Returns:
-        Complaints; none = every key is consumed or only serves training, and every tensor of the model is filled.
-    """
-    complaints, filled = [], {}
-    for key, shape in shapes.items():
-        targets = convert_tcl_tensor(key, torch.empty(tuple(shape), device="meta"))
-        if targets is None:
-            complaints.append(f"unknown key {key}")
-            continue
-        for name, tensor in targets.items():
-            if not is_training_state(key):
-                filled[name] = key
-            if name not in expected:
-                complaints.append(f"the model has no place for {key}")
-            elif tuple(tensor.shape) != tuple(expected[name]):
-                complaints.append(f"{key} gives {tuple(tensor.shape)}, expected {tuple(expected[name])}")
-    return complaints + [f"no key fills {name}" for name in sorted(set(expected) - set(filled))]

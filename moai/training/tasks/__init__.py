@@ -12,6 +12,7 @@ __all__ = ["RUNNERS", "find_runner"]
 #: ``task`` of a recipe -> function that trains by it; a recipe without one trains a model that answers.
 RUNNERS = {
     "data2vec": "moai.training.tasks.data2vec.run.run_data2vec",
+    "emu_decoder": "moai.training.tasks.emu_decoder.run.run_emu_decoder",
     "tcl": "moai.training.tasks.tcl.run.run_tcl",
 }
 

@@ -263,7 +263,7 @@ class AnswersTask(Task):
         )
         per_step = self.order.num_micro_batches // num_ranks
         for number, samples in enumerate(iterate_batches(loader)):
-            yield self._batch(samples, self.options(first_step + number // per_step))
+            yield self.make_batch(samples, self.options(first_step + number // per_step))
 
     def options(self, step: int) -> dict[str, Any]:
         """Further arguments of the model in a step; what is random in them depends on seed and step alone.
@@ -277,7 +277,13 @@ class AnswersTask(Task):
         """The same for a validation batch: each has its own, the same at every measurement."""
         return {}
 
-    def _batch(self, samples: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Batch:
+    def make_batch(self, samples: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Batch:
+        """A micro-batch of what the collator returned.
+
+        Args:
+            samples: Inputs of the model and ``labels``.
+            options: From :meth:`options`.
+        """
         inputs = {"samples": dict(samples), "options": dict(options), "window": target_window(samples["labels"])}
         num_targets = self.count_targets(samples["labels"], samples.get(WEIGHTS))
         return Batch(inputs, num_targets, float(samples["attention_mask"].sum()))
@@ -327,4 +333,4 @@ class AnswersTask(Task):
         chosen = range(place * size, min((place + 1) * size, len(self.validation)))
         collator = getattr(self.validation, "collator", self.collator)
         samples = collate(collator, [self.validation[index] for index in chosen])
-        return self._batch(samples, self.validation_options(place))
+        return self.make_batch(samples, self.validation_options(place))

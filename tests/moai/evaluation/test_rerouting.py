@@ -191,7 +191,8 @@ def test_answers_follow_references_when_they_are_an_option(done, tiny, tmp_path)
             assert pipe(image, question, scenes[0], options=options, max_new_tokens=4).answer == answer.answer
     draw_image(0).save(tmp_path / "a.png")
     asked = ["ask", str(tmp_path / "a.png"), "What?", "--model", str(tiny), "--verbalizers", "none", "--option"]
-    assert CliRunner().invoke(app, [*asked, f"reroute={file}"]).exit_code == 0
+    alone = CliRunner().invoke(app, [*asked, f"reroute={file}"])
+    assert alone.exit_code == 0, alone.output + alone.stderr
     both = CliRunner().invoke(app, [*asked, f"reroute={file}", "--option", "routing=uniform"])
     assert both.exit_code == 1 and "got both" in both.output + both.stderr
 

@@ -143,8 +143,8 @@ def test_shots_say_what_was_found_in_their_images_when_they_bring_it_or_somebody
         shots = Demonstrations([(image, "Who?", "me", scene)], 1)
     elif form == "looked at":
         shots = [(image, "Who?", "me")]
-        looker = ScriptedVerbalizer("ocr", lambda pixels: build_text_lines("EXIT"))
-        pipeline = Pipeline.from_pretrained(folder, [looker])
+        reader = ScriptedVerbalizer("ocr", lambda pixels: build_text_lines("EXIT"))
+        pipeline = Pipeline.from_pretrained(folder, [reader])
     own = Scene((60, 80), text_lines=build_text_lines("OPEN"))
     prompt = read_prompt(pipeline, monkeypatch, make_image(0).resize((80, 60)), "Is it?", own, shots=shots)
     asked = f"<image>{pipeline.describe(own)}\nQuestion:Is it? Short answer:"

@@ -53,7 +53,7 @@ def test_answer_holds_the_pipelines_images_when_they_are_asked_for(app, folder, 
         text, extras = "".join(piece.choices[0].delta.content or "" for piece in pieces), pieces[-1].model_extra["moai"]
     else:
         text, extras = reply.choices[0].message.content, reply.model_extra["moai"]
-    assert set(extras) == {"parts"}
+    assert set(extras) == {"parts", "confidence", "is_unsure"}
     pipeline = Pipeline.from_pretrained(folder)
     teach_drawing(pipeline)
     wanted = pipeline(make_image(0), "Draw.", options=OPTIONS, max_new_tokens=6)

@@ -154,7 +154,7 @@ def test_loss_is_a_weighted_mean_when_sources_have_weights(family: str, tmp_path
 
     @torch.no_grad()
     def measure(*samples: Sample) -> tuple[float, float]:
-        batch = task._batch(collate(task.collator, list(samples)), task.options(0))
+        batch = task.make_batch(collate(task.collator, list(samples)), task.options(0))
         return task(batch.inputs)[0].item(), batch.num_targets
 
     (first, num_first), (second, num_second) = measure(dataset[0]), measure(dataset[1])
@@ -191,6 +191,26 @@ def test_interleaved_images_keep_their_places_and_text_of_an_image_alone_is_lear
     assert collator.measure(page.messages) == int(row.sum())
     turned = collator([Sample("", document("#", "one", "#", "two"), images[::-1])])
     assert torch.equal(turned["pixel_values"][0], pixels[0].flip(0))
+
+
+def test_pages_of_mmc4_are_documents_when_read(tmp_path: Path) -> None:
+    save_flamingo(tmp_path)
+    for name in ("a", "b"):
+        make_image(ord(name)).save(tmp_path / f"{name}.png")
+    found = [{"image_name": "b.png", "matched_text_index": 2}, {"image_name": "a.png", "matched_text_index": 1}]
+    pages = [{"text_list": ["Front.", "One.", "Two.", "More."], "image_info": found, "url": "x"}]
+    pages.append({"text_list": ["Front."], "image_info": [{"image_name": "a.png", "matched_text_index": 7}]})
+    (tmp_path / "pages.jsonl").write_text("\n".join(map(json.dumps, pages)))
+    data = {"sources": [str(tmp_path / "pages.jsonl")], "verbalizations": "none", "max_bad_rows": 1}
+    collator = FlamingoCollator(build_processor(tmp_path))
+    dataset = build_training_dataset(DataSettings.from_dict(data), collator)
+    batch = dataset.collator([dataset[0]])
+    written = collator.processor.tokenizer.decode(batch["input_ids"][0])
+    assert written == "Front.<image>One.<|endofchunk|><image>Two. More.<|endofchunk|>"
+    pixels = collator.processor(images=[[make_image(97), make_image(98)]], text=["<image><image>"])["pixel_values"]
+    assert torch.equal(batch["pixel_values"], pixels) and len(dataset) == 1
+    (problem,) = dataset.report.problems
+    assert "matched_text_index" in str(problem)
 
 
 def test_prismer_sums_a_samples_tokens_and_refuses_what_it_cannot_look_at() -> None:

@@ -11,9 +11,10 @@ from psgtr_checkpoints import build_official_psgtr
 from transformers.image_transforms import center_to_corners_format
 from transformers.models.detr.modeling_detr import DetrMaskHeadSmallConv
 
+from moai.checkpoints.io.tensor_folder import TensorFolder
 from verbalizers import Relations, build_verbalizer, parse_scene
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor
-from verbalizers.psgtr.conversion_psgtr import convert_psgtr_state_dict, read_state_dict
+from verbalizers.psgtr.conversion_psgtr import convert_psgtr_state_dict
 from verbalizers.psgtr.loss_psgtr import generalized_box_iou, match_triplets, triplet_loss
 
 CLASSES = ("cat", "mat", "grass")
@@ -302,7 +303,7 @@ def official_checkpoint():
 
 
 def convert_file(path, **names):
-    return convert_psgtr_state_dict(read_state_dict(path), str(path), **names)
+    return convert_psgtr_state_dict(dict(TensorFolder(path)), str(path), **names)
 
 
 def test_conversion_reads_published_layout_when_pth_or_safetensors(official_checkpoint, tmp_path):

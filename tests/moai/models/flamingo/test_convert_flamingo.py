@@ -113,8 +113,8 @@ def test_conversion_names_what_is_wrong_when_parts_do_not_fit(source: Any) -> No
     fails(published | {"lang_encoder.extra": torch.zeros(1)}, "lang_encoder.extra")
     lacking = dict(published)
     del lacking["perceiver.norm.bias"]
-    fails(lacking, "1 missing: model.resampler.norm.bias")
-    fails(published | {"perceiver.norm.bias": torch.zeros(3)}, "1 of the wrong shape: model.resampler.norm.bias")
+    fails(lacking, "no source key fills: model.resampler.norm.bias")
+    fails(published | {"perceiver.norm.bias": torch.zeros(3)}, "of the wrong shape: model.resampler.norm.bias")
     lacking = {name: tensor for name, tensor in published.items() if not name.endswith("wte.weight")}
     fails(lacking, "word embeddings")
     fails(published | {"lang_encoder.transformer.wte.weight": torch.zeros(3, 32)}, "Give the decoder")

@@ -159,9 +159,9 @@ def test_conversion_names_what_is_wrong_when_keys_do_not_fit(tmp_path: Path) -> 
     model, _ = build_prismer()
     tensors = publish(model)
     cases: list[tuple[dict[str, torch.Tensor], str]] = [
-        (tensors | {"expert_encoder.nose": torch.zeros(1)}, "unknown key expert_encoder.nose"),
+        (tensors | {"expert_encoder.nose": torch.zeros(1)}, "unknown source key.*expert_encoder.nose"),
         ({k: t for k, t in tensors.items() if k != "expert_encoder.ln_post.bias"}, "post_layernorm.bias"),
-        (tensors | {"expert_encoder.ln_post.bias": torch.zeros(3)}, r"expert_encoder.ln_post.bias gives \(3,\)"),
+        (tensors | {"expert_encoder.ln_post.bias": torch.zeros(3)}, r"expert_encoder.ln_post.bias: \(3,\) for"),
         (
             tensors | {"text_decoder.lm_head.decoder.bias": torch.ones(len(tensors["text_decoder.lm_head.bias"]))},
             "tied",

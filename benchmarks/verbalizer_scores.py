@@ -1,10 +1,16 @@
-"""Verbalizers benchmark: panoptic quality, box AP50, relation recall@20 and read lines on test scenes.
+"""How well verbalizers find what stands in test scenes.
 
-    python -m moai.evaluation.verbalizers_benchmark --verbalizers checkpoints/verbalizers --scenes 1000 \
-        --json verbalizers.json
+    python -m benchmarks.verbalizer_scores --model moai-nano --scenes 1000 --json scores.json
+    python -m benchmarks.verbalizer_scores --relations --scenes 1000
+    python -m benchmarks.verbalizer_scores --relations --model moai-nano --scenes 200
 
-Images are painted at 448 pixels; everything runs through the doors that `moai ask` uses. Panoptic quality and average
-precision are torchmetrics' (average precision on pycocotools).
+The first command measures a checkpoint's verbalizers: panoptic quality, box AP50, relation recall@20 and read lines.
+Panoptic quality and average precision are torchmetrics' (average precision on pycocotools). `--relations` tells recall
+and precision of scene graphs per predicate that geometry shows: of `scene_graph/geometric` on the true segments and
+boxes, which measures its geometry alone; with a model on what its segmenter and detector find, beside its own scene
+graph; with `--boxes` on the true boxes of things alone, as a detector of photographs would find them. Scenes say
+"driving on" where geometry can only say "on": narrower predicates count as what they look like (:data:`SEEN_AS`), those
+of people are told of boxes alone, the others are not asked for. "beside" counts in both directions.
 """
 
 from __future__ import annotations
@@ -12,32 +18,53 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torchmetrics.detection import MeanAveragePrecision, PanopticQuality
 from torchmetrics.text import CharErrorRate
 
-from moai.bundled import find_bundled
+from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
+from moai.evaluation.intervals import wilson_interval
+from moai.evaluation.tables import format_table
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
+from verbalizers import Scene, parse_scene
 from verbalizers.core.boxes import box_iou
+from verbalizers.core.geometry import PEOPLES_PREDICATES, PREDICATES
 from verbalizers.core.registry import build_verbalizer
 from verbalizers.core.structures import Detections, Relations, Segments, TextLines
 from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.words import strip_coco_suffixes
 
-from .intervals import wilson_interval
-from .tables import format_table
+__all__ = [
+    "SCORES",
+    "SEEN_AS",
+    "BoxScore",
+    "PanopticScore",
+    "RelationCounts",
+    "RelationScore",
+    "TextScore",
+    "count_relations",
+    "evaluate_verbalizers",
+    "main",
+]
 
-__all__ = ["SCORES", "BoxScore", "PanopticScore", "RelationScore", "TextScore", "evaluate_verbalizers", "main"]
+SEEN_AS: dict[str, str] = {
+    **{predicate: predicate for predicate in (*PREDICATES, *PEOPLES_PREDICATES)},
+    **dict.fromkeys(("standing on", "sitting on", "walking on", "running on", "parked on", "driving on"), "on"),
+    "flying over": "over",
+}
+"""Predicates of scenes and what they look like; hanging and attached are not for geometry."""
 
 RECALL_AT = 20
+_NUMBERS = {5: "five", 8: "eight"}
 MIN_IOU = 0.5
 _BATCH = 8
 
@@ -257,25 +284,162 @@ def evaluate_verbalizers(
     ]
 
 
-def bundled_verbalizers(folder: Path, kinds: Sequence[str]) -> list[Verbalizer]:
-    """The four of a folder of checkpoints, with the settings of ``checkpoints/moai-nano/verbalizers.json``.
+class RelationCounts:
+    """Hits and misses of one scene graph.
+
+    Found relations are told apart by whether the truth speaks about their pair at all: of two things that happen to
+    stand side by side it says nothing, which makes a relation between them neither right nor wrong.
+
+    Args:
+        predicates: those that are counted.
+
+    Attributes:
+        asked: predicate -> true relations.
+        right: predicate -> those among them that were found.
+        judged: predicate -> found relations whose pair the truth speaks about.
+        agreed: predicate -> those among them that the truth tells.
+        found: predicate -> all found relations.
+    """
+
+    def __init__(self, predicates: Sequence[str] = PREDICATES) -> None:
+        self.predicates = tuple(predicates)
+        self.asked, self.right, self.judged, self.agreed, self.found = (Counter[str]() for _ in range(5))
+
+    def update(self, truth: Relations, found: Relations) -> None:
+        """Count one scene.
+
+        Args:
+            truth: with boxes.
+            found: with boxes; its objects are true ones where boxes overlap by :data:`MIN_IOU` and names agree.
+        """
+        wanted = {t for t in _triplets(truth, range(len(truth.object_names))) if t[1] in self.predicates}
+        pairs = {frozenset((s, o)) for s, _, o in _triplets(truth, range(len(truth.object_names)))}
+        told = set(_triplets(found, _match_objects(truth, found)))
+        self.asked.update(predicate for _, predicate, _ in wanted)
+        self.right.update(predicate for _, predicate, _ in wanted & told)
+        known = {t for t in told if frozenset((t[0], t[2])) in pairs}
+        self.judged.update(predicate for _, predicate, _ in known)
+        self.agreed.update(predicate for _, predicate, _ in known & wanted)
+        self.found.update(SEEN_AS.get(predicate, predicate) for predicate in found.predicates)
+
+    def rows(self) -> list[tuple[str, int, int, int, int, int]]:
+        """Per predicate, then for all: name, asked, right, judged, agreed, found."""
+        columns = (self.asked, self.right, self.judged, self.agreed, self.found)
+        rows = [(predicate, *(column[predicate] for column in columns)) for predicate in self.predicates]
+        return [*rows, (f"all {_NUMBERS[len(rows)]}", *(sum(row[i] for row in rows) for i in range(1, 6)))]
+
+
+def _triplets(relations: Relations, numbers: Sequence[int]) -> list[tuple[int, str, int]]:
+    """Relations between numbered objects as geometry sees them, "beside" with the smaller number first."""
+    triplets = []
+    rows = zip(relations.subject_indices, relations.predicates, relations.object_indices, strict=True)
+    for subject, predicate, object_ in rows:
+        seen, pair = SEEN_AS.get(predicate, predicate), (numbers[subject], numbers[object_])
+        if min(pair) >= 0:
+            first, second = sorted(pair) if seen == "beside" else pair
+            triplets.append((first, seen, second))
+    return triplets
+
+
+def _match_objects(truth: Relations, found: Relations) -> list[int]:
+    """For each found object the true one of its name that it overlaps most, or -1."""
+    if found.object_boxes_xyxy is None or not len(truth.object_names) or not len(found.object_names):
+        return [-1] * len(found.object_names)
+    overlaps = box_iou(found.object_boxes_xyxy, truth.object_boxes_xyxy)
+    overlaps *= np.array([[a == b for b in truth.object_names] for a in found.object_names])
+    return [int(row.argmax()) if row.max() >= MIN_IOU else -1 for row in overlaps]
+
+
+def count_relations(
+    samples: Iterable[SceneSample], verbalizers: Sequence[Verbalizer] | None = None, has_boxes_only: bool = False
+) -> Mapping[str, RelationCounts]:
+    """Run scene graphs on scenes.
+
+    Args:
+        samples: Scenes with their truth.
+        verbalizers: Those of a checkpoint; its scene graph is counted too. None = the truth's segments and detections.
+        has_boxes_only: Of the truth the boxes of things; relations to grounds and skies are not asked for.
+
+    Returns:
+        Counts by the scene graph's name.
+    """
+    geometric = build_verbalizer("scene_graph", "geometric")
+    others = [verbalizer for verbalizer in verbalizers or () if verbalizer.kind not in ("scene_graph", "ocr")]
+    graphs = [geometric, *(v for v in verbalizers or () if v.kind == "scene_graph" and v.backend != geometric.backend)]
+    predicates = (*PREDICATES, *PEOPLES_PREDICATES) if has_boxes_only else PREDICATES
+    counts = {f"scene_graph/{graph.backend}": RelationCounts(predicates) for graph in graphs}
+    samples = iter(samples)
+    while batch := list(islice(samples, _BATCH)):
+        images = [sample.image for sample in batch] if verbalizers else [_blank(sample) for sample in batch]
+        known = [(_keep_boxes if has_boxes_only else _without_relations)(sample.truth) for sample in batch]
+        scenes = parse_scene(images, others) if verbalizers else known
+        for graph in graphs:
+            for sample, found in zip(batch, parse_scene(images, [graph], known=scenes), strict=True):
+                if found.relations is not None:
+                    truth = _between_things(sample.truth.relations) if has_boxes_only else sample.truth.relations
+                    counts[f"scene_graph/{graph.backend}"].update(truth, found.relations)
+    return counts
+
+
+def _blank(sample: SceneSample) -> np.ndarray:
+    """A blank image: these verbalizers read no pixels."""
+    return np.zeros((*sample.truth.image_size_hw, 3), dtype=np.uint8)
+
+
+def _without_relations(truth: Scene) -> Scene:
+    return Scene(truth.image_size_hw, segments=truth.segments, detections=truth.detections)
+
+
+def _keep_boxes(truth: Scene) -> Scene:
+    """What a perfect detector of things would find."""
+    names = (*truth.segments.class_names, *truth.detections.class_names)
+    boxes = np.concatenate([truth.segments.boxes_xyxy, truth.detections.boxes_xyxy])
+    kept = [index for index, name in enumerate(names) if name in OBJECT_CLASSES]
+    sure = np.ones(len(kept), np.float32)
+    found = Detections(boxes[kept], tuple(names[index] for index in kept), sure, truth.image_size_hw)
+    return Scene(truth.image_size_hw, detections=found)
+
+
+def _between_things(relations: Relations) -> Relations:
+    """The relations whose object is a thing."""
+    kept = [
+        row for row, index in enumerate(relations.object_indices) if relations.object_names[index] in OBJECT_CLASSES
+    ]
+    return Relations(
+        relations.object_names,
+        relations.subject_indices[kept],
+        relations.object_indices[kept],
+        tuple(relations.predicates[row] for row in kept),
+        relations.confidence[kept],
+        relations.object_boxes_xyxy,
+    )
+
+
+def build_measured(settings: VerbalizerSettings, kinds: Sequence[str]) -> list[Verbalizer]:
+    """A checkpoint's verbalizers of some kinds, to be measured.
 
     Only the detector differs: it looks for all objects' names, and average precision sees its unsure boxes too.
 
     Args:
-        folder: Holds ``mask2former-nano``, ``owlv2-nano`` and ``psgtr-nano``.
+        settings: Of the checkpoint.
         kinds: Which of them.
     """
-    segmentation = {"threshold": 0.15, "mask_threshold": 0.1, "overlap_mask_area_threshold": 0.3}
-    detection = {"vocabulary": tuple(OBJECT_CLASSES), "threshold": 0.05, "nms_threshold": 0.3}
-    graph = {"subject_threshold": 0.2, "object_threshold": 0.2, "relation_threshold": 0.3, "mask_threshold": 0.5}
-    entries: dict[str, tuple[str, dict[str, Any]]] = {
-        "segmentation": ("transformers", {"checkpoint": folder / "mask2former-nano", **segmentation}),
-        "detection": ("owlv2", {"checkpoint": folder / "owlv2-nano", **detection}),
-        "scene_graph": ("psgtr", {"checkpoint": folder / "psgtr-nano", "max_triplets": 40, **graph}),
-        "ocr": ("rapidocr", {}),
-    }
-    return [build_verbalizer(kind, entries[kind][0], **entries[kind][1]) for kind in kinds]
+    built = {verbalizer.kind: verbalizer for verbalizer in settings.build()[0] if verbalizer.kind in kinds}
+    if (detector := built.get("detection")) is not None:
+        changed = {"vocabulary": tuple(OBJECT_CLASSES), "threshold": 0.05}
+        built["detection"] = build_verbalizer("detection", detector.backend, **(detector.settings() | changed))
+    return list(built.values())
+
+
+def relations_table(counts: Mapping[str, RelationCounts]) -> str:
+    """One row per scene graph and predicate."""
+    columns = ["scene graph", "predicate", "true ones", "recall", "found", "in pairs the truth speaks about"]
+    rows = []
+    for name, counted in counts.items():
+        for predicate, asked, right, judged, agreed, found in counted.rows():
+            recall, precision = (f"{a / b:.3f}" if b else "-" for a, b in ((right, asked), (agreed, judged)))
+            rows.append((name, predicate, asked, recall, found, judged, precision))
+    return format_table([*columns, "of them right"], rows, num_left=2)
 
 
 def markdown_table(measured: Sequence[Measured]) -> str:
@@ -290,16 +454,28 @@ def markdown_table(measured: Sequence[Measured]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description="Measure the bundled verbalizers on test scenes.")
-    parser.add_argument("--verbalizers", required=True, type=Path, help="folder of checkpoints")
+    parser = argparse.ArgumentParser(description="Measure verbalizers on test scenes.")
+    parser.add_argument("--model", help="checkpoint whose verbalizers look")
+    parser.add_argument("--relations", action="store_true", help="recall and precision of relations per predicate")
+    parser.add_argument("--boxes", action="store_true", help="with --relations: of the truth the boxes of things alone")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--kind", choices=sorted(SCORES), action="append", help="only this one; may be repeated")
     parser.add_argument("--json", type=Path, help="file that receives the numbers")
     chosen = parser.parse_args(arguments)
-    kinds = tuple(chosen.kind or SCORES)
-    folder = find_bundled("checkpoints", chosen.verbalizers) or chosen.verbalizers
-    measured = evaluate_verbalizers(bundled_verbalizers(folder, kinds), chosen.scenes, split=chosen.split)
+    if chosen.model is None and not chosen.relations:
+        parser.error("expected --model, whose verbalizers are measured, or --relations on the truth")
+    if chosen.boxes and (chosen.model is not None or not chosen.relations):
+        parser.error("expected --boxes with --relations on the truth, without --model")
+    settings = None if chosen.model is None else VerbalizerSettings.load(find_checkpoint(chosen.model))
+    if chosen.relations:
+        stream = Scenes(chosen.split, image_size=448, num_questions=1, length=chosen.scenes)
+        looking = None if settings is None else settings.build()[0]
+        print(relations_table(count_relations(stream, looking, chosen.boxes)))
+        return
+    measured = evaluate_verbalizers(
+        build_measured(settings, tuple(chosen.kind or SCORES)), chosen.scenes, split=chosen.split
+    )
     print(markdown_table(measured))
     if chosen.json is not None:
         known = json.loads(chosen.json.read_text(encoding="utf-8")) if chosen.json.is_file() else {}
