@@ -124,7 +124,7 @@ def _check_settings(chosen: PrestageSettings, out: Path) -> None:
     if file.is_file() and (had := json.loads(file.read_text(encoding="utf-8"))) != told:
         changed = sorted(name for name in told if told[name] != had.get(name))
         raise ValueError(
-            f"expected the settings that {out} was made with, got others in {changed}. Name another --out."
+            f"expected the settings that {out} was made with, got others in {', '.join(changed)}. Name another --out."
         )
     with atomic_file(file) as temporary:
         temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

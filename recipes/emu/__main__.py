@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.training.trainer import run_training
@@ -28,16 +29,21 @@ def main() -> None:
         model = {**chosen["model"], "text": str(out / "decoder")}
         model["vision"] = find_checkpoint(model["vision"])
         sources = {**chosen.get("data", {}), "sources": [str(data / DOCUMENTS_FILE)]}
-        run_training({**chosen, "model": model, "data": sources, "output_folder": str(out / "sequence")})
+        _train({**chosen, "model": model, "data": sources, "output_folder": str(out / "sequence")})
     train_autoencoder(config.autoencoder, data, out / "autoencoder", config.seed)
     if not (out / "drawing" / "final").is_dir():
         chosen = config.drawing
         model = {**chosen["model"], "path": str(out / "sequence"), "vae": str(out / "autoencoder")}
         sources = {"sources": [{"path": str(data / CAPTIONS_FILE)}]}
-        run_training({**chosen, "model": model, "data": sources, "output_folder": str(out / "drawing")})
+        _train({**chosen, "model": model, "data": sources, "output_folder": str(out / "drawing")})
     from .sheet import make_sheet
 
     make_sheet(config, out / "drawing" / "final", out)
+
+
+def _train(recipe: dict[str, Any]) -> None:
+    if not run_training(recipe).is_finished:
+        raise SystemExit("stopped: a checkpoint is written, the same command goes on.")
 
 
 if __name__ == "__main__":

@@ -166,15 +166,21 @@ class MoAIAnswering(Answering):
     def generate(
         self, inputs: BatchFeature, options: Mapping[str, Any], is_reporting: bool, **generate_kwargs: Any
     ) -> list[GeneratedAnswer]:
-        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer."""
+        """See :meth:`.Answering.generate`. Reports hold ``routing``, a :class:`.PromptRouting` per mixer layer; not
+        with a learned prompt.
+        """
         if "reroute" in options:
             return self._generate_rerouted(inputs, dict(options), is_reporting, generate_kwargs)
         if "choices" in options:
             return super().generate(inputs, options, is_reporting, **generate_kwargs)
-        answers, result = self._generate_texts(
-            inputs, options, is_reporting, output_routing=is_reporting, **options, **generate_kwargs
+        # PEFT puts its own preparation of inputs before a learned prompt, which hands no routing out.
+        has_routing = is_reporting and not getattr(
+            getattr(self.model, "active_peft_config", None), "is_prompt_learning", False
         )
-        if not is_reporting or result.routing is None:
+        answers, result = self._generate_texts(
+            inputs, options, is_reporting, output_routing=has_routing, **options, **generate_kwargs
+        )
+        if not has_routing or result.routing is None:
             return answers
         # With beams the prompt stands there once per beam, a sample's beams side by side.
         repeats = result.routing[0].image.shape[0] // len(answers) if result.routing else 1

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 from builders import build_tiny_inputs, build_tiny_model
+from PIL import Image
+from pipeline_builders import write_tiny_checkpoint
+
+from moai import Pipeline
 
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
@@ -120,3 +124,13 @@ def test_adapter_is_small_and_answers_the_same_when_saved_and_loaded(adapted: Pe
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 300_000
     again = PeftModel.from_pretrained(adapted.get_base_model(), tmp_path).eval()
     assert again.generate(**inputs, **GREEDY).tolist() == expected.tolist()
+
+
+def test_pipeline_reports_without_routing_when_a_prompt_is_learned(tmp_path: Path) -> None:
+    pipeline = Pipeline.from_pretrained(write_tiny_checkpoint(tmp_path), [])
+    asked = Image.new("RGB", (40, 30)), "Who?"
+    (answer,) = pipeline.answer_each(*asked, max_new_tokens=2, is_reporting=True)
+    assert "routing" in answer.report
+    pipeline.answering.model = get_peft_model(pipeline.answering.model, CONFIGS["p_tuning"]).eval()
+    (answer,) = pipeline.answer_each(*asked, max_new_tokens=2, is_reporting=True)
+    assert isinstance(answer.answer, str) and "routing" not in answer.report
