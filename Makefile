@@ -16,8 +16,8 @@ PYTEST_ARGS ?= -n auto
 # What pins the releases; empty: the newest that setup.cfg allows.
 CONSTRAINTS ?= constraints/locked.txt
 DEMO_MODEL ?= checkpoints/moai-nano
-DEMO_IMAGE ?= examples/street.jpg
-DEMO_QUESTION ?= What is written on the sign?
+DEMO_IMAGE ?= examples/astronaut.jpg
+DEMO_QUESTION ?= Is there a person?
 DEMO_OVERLAY ?= outputs/demo_overlay.png
 
 BIN := $(VENV)/bin
@@ -73,7 +73,7 @@ test-dist: $(VENV)/.test-installed
 	$(VENV)-dist/bin/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) \
 		"$$(echo dist/*.whl)[ocr,segmentation]"
 	du -h dist/*
-	cd $(VENV)-dist && $(OFFLINE) bin/moai ask street.jpg "$(DEMO_QUESTION)"
+	cd $(VENV)-dist && $(OFFLINE) bin/moai ask astronaut.jpg "$(DEMO_QUESTION)"
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -136,8 +136,8 @@ def test_installed_wheel_answers_and_trains_when_there_is_no_clone(installed: Pa
 
     assert f"{installed}/moai/bundled/checkpoints/moai-nano" in moai("info")
     readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
-    first = re.search(r"^moai (ask .+)$", readme, flags=re.MULTILINE)[1]
-    assert moai(*shlex.split(first)).strip() == "PLEASE"
+    photograph, sign = re.findall(r"^moai (ask .+)$", readme, flags=re.MULTILINE)[:2]
+    assert moai(*shlex.split(photograph)).strip() == "yes" and moai(*shlex.split(sign)).strip() == "PLEASE"
     tiny = "data.sources=[{scenes: {length: 2, num_questions: 1, image_size: 64}}]"
     words = ("optimization.num_steps=1", "optimization.batch_size=2", "optimization.micro_batch_size=2", tiny)
     assert "outputs/stage1/final" in moai("train", "--config", "train_stage1.yaml", *words)
