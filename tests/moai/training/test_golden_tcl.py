@@ -4,7 +4,8 @@ import pytest
 import torch
 from sibling_outputs import load_sibling, with_prefix
 
-from moai.models.tcl.convert import build_config, convert_tcl_tensor, is_training_state, plan_conversion
+from moai.checkpoints.io.key_check import check_keys
+from moai.models.tcl.convert import build_config, convert_tcl_tensor, is_training_state
 from moai.models.tcl.modeling_tcl import TCLModel, patch_pooling
 from moai.training.tasks.tcl.losses import local_information
 from moai.training.tasks.tcl.objective import TCLObjective
@@ -37,7 +38,7 @@ def build_objective(reference):
     config = build_config(shapes, args["vheads"], bert["num_attention_heads"])
     config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
     model = TCLModel(config)
-    assert not plan_conversion(shapes, {name: tensor.shape for name, tensor in model.state_dict().items()})
+    check_keys("the reference", shapes, convert_tcl_tensor, TCLModel, config, "")
     assert config.text_config.num_hidden_layers == bert["num_hidden_layers"]
     assert (config.num_text_layers, config.projection_dim) == (bert["fusion_layer"], args["embed_dim"])
     model.load_state_dict(convert_all({key: value for key, value in state.items() if not is_training_state(key)}))

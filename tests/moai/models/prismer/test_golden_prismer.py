@@ -11,9 +11,10 @@ import pytest
 import torch
 from sibling_outputs import load_sibling, with_prefix
 
+from moai.checkpoints.io.key_check import check_keys
 from moai.models.prismer.adaptor import Adaptor
 from moai.models.prismer.configuration_prismer import EXPERTS, PrismerConfig
-from moai.models.prismer.convert import build_config, convert_prismer_tensor, plan_conversion
+from moai.models.prismer.convert import build_config, convert_prismer_tensor
 from moai.models.prismer.modeling_prismer import FREEZE_MODES, PrismerForConditionalGeneration
 from moai.models.prismer.ranking import rank_answers
 from moai.models.prismer.resampler import ExpertsResampler
@@ -139,9 +140,7 @@ def full(request: pytest.FixtureRequest, golden_dir: Path) -> tuple[dict[str, An
     config = build_config(shapes, facts["vision"]["heads"], facts["roberta"]["num_attention_heads"])
     config.draws_instance_rows = True
     model = PrismerForConditionalGeneration(config).eval()
-    tied = set(PrismerForConditionalGeneration._tied_weights_keys)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
-    assert plan_conversion(shapes, expected) == []
+    check_keys("the reference", shapes, convert_prismer_tensor, PrismerForConditionalGeneration, model.config, "")
     model.load_state_dict(convert(weights), strict=False)
     model.tie_weights()
     return facts, tensors, model
