@@ -418,7 +418,8 @@ def _between_things(relations: Relations) -> Relations:
 def build_measured(settings: VerbalizerSettings, kinds: Sequence[str]) -> list[Verbalizer]:
     """A checkpoint's verbalizers of some kinds, to be measured.
 
-    Only the detector differs: it looks for all objects' names, and average precision sees its unsure boxes too.
+    Only the detector differs: it is the one for drawings, which scenes are, looks for all objects' names, and average
+    precision sees its unsure boxes too.
 
     Args:
         settings: Of the checkpoint.
@@ -427,7 +428,9 @@ def build_measured(settings: VerbalizerSettings, kinds: Sequence[str]) -> list[V
     built = {verbalizer.kind: verbalizer for verbalizer in settings.build()[0] if verbalizer.kind in kinds}
     if (detector := built.get("detection")) is not None:
         changed = {"vocabulary": tuple(OBJECT_CLASSES), "threshold": 0.05}
-        built["detection"] = build_verbalizer("detection", detector.backend, **(detector.settings() | changed))
+        named = {"backend": detector.backend, **detector.settings()}
+        named = named.get("drawing", named)
+        built["detection"] = build_verbalizer("detection", **(named | changed))
     return list(built.values())
 
 

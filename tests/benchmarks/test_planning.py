@@ -19,7 +19,7 @@ MODELS = {
     "moai": (lambda folder: "moai-nano", "train_stage2", 0.1),
     "llava": (lambda folder: save_prompted(folder, "llava"), "prompted_lora", 0.2),
     "qwen2_vl": (lambda folder: save_prompted(folder, "qwen2_vl"), "prompted_lora", 0.2),
-    "flamingo": (save_flamingo, "flamingo", 0.1),
+    "flamingo": (save_flamingo, "flamingo", 0.2),
     "prismer": (lambda folder: save_prismer(folder) or folder, "prismer", 0.6),
 }
 

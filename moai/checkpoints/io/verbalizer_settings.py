@@ -305,14 +305,28 @@ def build_named_verbalizers(
 
 def _build_named(kind: str, backend: str | None, stored: VerbalizerSettings | None) -> Verbalizer:
     known = available_verbalizers().get(kind, ("",))
-    for entry in (None if stored is None else stored.verbalizers) or ():
+    entries = [entry for entry in (None if stored is None else stored.verbalizers) or () if entry["kind"] == kind]
+    for entry in [*entries, *(part for whole in entries for part in _list_parts(whole))]:
         own = entry.get("backend", known[0])
-        if entry["kind"] == kind and backend in (None, own):
+        if backend in (None, own):
             settings = entry.get("settings", {})
             if (reason := _find_obstacle(settings)) is not None:
                 raise ValueError(f"the checkpoint's verbalizer {kind}/{own} cannot look: {reason}.")
             return build_verbalizer(kind, own, **settings)
     return build_verbalizer(kind, backend)
+
+
+def _list_parts(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The verbalizers that an entry's settings name, as entries of their own (``by_image`` has two)."""
+    parts = [part for part in entry.get("settings", {}).values() if isinstance(part, Mapping) and "backend" in part]
+    return [
+        {
+            "kind": entry["kind"],
+            "backend": part["backend"],
+            "settings": {name: value for name, value in part.items() if name != "backend"},
+        }
+        for part in parts
+    ]
 
 
 def _find_base(folder: Path) -> str | None:

@@ -73,7 +73,7 @@ def test_demonstrations_of_scenes_are_training_scenes() -> None:
     settings = load_test_settings("scenes", words)
     pool = build_demonstrations(settings).pool
     assert len(pool) == 128 and all(
-        isinstance(image, bytes) and question and answer for image, question, answer in pool
+        isinstance(image, bytes) and question and answer for image, question, answer, _ in pool
     )
     assert pool == build_demonstrations(settings).pool and describe_demonstrations(settings) == {}
     assert build_demonstrations(load_test_settings("scenes", words[:-1])) is None

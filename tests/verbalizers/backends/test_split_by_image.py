@@ -1,5 +1,6 @@
 """One verbalizer for drawn scenes, another for photographs."""
 
+import io
 import json
 
 import numpy as np
@@ -47,6 +48,26 @@ def test_scenes_look_drawn_and_a_photograph_does_not(images, repo_root):
     assert all(looks_photographed(images[1][a:, b:][:300, :300]) for a, b in ((0, 0), (100, 150), (200, 50)))
     drawn = [looks_photographed(sample.image) for sample in Scenes("validation", num_questions=1, length=20)]
     assert not any(drawn)
+
+
+def save_as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+@pytest.mark.parametrize("quality", [95, 85, 75, 50])
+def test_scenes_look_drawn_when_saved_as_jpeg(images, quality):
+    for size in (224, 448):
+        scenes = Scenes("validation", seed=9, image_size=size, num_questions=1, length=15)
+        assert sum(looks_photographed(save_as_jpeg(sample.image, quality)) for sample in scenes) <= 1
+    assert looks_photographed(save_as_jpeg(images[1], quality))
+
+
+def test_example_images_look_drawn(repo_root):
+    files = sorted((repo_root / "examples" / "finetune" / "images").glob("*.jpg"))
+    assert len(files) == 20
+    assert not any(looks_photographed(np.asarray(Image.open(file).convert("RGB"))) for file in files)
 
 
 def test_each_image_is_looked_at_by_one_of_the_two(images):
