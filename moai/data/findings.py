@@ -21,7 +21,7 @@ from PIL import Image
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.training_settings import DataSettings
 from verbalizers import SCENE_FIELDS, Scene, VerbalizationCache, WordSettings, parse_scene, verbalize_scene
-from verbalizers.core.scene import keep_kinds, render_segmentation_map
+from verbalizers.core.scene import keep_kinds
 from verbalizers.store.recipe import is_made_by
 from verbalizers.store.rows import hash_content
 
@@ -45,10 +45,6 @@ class Findings:
 
     text: str = ""
     scene: Scene | None = None
-
-    def paint_map(self, image_size_hw: tuple[int, int]) -> np.ndarray:
-        """The painted panoptic map `(H, W, 3)` uint8; black where there are no segments."""
-        return render_segmentation_map(None if self.scene is None else self.scene.segments, image_size_hw)
 
 
 def settings_of_cache(cache: VerbalizationCache) -> VerbalizerSettings:
