@@ -182,6 +182,6 @@ def test_results_are_equal_when_killed_and_run_again(tmp_path):
     result, whole = (load_results(sweep, None, tmp_path / out) for out in ("out", "whole"))
     for key in (("plain", 0), ("p-tuning", 0)):
         assert replace(result[key], **times) == replace(whole[key], **times)
-        runs = [next((tmp_path / out).glob(f"*/{key[0]}--*")) for out in ("out", "whole")]
-        models = [next((run / "all" / "final").glob("*.safetensors")) for run in runs]
+        found = f"*/{key[0]}--*/all/final/*.safetensors"
+        models = [next((tmp_path / out).glob(found)) for out in ("out", "whole")]
         assert models[0].read_bytes() == models[1].read_bytes()
