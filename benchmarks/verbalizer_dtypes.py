@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,25 @@ def build_variant(verbalizer: Verbalizer, variant: str) -> Verbalizer:
         }
         loaded.model = torch.ao.quantization.quantize_dynamic(loaded.model, linears, torch.qint8)
     return built
+
+
+def list_checkpoints(verbalizers: Sequence[Verbalizer]) -> list[CheckpointVerbalizer]:
+    """Those that compute with a checkpoint of torch; of ``by_image`` the one that looks at drawings, as Scenes are.
+
+    Raises:
+        ValueError: There is none.
+    """
+    parts = []
+    for one in verbalizers:
+        drawing = one.settings().get("drawing") if one.backend == "by_image" else None
+        parts.append(build_verbalizer(one.kind, **drawing) if drawing else one)
+    found = [one for one in parts if isinstance(one, CheckpointVerbalizer)]
+    if not found:
+        raise ValueError(
+            f"expected verbalizers with checkpoints, got {[f'{one.kind}/{one.backend}' for one in parts]}. "
+            "Name another --checkpoint."
+        )
+    return found
 
 
 def agree(first: Any, second: Any) -> float:
@@ -121,8 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         built, _ = VerbalizerSettings.load_pretrained(Path(parsed.checkpoint)).build()
         variants = {
             one.kind: {variant: build_variant(one, variant) for variant in ("float32", *parsed.variants)}
-            for one in built
-            if isinstance(one, CheckpointVerbalizer)
+            for one in list_checkpoints(built)
         }
         scenes = Scenes("validation", image_size=parsed.image_size, num_questions=1)
         measure_scene(np.asarray(scenes[0].image), variants)  # what is loaded or compiled once
