@@ -61,8 +61,8 @@ def evaluate(
 ) -> None:
     """Measure a model: moai evaluate moai-nano scenes per_kind=100.
 
-    TEST settings are those of moai.evaluation.question_settings; of a TCL, which searches among captioned images,
-    those of moai.evaluation.retrieval. The same command again goes on after a kill; --out holds results.json,
+    TEST settings are those of moai.evaluation.question_settings; of a model that searches among captioned images (a
+    TCL) those of moai.evaluation.retrieval. The same command again goes on after a kill; --out holds results.json,
     samples.jsonl and report.html.
     """
     with reporting_errors(debug):
@@ -187,9 +187,9 @@ def _evaluate_retrieval(
 
 
 def _load_reader(folder: Path) -> Any:
-    from ..models.moai.text_reader import TextReaderAnswering
+    from ..models.registry import TEXT_READER, load_named
 
-    return TextReaderAnswering.from_folder(folder)
+    return load_named(TEXT_READER).from_folder(folder)
 
 
 def _compare(first: Path, second: Path, is_json: bool) -> None:

@@ -336,6 +336,18 @@ class Answering(ABC):
             chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
 
+    def draw_options(self, wanted: Mapping[str, Any], seed: tuple[int, ...]) -> dict[str, Any]:
+        """Options of an answer for a batch of a sweep's test; see :class:`moai.evaluation.sweep_settings.SweepTest`.
+
+        Args:
+            wanted: Options by name; empty = the model's own ways.
+            seed: Numbers that decide what is random.
+
+        Raises:
+            ValueError: The model has no such option.
+        """
+        return self.parse_options(wanted)
+
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """Arguments of :meth:`generate` for some of the queries of a call.
 
