@@ -61,8 +61,8 @@ def evaluate(
 ) -> None:
     """Measure a model: moai evaluate moai-nano scenes per_kind=100.
 
-    TEST settings are those of moai.evaluation.question_settings; of a model that searches among captioned images (a
-    TCL) those of moai.evaluation.retrieval. The same command again goes on after a kill; --out holds results.json,
+    TEST settings are those of moai.evaluation.question_settings; of a TCL, which searches among captioned images,
+    those of moai.evaluation.retrieval. The same command again goes on after a kill; --out holds results.json,
     samples.jsonl and report.html.
     """
     with reporting_errors(debug):
