@@ -38,6 +38,7 @@ class MoAIAnswering(Answering):
     option_names = ("routing", "choices", "reroute")
     served_options = ("routing", "choices")
     text_input = "auxiliary_text"
+    scene_encoder = encode_scenes
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
     can_quantize = True
@@ -106,15 +107,9 @@ class MoAIAnswering(Answering):
             )
         return prompt
 
-    def encode_scenes(
-        self,
-        scenes: Sequence[Any],
-        settings: VerbalizerSettings,
-        kinds: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[Any]]:
-        """See :func:`.scenes_moai.encode_scenes`."""
-        return encode_scenes(scenes, settings.words, kinds, settings.compat, settings.map)
+    def scene_settings(self, settings: VerbalizerSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.scene_settings`."""
+        return {"compat": settings.compat, "map_mode": settings.map}
 
     def encode(
         self,
