@@ -15,7 +15,7 @@ from builders import build_tiny_config, build_tiny_model
 
 from moai import InternLM2Tokenizer, MoAIProcessor
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
-from moai.models.moai.tokenization_training import train_tokenizer
+from recipes.nano.tokenization_training import train_tokenizer
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 NUM_SAMPLES = 12

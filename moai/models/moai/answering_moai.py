@@ -19,7 +19,7 @@ from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
 from .quantization import ALWAYS_COMPUTE_DTYPE_MODULES, COMPUTE_DTYPE_MODULES
 from .rerouting import References, embed_prompts
-from .routing_report import PromptRouting, parse_routing, select_routing
+from .routing_report import PromptRouting, draw_routing, parse_routing, select_routing
 from .scenes_moai import encode_scenes
 from .text_reader import TextReaderAnswering, extract_decoder
 
@@ -43,6 +43,7 @@ class MoAIAnswering(Answering):
     option_names = ("routing", "choices", "reroute")
     served_options = ("routing", "choices")
     text_input = "auxiliary_text"
+    scene_encoder = encode_scenes
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
     can_quantize = True
@@ -119,15 +120,9 @@ class MoAIAnswering(Answering):
             inputs = self.encoded.encode(self.model, inputs)
         return super()._run_generate(inputs, **kwargs)
 
-    def encode_scenes(
-        self,
-        scenes: Sequence[Any],
-        settings: VerbalizerSettings,
-        kinds: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[Any]]:
-        """See :func:`.scenes_moai.encode_scenes`."""
-        return encode_scenes(scenes, settings.words, kinds, settings.compat, settings.map)
+    def scene_settings(self, settings: VerbalizerSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.scene_settings`."""
+        return {"compat": settings.compat, "map_mode": settings.map}
 
     def encode(
         self,
@@ -158,6 +153,15 @@ class MoAIAnswering(Answering):
         if isinstance(chosen.get("reroute"), (str, Path)):
             chosen["reroute"] = References.load(chosen["reroute"])
         return chosen
+
+    def draw_options(self, wanted: Mapping[str, Any], seed: tuple[int, ...]) -> dict[str, Any]:
+        """See :meth:`.Answering.draw_options` and :func:`.draw_routing`: ``routing``, a mode, and ``top_k``."""
+        if not wanted:
+            return {}
+        mixer = self.model.config.mixer_config
+        chosen = {"routing": mixer.routing, "top_k": mixer.top_k} | wanted
+        num_layers = len(self.model.model.mixers.layer_indices)
+        return {"routing": draw_routing(chosen["routing"], chosen["top_k"], seed, num_layers)}
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """See :meth:`.Answering.select_options`; of weights per query the batch's rows."""

@@ -196,10 +196,10 @@ def test_out_is_refused_when_it_cannot_hold_answers(workplace, out, message):
 @pytest.mark.parametrize(
     ("overlay", "message"),
     [
-        ("/dev/full", "an overlay"),
+        ("/dev/full", "a regular file for --overlay"),
         ("fifo.png", "regular file"),
         ("a.gif", "expected one of .png"),
-        ("b.png", "replace the image"),
+        ("b.png", "replace the input"),
         ("scene.json", "expected one of .png"),
         ("q.jsonl/x.png", "can be written to"),
     ],
