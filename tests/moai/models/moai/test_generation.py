@@ -63,7 +63,7 @@ MODES = {
 
 
 @pytest.mark.parametrize(
-    ("family", "mode"), [*((family, "greedy") for family in FAMILIES), *(("llama", mode) for mode in list(MODES)[1:])]
+    ("family", "mode"), [*((family, "greedy") for family in FAMILIES), *(("llama", mode) for mode in list(MODES)[2:])]
 )
 def test_generate_batch_equals_singles_when_prompts_are_unequal(family: str, mode: str) -> None:
     model = build(family)
@@ -78,9 +78,8 @@ def test_generate_batch_equals_singles_when_prompts_are_unequal(family: str, mod
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("plora_rank", [0, 4])
-def test_generate_cached_equals_uncached_when_compared(mode: str, plora_rank: int) -> None:
-    model = build(plora_rank=plora_rank)
+def test_generate_cached_equals_uncached_when_compared(mode: str) -> None:
+    model = build()
     inputs = build_inputs(model)
     cached = model.generate(**inputs, **GREEDY, **MODES[mode])
     uncached = model.generate(**inputs, **GREEDY, **MODES[mode], use_cache=False)
