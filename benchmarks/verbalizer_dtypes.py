@@ -26,6 +26,7 @@ from benchmarks.measurement import Spread, describe_machine, markdown_table
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.scenes.scenes import Scenes
 from verbalizers import Verbalizer, build_verbalizer
+from verbalizers.backends.split_by_image import ByImage
 from verbalizers.core.checkpoints import CheckpointVerbalizer
 from verbalizers.core.structures import Detections, Relations, Segments
 
@@ -119,9 +120,11 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [json.loads(line) for line in parsed.out.read_text().splitlines()] if parsed.out.is_file() else []
     if len(rows) < parsed.num_scenes:
         built, _ = VerbalizerSettings.load_pretrained(Path(parsed.checkpoint)).build()
+        # Scenes are drawn: of two verbalizers of a kind it is the one for drawings that looks.
+        drawn = [build_verbalizer(v.kind, **v.drawing) if isinstance(v, ByImage) else v for v in built]
         variants = {
             one.kind: {variant: build_variant(one, variant) for variant in ("float32", *parsed.variants)}
-            for one in built
+            for one in drawn
             if isinstance(one, CheckpointVerbalizer)
         }
         scenes = Scenes("validation", image_size=parsed.image_size, num_questions=1)

@@ -13,6 +13,8 @@ from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer
+from .encoded_scenes import EncodedScenes
+from .generation import VISION_OPTIONS
 from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
 from .quantization import ALWAYS_COMPUTE_DTYPE_MODULES, COMPUTE_DTYPE_MODULES
@@ -31,6 +33,9 @@ class MoAIAnswering(Answering):
         model: The model.
         processor: Its processor.
 
+    Attributes:
+        encoded: The last scenes that were asked about, encoded.
+
     Raises:
         ValueError: They do not belong together.
     """
@@ -48,6 +53,7 @@ class MoAIAnswering(Answering):
 
     def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:
         super().__init__(model, processor)
+        self.encoded = EncodedScenes()
         wanted = (model.config.image_token_id, model.config.num_image_tokens)
         got = (processor.image_token_id, processor.num_image_tokens)
         if wanted != got:
@@ -106,6 +112,13 @@ class MoAIAnswering(Answering):
                 f"answer), got {length} for a question of {num_words} words. Shorten the question."
             )
         return prompt
+
+    def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
+        # An adapter may be switched on and off, which no weight shows.
+        is_plain = isinstance(self.model, MoAIForConditionalGeneration) and not self.model._hf_peft_config_loaded
+        if is_plain and inputs.get("pixel_values") is not None and not any(name in kwargs for name in VISION_OPTIONS):
+            inputs = self.encoded.encode(self.model, inputs)
+        return super()._run_generate(inputs, **kwargs)
 
     def scene_settings(self, settings: VerbalizerSettings, options: Mapping[str, Any]) -> dict[str, Any]:
         """See :meth:`.Answering.scene_settings`."""
