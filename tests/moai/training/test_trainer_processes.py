@@ -1,10 +1,7 @@
 """Several processes, and processes that die: real ones, on the CPU."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +9,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from training_builders import REPO_ROOT, build_recipe, learned, start_process, write_tiny_checkpoint
+from training_builders import (
+    REPO_ROOT,
+    TWO_PROCESSES,
+    build_recipe,
+    learned,
+    run_in_turn,
+    start_process,
+    write_tiny_checkpoint,
+)
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
@@ -20,8 +25,6 @@ pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 from moai.training.metrics_logging import read_log  # noqa: E402
 from moai.training.processes import check_num_processes  # noqa: E402
 from moai.training.trainer import run_training  # noqa: E402
-
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -60,37 +63,6 @@ def test_killed_run_equals_an_unbroken_one_when_started_again(checkpoint: Path, 
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     final = [(tmp_path / run / "final/adapter_model.safetensors").read_bytes() for run in ("whole", "broken")]
     assert final[0] == final[1]
-
-
-#: Several runs in one process, which has loaded torch once.
-SEVERAL_RUNS = """
-import sys
-from moai.training.trainer import run_training
-for file in sys.argv[1:]:
-    before_each()
-    print("the result is in", run_training(file).folder, flush=True)
-"""
-
-
-def run_in_turn(recipes: list[dict], launcher: tuple[str, ...] = (), before: str = "") -> str:
-    """Run recipes one after the other in the same process, or processes; their output.
-
-    Args:
-        recipes: From ``build_recipe``.
-        launcher: Words between ``python`` and the script.
-        before: What the script begins with; it defines ``before_each``, called before each run.
-    """
-    files = [Path(recipe["output_folder"]).with_suffix(".yaml") for recipe in recipes]
-    for file, recipe in zip(files, recipes, strict=True):
-        file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    script = files[0].parent / "several_runs.py"
-    script.write_text((before or "before_each = list") + SEVERAL_RUNS, encoding="utf-8")
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT), "DS_ACCELERATOR": "cpu"}
-    variables |= {"ACCELERATE_USE_CPU": "1"} if not before else {}
-    words = [sys.executable, *launcher, str(script), *map(str, files)]
-    run = subprocess.run(words, cwd=script.parent, env=os.environ | variables, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
 
 
 @pytest.mark.slow
