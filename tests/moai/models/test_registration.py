@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from builders import build_tiny_model
+from fresh_processes import run_each
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from moai import MoAIConfig, MoAIProcessor
@@ -59,20 +60,8 @@ ORDERS = [
 
 @pytest.mark.slow
 def test_auto_classes_know_moai_when_imports_come_in_any_order(repo_root: Path) -> None:
-    """Each order in a process of its own, forked from one that has loaded what transformers stands on, but not it."""
-    _run(
-        "import importlib, importlib.util, os, sys\n"
-        "for name in ('torch._dynamo', 'torchvision', 'scipy.optimize', 'tokenizers', 'huggingface_hub'):\n"
-        "    if importlib.util.find_spec(name.split('.')[0]):\n"
-        "        importlib.import_module(name)\n"
-        "assert 'transformers' not in sys.modules and 'moai' not in sys.modules\n"
-        f"for first in {ORDERS!r}:\n"
-        "    if not os.fork():\n"
-        f"        exec(first + {CHECK_ALL!r})\n"
-        "        os._exit(0)\n"
-        "    assert os.wait()[1] == 0, first\n",
-        repo_root,
-    )
+    opening = "folder = 'checkpoints/moai-nano'\n"
+    run_each([opening + first + CHECK_ALL for first in ORDERS], repo_root)
 
 
 def test_configuration_is_known_without_the_model_when_only_it_is_asked_for(repo_root: Path) -> None:
