@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.question --rounds 9 --model checkpoints/moai-nano
 
 The model's own verbalizers look at eight crops of the bundled images of one size. "answer alone" is the same question
-with the scene at hand: what is left is the model. Calls alternate; medians [quartiles].
+with the scene at hand: what is left is the model; "a further one" asks again about a scene whose image, map and
+verbalization the model has encoded. Calls alternate; medians [quartiles].
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from PIL import Image
 
 from benchmarks.measurement import Spread, describe_machine, markdown_table, paired_ratio, time_alternating
 from moai import Pipeline
+from verbalizers import Scene
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 QUESTION = "What is this?"
@@ -44,12 +46,27 @@ def main(arguments: list[str] | None = None) -> None:
     pipeline = Pipeline.from_pretrained(parsed.model)
     images = load_crops()
     scenes = pipeline.verbalize(images)
+
+    remembering = pipeline.with_answering(type(pipeline.answering)(pipeline.model, pipeline.processor))
+
+    def ask(scenes: list[Scene | None]) -> None:
+        for image, scene in zip(images, scenes, strict=True):
+            pipeline.answering.encoded.forget()
+            pipeline(image, QUESTION, scene)
+
+    def ask_again() -> None:
+        for image, scene in zip(images, scenes, strict=True):
+            remembering(image, QUESTION, scene)
+
+    def ask_together() -> None:
+        pipeline.answering.encoded.forget()
+        pipeline(images, [QUESTION] * BATCH)
+
     calls = {
-        "a question": lambda: [pipeline(image, QUESTION) for image in images],
-        f"in a batch of {BATCH}": lambda: pipeline(images, [QUESTION] * BATCH),
-        "answer alone": lambda: [
-            pipeline(*one, scenes=scene) for *one, scene in zip(images, [QUESTION] * BATCH, scenes, strict=True)
-        ],
+        "a question": lambda: ask([None] * BATCH),
+        f"in a batch of {BATCH}": ask_together,
+        "answer alone": lambda: ask(scenes),
+        "a further one": ask_again,
     }
     device = torch.device("cpu")
     times = time_alternating(calls, parsed.rounds, device, clock=time.process_time)

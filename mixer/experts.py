@@ -37,6 +37,8 @@ class LowRankProjection(nn.Module):
 
     def reset_parameters(self) -> None:
         """Reinitialize both factors."""
+        if self.down.is_meta:  # weights are about to be loaded: torch would be long about nothing
+            return
         for factor, std in zip((self.down, self.up), self.init_stds, strict=True):
             nn.init.normal_(factor, std=std)
 

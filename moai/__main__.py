@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,9 @@ __all__ = ["main"]
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 #: Commands that write whole files and talk to no tracker: their process ends without taking torch apart.
 _QUICK_COMMANDS = ("ask", "verbalize", "plan")
+#: New objects after which Python looks for circles among the youngest: importing torch and transformers makes a million
+#: that stay, and looking at them again and again would take a seventh of a first question's time.
+_QUICK_THRESHOLDS = (100_000, 50, 1000)
 #: Names of threads that run foreign code (verbalizers, generation) and may still do so at the end.
 _WORKING_THREADS = ("verbalizer-", "moai-answer")
 
@@ -29,6 +33,8 @@ def main() -> NoReturn:
             if getattr(sys, name) is None:  # closed by who started this process
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         sys.stdout.reconfigure(errors="backslashreplace")  # letters that a terminal lacks are no error
+        if sys.argv[1:2] and sys.argv[1] in _QUICK_COMMANDS:
+            gc.set_threshold(*_QUICK_THRESHOLDS)
         from moai.cli import app
 
         app(prog_name="moai")

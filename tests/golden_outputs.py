@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from moai import MoAIForConditionalGeneration
-from moai.checkpoints.convert import convert_official_checkpoint
+from moai.checkpoints.convert import convert
 
 IMAGE_ROLE, LANGUAGE_ROLE = 1, 2
 
@@ -125,7 +125,7 @@ def convert_golden(folder: Path) -> Path:
     """Convert a set's checkpoint once per test run; the folder goes when the process ends."""
     output = Path(tempfile.mkdtemp(prefix="moai-golden-")) / "converted"
     atexit.register(shutil.rmtree, output.parent, ignore_errors=True)
-    convert_official_checkpoint(folder, output)
+    convert(folder, output, kind="official-moai")
     return output
 
 

@@ -187,7 +187,7 @@ def write_release(folder: Path, num_shards: int = 2) -> Path:
     from builders import build_tiny_config, build_tiny_model
     from pipeline_builders import TEXTS, VOCAB_SIZE
 
-    from moai.models.moai.tokenization_training import train_tokenizer
+    from recipes.nano.tokenization_training import train_tokenizer
 
     tokenizer_folder = folder.with_name(f"{folder.name}-tokenizer")
     tokenizer = train_tokenizer(TEXTS, VOCAB_SIZE, tokenizer_folder)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from moai import MoAIProcessor
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
-from moai.models.moai.tokenization_training import train_tokenizer
+from recipes.nano.tokenization_training import train_tokenizer
 from verbalizers import Detections, Scene, Segments, TextLines, Verbalizer
 
 VOCAB_SIZE = 384

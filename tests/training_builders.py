@@ -15,7 +15,7 @@ from builders import build_tiny_config, build_tiny_model
 
 from moai import InternLM2Tokenizer, MoAIProcessor
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
-from moai.models.moai.tokenization_training import train_tokenizer
+from recipes.nano.tokenization_training import train_tokenizer
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 NUM_SAMPLES = 12
@@ -26,6 +26,8 @@ SHORT_TRAINING = (
     "optimization.micro_batch_size=2",
     "watching.every_steps=1",
 )
+#: Words between ``python`` and what two processes run.
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 _CORPUS = [
     "AI assistant should give answers to the user. USER: how many dogs? ASSISTANT: two dogs, yes.",
     "The image includes bounding box coordinates and their objects: [0.10, 0.20, 0.30, 0.40] cat, and [..] dog.",
@@ -106,12 +108,35 @@ def start_process(recipe: dict[str, Any], *launcher: str, **environment: str) ->
     return subprocess.Popen(command, cwd=REPO_ROOT, env=variables | environment, **pipes)
 
 
-def run_process(recipe: dict[str, Any], *launcher: str, **environment: str) -> str:
-    """Run it to its end; its output. Fails where it fails."""
-    process = start_process(recipe, *launcher, **environment)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    return output
+#: Several runs in one process, which has loaded torch once.
+SEVERAL_RUNS = """
+import sys
+from moai.training.trainer import run_training
+for file in sys.argv[1:]:
+    before_each()
+    print("the result is in", run_training(file).folder, flush=True)
+"""
+
+
+def run_in_turn(recipes: list[dict[str, Any]], launcher: tuple[str, ...] = (), before: str = "") -> str:
+    """Run recipes one after the other in the same process, or processes; their output.
+
+    Args:
+        recipes: From ``build_recipe``.
+        launcher: Words between ``python`` and the script.
+        before: What the script begins with; it defines ``before_each``, called before each run.
+    """
+    files = [Path(recipe["output_folder"]).with_suffix(".yaml") for recipe in recipes]
+    for file, recipe in zip(files, recipes, strict=True):
+        file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    script = files[0].parent / "several_runs.py"
+    script.write_text((before or "before_each = list") + SEVERAL_RUNS, encoding="utf-8")
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT), "DS_ACCELERATOR": "cpu"}
+    variables |= {"ACCELERATE_USE_CPU": "1"} if not before else {}
+    words = [sys.executable, *launcher, str(script), *map(str, files)]
+    run = subprocess.run(words, cwd=script.parent, env=os.environ | variables, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
 
 
 def learned(line: dict[str, Any]) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def ask(
         from ..data.scene_files import read_scene
         from .answer_settings import AnswerSettings, describe_deciding_settings, load_pipeline, parse_options
         from .answering import answer_images, read_first_image, report_unreadable
-        from .drawing import check_image_out, draw_image, read_parts
-        from .overlays import Overlays
+        from .drawing import draw_image, read_parts
+        from .overlays import Overlays, check_image_out
         from .question_files import answer_file
         from .rendering import print_json
 

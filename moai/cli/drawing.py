@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,32 +15,7 @@ from .overlays import IMAGE_FORMATS
 if TYPE_CHECKING:
     from ..pipeline.pipeline import Pipeline
 
-__all__ = ["check_image_out", "draw_image", "read_parts", "save_images"]
-
-
-def check_image_out(path: Path, inputs: Sequence[str | Path]) -> None:
-    """Check where drawn images will be saved, before anything is loaded.
-
-    Args:
-        path: What the user named.
-        inputs: Files that the command reads.
-
-    Raises:
-        ValueError: It is no image file, would replace an input, or cannot be saved.
-    """
-    if path.suffix.lower() not in IMAGE_FORMATS:
-        raise ValueError(f"expected one of {', '.join(IMAGE_FORMATS)} for --image-out, got {str(path)!r}.")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"expected a regular file for --image-out, got {str(path)!r}. Name another.")
-    if path.exists() and any(os.path.exists(each) and os.path.samefile(path, each) for each in inputs):
-        raise ValueError(f"--image-out would replace the input {str(path)!r} itself. Name another file.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_open = os.access(path.parent, os.W_OK | os.X_OK)
-    except OSError:
-        is_open = False
-    if not is_open:
-        raise ValueError(f"expected a folder that can be written to for --image-out {str(path)!r}. Name another file.")
+__all__ = ["draw_image", "read_parts", "save_images"]
 
 
 def read_parts(arguments: Sequence[str]) -> list[str | Path]:

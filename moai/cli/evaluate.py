@@ -187,9 +187,9 @@ def _evaluate_retrieval(
 
 
 def _load_reader(folder: Path) -> Any:
-    from ..models.moai.text_reader import TextReaderAnswering
+    from ..models.registry import TEXT_READER, load_named
 
-    return TextReaderAnswering.from_folder(folder)
+    return load_named(TEXT_READER).from_folder(folder)
 
 
 def _compare(first: Path, second: Path, is_json: bool) -> None:

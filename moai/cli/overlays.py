@@ -15,9 +15,35 @@ if TYPE_CHECKING:
 
     from ..processing.image_loading import ImageSource
 
-__all__ = ["IMAGE_FORMATS", "Overlays"]
+__all__ = ["IMAGE_FORMATS", "Overlays", "check_image_out"]
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
+
+
+def check_image_out(path: Path, inputs: Sequence[str | Path], option: str = "--image-out") -> None:
+    """Check where an image will be saved, before anything is loaded.
+
+    Args:
+        path: Of the image.
+        inputs: Files that the command reads.
+        option: That named it.
+
+    Raises:
+        ValueError: It is no image file, would replace an input, or cannot be saved.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"expected a regular file for {option}, got {str(path)!r}. Name another.")
+    if path.suffix.lower() not in IMAGE_FORMATS:
+        raise ValueError(f"expected one of {', '.join(IMAGE_FORMATS)} for {option}, got {str(path)!r}.")
+    if path.exists() and any(os.path.exists(each) and os.path.samefile(path, each) for each in inputs):
+        raise ValueError(f"{option} would replace the input {str(path)!r} itself. Name another file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_open = os.access(path.parent, os.W_OK | os.X_OK)
+    except OSError:
+        is_open = False
+    if not is_open:
+        raise ValueError(f"expected a folder that can be written to for {option} {str(path)!r}. Name another file.")
 
 
 @dataclass(frozen=True)
@@ -56,22 +82,9 @@ class Overlays:
             raise ValueError(
                 f"expected a folder for the overlays of {num_images} images, got the file {str(chosen)!r}."
             )
-        inputs = [path for path in (*self.images, *others) if os.path.exists(path)]
-        for index, image in enumerate(self.images):
-            path = self.path(index)
-            if path.exists() and not path.is_file():
-                raise ValueError(f"expected a regular file for an overlay, got {str(path)!r}. Name another --overlay.")
-            if path.suffix.lower() not in IMAGE_FORMATS:
-                raise ValueError(f"expected one of {', '.join(IMAGE_FORMATS)} for an overlay, got {str(path)!r}.")
-            if path.exists() and any(os.path.samefile(path, each) for each in inputs):
-                raise ValueError(f"the overlay would replace the image {image!r} itself. Name another --overlay.")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                is_open = os.access(path.parent, os.W_OK | os.X_OK)
-            except OSError:
-                is_open = False
-            if not is_open:
-                raise ValueError(f"expected a folder that can be written to for {str(path)!r}. Name another --overlay.")
+        inputs = [*self.images, *others]
+        for index in range(num_images):
+            check_image_out(self.path(index), inputs, "--overlay")
 
     def draw(self, scene: Scene | None, index: int, image: ImageSource) -> tuple[Path | None, Exception | None]:
         """Draw a scene over its image and save it.

@@ -157,8 +157,6 @@ def _shade(weights: Sequence[tuple[str, float]]) -> str:
 
 def _routing(routing: Sequence[Any], words: Sequence[str]) -> list[str]:
     """Per mixer layer: heat maps of each expert's weight over the image's patches, and over the prompt's words."""
-    from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS
-
     parts = []
     for layer in routing:
         parts.append(f"<h3>Layer {layer.layer_idx}</h3>")
@@ -168,12 +166,12 @@ def _routing(routing: Sequence[Any], words: Sequence[str]) -> list[str]:
             figures = [
                 f'<figure class="map">{_png(_heat_map(weights[..., k]), name)}<figcaption>image: {escape(name)}, mean '
                 f"{100 * weights[..., k].mean():.0f} %</figcaption></figure>"
-                for k, name in enumerate(IMAGE_EXPERTS)
+                for k, name in enumerate(layer.image_experts)
             ]
             parts.append(f'<div class="row">{"".join(figures)}</div>')
         means = layer.language.mean(dim=0).tolist() if len(layer.language) else []
         for k, mean in enumerate(means):
-            said = f"language: {LANGUAGE_EXPERTS[k]}, mean {100 * mean:.0f} %"
+            said = f"language: {layer.language_experts[k]}, mean {100 * mean:.0f} %"
             if len(words) == len(layer.language):
                 pairs = list(zip(words, layer.language[:, k].tolist(), strict=True))
                 parts.append(f"<figcaption>{escape(said)}</figcaption>{_shade(pairs)}")

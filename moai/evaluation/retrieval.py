@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, StrictInt
+from transformers import AutoModel, AutoProcessor
 
 from moai.checkpoints.io.contents import hash_checkpoint
 from moai.data.image_samples import ImageDataset
 from moai.data.image_settings import ImageDataSettings, ImageSourceSettings
-from moai.models.tcl.modeling_tcl import TCLModel
-from moai.models.tcl.processing_tcl import TCLProcessor
+from moai.models.registry import MODEL_SPECS
 from moai.settings import load_settings, read_yaml, settings, to_plain
 from verbalizers.core.durable_files import atomic_file, hold_folder
 
@@ -51,13 +51,14 @@ class RetrievalTest(ImageSourceSettings):
 
 
 def compares_texts(folder: str | Path) -> bool:
-    """Whether a checkpoint is a model that compares images and texts and answers nothing: a TCL.
+    """Whether a checkpoint is a model that compares images and texts and answers nothing.
 
     Args:
         folder: Of the checkpoint, or a hub name, of which none is known.
     """
     file = Path(folder) / "config.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == "tcl"
+    spec = MODEL_SPECS.get(json.loads(file.read_text(encoding="utf-8")).get("model_type")) if file.is_file() else None
+    return spec is not None and spec.compares_texts
 
 
 def evaluate_retrieval(
@@ -71,7 +72,7 @@ def evaluate_retrieval(
     """Search among captioned images with a model.
 
     Args:
-        folder: Of a TCL with its processor.
+        folder: Of a model that :func:`compares_texts`, with its processor.
         test: "scenes", a file of captioned images, or a YAML file of :class:`RetrievalTest`.
         overrides: ``key=value`` words laid over it.
         out: Folder that receives ``results.json``; None = nothing is written.
@@ -84,7 +85,7 @@ def evaluate_retrieval(
     Raises:
         ValueError: The test is not as expected, or rows are bad.
     """
-    model = TCLModel.from_pretrained(folder, dtype=torch.float32).eval().to(device or "cpu")
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval().to(device or "cpu")
     side = model.config.vision_config.image_size
     content: Mapping[str, Any] = {"path": test}
     if test == "scenes":
@@ -95,7 +96,7 @@ def evaluate_retrieval(
     source = {name: value for name, value in to_plain(asked).items() if name not in ("num_matched", "max_bad_rows")}
     data = load_settings(ImageDataSettings, {"sources": [source], "max_bad_rows": asked.max_bad_rows})
     dataset = ImageDataset(data, has_captions=True)
-    processor = TCLProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
     found = measure_retrieval(model, processor, dataset, batch_size, asked.num_matched)
     results = {"test": to_plain(asked), "model": hash_checkpoint(folder), "data": dataset.identity(), **found}
     if out is not None:
@@ -156,12 +157,12 @@ def recall_at(scores: RetrievalScores, ranks: Sequence[int] = RANKS) -> dict[str
 
 @torch.no_grad()
 def score_pairs(
-    model: TCLModel, processor: TCLProcessor, dataset: ImageDataset, batch_size: int = 32, num_matched: int = 0
+    model: Any, processor: Any, dataset: ImageDataset, batch_size: int = 32, num_matched: int = 0
 ) -> RetrievalScores:
     """Compare all images with all of their captions.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode, with the methods of a :class:`moai.models.tcl.modeling_tcl.TCLModel`.
         processor: Its processor.
         dataset: Captioned images.
         batch_size: Images, texts or pairs per forward pass.
@@ -200,7 +201,7 @@ def score_pairs(
 
 
 def measure_retrieval(
-    model: TCLModel, processor: TCLProcessor, dataset: ImageDataset, batch_size: int = 32, num_matched: int = 0
+    model: Any, processor: Any, dataset: ImageDataset, batch_size: int = 32, num_matched: int = 0
 ) -> dict[str, Any]:
     """Recall at 1, 5 and 10 both ways; see :func:`score_pairs` for the arguments.
 

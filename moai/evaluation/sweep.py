@@ -27,7 +27,6 @@ from moai.checkpoints.io.contents import hash_checkpoint
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.data.training_data import DataSettings, build_training_dataset
-from moai.models.moai.task_moai import draw_routing
 from moai.pipeline.pipeline import Pipeline
 from moai.settings import load_settings, settings, to_plain
 from moai.training.model_building import build_model, find_answering, find_task
@@ -315,16 +314,16 @@ def answer_variant(folder: str, test: SweepTest) -> AnsweredTest:
         lengths.extend(num_virtual + length for length in batch["attention_mask"].sum(dim=1).tolist())
         return batch
 
-    def route(batch: int) -> dict[str, Any]:
-        if test.routing is None and test.top_k is None:
-            return {}
-        mixer = pipeline.model.config.mixer_config
-        chosen = test.routing or mixer.routing, test.top_k or mixer.top_k
-        return {"routing": draw_routing(*chosen, (test.seed, batch), len(pipeline.model.model.mixers.layer_indices))}
+    wanted = {name: value for name in ("routing", "top_k") if (value := getattr(test, name)) is not None}
 
     answering.encode = counting
     asked, began = load_test(test), time.monotonic()
-    batches = answer_test(pipeline, asked, batch_size=test.batch_size, options=route)
+    batches = answer_test(
+        pipeline,
+        asked,
+        batch_size=test.batch_size,
+        options=lambda batch: answering.draw_options(wanted, (test.seed, batch)),
+    )
     rows = [row for batch in batches for row in batch.rows["model"]]
     seconds = (time.monotonic() - began) / len(rows)
     return AnsweredTest(rows, round(seconds, 4), round(sum(lengths) / len(lengths), 1), answering.num_latents)

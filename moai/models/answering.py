@@ -7,7 +7,7 @@ command once it has one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,7 @@ class Answering(ABC):
         served_options: Those of them that a stranger may set over a network: none that names files. What has much
             computed is bounded by the server.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
+        scene_encoder: The model's ``encode_scenes``, of scenes, what is worth saying and kinds, see ``scenes_X.py``.
         model_class: What loads the model.
         processor_class: What loads the processor.
         can_quantize: Whether the model loads in 4 and 8 bits.
@@ -80,6 +81,7 @@ class Answering(ABC):
     option_names: tuple[str, ...] = ()
     served_options: tuple[str, ...] = ()
     text_input: str
+    scene_encoder: Callable[..., dict[str, list[Any]]]
     model_class: type
     processor_class: type
     can_quantize: bool = False
@@ -264,7 +266,6 @@ class Answering(ABC):
         earlier = list(zip(texts[:-1:2], texts[1::2], strict=True))
         return self.prepare(images[0], texts[-1], max_new_tokens, earlier)
 
-    @abstractmethod
     def encode_scenes(
         self,
         scenes: Sequence[Any],
@@ -280,6 +281,12 @@ class Answering(ABC):
             kinds: Which kinds are said; None = all.
             options: From :meth:`parse_options`; those that decide how scenes are written count.
         """
+        chosen = self.scene_settings(settings, options or {})
+        return type(self).scene_encoder(scenes, settings.words, kinds, **chosen)
+
+    def scene_settings(self, settings: VerbalizerSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What :attr:`scene_encoder` takes beside scenes, words and kinds; see :meth:`encode_scenes`."""
+        return {}
 
     @staticmethod
     def join_scene_inputs(found: Mapping[str, Sequence[Any]], counts: Sequence[int]) -> dict[str, list[Any]]:
@@ -335,6 +342,18 @@ class Answering(ABC):
         if "choices" in chosen:
             chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
+
+    def draw_options(self, wanted: Mapping[str, Any], seed: tuple[int, ...]) -> dict[str, Any]:
+        """Options of an answer for a batch of a sweep's test; see :class:`moai.evaluation.sweep_settings.SweepTest`.
+
+        Args:
+            wanted: Options by name; empty = the model's own ways.
+            seed: Numbers that decide what is random.
+
+        Raises:
+            ValueError: The model has no such option.
+        """
+        return self.parse_options(wanted)
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """Arguments of :meth:`generate` for some of the queries of a call.

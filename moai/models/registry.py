@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .answering import Answering
 
-__all__ = ["MODEL_SPECS", "PROMPTED", "ModelSpec", "find_answering", "find_spec", "load_named", "register_auto_classes"]
+__all__ = [
+    "MODEL_SPECS",
+    "PROMPTED",
+    "TEXT_READER",
+    "ModelSpec",
+    "find_answering",
+    "find_spec",
+    "load_named",
+    "register_auto_classes",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class ModelSpec:
             answers none.
         converter: :class:`moai.checkpoints.convert.driver.ConversionKind` of its published weights.
         purpose: What a model that answers nothing is for, in a sentence.
+        compares_texts: Whether it finds images by texts and texts by images, see :mod:`moai.evaluation.retrieval`.
         published: Names of models whose weights need not be here -> functions that return configuration and processor
             of each, for ``moai plan``.
         backbones: Function of a vision tower's and a decoder's name that returns the same for a new model around them.
@@ -45,6 +55,7 @@ class ModelSpec:
     settings: str | None = None
     converter: str | None = None
     purpose: str = ""
+    compares_texts: bool = False
     published: Mapping[str, str] = field(default_factory=dict)
     backbones: str | None = None
 
@@ -86,6 +97,7 @@ MODEL_SPECS = {
         ModelSpec(
             "tcl",
             converter="moai.checkpoints.convert.tcl.KIND",
+            compares_texts=True,
             purpose="It finds images by sentences and sentences by images (`moai evaluate FOLDER captions.jsonl`, "
             "`AutoModel`), and gives its vision tower to a model that answers (`model.vision=FOLDER` of `moai train`).",
         ),
@@ -98,6 +110,8 @@ PROMPTED = ModelSpec(
     task="moai.models.prompted.task_prompted.PromptedTask",
     settings="moai.models.prompted.settings_prompted.PromptedTrainSettings",
 )
+#: A decoder alone, which reads the verbalization in its prompt, as an :class:`moai.models.answering.Answering`.
+TEXT_READER = "moai.models.moai.text_reader.TextReaderAnswering"
 
 
 def find_spec(name: str, model_type: str | None) -> ModelSpec:

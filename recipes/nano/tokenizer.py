@@ -13,9 +13,9 @@ from random import Random
 
 from moai.models.moai.chat_templates import SYSTEM_PROMPT
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
-from moai.models.moai.tokenization_training import train_tokenizer
 from moai.scenes.scenes import Scenes, add_noise
 from moai.scenes.signs import sign_words
+from recipes.nano.tokenization_training import train_tokenizer
 from verbalizers.core.scene import verbalize_scene
 from verbalizers.core.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENING
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from moai import InternLM2Tokenizer, MoAIProcessor
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
 from moai.models.moai.tokenization_internlm2 import IMAGE_TOKEN
-from moai.models.moai.tokenization_training import train_tokenizer
+from recipes.nano.tokenization_training import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from verbalizers.store.sources import read_sources
 
 def read_words(reader: TextReaderAnswering, words: list[str], questions: list[str]) -> list[str]:
     """Answers of a text reader."""
-    inputs = reader.encode([], [(question, ()) for question in questions], {"context": words}, 4)
+    inputs = reader.encode([], [(question, ()) for question in questions], {"auxiliary_text": words}, 4)
     return [answer.parts[0] for answer in reader.generate(inputs, {}, False, max_new_tokens=4)]
 
 

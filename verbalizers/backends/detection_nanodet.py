@@ -71,11 +71,14 @@ class NanoDetDetector(CheckpointVerbalizer):
             raise ValueError(f"`scales` must hold numbers above 0 and up to 1, got {self.scales}.")
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
+        import torch
+
         from verbalizers.nanodet import NanoDetForObjectDetection
 
         model = from_pretrained(NanoDetForObjectDetection, self.checkpoint, dtype=dtype, use_safetensors=True)
         names = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
-        return SimpleNamespace(model=model.to(device).eval(), names=names)
+        model = model.to(device, memory_format=torch.channels_last)  # convolutions are sooner so
+        return SimpleNamespace(model=model.eval(), names=names)
 
     def _predict_batch(self, loaded: SimpleNamespace, images: list[np.ndarray]) -> list[Detections]:
         import torch

@@ -5,6 +5,7 @@ They are listed without being imported.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -14,8 +15,12 @@ __all__ = ["ENTRY_POINT_GROUP", "import_plugin", "import_plugins", "list_plugins
 ENTRY_POINT_GROUP = "moai.verbalizers"
 
 
-def list_plugins() -> dict[tuple[str, str], EntryPoint]:
-    """The installed plug-ins by (kind, backend), not imported."""
+@cache
+def list_plugins() -> Mapping[tuple[str, str], EntryPoint]:
+    """The installed plug-ins by (kind, backend), not imported.
+
+    Listed once: reading the metadata of all installed packages takes milliseconds.
+    """
     found = {}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         kind, _, backend = entry.name.partition(".")
@@ -39,7 +44,7 @@ def import_plugin(entry: EntryPoint) -> Any:
 def import_plugins(kind: str) -> dict[str, tuple[EntryPoint, Any]]:
     """Import the installed plug-ins of a kind, and with them what they register.
 
-    Done once per kind: reading the metadata of all installed packages takes milliseconds.
+    Done once per kind.
 
     Returns:
         Backend -> entry point and what it names.

@@ -14,6 +14,7 @@ from ...models.registry import MODEL_SPECS, load_named
 from ..io.hub_download import download_checkpoint
 from ..io.lookup import is_hub_name
 from ..io.tensor_folder import TORCH_SUFFIXES, TensorFolder
+from ..io.tensor_writing import DEFAULT_SHARD_BYTES
 from .driver import ConversionKind
 from .published_verbalizers import PublishedVerbalizers
 from .report import ConversionReport
@@ -39,6 +40,7 @@ def convert(
     force: bool = False,
     revision: str | None = None,
     verbalizers: PublishedVerbalizers | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
     **settings: Any,
 ) -> ConversionReport:
     """Convert a checkpoint to this project's format, whatever kind it is.
@@ -53,9 +55,9 @@ def convert(
         force: Replace an existing output.
         revision: Branch, tag or commit on the hub; None = the main branch.
         verbalizers: Who looks for a converted MoAI; None = the published models.
+        shard_bytes: Size of a weight file; memory needed is about as much.
         **settings: Of the kind's own function: ``image_size``, an OpenFlamingo's ``text`` and ``vision``, an
-            Emu's ``text``, a Prismer's
-            ``label_encoder``.
+            Emu's ``text``, a Prismer's ``label_encoder``.
 
     Returns:
         An account of what was read and written.
@@ -71,11 +73,11 @@ def convert(
         raise ValueError(
             f"Expected a checkpoint, got {name}, which does not exist. Check the path, or give a hub name (owner/name)."
         )
-    notes: tuple[str, ...] = ()
+    notes, origin = (), None
     if is_on_hub:
         check_output(output, force=force)
         source = download_checkpoint(name, revision)
-        settings["origin"] = f"{name} at {source.name}"
+        origin = f"{name} at {source.name}"
         notes = _fetch(verbalizers or PublishedVerbalizers())
     handler, weights = _find_kind(source, kind)
     if "verbalizers" in handler.own_settings:
@@ -89,7 +91,9 @@ def convert(
             f"expected settings of the kind {handler.name!r} ({', '.join(handler.own_settings) or 'it has none'}), got "
             f"{', '.join(strangers)}. Leave them out."
         )
-    report = handler.convert(weights, source, output, dtype=stored, force=force, **settings)
+    report = handler.run(
+        weights, source, output, dtype=stored, force=force, origin=origin, shard_bytes=shard_bytes, **settings
+    )
     return replace(report, notes=(*report.notes, *notes))
 
 

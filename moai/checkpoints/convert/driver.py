@@ -23,7 +23,6 @@ __all__ = [
     "Converted",
     "find_family",
     "load_fitting_tokenizer",
-    "write_converted",
 ]
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
@@ -36,14 +35,16 @@ class ConversionKind:
     Attributes:
         name: For example ``official-moai``.
         recognises: Tells from the tensors' names whether they are of this kind.
-        convert: ``convert(weights, source, output, *, dtype, force, **settings) -> ConversionReport``.
+        convert: ``convert(weights, source, dtype, **settings) -> Converted``, of the opened weights, their place and
+            the dtype that is asked for or None. It raises a ValueError where a key is unknown, missing or of the wrong
+            shape, or a part cannot be had.
         own_settings: Settings that not every kind has.
         subfolder: Where in a folder the weights may lie.
     """
 
     name: str
     recognises: Callable[[Mapping[str, Any]], bool]
-    convert: Callable[..., ConversionReport]
+    convert: Callable[..., Converted]
     own_settings: tuple[str, ...] = ()
     subfolder: str = ""
 
@@ -56,6 +57,60 @@ class ConversionKind:
         inner = source / self.subfolder
         return TensorFolder(inner if self.subfolder and inner.is_dir() else source)
 
+    def run(
+        self,
+        weights: TensorFolder,
+        source: Path,
+        output: Path,
+        *,
+        dtype: torch.dtype | None = None,
+        force: bool = False,
+        origin: str | None = None,
+        shard_bytes: int = DEFAULT_SHARD_BYTES,
+        **settings: Any,
+    ) -> ConversionReport:
+        """Convert and write; the folder appears only when everything succeeded.
+
+        Args:
+            weights: From :meth:`open`.
+            source: What is converted.
+            output: Folder to create.
+            dtype: Of the weights written; None = the source's.
+            force: Replace an existing output.
+            origin: What report and card call the source; None = its path in the report.
+            shard_bytes: Size of a weight file; memory needed is about as much.
+            **settings: Of the kind.
+        """
+        made = self.convert(weights, source, dtype, **settings)
+        made.config.dtype, dtype = made.stored, made.dtype
+        families: Counter[str] = Counter()
+        with atomic_folder(output, force=force) as folder:
+            extra = made.finish(folder)  # the quick part: what is wrong fails early
+            writer = ShardedWriter(folder, shard_bytes)
+            for name, values in made.tensors:
+                writer.add(name, values.to(dtype) if dtype is not None and values.is_floating_point() else values)
+                families[made.family(name)] += values.numel()
+            files = writer.finish()
+            for part in (made.config, *made.saved):
+                part.save_pretrained(folder)
+            if made.licences:
+                notes = [note for note in made.notes if note not in made.licences]
+                write_card(folder, origin or source.name, notes, made.name, made.licences)
+        return ConversionReport(
+            kind=self.name,
+            source=origin or source,
+            output=output,
+            num_source_tensors=len(weights.tensors),
+            num_tensors=writer.num_tensors,
+            num_parameters=writer.num_parameters,
+            num_bytes=writer.num_bytes,
+            dtype=str(made.stored).removeprefix("torch."),
+            families=dict(families),
+            files=(*files, *extra),
+            sizes=dict(made.sizes),
+            notes=tuple(made.notes),
+        )
+
 
 @dataclass
 class Converted:
@@ -65,9 +120,11 @@ class Converted:
         name: Of the model, for the card.
         config: Its configuration.
         tensors: By our names, one after the other.
-        licences: Sentences for the card.
+        licences: Sentences for the card; without any there is none.
         notes: What is worth knowing, one sentence each.
         sizes: The sizes that were found, by name.
+        stored: Dtype that the configuration names.
+        dtype: Floats are written in it; None = each in its own.
         saved: What else is written with ``save_pretrained``: processor, generation settings, verbalizers.
         finish: Writes further files into the folder and returns those of weights.
         family: Part of the model that a tensor belongs to.
@@ -79,6 +136,8 @@ class Converted:
     licences: tuple[str, ...]
     notes: list[str]
     sizes: Mapping[str, Any]
+    stored: torch.dtype
+    dtype: torch.dtype | None
     saved: Sequence[Any] = ()
     finish: Callable[[Path], list[str]] = field(default=lambda folder: [])
     family: Callable[[str], str] = field(default=lambda name: find_family(name))
@@ -124,59 +183,3 @@ def load_fitting_tokenizer(
             f"in {given}."
         )
     return loaded
-
-
-def write_converted(
-    made: Converted,
-    *,
-    kind: str,
-    source: Path,
-    output: Path,
-    num_source_tensors: int,
-    stored: torch.dtype,
-    dtype: torch.dtype | None,
-    force: bool,
-    origin: str | None,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
-) -> ConversionReport:
-    """Write what a converter made; the folder appears only when everything succeeded.
-
-    Args:
-        made: Model and what belongs to it.
-        kind: Name of the kind.
-        source: What was converted.
-        output: Folder to create.
-        num_source_tensors: Of the source.
-        stored: Dtype that the configuration names.
-        dtype: Floats are written in it; None = each in its own.
-        force: Replace an existing output.
-        origin: What report and card call the source; None = its path in the report.
-        shard_bytes: Size of a weight file; memory needed is about as much.
-    """
-    made.config.dtype = stored
-    families: Counter[str] = Counter()
-    with atomic_folder(output, force=force) as folder:
-        extra = made.finish(folder)  # the quick part: what is wrong fails early
-        writer = ShardedWriter(folder, shard_bytes)
-        for name, values in made.tensors:
-            writer.add(name, values.to(dtype) if dtype is not None and values.is_floating_point() else values)
-            families[made.family(name)] += values.numel()
-        files = writer.finish()
-        for part in (made.config, *made.saved):
-            part.save_pretrained(folder)
-        notes = [note for note in made.notes if note not in made.licences]
-        write_card(folder, origin or source.name, notes, made.name, made.licences)
-    return ConversionReport(
-        kind=kind,
-        source=origin or source,
-        output=output,
-        num_source_tensors=num_source_tensors,
-        num_tensors=writer.num_tensors,
-        num_parameters=writer.num_parameters,
-        num_bytes=writer.num_bytes,
-        dtype=str(stored).removeprefix("torch."),
-        families=dict(families),
-        files=(*files, *extra),
-        sizes=dict(made.sizes),
-        notes=tuple(made.notes),
-    )

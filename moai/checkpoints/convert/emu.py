@@ -18,8 +18,7 @@ from ...models.emu.modeling_emu import EmuForConditionalGeneration
 from ...models.emu.prompts import SPECIAL_TOKENS
 from ..io.key_check import check_keys
 from ..io.tensor_folder import TensorFolder, list_names
-from .driver import ConversionKind, Converted, write_converted
-from .report import ConversionReport
+from .driver import ConversionKind, Converted
 
 LICENCE = "The released weights are under LLaMA's first licence: for research, not for commercial use."
 _DECODER_PARTS = ("unet", "vae")
@@ -29,35 +28,19 @@ _LEFT_OUT = ("safety_checker", "feature_extractor")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
-def convert_emu(
+def _convert(
     weights: TensorFolder,
     source: Path,
-    output: Path,
+    dtype: torch.dtype | None,
     *,
     text: str | Path | None = None,
-    dtype: torch.dtype | None = None,
-    force: bool = False,
-    origin: str | None = None,
     **config_settings: Any,
-) -> ConversionReport:
-    """Convert a released Emu or Emu-I; a LoRA is merged into the decoder.
+) -> Converted:
+    """An Emu or Emu-I, whose LoRA is merged into the decoder; see :class:`.ConversionKind`.
 
-    Args:
-        weights: Of its file or of its shards.
-        source: Where they lie, or the folder that holds ``multimodal_encoder/``, ``unet/``, ``vae/`` and
-            ``scheduler/``.
-        output: Folder to create; it appears only when everything succeeded.
-        text: Folder or hub name of the decoder's tokenizer; None = that beside the weights.
-        dtype: Of the weights written; None = one that holds all parts without loss.
-        force: Replace an existing output.
-        origin: What report and card call the source; None = its path in the report.
-        **config_settings: See :func:`moai.models.emu.convert.build_config`.
-
-    Returns:
-        An account of what was read and written.
-
-    Raises:
-        ValueError: A key is unknown, missing or of the wrong shape, or the parts do not fit.
+    ``source`` may be the folder that holds ``multimodal_encoder/``, ``unet/``, ``vae/`` and ``scheduler/``; ``text``:
+    folder or hub name of the decoder's tokenizer, None = that beside the weights; the other settings: see
+    :func:`moai.models.emu.convert.build_config`.
     """
     place = weights.folder
     plan = plan_conversion(weights.shapes)
@@ -85,7 +68,7 @@ def convert_emu(
     if not draws and place == source:
         notes.append("no visual decoder beside the weights: it answers in text only")
     text_config = config.text_config
-    made = Converted(
+    return Converted(
         name="Emu-I" if has_turns else "Emu",
         config=config,
         tensors=convert_emu_tensors(weights.read, plan),
@@ -99,13 +82,11 @@ def convert_emu(
             "decoder": f"{text_config.num_hidden_layers} layers of {text_config.hidden_size}, vocabulary "
             f"{text_config.vocab_size}",
         },
+        stored=stored,
+        dtype=stored,
         saved=saved,
         finish=lambda folder: _convert_visual_decoder(source, folder, config, dtype) if draws else [],
     )
-    return write_converted(
-        made, kind=KIND.name, source=source, output=output, num_source_tensors=len(weights.tensors), stored=stored,
-        dtype=stored, force=force, origin=origin,
-    )  # fmt: skip
 
 
 def _find_tokenizer(
@@ -195,4 +176,4 @@ def _read_json(file: Path, part: str) -> dict[str, Any]:
 
 
 # The released folder keeps the model beside the visual decoder's parts.
-KIND = ConversionKind("emu", looks_like_emu, convert_emu, ("text",), subfolder="multimodal_encoder")
+KIND = ConversionKind("emu", looks_like_emu, _convert, ("text",), subfolder="multimodal_encoder")

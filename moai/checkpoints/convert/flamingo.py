@@ -11,42 +11,24 @@ import torch
 from ...models.flamingo.backbones import build_generation_config, build_processor
 from ...models.flamingo.convert import convert_open_flamingo, looks_like_open_flamingo
 from ..io.tensor_folder import TensorFolder
-from .driver import ConversionKind, Converted, write_converted
-from .report import ConversionReport
+from .driver import ConversionKind, Converted
 
 LICENCES = "Each part's licence holds for its weights: the checkpoint's, the decoder's and the vision tower's."
 
 
-def convert_flamingo(
+def _convert(
     weights: TensorFolder,
     source: Path,
-    output: Path,
+    dtype: torch.dtype | None,
     *,
     text: str | Path | None = None,
     vision: str | Path | None = None,
-    dtype: torch.dtype | None = None,
-    force: bool = False,
-    origin: str | None = None,
     **config_fields: Any,
-) -> ConversionReport:
-    """Convert a published OpenFlamingo.
+) -> Converted:
+    """An OpenFlamingo; see :class:`.ConversionKind`.
 
-    Args:
-        weights: Of its ``checkpoint.pt``.
-        source: Where they lie.
-        output: Folder to create; it appears only when everything succeeded.
-        text: Folder or hub name of its decoder.
-        vision: Likewise of its CLIP.
-        dtype: Of the weights written; None = one that holds all parts without loss.
-        force: Replace an existing output.
-        origin: What report and card call the source; None = its path in the report.
-        **config_fields: See :func:`moai.models.flamingo.convert.convert_open_flamingo`.
-
-    Returns:
-        An account of what was read and written.
-
-    Raises:
-        ValueError: A part is not given, or the parts do not fit.
+    ``text`` and ``vision``: folder or hub name of its decoder and of its CLIP; the other settings: see
+    :func:`moai.models.flamingo.convert.convert_open_flamingo`.
     """
     if text is None:
         raise ValueError(
@@ -63,7 +45,7 @@ def convert_flamingo(
         notes.append(f"no tokenizer in {text}: no processor was written")
     else:
         saved.append(build_processor(config, converted.tokenizer, vision))
-    made = Converted(
+    return Converted(
         name="OpenFlamingo",
         config=config,
         tensors=converted.tensors.items(),
@@ -76,12 +58,10 @@ def convert_flamingo(
             "resampler": f"{config.resampler_depth} layers, {config.num_latents} latents",
             "image_token_id": config.image_token_id,
         },
+        stored=stored,
+        dtype=stored,
         saved=saved,
     )
-    return write_converted(
-        made, kind=KIND.name, source=source, output=output, num_source_tensors=len(weights.tensors), stored=stored,
-        dtype=stored, force=force, origin=origin,
-    )  # fmt: skip
 
 
-KIND = ConversionKind("open-flamingo", looks_like_open_flamingo, convert_flamingo, ("text", "vision"))
+KIND = ConversionKind("open-flamingo", looks_like_open_flamingo, _convert, ("text", "vision"))

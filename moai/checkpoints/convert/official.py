@@ -19,13 +19,11 @@ from ...models.moai.modeling_moai import MoAIForConditionalGeneration
 from ...models.moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
 from ..io.key_check import check_keys
 from ..io.tensor_folder import TensorFolder
-from ..io.tensor_writing import DEFAULT_SHARD_BYTES
-from .driver import ConversionKind, Converted, find_family, write_converted
+from .driver import ConversionKind, Converted, find_family
 from .official_config import OfficialSizes, build_official_config, looks_official
 from .official_keys import convert_official_tensor
 from .official_processor import build_official_processor
 from .published_verbalizers import PublishedVerbalizers
-from .report import ConversionReport
 
 _ABOUT = (
     "The source's licence holds for these weights, each",
@@ -36,57 +34,20 @@ _ABOUT = (
 _ADVICE = "Check that all shards and the right config.json are there."
 
 
-def convert_official_checkpoint(
-    source: str | Path,
-    output: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    force: bool = False,
-    image_size: int | None = None,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
-    verbalizers: PublishedVerbalizers | None = None,
-    origin: str | None = None,
-) -> ConversionReport:
-    """Convert an official-format checkpoint folder.
-
-    The folder written is whole: model, processor, ``verbalizers.json`` with what the release looks with, and a card.
-
-    Args:
-        source: Folder with config.json, weights and tokenizer.model.
-        output: Folder to create. It appears only when everything succeeded.
-        dtype: Store floating tensors in this dtype; None keeps theirs.
-        force: Replace an existing output folder.
-        image_size: Side of images in pixels; None takes the source's (490 for the released weights).
-        shard_bytes: Size of a weight file; memory needed is about as much.
-        verbalizers: Who looks; None = the published models, by their names on the hub.
-        origin: What report and card call the source, for example a hub name; None = its path in the report.
-
-    Returns:
-        An account of what was read and written.
-
-    Raises:
-        ValueError: If the source is no such folder, a key is unknown, missing or of the wrong shape, or the output
-            exists and ``force`` is not given.
-    """
-    source = Path(source)
-    return _convert(
-        TensorFolder(source), source, Path(output), dtype=dtype, force=force, image_size=image_size,
-        shard_bytes=shard_bytes, verbalizers=verbalizers, origin=origin,
-    )  # fmt: skip
-
-
 def _convert(
     weights: TensorFolder,
     source: Path,
-    output: Path,
-    *,
     dtype: torch.dtype | None,
-    force: bool,
+    *,
     image_size: int | None = None,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
     verbalizers: PublishedVerbalizers | None = None,
-    origin: str | None = None,
-) -> ConversionReport:
+) -> Converted:
+    """A MoAI in its official format; see :class:`.ConversionKind`.
+
+    The folder written is whole: model, processor, ``verbalizers.json`` with what the release looks with, and a card.
+    ``image_size``: side of images in pixels, None = the source's (490 for the released weights); ``verbalizers``: who
+    looks, None = the published models, by their names on the hub.
+    """
     raw_config = read_config(source)
     tokenizer = _load_tokenizer(source)
     notes: list[str] = []
@@ -108,21 +69,19 @@ def _convert(
             notes.append(f"no tokenizer.model in {source.name}: no processor was written")
         return []
 
-    made = Converted(
+    return Converted(
         name="MoAI",
         config=config,
         tensors=(pair for key, tensor in weights for pair in convert(key, tensor).items()),
         licences=_ABOUT,
         notes=notes,
         sizes=_describe(config, sizes),
+        stored=dtype or weights.main_dtype,
+        dtype=dtype,
         saved=saved,
         finish=write_verbalizers,
         family=lambda name: "partial_lora" if ".update.lora_" in name else find_family(name),
     )
-    return write_converted(
-        made, kind=KIND.name, source=source, output=output, num_source_tensors=len(weights.tensors),
-        stored=dtype or weights.main_dtype, dtype=dtype, force=force, origin=origin, shard_bytes=shard_bytes,
-    )  # fmt: skip
 
 
 def read_config(source: Path) -> dict[str, Any]:
@@ -196,4 +155,4 @@ def _describe(config: MoAIConfig, sizes: OfficialSizes) -> dict[str, Any]:
     }
 
 
-KIND = ConversionKind("official-moai", looks_official, _convert, ("image_size", "shard_bytes", "verbalizers"))
+KIND = ConversionKind("official-moai", looks_official, _convert, ("image_size", "verbalizers"))

@@ -27,8 +27,7 @@ from ..io.key_check import check_keys
 from ..io.published_settings import published_entries
 from ..io.tensor_folder import TensorFolder
 from ..io.verbalizer_settings import VerbalizerSettings
-from .driver import ConversionKind, Converted, load_fitting_tokenizer, write_converted
-from .report import ConversionReport
+from .driver import ConversionKind, Converted, load_fitting_tokenizer
 
 _ADVICE = "Check that the whole file of a Prismer or PrismerZ is there."
 LICENCE = "The published weights are under the NVIDIA Source Code License (NSCL): not for commercial use."
@@ -38,39 +37,21 @@ _TOKENIZERS = {768: "FacebookAI/roberta-base", 1024: "FacebookAI/roberta-large"}
 _SEGMENTER, _DEPTH = "facebook/mask2former-swin-large-coco-panoptic", "Intel/dpt-hybrid-midas"
 
 
-def convert_prismer(
+def _convert(
     weights: TensorFolder,
     source: Path,
-    output: Path,
+    dtype: torch.dtype | None,
     *,
     label_encoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
     num_vision_heads: int | None = None,
     num_text_heads: int | None = None,
-    dtype: torch.dtype | None = None,
-    force: bool = False,
-    origin: str | None = None,
-) -> ConversionReport:
-    """Convert a published Prismer or PrismerZ.
+) -> Converted:
+    """A Prismer or PrismerZ; see :class:`.ConversionKind`.
 
-    Args:
-        weights: Of its ``pytorch_model.bin`` or safetensors.
-        source: Where they lie.
-        output: Folder to create; it appears only when everything succeeded.
-        label_encoder: Folder or hub name of the CLIP whose text encoder turns names of labels into features; None =
-            the folder written knows none, and says so when it is asked about an image with them.
-        tokenizer: Folder or hub name; None = that beside the weights, else RoBERTa's of the same width.
-        num_vision_heads: See :func:`moai.models.prismer.convert.build_config`.
-        num_text_heads: Likewise.
-        dtype: Store floating tensors in this dtype; None keeps theirs.
-        force: Replace an existing output.
-        origin: What report and card call the source; None = its path in the report.
-
-    Returns:
-        An account of what was read and written.
-
-    Raises:
-        ValueError: A key is unknown, missing or of the wrong shape, or a part cannot be had.
+    ``label_encoder``: folder or hub name of the CLIP whose text encoder turns names of labels into features; None = the
+    folder written knows none, and says so when it is asked about an image with them. ``tokenizer``: None = that beside
+    the weights, else RoBERTa's of the same width. Heads: see :func:`moai.models.prismer.convert.build_config`.
     """
     config = build_config(weights.shapes, num_vision_heads, num_text_heads)
     contradicting = [
@@ -81,7 +62,6 @@ def convert_prismer(
     model_class = PrismerForConditionalGeneration
     check_keys(source, weights.shapes, convert_prismer_tensor, model_class, config, _ADVICE, contradicting)
     notes = [LICENCE]
-    stored = dtype or weights.main_dtype
     config.architectures = ["PrismerForConditionalGeneration"]
     reads_labels = bool(set(config.experts) & set(LABEL_EXPERTS))
     if label_encoder is not None and not reads_labels:
@@ -105,20 +85,18 @@ def convert_prismer(
             "openai/clip-vit-large-patch14, whose text encoder it used"
         )
     special = {name: getattr(text, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    made = Converted(
+    return Converted(
         name="Prismer" if config.experts else "PrismerZ",
         config=config,
         tensors=(pair for key, tensor in weights for pair in convert_prismer_tensor(key, tensor).items()),
         licences=(LICENCE,),
         notes=notes,
         sizes=_describe(config),
+        stored=dtype or weights.main_dtype,
+        dtype=dtype,
         saved=[GenerationConfig(**special), processor],
         finish=lambda folder: [] if _choose_verbalizers(config).save(folder) else [],
     )
-    return write_converted(
-        made, kind=KIND.name, source=source, output=output, num_source_tensors=len(weights.tensors), stored=stored,
-        dtype=dtype, force=force, origin=origin,
-    )  # fmt: skip
 
 
 def _fit_labels(label_encoder: str | Path, size: int) -> LabelFeatures:
@@ -150,4 +128,4 @@ def _describe(config: PrismerConfig) -> dict[str, Any]:
     }
 
 
-KIND = ConversionKind("prismer", looks_like_prismer, convert_prismer, ("label_encoder",))
+KIND = ConversionKind("prismer", looks_like_prismer, _convert, ("label_encoder",))

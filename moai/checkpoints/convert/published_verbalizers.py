@@ -130,7 +130,7 @@ def _scene_graph_entry(source: str | Path, folder: Path) -> dict[str, Any]:
         weights = PSGTR.open(path)
         if not PSGTR.recognises(weights.tensors):
             raise ValueError(f"expected the weights of a PSGTR, got {path}, which holds none. Check the file.")
-        PSGTR.convert(weights, path, folder / FOLDER / "scene_graph")
+        PSGTR.run(weights, path, folder / FOLDER / "scene_graph")
         checkpoint = f"./{FOLDER}/scene_graph"
     else:
         checkpoint = _place(source, "scene_graph", folder)

@@ -12,43 +12,25 @@ from ...models.tcl.modeling_tcl import TCLModel
 from ...models.tcl.processing_tcl import TCLProcessor
 from ..io.key_check import check_keys
 from ..io.tensor_folder import TensorFolder
-from .driver import ConversionKind, Converted, load_fitting_tokenizer, write_converted
-from .report import ConversionReport
+from .driver import ConversionKind, Converted, load_fitting_tokenizer
 
 _TOKENIZER = "google-bert/bert-base-uncased"
 _ADVICE = "Check that it is the whole file of a TCL after its pre-training."
 
 
-def convert_tcl(
+def _convert(
     weights: TensorFolder,
     source: Path,
-    output: Path,
+    dtype: torch.dtype | None,
     *,
     tokenizer: str | Path | None = None,
     num_vision_heads: int | None = None,
     num_text_heads: int | None = None,
-    dtype: torch.dtype | None = None,
-    force: bool = False,
-    origin: str | None = None,
-) -> ConversionReport:
-    """Convert a published TCL.
+) -> Converted:
+    """A TCL; see :class:`.ConversionKind`.
 
-    Args:
-        weights: Of ``TCL_4M.pth`` or the like.
-        source: Where they lie.
-        output: Folder to create; it appears only when everything succeeded.
-        tokenizer: Folder or hub name; None = that beside the weights, else BERT's (base, uncased).
-        num_vision_heads: See :func:`moai.models.tcl.convert.build_config`.
-        num_text_heads: Likewise.
-        dtype: Store floating tensors in this dtype; None keeps theirs.
-        force: Replace an existing output.
-        origin: What report and card call the source; None = its path in the report.
-
-    Returns:
-        An account of what was read and written.
-
-    Raises:
-        ValueError: A key is unknown, missing or of the wrong shape, or there is no tokenizer.
+    ``tokenizer``: None = that beside the weights, else BERT's (base, uncased). Heads: see
+    :func:`moai.models.tcl.convert.build_config`.
     """
     shapes = weights.shapes
     config = build_config(shapes, num_vision_heads, num_text_heads)
@@ -60,7 +42,7 @@ def convert_tcl(
     loaded = load_fitting_tokenizer(weights.place, tokenizer, _TOKENIZER, config.text_config.vocab_size)
     vision, text = config.vision_config, config.text_config
     side = vision.image_size
-    made = Converted(
+    return Converted(
         name="TCL",
         config=config,
         tensors=(pair for name in kept for pair in convert_tcl_tensor(name, weights.read(name)).items()),
@@ -72,12 +54,10 @@ def convert_tcl(
             "text": f"{config.num_text_layers} + {text.num_hidden_layers - config.num_text_layers} layers of "
             f"{text.hidden_size}, {text.num_attention_heads} heads",
         },
+        stored=stored,
+        dtype=stored,
         saved=[TCLProcessor(TCLImageProcessor(size={"height": side, "width": side}), loaded)],
     )
-    return write_converted(
-        made, kind=KIND.name, source=source, output=output, num_source_tensors=len(shapes), stored=stored, dtype=stored,
-        force=force, origin=origin,
-    )  # fmt: skip
 
 
-KIND = ConversionKind("tcl", looks_like_tcl, convert_tcl)
+KIND = ConversionKind("tcl", looks_like_tcl, _convert)

@@ -27,17 +27,13 @@ class EmuModelOutputWithPast(BaseModelOutputWithPast):
 
 @dataclass
 class EmuCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Output of :class:`.EmuForConditionalGeneration`.
+    """Output of :class:`.EmuForConditionalGeneration`: that of :class:`.EmuModel`, with losses and logits.
 
     Attributes:
         loss: ``text_loss`` plus the weighted ``regression_loss``.
         logits: ``(B, L, vocab_size)``, or the last ``logits_to_keep`` positions.
-        cache: The decoder's cache; ``past_key_values`` is its name before transformers 5.24.
-        hidden_states: Embeddings and every layer's output when asked for.
-        attentions: The decoder's attention weights when asked for (eager attention).
         text_loss: Mean next-token cross-entropy over labels that are not -100.
         regression_loss: Mean squared error of the next embeddings of images; None where it is not learned.
-        inputs_embeds: ``(B, L, D)`` what the decoder read, images in their places.
     """
 
     text_loss: torch.Tensor | None = None

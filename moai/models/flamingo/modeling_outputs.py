@@ -29,16 +29,11 @@ class FlamingoModelOutputWithPast(BaseModelOutputWithPast):
 
 @dataclass
 class FlamingoCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Output of :class:`.FlamingoForConditionalGeneration`.
+    """Output of :class:`.FlamingoForConditionalGeneration`: that of :class:`.FlamingoModel`, with loss and logits.
 
     Attributes:
         loss: Mean next-token cross-entropy over labels that are not -100.
         logits: ``(B, L, vocab_size)``, or the last ``logits_to_keep`` positions.
-        cache: The decoder's cache; ``past_key_values`` is its name before transformers 5.24.
-        hidden_states: Embeddings and every layer's output when asked for.
-        attentions: The decoder's attention weights when asked for (eager attention).
-        media_states: ``(B, T, N, V)`` resampled images; for passes that go on from this one.
-        media_times: ``(B, L)`` int64 number of images before or at each token; likewise.
     """
 
     media_states: torch.Tensor | None = None

@@ -12,7 +12,6 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import BatchFeature
 
-from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, join_turns
 from ..ranking import rank_continuations
 from ..shots import Demonstrations, load_shot, read_shots
@@ -37,6 +36,7 @@ class InterleavedAnswering(Answering):
     option_names: tuple[str, ...] = ("shots", "prompt", "choices")
     served_options = ("prompt", "choices")
     text_input = "context"
+    scene_encoder = encode_scenes
     reads_words_alone = True
 
     def prepare(
@@ -50,16 +50,6 @@ class InterleavedAnswering(Answering):
     ) -> list[dict[str, Any]]:
         """See :meth:`.Answering.prepare_conversation`: the messages as they are; earlier turns are demonstrations."""
         return [dict(message) for message in messages]
-
-    def encode_scenes(
-        self,
-        scenes: Sequence[Any],
-        settings: VerbalizerSettings,
-        kinds: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[Any]]:
-        """See :func:`.scenes_interleaved.encode_scenes`."""
-        return encode_scenes(scenes, settings.words, kinds)
 
     def encode(
         self,

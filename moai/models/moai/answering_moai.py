@@ -13,11 +13,13 @@ from transformers import BatchFeature
 
 from ...checkpoints.io.verbalizer_settings import VerbalizerSettings
 from ..answering import Answering, GeneratedAnswer
+from .encoded_scenes import EncodedScenes
+from .generation import VISION_OPTIONS
 from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
 from .quantization import ALWAYS_COMPUTE_DTYPE_MODULES, COMPUTE_DTYPE_MODULES
 from .rerouting import References, embed_prompts
-from .routing_report import PromptRouting, parse_routing, select_routing
+from .routing_report import PromptRouting, draw_routing, parse_routing, select_routing
 from .scenes_moai import encode_scenes
 from .text_reader import TextReaderAnswering, extract_decoder
 
@@ -31,6 +33,9 @@ class MoAIAnswering(Answering):
         model: The model.
         processor: Its processor.
 
+    Attributes:
+        encoded: The last scenes that were asked about, encoded.
+
     Raises:
         ValueError: They do not belong together.
     """
@@ -38,6 +43,7 @@ class MoAIAnswering(Answering):
     option_names = ("routing", "choices", "reroute")
     served_options = ("routing", "choices")
     text_input = "auxiliary_text"
+    scene_encoder = encode_scenes
     model_class = MoAIForConditionalGeneration
     processor_class = MoAIProcessor
     can_quantize = True
@@ -47,6 +53,7 @@ class MoAIAnswering(Answering):
 
     def __init__(self, model: MoAIForConditionalGeneration, processor: MoAIProcessor) -> None:
         super().__init__(model, processor)
+        self.encoded = EncodedScenes()
         wanted = (model.config.image_token_id, model.config.num_image_tokens)
         got = (processor.image_token_id, processor.num_image_tokens)
         if wanted != got:
@@ -106,15 +113,22 @@ class MoAIAnswering(Answering):
             )
         return prompt
 
-    def encode_scenes(
-        self,
-        scenes: Sequence[Any],
-        settings: VerbalizerSettings,
-        kinds: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[Any]]:
-        """See :func:`.scenes_moai.encode_scenes`."""
-        return encode_scenes(scenes, settings.words, kinds, settings.compat, settings.map)
+    def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
+        # An adapter may be switched on and off, which no weight shows.
+        is_plain = isinstance(self.model, MoAIForConditionalGeneration) and not self.model._hf_peft_config_loaded
+        images = inputs.get("pixel_values")
+        if (
+            is_plain
+            and images is not None
+            and not images.is_meta
+            and not any(name in kwargs for name in VISION_OPTIONS)
+        ):
+            inputs = self.encoded.encode(self.model, inputs)
+        return super()._run_generate(inputs, **kwargs)
+
+    def scene_settings(self, settings: VerbalizerSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.scene_settings`."""
+        return {"compat": settings.compat, "map_mode": settings.map}
 
     def encode(
         self,
@@ -145,6 +159,15 @@ class MoAIAnswering(Answering):
         if isinstance(chosen.get("reroute"), (str, Path)):
             chosen["reroute"] = References.load(chosen["reroute"])
         return chosen
+
+    def draw_options(self, wanted: Mapping[str, Any], seed: tuple[int, ...]) -> dict[str, Any]:
+        """See :meth:`.Answering.draw_options` and :func:`.draw_routing`: ``routing``, a mode, and ``top_k``."""
+        if not wanted:
+            return {}
+        mixer = self.model.config.mixer_config
+        chosen = {"routing": mixer.routing, "top_k": mixer.top_k} | wanted
+        num_layers = len(self.model.model.mixers.layer_indices)
+        return {"routing": draw_routing(chosen["routing"], chosen["top_k"], seed, num_layers)}
 
     def select_options(self, options: Mapping[str, Any], indices: Sequence[int], num_queries: int) -> dict[str, Any]:
         """See :meth:`.Answering.select_options`; of weights per query the batch's rows."""

@@ -54,18 +54,11 @@ class MoAIModelOutputWithPast(_MultimodalOutput, BaseModelOutputWithPast):
 
 @dataclass
 class MoAICausalLMOutputWithPast(_MultimodalOutput, CausalLMOutputWithPast):
-    """Output of :class:`MoAIForConditionalGeneration`.
+    """Output of :class:`MoAIForConditionalGeneration`: that of :class:`MoAIModel`, with loss and logits.
 
     Attributes:
         loss: Mean next-token cross-entropy over labels that are not -100.
         logits: ``(B, L, vocab_size)``, or the last ``logits_to_keep`` positions.
-        cache: The decoder's cache; ``past_key_values`` is its name before transformers 5.24.
-        hidden_states: Embeddings and every layer's output when asked for.
-        attentions: Attention weights when asked for (eager attention).
-        image_outputs: The vision tower's output where it ran, projected features as ``pooler_output``.
-        image_hidden_states: ``(images, patches, D)`` projected image features.
-        auxiliary_hidden_states: ``(B, N, D)`` compressed auxiliary tokens.
-        routing: One :class:`mixer.LayerRouting` per mixer layer when asked for.
     """
 
     image_outputs: BaseModelOutputWithPooling | None = None

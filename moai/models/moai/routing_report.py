@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS, LayerRouting
 
-__all__ = ["PromptRouting", "parse_routing", "select_routing"]
+__all__ = ["PromptRouting", "draw_routing", "parse_routing", "select_routing"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +21,13 @@ class PromptRouting:
 
     Attributes:
         layer_idx: Zero-based decoder layer.
-        image: ``(patches, 3)`` float32 on the CPU, rows sum to 1, experts as in ``mixer.IMAGE_EXPERTS``; patches row by
-            row from the top left.
-        language: ``(words, 3)`` float32, experts as in ``mixer.LANGUAGE_EXPERTS``; prompt tokens in order.
+        image: ``(patches, 3)`` float32 on the CPU, rows sum to 1, experts as in ``image_experts``; patches row by row
+            from the top left.
+        language: ``(words, 3)`` float32, experts as in ``language_experts``; prompt tokens in order.
     """
 
+    image_experts: ClassVar[tuple[str, ...]] = IMAGE_EXPERTS
+    language_experts: ClassVar[tuple[str, ...]] = LANGUAGE_EXPERTS
     layer_idx: int
     image: torch.Tensor
     language: torch.Tensor
@@ -84,6 +87,25 @@ def parse_routing(value: Any) -> Any:
     if len(weights) != 3:
         raise ValueError(f"expected three weights (auxiliary, other modality, self) in `routing`, got {len(weights)}.")
     return torch.tensor(weights)
+
+
+def draw_routing(mode: str, top_k: int, seed: tuple[int, ...], num_layers: int) -> dict[str, Any] | torch.Tensor:
+    """The ``routing`` of one forward pass, as :func:`mixer.resolve_routing` takes it.
+
+    Args:
+        mode: ``gated``, ``uniform``, ``random_expert``, or ``random_weights``: weights from a flat Dirichlet
+            distribution.
+        top_k: Experts mixed per token where gates decide.
+        seed: Numbers that decide what is random.
+        num_layers: Number M of mixer layers.
+
+    Returns:
+        A mapping; of random weights the weights ``(M, 2, 3)``, float32.
+    """
+    number = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    if mode == "random_weights":
+        return torch.from_numpy(np.random.default_rng(number).dirichlet(np.ones(3), (num_layers, 2))).float()
+    return {"mode": mode, "top_k": top_k} | ({"seed": number} if mode == "random_expert" else {})
 
 
 def select_routing(routing: Any, indices: Sequence[int], num_queries: int) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,9 +18,10 @@ from .adapters import PROJECTOR, default_lora_config
 from .collator_moai import MoAICollator
 from .new_model import from_backbones, renew
 from .processing_moai import MoAIProcessor
+from .routing_report import draw_routing
 from .settings_moai import MoAITrainSettings
 
-__all__ = ["MoAITask", "compute_loss", "draw_routing", "mean_routing", "routing_sums"]
+__all__ = ["MoAITask", "compute_loss", "mean_routing", "routing_sums"]
 
 #: Per mixer layer and stream: weight of each of three experts, entropy, tokens; all summed over tokens.
 NUM_ROUTING_SUMS = 5
@@ -69,25 +69,6 @@ def mean_routing(sums: torch.Tensor) -> dict[str, Any]:
         result[name]["entropy"] = sum(row[3] for row in layers) / count
         result[name]["layers"] = [[row[k] / row[4] if row[4] else 0.0 for k in range(NUM_EXPERTS)] for row in layers]
     return result
-
-
-def draw_routing(mode: str, top_k: int, seed: tuple[int, ...], num_layers: int) -> dict[str, Any] | torch.Tensor:
-    """The ``routing`` of one forward pass, as :func:`mixer.resolve_routing` takes it.
-
-    Args:
-        mode: ``gated``, ``uniform``, ``random_expert``, or ``random_weights``: weights from a flat Dirichlet
-            distribution.
-        top_k: Experts mixed per token where gates decide.
-        seed: Numbers that decide what is random.
-        num_layers: Number M of mixer layers.
-
-    Returns:
-        A mapping; of random weights the weights ``(M, 2, 3)``, float32.
-    """
-    number = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    if mode == "random_weights":
-        return torch.from_numpy(np.random.default_rng(number).dirichlet(np.ones(3), (num_layers, 2))).float()
-    return {"mode": mode, "top_k": top_k} | ({"seed": number} if mode == "random_expert" else {})
 
 
 def compute_loss(

@@ -57,7 +57,8 @@ class TextReaderAnswering(Answering):
         ValueError: The tokenizer is of another kind.
     """
 
-    text_input = "context"
+    text_input = "auxiliary_text"
+    scene_encoder = encode_scenes
 
     def __init__(self, model: PreTrainedModel, processor: Any) -> None:
         super().__init__(model, processor)
@@ -103,15 +104,9 @@ class TextReaderAnswering(Answering):
         """See :meth:`.Answering.prepare`: question and turns; the prompt is written when its words are there."""
         return question, earlier
 
-    def encode_scenes(
-        self,
-        scenes: Sequence[Any],
-        settings: VerbalizerSettings,
-        kinds: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[Any]]:
-        """See :meth:`.Answering.encode_scenes`: the words that MoAI reads."""
-        return {"context": encode_scenes(scenes, settings.words, kinds, settings.compat, "never")["auxiliary_text"]}
+    def scene_settings(self, settings: VerbalizerSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.scene_settings`."""
+        return {"compat": settings.compat, "map_mode": "never"}
 
     def encode(
         self,
@@ -122,7 +117,9 @@ class TextReaderAnswering(Answering):
         options: Mapping[str, Any] | None = None,
     ) -> BatchFeature:
         """See :meth:`.Answering.encode`; no image is."""
-        rows = [self.prompt_ids(said or "", *p) for said, p in zip(scene_inputs["context"], prompts, strict=True)]
+        rows = [
+            self.prompt_ids(said or "", *p) for said, p in zip(scene_inputs["auxiliary_text"], prompts, strict=True)
+        ]
         self.check_lengths(list(map(len, rows)), max_new_tokens, "verbalization")
         width, end = max(map(len, rows)), self.tokenizer.eos_token_id
         input_ids = torch.tensor([[end] * (width - len(ids)) + ids for ids in rows])

@@ -59,6 +59,7 @@ class PrismerAnswering(Answering):
 
     option_names = served_options = ("task", "choices")
     text_input = "auxiliary_text"
+    scene_encoder = encode_scenes
     model_class = PrismerForConditionalGeneration
     processor_class = PrismerProcessor
 
@@ -90,15 +91,9 @@ class PrismerAnswering(Answering):
             )
         return question
 
-    def encode_scenes(
-        self,
-        scenes: Sequence[Any],
-        settings: VerbalizerSettings,
-        kinds: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[Any]]:
-        """See :func:`.scenes_prismer.encode_scenes`."""
-        return encode_scenes(scenes, settings.words, kinds, self.processor.experts)
+    def scene_settings(self, settings: VerbalizerSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.scene_settings`."""
+        return {"experts": self.processor.experts}
 
     def encode(
         self,

@@ -29,6 +29,7 @@ class PromptedAnswering(Answering):
 
     option_names = served_options = ("style", "place", "choices")
     text_input = "context"
+    scene_encoder = encode_scenes
     model_class = AutoModelForImageTextToText
     processor_class = PromptedProcessor
     can_quantize = True
@@ -64,16 +65,9 @@ class PromptedAnswering(Answering):
         """See :attr:`.Answering.longest_sequence`."""
         return count_positions(self.model.config.get_text_config())
 
-    def encode_scenes(
-        self,
-        scenes: Sequence[Any],
-        settings: VerbalizerSettings,
-        kinds: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[Any]]:
-        """See :func:`.scenes_prompted.encode_scenes`."""
-        style = (options or {}).get("style", self.processor.settings.style)
-        return encode_scenes(scenes, settings.words, kinds, style)
+    def scene_settings(self, settings: VerbalizerSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`.Answering.scene_settings`."""
+        return {"style": options.get("style", self.processor.settings.style)}
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

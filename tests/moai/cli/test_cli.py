@@ -134,7 +134,7 @@ def test_overlay_goes_where_it_is_told_when_a_path_is_given(workplace):
 def test_overlay_never_replaces_its_image_when_named_alike(workplace):
     before = (workplace / "a.png").read_bytes()
     result = ask("a.png", "What is it?", "--overlay", "a.png")
-    assert result.exit_code == 1 and "replace the image" in result.stderr
+    assert result.exit_code == 1 and "replace the input" in result.stderr
     assert (workplace / "a.png").read_bytes() == before
 
 

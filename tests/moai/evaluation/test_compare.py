@@ -155,11 +155,12 @@ def test_command_writes_all_rows_when_run(tmp_path):
     assert answer.error is None
 
 
-def start_command(config: Path, out: Path) -> subprocess.Popen:
-    """Start `moai compare` in a process of its own, on one thread."""
+def start_command(config: Path, *outs: Path) -> subprocess.Popen:
+    """Start `moai compare` for one folder after the other in a process of its own, on one thread."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(REPO_ROOT)}
-    words = ["compare", "--config", str(config), "--out", str(out)]
-    return subprocess.Popen([sys.executable, "-m", "moai", *words], cwd=REPO_ROOT, env=variables)
+    each = [["compare", "--config", str(config), "--out", str(out)] for out in outs]
+    code = f"from moai.cli import app\nfor words in {each}: app(words, standalone_mode=False)"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=REPO_ROOT, env=variables)
 
 
 def test_results_are_equal_when_killed_and_run_again(tmp_path):
@@ -167,14 +168,14 @@ def test_results_are_equal_when_killed_and_run_again(tmp_path):
     content = yaml.safe_load(config.read_text(encoding="utf-8"))
     content["variants"] = [one for one in content["variants"] if one["name"] in ("plain", "p-tuning")]
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
-    for pattern in ("work/plain--*/all/checkpoints/step-*", "work/p-tuning--*/all/checkpoints/step-*"):
-        process, until = start_command(config, tmp_path / "out"), time.monotonic() + 500
-        while process.poll() is None and time.monotonic() < until and not list((tmp_path / "out").glob(pattern)):
-            time.sleep(0.005)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+    process, until = start_command(config, tmp_path / "out"), time.monotonic() + 500
+    pattern = "work/p-tuning--*/all/checkpoints/step-*"
+    while process.poll() is None and time.monotonic() < until and not list((tmp_path / "out").glob(pattern)):
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "out" / "results").iterdir()] == ["plain--seed-0.json"]
-    assert [start_command(config, tmp_path / out).wait() for out in ("out", "whole")] == [0, 0]
+    assert start_command(config, tmp_path / "out", tmp_path / "whole").wait() == 0
     sweep, times = (
         load_sweep_settings(config),
         dict.fromkeys(("train_seconds", "test_seconds", "seconds_per_question"), 0),

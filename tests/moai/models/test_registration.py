@@ -7,43 +7,11 @@ from pathlib import Path
 
 import pytest
 from builders import build_tiny_model
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from fresh_processes import run_each
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from moai import MoAIConfig, MoAIForConditionalGeneration, MoAIModel, MoAIProcessor
+from moai import MoAIConfig, MoAIProcessor
 from moai.models.registry import register_auto_classes
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
-    path = tmp_path_factory.mktemp("model")
-    build_tiny_model().save_pretrained(path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("auto", "expected"),
-    [
-        (AutoConfig, MoAIConfig),
-        (AutoModel, MoAIModel),
-        (AutoModelForImageTextToText, MoAIForConditionalGeneration),
-    ],
-)
-def test_auto_class_returns_ours_when_moai_is_imported(folder, auto: type, expected: type) -> None:
-    assert type(auto.from_pretrained(folder)) is expected
-
-
-def test_base_model_holds_the_same_weights_when_loaded_through_auto_model(folder) -> None:
-    whole, base = MoAIForConditionalGeneration.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    expected = whole.model.state_dict()
-    assert base.state_dict().keys() == expected.keys()
-    assert all((tensor == expected[name]).all() for name, tensor in base.state_dict().items())
-
-
-def test_model_is_built_from_its_configuration_when_no_weights_are_given(folder) -> None:
-    config = AutoConfig.from_pretrained(folder)
-    assert type(AutoModelForImageTextToText.from_config(config)) is MoAIForConditionalGeneration
-    assert type(AutoModel.from_config(config)) is MoAIModel
 
 
 def test_registration_is_harmless_when_repeated() -> None:
@@ -92,16 +60,8 @@ ORDERS = [
 
 @pytest.mark.slow
 def test_auto_classes_know_moai_when_imports_come_in_any_order(repo_root: Path) -> None:
-    """Each order in a process of its own, forked from one that has loaded torch alone."""
-    _run(
-        "import os, sys, torch\n"
-        f"for first in {ORDERS!r}:\n"
-        "    if not os.fork():\n"
-        f"        exec(first + {CHECK_ALL!r})\n"
-        "        os._exit(0)\n"
-        "    assert os.wait()[1] == 0, first\n",
-        repo_root,
-    )
+    opening = "folder = 'checkpoints/moai-nano'\n"
+    run_each([opening + first + CHECK_ALL for first in ORDERS], repo_root)
 
 
 def test_configuration_is_known_without_the_model_when_only_it_is_asked_for(repo_root: Path) -> None:

@@ -338,9 +338,13 @@ def test_pipeline_restores_itself_when_saved(pipe, tmp_path):
 
 def test_map_settings_decide_what_the_model_sees_when_there_are_segments(pipe, monkeypatch):
     seen = []
-    original = pipe.model.generate
+    original = pipe.answering.generate
     monkeypatch.setattr(
-        pipe.model, "generate", lambda **inputs: seen.append("auxiliary_pixel_values" in inputs) or original(**inputs)
+        pipe.answering,
+        "generate",
+        lambda inputs, *rest, **given: (
+            seen.append("auxiliary_pixel_values" in inputs) or original(inputs, *rest, **given)
+        ),
     )
     for mode in ("found", "always", "never"):
         pipe.settings = VerbalizerSettings(map=mode)

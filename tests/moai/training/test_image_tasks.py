@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pretask_builders import build_pretask_recipe, write_captioned_images
 from safetensors.torch import load_file
 from smol_builders import write_small_decoder
 from tcl_builders import build_tcl_model
-from training_builders import learned, run_process
+from training_builders import TWO_PROCESSES, learned, run_in_turn
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 
@@ -24,7 +25,6 @@ from moai.training.tasks.tcl.run import train_word_pieces
 from moai.training.trainer import run_training
 
 TASKS = ("tcl", "data2vec")
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +121,11 @@ def test_changed_images_are_refused_when_a_run_goes_on(tmp_path, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_two_processes_equal_one(tmp_path, data, whole, task):
-    recipe = build_pretask_recipe(task, data, tmp_path / "two")
-    run_process(recipe, *TWO_PROCESSES)
-    for name in ("model", "extra"):
+def test_two_processes_equal_one(tmp_path, data, whole):
+    run_in_turn([build_pretask_recipe(task, data, tmp_path / task) for task in TASKS], TWO_PROCESSES)
+    for task, name in product(TASKS, ("model", "extra")):
         file = f"checkpoints/step-00000004/{name}.safetensors"
-        got, expected = load_file(tmp_path / "two" / file), load_file(whole[task] / file)
+        got, expected = load_file(tmp_path / task / file), load_file(whole[task] / file)
         assert got.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(got[key], value, atol=1e-4, rtol=1e-4, msg=key)

@@ -23,7 +23,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 from moai.data.training_data import DataSettings, build_training_dataset  # noqa: E402
 from moai.models.moai.collator_moai import MoAICollator  # noqa: E402
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration  # noqa: E402
-from moai.models.moai.task_moai import MoAITask, compute_loss, draw_routing  # noqa: E402
+from moai.models.moai.routing_report import draw_routing  # noqa: E402
+from moai.models.moai.task_moai import MoAITask, compute_loss  # noqa: E402
 from moai.training.checkpoints import CheckpointError  # noqa: E402
 from moai.training.metrics_logging import read_log  # noqa: E402
 from moai.training.tasks.answers import target_window  # noqa: E402

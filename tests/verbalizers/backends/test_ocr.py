@@ -28,6 +28,16 @@ def sign():
     return draw_sign()
 
 
+def test_detector_sees_the_same_pixels_when_they_are_looked_up(reader, sign):
+    reader.predict([sign])
+    detector = reader._engine.text_det
+    looked_up = detector.preprocess_op
+    computed = type(looked_up)(looked_up.limit_side_len, looked_up.limit_type, looked_up.mean, looked_up.std)
+    assert "normalize" in vars(looked_up)
+    assert looked_up(sign).dtype == np.float32
+    np.testing.assert_array_equal(looked_up(sign), computed(sign))
+
+
 def test_reader_reads_lines_in_reading_order_when_text_is_clear(reader, sign):
     found = reader.predict([sign])[0]
     assert found.texts == SIGN_TEXTS

@@ -10,6 +10,7 @@ from PIL import Image
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.scenes.scenes import Scenes
 from verbalizers import Detections, Relations, Segments, Verbalizer, build_verbalizer, parse_scene, register_verbalizer
+from verbalizers.backends import split_by_image
 from verbalizers.backends.split_by_image import looks_photographed
 
 
@@ -68,6 +69,19 @@ def test_example_images_look_drawn(repo_root):
     files = sorted((repo_root / "examples" / "finetune" / "images").glob("*.jpg"))
     assert len(files) == 20
     assert not any(looks_photographed(np.asarray(Image.open(file).convert("RGB"))) for file in files)
+
+
+def test_an_image_is_measured_once_and_anew_when_its_pixels_change(images, monkeypatch):
+    measured = []
+    monkeypatch.setattr(split_by_image, "_decided", {})
+    monkeypatch.setattr(split_by_image, "_decide", lambda pixels: bool(measured.append(pixels)))
+    frame = images[0].copy()
+    for _ in range(3):
+        looks_photographed(frame)
+    assert len(measured) == 1
+    frame[0, 0, 0] ^= 1  # a video's buffer: the same array, another image
+    looks_photographed(frame)
+    assert len(measured) == 2
 
 
 def test_each_image_is_looked_at_by_one_of_the_two(images):

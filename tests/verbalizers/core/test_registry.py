@@ -26,6 +26,7 @@ from verbalizers.core import plugins, registry, structures
 def clean_registry(monkeypatch):
     for name in ("_REGISTRY", "_WORDS", "_DRAWINGS"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    plugins.list_plugins.cache_clear()
     plugins.import_plugins.cache_clear()
     monkeypatch.setattr(structures, "STRUCTURES", dict(structures.STRUCTURES))
 

@@ -47,7 +47,7 @@ def run_data2vec(source: str | Path | Mapping[str, Any], overrides: Sequence[str
     chosen = settings.model
     dataset = ImageDataset(settings.data, has_captions=False)
     validation = None if settings.validation is None else ImageDataset(settings.validation, has_captions=False)
-    start_name = None if chosen.path is None else _resolve(chosen.path)
+    start_name = None if chosen.path is None else find_start(chosen.path)
     files = {} if start_name is None else hash_checkpoint(start_name)
     origin = {"model": to_plain(chosen), "seed": settings.seed, "files": files}
 
@@ -74,17 +74,12 @@ def run_data2vec(source: str | Path | Mapping[str, Any], overrides: Sequence[str
     return run_image_task(settings, command, origin, write_start, build, write)
 
 
-def _resolve(name: str) -> str:
-    """A run's output folder stands for its result."""
-    return find_start(name) if Path(name).expanduser().is_dir() else name
-
-
 def _build_tower(chosen: Data2VecModelSettings) -> PreTrainedModel:
     if chosen.path is None:
         fields = dict(chosen.fields)
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         return _without_pooler(AutoModel.from_config(config))
-    backbone = load_vision_backbone(_resolve(chosen.path))
+    backbone = load_vision_backbone(find_start(chosen.path))
     tower = _without_pooler(AutoModel.from_config(backbone.config))
     missing = tower.load_state_dict(backbone.tensors, strict=False).missing_keys
     assert not missing, missing

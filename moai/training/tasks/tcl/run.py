@@ -48,7 +48,7 @@ def run_tcl(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
     dataset = ImageDataset(settings.data, has_captions=True)
     validation = None if settings.validation is None else ImageDataset(settings.validation, has_captions=True)
     named = {"path": chosen.path, "vision": chosen.vision, "text": chosen.text, "tokenizer": chosen.tokenizer}
-    files = {name: hash_checkpoint(_resolve(value)) for name, value in named.items() if isinstance(value, str)}
+    files = {name: hash_checkpoint(find_start(value)) for name, value in named.items() if isinstance(value, str)}
     origin = {"model": to_plain(chosen), "seed": settings.seed, "files": files, "data": dataset.identity()}
 
     def write_start(folder: Path) -> None:
@@ -71,22 +71,17 @@ def run_tcl(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
     return run_image_task(settings, command, origin, write_start, build, write)
 
 
-def _resolve(name: str) -> str:
-    """A run's output folder stands for its result."""
-    return find_start(name) if Path(name).expanduser().is_dir() else name
-
-
 def _build(chosen: TCLModelSettings, dataset: ImageDataset) -> tuple[TCLModel, TCLProcessor]:
     """The model before the first step, with its processor."""
     if chosen.path is not None:
-        start = _resolve(chosen.path)
+        start = find_start(chosen.path)
         return TCLModel.from_pretrained(start, dtype=torch.float32), TCLProcessor.from_pretrained(start)
-    tower = load_vision_backbone(_resolve(chosen.vision)) if isinstance(chosen.vision, str) else None
+    tower = load_vision_backbone(find_start(chosen.vision)) if isinstance(chosen.vision, str) else None
     bert = None
     if isinstance(chosen.text, str):
-        bert = BertForMaskedLM.from_pretrained(_resolve(chosen.text), dtype=torch.float32, use_safetensors=True)
+        bert = BertForMaskedLM.from_pretrained(find_start(chosen.text), dtype=torch.float32, use_safetensors=True)
     named = chosen.tokenizer or (chosen.text if bert is not None else None)
-    tokenizer = AutoTokenizer.from_pretrained(_resolve(named)) if named else None
+    tokenizer = AutoTokenizer.from_pretrained(find_start(named)) if named else None
     if tokenizer is None:
         captions = (said for index in range(min(len(dataset), _MOST_TEXTS)) for said in dataset[index].captions)
         tokenizer = train_word_pieces((clean_caption(said, chosen.max_words) for said in captions), chosen.vocab_size)

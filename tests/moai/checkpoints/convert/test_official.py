@@ -13,7 +13,7 @@ from golden_outputs import GoldenMoAI, convert_golden
 from official_checkpoints import official_config, official_tensors, write_official_checkpoint
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.checkpoints.convert import available_conversions, convert, convert_official_checkpoint
+from moai.checkpoints.convert import available_conversions, convert
 
 PERCEIVER = {"architecture": "perceiver"}
 CASES = {
@@ -96,7 +96,7 @@ def test_conversion_keeps_logits_when_files_vary(tmp_path, suffix, num_shards):
         suffix=suffix,
         num_shards=num_shards,
     )
-    convert_official_checkpoint(source, tmp_path / "ours")
+    convert(source, tmp_path / "ours", kind="official-moai")
     assert_same_logits(original, tmp_path / "ours")
 
 
@@ -111,7 +111,7 @@ def test_conversion_keeps_the_domain_when_there_is_one(tmp_path, domain):
 def test_conversion_writes_shards_when_they_must_be_small(tmp_path):
     original = build_original()
     source = write_official_checkpoint(tmp_path / "official", official_tensors(original), official_config(original))
-    report = convert_official_checkpoint(source, tmp_path / "ours", shard_bytes=100_000)
+    report = convert(source, tmp_path / "ours", shard_bytes=100_000, kind="official-moai")
     assert len(report.files) > 2
     assert all((tmp_path / "ours" / file).stat().st_size < 150_000 for file in report.files)
     assert_same_logits(original, tmp_path / "ours")
@@ -128,7 +128,7 @@ def test_conversion_reads_sizes_from_shapes_when_config_is_plain_internlm2(tmp_p
     for name in ("image_token_index", "mixer_heads", "plora_alpha", "vision", "compressor", "num_key_value_heads"):
         config.pop(name)
     source = write_official_checkpoint(tmp_path / "official", official_tensors(original), config)
-    convert_official_checkpoint(source, tmp_path / "ours")
+    convert(source, tmp_path / "ours", kind="official-moai")
     assert_same_logits(original, tmp_path / "ours")
 
 
@@ -138,14 +138,14 @@ def test_conversion_fills_the_placeholder_row_when_the_embedding_lacks_it(tmp_pa
     rows = tensors["output.weight"].shape[0]
     tensors["model.tok_embeddings.weight"] = tensors["model.tok_embeddings.weight"][:rows].contiguous()
     source = write_official_checkpoint(tmp_path / "official", tensors, official_config(original))
-    convert_official_checkpoint(source, tmp_path / "ours")
+    convert(source, tmp_path / "ours", kind="official-moai")
     assert_same_logits(original, tmp_path / "ours")
 
 
 def test_conversion_resizes_the_position_table_when_another_image_size_is_asked(tmp_path):
     original = build_original()
     source = write_official_checkpoint(tmp_path / "official", official_tensors(original), official_config(original))
-    report = convert_official_checkpoint(source, tmp_path / "ours", image_size=56)
+    report = convert(source, tmp_path / "ours", image_size=56, kind="official-moai")
     converted = MoAIForConditionalGeneration.from_pretrained(tmp_path / "ours")
     assert converted.config.num_image_tokens == 16
     assert converted.model.vision_tower.embeddings.position_embedding.weight.shape[0] == 17
@@ -178,7 +178,7 @@ def test_conversion_names_the_key_and_writes_nothing_when_keys_do_not_fit(tmp_pa
     change(tensors)
     source = write_official_checkpoint(tmp_path / "official", tensors, official_config(original))
     with pytest.raises(ValueError, match=named.replace(".", r"\.")):
-        convert_official_checkpoint(source, tmp_path / "ours")
+        convert(source, tmp_path / "ours", kind="official-moai")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["official"]
 
 
@@ -187,7 +187,7 @@ def test_conversion_tells_both_numbers_when_heads_do_not_fit(tmp_path):
     config = official_config(original) | {"num_key_value_heads": 4}
     source = write_official_checkpoint(tmp_path / "official", official_tensors(original), config)
     with pytest.raises(ValueError, match=r"192 wqkv rows, got 128"):
-        convert_official_checkpoint(source, tmp_path / "ours")
+        convert(source, tmp_path / "ours", kind="official-moai")
 
 
 def test_conversion_refuses_when_the_output_exists(tmp_path):
@@ -196,9 +196,9 @@ def test_conversion_refuses_when_the_output_exists(tmp_path):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
-        convert_official_checkpoint(source, tmp_path / "ours")
+        convert(source, tmp_path / "ours", kind="official-moai")
     assert (tmp_path / "ours" / "precious.txt").read_text() == "mine"
-    convert_official_checkpoint(source, tmp_path / "ours", force=True)
+    convert(source, tmp_path / "ours", force=True, kind="official-moai")
     assert not (tmp_path / "ours" / "precious.txt").exists()
     assert_same_logits(original, tmp_path / "ours")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["official", "ours"]

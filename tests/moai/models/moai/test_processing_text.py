@@ -16,8 +16,8 @@ from moai import MoAIProcessor
 from moai.models.moai.chat_templates import DEMO_CHAT_TEMPLATE
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
 from moai.models.moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN
-from moai.models.moai.tokenization_training import train_tokenizer
 from moai.processing.control_tokens import BREAK_MARK
+from recipes.nano.tokenization_training import train_tokenizer
 
 # ---------------------------------------------------------------- data is no control
 

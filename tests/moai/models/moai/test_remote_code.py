@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh_processes import run_each
 from pipeline_builders import write_tiny_checkpoint
 
 from moai.checkpoints.io.lookup import BUNDLED_FOLDER
 
 _LOAD = """
-import sys
+import os
+os.environ["HF_MODULES_CACHE"] = {cache!r}
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
-first, folder, again = sys.argv[1:]
-auto = globals()[first]
 assert "moai" not in sys.modules
-loaded = auto.from_pretrained(folder, trust_remote_code=True)
+loaded = {door}.from_pretrained({folder!r}, trust_remote_code=True)
 assert type(loaded).__module__.startswith("moai.") and "moai" in sys.modules, type(loaded)
 for door in (AutoModelForImageTextToText, AutoProcessor):
-    door.from_pretrained(folder, trust_remote_code=True).save_pretrained(again)
+    door.from_pretrained({folder!r}, trust_remote_code=True).save_pretrained({again!r})
 print(type(loaded).__name__)
 """
 
 
-def load(door: str, folder: Path, again: Path) -> str:
-    environment = os.environ | {
-        "PYTHONPATH": str(BUNDLED_FOLDER.parent),
-        "HF_MODULES_CACHE": str(again.parent / "code"),
-    }
-    command = [sys.executable, "-c", _LOAD, door, str(folder), str(again)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=again.parent, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1]
+def load(jobs: list[tuple[str, Path, Path]]) -> list[str]:
+    """Load by an Auto class and save again, each in an interpreter of its own; names of the classes."""
+    place = jobs[0][2].parent
+    scripts = [
+        _LOAD.format(door=door, folder=str(folder), again=str(again), cache=str(place / f"code-{number}"))
+        for number, (door, folder, again) in enumerate(jobs)
+    ]
+    return run_each(scripts, place, os.environ | {"PYTHONPATH": str(BUNDLED_FOLDER.parent)})
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +42,20 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("door", "name"),
-    [
-        ("AutoModelForImageTextToText", "MoAIForConditionalGeneration"),
-        ("AutoProcessor", "MoAIProcessor"),
-        ("AutoTokenizer", "InternLM2Tokenizer"),
-    ],
-)
-def test_auto_class_loads_without_an_import_when_code_is_trusted(folder: Path, tmp_path: Path, door, name) -> None:
-    assert load(door, folder, tmp_path / "again") == name
-    files = {path.name for path in (tmp_path / "again").iterdir()}
-    assert {path.name for path in folder.iterdir()} <= files and not any(
-        name.endswith(".py") and name != "moai_auto.py" for name in files
+def test_auto_class_loads_without_an_import_when_code_is_trusted(folder: Path, tmp_path: Path) -> None:
+    names = load(
+        [
+            ("AutoModelForImageTextToText", folder, tmp_path / "again"),
+            ("AutoModelForImageTextToText", tmp_path / "again", tmp_path / "third"),
+            ("AutoProcessor", folder, tmp_path / "processor"),
+            ("AutoTokenizer", folder, tmp_path / "tokenizer"),
+        ]
     )
-    if door == "AutoModelForImageTextToText":
-        assert load(door, tmp_path / "again", tmp_path / "third") == name
+    assert names == ["MoAIForConditionalGeneration"] * 2 + ["MoAIProcessor", "InternLM2Tokenizer"]
+    for written in ("again", "third", "processor", "tokenizer"):
+        files = {path.name for path in (tmp_path / written).iterdir()}
+        assert {path.name for path in folder.iterdir()} <= files
+        assert not any(name.endswith(".py") and name != "moai_auto.py" for name in files)
 
 
 def test_adapter_loads_without_an_import_when_code_is_trusted(folder: Path, tmp_path: Path) -> None:
@@ -74,13 +69,13 @@ def test_adapter_loads_without_an_import_when_code_is_trusted(folder: Path, tmp_
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     write_adapter_config(adapted.peft_config["default"], tmp_path / "adapter", AdapterBase(str(folder)))
     MoAIProcessor.from_pretrained(folder).save_pretrained(tmp_path / "adapter")
-    name = load("AutoModelForMultimodalLM", tmp_path / "adapter", tmp_path / "again")
-    assert name == "MoAIForConditionalGeneration" and (tmp_path / "again" / "adapter_model.safetensors").is_file()
+    names = load([("AutoModelForMultimodalLM", tmp_path / "adapter", tmp_path / "again")])
+    assert names == ["MoAIForConditionalGeneration"] and (tmp_path / "again" / "adapter_model.safetensors").is_file()
 
 
 def test_bundled_checkpoint_names_its_code_when_shipped(tmp_path: Path) -> None:
     folder = BUNDLED_FOLDER / "moai-nano"
-    assert load("AutoConfig", folder, tmp_path / "again") == "MoAIConfig"
+    assert load([("AutoConfig", folder, tmp_path / "again")]) == ["MoAIConfig"]
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         ours, written = (json.loads((place / name).read_text())["auto_map"] for place in (folder, tmp_path / "again"))
         assert ours == written

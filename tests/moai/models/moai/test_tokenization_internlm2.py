@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import moai  # noqa: F401  (registers the Auto classes)
 from moai.models.moai.tokenization_internlm2 import CHAT_TOKENS, IMAGE_TOKEN, InternLM2Tokenizer
-from moai.models.moai.tokenization_training import train_tokenizer
+from recipes.nano.tokenization_training import train_tokenizer
 
 CORPUS = [
     "The image includes bounding box coordinates and their objects: [0.07, 0.18, 0.54, 0.89] person.",

@@ -143,9 +143,10 @@ def test_gradients_can_be_kept_when_hidden_states_and_attentions_are_returned(fa
         assert tensor.grad is not None and tensor.grad.abs().sum() > 0
 
 
-@every_family
 @pytest.mark.parametrize(
-    "implementation", ["eager", pytest.param({"text_config": "flex_attention"}, marks=FLEX)], ids=str
+    ("family", "implementation"),
+    [*((family, "eager") for family in FAMILIES), pytest.param("llama", {"text_config": "flex_attention"}, marks=FLEX)],
+    ids=str,
 )
 def test_logits_are_the_same_when_attention_is_computed_otherwise(family: str, implementation: Any) -> None:
     model = build(family)
