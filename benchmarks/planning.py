@@ -21,7 +21,7 @@ from benchmarks.flops import count_flops
 from benchmarks.measurement import markdown_table
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.models.registry import load_named
-from moai.planning.inference import count_answer, encode_questions
+from moai.planning.inference import count_answer, encode_questions, weigh_cache
 from moai.planning.planned_model import PlannedModel, SampleShape
 from moai.planning.training import count_step, prepare_step
 from moai.training.train_settings import TrainSettings, load_settings
@@ -40,6 +40,10 @@ class Compared:
         counted_bytes: Most memory beside the weights, as the plan has it.
         peak_bytes: Most memory of the call.
         seconds: Of the call, of this process's own.
+        counted_weights: Bytes of the weights in 32 bits, as the plan has them; of an answer.
+        weights: Likewise, of the loaded model.
+        counted_cache: Bytes of keys and values of a whole sequence, as the plan has them; of an answer.
+        cache: Likewise, of the call.
     """
 
     name: str
@@ -48,6 +52,10 @@ class Compared:
     counted_bytes: int
     peak_bytes: int
     seconds: float
+    counted_weights: int = 0
+    weights: int = 0
+    counted_cache: int = 0
+    cache: int = 0
 
 
 def measure_call(call: Callable[[], object]) -> tuple[int, int, float]:
@@ -79,10 +87,30 @@ def compare_answer(name: str, shape: SampleShape, batch_size: int = 2) -> Compar
     loaded.generation_config.eos_token_id = None
     answering = model.answering(loaded, model.processor)
     inputs = encode_questions(model, answering, shape, batch_size)
+
+    def answer(num_tokens: int = 1) -> None:
+        if hasattr(answering, "encoded"):
+            answering.encoded.forget()  # a scene that is new
+        answering.generate(inputs, {}, False, max_new_tokens=num_tokens, num_beams=1)
+
     with torch.inference_mode():
-        real = measure_call(lambda: answering.generate(inputs, {}, False, max_new_tokens=1, num_beams=1))
+        real = measure_call(answer)
+        caches: list[int] = []
+        hook = loaded.register_forward_hook(
+            lambda module, given, output: caches.append(weigh_cache(getattr(output, "past_key_values", None)))
+        )
+        answer(shape.num_answer_tokens)
+        hook.remove()
     return Compared(
-        f"{model.config.model_type}: answer", counted.prompt_flops, real[0], counted.prompt_bytes, *real[1:]
+        f"{model.config.model_type}: answer",
+        counted.prompt_flops,
+        real[0],
+        counted.prompt_bytes,
+        *real[1:],
+        int(model.size.to_bytes(16, other_bytes=4)),
+        sum(parameter.nbytes for parameter in loaded.parameters()),
+        counted.cache_bytes,
+        caches[-1],
     )
 
 
@@ -126,6 +154,7 @@ def format_rows(rows: list[Compared]) -> str:
     """A Markdown table; ratios are counted / measured."""
     speed = _time_product()
     header = ["", "GFLOP counted", "measured", "ratio", "MB counted", "measured", "ratio", "s", "of a product's speed"]
+    header += ["weights", "cache"]
     lines = [
         [
             row.name,
@@ -137,6 +166,8 @@ def format_rows(rows: list[Compared]) -> str:
             f"{row.counted_bytes / row.peak_bytes:.3f}",
             f"{row.seconds:.3f}",
             f"{row.counted_flops / row.seconds / speed:.0%}",
+            f"{row.counted_weights / row.weights:.3f}" if row.weights else "",
+            f"{row.counted_cache / row.cache:.3f}" if row.cache else "",
         ]
         for row in rows
     ]

@@ -50,20 +50,20 @@ def build_prismer(
     Args:
         experts: None = a PrismerZ.
         seed: Of the weights.
-        **fields: Of the configuration.
+        **fields: Of the configuration; of ``vision_config`` and ``text_config`` what differs.
     """
     tokenizer = build_tokenizer()
     config = PrismerConfig(
         vision_config={
             "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
             "patch_size": 8, "image_size": SIDE, "hidden_act": "quick_gelu",
-        },
+        } | fields.pop("vision_config", {}),
         text_config={
             "vocab_size": len(tokenizer), "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 3, "max_position_embeddings": 258, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
-        },
-        experts=list(experts), label_size=LABEL_SIZE, num_latents=4, resampler_layers=2, resampler_heads=4,
-        **fields,
+        } | fields.pop("text_config", {}),
+        experts=list(experts), label_size=LABEL_SIZE, resampler_layers=2, resampler_heads=4,
+        **{"num_latents": 4} | fields,
     )  # fmt: skip
     torch.manual_seed(seed)
     model = PrismerForConditionalGeneration(config).eval()
@@ -78,7 +78,8 @@ def build_prismer(
                 buffer.normal_(std=0.1)
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
-    images = PrismerImageProcessor(size={"height": SIDE, "width": SIDE}, resample=Image.Resampling.BILINEAR)
+    side = config.vision_config.image_size
+    images = PrismerImageProcessor(size={"height": side, "width": side}, resample=Image.Resampling.BILINEAR)
     processor = PrismerProcessor(images, tokenizer, experts=list(experts), map_side=32)
     if experts:
         processor.label_features = LabelFeatures.fit(CLASS_NAMES, build_name_encoder(), LABEL_SIZE)

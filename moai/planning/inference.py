@@ -34,6 +34,7 @@ __all__ = [
     "encode_questions",
     "measure_verbalizers",
     "plan_answer",
+    "weigh_cache",
 ]
 
 EFFICIENCY, BANDWIDTH_SHARE = 0.35, 0.6
@@ -105,7 +106,7 @@ def count_answer(
     answering = model.answering(empty, model.processor)
     sizes: list[int] = []
     hook = empty.register_forward_hook(
-        lambda module, inputs, output: sizes.append(_weigh_cache(getattr(output, "past_key_values", None)))
+        lambda module, inputs, output: sizes.append(weigh_cache(getattr(output, "past_key_values", None)))
     )
     with silent_libraries(), torch.inference_mode():
         with counting(empty):
@@ -142,18 +143,20 @@ def encode_questions(model: PlannedModel, answering: Answering, shape: SampleSha
     images = [model.draw_image(shape, number) for number in range(batch_size)]
     question = model.write_words(shape.num_prompt_tokens)
     prompts = [answering.prepare(image, question, shape.num_answer_tokens) for image in images]
-    found = answering.encode_scenes([model.write_scene(shape)] * batch_size, model.verbalizers)
+    found = answering.encode_scenes(
+        [model.write_scene(shape, number) for number in range(batch_size)], model.verbalizers
+    )
     return answering.encode(images, prompts, found, shape.num_answer_tokens)
 
 
-def _weigh_cache(cache: Any) -> int:
+def weigh_cache(cache: Any) -> int:
     """Bytes of keys and values."""
     if cache is None:
         return 0
     parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
     layers = getattr(cache, "layers", ())
     tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-    return sum(map(_weigh_cache, parts)) + sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+    return sum(map(weigh_cache, parts)) + sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
 
 
 @dataclass(frozen=True)

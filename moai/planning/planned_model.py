@@ -126,9 +126,9 @@ class PlannedModel:
         """An image of one colour, another one for each number."""
         return Image.new("RGB", shape.image_size_hw[::-1], (number % 256, number // 256 % 256, 128))
 
-    def write_scene(self, shape: SampleShape) -> Scene:
-        """A scene whose verbalization is as long as the shape says."""
-        text = self.write_words(shape.num_auxiliary_tokens)
+    def write_scene(self, shape: SampleShape, number: int) -> Scene:
+        """A scene whose verbalization is as long as the shape says, another one for each number up to 26."""
+        text = self.write_words(shape.num_auxiliary_tokens).replace("a", chr(ord("a") + number % 26), 1)
         return Scene(shape.image_size_hw, findings={"caption": text} if text else {})
 
 

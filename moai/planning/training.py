@@ -165,7 +165,8 @@ def prepare_step(
         {"role": "assistant", "content": [{"type": "text", "text": answer}]},
     )
     samples = _Samples(
-        Sample("", messages, (model.draw_image(shape, number),), (model.write_scene(shape),)) for number in range(size)
+        Sample("", messages, (model.draw_image(shape, number),), (model.write_scene(shape, number),))
+        for number in range(size)
     )
     collator = task_class.collator_class(model.processor, model.verbalizers)
     task = task_class(replace(settings, optimization=chosen), trained, samples, collator)

@@ -116,7 +116,13 @@ class MoAIAnswering(Answering):
     def _run_generate(self, inputs: BatchFeature, **kwargs: Any) -> Any:
         # An adapter may be switched on and off, which no weight shows.
         is_plain = isinstance(self.model, MoAIForConditionalGeneration) and not self.model._hf_peft_config_loaded
-        if is_plain and inputs.get("pixel_values") is not None and not any(name in kwargs for name in VISION_OPTIONS):
+        images = inputs.get("pixel_values")
+        if (
+            is_plain
+            and images is not None
+            and not images.is_meta
+            and not any(name in kwargs for name in VISION_OPTIONS)
+        ):
             inputs = self.encoded.encode(self.model, inputs)
         return super()._run_generate(inputs, **kwargs)
 
