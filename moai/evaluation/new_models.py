@@ -1,8 +1,8 @@
 """Models of one size: what the systems of a comparison start from.
 
-A MoAI, a Flamingo and a LLaVA are built around one vision tower, one Llama and one tokenizer. These are a MoAI's that has
-learned before, or new: made from a seed, the tokenizer learned from the words of Scenes. A Prismer takes the tower; its
-decoder is a RoBERTa, which cannot take a Llama's weights: it is always new, of the same widths and depths.
+A MoAI, a Flamingo and a LLaVA are built around one vision tower, one Llama and one tokenizer. These are a MoAI's that
+has learned before, or new: made from a seed, the tokenizer learned from the words of Scenes. A Prismer takes the tower;
+its decoder is a RoBERTa, which cannot take a Llama's weights: it is always new, of the same widths and depths.
 """
 
 from __future__ import annotations
