@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+from transformers.utils import PROCESSOR_NAME, cached_file
 
 from ..checkpoints.io.adapter_files import AdapterBase, find_adapter_base, has_tuner, save_adapter
 from ..checkpoints.io.verbalizer_settings import VerbalizerSettings
@@ -114,7 +115,11 @@ class Answering(ABC):
 
     @classmethod
     def load_processor(cls, name_or_path: str, revision: str | None = None) -> Any:
-        """Load the processor; see :meth:`load`."""
+        """Load the processor, of an adapter that brings none its base's; see :meth:`load`."""
+        silent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        base = find_adapter_base(name_or_path, revision)
+        if base is not None and cached_file(name_or_path, PROCESSOR_NAME, revision=revision, **silent) is None:
+            name_or_path, revision = base.name, base.revision
         return cls.processor_class.from_pretrained(name_or_path, revision=revision or "main")
 
     @classmethod

@@ -27,6 +27,7 @@ __all__ = ["EmuAnswering"]
 VISUAL_DECODER_FOLDER = "visual_decoder"
 #: Options of drawing: how they are read, and what they must be.
 _GUIDANCE = 7.5
+_TOO_LARGE = 2**63  # for a seed of torch's
 _DRAWING = {"steps": (int, 1), "guidance": (float, 0), "seed": (int, 0), "height": (int, 1), "width": (int, 1)}
 
 
@@ -45,7 +46,7 @@ class EmuAnswering(InterleavedAnswering):
             nothing.
 
     Raises:
-        ValueError: They do not belong together.
+        ValueError: They do not belong together, or the model has a learned prompt.
     """
 
     option_names = (*InterleavedAnswering.option_names, "images", *_DRAWING)
@@ -60,6 +61,12 @@ class EmuAnswering(InterleavedAnswering):
         visual_decoder: VisualDecoder | Callable[[torch.dtype], VisualDecoder] | None = None,
     ) -> None:
         super().__init__(model, processor)
+        if hasattr(model, "get_base_model") and model.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                f"expected an Emu, perhaps with a LoRA, got one with {model.active_peft_config.peft_type.value}: a learned "
+                "prompt hands over embeddings, in which the places of images do not show, and drawing would leave it "
+                "out. Train a LoRA."
+            )
         config = model.config
         wanted = (config.image_start_token_id, config.image_end_token_id, config.image_token_id)
         wanted, got = (*wanted, config.num_image_tokens), (*processor.image_token_ids, processor.num_image_tokens)
@@ -216,11 +223,13 @@ def _decode(
 def _parse_number(name: str, given: Any, kind: type, least: int) -> int | float:
     try:
         value = kind(given)
-        is_well = value >= least and math.isfinite(value) and (kind is float or value == float(given))
+        is_well = least <= value < _TOO_LARGE and math.isfinite(value) and (kind is float or value == float(given))
     except (TypeError, ValueError, OverflowError):
         is_well = False
     if not is_well or isinstance(given, bool):
-        raise ValueError(f"`{name}` must be {'a' if kind is float else 'a whole'} number from {least}, got {given!r}.")
+        raise ValueError(
+            f"`{name}` must be {'a' if kind is float else 'a whole'} number from {least}, below 2**63, got {given!r}."
+        )
     return value
 
 

@@ -103,8 +103,11 @@ def generate_parts(
     config, ids, embeds = model.config, inputs["input_ids"], inputs.get("image_embeds")
     if len(ids) != 1:
         raise ValueError(f"expected one prompt, got {len(ids)}. Answers with images are made one by one.")
+    counts = model.model.count_images(ids)
     if embeds is None and inputs.get("pixel_values") is not None:
-        embeds = model.model.embed_images(inputs["pixel_values"], model.model.count_images(ids))
+        embeds = model.model.embed_images(inputs["pixel_values"], counts)
+    if embeds is not None:
+        embeds = embeds[:, : int(counts)]  # what is drawn follows the prompt's images, not their padding
     ends = model.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or ())
     start, end, image = config.image_start_token_id, config.image_end_token_id, config.image_token_id

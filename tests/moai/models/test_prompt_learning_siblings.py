@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from flamingo_builders import build_flamingo, build_processor, make_image
-from prismer_builders import build_prismer
+from flamingo_builders import build_flamingo, build_processor, make_image, save_flamingo
+from prismer_builders import build_prismer, save_prismer
 
+from moai import Pipeline
 from moai.models.ranking import rank_continuations
 
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
@@ -157,3 +158,20 @@ def test_prismer_refuses_a_prefix_by_name(bases: dict[str, Any]) -> None:
     adapted = get_peft_model(model, CONFIGS["prefix_tuning"]()).eval()
     with pytest.raises(ValueError, match="EncoderDecoderCache"):
         adapted(**ask("What?"))
+
+
+@pytest.mark.parametrize("save", [save_flamingo, save_prismer])
+def test_pipeline_takes_what_an_adapter_of_pefts_own_lacks_from_its_base(save: Any, tmp_path: Path) -> None:
+    folder = save(tmp_path / "base")
+    base = Pipeline.from_pretrained(folder, verbalizers=[])
+    plain = base(make_image(0), "What?", **SETTINGS)
+    torch.manual_seed(0)
+    adapted = get_peft_model(base.model, CONFIGS["p_tuning"]())
+    for parameter in adapted.prompt_encoder.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.5)
+    adapted.save_pretrained(tmp_path / "adapter")  # weights and configuration: nothing else
+    loaded = Pipeline.from_pretrained(tmp_path / "adapter", verbalizers=[])
+    answer = loaded(make_image(0), "What?", **SETTINGS)
+    held = Pipeline(adapted.eval(), base.processor)(make_image(0), "What?", **SETTINGS)
+    assert answer.answer == held.answer and answer.confidence == pytest.approx(held.confidence)
+    assert answer.confidence != pytest.approx(plain.confidence)

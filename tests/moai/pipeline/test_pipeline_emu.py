@@ -90,6 +90,7 @@ def test_saved_pipeline_draws_the_same(pipeline: Pipeline, tmp_path: Path) -> No
         ({"steps": 1.5}, "`steps`"),
         ({"guidance": "nan"}, "`guidance`"),
         ({"height": 15}, "multiples of 2"),
+        ({"seed": 2**70}, "`seed`"),
         ({"images": 1}, "options of drawing"),
         ({"colour": "red"}, "colour"),
     ],
@@ -106,6 +107,15 @@ def test_drawing_is_refused_where_nothing_is_said_or_nothing_draws(pipeline: Pip
         writer.draw("a red car")
     with pytest.raises(ValueError, match="draws"):
         Pipeline.from_pretrained("moai-nano", verbalizers=[]).draw("a red car")
+
+
+def test_learned_prompt_is_refused_when_loaded(folder: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="the extra `train` is not installed")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    model = Pipeline.from_pretrained(folder, verbalizers=[]).model
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="Train a LoRA"):  # else it would draw as if there were none
+        Pipeline.from_pretrained(tmp_path / "adapter", verbalizers=[])
 
 
 def test_command_draws_and_blends(folder: Path, tmp_path: Path) -> None:

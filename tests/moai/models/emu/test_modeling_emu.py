@@ -116,6 +116,26 @@ def test_texts_are_followed_by_images_where_the_model_says_so(emu: Any) -> None:
         model.generate_parts(**processor(conversations=CONVERSATIONS), max_new_tokens=2)
 
 
+def test_what_is_drawn_is_read_again_when_images_are_padded(emu: Any) -> None:
+    """A row of a batch in which another has more images."""
+    model, processor = emu
+    batch, start = processor(conversations=CONVERSATIONS[:1]), model.config.image_start_token_id
+    length, pixels = batch["input_ids"].shape[1], batch["pixel_values"]
+
+    def draw_first(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if input_ids.shape[1] == length:
+            scores[:, start] = 1e4
+        return scores
+
+    settings = {"max_new_tokens": 6, "max_new_images": 1, "logits_processor": LogitsProcessorList([draw_first])}
+    alone = model.generate_parts(**batch, **settings)
+    batch["pixel_values"] = torch.cat([pixels, torch.zeros_like(pixels)], dim=1)
+    padded = model.generate_parts(**batch, **settings)
+    assert [part.dim() for part in alone.parts] == [2, 1]
+    assert padded.parts[1].tolist() == alone.parts[1].tolist()
+    assert_close(padded.image_embeds, alone.image_embeds, atol=1e-5, rtol=1e-5)
+
+
 def test_sampled_text_holds_no_token_of_an_image(emu: Any) -> None:
     model, processor = emu
     torch.manual_seed(0)
