@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from benchmarks.measurement import Spread, describe_machine, markdown_table
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.scenes.scenes import Scenes
 from verbalizers import Verbalizer, build_verbalizer
-from verbalizers.backends.split_by_image import ByImage
 from verbalizers.core.checkpoints import CheckpointVerbalizer
 from verbalizers.core.structures import Detections, Relations, Segments
 
@@ -46,6 +46,25 @@ def build_variant(verbalizer: Verbalizer, variant: str) -> Verbalizer:
         }
         loaded.model = torch.ao.quantization.quantize_dynamic(loaded.model, linears, torch.qint8)
     return built
+
+
+def list_checkpoints(verbalizers: Sequence[Verbalizer]) -> list[CheckpointVerbalizer]:
+    """Those that compute with a checkpoint of torch; of ``by_image`` the one that looks at drawings, as Scenes are.
+
+    Raises:
+        ValueError: There is none.
+    """
+    parts = []
+    for one in verbalizers:
+        drawing = one.settings().get("drawing") if one.backend == "by_image" else None
+        parts.append(build_verbalizer(one.kind, **drawing) if drawing else one)
+    found = [one for one in parts if isinstance(one, CheckpointVerbalizer)]
+    if not found:
+        raise ValueError(
+            f"expected verbalizers with checkpoints, got {[f'{one.kind}/{one.backend}' for one in parts]}. "
+            "Name another --checkpoint."
+        )
+    return found
 
 
 def agree(first: Any, second: Any) -> float:
@@ -120,12 +139,9 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [json.loads(line) for line in parsed.out.read_text().splitlines()] if parsed.out.is_file() else []
     if len(rows) < parsed.num_scenes:
         built, _ = VerbalizerSettings.load_pretrained(Path(parsed.checkpoint)).build()
-        # Scenes are drawn: of two verbalizers of a kind it is the one for drawings that looks.
-        drawn = [build_verbalizer(v.kind, **v.drawing) if isinstance(v, ByImage) else v for v in built]
         variants = {
             one.kind: {variant: build_variant(one, variant) for variant in ("float32", *parsed.variants)}
-            for one in drawn
-            if isinstance(one, CheckpointVerbalizer)
+            for one in list_checkpoints(built)
         }
         scenes = Scenes("validation", image_size=parsed.image_size, num_questions=1)
         measure_scene(np.asarray(scenes[0].image), variants)  # what is loaded or compiled once

@@ -1,10 +1,11 @@
-"""moai-nano's recipe from four starts: what a tower gains from learning before the questions (docs/prestages.md).
+"""moai-nano with other towers: what a tower gains from learning before the questions (docs/prestages.md).
 
     python -m recipes.prestages --config configs/prestages.yaml --out runs/prestages
 
-For each seed: a tower by TCL, one by data2vec; moai-nano around a new tower, around each of these, and with a learned
-prompt before the one from TCL. Every training goes on from its last checkpoint and every finished result is kept, so
-the same command goes on with what is missing. ``table.md`` appears when all is there.
+For each seed: a tower by TCL, one by data2vec; the bundled moai-nano with a new tower in place of its own, with each of
+these, all trained by the same steps, and a learned prompt before the one from TCL. Every training goes on from its last
+checkpoint and every finished result is kept, so the same command goes on with what is missing. ``table.md`` appears
+when all is there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 from PIL import Image
 from pydantic import StrictInt
 
+from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.image_samples import ImageDataset
 from moai.data.image_settings import ImageDataSettings
 from moai.evaluation.conditions import MODEL, Condition
@@ -32,20 +35,19 @@ from moai.evaluation.retrieval import RANKS, measure_retrieval
 from moai.evaluation.tables import format_table
 from moai.models.backbones import load_vision_backbone
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
+from moai.models.moai.new_model import renew
+from moai.models.moai.processing_moai import MoAIProcessor
 from moai.models.tcl.modeling_tcl import TCLModel
 from moai.models.tcl.processing_tcl import TCLProcessor
 from moai.pipeline.pipeline import Pipeline
 from moai.scenes.scenes import Scenes
 from moai.settings import load_settings, settings, to_plain
 from moai.training.trainer import run_training
-from verbalizers.core.durable_files import atomic_file, hold_folder
-
-from .nano.config import NanoConfig
-from .nano.training import train_nano
+from verbalizers.core.durable_files import atomic_file, atomic_folder, hold_folder
 
 __all__ = ["PrestageSettings", "ProbeSettings", "main", "measure_probe", "run_prestages"]
 
-#: Where moai-nano's tower comes from, and what is tested of it.
+#: Where the tower comes from, and what is tested of it.
 TOWERS = ("scratch", "tcl", "data2vec")
 PROMPTED = "tcl+prompt"
 #: Label of a condition -> the test's ``verbalizations``.
@@ -61,6 +63,7 @@ class ProbeSettings:
         num_test: Scenes that it is tested on.
         image_size: Of the scenes.
         num_objects: Fewest and most per scene.
+        names: The only things there are.
         penalty: Of the regression, times the number of scenes.
         fewest: Names that are in fewer test scenes, or lacking in fewer, are left out.
     """
@@ -69,6 +72,7 @@ class ProbeSettings:
     num_test: StrictInt = 500
     image_size: StrictInt = 96
     num_objects: tuple[StrictInt, StrictInt] = (1, 4)
+    names: tuple[str, ...] = ()
     penalty: float = 0.01
     fewest: StrictInt = 10
 
@@ -80,8 +84,9 @@ class PrestageSettings:
     Attributes:
         tcl: Recipe of ``task: tcl`` without an output folder.
         data2vec: Recipe of ``task: data2vec`` likewise.
-        nano: Recipe of :mod:`recipes.nano`, the same for all towers.
-        prompt: Recipe of a learned prompt before moai-nano from TCL, without path and output folder.
+        base: Folder or bundled name of the MoAI whose tower is replaced.
+        later: Recipe of a MoAI that trains it with each tower, without path and output folder.
+        prompt: Recipe of a learned prompt before the one with TCL's tower, likewise.
         test: Questions.
         retrieval: Captioned images, fields of ``data`` of TCL's recipe.
         probe: The linear probe.
@@ -90,7 +95,8 @@ class PrestageSettings:
 
     tcl: dict[str, Any]
     data2vec: dict[str, Any]
-    nano: NanoConfig
+    base: str
+    later: dict[str, Any]
     prompt: dict[str, Any]
     test: SceneTest
     retrieval: dict[str, Any]
@@ -134,15 +140,15 @@ def _run_seed(chosen: PrestageSettings, seed: int, out: Path) -> None:
     for name in ("tcl", "data2vec"):
         _train(getattr(chosen, name), {"seed": seed}, out / name)
     for name in TOWERS:
-        folder = out / f"nano-{name}"
-        if not (folder / "moai-nano").is_dir():
-            tower = None if name == "scratch" else str(out / name)
-            multimodal = replace(chosen.nano.multimodal, tower=tower)
-            train_nano(replace(chosen.nano, multimodal=multimodal, seed=seed), folder)
-        _keep(out / f"probe-{name}.json", lambda folder=folder: measure_probe(folder / "moai-nano", chosen.probe))
-    start = {"model": {"path": str(out / "nano-tcl" / "moai-nano"), **chosen.prompt.get("model", {})}, "seed": seed}
+        start = out / f"start-{name}"
+        _replace_tower(chosen.base, None if name == "scratch" else out / name / "final", seed, start)
+        _keep(out / f"probe-{name}-before.json", lambda start=start: measure_probe(start, chosen.probe))
+        folder = out / f"later-{name}"
+        _train(chosen.later, {"model": {**chosen.later.get("model", {}), "path": str(start)}, "seed": seed}, folder)
+        _keep(out / f"probe-{name}.json", lambda folder=folder: measure_probe(folder / "final", chosen.probe))
+    models = {name: out / f"later-{name}" / "final" for name in TOWERS} | {PROMPTED: out / "prompt" / "final"}
+    start = {"model": {**chosen.prompt.get("model", {}), "path": str(models["tcl"])}, "seed": seed}
     _train(chosen.prompt, start, out / "prompt")
-    models = {name: out / f"nano-{name}" / "moai-nano" for name in TOWERS} | {PROMPTED: out / "prompt" / "final"}
     for name, model in models.items():
         for label, source in CONDITIONS.items():
             test = replace(chosen.test, verbalizations=source)
@@ -150,6 +156,31 @@ def _run_seed(chosen: PrestageSettings, seed: int, out: Path) -> None:
             _keep(file, lambda model=model, test=test: _answer(model, test))
             print(f"seed {seed}, {name}, {label}: done", flush=True)
     _keep(out / "retrieval.json", lambda: _retrieve(chosen.retrieval, out / "tcl" / "final"))
+
+
+def _replace_tower(base: str, tower: Path | None, seed: int, folder: Path) -> None:
+    """Write a MoAI with another tower and a new projector, once.
+
+    Args:
+        base: The MoAI.
+        tower: Folder of a tower of the same sizes; None = a new one.
+        seed: Of what is new.
+        folder: Is written.
+    """
+    if folder.is_dir():
+        return
+    source = find_checkpoint(base)
+    model = renew(source, {}, ("vision_tower", "projector"), seed=seed).float()
+    if tower is not None:
+        own, given = model.model.vision_tower, load_vision_backbone(tower).tensors
+        read = {name: value.shape for name, value in own.state_dict().items() if "post_layernorm" not in name}
+        if wrong := [name for name, size in read.items() if name not in given or given[name].shape != size]:
+            raise ValueError(f"expected a tower of the sizes of {base}'s, got another {wrong[0]} in {tower}.")
+        own.load_state_dict(given, strict=False)
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        MoAIProcessor.from_pretrained(source).save_pretrained(temporary)
+        VerbalizerSettings.load(source).save(temporary)
 
 
 def _train(recipe: Mapping[str, Any], fields: Mapping[str, Any], folder: Path) -> None:
@@ -198,7 +229,9 @@ def measure_probe(folder: Path, chosen: ProbeSettings) -> dict[str, float]:
     processor, tower = MoAIImageProcessor.from_pretrained(folder), _load_tower(folder)
     features, names = {}, {}
     for split, count in (("train", chosen.num_train), ("test", chosen.num_test)):
-        scenes = Scenes(split, 11, chosen.image_size, tuple(chosen.num_objects), 1, sign_probability=0.0)
+        scenes = Scenes(
+            split, 11, chosen.image_size, tuple(chosen.num_objects), 1, sign_probability=0.0, names=chosen.names
+        )
         samples = [scenes[index] for index in range(count)]
         features[split] = _compute_features(tower, processor, [sample.image for sample in samples])
         names[split] = [{*s.truth.detections.class_names, *s.truth.segments.class_names} for s in samples]
@@ -259,15 +292,16 @@ def format_results(chosen: PrestageSettings, out: Path) -> str:
         for row, of in zip(rows, groups.values(), strict=True):
             row.append(_say(bootstrap_mean(of)))
         parts.append(f"**Accuracy, {label}**\n\n" + format_table(["tower", *kinds, "mean"], rows, 1))
-    probes = {name: read(f"probe-{name}.json") for name in TOWERS}
+    times = {"before": "-before", "after the later steps": ""}
+    probes = {(name, time): read(f"probe-{name}{end}.json") for name in TOWERS for time, end in times.items()}
     tested = sorted(set.intersection(*(set(found) for of in probes.values() for found in of)))
-    rows = [
-        [name, _say(bootstrap_mean([np.array([[found[n] for n in tested] for found in of])]))]
-        for name, of in probes.items()
-    ]
-    parts.append(
-        f"**Linear probe of {len(tested)} names, area under the curve**\n\n" + format_table(["tower", "area"], rows, 1)
-    )
+    areas = {
+        of: _say(bootstrap_mean([np.array([[found[n] for n in tested] for found in seeds])]))
+        for of, seeds in probes.items()
+    }
+    rows = [[name, *(areas[name, time] for time in times)] for name in TOWERS]
+    title = f"**Linear probe of {len(tested)} names, area under the curve, %**\n\n"
+    parts.append(title + format_table(["tower", *times], rows, 1))
     found = read("retrieval.json")
     rows = []
     for way in ("image_to_text", "text_to_image"):

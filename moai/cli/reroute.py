@@ -31,6 +31,9 @@ def reroute(
         Path | None, typer.Option("--references", help="A references.safetensors of another run, instead.")
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=0, help="Gradient steps per question; 0 = none.")] = 5,
+    oracle: Annotated[
+        bool, typer.Option("--oracle/--no-oracle", help="Answer under every routing, not only under chosen ones.")
+    ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the shuffled neighbours.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions per pass.")] = 32,
     verbalizers: VerbalizersOption = None,
@@ -43,7 +46,7 @@ def reroute(
 ) -> None:
     """Re-route at test time (R2-T2): moai reroute moai-nano scenes per_kind=400.
 
-    Scores the routings on questions with known answers (OUT/references), then answers TEST once by the gates, by each
+    Scores the routings on questions with known answers (OUT/references), then answers TEST by the gates, by each
     routing, and by what the nearest references say. The same command again goes on after a kill. With the references
     answers are given by: moai ask IMAGE QUESTION --option reroute=OUT/references/references.safetensors
     """
@@ -82,7 +85,7 @@ def reroute(
             del deciding[name]
         run = ReroutingRun(
             out or Path("runs", "reroute", f"{Path(model).name}-{Path(test).stem}"),
-            steps, batch_size, timeout or None, seed, overwrite,
+            steps, batch_size, timeout or None, seed, oracle, overwrite,
         )  # fmt: skip
         load = cache(partial(load_pipeline, model, chosen, debug, **choice))
         if known is not None:

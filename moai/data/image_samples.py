@@ -101,6 +101,8 @@ class ImageDataset:
             scenes.made_up_share,
             scenes.forged_share,
             scenes.image_noise,
+            names=scenes.names,
+            has_one_wording=scenes.has_one_wording,
         )
         self._streams.append((stream, scenes.start, min(scenes.length, source.limit or scenes.length)))
 

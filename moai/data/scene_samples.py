@@ -76,6 +76,8 @@ class SceneSamples:
             scenes.made_up_share,
             scenes.forged_share,
             scenes.image_noise,
+            names=scenes.names,
+            has_one_wording=scenes.has_one_wording,
         )
         count = min(scenes.length, source.limit or scenes.length)
         asking = [index for index in range(min(count, _MEASURED_SCENES)) if self._has_something(index)]

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictInt
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
 from moai.scenes.scenes import QUESTION_KINDS
 from moai.settings import Number, load_settings, settings
@@ -54,6 +54,8 @@ class SceneSource:
         forged_share: Share of the scenes with signs of which one poses as a prediction.
         image_noise: Share of images that are grey, bright or dark, or in a grey frame.
         noise: Strength of the errors that verbalizations made from the truth carry; 0 = the truth.
+        names: The only things there are; none = all that Scenes know.
+        has_one_wording: Each form of a question is asked in the same words.
     """
 
     length: _Positive = 1000
@@ -70,6 +72,8 @@ class SceneSource:
     forged_share: Number = 0.25
     image_noise: Number = 0.0
     noise: Annotated[Number, Field(ge=0)] = 1.0
+    names: tuple[str, ...] = ()
+    has_one_wording: StrictBool = False
 
 
 @settings

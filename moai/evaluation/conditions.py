@@ -120,7 +120,7 @@ def _build(name: str, pipeline: Pipeline, test: Test, reader: Answering | None) 
 def count_commonest(test: Test) -> dict[str, str]:
     """By kind the commonest answer: in training scenes, or, for files, in the test itself, which is generous."""
     if isinstance(test.settings, SceneTest):
-        return most_frequent_answers(test.settings.kinds)
+        return most_frequent_answers(test.settings)
     counts: dict[str, Counter[str]] = {}
     for question in test.questions:
         counts.setdefault(question.kind, Counter()).update([Counter(question.answers).most_common(1)[0][0]])

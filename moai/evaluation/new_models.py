@@ -1,15 +1,15 @@
-"""New, untrained models of one size: what the systems of a comparison start from.
+"""Models of one size: what the systems of a comparison start from.
 
-One tokenizer, learned from the words of Scenes, one vision tower and one Llama are made from a seed; a MoAI, a Flamingo
-and a LLaVA are built around these two. A Prismer has a tower and a RoBERTa decoder of its own: they get the same widths
-and depths.
+A MoAI, a Flamingo and a LLaVA are built around one vision tower, one Llama and one tokenizer. These are a MoAI's that
+has learned before, or new: made from a seed, the tokenizer learned from the words of Scenes. A Prismer takes the tower;
+its decoder is a RoBERTa, which cannot take a Llama's weights: it is always new, of the same widths and depths.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field
 from itertools import islice
@@ -20,6 +20,7 @@ import torch
 from pydantic import Field, StrictInt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoTokenizer,
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -34,12 +35,16 @@ from transformers import (
     RobertaTokenizer,
 )
 
+from moai.checkpoints.io.lookup import find_checkpoint
 from moai.models.flamingo.backbones import build_processor as build_flamingo_processor
 from moai.models.flamingo.backbones import load_tokenizer as load_flamingo_tokenizer
 from moai.models.flamingo.modeling_flamingo import FlamingoForConditionalGeneration
 from moai.models.flamingo.prompts import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
 from moai.models.moai.chat_templates import DEMO_CHAT_TEMPLATE, SYSTEM_PROMPT
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.new_model import from_backbones
+from moai.models.moai.processing_moai import MoAIProcessor
+from moai.models.moai.text_reader import extract_decoder
 from moai.models.prismer.configuration_prismer import PrismerConfig
 from moai.models.prismer.image_processing_prismer import PrismerImageProcessor
 from moai.models.prismer.label_features import LabelFeatures, NameEncoder
@@ -64,29 +69,39 @@ _OTHER_TOKENS = ("<mask>", IMAGE_TOKEN, END_OF_CHUNK_TOKEN)
 #: The release's demo prompt without its first sentence, which would be most of a short prompt.
 _TEMPLATE = DEMO_CHAT_TEMPLATE.replace(repr(SYSTEM_PROMPT), "''")
 assert SYSTEM_PROMPT not in _TEMPLATE
+#: Of a Prismer's decoder, whose prompt is a question.
+_LONGEST = 512
 
 
 @settings(kw_only=True)
 class NewModelsSettings:
-    """Sizes of new models.
+    """Backbones and sizes.
 
     Attributes:
-        vision: Fields of the tower, a ``CLIPVisionConfig``: sizes, patches.
-        text: Fields of the decoder, a ``LlamaConfig``: sizes; a Prismer takes those that a ``RobertaConfig`` knows.
-        vocab_size: Of the tokenizer that all share.
+        backbones: Folder or bundled name of a MoAI whose tower, decoder and tokenizer are taken; None = new ones.
+        vision: Fields of a new tower, a ``CLIPVisionConfig``: sizes, patches.
+        text: Fields of a new decoder, a ``LlamaConfig``: sizes; a Prismer takes those that a ``RobertaConfig`` knows.
+        vocab_size: Of a new tokenizer: the one that all share, or a Prismer's.
         num_scenes: Training scenes from whose words it is learned.
         moai: ``compressor`` and ``mixer``, fields of theirs.
         flamingo: Fields of ``FlamingoConfig``, and ``every``.
         prismer: Fields of ``PrismerConfig``.
     """
 
-    vision: dict[str, Any]
-    text: dict[str, Any]
+    backbones: str | None = None
+    vision: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
     vocab_size: _Positive = 1024
     num_scenes: _Positive = 300
     moai: dict[Literal["compressor", "mixer"], dict[str, Any]] = field(default_factory=dict)
     flamingo: dict[str, Any] = field(default_factory=dict)
     prismer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if bool(self.backbones) == bool(self.vision and self.text) or bool(self.vision) != bool(self.text):
+            raise ValueError(
+                "expected `backbones`, or `vision` and `text`, got neither, a part or all. Name a MoAI, or sizes."
+            )
 
 
 def write_new_model(chosen: NewModelsSettings, system: str, seed: int, folder: Path) -> None:
@@ -112,6 +127,15 @@ def _backbones(chosen: NewModelsSettings, seed: int) -> Iterator[tuple[Path, Pat
     """Folders of a new tower and a new decoder with its tokenizer."""
     with tempfile.TemporaryDirectory() as temporary:
         vision, text = Path(temporary) / "vision", Path(temporary) / "text"
+        if chosen.backbones is not None:
+            source, processor = _load_source(chosen)
+            source.model.vision_tower.save_pretrained(vision)
+            _image_processor(source.config.vision_config.image_size, processor).save_pretrained(vision)
+            extract_decoder(source).save_pretrained(text)
+            processor.tokenizer.save_pretrained(text)
+            torch.manual_seed(seed)
+            yield vision, text
+            return
         torch.manual_seed(seed)
         tower = CLIPVisionModel(CLIPVisionConfig(**chosen.vision))
         tower.save_pretrained(vision)
@@ -125,9 +149,21 @@ def _backbones(chosen: NewModelsSettings, seed: int) -> Iterator[tuple[Path, Pat
         yield vision, text
 
 
-def _image_processor(side: int) -> CLIPImageProcessor:
+def _load_source(chosen: NewModelsSettings) -> tuple[MoAIForConditionalGeneration, MoAIProcessor]:
+    folder = find_checkpoint(chosen.backbones)
+    model = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model, MoAIProcessor.from_pretrained(folder)
+
+
+def _chat_template(chosen: NewModelsSettings) -> str:
+    """What the decoder knows, or, for a new one, the shortest."""
+    return _TEMPLATE if chosen.backbones is None else _load_source(chosen)[1].chat_template
+
+
+def _image_processor(side: int, like: MoAIProcessor | None = None) -> CLIPImageProcessor:
     size = {"height": side, "width": side}
-    return CLIPImageProcessor(size=size, crop_size=size)
+    names = () if like is None else ("image_mean", "image_std")
+    return CLIPImageProcessor(size=size, crop_size=size, **{n: getattr(like.image_processor, n) for n in names})
 
 
 def _said(chosen: NewModelsSettings) -> Iterator[str]:
@@ -160,7 +196,7 @@ def _train_tokenizer(chosen: NewModelsSettings) -> PreTrainedTokenizerFast:
 def _write_moai(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
     with _backbones(chosen, seed) as (vision, text):
         model, processor = from_backbones(vision, text, **chosen.moai)
-        processor.chat_template = _TEMPLATE
+        processor.chat_template = _chat_template(chosen)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
@@ -175,7 +211,7 @@ def _write_flamingo(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
 def _write_llava(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
     with _backbones(chosen, seed) as (vision, text):
         tower, decoder = CLIPVisionModel.from_pretrained(vision), LlamaForCausalLM.from_pretrained(text)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(text)
+        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=False)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         config = LlavaConfig(
             vision_config=tower.config,
@@ -187,16 +223,17 @@ def _write_llava(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
         model = LlavaForConditionalGeneration(config)
         model.model.vision_tower.load_state_dict(tower.state_dict())
         model.model.language_model.load_state_dict(decoder.model.state_dict())
+        model.lm_head.load_state_dict(decoder.lm_head.state_dict())
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         processor = LlavaProcessor(
-            _image_processor(tower.config.image_size),
+            CLIPImageProcessor.from_pretrained(vision),
             tokenizer,
             patch_size=tower.config.patch_size,
             vision_feature_select_strategy="default",
             image_token=IMAGE_TOKEN,
             num_additional_image_tokens=1,
-            chat_template=_TEMPLATE,
+            chat_template=_chat_template(chosen),
         )
         model.save_pretrained(folder)
         PromptedProcessor(processor, PromptSettings(style="compact", introduction="Seen:")).save_pretrained(folder)
@@ -204,22 +241,44 @@ def _write_llava(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
 
 def _write_prismer(chosen: NewModelsSettings, seed: int, folder: Path, **changes: Any) -> None:
     tokenizer = _roberta_tokenizer(_train_tokenizer(chosen))
-    heads, depth = chosen.text["num_attention_heads"], chosen.text["num_hidden_layers"]
-    sizes = {name: chosen.text[name] for name in ("hidden_size", "intermediate_size")}
-    sizes |= {"num_attention_heads": heads, "num_hidden_layers": depth, "vocab_size": len(tokenizer)}
-    sizes |= {"max_position_embeddings": chosen.text["max_position_embeddings"], "type_vocab_size": 1}
+    vision, text, source = dict(chosen.vision), chosen.text, None
+    if chosen.backbones is not None:
+        source, like = _load_source(chosen)
+        vision, text = source.config.vision_config.to_dict(), source.config.text_config.to_dict()
+    same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+    sizes = {name: text[name] for name in same} | {"vocab_size": len(tokenizer), "type_vocab_size": 1}
+    sizes |= {"max_position_embeddings": min(_LONGEST, text["max_position_embeddings"])}
     fields = chosen.prismer | changes
-    config = PrismerConfig(vision_config=dict(chosen.vision), text_config=sizes, **fields)
+    config = PrismerConfig(vision_config=vision, text_config=sizes, **fields)
     torch.manual_seed(seed)
     model = PrismerForConditionalGeneration(config).eval()
     side = config.vision_config.image_size
-    images = PrismerImageProcessor(size={"height": side, "width": side})
+    norms = {}
+    if source is not None:
+        _take_tower(model.model.vision_encoder, source.model.vision_tower.state_dict())
+        norms = {name: getattr(like.image_processor, name) for name in ("image_mean", "image_std")}
+    images = PrismerImageProcessor(size={"height": side, "width": side}, **norms)
     processor = PrismerProcessor(images, tokenizer, experts=config.experts, map_side=side)
     if config.experts:
         encoder = _new_name_encoder(tokenizer, seed)
         processor.label_features = LabelFeatures.fit([*OBJECT_CLASSES, *STUFF_NAMES], encoder, config.label_size)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _take_tower(encoder: torch.nn.Module, tower: Mapping[str, torch.Tensor]) -> None:
+    """Put a CLIP tower's weights into a Prismer's encoder, which has no class token; adaptors and experts stay new."""
+    renamed = {"embeddings.patch_embedding.": "stems.rgb.", "pre_layrnorm.": "pre_layernorm."}
+    renamed |= {"embeddings.position_embedding.weight": "positional_embedding", "encoder.layers.": "layers."}
+    own = {}
+    for name, tensor in tower.items():
+        name = name.removeprefix("vision_model.")
+        for theirs, ours in renamed.items():
+            name = name.replace(theirs, ours)
+        own[name] = tensor[1:] if name == "positional_embedding" else tensor
+    own = {name: tensor for name, tensor in own.items() if not name.startswith("embeddings.")}
+    if unknown := encoder.load_state_dict(own, strict=False).unexpected_keys:
+        raise ValueError(f"expected a CLIP tower for a Prismer, got one with {unknown}. Name other `backbones`.")
 
 
 def _write_prismerz(chosen: NewModelsSettings, seed: int, folder: Path) -> None:

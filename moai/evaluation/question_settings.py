@@ -99,6 +99,8 @@ class SceneTest(TestSettings):
         image_size: Height and width in pixels.
         num_objects: Fewest and most objects per scene.
         noise: Strength of the errors in verbalizations made from the truth; 0 = the truth.
+        names: The only things there are; none = all that Scenes know.
+        has_one_wording: Each form of a question is asked in the same words.
     """
 
     per_kind: Annotated[StrictInt, Field(ge=2)] = 100
@@ -108,6 +110,8 @@ class SceneTest(TestSettings):
     image_size: _Positive = 448
     num_objects: tuple[StrictInt, StrictInt] = (0, 9)
     noise: Annotated[Number, Field(ge=0)] = 1.0
+    names: tuple[str, ...] = ()
+    has_one_wording: StrictBool = False
 
     @property
     def source(self) -> str:

@@ -4,7 +4,7 @@
 - ``picked``: of each question's own neighbours (:meth:`.References.pick`); ``averaged``: their best routings' mean, as
   in R2-T2; ``descended``: gradient steps on their loss. ``picked-shuffled`` and ``averaged-shuffled``: neighbours
   whose losses are another reference's.
-- ``oracle``: right where any routing is; no method, a bound.
+- ``oracle``: right where any routing is; no method, a bound, for which the test is answered under all of them.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class ReroutingRun:
         batch_size: Questions per batch; decides nothing.
         timeout_s: Seconds per image for a verbalizer.
         seed: Of the shuffled neighbours.
+        has_oracle: The test is answered under every routing, not only under those that a method chose.
         is_overwriting: Begin anew.
     """
 
@@ -75,6 +76,7 @@ class ReroutingRun:
     batch_size: int = 32
     timeout_s: float | None = 60.0
     seed: int = 0
+    has_oracle: bool = True
     is_overwriting: bool = False
 
 
@@ -311,7 +313,7 @@ def run_rerouting(
     deciding: Mapping[str, Any],
     show: Callable[[int, str], None] = lambda num_done, counts: None,
 ) -> dict[str, Any]:
-    """Answer a test under every routing and every method; a killed run goes on.
+    """Answer a test under the routings and by every method; a killed run goes on.
 
     Args:
         load: Loads the model.
@@ -330,22 +332,28 @@ def run_rerouting(
     """
     references = References.load(references_path)
     routings = references.routings
-    fixed = {f"routing-{number + 1:02d}": routing for number, routing in enumerate(routings)}
     methods = [AVERAGED, AVERAGED_SHUFFLED, *([DESCENDED] if run.num_steps else [])]
     with hold_folder(run.out):
-        results = ResultFolder(run.out, [MODEL, *fixed, *methods])
         if run.is_overwriting:
             for file in run.out.glob("choices-*.safetensors"):
                 file.unlink()
         own = {"references": fingerprint_checkpoint(references_path), "steps": run.num_steps, "shuffled": run.seed}
-        results.check({**deciding, **describe_test(test), **own}, run.is_overwriting)
+        own["oracle"] = run.has_oracle
+        ResultFolder(run.out, ()).check({**deciding, **describe_test(test), **own}, run.is_overwriting)
         chooser = Chooser(load, test, references, run, show)
+        chosen = _list_chosen(test, references, chooser)
+        used = {each for part in chosen.values() for each in part}
+        if run.has_oracle:
+            used |= set(range(1, 1 + len(routings)))
+        fixed = {number: f"routing-{number:02d}" for number in sorted(used - {0})}
+        results = ResultFolder(run.out, [MODEL, *fixed.values(), *methods])
         starts, seconds = results.resume(run.batch_size, len(test.questions)), dict(chooser.seconds)
         num_open = sum(max(0, len(test.questions) - start * run.batch_size) for start in starts.values())
         if num_open:
             pipeline = load()
             conditions = [Condition(MODEL, pipeline)]
-            for each, routing in fixed.items():
+            for number, each in fixed.items():
+                routing = routings[number - 1]
                 conditions.append(Condition(each, pipeline, choose_options=lambda asked, r=routing: {"routing": r}))
             conditions += [Condition(each, pipeline, choose_options=chooser.choose(each)) for each in methods]
             begun, num_done = time.process_time(), min(starts.values()) * run.batch_size
@@ -356,53 +364,60 @@ def run_rerouting(
                 num_done += len(batch.questions)
                 show(num_done, "")
             seconds["answer"] = (time.process_time() - begun) / num_open
-        content = _collect(results, name, test, references, chooser, list(fixed), methods)
+        content = _collect(results, name, test, references, chosen, fixed, methods, run.has_oracle)
         content |= {"made_of": {**deciding, **describe_test(test), **own}, "cpu_seconds_per_question": seconds}
         results.write_results(content)
     return content
 
 
-def _collect(
-    results: ResultFolder, name: str, test: Test, references: References, chooser: Chooser, fixed: Sequence[str],
-    methods: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
-    names = [MODEL, *fixed]
-    rows = {each: results.read(each) for each in (*names, *methods)}
+def _list_chosen(test: Test, references: References, chooser: Chooser) -> dict[str, list[int]]:
+    """By method and question of the test, 0 = the gates, else the number of a routing."""
     losses, kinds = references.losses, [question["kind"] for question in references.content["questions"]]
     static = int(losses.mean(dim=0).argmin())
     per_kind = {
         kind: int(losses[[place for place, each in enumerate(kinds) if each == kind]].mean(dim=0).argmin())
         for kind in dict.fromkeys(kinds)
     }
-    chosen = {
+    return {
         "static": [static] * len(test.questions),
         "static-per-kind": [per_kind.get(question.kind, static) for question in test.questions],
         "picked": [chooser.picked.get(question.id, 0) for question in test.questions],
         "picked-shuffled": [chooser.picked_shuffled.get(question.id, 0) for question in test.questions],
     }
+
+
+def _collect(
+    results: ResultFolder, name: str, test: Test, references: References, chosen: Mapping[str, Sequence[int]],
+    fixed: Mapping[int, str], methods: Sequence[str], has_oracle: bool,
+) -> dict[str, Any]:  # fmt: skip
+    names = {0: MODEL, **fixed}
+    rows = {each: results.read(each) for each in (*names.values(), *methods)}
     found = {MODEL: rows[MODEL]}
     for each, numbers in chosen.items():
         found[each] = [rows[names[number]][place] for place, number in enumerate(numbers)]
     found |= {each: rows[each] for each in methods}
-    found["oracle"] = [
-        max((rows[each][place] for each in names), key=lambda row: row["score"]) for place in range(len(test.questions))
-    ]
+    if has_oracle:
+        found["oracle"] = [
+            max((rows[each][place] for each in names.values()), key=lambda row: row["score"])
+            for place in range(len(test.questions))
+        ]
+    by_kind = zip(test.questions, chosen["static-per-kind"], strict=True)
     metric = metric_of(test)
     return {
         "model": name,
         "asked": len(test.questions),
         "references": {
-            "questions": len(losses),
+            "questions": len(references.losses),
             "num_neighbours": references.num_neighbours,
             "bandwidth": references.bandwidth,
             "leave_one_image_out": references.content["leave_one_image_out"],
         },
-        "static": names[static],
-        "static_per_kind": {kind: names[number] for kind, number in per_kind.items()},
+        "static": names[chosen["static"][0]],
+        "static_per_kind": {question.kind: names[number] for question, number in by_kind},
         "rerouted": sum(number > 0 for number in chosen["picked"]) / len(test.questions),
         "results": {each: summarise(test.questions, part, metric) for each, part in found.items()},
         "against_model": {each: compare_rows(found[MODEL], part) for each, part in found.items() if each != MODEL},
-        "routings": {each: references.routings[place][0].tolist() for place, each in enumerate(fixed)},
+        "routings": {each: references.routings[number - 1][0].tolist() for number, each in fixed.items()},
     }
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from moai.data.findings import FindingsReader
 from moai.scenes.export import encode_png
-from moai.scenes.scenes import QUESTION_KINDS, SCENES_VERSION, Scenes, add_noise
+from moai.scenes.scenes import SCENES_VERSION, Scenes, add_noise
 from verbalizers import Scene, VerbalizationCache
 
 from .question_settings import SceneTest
@@ -54,7 +54,10 @@ def collect_scene_questions(test: SceneTest) -> Iterator[TestQuestion]:
         ValueError: Scenes of so few objects have no question of a kind, or the cache holds not even the first scene.
     """
     missing = dict.fromkeys(test.kinds, test.per_kind)
-    scenes = Scenes(test.split, test.seed, test.image_size, test.num_objects, max(7, len(test.kinds)), test.kinds)
+    scenes = Scenes(
+        test.split, test.seed, test.image_size, test.num_objects, max(7, len(test.kinds)), test.kinds,
+        names=test.names, has_one_wording=test.has_one_wording,
+    )  # fmt: skip
     reader = None if test.source != "cache" else FindingsReader(VerbalizationCache(test.cache, test.fingerprint))
     stream, in_vain = _SceneStream(scenes, test, reader), 0
     read_scene = {"truth": stream.spoil_truth, "cache": stream.read_cache}.get(test.source)
@@ -93,15 +96,15 @@ def collect_scene_questions(test: SceneTest) -> Iterator[TestQuestion]:
                 )  # fmt: skip
 
 
-def most_frequent_answers(kinds: Sequence[str] = QUESTION_KINDS, num_scenes: int = _NUM_COUNTED) -> dict[str, str]:
+def most_frequent_answers(test: SceneTest, num_scenes: int = _NUM_COUNTED) -> dict[str, str]:
     """By kind, the commonest answer to the training split's questions.
 
     Args:
-        kinds: Which kinds.
+        test: Whose kinds and names.
         num_scenes: How many scenes are asked about.
     """
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
-    for sample in Scenes("train", image_size=96, kinds=tuple(kinds), length=num_scenes):
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in test.kinds}
+    for sample in Scenes("train", image_size=96, kinds=test.kinds, length=num_scenes, names=test.names):
         for asked in sample.questions:
             counts[asked.kind][asked.answer] += 1
     return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items() if answers}

@@ -67,6 +67,8 @@ class Answering(ABC):
             computed is bounded by the server.
         text_input: Name of the verbalizations among what :meth:`encode_scenes` returns.
         scene_encoder: The model's ``encode_scenes``, of scenes, what is worth saying and kinds, see ``scenes_X.py``.
+        bounded_by: What stands in a prompt beside the question, and perhaps what helps where a prompt is too long, for
+            :meth:`check_lengths`; None = :meth:`prepare` knows a prompt's length.
         model_class: What loads the model.
         processor_class: What loads the processor.
         can_quantize: Whether the model loads in 4 and 8 bits.
@@ -82,6 +84,7 @@ class Answering(ABC):
     served_options: tuple[str, ...] = ()
     text_input: str
     scene_encoder: Callable[..., dict[str, list[Any]]]
+    bounded_by: tuple[str, ...] | None = None
     model_class: type
     processor_class: type
     can_quantize: bool = False
@@ -305,7 +308,6 @@ class Answering(ABC):
             for name, rows in found.items()
         }
 
-    @abstractmethod
     def encode(
         self,
         images: Sequence[Image.Image],
@@ -326,6 +328,18 @@ class Answering(ABC):
         Raises:
             TooLongError: Prompts are too long together with what was found.
         """
+        chosen = options or {}
+        batch = self.build_batch(images, prompts, scene_inputs, chosen)
+        if self.bounded_by is not None:
+            kept = max_new_tokens + chosen.get("images", 0) * self.shortest_prompt
+            self.check_lengths(batch["attention_mask"].sum(dim=1).tolist(), kept, *self.bounded_by)
+        return batch.to(self.model.device, dtype=self.model.dtype)
+
+    @abstractmethod
+    def build_batch(
+        self, images: Sequence[Any], prompts: Sequence[Any], found: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> BatchFeature:
+        """The batch of :meth:`encode`, where it is made; ``found`` are its ``scene_inputs``."""
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

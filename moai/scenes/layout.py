@@ -3,6 +3,7 @@
 Everything is decided here, so truth, questions and pixels of one seed always agree; a layout takes about a millisecond.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -97,8 +98,8 @@ def _is_portrait(member: GroupMember) -> bool:
 class _LayoutBuilder:
     """Places groups one after the other; `finish` sorts them by depth and numbers the entities."""
 
-    def __init__(self, rng: Random, scale: float, scenery: str | None = None) -> None:
-        self.rng = rng
+    def __init__(self, rng: Random, scale: float, scenery: str | None = None, allowed: Sequence[str] = ()) -> None:
+        self.rng, self.allowed = rng, allowed
         self.scenery = sample_scenery(rng, scenery)
         self.stuff = self.scenery.stuff
         self.scale = scale * (1.7 if self.scenery.name == "kitchen" else 1.0)
@@ -113,7 +114,9 @@ class _LayoutBuilder:
         weights = ZONE_GROUPS[zone]
         if not weights:
             return None
-        if zone not in _WATER | {"sky", "wall", "ceiling", "railroad"} and self.rng.random() < _MISPLACED:
+        if self.allowed:
+            name = self.rng.choice(self.allowed)
+        elif zone not in _WATER | {"sky", "wall", "ceiling", "railroad"} and self.rng.random() < _MISPLACED:
             name = self.rng.choice([c.name for c in OBJECT_CLASSES.values() if c.group not in ("sign", "boat")])
         else:
             group = self.rng.choices(list(weights), list(weights.values()))[0]
@@ -256,7 +259,7 @@ def _plan_next(builder: _LayoutBuilder, zone: int, remaining: int) -> list[Group
     name = builder.choose_name(ground)
     if name is None:
         return []
-    if remaining < 2 or ground in ("sky", "wall", "ceiling"):
+    if remaining < 2 or builder.allowed or ground in ("sky", "wall", "ceiling"):
         return [plan_single(rng, name)]
     plan = plan_group(rng, name, builder.choose_name(ground))
     fresh = [member.name for member in plan.members if member.name in _SINGLE_INSTANCE]
@@ -298,6 +301,7 @@ def sample_layout(
     forged_share: float = 0.25,
     scenery: str | None = None,
     sign_text: SignText | None = None,
+    names: Sequence[str] = (),
 ) -> SceneLayout:
     """Draw one scene.
 
@@ -312,10 +316,11 @@ def sample_layout(
             them the thing is there.
         scenery: one of `scenery.SCENERIES`; None = any.
         sign_text: what all signs say; None = drawn.
+        names: the only things there are, each for itself; none = all of `OBJECT_CLASSES`, in groups too.
     """
     wanted = rng.randint(*num_objects)
     scale = rng.uniform(*next(sizes for most, sizes in _SCALES if wanted <= most))
-    builder = _LayoutBuilder(rng, scale, scenery)
+    builder = _LayoutBuilder(rng, scale, scenery, names)
     draw = rng.random()
     if draw < forged_share * sign_probability and wanted:
         claim = None

@@ -161,9 +161,11 @@ class _Asker:
     """Asks about one scene; each `ask_<kind>` gives a question, or None where the scene has none that is fair."""
 
     def __init__(
-        self, truth: Scene, layout: SceneLayout, foil: SceneLayout, rng: Random, may_be_new: bool, has_colour: bool
-    ) -> None:
+        self, truth: Scene, layout: SceneLayout, foil: SceneLayout, rng: Random, may_be_new: bool, has_colour: bool,
+        has_one_wording: bool, allowed: Sequence[str],
+    ) -> None:  # fmt: skip
         self.rng, self.may_be_new, self.has_colour = rng, may_be_new, has_colour
+        self.has_one_wording = has_one_wording
         height, width = truth.image_size_hw
         scale = (1 / width, 1 / height, 1 / width, 1 / height)
         self.objects: list[_Object] = []
@@ -195,6 +197,9 @@ class _Asker:
         #: Names that are here and not in the foil, and the other way round: exchangeable, so that no name tells.
         self.here = [name for name in self.names if name not in foreign]
         self.absent = [name for name in sorted(others) if name not in self.blocked]
+        if allowed:  # few names, each as likely as the others: none tells without a foil
+            self.here = [name for name in self.names if name in allowed]
+            self.absent = [name for name in allowed if name not in self.blocked]
         self.foil_counts, absent = others, set(self.absent)
         named = [(foil.entity_name(s), p, foil.entity_name(o)) for s, p, o in foil.relations]
         self.absent_relations = [relation for relation in named if relation[0] in absent and _is_asked(*relation)]
@@ -203,9 +208,10 @@ class _Asker:
     def say(self, kind: str, form: str, answer: str, asked: str = "", options: Iterable[str] = (), **slots: str):
         """Word a question; a name may be called otherwise."""
         called = asked
-        if asked in SYNONYMS and self.rng.random() < _SYNONYM_SHARE:
+        if not self.has_one_wording and asked in SYNONYMS and self.rng.random() < _SYNONYM_SHARE:
             called = self.rng.choice(SYNONYMS[asked])
-        worded = word_question(self.rng, form, {**(name_slots(called) if asked else {}), **slots}, self.may_be_new)
+        slots = {**(name_slots(called) if asked else {}), **slots}
+        worded = word_question(self.rng, form, slots, self.may_be_new, self.has_one_wording)
         if kind == "absence":
             answer = f"There {_are(called)} no {called}."
         return SceneQuestion(kind, worded.text, answer, form, worded.is_trained, asked=asked, options=tuple(options))
@@ -483,6 +489,8 @@ def ask_questions(
     kinds: tuple[str, ...] = QUESTION_KINDS,
     may_be_new: bool = False,
     has_colour: bool = True,
+    has_one_wording: bool = False,
+    names: Sequence[str] = (),
 ) -> tuple[SceneQuestion, ...]:
     """Ask about a scene.
 
@@ -496,13 +504,15 @@ def ask_questions(
         kinds: which kinds to ask; one named twice is asked twice as often.
         may_be_new: whether half of the questions are in words that training never has.
         has_colour: whether the image shows colours.
+        has_one_wording: whether each form of a question is asked in the same words.
+        names: the only things that scenes hold; none = all of `OBJECT_CLASSES`.
 
     Raises:
         ValueError: an unknown kind.
     """
     if unknown := set(kinds) - set(QUESTION_KINDS):
         raise ValueError(f"`kinds` must be among {QUESTION_KINDS}, got {sorted(unknown)}. Remove those.")
-    asker = _Asker(truth, layout, foil, rng, may_be_new, has_colour)
+    asker = _Asker(truth, layout, foil, rng, may_be_new, has_colour, has_one_wording, names)
     askers: dict[str, Callable[[], SceneQuestion | None]] = {
         kind: getattr(asker, f"ask_{kind}") for kind in dict.fromkeys(kinds)
     }
@@ -517,7 +527,7 @@ def ask_questions(
         if question is None:
             continue
         before = [other for other in asked.values() if not other.earlier and other.kind != "description"]
-        if before and not question.earlier and rng.random() < _SECOND_TURN_SHARE:
+        if before and not has_one_wording and not question.earlier and rng.random() < _SECOND_TURN_SHARE:
             question = _after(question, rng.choice(before))
         key = question.kind, question.form, question.asked, question.answer
         if question.kind not in _ONCE or sum(other.kind == question.kind for other in asked.values()) < turn.count(

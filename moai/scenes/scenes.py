@@ -27,6 +27,7 @@ from moai.scenes.noise import ImageNoise, add_noise, sample_image_noise, spoil_i
 from moai.scenes.questions import QUESTION_KINDS, SceneQuestion, ask_questions
 from moai.scenes.signs import SPLITS, SignText
 from moai.scenes.truth import EntityMap, build_entity_map, build_truth
+from moai.scenes.vocabulary import OBJECT_CLASSES
 from verbalizers.core.scene import verbalize_scene
 from verbalizers.core.structures import Scene
 
@@ -124,6 +125,8 @@ class Scenes:
         image_noise: share of images that are grey, bright or dark, or in a grey frame: for training.
         start: first index of the iteration.
         length: number of scenes of the iteration; None = endless.
+        names: of the things that there are, of `OBJECT_CLASSES`; none = all of them, in groups too.
+        has_one_wording: whether each form of a question is asked in the same words.
 
     Raises:
         ValueError: a setting outside its range.
@@ -143,6 +146,8 @@ class Scenes:
         image_noise: float = 0.0,
         start: int = 0,
         length: int | None = None,
+        names: tuple[str, ...] = (),
+        has_one_wording: bool = False,
     ) -> None:
         scene_seed(seed, split, start)
         low, high = num_objects
@@ -157,6 +162,9 @@ class Scenes:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {share}.")
         if unknown := set(kinds) - set(QUESTION_KINDS):
             raise ValueError(f"`kinds` must be among {QUESTION_KINDS}, got {sorted(unknown)}. Remove those.")
+        if unknown := set(names) - set(OBJECT_CLASSES):
+            raise ValueError(f"`names` must be among the names of Scenes' objects, got {sorted(unknown)}.")
+        self.names, self.has_one_wording = tuple(names), has_one_wording
         self.split, self.seed, self.image_size = split, seed, image_size
         self.num_objects, self.num_questions, self.kinds = (low, high), num_questions, tuple(kinds)
         self.sign_probability, self.made_up_share = sign_probability, made_up_share
@@ -169,16 +177,17 @@ class Scenes:
         seed = scene_seed(self.seed, self.split, index)
         rng = Random(seed)
         options = (self.num_objects, self.sign_probability, self.made_up_share, self.split, self.forged_share)
-        layout = sample_layout(rng, *options)
+        layout = sample_layout(rng, *options, names=self.names)
         noise = sample_image_noise(Random(f"image {seed}"), self.image_noise)
         inner = self.image_size if noise is None else noise.inner_size(self.image_size)
         corner = (0, 0) if noise is None else noise.corner(self.image_size)
         entities = build_entity_map(layout, inner).framed(self.image_size, corner)
         truth = build_truth(layout, entities, inner, corner)
-        foil = sample_layout(rng, *options, scenery=layout.scenery, sign_text=_UNSEEN_SIGN)
+        foil = sample_layout(rng, *options, scenery=layout.scenery, sign_text=_UNSEEN_SIGN, names=self.names)
         questions = ask_questions(
             truth, layout, foil, rng, self.num_questions, self.kinds,
             may_be_new=self.split != "train", has_colour=noise is None or not noise.is_grey,
+            has_one_wording=self.has_one_wording, names=self.names,
         )  # fmt: skip
         return SceneSample(index, seed, layout, self.image_size, entities, truth, questions, noise)
 

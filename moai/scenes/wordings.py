@@ -239,7 +239,9 @@ def _with_typo(rng: Random, text: str) -> str:
     return " ".join(words)
 
 
-def word_question(rng: Random, form: str, slots: Mapping[str, str], may_be_new: bool) -> Worded:
+def word_question(
+    rng: Random, form: str, slots: Mapping[str, str], may_be_new: bool, has_one_wording: bool = False
+) -> Worded:
     """Put a question into words.
 
     Args:
@@ -247,9 +249,12 @@ def word_question(rng: Random, form: str, slots: Mapping[str, str], may_be_new: 
         form: one of `FORMS`.
         slots: what its templates name, see `name_slots`.
         may_be_new: whether half of the wordings are such as training never has.
+        has_one_wording: always the first template, without frame, suffix or slip.
     """
     is_trained = not may_be_new or rng.random() < 0.5
     slots = {**slots, **{key.capitalize(): value[:1].upper() + value[1:] for key, value in slots.items()}}
+    if has_one_wording:
+        return Worded(FORMS[form][0].format(**slots), True)
     text = _choose(rng, FORMS[form], is_trained).format(**slots)
     text = text[:1].upper() + text[1:]
     if rng.random() < _FRAME_SHARE:

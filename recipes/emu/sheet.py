@@ -1,4 +1,4 @@
-"""What the tiny Emu draws: a sheet of it, and the names that a segmenter finds in it."""
+"""What the tiny Emu draws: a sheet of it, and the names that bundled verbalizers find in it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw
 
 from moai import Pipeline
 from moai.checkpoints.io.lookup import find_checkpoint
-from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings, build_named_verbalizers
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.evaluation.intervals import wilson_interval
 from moai.scenes.asset_loading import load_font
+from verbalizers import Verbalizer, build_verbalizer
 from verbalizers.core.durable_files import atomic_file
 
 from .config import SheetSettings, TinyEmuConfig
@@ -25,8 +26,9 @@ from .world import draw_world, list_captions, write_caption
 __all__ = ["count_found", "make_sheet"]
 
 _SIDE, _LABEL, _COLUMNS = 96, 26, 8
-#: Verbalizer of the bundled checkpoint that looks at drawings, closed to 200 names and not told what was asked for.
-_VERBALIZER = "segmentation"
+#: Who of the bundled verbalizers looks for what: those that see it best in Scenes of this size. None is told what was
+#: asked for.
+_JUDGES = {"thing": ("detection", "photograph"), "ground": ("segmentation", "drawing")}
 
 
 def make_sheet(config: TinyEmuConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
@@ -35,15 +37,16 @@ def make_sheet(config: TinyEmuConfig, checkpoint: Path, out: Path) -> dict[str, 
     captions = [*held_out, *learned]
     drawn = _draw_all(captions, checkpoint, config.sheet, out / "drawn")
     painted = [draw_world(*said, config.world.image_size, Random(f"test {said}")) for said in captions]
-    verbalizer = _build_verbalizer()
-    found = {name: _look(verbalizer, images, config.sheet) for name, images in (("drawn", drawn), ("scenes", painted))}
     result: dict[str, Any] = {"captions": len(captions), "held_out": len(held_out)}
-    for name, names in found.items():
-        for part, place in (("thing", 1), ("ground", 2)):
-            wanted = [said[place] for said in captions]
+    for place, (part, judge) in enumerate(_JUDGES.items(), start=1):
+        verbalizer = _build_judge(*judge)
+        result[f"judge: {part}"] = f"{verbalizer.kind}/{verbalizer.backend}"
+        wanted = [said[place] for said in captions]
+        for name, images in (("drawn", drawn), ("scenes", painted)):
+            names = _look(verbalizer, images, config.sheet)
             result[f"{name}: {part}"] = count_found(wanted, names, config.sheet.num_shuffles)
-        alone = [said[1] for said in held_out]
-        result[f"{name}: thing, held out"] = count_found(alone, names[: len(held_out)], config.sheet.num_shuffles)
+            alone = count_found(wanted[: len(held_out)], names[: len(held_out)], config.sheet.num_shuffles)
+            result[f"{name}: {part}, held out"] = alone
     _write_sheet([write_caption(*said) for said in captions], drawn, len(held_out), out / "sheet.png")
     with atomic_file(out / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -97,15 +100,16 @@ def _draw_all(
     return images
 
 
-def _build_verbalizer() -> Any:
+def _build_judge(kind: str, part: str) -> Verbalizer:
     stored = VerbalizerSettings.load(find_checkpoint("moai-nano"))
-    return build_named_verbalizers(_VERBALIZER, stored)[0]
+    (settings,) = (entry["settings"] for entry in stored.verbalizers or () if entry["kind"] == kind)
+    return build_verbalizer(kind, **settings[part])
 
 
-def _look(verbalizer: Any, images: Sequence[Image.Image], chosen: SheetSettings) -> list[tuple[str, ...]]:
+def _look(judge: Verbalizer, images: Sequence[Image.Image], chosen: SheetSettings) -> list[tuple[str, ...]]:
     size = (chosen.image_size, chosen.image_size)
     enlarged = [np.array(image.resize(size, Image.Resampling.BICUBIC)) for image in images]
-    return [tuple(segments.class_names) for segments in verbalizer.predict(enlarged)]
+    return [tuple(findings.class_names) for findings in judge.predict(enlarged)]
 
 
 def _write_sheet(captions: Sequence[str], images: Sequence[Image.Image], num_held_out: int, file: Path) -> None:

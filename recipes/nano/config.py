@@ -58,8 +58,6 @@ class MultimodalSettings(StageSettings):
         kind_weights: Weight of a kind's answer tokens in the loss, 1 where none is given.
         recall_weight: Weight of the auxiliary objective :class:`.phrase_recall.PhraseRecall`, 0 = none.
         vision: Fields of CLIPVisionConfig.
-        tower: Folder of a tower of these fields that has learned before, for example from captions (docs/prestages.md);
-            None = a new one.
         compressor: Fields of CompressorConfig.
         mixer: Fields of MixerConfig.
     """
@@ -71,7 +69,6 @@ class MultimodalSettings(StageSettings):
     kind_weights: dict[str, Number] = field(default_factory=dict)
     recall_weight: Number = 0.0
     vision: dict[str, Any] = field(default_factory=dict)
-    tower: str | None = None
     compressor: dict[str, Any] = field(default_factory=dict)
     mixer: dict[str, Any] = field(default_factory=dict)
 

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from mixer import Mixers
-from moai.models.backbones import load_vision_backbone
 from moai.models.moai.chat_templates import DEMO_CHAT_TEMPLATE
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.processing_moai import MoAIProcessor
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
-from moai.training.start import find_start
 
 from .config import MultimodalSettings, NanoConfig
 
@@ -81,8 +79,6 @@ def build_moai(
     _start_as_copies(model.model.mixers)
     # The experts have no positions of their own: a patch can only ask for "its" words if it knows where it is.
     model.model.vision_tower.embeddings.position_embedding.weight.data.normal_(std=POSITION_STD)
-    if settings.tower is not None:
-        _load_tower(model.model.vision_tower, settings.tower)
     if decoder is not None:
         model.model.language_model.load_state_dict(decoder.model.state_dict())
         model.tie_weights()
@@ -103,22 +99,3 @@ def _start_as_copies(mixers: Mixers) -> None:
             for projection in (expert.value, expert.output):
                 projection.down.copy_(basis.T)
                 projection.up.copy_(basis)
-
-
-def _load_tower(tower: CLIPVisionModel, folder: str) -> None:
-    """Give a new tower another's weights.
-
-    Raises:
-        ValueError: The other is of another kind or size.
-    """
-    found = load_vision_backbone(find_start(folder))
-    state = tower.state_dict()
-    sizes = {name: tuple(value.shape) for name, value in state.items() if value.is_floating_point()}
-    given = {name: tuple(value.shape) for name, value in found.tensors.items() if value.is_floating_point()}
-    if wrong := sorted(name for name, size in sizes.items() if given.get(name) != size):
-        name = wrong[0]
-        raise ValueError(
-            f"expected a tower as `vision` describes it in `tower`, got {folder} with {name} of shape "
-            f"{given.get(name)} instead of {sizes[name]}. Make it with the same fields."
-        )
-    tower.load_state_dict(found.tensors, strict=False)

@@ -37,6 +37,7 @@ class InterleavedAnswering(Answering):
     served_options = ("prompt", "choices")
     text_input = "context"
     scene_encoder = encode_scenes
+    bounded_by = ("images, demonstrations and verbalization", "give fewer demonstrations, ")
     reads_words_alone = True
 
     def prepare(
@@ -51,25 +52,11 @@ class InterleavedAnswering(Answering):
         """See :meth:`.Answering.prepare_conversation`: the messages as they are; earlier turns are demonstrations."""
         return [dict(message) for message in messages]
 
-    def encode(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[Any],
-        scene_inputs: Mapping[str, Any],
-        max_new_tokens: int,
-        options: Mapping[str, Any] | None = None,
+    def build_batch(
+        self, images: Sequence[Any], prompts: Sequence[Any], found: Mapping[str, Any], options: Mapping[str, Any]
     ) -> BatchFeature:
-        """See :meth:`.Answering.encode`.
-
-        Args:
-            images: One per question, or a list of several in reading order.
-            prompts: Questions, or conversations whose images are named in ``images``.
-            scene_inputs: ``context``.
-            max_new_tokens: Tokens kept for the answer.
-            options: ``shots``, ``prompt`` and, where a model draws, ``images`` count.
-        """
-        options = options or {}
-        contexts = scene_inputs.get("context") or [None] * len(prompts)
+        """See :meth:`.Answering.build_batch`: ``options`` that count are ``shots`` and ``prompt``."""
+        contexts = found.get("context") or [None] * len(prompts)
         shots = options.get("shots", ())
         is_chosen = isinstance(shots, Demonstrations)
         shown = shots.choose(images, prompts, self.embed_images) if is_chosen else [shots] * len(prompts)
@@ -79,11 +66,7 @@ class InterleavedAnswering(Answering):
             self.processor.build_conversation(image if self.shows_image else None, question, demonstrated, context)
             for image, question, demonstrated, context in zip(images, prompts, shown, contexts, strict=True)
         ]
-        batch = self.processor(conversations=conversations, prompt=options.get("prompt"))
-        kept = max_new_tokens + options.get("images", 0) * self.shortest_prompt
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
-        self.check_lengths(lengths, kept, "images, demonstrations and verbalization", "give fewer demonstrations, ")
-        return batch.to(self.model.device, dtype=self.model.dtype)
+        return self.processor(conversations=conversations, prompt=options.get("prompt"))
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:

@@ -130,19 +130,11 @@ class MoAIAnswering(Answering):
         """See :meth:`.Answering.scene_settings`."""
         return {"compat": settings.compat, "map_mode": settings.map}
 
-    def encode(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[Any],
-        scene_inputs: Mapping[str, Any],
-        max_new_tokens: int,
-        options: Mapping[str, Any] | None = None,
+    def build_batch(
+        self, images: Sequence[Any], prompts: Sequence[Any], found: Mapping[str, Any], options: Mapping[str, Any]
     ) -> BatchFeature:
-        """See :meth:`.Answering.encode`."""
-        batch = self.processor(
-            images=list(images), text=list(prompts), padding=True, return_tensors="pt", **scene_inputs
-        )
-        return batch.to(self.model.device, dtype=self.model.dtype)
+        """See :meth:`.Answering.build_batch`."""
+        return self.processor(images=list(images), text=list(prompts), padding=True, return_tensors="pt", **found)
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

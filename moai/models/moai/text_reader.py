@@ -59,6 +59,7 @@ class TextReaderAnswering(Answering):
 
     text_input = "auxiliary_text"
     scene_encoder = encode_scenes
+    bounded_by = ("verbalization",)
 
     def __init__(self, model: PreTrainedModel, processor: Any) -> None:
         super().__init__(model, processor)
@@ -108,23 +109,16 @@ class TextReaderAnswering(Answering):
         """See :meth:`.Answering.scene_settings`."""
         return {"compat": settings.compat, "map_mode": "never"}
 
-    def encode(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[Any],
-        scene_inputs: Mapping[str, Any],
-        max_new_tokens: int,
-        options: Mapping[str, Any] | None = None,
+    def build_batch(
+        self, images: Sequence[Any], prompts: Sequence[Any], found: Mapping[str, Any], options: Mapping[str, Any]
     ) -> BatchFeature:
-        """See :meth:`.Answering.encode`; no image is."""
-        rows = [
-            self.prompt_ids(said or "", *p) for said, p in zip(scene_inputs["auxiliary_text"], prompts, strict=True)
-        ]
-        self.check_lengths(list(map(len, rows)), max_new_tokens, "verbalization")
+        """See :meth:`.Answering.build_batch`; no image is in it."""
+        texts = found["auxiliary_text"]
+        rows = [self.prompt_ids(said or "", *asked) for said, asked in zip(texts, prompts, strict=True)]
         width, end = max(map(len, rows)), self.tokenizer.eos_token_id
         input_ids = torch.tensor([[end] * (width - len(ids)) + ids for ids in rows])
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows])
-        return BatchFeature({"input_ids": input_ids, "attention_mask": mask}).to(self.model.device)
+        return BatchFeature({"input_ids": input_ids, "attention_mask": mask})
 
     def prompt_ids(self, verbalization: str, question: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Ids of a prompt, piece by piece as in training; `earlier`: questions and answers of the turns before."""

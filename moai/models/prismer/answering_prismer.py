@@ -95,20 +95,13 @@ class PrismerAnswering(Answering):
         """See :meth:`.Answering.scene_settings`."""
         return {"experts": self.processor.experts}
 
-    def encode(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[Any],
-        scene_inputs: Mapping[str, Any],
-        max_new_tokens: int,
-        options: Mapping[str, Any] | None = None,
+    def build_batch(
+        self, images: Sequence[Any], prompts: Sequence[Any], found: Mapping[str, Any], options: Mapping[str, Any]
     ) -> BatchFeature:
-        """See :meth:`.Answering.encode`."""
-        task = (options or {}).get("task", "vqa")
-        maps = scene_inputs.get("expert_maps")
+        """See :meth:`.Answering.build_batch`."""
         singles = [image[0] if isinstance(image, list) else image for image in images]
-        batch = self.processor(images=singles, text=list(prompts), expert_maps=maps, task=task)
-        return batch.to(self.model.device, dtype=self.model.dtype)
+        task, maps = options.get("task", "vqa"), found.get("expert_maps")
+        return self.processor(images=singles, text=list(prompts), expert_maps=maps, task=task)
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

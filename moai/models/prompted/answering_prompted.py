@@ -30,6 +30,7 @@ class PromptedAnswering(Answering):
     option_names = served_options = ("style", "place", "choices")
     text_input = "context"
     scene_encoder = encode_scenes
+    bounded_by = ("image and verbalization",)
     model_class = AutoModelForImageTextToText
     processor_class = PromptedProcessor
     can_quantize = True
@@ -80,16 +81,8 @@ class PromptedAnswering(Answering):
         """See :meth:`.Answering.select_options`; the other options decide the prompt."""
         return {name: value for name, value in options.items() if name == "choices"}
 
-    def encode(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[Any],
-        scene_inputs: Mapping[str, Any],
-        max_new_tokens: int,
-        options: Mapping[str, Any] | None = None,
+    def build_batch(
+        self, images: Sequence[Any], prompts: Sequence[Any], found: Mapping[str, Any], options: Mapping[str, Any]
     ) -> BatchFeature:
-        """See :meth:`.Answering.encode`."""
-        batch = self.processor(list(prompts), place=(options or {}).get("place"), **scene_inputs)
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
-        self.check_lengths(lengths, max_new_tokens, "image and verbalization")
-        return batch.to(self.model.device, dtype=self.model.dtype)
+        """See :meth:`.Answering.build_batch`."""
+        return self.processor(list(prompts), place=options.get("place"), **found)

@@ -205,3 +205,16 @@ def test_references_of_another_model_are_refused(done, tiny, tmp_path):
     shutil.copy(out / "references" / "references.safetensors", tmp_path)
     told = run(other, tmp_path / "out", "--references", str(tmp_path / "references.safetensors"), code=1)
     assert "references of this model" in told
+
+
+def test_only_chosen_routings_are_answered_when_no_bound_is_asked_for(done, tiny, tmp_path):
+    out, told = done
+    full = json.loads(told[told.index("{") : told.rindex("}") + 1])
+    references = out / "references" / "references.safetensors"
+    told = run(tiny, tmp_path / "out", "--json", "--no-oracle", "--references", str(references))
+    content = json.loads(told[told.index("{") : told.rindex("}") + 1])
+    assert "oracle" not in content["results"] and set(content["routings"]) <= set(full["routings"])
+    files = {path.name for path in (tmp_path / "out").glob("samples.routing-*.jsonl")}
+    assert files == {f"samples.{name}.jsonl" for name in content["routings"]}
+    for name, table in content["results"].items():
+        assert table == full["results"][name], name

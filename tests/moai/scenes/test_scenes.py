@@ -278,3 +278,18 @@ def test_truth_lies_inside_the_frame_when_the_image_has_one():
         if noise.is_grey:
             assert (np.ptp(sample.image, axis=2) == 0).all()
     assert 10 < framed < 50
+
+
+def test_only_named_things_in_one_wording_when_asked_for() -> None:
+    names = ("car", "dog", "umbrella", "chair")
+    scenes = Scenes("test", image_size=64, num_objects=(2, 4), kinds=("existence", "colour"), length=60, names=names,
+                    sign_probability=0.0, has_one_wording=True)  # fmt: skip
+    samples = list(scenes)
+    assert {placed.name for sample in samples for placed in sample.layout.objects} == set(names)
+    questions = [asked for sample in samples for asked in sample.questions]
+    assert {asked.asked for asked in questions} <= set(names)
+    said = {asked.question.replace(asked.asked, "NAME") for asked in questions if asked.form == "existence"}
+    assert said <= {"Is there a NAME in the picture?", "Is there an NAME in the picture?"}
+    assert all(asked.is_trained_wording for asked in questions)
+    with pytest.raises(ValueError, match="zebras"):
+        Scenes(names=("car", "zebras"))
