@@ -1,7 +1,7 @@
 """What starting costs: processor time of imports and wall time of the command's help, each in fresh processes.
 
     python -m benchmarks.cold_start
-    python -m benchmarks.cold_start --rounds 3
+    python -m benchmarks.cold_start --rounds 3 --only page.png
 
 An import of ours stands beside what a user of transformers imports for the same purpose; a command beside an
 interpreter that does nothing. Processes alternate, A B A B ...; medians [quartiles]; the ratio is taken round by round.
@@ -45,7 +45,7 @@ IMPORTS = [
     Pair(
         "import sys; sys.argv = ['moai', 'ask', 'examples/page.png', 'What is this?']; "
         "from moai.__main__ import main; main()",
-        "import torch, transformers",
+        "from transformers import LlavaForConditionalGeneration, LlavaProcessor",
         'moai ask examples/page.png "What is this?"',
     ),
 ]
@@ -101,11 +101,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each pair")
-    num_rounds = parser.parse_args(arguments).rounds
+    parser.add_argument("--only", default="", metavar="PART", help="the pairs whose name holds this")
+    parsed = parser.parse_args(arguments)
     print(describe_machine(torch.device("cpu")))
     for title, pairs, is_wall in (("processor time", IMPORTS, False), ("wall time", COMMANDS, True)):
-        print(f"\n| {title}, seconds | beside | ours | the other | ratio |\n| --- | --- | --- | --- | --- |")
-        print("\n".join(measure(pairs, num_rounds, is_wall)), flush=True)
+        if chosen := [pair for pair in pairs if parsed.only in (pair.name or pair.ours)]:
+            print(f"\n| {title}, seconds | beside | ours | the other | ratio |\n| --- | --- | --- | --- | --- |")
+            print("\n".join(measure(chosen, parsed.rounds, is_wall)), flush=True)
 
 
 if __name__ == "__main__":
