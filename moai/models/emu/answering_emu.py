@@ -63,9 +63,9 @@ class EmuAnswering(InterleavedAnswering):
         super().__init__(model, processor)
         if hasattr(model, "get_base_model") and model.active_peft_config.is_prompt_learning:
             raise ValueError(
-                f"expected an Emu, perhaps with a LoRA, got one with {model.active_peft_config.peft_type.value}: a learned "
-                "prompt hands over embeddings, in which the places of images do not show, and drawing would leave it "
-                "out. Train a LoRA."
+                f"expected an Emu, perhaps with a LoRA, got one with {model.active_peft_config.peft_type.value}: a "
+                "learned prompt hands over embeddings, in which the places of images do not show, and drawing would "
+                "leave it out. Train a LoRA."
             )
         config = model.config
         wanted = (config.image_start_token_id, config.image_end_token_id, config.image_token_id)
