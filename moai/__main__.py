@@ -17,9 +17,9 @@ __all__ = ["main"]
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 #: Commands that write whole files and talk to no tracker: their process ends without taking torch apart.
 _QUICK_COMMANDS = ("ask", "verbalize", "plan")
-#: New objects after which Python looks for circles among the youngest: importing torch and transformers makes a million
-#: that stay, and looking at them again and again would take a seventh of a first question's time.
-_QUICK_THRESHOLDS = (100_000, 50, 1000)
+#: Thresholds of the garbage collector: importing torch and transformers makes a million objects that stay, and with the
+#: default of 700 going over them again and again would take a seventh of a first question's time.
+_QUICK_THRESHOLDS = (50_000, 10, 10)
 #: Names of threads that run foreign code (verbalizers, generation) and may still do so at the end.
 _WORKING_THREADS = ("verbalizer-", "moai-answer")
 
