@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ..processing.image_loading import ImageSource, load_image
+from ..processing.sample_batching import as_list
 
 __all__ = ["Demonstrations", "Shot", "load_shot", "read_shots"]
 
@@ -119,14 +120,14 @@ class Demonstrations:
 
     def choose(
         self,
-        images: Sequence[Image.Image],
-        questions: Sequence[str],
+        images: Sequence[Image.Image | Sequence[Image.Image]],
+        questions: Sequence[Any],
         embed: Callable[[Sequence[Image.Image]], torch.Tensor],
     ) -> list[list[Shot]]:
         """The demonstrations of some questions.
 
         Args:
-            images: One per question.
+            images: One per question, or several: the nearest to any of them are retrieved.
             questions: As they are asked.
             embed: Images to features ``(len(images), d)`` of length 1.
 
@@ -134,26 +135,26 @@ class Demonstrations:
             Per question its demonstrations, in the order in which they are shown.
 
         Raises:
-            ValueError: An image of the pool cannot be read, or all but too few are of the question's image.
+            ValueError: An image of the pool cannot be read, all but too few are of the question's images, or it has
+                none whose nearest could be retrieved.
         """
-        orders = self._rank(images, embed) if self.is_retrieved and self.number else None
         chosen = []
-        for row, (image, question) in enumerate(zip(images, questions, strict=True)):
-            own = _digest(image)
-            if orders is None:
-                order = list(range(len(self.pool)))
-                Random(f"{self.seed} {own.hex()} {question}").shuffle(order)
+        for shown, question in zip(map(as_list, images), questions, strict=True):
+            own = [_digest(image) for image in shown]
+            if self.is_retrieved and self.number:
+                order = self._rank(shown, embed)
             else:
-                order = orders[row]
+                order = list(range(len(self.pool)))
+                Random(f"{self.seed} {' '.join(digest.hex() for digest in own)} {question}").shuffle(order)
             chosen.append(self._take(order, own))
         return chosen
 
-    def _take(self, order: Sequence[int], own: bytes) -> list[Shot]:
-        """The first of an order that are not about the question's own image."""
+    def _take(self, order: Sequence[int], own: Collection[bytes]) -> list[Shot]:
+        """The first of an order that are not about the question's own images."""
         wanted, taken = self.number or _NUM_TEXT_ONLY, []
         for place in order:
             image, digest = self._image(place)
-            if digest != own:
+            if digest not in own:
                 texts, said = self.pool[place][1:3], self._describe(place, image) if self.number else None
                 taken.append((image if self.number else None, *texts, *([said] if said else [])))
             if len(taken) == wanted:
@@ -180,8 +181,12 @@ class Demonstrations:
             raise ValueError(f"shot {place}: {error}") from error
         return image, _digest(image)
 
-    def _rank(self, images: Sequence[Image.Image], embed: Callable[..., torch.Tensor]) -> list[list[int]]:
-        """Places in the pool per image, the nearest first."""
+    def _rank(self, images: Sequence[Image.Image], embed: Callable[..., torch.Tensor]) -> list[int]:
+        """Places in the pool, the nearest to a question's images first."""
+        if not images:
+            raise ValueError(
+                "expected an image of the question to retrieve demonstrations by, got none. Draw them at random."
+            )
         if self._features is None:
             parts = []
             for start in range(0, len(self.pool), _IMAGES_AT_ONCE):
@@ -190,7 +195,7 @@ class Demonstrations:
             self._features = torch.cat(parts)
         # One by one: a batch's sums may differ in the last digit, and with them the order of two that are as near.
         nearness = torch.cat([embed([image]) for image in images]) @ self._features.T
-        return nearness.argsort(dim=1, descending=True, stable=True).tolist()
+        return nearness.amax(dim=0).argsort(descending=True, stable=True).tolist()
 
 
 def _digest(image: Image.Image) -> bytes:

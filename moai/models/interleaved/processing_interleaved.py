@@ -96,7 +96,20 @@ class InterleavedProcessor(GuardedProcessor):
         return super().apply_chat_template(conversation, chat_template=chat_template, **kwargs)
 
     def prepare_videos(self, conversation: Any) -> Any:
-        """Conversations whose videos are those that the model reads; as they are, for a model that reads none."""
+        """Conversations whose videos are those that the model reads; as they are, for a model that reads none.
+
+        Raises:
+            ValueError: There is one that the model does not read.
+        """
+        if isinstance(conversation, (list, tuple)):
+            for item in conversation:
+                self.prepare_videos(item)
+        elif isinstance(conversation, Mapping):
+            if conversation.get("type") == "video":
+                raise ValueError(
+                    "expected texts and images, got a video, which this model does not read. Give frames as images."
+                )
+            self.prepare_videos(conversation.get("content"))
         return conversation
 
     def build_conversation(

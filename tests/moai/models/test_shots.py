@@ -57,6 +57,17 @@ def test_retrieved_shots_are_the_nearest_and_the_nearest_is_last() -> None:
     assert answers_of(shots) == [["2", "4", "0"]] * 2
 
 
+def test_shots_are_the_nearest_to_any_image_and_about_none_when_a_question_has_several() -> None:
+    colors = [(250, 10, 10), (10, 250, 10), (200, 90, 10), (10, 10, 250), (10, 40, 240)]
+    pool = [(Image.new("RGB", (9, 9), color), "Which?", str(place)) for place, color in enumerate(colors)]
+    asked = [pool[0][0], Image.new("RGB", (5, 5), (10, 10, 251))]
+    assert answers_of(Demonstrations(pool, 2, is_retrieved=True).choose([asked], ["Which?"], embed)) == [["4", "3"]]
+    drawn = answers_of(Demonstrations(pool, 4).choose([asked], ["Which?"], embed))[0]
+    assert sorted(drawn) == ["1", "2", "3", "4"]
+    with pytest.raises(ValueError, match="expected an image of the question"):
+        Demonstrations(pool, 2, is_retrieved=True).choose([[]], ["Which?"], embed)
+
+
 def test_two_shots_lose_their_images_when_none_are_wanted() -> None:
     for is_retrieved in (False, True):
         (shots,) = Demonstrations(POOL, 0, is_retrieved).choose([make_image(0)], ["Who?"], embed)

@@ -28,6 +28,12 @@ def pipeline(folder: Path) -> Pipeline:
     return Pipeline.from_pretrained(folder)
 
 
+def test_video_is_refused_by_name_in_a_conversation(pipeline: Pipeline) -> None:
+    parts = [{"type": "video", "video": [make_image(0)] * 2}, {"type": "text", "text": "What?"}]
+    with pytest.raises(ValueError, match="got a video"):
+        pipeline.processor(conversations=[[{"role": "user", "content": parts}]])
+
+
 def test_shots_change_the_prompt_when_given_with_and_without_images(pipeline: Pipeline) -> None:
     image, lengths = make_image(0), []
     pipeline.model.register_forward_pre_hook(
