@@ -39,6 +39,8 @@ def inspect(
         from .answer_settings import load_pipeline, parse_options
         from .rendering import note, print_plain
 
+        if out.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"expected a page's name for --out, as inspection.html, got {str(out)!r}.")
         source = str(find_bundled("examples", image) or image)
         if out.exists() and Path(source).exists() and out.samefile(source):
             raise ValueError(f"expected another file for the page than the image {source!r}. Name another --out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,10 @@ def check_image_out(path: Path, inputs: Sequence[str | Path], option: str = "--i
         raise ValueError(f"expected a regular file for {option}, got {str(path)!r}. Name another.")
     if path.suffix.lower() not in IMAGE_FORMATS:
         raise ValueError(f"expected one of {', '.join(IMAGE_FORMATS)} for {option}, got {str(path)!r}.")
+    numbered = re.compile(rf"{re.escape(path.stem)}-\d+{re.escape(path.suffix)}")  # further images of an answer
+    for each in inputs:
+        if numbered.fullmatch(Path(each).name) and Path(each).absolute().parent == path.absolute().parent:
+            raise ValueError(f"{option} {str(path)!r} might replace the input {str(each)!r}. Name another file.")
     if path.exists() and any(os.path.exists(each) and os.path.samefile(path, each) for each in inputs):
         raise ValueError(f"{option} would replace the input {str(path)!r} itself. Name another file.")
     try:

@@ -51,6 +51,14 @@ def test_page_shows_layers_words_and_probabilities_without_addresses_when_any_mo
     assert "How sure each token was" in page and ("Who was listened to" in page) == (name == "moai")
 
 
+def test_page_that_would_look_like_an_image_is_refused_before_anything_is_loaded(tmp_path):
+    result = CliRunner().invoke(
+        app, ["inspect", "a.png", "What?", "--model", "nowhere", "--out", str(tmp_path / "x.png")]
+    )
+    assert result.exit_code == 1 and "expected a page's name for --out" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     return Pipeline.from_pretrained(write_tiny_checkpoint(tmp_path_factory.mktemp("tiny")), [])
