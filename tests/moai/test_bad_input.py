@@ -182,14 +182,17 @@ def test_control_tokens_steer_nothing_when_they_stand_in_a_question(pipe, text, 
 
 @pytest.mark.parametrize("text", CONTROL_TEXTS)
 def test_control_tokens_steer_nothing_when_they_stand_on_a_sign(pipe, text, monkeypatch):
-    calls = []
-    original = pipe.model.generate
+    calls, encoded = [], []
+    generate, compress = pipe.model.generate, pipe.model.get_auxiliary_states
     reader = ScriptedVerbalizer("ocr", lambda image: build_text_lines(text))
     pipe = Pipeline(pipe.model, pipe.processor, [reader])
-    monkeypatch.setattr(pipe.model, "generate", lambda **inputs: calls.append(inputs) or original(**inputs))
+    monkeypatch.setattr(pipe.model, "generate", lambda **inputs: calls.append(inputs) or generate(**inputs))
+    monkeypatch.setattr(
+        pipe.model, "get_auxiliary_states", lambda **inputs: encoded.append(inputs) or compress(**inputs)
+    )
     output = pipe(draw_image(), "What is it?", **FAST)
     assert output.answer is not None and text.split("\n")[0] in output.auxiliary_text
-    ids = calls[0]["auxiliary_input_ids"]
+    ids = encoded[0]["auxiliary_input_ids"]
     assert (ids == pipe.model.config.image_token_id).sum() == 0
     assert count_control_ids(pipe, ids) <= 1  # the BOS in front
     assert (calls[0]["input_ids"] == pipe.model.config.image_token_id).sum() == pipe.model.config.num_image_tokens
