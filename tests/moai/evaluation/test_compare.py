@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 
 from moai import Pipeline  # noqa: E402
+from moai.checkpoints.io.lookup import find_checkpoint  # noqa: E402
 from moai.cli import app  # noqa: E402
 from moai.evaluation.new_models import SYSTEMS, NewModelsSettings, write_new_model  # noqa: E402
 from moai.evaluation.sweep import load_results, run_sweep, select_jobs  # noqa: E402
@@ -91,6 +92,26 @@ def test_new_models_share_tower_decoder_and_words_when_of_one_seed(starts, tmp_p
         (folder / "model.safetensors").read_bytes() for folder in (starts / "prismer", tmp_path / "0", tmp_path / "1")
     ]
     assert files[0] == files[1] != files[2]
+
+
+def test_models_take_the_backbones_of_a_moai_when_it_is_named(tmp_path):
+    chosen = load_settings(
+        NewModelsSettings, {"backbones": "moai-nano"} | {k: SIZES[k] for k in ("flamingo", "prismer")}
+    )
+    source = load_file(Path(find_checkpoint("moai-nano")) / "model.safetensors")
+    name = "encoder.layers.2.mlp.fc2.weight"
+    wanted = next(value for key, value in source.items() if key.endswith(f"vision_tower.{name}")).float()
+    for system in ("llava", "flamingo", "prismer"):
+        write_new_model(chosen, system, 0, tmp_path / system)
+        tensors = load_file(tmp_path / system / "model.safetensors")
+        assert any(value.equal(wanted) for key, value in tensors.items() if key.endswith("layers.2.mlp.fc2.weight"))
+        words = next((value for key, value in tensors.items() if key.endswith("embed_tokens.weight")), None)
+        known = source["model.language_model.embed_tokens.weight"].float()
+        assert words is None if system == "prismer" else words[: len(known)].equal(known)
+    with pytest.raises(ValueError, match="`backbones`, or `vision` and `text`"):
+        load_settings(NewModelsSettings, {"backbones": "moai-nano", "vision": SIZES["vision"], "text": SIZES["text"]})
+    with pytest.raises(ValueError, match="`backbones`, or `vision` and `text`"):
+        load_settings(NewModelsSettings, {"vision": SIZES["vision"]})
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
