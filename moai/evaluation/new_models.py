@@ -157,7 +157,9 @@ def _load_source(chosen: NewModelsSettings) -> tuple[MoAIForConditionalGeneratio
 
 def _chat_template(chosen: NewModelsSettings) -> str:
     """What the decoder knows, or, for a new one, the shortest."""
-    return _TEMPLATE if chosen.backbones is None else _load_source(chosen)[1].chat_template
+    if chosen.backbones is None:
+        return _TEMPLATE
+    return MoAIProcessor.from_pretrained(find_checkpoint(chosen.backbones)).chat_template
 
 
 def _image_processor(side: int, like: MoAIProcessor | None = None) -> CLIPImageProcessor:
