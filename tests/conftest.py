@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports transformers or torch: both read these once, at import.
@@ -38,6 +39,17 @@ def golden_dir() -> Path:
             pytest.fail(f"MOAI_GOLDEN_DIR is set but is no folder: {golden}")
         pytest.skip("no reference outputs here: set MOAI_GOLDEN_DIR to the folder that holds moai/ and psgtr/")
     return golden
+
+
+@pytest.fixture(autouse=True)
+def kept_environment() -> Iterator[None]:
+    """Undo what a command under test sets for its own process: a later test's processes would inherit it."""
+    before = dict(os.environ)
+    yield
+    own = "PYTEST_CURRENT_TEST"
+    for name in os.environ.keys() - before.keys() - {own}:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if name != own})
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """Models of one size: what the systems of a comparison start from.
 
-A MoAI, a Flamingo and a LLaVA are built around one vision tower, one Llama and one tokenizer. These are a MoAI's that
-has learned before, or new: made from a seed, the tokenizer learned from the words of Scenes. A Prismer takes the tower;
-its decoder is a RoBERTa, which cannot take a Llama's weights: it is always new, of the same widths and depths.
+A MoAI, a Flamingo and a LLaVA are built around the vision tower, the Llama and the tokenizer of a MoAI that has learned
+before. A Prismer takes the tower; its decoder is a RoBERTa, which cannot take a Llama's weights: it is new, of the same
+widths and depths, and its tokenizer is learned from the words of Scenes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
-    CLIPVisionConfig,
     CLIPVisionModel,
-    LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
     RobertaTokenizer,
 )
 
@@ -40,7 +37,6 @@ from moai.models.flamingo.backbones import build_processor as build_flamingo_pro
 from moai.models.flamingo.backbones import load_tokenizer as load_flamingo_tokenizer
 from moai.models.flamingo.modeling_flamingo import FlamingoForConditionalGeneration
 from moai.models.flamingo.prompts import END_OF_CHUNK_TOKEN, IMAGE_TOKEN
-from moai.models.moai.chat_templates import DEMO_CHAT_TEMPLATE, SYSTEM_PROMPT
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.new_model import from_backbones
 from moai.models.moai.processing_moai import MoAIProcessor
@@ -66,9 +62,6 @@ _Positive = Annotated[StrictInt, Field(ge=1)]
 # RoBERTa's control tokens have these places.
 _CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 _OTHER_TOKENS = ("<mask>", IMAGE_TOKEN, END_OF_CHUNK_TOKEN)
-#: The release's demo prompt without its first sentence, which would be most of a short prompt.
-_TEMPLATE = DEMO_CHAT_TEMPLATE.replace(repr(SYSTEM_PROMPT), "''")
-assert SYSTEM_PROMPT not in _TEMPLATE
 #: Of a Prismer's decoder, whose prompt is a question.
 _LONGEST = 512
 
@@ -78,30 +71,20 @@ class NewModelsSettings:
     """Backbones and sizes.
 
     Attributes:
-        backbones: Folder or bundled name of a MoAI whose tower, decoder and tokenizer are taken; None = new ones.
-        vision: Fields of a new tower, a ``CLIPVisionConfig``: sizes, patches.
-        text: Fields of a new decoder, a ``LlamaConfig``: sizes; a Prismer takes those that a ``RobertaConfig`` knows.
-        vocab_size: Of a new tokenizer: the one that all share, or a Prismer's.
+        backbones: Folder or bundled name of a MoAI whose tower, decoder and tokenizer are taken.
+        vocab_size: Of a Prismer's tokenizer.
         num_scenes: Training scenes from whose words it is learned.
         moai: ``compressor`` and ``mixer``, fields of theirs.
         flamingo: Fields of ``FlamingoConfig``, and ``every``.
         prismer: Fields of ``PrismerConfig``.
     """
 
-    backbones: str | None = None
-    vision: dict[str, Any] = field(default_factory=dict)
-    text: dict[str, Any] = field(default_factory=dict)
+    backbones: str
     vocab_size: _Positive = 1024
     num_scenes: _Positive = 300
     moai: dict[Literal["compressor", "mixer"], dict[str, Any]] = field(default_factory=dict)
     flamingo: dict[str, Any] = field(default_factory=dict)
     prismer: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if bool(self.backbones) == bool(self.vision and self.text) or bool(self.vision) != bool(self.text):
-            raise ValueError(
-                "expected `backbones`, or `vision` and `text`, got neither, a part or all. Name a MoAI, or sizes."
-            )
 
 
 def write_new_model(chosen: NewModelsSettings, system: str, seed: int, folder: Path) -> None:
@@ -123,30 +106,19 @@ def write_new_model(chosen: NewModelsSettings, system: str, seed: int, folder: P
 
 
 @contextmanager
-def _backbones(chosen: NewModelsSettings, seed: int) -> Iterator[tuple[Path, Path]]:
-    """Folders of a new tower and a new decoder with its tokenizer."""
+def _backbones(chosen: NewModelsSettings, seed: int) -> Iterator[tuple[Path, Path, MoAIProcessor]]:
+    """Folders of tower and decoder, with its tokenizer, and the processor that knew them; seeds what will be new."""
+    source, processor = _load_source(chosen)
     with tempfile.TemporaryDirectory() as temporary:
         vision, text = Path(temporary) / "vision", Path(temporary) / "text"
-        if chosen.backbones is not None:
-            source, processor = _load_source(chosen)
-            source.model.vision_tower.save_pretrained(vision)
-            _image_processor(source.config.vision_config.image_size, processor).save_pretrained(vision)
-            extract_decoder(source).save_pretrained(text)
-            processor.tokenizer.save_pretrained(text)
-            torch.manual_seed(seed)
-            yield vision, text
-            return
+        source.model.vision_tower.save_pretrained(vision)
+        side = source.config.vision_config.image_size
+        size = {"height": side, "width": side}
+        CLIPImageProcessor(size=size, crop_size=size, **_statistics(processor)).save_pretrained(vision)
+        extract_decoder(source).save_pretrained(text)
+        processor.tokenizer.save_pretrained(text)
         torch.manual_seed(seed)
-        tower = CLIPVisionModel(CLIPVisionConfig(**chosen.vision))
-        tower.save_pretrained(vision)
-        _image_processor(tower.config.image_size).save_pretrained(vision)
-        tokenizer = _train_tokenizer(chosen)
-        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        sizes = {"tie_word_embeddings": True} | chosen.text
-        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **sizes)).save_pretrained(text)
-        tokenizer.save_pretrained(text)
-        torch.manual_seed(seed)
-        yield vision, text
+        yield vision, text, processor
 
 
 def _load_source(chosen: NewModelsSettings) -> tuple[MoAIForConditionalGeneration, MoAIProcessor]:
@@ -155,17 +127,8 @@ def _load_source(chosen: NewModelsSettings) -> tuple[MoAIForConditionalGeneratio
     return model, MoAIProcessor.from_pretrained(folder)
 
 
-def _chat_template(chosen: NewModelsSettings) -> str:
-    """What the decoder knows, or, for a new one, the shortest."""
-    if chosen.backbones is None:
-        return _TEMPLATE
-    return MoAIProcessor.from_pretrained(find_checkpoint(chosen.backbones)).chat_template
-
-
-def _image_processor(side: int, like: MoAIProcessor | None = None) -> CLIPImageProcessor:
-    size = {"height": side, "width": side}
-    names = () if like is None else ("image_mean", "image_std")
-    return CLIPImageProcessor(size=size, crop_size=size, **{n: getattr(like.image_processor, n) for n in names})
+def _statistics(processor: MoAIProcessor) -> dict[str, list[float]]:
+    return {name: getattr(processor.image_processor, name) for name in ("image_mean", "image_std")}
 
 
 def _said(chosen: NewModelsSettings) -> Iterator[str]:
@@ -176,7 +139,7 @@ def _said(chosen: NewModelsSettings) -> Iterator[str]:
         yield verbalize_scene(scene.truth)
 
 
-def _train_tokenizer(chosen: NewModelsSettings) -> PreTrainedTokenizerFast:
+def _train_tokenizer(chosen: NewModelsSettings) -> RobertaTokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -187,31 +150,28 @@ def _train_tokenizer(chosen: NewModelsSettings) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_said(chosen), trainer)
-    bos, pad, eos, unknown = _CONTROL_TOKENS
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=bos, pad_token=pad, eos_token=eos, unk_token=unknown
-    )
-    fast.add_special_tokens({"extra_special_tokens": list(_OTHER_TOKENS)})
-    return fast
+    tokenizer.add_special_tokens(list(_OTHER_TOKENS))
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return RobertaTokenizer(vocab=tokenizer.get_vocab(), merges=[tuple(pair) for pair in merges])
 
 
 def _write_moai(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
-    with _backbones(chosen, seed) as (vision, text):
+    with _backbones(chosen, seed) as (vision, text, source):
         model, processor = from_backbones(vision, text, **chosen.moai)
-        processor.chat_template = _chat_template(chosen)
+        processor.chat_template = source.chat_template
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
 
 def _write_flamingo(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
-    with _backbones(chosen, seed) as (vision, text):
+    with _backbones(chosen, seed) as (vision, text, _):
         model = FlamingoForConditionalGeneration.from_backbones(vision, text, **chosen.flamingo)
         model.save_pretrained(folder)
         build_flamingo_processor(model.config, load_flamingo_tokenizer(text), vision).save_pretrained(folder)
 
 
 def _write_llava(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
-    with _backbones(chosen, seed) as (vision, text):
+    with _backbones(chosen, seed) as (vision, text, source):
         tower, decoder = CLIPVisionModel.from_pretrained(vision), LlamaForCausalLM.from_pretrained(text)
         tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=False)
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -235,31 +195,25 @@ def _write_llava(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
             vision_feature_select_strategy="default",
             image_token=IMAGE_TOKEN,
             num_additional_image_tokens=1,
-            chat_template=_chat_template(chosen),
+            chat_template=source.chat_template,
         )
         model.save_pretrained(folder)
         PromptedProcessor(processor, PromptSettings(style="compact", introduction="Seen:")).save_pretrained(folder)
 
 
 def _write_prismer(chosen: NewModelsSettings, seed: int, folder: Path, **changes: Any) -> None:
-    tokenizer = _roberta_tokenizer(_train_tokenizer(chosen))
-    vision, text, source = dict(chosen.vision), chosen.text, None
-    if chosen.backbones is not None:
-        source, like = _load_source(chosen)
-        vision, text = source.config.vision_config.to_dict(), source.config.text_config.to_dict()
+    tokenizer = _train_tokenizer(chosen)
+    source, like = _load_source(chosen)
+    vision, text = source.config.vision_config, source.config.text_config
     same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-    sizes = {name: text[name] for name in same} | {"vocab_size": len(tokenizer), "type_vocab_size": 1}
-    sizes |= {"max_position_embeddings": min(_LONGEST, text["max_position_embeddings"])}
-    fields = chosen.prismer | changes
-    config = PrismerConfig(vision_config=vision, text_config=sizes, **fields)
+    sizes = {name: getattr(text, name) for name in same} | {"vocab_size": len(tokenizer), "type_vocab_size": 1}
+    sizes |= {"max_position_embeddings": min(_LONGEST, text.max_position_embeddings)}
+    config = PrismerConfig(vision_config=vision.to_dict(), text_config=sizes, **(chosen.prismer | changes))
     torch.manual_seed(seed)
     model = PrismerForConditionalGeneration(config).eval()
+    _take_tower(model.model.vision_encoder, source.model.vision_tower.state_dict())
     side = config.vision_config.image_size
-    norms = {}
-    if source is not None:
-        _take_tower(model.model.vision_encoder, source.model.vision_tower.state_dict())
-        norms = {name: getattr(like.image_processor, name) for name in ("image_mean", "image_std")}
-    images = PrismerImageProcessor(size={"height": side, "width": side}, **norms)
+    images = PrismerImageProcessor(size={"height": side, "width": side}, **_statistics(like))
     processor = PrismerProcessor(images, tokenizer, experts=config.experts, map_side=side)
     if config.experts:
         encoder = _new_name_encoder(tokenizer, seed)
@@ -285,12 +239,6 @@ def _take_tower(encoder: torch.nn.Module, tower: Mapping[str, torch.Tensor]) -> 
 
 def _write_prismerz(chosen: NewModelsSettings, seed: int, folder: Path) -> None:
     _write_prismer(chosen, seed, folder, experts=())
-
-
-def _roberta_tokenizer(tokenizer: PreTrainedTokenizerFast) -> RobertaTokenizer:
-    """The same vocabulary as RoBERTa's class of tokenizers has it."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    return RobertaTokenizer(vocab=tokenizer.get_vocab(), merges=[tuple(pair) for pair in content["merges"]])
 
 
 def _new_name_encoder(tokenizer: RobertaTokenizer, seed: int) -> NameEncoder:

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
-from training_builders import REPO_ROOT
+from training_builders import REPO_ROOT, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 
 from moai import Pipeline  # noqa: E402
-from moai.checkpoints.io.lookup import find_checkpoint  # noqa: E402
 from moai.cli import app  # noqa: E402
 from moai.evaluation.new_models import SYSTEMS, NewModelsSettings, write_new_model  # noqa: E402
 from moai.evaluation.sweep import load_results, run_sweep, select_jobs  # noqa: E402
@@ -30,10 +29,6 @@ SETTINGS = REPO_ROOT / "configs" / "compare.yaml"
 SIZES = {
     "vocab_size": 300,
     "num_scenes": 3,
-    "vision": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-               "image_size": 32, "patch_size": 16},
-    "text": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "max_position_embeddings": 1024},
     "moai": {"compressor": {"num_latents": 4, "num_layers": 1, "num_heads": 2, "head_dim": 8},
              "mixer": {"layers": [1], "num_heads": 2, "rank": 4}},
     "flamingo": {"every": 1, "resampler_depth": 1, "resampler_num_heads": 2, "resampler_head_dim": 8, "num_latents": 3,
@@ -51,7 +46,8 @@ def sweep() -> SweepSettings:
 def write_small(folder: Path, **changes) -> Path:
     """The repository's comparison with tiny models, six steps and two questions of a kind."""
     content = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
-    content |= {"seeds": [0], "new_models": SIZES, "stages": {"all": ["optimization.num_steps=6"]}} | changes
+    new_models = SIZES | {"backbones": str(write_tiny_checkpoint(folder / "source"))}
+    content |= {"seeds": [0], "new_models": new_models, "stages": {"all": ["optimization.num_steps=6"]}} | changes
     content["recipe"]["optimization"] |= {"batch_size": 8, "micro_batch_size": 8}
     content["recipe"]["saving"]["every_steps"] = 1
     content["recipe"]["data"]["sources"][0]["scenes"] |= {"image_size": 32, "length": 4}
@@ -62,56 +58,43 @@ def write_small(folder: Path, **changes) -> Path:
 
 
 @pytest.fixture(scope="module")
-def starts(tmp_path_factory) -> Path:
-    folder, chosen = tmp_path_factory.mktemp("starts"), load_settings(NewModelsSettings, SIZES)
+def source(tmp_path_factory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def starts(source, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("starts")
+    chosen = load_settings(NewModelsSettings, SIZES | {"backbones": str(source)})
     for system in SYSTEMS:
         write_new_model(chosen, system, 0, folder / system)
     return folder
 
 
-def test_new_models_share_tower_decoder_and_words_when_of_one_seed(starts, tmp_path):
+def test_new_models_take_tower_decoder_and_words_of_the_backbones(starts, source, tmp_path):
     tensors = {system: load_file(starts / system / "model.safetensors") for system in SYSTEMS}
+    tensors["source"] = load_file(source / "model.safetensors")
     for part in ("vision_tower", "language_model"):  # LLaVA's files keep names of their own in between
         prefix = f"model.{part}."
-        of_moai = {name.removeprefix(prefix): value for name, value in tensors["moai"].items() if prefix in name}
-        assert of_moai
-        for system in ("flamingo", "llava"):
-            for end, value in of_moai.items():
+        known = {name.removeprefix(prefix): value for name, value in tensors["source"].items() if prefix in name}
+        assert known
+        for system in ("moai", "flamingo", "llava"):
+            for end, value in known.items():
                 found = [own for name, own in tensors[system].items() if part in name and name.endswith(f".{end}")]
-                assert any(own.equal(value) for own in found), (system, end)
-    said = {
-        system: json.loads((starts / system / "tokenizer.json").read_text())["model"]["vocab"] for system in SYSTEMS
-    }
-    assert all(
-        said["moai"].items() <= words.items() for words in said.values()
-    )  # RobertaTokenizer has control tokens in it
-    chosen = load_settings(NewModelsSettings, SIZES)
+                assert any(own[: len(value)].equal(value) for own in found), (system, end)  # new tokens are the last
+    mlp = "layers.1.mlp.fc2.weight"
+    of_tower = tensors["source"][f"model.vision_tower.encoder.{mlp}"]
+    for system in ("prismer", "prismerz"):
+        assert any(own.equal(of_tower) for name, own in tensors[system].items() if name.endswith(mlp))
+    chat = {system: (starts / system / "chat_template.jinja").read_text() for system in ("moai", "llava")}
+    assert set(chat.values()) == {(source / "chat_template.jinja").read_text()}
+    chosen = load_settings(NewModelsSettings, SIZES | {"backbones": str(source)})
     for seed in (0, 1):
         write_new_model(chosen, "prismer", seed, tmp_path / str(seed))
     files = [
         (folder / "model.safetensors").read_bytes() for folder in (starts / "prismer", tmp_path / "0", tmp_path / "1")
     ]
     assert files[0] == files[1] != files[2]
-
-
-def test_models_take_the_backbones_of_a_moai_when_it_is_named(tmp_path):
-    chosen = load_settings(
-        NewModelsSettings, {"backbones": "moai-nano"} | {k: SIZES[k] for k in ("flamingo", "prismer")}
-    )
-    source = load_file(Path(find_checkpoint("moai-nano")) / "model.safetensors")
-    name = "encoder.layers.2.mlp.fc2.weight"
-    wanted = next(value for key, value in source.items() if key.endswith(f"vision_tower.{name}")).float()
-    for system in ("llava", "flamingo", "prismer"):
-        write_new_model(chosen, system, 0, tmp_path / system)
-        tensors = load_file(tmp_path / system / "model.safetensors")
-        assert any(value.equal(wanted) for key, value in tensors.items() if key.endswith("layers.2.mlp.fc2.weight"))
-        words = next((value for key, value in tensors.items() if key.endswith("embed_tokens.weight")), None)
-        known = source["model.language_model.embed_tokens.weight"].float()
-        assert words is None if system == "prismer" else words[: len(known)].equal(known)
-    with pytest.raises(ValueError, match="`backbones`, or `vision` and `text`"):
-        load_settings(NewModelsSettings, {"backbones": "moai-nano", "vision": SIZES["vision"], "text": SIZES["text"]})
-    with pytest.raises(ValueError, match="`backbones`, or `vision` and `text`"):
-        load_settings(NewModelsSettings, {"vision": SIZES["vision"]})
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
