@@ -98,6 +98,7 @@ class SceneTest(TestSettings):
         seed: Seed of scenes and noise.
         image_size: Height and width in pixels.
         num_objects: Fewest and most objects per scene.
+        sign_probability: How often a scene has a sign with words.
         noise: Strength of the errors in verbalizations made from the truth; 0 = the truth.
         names: The only things there are; none = all that Scenes know.
         has_one_wording: Each form of a question is asked in the same words.
@@ -109,6 +110,7 @@ class SceneTest(TestSettings):
     seed: _Count = 0
     image_size: _Positive = 448
     num_objects: tuple[StrictInt, StrictInt] = (0, 9)
+    sign_probability: Annotated[Number, Field(ge=0, le=1)] = 0.6
     noise: Annotated[Number, Field(ge=0)] = 1.0
     names: tuple[str, ...] = ()
     has_one_wording: StrictBool = False

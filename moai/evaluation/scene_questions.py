@@ -56,7 +56,7 @@ def collect_scene_questions(test: SceneTest) -> Iterator[TestQuestion]:
     missing = dict.fromkeys(test.kinds, test.per_kind)
     scenes = Scenes(
         test.split, test.seed, test.image_size, test.num_objects, max(7, len(test.kinds)), test.kinds,
-        names=test.names, has_one_wording=test.has_one_wording,
+        sign_probability=test.sign_probability, names=test.names, has_one_wording=test.has_one_wording,
     )  # fmt: skip
     reader = None if test.source != "cache" else FindingsReader(VerbalizationCache(test.cache, test.fingerprint))
     stream, in_vain = _SceneStream(scenes, test, reader), 0
