@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
 from builders import build_tiny_config, build_tiny_model
+from forked_processes import ForkedProcess, run_ranks
 
 from moai import InternLM2Tokenizer, MoAIProcessor
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
@@ -26,8 +24,6 @@ SHORT_TRAINING = (
     "optimization.micro_batch_size=2",
     "watching.every_steps=1",
 )
-#: Words between ``python`` and what two processes run.
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 _CORPUS = [
     "AI assistant should give answers to the user. USER: how many dogs? ASSISTANT: two dogs, yes.",
     "The image includes bounding box coordinates and their objects: [0.10, 0.20, 0.30, 0.40] cat, and [..] dog.",
@@ -89,54 +85,31 @@ def build_recipe(checkpoint: Path | str, output_folder: Path, stage: int = 1, **
     return recipe
 
 
-def start_process(recipe: dict[str, Any], *launcher: str, **environment: str) -> subprocess.Popen[str]:
-    """Start ``python -m moai.training`` on a recipe, one thread, offline.
-
-    Args:
-        recipe: From :func:`build_recipe`; written beside its output folder.
-        *launcher: Words between ``python`` and ``-m moai.training``.
-        **environment: Further variables.
-    """
-    file = Path(recipe["output_folder"]).with_suffix(".yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(REPO_ROOT)}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        variables.pop(name, None)
-    command = [sys.executable, *launcher, "-m", "moai.training", "--config", str(file)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=REPO_ROOT, env=variables | environment, **pipes)
-
-
-#: Several runs in one process, which has loaded torch once.
-SEVERAL_RUNS = """
-import sys
-from moai.training.trainer import run_training
-for file in sys.argv[1:]:
-    before_each()
-    print("the result is in", run_training(file).folder, flush=True)
-"""
-
-
-def run_in_turn(recipes: list[dict[str, Any]], launcher: tuple[str, ...] = (), before: str = "") -> str:
+def run_in_turn(
+    recipes: list[dict[str, Any]], num_processes: int = 1, before_each: Callable[[], object] = list, **environment: str
+) -> str:
     """Run recipes one after the other in the same process, or processes; their output.
 
     Args:
         recipes: From ``build_recipe``.
-        launcher: Words between ``python`` and the script.
-        before: What the script begins with; it defines ``before_each``, called before each run.
+        num_processes: How many train together.
+        before_each: Called before each run.
+        **environment: Variables; CPUs are used unless these say otherwise.
     """
-    files = [Path(recipe["output_folder"]).with_suffix(".yaml") for recipe in recipes]
-    for file, recipe in zip(files, recipes, strict=True):
-        file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    script = files[0].parent / "several_runs.py"
-    script.write_text((before or "before_each = list") + SEVERAL_RUNS, encoding="utf-8")
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT), "DS_ACCELERATOR": "cpu"}
-    variables |= {"ACCELERATE_USE_CPU": "1"} if not before else {}
-    words = [sys.executable, *launcher, str(script), *map(str, files)]
-    run = subprocess.run(words, cwd=script.parent, env=os.environ | variables, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+    from moai.training.trainer import run_training
+
+    def run() -> None:
+        for recipe in recipes:
+            before_each()
+            print("the result is in", run_training(recipe).folder)
+
+    environment = environment or {"ACCELERATE_USE_CPU": "1"}
+    if num_processes > 1:
+        return run_ranks(run, num_processes, **environment)
+    process = ForkedProcess(run, **environment)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
 
 
 def learned(line: dict[str, Any]) -> dict[str, Any]:

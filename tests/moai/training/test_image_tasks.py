@@ -11,7 +11,7 @@ from pretask_builders import build_pretask_recipe, write_captioned_images
 from safetensors.torch import load_file
 from smol_builders import write_small_decoder
 from tcl_builders import build_tcl_model
-from training_builders import TWO_PROCESSES, learned, run_in_turn
+from training_builders import learned, run_in_turn
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 
@@ -122,7 +122,7 @@ def test_changed_images_are_refused_when_a_run_goes_on(tmp_path, whole):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, data, whole):
-    run_in_turn([build_pretask_recipe(task, data, tmp_path / task) for task in TASKS], TWO_PROCESSES)
+    run_in_turn([build_pretask_recipe(task, data, tmp_path / task) for task in TASKS], 2)
     for task, name in product(TASKS, ("model", "extra")):
         file = f"checkpoints/step-00000004/{name}.safetensors"
         got, expected = load_file(tmp_path / task / file), load_file(whole[task] / file)

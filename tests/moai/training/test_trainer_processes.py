@@ -8,16 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked_processes import ForkedProcess
 from safetensors.torch import load_file
-from training_builders import (
-    REPO_ROOT,
-    TWO_PROCESSES,
-    build_recipe,
-    learned,
-    run_in_turn,
-    start_process,
-    write_tiny_checkpoint,
-)
+from training_builders import REPO_ROOT, build_recipe, learned, run_in_turn, write_tiny_checkpoint
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
@@ -38,7 +31,7 @@ def lines_of(folder: Path) -> list[dict]:
 
 def kill_after(step: int, recipe: dict) -> int:
     """Start a run and kill it as soon as its log tells of a step; its exit code."""
-    process = start_process(recipe)
+    process = ForkedProcess(lambda: run_training(recipe), ACCELERATE_USE_CPU="1")
     log = Path(recipe["output_folder"]) / "log.jsonl"
     deadline = time.monotonic() + 300
     while not any(line["step"] >= step for line in read_log(log)):
@@ -73,7 +66,7 @@ def test_two_processes_learn_what_one_does_when_the_global_batch_is_the_same(che
     for stage in (1, 2):
         run_training(build_recipe(checkpoint, tmp_path / f"one-{stage}", stage, **options))
         shared.append(build_recipe(checkpoint, tmp_path / f"two-{stage}", stage, num_processes=2, **options))
-    run_in_turn(shared, TWO_PROCESSES)
+    run_in_turn(shared, 2)
     for stage in (1, 2):
         one, two = lines_of(tmp_path / f"one-{stage}"), lines_of(tmp_path / f"two-{stage}")
         assert_alike(one, two, 1e-5, 1e-4)
@@ -92,29 +85,33 @@ def assert_alike(one: list[dict], two: list[dict], error: float, norm_error: flo
     )
 
 
-#: accelerate (1.15) shards on accelerators only. Told of processes that meet over gloo, it shards on CPUs as well.
-SHARDING = """
-import torch
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
-PartialState._prepare_backend = lambda *others, **named: ("gloo", DistributedType.{kind})
-PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
-def before_each():  # a run leaves behind that it sharded, which the next one finds out anew
-    if PartialState._shared_state:
-        PartialState._shared_state["distributed_type"] = DistributedType.{kind}
-"""
-
-
 def run_sharded(config: str, recipes: list[dict], folder: Path) -> str:
     """Run recipes on two CPU processes as a file of configs/accelerate says; their output."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
     settings = yaml.safe_load((REPO_ROOT / "configs/accelerate" / config).read_text(encoding="utf-8"))
     (folder / "settings.yaml").write_text(
         yaml.safe_dump(settings | {"num_processes": 2, "mixed_precision": "no"}), encoding="utf-8"
     )
-    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(folder / "settings.yaml"))
-    port = ("--main_process_port", "0")  # any free one
-    kind = "MULTI_GPU" if config.startswith("fsdp") else "MULTI_CPU"
-    return run_in_turn(recipes, (*launcher, *port), SHARDING.format(kind=kind))
+    words = ["--config_file", str(folder / "settings.yaml"), "--main_process_port", "0", "script.py"]
+    chosen, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    if is_zero := config.startswith("deepspeed"):
+        _, environment = prepare_deepspeed_cmd_env(chosen)
+    else:
+        environment = prepare_multi_gpu_env(chosen)
+    kind = DistributedType.MULTI_CPU if is_zero else DistributedType.MULTI_GPU
+
+    def shard_on_cpus() -> None:
+        """accelerate (1.15) shards on accelerators only. Told of processes that meet over gloo, it does on CPUs too."""
+        PartialState._prepare_backend = lambda *others, **named: ("gloo", kind)
+        PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+        if PartialState._shared_state:  # a run leaves behind that it sharded, which the next one finds out anew
+            PartialState._shared_state["distributed_type"] = kind
+
+    return run_in_turn(recipes, 2, shard_on_cpus, **environment | {"DS_ACCELERATOR": "cpu"})
 
 
 @pytest.mark.slow
