@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -56,10 +55,9 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[MoAIForConditionalGeneration
     return cut, MoAIForConditionalGeneration.from_pretrained(folder, dtype=dtype)
 
 
-def main() -> None:
+def compare_checkpoints(checkpoints: Path) -> None:
     """Compare every checkpoint of a folder, cut and whole."""
-    torch.set_num_threads(1)
-    for folder in sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir()):
+    for folder in sorted(path for path in checkpoints.iterdir() if path.is_dir()):
         cut, plain = load(folder, torch.float32)
         kept = load_file(folder / "model.safetensors")
         pieces = {name for name, parameter in cut.named_parameters() if isinstance(parameter, DTensor)}
@@ -75,7 +73,3 @@ def main() -> None:
             assert all(torch.equal(again[name], kept[name]) for name in kept)
             print(f"{folder.name}: two processes answer as one")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ __all__ = [
     "check_num_processes",
     "count_workers",
     "hold_output",
+    "ignore_helpers",
     "ignore_interrupts",
     "raise_together",
     "seed_generators",
@@ -132,6 +133,22 @@ def ignore_interrupts(worker: int) -> None:
         worker: Its number.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # not SIGTERM, by which such a process is ended
+
+
+@contextmanager
+def ignore_helpers() -> Iterator[None]:
+    """Let the end of processes that prepare batches break nothing off: torch raises it wherever the trainer is."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGCHLD)
+    for _ in range(2):  # the first call may raise an end that has come already
+        with suppress(RuntimeError):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
 
 
 def raise_together(problem: Exception | None, accelerator: Accelerator) -> None:

@@ -36,7 +36,14 @@ from .checkpoints import (
 from .metrics_logging import MetricsLogger, StepNumbers
 from .model_building import BuiltModel, build_model, check_result, find_task, hash_start, prepare_start
 from .optimizers import build_optimizers, learning_rate_factor
-from .processes import InterruptHandler, hold_output, raise_together, seed_generators, start_accelerator
+from .processes import (
+    InterruptHandler,
+    hold_output,
+    ignore_helpers,
+    raise_together,
+    seed_generators,
+    start_accelerator,
+)
 from .result_writing import gather_result, write_result
 from .run_identity import check_same_run, flatten_settings
 from .start import COMMAND_FILE
@@ -271,9 +278,10 @@ class Trainer:
                 with logger if logger is not None else contextlib.nullcontext():
                     self._run_steps(batches, logger, interrupts)
             except BaseException as error:
-                self._save_after(error, logger)
+                with ignore_helpers():
+                    self._save_after(error, logger)
                 # SIGTERM to a whole group ends helpers too, and with them the step that had begun.
-                is_stopped = interrupts.is_interrupted and isinstance(error, RuntimeError)
+                is_stopped = interrupts.is_interrupted and isinstance(error, RuntimeError | OSError | EOFError)
                 if not (is_stopped and self.done == self.saved):
                     raise
         done = self.done

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked_processes import ForkedProcess, run_module
 from pipeline_builders import build_scene, draw_image, write_tiny_checkpoint
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -281,29 +282,17 @@ def test_answer_is_bound_to_the_base_when_the_model_is_an_adapter(workplace):
     assert names == {"base model.safetensors"} and "adapter_config.json" in before
 
 
-def start(*arguments: str, **options):
-    words = [sys.executable, "-m", "moai", "ask", *arguments, "--max-new-tokens", "4"]
-    return subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-        **options,
-    )
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_answers_are_kept_and_continued_when_the_process_is_stopped(workplace, number, code):
     rows = [{"id": index, "image": "a.png", "question": f"What is {index}?"} for index in range(400)]
     write_questions(*rows)
-    process = start("--questions", "q.jsonl", "--out", "o.jsonl", "--batch-size", "2")
+    words = ["ask", "--questions", "q.jsonl", "--out", "o.jsonl", "--batch-size", "2", "--max-new-tokens", "4"]
+    process = ForkedProcess(lambda: run_module("moai", *words), workplace)
     while not (Path("o.jsonl").exists() and Path("o.jsonl").stat().st_size):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    _, complaint = process.communicate(timeout=60)
+    complaint, _ = process.communicate(timeout=60)
     assert process.returncode == code and "terminate" not in complaint and "Traceback" not in complaint
     content = Path("o.jsonl").read_bytes()
     ids = [json.loads(line)["id"] for line in content.splitlines()]
@@ -317,18 +306,29 @@ def test_answers_are_kept_and_continued_when_the_process_is_stopped(workplace, n
 
 @pytest.mark.slow
 def test_command_ends_quietly_when_nobody_reads_or_stdout_is_ascii_or_full(workplace):
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    Path("é.png").write_bytes(Path("a.png").read_bytes())
-    answer, _ = start("é.png", "Où?", "--json", env=environment).communicate(timeout=120)
-    assert answer.isascii() and json.loads(answer)["image"] == "é.png"
-    process = start("--questions", "q.jsonl", "--batch-size", "1")
+    words = ["ask", "--questions", "q.jsonl", "--batch-size", "1", "--max-new-tokens", "4"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-m", "moai", *words], **pipes)
     process.stdout.close()
     assert process.wait(timeout=120) == 1
     assert "Exception ignored" not in process.stderr.read()
-    with open("/dev/full", "w") as full:
-        words = [sys.executable, "-m", "moai", "ask", "a.png", "What?", "--max-new-tokens", "4"]
-        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
-    assert result.returncode == 1 and "standard output" in result.stderr
+
+    def ask_in_ascii() -> None:  # as with PYTHONIOENCODING=ascii
+        sys.stdout.reconfigure(encoding="ascii")
+        run_module("moai", "ask", "é.png", "Où?", "--json", "--max-new-tokens", "4")
+
+    Path("é.png").write_bytes(Path("a.png").read_bytes())
+    printed, _ = ForkedProcess(ask_in_ascii, workplace).communicate()
+    (answer,) = [line for line in printed.splitlines() if line.startswith("{")]
+    assert answer.isascii() and json.loads(answer)["image"] == "é.png"
+
+    def ask_where_nothing_fits() -> None:
+        sys.stdout = open("/dev/full", "w")
+        run_module("moai", "ask", "a.png", "What?", "--max-new-tokens", "4")
+
+    process = ForkedProcess(ask_where_nothing_fits, workplace)
+    complaint, _ = process.communicate()
+    assert process.returncode == 1 and "standard output" in complaint
 
 
 def test_answer_file_repairs_its_end_when_a_line_is_half_written(workplace):

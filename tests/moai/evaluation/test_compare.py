@@ -1,16 +1,14 @@
 """`moai compare`: new models of one size, and a sweep over systems that goes on after kill -9."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from forked_processes import ForkedProcess
 from safetensors.torch import load_file
 from training_builders import REPO_ROOT, write_tiny_checkpoint
 from typer.testing import CliRunner
@@ -159,12 +157,14 @@ def test_command_writes_all_rows_when_run(tmp_path):
     assert answer.error is None
 
 
-def start_command(config: Path, *outs: Path) -> subprocess.Popen:
-    """Start `moai compare` for one folder after the other in a process of its own, on one thread."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(REPO_ROOT)}
-    each = [["compare", "--config", str(config), "--out", str(out)] for out in outs]
-    code = f"from moai.cli import app\nfor words in {each}: app(words, standalone_mode=False)"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=REPO_ROOT, env=variables)
+def start_command(config: Path, *outs: Path) -> ForkedProcess:
+    """Start `moai compare` for one folder after the other in a process of its own."""
+
+    def compare() -> None:
+        for out in outs:
+            app(["compare", "--config", str(config), "--out", str(out)], standalone_mode=False)
+
+    return ForkedProcess(compare, ACCELERATE_USE_CPU="1")
 
 
 def test_results_are_equal_when_killed_and_run_again(tmp_path):
@@ -177,9 +177,12 @@ def test_results_are_equal_when_killed_and_run_again(tmp_path):
     while process.poll() is None and time.monotonic() < until and not list((tmp_path / "out").glob(pattern)):
         time.sleep(0.005)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "out" / "results").iterdir()] == ["plain--seed-0.json"]
-    assert start_command(config, tmp_path / "out", tmp_path / "whole").wait() == 0
+    process = start_command(config, tmp_path / "out", tmp_path / "whole")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
     sweep, times = (
         load_sweep_settings(config),
         dict.fromkeys(("train_seconds", "test_seconds", "seconds_per_question"), 0),

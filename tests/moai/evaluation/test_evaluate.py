@@ -1,10 +1,7 @@
 """`moai evaluate`: any model, any test; killed, continued, compared, told."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 from flamingo_builders import save_flamingo
+from forked_processes import ForkedProcess, run_module
 from pipeline_builders import draw_image
 from prismer_builders import save_prismer
 from prompted_builders import save_prompted
@@ -29,7 +27,6 @@ from moai.scenes.scenes import Scenes
 from verbalizers import Scene
 from verbalizers.core.scene import verbalize_scene
 
-REPO_ROOT = Path(__file__).resolve().parents[3]
 TINY_SCENES = ["scenes", "per_kind=2", "image_size=32", "num_objects=[1,3]", "kinds=[existence,reading]"]
 TINY_SCENES += ["max_new_tokens=3"]
 
@@ -147,15 +144,15 @@ def test_killed_evaluation_ends_in_the_same_bytes_when_given_again(tiny, tmp_pat
     words = [str(tiny), *TINY_SCENES, "per_kind=6", "--batch-size", "1", "--baseline", "image-only"]
     run(*words, "--out", tmp_path / "whole")
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "moai", "evaluate", *words, "--out", str(out)]
-    process = subprocess.Popen(command, cwd=REPO_ROOT, env={**os.environ, "PYTHONPATH": str(REPO_ROOT)})
+    process = ForkedProcess(lambda: run_module("moai", "evaluate", *words, "--out", str(out)))
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and process.poll() is None:
         if (out / "samples.jsonl").is_file() and len(rows_of(out)) >= 3:
             break
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert not (out / "results.json").is_file()
     with (out / "samples.jsonl").open("ab") as file:  # as a kill while writing leaves it
         file.write(b'{"id": "torn')

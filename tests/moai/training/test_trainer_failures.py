@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked_processes import ForkedProcess, run_module, start_ranks
 from training_builders import REPO_ROOT, build_recipe, write_tiny_checkpoint
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
@@ -72,19 +73,30 @@ def test_error_of_a_helper_comes_without_its_traceback(error, kind, message: str
     assert str(caught.value) == message and len(seen) == 2
 
 
-def command_of(recipe: dict, *words: str) -> list[str]:
+def write_recipe(recipe: dict) -> str:
     file = Path(recipe["output_folder"]).with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return [sys.executable, "-m", "moai", "train", "--config", str(file), *words]
+    return str(file)
 
 
-def start(command: list[str], cwd: Path = REPO_ROOT, **options: bool) -> subprocess.Popen[str]:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT)}
+def start(command: list[str], cwd: Path = REPO_ROOT, **environment: str) -> subprocess.Popen[str]:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT)} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=variables, **pipes, **options)
+    return subprocess.Popen(command, cwd=cwd, env=variables, **pipes)
 
 
-def wait_for(step: int, folder: Path, process: subprocess.Popen[str]) -> None:
+def fork_command(recipe: dict) -> ForkedProcess:
+    """`moai train`, leading a group of its own."""
+    file = write_recipe(recipe)
+
+    def train() -> None:
+        os.setpgid(0, 0)
+        run_module("moai", "train", "--config", file)
+
+    return ForkedProcess(train)
+
+
+def wait_for(step: int, folder: Path, process: subprocess.Popen[str] | ForkedProcess) -> None:
     deadline = time.monotonic() + 400
     while not any(line["step"] >= step for line in read_log(folder / "log.jsonl")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
@@ -97,7 +109,8 @@ def test_two_processes_save_and_leave_when_their_launcher_is_stopped(
     checkpoint: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     options = {"optimization__num_steps": 500, "saving__every_steps": 0, "optimization__micro_batch_size": 1}
-    process = start(command_of(build_recipe(checkpoint, tmp_path / "run", **options), "--processes", "2"))
+    file = write_recipe(build_recipe(checkpoint, tmp_path / "run", **options))
+    process = start([sys.executable, "-m", "moai", "train", "--config", file, "--processes", "2"])
     wait_for(2, tmp_path / "run", process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=400)
@@ -107,10 +120,9 @@ def test_two_processes_save_and_leave_when_their_launcher_is_stopped(
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
 def test_second_command_is_refused_with_the_first_named_while_that_trains(checkpoint: Path, tmp_path: Path) -> None:
     recipe = build_recipe(checkpoint, tmp_path / "run", optimization__num_steps=500, saving__every_steps=0)
-    first = start(command_of(recipe))
+    first = fork_command(recipe)
     wait_for(1, tmp_path / "run", first)
     with pytest.raises(ValueError, match=rf"\(process {first.pid} on "):
         run_training(recipe)
@@ -152,20 +164,32 @@ except ValueError as error:
 """
 
 
+def check_failed(folder: Path, rank: int, output: str) -> None:
+    assert f"error: bad row of process {rank}" in output and "after step 3: step 3 of 6 is saved in" in output
+    state = json.loads((folder / "checkpoints/step-00000003/state.json").read_text(encoding="utf-8"))
+    assert state["step"] == 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_steps_are_kept_when_one_of_two_processes_fails(tmp_path: Path, rank: int) -> None:
+    def fail() -> None:
+        sys.argv = ["failing.py", str(tmp_path / "run"), str(rank)]
+        exec(FAILING, {})
+
+    ranks = start_ranks(fail, 2, ACCELERATE_USE_CPU="1")
+    outputs = [process.communicate()[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 1], outputs
+    check_failed(tmp_path / "run", rank, "".join(outputs))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_steps_are_kept_when_one_of_two_processes_fails(tmp_path: Path, rank: str) -> None:
+def test_steps_are_kept_when_the_launcher_ends_the_process_that_did_not_fail(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING, encoding="utf-8")
-    launcher = [*LAUNCHER, "--standalone", "--nproc_per_node", "2"]
-    words = [str(tmp_path / "failing.py"), str(tmp_path / "run"), rank]
-    variables = {"ACCELERATE_USE_CPU": "1"}
-    command = [sys.executable, *launcher, *words]
-    process = start(["env", *(f"{name}={value}" for name, value in variables.items()), *command], tmp_path)
+    words = [*LAUNCHER, "--standalone", "--nproc_per_node", "2", str(tmp_path / "failing.py")]
+    process = start([sys.executable, *words, str(tmp_path / "run"), "1"], tmp_path, ACCELERATE_USE_CPU="1")
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 1, output
-    assert f"error: bad row of process {rank}" in output and "after step 3: step 3 of 6 is saved in" in output
-    state = json.loads((tmp_path / "run/checkpoints/step-00000003/state.json").read_text(encoding="utf-8"))
-    assert state["step"] == 3
+    check_failed(tmp_path / "run", 1, output)
 
 
 def write_rows(folder: Path, num_rows: int, num_broken: int) -> str:
@@ -187,14 +211,13 @@ def write_rows(folder: Path, num_rows: int, num_broken: int) -> str:
     return str(folder / "rows.jsonl")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["image", "SIGTERM"])
 def test_run_with_helpers_saves_and_ends_when_one_of_them_fails(checkpoint: Path, tmp_path: Path, ending: str) -> None:
     rows = write_rows(tmp_path / "rows", 40, 1 if ending == "image" else 0)
     options = {"optimization__num_steps": 500, "saving__every_steps": 0, "num_workers": 2}
     recipe = build_recipe(checkpoint, tmp_path / "run", **options)
     recipe["data"] = {"sources": rows, "verbalizations": "none", "check_images": "path"}
-    process = start(command_of(recipe), start_new_session=True)
+    process = fork_command(recipe)
     if ending == "SIGTERM":
         wait_for(2, tmp_path / "run", process)
         os.killpg(process.pid, signal.SIGTERM)

@@ -2,17 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from forked_processes import ForkedProcess
 from torch import nn
 from torch.nn import functional as F
-from training_builders import REPO_ROOT, learned
+from training_builders import learned
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 
@@ -111,14 +110,9 @@ def check_equal(whole: Path, other: Path) -> None:
 
 
 def test_teacher_and_queue_equal_those_of_an_unbroken_run_when_killed(whole: Path, tmp_path: Path) -> None:
-    path = os.pathsep.join([str(REPO_ROOT), str(REPO_ROOT / "tests"), str(Path(__file__).parent)])
-    code = (
-        "import sys; from pathlib import Path; import test_trainer_hooks as t; "
-        "t.run(Path(sys.argv[1]), t.TeacherTask(8, True))"
-    )
-    environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], env=environment, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    process = ForkedProcess(lambda: run(tmp_path / "run", TeacherTask(8, True)), ACCELERATE_USE_CPU="1")
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
     assert find_newest_checkpoint(tmp_path / "run" / "checkpoints")[0].name == "step-00000005"
     assert run(tmp_path / "run", TeacherTask()) == NUM_STEPS
     check_equal(whole, tmp_path / "run")

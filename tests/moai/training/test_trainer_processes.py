@@ -91,6 +91,7 @@ def run_sharded(config: str, recipes: list[dict], folder: Path) -> str:
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+    from torch.distributed.fsdp import fully_shard  # noqa: F401 - so that not every process imports it
 
     settings = yaml.safe_load((REPO_ROOT / "configs/accelerate" / config).read_text(encoding="utf-8"))
     (folder / "settings.yaml").write_text(

@@ -1,15 +1,12 @@
 """Tensor parallelism as `from_pretrained(..., distributed_config=DistributedConfig(tp_size=2))` sets it up."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from builders import FAMILIES, build_tiny_model
+from forked_processes import run_ranks
+from tensor_parallel import compare_checkpoints
 from torch.nn import Linear
-
-REPO_ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -34,10 +31,5 @@ def test_two_processes_answer_and_learn_as_one_when_a_checkpoint_is_cut(tmp_path
             text = {"tie_word_embeddings": is_tied}
             model = build_tiny_model(family, text=text, tie_word_embeddings=is_tied, plora_rank=plora_rank)
             model.save_pretrained(tmp_path / name)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    paths = os.pathsep.join([str(REPO_ROOT), str(REPO_ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
-    command = [sys.executable, *launcher, str(REPO_ROOT / "tests" / "tensor_parallel.py"), str(tmp_path)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("two processes answer as one") == 4, run.stdout
+    printed = run_ranks(lambda: compare_checkpoints(tmp_path), 2, CUDA_VISIBLE_DEVICES="")
+    assert printed.count("two processes answer as one") == 4, printed
