@@ -8,7 +8,7 @@ from pathlib import Path
 # Neither transformers nor moai: how those are first imported is what is tested.
 _PARENT = """
 import importlib, importlib.util, os, sys
-for name in ("torch._dynamo", "torchvision", "scipy.optimize", "tokenizers", "huggingface_hub"):
+for name in ("torch._dynamo", "torchvision", "scipy.optimize", "tokenizers", "huggingface_hub", "accelerate"):
     if importlib.util.find_spec(name.split(".")[0]):
         importlib.import_module(name)
 assert "transformers" not in sys.modules and "moai" not in sys.modules

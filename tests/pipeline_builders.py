@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from builders import build_tiny_config, build_tiny_model
 from PIL import Image
 
-from moai import MoAIProcessor
+from moai import InternLM2Tokenizer, MoAIProcessor
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
 from recipes.nano.tokenization_training import train_tokenizer
 from verbalizers import Detections, Scene, Segments, TextLines, Verbalizer
@@ -28,6 +30,12 @@ TEXTS = (
 )
 
 
+@lru_cache(maxsize=1)
+def _tokenizer() -> InternLM2Tokenizer:
+    with TemporaryDirectory() as folder:
+        return train_tokenizer(TEXTS, VOCAB_SIZE, Path(folder))
+
+
 def write_tiny_checkpoint(folder: Path, verbalizer_settings: Any = None, max_position_embeddings: int = 2048) -> Path:
     """Save a loud tiny model with processor and tokenizer, as ``moai ask --model`` reads it.
 
@@ -36,7 +44,7 @@ def write_tiny_checkpoint(folder: Path, verbalizer_settings: Any = None, max_pos
         verbalizer_settings: Content of ``verbalizers.json``; None = no such file.
         max_position_embeddings: How much the decoder reads.
     """
-    tokenizer = train_tokenizer(TEXTS, VOCAB_SIZE, folder)
+    tokenizer = _tokenizer()
     text = {
         "vocab_size": VOCAB_SIZE,
         "max_position_embeddings": max_position_embeddings,
