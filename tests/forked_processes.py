@@ -12,6 +12,7 @@ import runpy
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -37,7 +38,7 @@ class ForkedProcess:
     """
 
     def __init__(self, work: Callable[[], object], folder: Path = REPO_ROOT, **environment: str) -> None:
-        self._output: IO[str] = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by communicate
+        self._output: IO[str] = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with this object
         arguments = (work, self._output.fileno(), folder, environment)
         self._process = multiprocessing.get_context("fork").Process(target=_work, args=arguments)
         self._process.start()
@@ -47,6 +48,11 @@ class ForkedProcess:
     def returncode(self) -> int | None:
         """Exit code; minus the signal that ended the process; None while it runs."""
         return self._process.exitcode
+
+    @property
+    def printed(self) -> str:
+        """What was printed so far, on both of its outputs."""
+        return os.pread(self._output.fileno(), os.fstat(self._output.fileno()).st_size, 0).decode("utf-8")
 
     def poll(self) -> int | None:
         """The same."""
@@ -66,9 +72,7 @@ class ForkedProcess:
         if self.returncode is None:
             self.kill()
             raise TimeoutError(f"process {self.pid} had not ended after {timeout} s")
-        self._output.seek(0)
-        with self._output:
-            return self._output.read(), None
+        return self.printed, None
 
 
 def _work(work: Callable[[], object], output: int, folder: Path, environment: dict[str, str]) -> None:
@@ -89,6 +93,17 @@ def _work(work: Callable[[], object], output: int, folder: Path, environment: di
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     work()
+
+
+def wait_for_line(process: ForkedProcess, part: str) -> str:
+    """Wait until a process prints a line that holds this; the line."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until and process.poll() is None:
+        for line in process.printed.splitlines(keepends=True):
+            if part in line and line.endswith("\n"):
+                return line
+        time.sleep(0.02)
+    raise AssertionError(f"no {part!r} in: {process.printed}")
 
 
 def run_module(name: str, *arguments: str) -> None:

@@ -2,17 +2,14 @@
 
 import http.client
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import openai
 import pytest
+from forked_processes import ForkedProcess, run_module, wait_for_line
 from pipeline_builders import HangingVerbalizer, write_tiny_checkpoint
 from serving_builders import as_data_url, build_body, encode_image, send, serving
 
@@ -101,11 +98,10 @@ def test_body_ends_in_time_when_it_comes_slowly(folder):
 
 def test_running_answers_end_and_new_ones_are_refused_when_the_server_is_terminated(folder, tmp_path):
     """The command itself: SIGTERM in the middle of a stream."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [sys.executable, "-m", "moai", "serve", str(folder), "--port", "0", "--verbalizers", "none"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True)
+    words = ["serve", str(folder), "--port", "0", "--verbalizers", "none"]
+    server = ForkedProcess(lambda: run_module("moai", *words))
     try:
-        line = next(line for line in server.stderr if " answers at " in line)
+        line = wait_for_line(server, " answers at ")
         port = int(line.rpartition(":")[2].partition("/")[0])
         name = line.split()[0]
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -117,12 +113,12 @@ def test_running_answers_end_and_new_ones_are_refused_when_the_server_is_termina
         server.send_signal(signal.SIGTERM)
         rest = reply.read()
         assert rest.rstrip().endswith(b"data: [DONE]") and b'"error"' not in rest
-        assert server.wait(60) in (0, 143)
+        server.communicate(60)
+        assert server.returncode in (0, 143)
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", port), 5).close()
     finally:
         server.kill()
-        server.wait()
 
 
 def test_cache_keeps_the_scenes_used_last_when_its_bytes_are_full():

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked_processes import ForkedProcess, run_module, wait_for_line
 from pipeline_builders import write_tiny_checkpoint
 from serving_builders import serving
 
@@ -39,11 +40,9 @@ def test_options_are_documented_when_they_bound_something():
 def test_readme_command_serves_and_says_where_when_typed(tmp_path):
     readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^moai (serve .*?)\s*(?:#.*)?$", readme, flags=re.MULTILINE)
-    command = [sys.executable, "-m", "moai", *line.split(), "--port", "0"]
-    server = subprocess.Popen(command, cwd=REPO_ROOT, stderr=subprocess.PIPE, text=True)
+    server = ForkedProcess(lambda: run_module("moai", *line.split(), "--port", "0"))
     try:
-        told = next(each for each in server.stderr if " answers at " in each)
+        told = wait_for_line(server, " answers at ")
         assert re.sub(r":\d{2,5}", ":8000", told) in readme
     finally:
         server.kill()
-        server.wait()
