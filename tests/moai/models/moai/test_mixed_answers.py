@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import build_tiny_inputs, build_tiny_model
+from builders import build_tiny_inputs, build_tiny_model, take_single
 from transformers import DynamicCache
 
 from moai import MoAIForConditionalGeneration
@@ -31,17 +31,6 @@ def build(mixes_answers: bool = True, **fields: Any) -> MoAIForConditionalGenera
 def build_inputs(model: MoAIForConditionalGeneration) -> dict[str, torch.Tensor]:
     """Three samples, left-padded; one without words."""
     return build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
-
-
-def take_single(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
-    """One sample of a batch, without its padding."""
-    single = {name: value[row : row + 1] for name, value in inputs.items()}
-    kept, auxiliary_kept = single["attention_mask"][0].bool(), single["auxiliary_attention_mask"][0].bool()
-    for name in TOKEN_KEYS:
-        single[name] = single[name][:, kept]
-    for name in ("auxiliary_input_ids", "auxiliary_attention_mask"):
-        single[name] = single[name][:, auxiliary_kept]
-    return single
 
 
 def append_answers(inputs: dict[str, torch.Tensor], length: int = 4) -> dict[str, torch.Tensor]:
@@ -148,11 +137,3 @@ def test_experts_learn_from_answers_alone_when_the_prompt_has_no_loss() -> None:
         for expert in layer.language_experts[:2]:
             assert expert.query.down.grad.isfinite().all()
             assert expert.query.down.grad.abs().sum() > 0
-
-
-@torch.no_grad()
-def test_config_keeps_the_field_when_a_checkpoint_is_saved(tmp_path) -> None:
-    build().save_pretrained(tmp_path)
-    again = MoAIForConditionalGeneration.from_pretrained(tmp_path)
-    assert again.model.mixers.mixes_answers
-    assert not build(mixes_answers=False).config.mixer["mixes_answers"]
