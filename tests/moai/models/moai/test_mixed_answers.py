@@ -7,6 +7,7 @@ import torch
 from builders import build_tiny_inputs, build_tiny_model, take_single
 from transformers import DynamicCache
 
+from mixer import Routing, TokenStream
 from moai import MoAIForConditionalGeneration
 from moai.models.cache_names import as_keyword, read_cache
 
@@ -137,3 +138,18 @@ def test_experts_learn_from_answers_alone_when_the_prompt_has_no_loss() -> None:
         for expert in layer.language_experts[:2]:
             assert expert.query.down.grad.isfinite().all()
             assert expert.query.down.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_answer_reads_as_much_as_the_gate_gives_when_language_has_the_rest() -> None:
+    layer = build().model.mixers.layers[0]
+    hidden, auxiliary = torch.randn(1, 5, 64), torch.randn(1, 4, 64)
+    nothing, answers = (TokenStream.from_roles(torch.full((1, 5), value)) for value in (False, True))
+
+    def read(share: float) -> torch.Tensor:
+        routing = Routing("given", weights=torch.tensor([share, 0.0, 1 - share]).expand(1, 1, 2, 3))
+        sources = layer.read_sources(hidden, auxiliary, nothing, routing, 0)
+        return layer.mix_answers(hidden, answers, sources, routing, 0) - hidden
+
+    assert read(0.5).abs().max() > 0.01
+    assert torch.allclose(read(0.5), 2 * read(0.25), atol=1e-5) and read(0.0).abs().max() < 1e-6
