@@ -244,18 +244,21 @@ class MixerLayer(nn.Module):
     ) -> torch.Tensor:
         """Mix answer tokens with what cannot tell them what follows: auxiliary tokens and images, not language.
 
+        The gate weighs all three experts, and the third's share is not spent: so an answer token may read little, as a
+        prompt's token does whose gate prefers language.
+
         Args:
             hidden_states: ``(B, L, D)`` what the decoder layer's attention is about to see (normed).
             answers: Which of them are answer.
             sources: What they read.
-            routing: How experts are chosen; the language stream's weights, those of its third expert left out.
+            routing: How experts are chosen: the language stream's weights.
             layer: This mixer's ordinal among the mixer layers.
 
         Returns:
             Mixed ``(B, L, D)`` states.
         """
         answers = answers.to(hidden_states.device)
-        unread = Source(None, None, torch.zeros_like(sources[0].is_present))
+        unread = Source(None, None, torch.ones_like(sources[0].is_present))
         mixed, _ = _mix_stream(
             answers.gather(hidden_states),
             (*sources, unread),

@@ -23,11 +23,22 @@ from .import_utils import require
 
 require("pydantic", purpose="Reading settings")
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError  # noqa: E402
+from pydantic import BeforeValidator, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError  # noqa: E402
 from pydantic.dataclasses import dataclass  # noqa: E402
 from pydantic_core import PydanticKnownError  # noqa: E402
 
-__all__ = ["Number", "apply_overrides", "load_settings", "read_yaml", "settings", "to_plain"]
+__all__ = [
+    "Count",
+    "Location",
+    "Number",
+    "Positive",
+    "Share",
+    "apply_overrides",
+    "load_settings",
+    "read_yaml",
+    "settings",
+    "to_plain",
+]
 
 Settings = TypeVar("Settings")
 
@@ -41,6 +52,12 @@ def _refuse_truth_value(value: Any) -> Any:
 
 #: A number; ``1e-3``, which YAML 1.1 reads as text, is one too.
 Number = Annotated[float, BeforeValidator(_refuse_truth_value)]
+#: A number from 0 to 1; a whole number from 1 on, and from 0 on.
+Share = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[StrictInt, Field(ge=1)]
+Count = Annotated[StrictInt, Field(ge=0)]
+#: A path as text.
+Location = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 _EXPECTED = {
     "int": "a whole number",

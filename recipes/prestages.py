@@ -43,7 +43,7 @@ from moai.pipeline.pipeline import Pipeline
 from moai.scenes.scenes import Scenes
 from moai.settings import load_settings, settings, to_plain
 from moai.training.trainer import run_training
-from verbalizers.core.durable_files import atomic_file, atomic_folder, hold_folder
+from verbalizers.core.durable_files import atomic_file, atomic_folder, hold_folder, write_json
 
 __all__ = ["PrestageSettings", "ProbeSettings", "main", "measure_probe", "run_prestages"]
 
@@ -132,8 +132,7 @@ def _check_settings(chosen: PrestageSettings, out: Path) -> None:
         raise ValueError(
             f"expected the settings that {out} was made with, got others in {', '.join(changed)}. Name another --out."
         )
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_json(file, told)
 
 
 def _run_seed(chosen: PrestageSettings, seed: int, out: Path) -> None:
@@ -193,8 +192,7 @@ def _train(recipe: Mapping[str, Any], fields: Mapping[str, Any], folder: Path) -
 def _keep(file: Path, compute: Callable[[], Any]) -> None:
     if not file.is_file():
         content = compute()
-        with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_json(file, content)
 
 
 def _answer(folder: Path, test: SceneTest) -> dict[str, list[bool]]:

@@ -21,7 +21,7 @@ from moai.training.run_identity import find_change
 from moai.training.task import Batch, Task
 from moai.training.train_settings import OptimizationSettings, RunSettings, SavingSettings, WatchingSettings
 from moai.training.trainer import Trainer
-from verbalizers.core.durable_files import atomic_file
+from verbalizers.core.durable_files import write_json
 
 __all__ = ["CountingTask", "StageSettings", "has_checkpoint", "is_made", "load_trained", "note_made", "run_stage"]
 
@@ -148,8 +148,7 @@ def is_made(folder: Path, origin: Any) -> bool:
 
 def note_made(folder: Path, origin: Any) -> None:
     """Note what a folder is made of, see :func:`is_made`."""
-    with atomic_file(folder / _ORIGIN_FILE) as temporary:
-        temporary.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / _ORIGIN_FILE, origin)
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -154,6 +154,26 @@ def _pad_left(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask.long()
 
 
+def take_single(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
+    """Take one sample of a batch, without its padding."""
+    single = {name: value[row : row + 1] for name, value in inputs.items()}
+    for prefix, names in (("", ("input_ids", "mm_token_type_ids", "labels")), ("auxiliary_", ("input_ids",))):
+        kept = single[f"{prefix}attention_mask"][0].bool()
+        for name in ("attention_mask", *names):
+            if prefix + name in single:
+                single[prefix + name] = single[prefix + name][:, kept]
+    return single
+
+
+def add_labels(inputs: dict[str, torch.Tensor], num_answer: int = 3) -> dict[str, torch.Tensor]:
+    """Call the last tokens of each sample its answer."""
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -num_answer:] = inputs["input_ids"][:, -num_answer:]
+    roles = inputs["mm_token_type_ids"].clone()
+    roles[:, -num_answer:] = 0
+    return inputs | {"labels": labels, "mm_token_type_ids": roles}
+
+
 def real_word_logits(logits: torch.Tensor) -> torch.Tensor:
     """Logits without the placeholder's, which the release's head does not have."""
     return logits[..., [index for index in range(logits.shape[-1]) if index != IMAGE_TOKEN_ID]]

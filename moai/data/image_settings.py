@@ -10,18 +10,15 @@ As YAML::
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, StrictInt
+from pydantic import Field, StrictInt
 
-from moai.settings import settings
+from moai.settings import Location, settings
 
 from .training_settings import SceneSource
 
 __all__ = ["ImageDataSettings", "ImageSourceSettings"]
-
-_Location = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 
 @settings
@@ -39,9 +36,9 @@ class ImageSourceSettings:
         limit: Use only the first rows, this many; None = all.
     """
 
-    path: _Location | None = None
+    path: Location | None = None
     scenes: SceneSource | None = None
-    image_folder: _Location | None = None
+    image_folder: Location | None = None
     split: str | None = None
     column: str | None = None
     caption: str = "caption"

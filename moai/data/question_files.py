@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verbalizers.core.durable_files import append_to_file, atomic_file, hold_name
+from verbalizers.core.durable_files import append_to_file, atomic_file, hold_name, write_json
 from verbalizers.core.valid_text import STRICT_JSON, make_valid
 
 __all__ = ["AnswerFile", "QuestionRow", "describe_changes", "flatten_settings", "read_questions"]
@@ -153,8 +153,7 @@ class AnswerFile:
             with atomic_file(self.path) as temporary:
                 temporary.write_bytes(kept)
         if not self._done:  # in this order: a record never stands beside answers that it is not about
-            with atomic_file(self.settings_path) as temporary:
-                temporary.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+            write_json(self.settings_path, self.settings)
 
     def _compare_settings(self) -> None:
         advice = "Give the former ones, name another --out, or start anew with --overwrite."

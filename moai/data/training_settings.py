@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
 from moai.scenes.scenes import QUESTION_KINDS
-from moai.settings import Number, load_settings, settings
+from moai.settings import Count, Location, Number, Positive, load_settings, settings
 
 __all__ = ["DataSettings", "SceneSource", "SourceSettings"]
 
@@ -28,10 +28,6 @@ _Verbalizations = Literal["cache", "live", "truth", "none"]
 _MissingAction = Literal["error", "skip", "live", "empty"]
 _Check = Literal["path", "header", "decode"]
 _Map = Literal["auto", "always", "never"]
-
-_Positive = Annotated[StrictInt, Field(ge=1)]
-_Count = Annotated[StrictInt, Field(ge=0)]
-_Location = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 
 @settings
@@ -58,14 +54,14 @@ class SceneSource:
         has_one_wording: Each form of a question is asked in the same words.
     """
 
-    length: _Positive = 1000
+    length: Positive = 1000
     split: Literal["train", "validation", "test"] = "train"
-    seed: _Count = 0
-    start: _Count = 0
-    image_size: _Positive = 448
+    seed: Count = 0
+    start: Count = 0
+    image_size: Positive = 448
     num_objects: tuple[StrictInt, StrictInt] = (0, 9)
     form: Literal["questions", "captions"] = "questions"
-    num_questions: _Positive = 4
+    num_questions: Positive = 4
     kinds: tuple[str, ...] = QUESTION_KINDS
     sign_probability: Number = 0.6
     made_up_share: Number = 0.4
@@ -94,14 +90,14 @@ class SourceSettings:
         weight: Each of its targets counts so much in the loss, which is the weighted mean over a step's.
     """
 
-    path: _Location | None = None
+    path: Location | None = None
     scenes: SceneSource | None = None
-    image_folder: _Location | None = None
+    image_folder: Location | None = None
     split: str | None = None
     column: str | None = None
-    limit: _Positive | None = None
+    limit: Positive | None = None
     verbalizations: _Verbalizations | None = None
-    repeats: _Positive = 1
+    repeats: Positive = 1
     weight: Annotated[Number, Field(gt=0)] = 1.0
 
     def __post_init__(self) -> None:
@@ -155,15 +151,15 @@ class DataSettings:
 
     sources: Annotated[tuple[SourceSettings, ...], BeforeValidator(_as_sources)]
     verbalizations: _Verbalizations | None = None
-    cache: _Location | None = None
+    cache: Location | None = None
     fingerprint: str | None = None
     on_missing: _MissingAction = "error"
     kinds: tuple[str, ...] | None = None
     map: _Map = "auto"
     timeout_s: Number | None = 30.0
-    max_length: _Positive | None = None
-    max_images: _Positive = 8
-    max_bad_rows: _Count = 0
+    max_length: Positive | None = None
+    max_images: Positive = 8
+    max_bad_rows: Count = 0
     check_images: _Check = "header"
     chat_template: str | None = None
 

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from dataclasses import field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, StrictInt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
@@ -49,7 +48,7 @@ from moai.models.prismer.processing_prismer import PrismerProcessor
 from moai.models.prompted.processing_prompted import PromptedProcessor, PromptSettings
 from moai.scenes.scenes import Scenes
 from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES
-from moai.settings import settings
+from moai.settings import Positive, settings
 from verbalizers.core.durable_files import atomic_folder
 from verbalizers.core.sentences import verbalize_scene
 
@@ -58,7 +57,6 @@ __all__ = ["MODEL_TYPES", "SYSTEMS", "NewModelsSettings", "write_new_model"]
 #: What can be made, and its ``model_type``.
 MODEL_TYPES = {"moai": "moai", "flamingo": "flamingo", "llava": "llava", "prismer": "prismer", "prismerz": "prismer"}
 SYSTEMS = tuple(MODEL_TYPES)
-_Positive = Annotated[StrictInt, Field(ge=1)]
 # RoBERTa's control tokens have these places.
 _CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 _OTHER_TOKENS = ("<mask>", IMAGE_TOKEN, END_OF_CHUNK_TOKEN)
@@ -80,8 +78,8 @@ class NewModelsSettings:
     """
 
     backbones: str
-    vocab_size: _Positive = 1024
-    num_scenes: _Positive = 300
+    vocab_size: Positive = 1024
+    num_scenes: Positive = 300
     moai: dict[Literal["compressor", "mixer"], dict[str, Any]] = field(default_factory=dict)
     flamingo: dict[str, Any] = field(default_factory=dict)
     prismer: dict[str, Any] = field(default_factory=dict)

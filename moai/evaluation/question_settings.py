@@ -18,10 +18,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 
 from moai.scenes.scenes import QUESTION_KINDS
-from moai.settings import Number, load_settings, read_yaml, settings
+from moai.settings import Count, Location, Number, Positive, load_settings, read_yaml, settings
 from verbalizers import SCENE_FIELDS
 
 __all__ = ["METRIC_NAMES", "SHORT_KINDS", "FileTest", "SceneTest", "TestSettings", "load_test_settings"]
@@ -29,9 +29,6 @@ __all__ = ["METRIC_NAMES", "SHORT_KINDS", "FileTest", "SceneTest", "TestSettings
 METRIC_NAMES = ("scenes", "exact", "vqa", "anls", "relaxed", "yes_no", "letter", "box_iou", "cider")
 #: Kinds of scenes' questions with one right answer.
 SHORT_KINDS = tuple(kind for kind in QUESTION_KINDS if kind != "description")
-_Location = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
-_Positive = Annotated[StrictInt, Field(ge=1)]
-_Count = Annotated[StrictInt, Field(ge=0)]
 
 
 @settings(kw_only=True)
@@ -64,16 +61,16 @@ class TestSettings:
     metric: Literal[METRIC_NAMES] | None = None
     suffix: str = ""
     ranks: StrictBool = False
-    paraphrases: _Location | None = None
+    paraphrases: Location | None = None
     verbalizations: Literal["truth", "live", "cache", "none"] | None = None
-    cache: _Location | None = None
+    cache: Location | None = None
     fingerprint: str | None = None
     verbalizers: tuple[str, ...] | None = None
-    max_new_tokens: _Positive | None = None
-    shots: _Count | None = None
-    shots_from: _Location | None = None
+    max_new_tokens: Positive | None = None
+    shots: Count | None = None
+    shots_from: Location | None = None
     shots_retrieved: StrictBool = False
-    shots_seed: _Count = 0
+    shots_seed: Count = 0
 
     @property
     def source(self) -> str:
@@ -107,8 +104,8 @@ class SceneTest(TestSettings):
     per_kind: Annotated[StrictInt, Field(ge=2)] = 100
     kinds: tuple[Literal[QUESTION_KINDS], ...] = QUESTION_KINDS
     split: Literal["validation", "test"] = "test"
-    seed: _Count = 0
-    image_size: _Positive = 448
+    seed: Count = 0
+    image_size: Positive = 448
     num_objects: tuple[StrictInt, StrictInt] = (0, 9)
     sign_probability: Annotated[Number, Field(ge=0, le=1)] = 0.6
     noise: Annotated[Number, Field(ge=0)] = 1.0
@@ -141,11 +138,11 @@ class FileTest(TestSettings):
         keys: What the rows call these: ``{answers: answer_list, kind: category}``.
     """
 
-    path: _Location
-    image_folder: _Location | None = None
+    path: Location
+    image_folder: Location | None = None
     split: str | None = None
     column: str | None = None
-    limit: _Positive | None = None
+    limit: Positive | None = None
     keys: dict[Literal["question", "answers", "kind", "choices", "id"], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

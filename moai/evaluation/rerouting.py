@@ -33,7 +33,7 @@ from moai.models.moai.rerouting import (
 from moai.pipeline.pipeline import Pipeline
 from moai.pipeline.queries import pair_queries
 from moai.settings import to_plain
-from verbalizers.core.durable_files import atomic_file, hold_folder
+from verbalizers.core.durable_files import atomic_file, hold_folder, write_json
 from verbalizers.core.verbalizer import fingerprint_checkpoint
 
 from .conditions import MODEL, Condition
@@ -173,8 +173,7 @@ def build_references(
         told = {"num_neighbours": size, "bandwidth": bandwidth, "leave_one_image_out": losses, "questions": questions}
         told |= {"test": to_plain(test.settings)}
         told |= next({name: content[name] for name in ("fingerprint", "num_layers")} for _, content in read if content)
-        with atomic_file(folder / "references.json") as temporary:
-            temporary.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / "references.json", told)
         _write_part(path, tensors, told)
         for part, _ in parts:
             part.unlink()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moai.data.question_files import describe_changes, flatten_settings
-from verbalizers.core.durable_files import append_to_file, atomic_file, read_lines
+from verbalizers.core.durable_files import append_to_file, read_lines, write_json
 from verbalizers.core.valid_text import make_valid
 
 from .conditions import MODEL
@@ -67,8 +67,7 @@ class ResultFolder:
             raise ValueError(f"{rows[0]} holds answers, and {SETTINGS_FILE} beside it is gone. {advice}")
         for file in [*rows, *(self.folder / IMAGES_FOLDER).glob("*.jpg")]:
             file.unlink()
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        write_json(path, wanted)
 
     def check_reader(self, condition: str, reader: Mapping[str, Any]) -> None:
         """Compare who answered under a condition with who does now, or record it.
@@ -87,8 +86,7 @@ class ResultFolder:
                     f"the answers in {rows} are another reader's: {told}. Name the former one, name another --out, or "
                     "remove that file."
                 )
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(dict(reader), indent=1) + "\n", encoding="utf-8")
+        write_json(path, dict(reader))
 
     def resume(self, batch_size: int, num_questions: int) -> dict[str, int]:
         """Cut the files of rows to whole batches.
@@ -126,8 +124,7 @@ class ResultFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write ``results.json``."""
-        with atomic_file(self.folder / RESULTS_FILE) as temporary:
-            temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(self.folder / RESULTS_FILE, results)
 
 
 def _to_line(row: Mapping[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from moai.data.image_samples import ImageDataset
 from moai.data.image_settings import ImageDataSettings, ImageSourceSettings
 from moai.models.registry import MODEL_SPECS
 from moai.settings import load_settings, read_yaml, settings, to_plain
-from verbalizers.core.durable_files import atomic_file, hold_folder
+from verbalizers.core.durable_files import hold_folder, write_json
 
 from .intervals import wilson_interval
 from .tables import format_table
@@ -101,8 +101,8 @@ def evaluate_retrieval(
     results = {"test": to_plain(asked), "model": hash_checkpoint(folder), "data": dataset.identity(), **found}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        with hold_folder(out), atomic_file(out / "results.json") as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        with hold_folder(out):
+            write_json(out / "results.json", results)
     return results
 
 

@@ -34,7 +34,7 @@ from moai.training.run_identity import find_change
 from moai.training.train_settings import load_settings as load_recipe
 from moai.training.trained_parts import count_parts
 from moai.training.trainer import run_training
-from verbalizers.core.durable_files import atomic_file, hold_folder
+from verbalizers.core.durable_files import hold_folder, write_json
 
 from .evaluate import answer_test
 from .loading import load_test
@@ -395,8 +395,7 @@ def _run_sweep(
             answered.sequence_length,
             answered.num_latents,
         )
-        with atomic_file(_result_path(out, variant, seed)) as temporary:
-            temporary.write_text(json.dumps(to_plain(result)) + "\n", encoding="utf-8")
+        write_json(_result_path(out, variant, seed), to_plain(result))
         results[variant.name, seed] = result
         _clear(sweep, variant, work, {name for name, of_seed in results if of_seed == seed})
         if root is not variant:

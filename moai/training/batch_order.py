@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-__all__ = ["BatchOrder", "MicroBatchSampler", "Yielded"]
+__all__ = ["BatchOrder"]
 
 #: A stretch of so many batches is sorted by length: long enough to group, short enough to stay random.
 _BATCHES_PER_STRETCH = 50
@@ -113,54 +112,3 @@ class BatchOrder:
         """A rank's micro-batches of a step, in the order in which it computes them."""
         chunks = self.batch(step).reshape(-1, self.micro_batch_size)
         return [chunk.tolist() for chunk in chunks[rank::num_ranks]]
-
-
-class MicroBatchSampler:
-    """A rank's micro-batches from a step on, as ``torch.utils.data.DataLoader`` takes them for ``batch_sampler``.
-
-    Args:
-        order: All batches.
-        first_step: Where to begin.
-        last_step: Where to stop, exclusive.
-        rank: This process.
-        num_ranks: How many there are.
-
-    Raises:
-        ValueError: A step's micro-batches cannot be shared evenly.
-    """
-
-    def __init__(self, order: BatchOrder, first_step: int, last_step: int, rank: int = 0, num_ranks: int = 1) -> None:
-        if order.num_micro_batches % num_ranks:
-            raise ValueError(
-                f"expected `optimization.batch_size` to be a multiple of micro_batch_size x processes, got "
-                f"{order.batch_size}, {order.micro_batch_size} and {num_ranks} processes."
-            )
-        self.order, self.steps = order, range(first_step, last_step)
-        self.rank, self.num_ranks = rank, num_ranks
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.order.num_micro_batches // self.num_ranks
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            yield from self.order.micro_batches(step, self.rank, self.num_ranks)
-
-    def numbered(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
-        """The same, each behind its step and its place among the micro-batches of all ranks."""
-        for step in self.steps:
-            for turn, indices in enumerate(self.order.micro_batches(step, self.rank, self.num_ranks)):
-                yield (step, turn * self.num_ranks + self.rank), indices
-
-
-class Yielded:
-    """What a function yields, anew at every iteration, as ``torch.utils.data.DataLoader`` takes it for ``sampler``.
-
-    Args:
-        make: The function.
-    """
-
-    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
-        self.make = make
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.make()

@@ -32,7 +32,7 @@ __all__ = [
     "hold_output",
     "ignore_helpers",
     "ignore_interrupts",
-    "raise_together",
+    "raising_together",
     "seed_generators",
     "start_accelerator",
 ]
@@ -151,17 +151,23 @@ def ignore_helpers() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
 
 
-def raise_together(problem: Exception | None, accelerator: Accelerator) -> None:
-    """End all processes where the main one has a problem: the others must not wait for one that has left.
+@contextmanager
+def raising_together(accelerator: Accelerator, *kinds: type[Exception]) -> Iterator[None]:
+    """End all processes where the main one fails: the others must not wait for one that has left.
 
     Args:
-        problem: Of the main process; None elsewhere.
         accelerator: Joins the processes.
+        *kinds: Errors that the main process may raise.
 
     Raises:
-        Exception: ``problem``, on the main process.
+        Exception: The error, on the main process.
         SystemExit: On the others.
     """
+    problem = None
+    try:
+        yield
+    except kinds as error:
+        problem = error
     if accelerator.num_processes > 1:
         has_problem = torch.tensor([float(problem is not None)], device=accelerator.device)
         if accelerator.reduce(has_problem, reduction="sum")[0] and problem is None:
@@ -182,13 +188,9 @@ def hold_output(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         ValueError: Another run writes there; the message says which process.
     """
     with ExitStack() as held:
-        problem = None
-        try:
+        with raising_together(accelerator, ValueError):
             if accelerator.is_main_process:
                 held.enter_context(hold_folder(folder))
-        except ValueError as error:
-            problem = error
-        raise_together(problem, accelerator)
         yield
 
 

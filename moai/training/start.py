@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from moai.checkpoints.io.adapter_files import is_adapter_folder, read_config
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.models.registry import MODEL_SPECS, ModelSpec, find_spec
+from verbalizers.core.durable_files import atomic_file
 
-__all__ = ["COMMAND_FILE", "find_start", "find_trained_spec"]
+__all__ = ["find_start", "find_trained_spec", "write_command"]
 
-#: How a run was started: a line for whoever goes on with it.
+#: How a run was started.
 COMMAND_FILE = "command.txt"
+
+
+def write_command(folder: Path, recipe: Any, overrides: Sequence[str]) -> None:
+    """Say in a run's folder how it was started, for whoever goes on with it; a recipe that is no file has no command.
+
+    Args:
+        folder: Of the run.
+        recipe: As it was given.
+        overrides: ``key=value`` words laid over it.
+    """
+    if isinstance(recipe, str | Path):
+        with atomic_file(folder / COMMAND_FILE) as temporary:
+            command = shlex.join(["moai", "train", "--config", str(recipe), *overrides])
+            temporary.write_text(command + "\n", encoding="utf-8")
 
 
 def find_start(name_or_path: str) -> str:

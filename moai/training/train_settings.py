@@ -211,6 +211,10 @@ class OptimizationSettings:
         _check(0 <= self.warmup_share <= 1, f"`optimization.warmup_share` must be in [0, 1], got {self.warmup_share}.")
         _check(len(self.betas) == 2, f"`optimization.betas` must be two numbers, got {self.betas}.")
 
+    def count_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.num_steps or max(1, round((self.num_epochs or 0) * steps_per_epoch))
+
 
 @settings
 class SavingSettings:

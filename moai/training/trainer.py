@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
-
-from verbalizers.core.durable_files import atomic_file
 
 from .attention_kernels import short_rows_plainly
 from .checkpoints import (
@@ -40,13 +37,13 @@ from .processes import (
     InterruptHandler,
     hold_output,
     ignore_helpers,
-    raise_together,
+    raising_together,
     seed_generators,
     start_accelerator,
 )
 from .result_writing import gather_result, write_result
 from .run_identity import check_same_run, flatten_settings
-from .start import COMMAND_FILE
+from .start import write_command
 from .task import Batch, Task
 from .tasks import find_runner
 from .train_settings import RunSettings, TrainSettings, load_settings
@@ -57,7 +54,7 @@ from .zero_sharding import collect_zero_state, configure_engine, is_zero, restor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Trainer", "TrainingResult", "learning_rate_factor", "run_training"]
+__all__ = ["Trainer", "TrainingResult", "finish_run", "learning_rate_factor", "run_training"]
 
 
 @dataclass(frozen=True)
@@ -117,10 +114,8 @@ def run_training(
     accelerator = start_accelerator(settings)
     with hold_output(settings.output_folder, accelerator):
         is_new = not any(settings.output_folder.glob("checkpoints/step-*"))
-        if accelerator.is_main_process and is_new and isinstance(source, str | Path):
-            command = shlex.join(["moai", "train", "--config", str(source), *overrides])
-            with atomic_file(settings.output_folder / COMMAND_FILE) as temporary:
-                temporary.write_text(command + "\n", encoding="utf-8")
+        if accelerator.is_main_process and is_new:
+            write_command(settings.output_folder, source, overrides)
         return _train(settings, accelerator, dataset, collator)
 
 
@@ -130,14 +125,10 @@ def _train(
     dataset: Any,
     collator: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None,
 ) -> TrainingResult:
-    problem = None
-    try:
+    with raising_together(accelerator, ValueError, ImportError, OSError):  # and none goes on before the start is there
         if accelerator.is_main_process:
             check_result(settings.output_folder)
             prepare_start(settings)
-    except (ValueError, ImportError, OSError) as error:
-        problem = error
-    raise_together(problem, accelerator)  # and none goes on before the start is there
     built, task_class = build_model(settings, accelerator.device), find_task(settings)
     model, processor = built.model, built.processor
     task_class.freeze(model, settings)
@@ -158,18 +149,40 @@ def _train(
     start = hash_start(built) if accelerator.is_main_process else {}
     task = task_class(settings, model, dataset, collator or getattr(dataset, "collator", reader), validation, start)
     trainer = Trainer(settings, task, task.num_steps, accelerator)
+
+    def write(state: dict[str, torch.Tensor]) -> None:
+        write_result(built, state, settings, getattr(dataset, "verbalizer_settings", None))
+
+    return finish_run(trainer, parts, lambda: gather_result(model), write)
+
+
+def finish_run(
+    trainer: Trainer,
+    parts: list[PartCount],
+    gather: Callable[[], dict[str, torch.Tensor]],
+    write: Callable[[dict[str, torch.Tensor]], None],
+) -> TrainingResult:
+    """Run the remaining steps, and write the result where they are done.
+
+    Args:
+        trainer: Of the run.
+        parts: What is trained.
+        gather: Gathers the result's tensors; all ranks call it.
+        write: Writes them to ``final``; one rank calls it.
+    """
+    settings, output = trainer.settings, trainer.settings.output_folder
     done, loss = trainer.run()
     if done < trainer.num_steps:
-        return TrainingResult(None, settings.output_folder, done, False, loss, parts)
-    state = gather_result(model)
-    if accelerator.is_main_process:
-        write_result(built, state, settings, getattr(dataset, "verbalizer_settings", None))
+        return TrainingResult(None, output, done, False, loss, parts)
+    state = gather()
+    if trainer.accelerator.is_main_process:
+        write(state)
         if settings.watching.has_plots:
             from .plotting import draw_plots
 
-            draw_plots(settings.output_folder)
-    accelerator.wait_for_everyone()
-    return TrainingResult(settings.output_folder / "final", settings.output_folder, done, True, loss, parts)
+            draw_plots(output)
+    trainer.accelerator.wait_for_everyone()
+    return TrainingResult(output / "final", output, done, True, loss, parts)
 
 
 def _build_dataset(
@@ -437,13 +450,9 @@ class Trainer:
         else:
             weights, moments = collect_state(self.task.model, self.optimizers)
         extra = {name: whole_tensor(value) for name, value in self.task.extra_state().items()}
-        problem = None
-        if logger is not None:
-            try:
+        with raising_together(self.accelerator, CheckpointError):
+            if logger is not None:
                 self._write(done, logger, weights, moments, extra)
-            except CheckpointError as error:
-                problem = error
-        raise_together(problem, self.accelerator)
         self.saved = done
 
     def _write(self, done: int, logger: MetricsLogger, *tensors: dict[str, torch.Tensor]) -> None:
@@ -467,13 +476,9 @@ class Trainer:
         if found is None:
             return 0, None
         weights, moments, state = read_checkpoint(found)
-        problem = None
-        try:
+        with raising_together(self.accelerator, CheckpointError):
             if is_main and (told := check_same_run(state, self._state, found, self.task.fixed_settings)):
                 print(told, flush=True)
-        except CheckpointError as error:
-            problem = error
-        raise_together(problem, self.accelerator)
         if is_zero(self.accelerator):
             restore_zero_state(self.task.model, *self.optimizers, weights, moments)
         else:

@@ -18,7 +18,7 @@ from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.evaluation.intervals import wilson_interval
 from moai.scenes.asset_loading import load_font
 from verbalizers import Verbalizer, build_verbalizer
-from verbalizers.core.durable_files import atomic_file
+from verbalizers.core.durable_files import atomic_file, write_json
 
 from .config import SheetSettings, TinyEmuConfig
 from .world import draw_world, list_captions, write_caption
@@ -48,8 +48,7 @@ def make_sheet(config: TinyEmuConfig, checkpoint: Path, out: Path) -> dict[str, 
             alone = count_found(wanted[: len(held_out)], names[: len(held_out)], config.sheet.num_shuffles)
             result[f"{name}: {part}, held out"] = alone
     _write_sheet([write_caption(*said) for said in captions], drawn, len(held_out), out / "sheet.png")
-    with atomic_file(out / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "result.json", result)
     print(json.dumps(result, indent=1), flush=True)
     return result
 

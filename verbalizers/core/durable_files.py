@@ -25,6 +25,7 @@ __all__ = [
     "naming_file",
     "read_lines",
     "sync_folder",
+    "write_json",
 ]
 
 LOCK_FILE = "writer.lock"
@@ -71,6 +72,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write what JSON can hold, whole or not at all; see `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from verbalizers.core.durable_files import append_to_file, atomic_file, lock_folder, naming_file, read_lines
+from verbalizers.core.durable_files import append_to_file, atomic_file, lock_folder, naming_file, read_lines, write_json
 from verbalizers.store.recipe import MANIFEST_FILE, Recipe, read_manifest
 from verbalizers.store.shards import (
     import_pyarrow,
@@ -237,8 +237,7 @@ class CacheWriter:
                     "Verbalize into another folder."
                 )
             return
-        with atomic_file(self.folder / MANIFEST_FILE) as temporary:
-            temporary.write_text(json.dumps(recipe.to_manifest(self.folder), indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / MANIFEST_FILE, recipe.to_manifest(self.folder))
 
     def _rewrite_errors(self) -> None:
         path = self.folder / ERRORS_FILE

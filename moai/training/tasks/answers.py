@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from moai.data.collator import WEIGHTS, CollatedBatches, SampleCollator, collate, iterate_batches
+from moai.data.collator import WEIGHTS, CollatedBatches, SampleCollator, collate
 from moai.import_utils import require
 from moai.processing.token_roles import IGNORE_INDEX
 
-from ..batch_order import BatchOrder, MicroBatchSampler, Yielded
-from ..processes import count_workers, ignore_interrupts, seed_generators
+from ..batch_order import BatchOrder
+from ..loading import load_batches
+from ..processes import seed_generators
 from ..run_identity import hash_samples
 from ..task import Batch, Task
 from ..train_settings import TrainSettings
@@ -100,11 +101,6 @@ def _linears_of_decoder(model: nn.Module, parts: Mapping[str, str]) -> str:
         raise ValueError("expected linears in the decoder to adapt, found none. Name them in `target_modules`.")
     prefix = commonprefix([name.split(".") for name in names])
     return rf"(?:.*\.)?{re.escape('.'.join(prefix))}\..*\.(?:{'|'.join(sorted({n.rpartition('.')[2] for n in names}))})"
-
-
-def _unchanged(batch: Any) -> Any:
-    """What a loader makes of a batch that is one already."""
-    return batch
 
 
 class _SeededBatches(Dataset[Any]):
@@ -245,24 +241,21 @@ class AnswersTask(Task):
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        chosen = self.settings.optimization
-        return chosen.num_steps or max(1, round((chosen.num_epochs or 0) * self.order.steps_per_epoch))
+        return self.settings.optimization.count_steps(self.order.steps_per_epoch)
 
     def batches(self, first_step: int, last_step: int, rank: int, num_ranks: int) -> Iterator[Batch]:
         """See :meth:`.Task.batches`; ``num_workers`` processes prepare samples."""
-        sampler = MicroBatchSampler(self.order, first_step, last_step, rank, num_ranks)
-        loader = DataLoader(
-            _SeededBatches(CollatedBatches(self.dataset, self.collator), self.settings.seed),
-            batch_size=None,
-            sampler=Yielded(sampler.numbered),
-            collate_fn=_unchanged,
-            num_workers=count_workers(self.settings.num_workers, num_ranks),
-            pin_memory=next(self.model.parameters()).device.type == "cuda",
-            worker_init_fn=ignore_interrupts,
-            generator=torch.Generator(),  # the global one would advance by one draw
-        )
+
+        def keys() -> Iterator[tuple[tuple[int, int], list[int]]]:
+            for step in range(first_step, last_step):
+                for turn, indices in enumerate(self.order.micro_batches(step, rank, num_ranks)):
+                    yield (step, turn * num_ranks + rank), indices
+
+        batches = _SeededBatches(CollatedBatches(self.dataset, self.collator), self.settings.seed)
+        pins = next(self.model.parameters()).device.type == "cuda"
+        loaded = load_batches(batches, keys, self.settings.num_workers, num_ranks, pins)
         per_step = self.order.num_micro_batches // num_ranks
-        for number, samples in enumerate(iterate_batches(loader)):
+        for number, samples in enumerate(loaded):
             yield self.make_batch(samples, self.options(first_step + number // per_step))
 
     def options(self, step: int) -> dict[str, Any]:

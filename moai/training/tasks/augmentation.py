@@ -9,11 +9,10 @@ from typing import Annotated
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from pydantic import Field, StrictInt
 
-from moai.settings import Number, settings
+from moai.settings import Number, Share, settings
 
 __all__ = ["AugmentationSettings", "draw_view"]
 
-_Share = Annotated[Number, Field(ge=0, le=1)]
 _ASPECT = (3 / 4, 4 / 3)
 _NUM_CROPS = 10
 _BLUR_RADII = (0.1, 2.0)
@@ -35,11 +34,11 @@ class AugmentationSettings:
     """
 
     min_crop: Annotated[Number, Field(gt=0, le=1)] = 0.2
-    flip: _Share = 0.5
-    colour: _Share = 0.8
-    colour_strength: _Share = 0.4
-    grey: _Share = 0.2
-    blur: _Share = 0.5
+    flip: Share = 0.5
+    colour: Share = 0.8
+    colour_strength: Share = 0.4
+    grey: Share = 0.2
+    blur: Share = 0.5
     num_operations: Annotated[StrictInt, Field(ge=0)] = 2
     magnitude: Annotated[Number, Field(ge=0, le=10)] = 7
 

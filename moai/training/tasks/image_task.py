@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from moai.data.collator import CollatedBatches, iterate_batches
 from moai.data.image_samples import CaptionedImage, ImageDataset
 
-from ..batch_order import BatchOrder, Yielded
-from ..processes import count_workers, ignore_interrupts
+from ..batch_order import BatchOrder
+from ..loading import load_batches
 from ..task import Batch, Task
 from ..train_settings import RunSettings
 
@@ -80,8 +80,7 @@ class ImageTask(Task):
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        chosen = self.settings.optimization
-        return chosen.num_steps or max(1, round((chosen.num_epochs or 0) * self.order.steps_per_epoch))
+        return self.settings.optimization.count_steps(self.order.steps_per_epoch)
 
     def batches(self, first_step: int, last_step: int, rank: int, num_ranks: int) -> Iterator[Batch]:
         """See :meth:`moai.training.task.Task.batches`; ``num_workers`` processes prepare them."""
@@ -93,16 +92,8 @@ class ImageTask(Task):
                     first = number * self.order.micro_batch_size
                     yield [(_TRAINING, step, first + place, index) for place, index in enumerate(indices)]
 
-        loader = DataLoader(
-            self._collated(self.dataset),
-            batch_size=None,
-            sampler=Yielded(keys),
-            collate_fn=_unchanged,
-            num_workers=count_workers(self.settings.num_workers, num_ranks),
-            worker_init_fn=ignore_interrupts,
-            generator=torch.Generator(),  # the global one would advance by one draw
-        )
-        for number, inputs in enumerate(iterate_batches(loader)):
+        loaded = load_batches(self._collated(self.dataset), keys, self.settings.num_workers, num_ranks)
+        for number, inputs in enumerate(loaded):
             yield self.make_batch(inputs, first_step + number // len(own))
 
     def _collated(self, dataset: ImageDataset) -> CollatedBatches:
@@ -124,8 +115,3 @@ class ImageTask(Task):
         keys = [(_VALIDATION, 0, index, index) for index in range(place * size, (place + 1) * size)]
         inputs = self._collated(self.validation)[keys]
         return self.make_batch(next(iterate_batches([inputs])), self.num_steps)
-
-
-def _unchanged(batch: Any) -> Any:
-    """What a loader makes of a batch that is one already."""
-    return batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,15 @@ import torch
 from torch import nn
 
 from moai.checkpoints.io.contents import hash_checkpoint
-from verbalizers.core.durable_files import atomic_file, atomic_folder
+from verbalizers.core.durable_files import atomic_folder
 
 from ..checkpoints import whole_tensor
 from ..model_building import ORIGIN_FILE, check_result, show_weights
-from ..processes import hold_output, raise_together, start_accelerator
-from ..start import COMMAND_FILE
-from ..train_settings import RunSettings
+from ..processes import hold_output, raising_together, start_accelerator
+from ..start import write_command
 from ..trained_parts import PartCount, print_parts
-from ..trainer import Trainer, TrainingResult
+from ..trainer import Trainer, TrainingResult, finish_run
+from .image_run import ImageRunSettings
 from .image_task import ImageTask
 
 if TYPE_CHECKING:
@@ -30,8 +29,9 @@ __all__ = ["run_image_task"]
 
 
 def run_image_task(
-    settings: RunSettings,
-    command: Sequence[str],
+    settings: ImageRunSettings,
+    source: Any,
+    overrides: Sequence[str],
     origin: Mapping[str, Any],
     write_start: Callable[[Path], None],
     build: Callable[[Path, Mapping[str, str]], ImageTask],
@@ -44,7 +44,8 @@ def run_image_task(
 
     Args:
         settings: The recipe.
-        command: Words that start this run, for whoever goes on with it.
+        source: Where it comes from.
+        overrides: ``key=value`` words laid over it.
         origin: JSON-able values that decide the model before the first step.
         write_start: Writes that model to a folder.
         build: Builds the task from that folder and the hashes of its files.
@@ -57,18 +58,14 @@ def run_image_task(
     accelerator = start_accelerator(settings)
     output, base = settings.output_folder, settings.output_folder / "base"
     with hold_output(output, accelerator):
-        problem = None
-        try:
+        # None goes on before the start is there.
+        with raising_together(accelerator, ValueError, ImportError, OSError):
             if accelerator.is_main_process:
                 check_result(output)
                 is_new = not any(output.glob("checkpoints/step-*"))
                 if is_new:
-                    with atomic_file(output / COMMAND_FILE) as temporary:
-                        temporary.write_text(shlex.join(command) + "\n", encoding="utf-8")
+                    write_command(output, source, overrides)
                 _prepare_start(base, json.loads(json.dumps(origin)), write_start, settings.seed, is_new)
-        except (ValueError, ImportError, OSError) as error:
-            problem = error
-        raise_together(problem, accelerator)  # and none goes on before the start is there
         return _train(settings, accelerator, base, build, write)
 
 
@@ -89,7 +86,7 @@ def _prepare_start(
 
 
 def _train(
-    settings: RunSettings,
+    settings: ImageRunSettings,
     accelerator: Accelerator,
     base: Path,
     build: Callable[[Path, Mapping[str, str]], ImageTask],
@@ -104,19 +101,15 @@ def _train(
             print(f"skipped {problem}", flush=True)
         print(f"{len(task.dataset)} images, {task.num_steps} steps", flush=True)
     trainer = Trainer(settings, task, task.num_steps, accelerator)
-    done, loss = trainer.run()
-    if done < trainer.num_steps:
-        return TrainingResult(None, settings.output_folder, done, False, loss, parts)
-    state = {name: whole_tensor(value) for name, value in task.model.named_parameters()}
-    if accelerator.is_main_process:
+
+    def write_final(state: dict[str, torch.Tensor]) -> None:
         with atomic_folder(settings.output_folder / "final", force=True) as folder:
             write(base, folder, state)
-        if settings.watching.has_plots:
-            from ..plotting import draw_plots
 
-            draw_plots(settings.output_folder)
-    accelerator.wait_for_everyone()
-    return TrainingResult(settings.output_folder / "final", settings.output_folder, done, True, loss, parts)
+    def gather() -> dict[str, torch.Tensor]:
+        return {name: whole_tensor(value) for name, value in task.model.named_parameters()}
+
+    return finish_run(trainer, parts, gather, write_final)
 
 
 def _count_parts(model: nn.Module) -> list[PartCount]:

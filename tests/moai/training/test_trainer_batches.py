@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moai.training.batch_order import BatchOrder, MicroBatchSampler
+from moai.training.batch_order import BatchOrder
 
 LENGTHS = np.random.default_rng(0).integers(10, 400, 103).tolist()
 
@@ -41,16 +41,6 @@ def test_micro_batches_are_the_same_when_more_processes_share_them(num_ranks: in
         assert sorted(sum(interleaved, [])) == sorted(order.batch(step).tolist())
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_sampler_goes_on_where_it_stopped_when_begun_later(num_ranks: int) -> None:
-    order = build()
-    for rank in range(num_ranks):
-        whole = list(MicroBatchSampler(order, 0, 30, rank, num_ranks))
-        sampler = MicroBatchSampler(order, 17, 30, rank, num_ranks)
-        assert list(sampler) == whole[17 * 4 // num_ranks :]
-        assert len(sampler) == len(list(sampler))
-
-
 def test_padding_shrinks_when_lengths_are_grouped() -> None:
     lengths = np.array(LENGTHS)
 
@@ -65,8 +55,6 @@ def test_padding_shrinks_when_lengths_are_grouped() -> None:
 def test_order_is_refused_when_batches_cannot_be_formed() -> None:
     with pytest.raises(ValueError, match=r"at least `optimization\.batch_size` = 104 samples, got 103"):
         build(batch_size=104)
-    with pytest.raises(ValueError, match="3 processes"):
-        MicroBatchSampler(build(), 0, 1, 0, 3)
 
 
 def test_samples_of_an_image_stay_together_when_they_are_to_share_it() -> None:

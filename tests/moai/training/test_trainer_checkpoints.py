@@ -1,6 +1,5 @@
 """Checkpoints: whole or not at all, and clear words where one is not."""
 
-import json
 import resource
 from pathlib import Path
 
@@ -109,12 +108,3 @@ def test_checkpoint_is_refused_when_it_is_of_another_model(tmp_path: Path) -> No
     weights, moments, _ = read_checkpoint(save(tmp_path, 1, *build()))
     with pytest.raises(CheckpointError, match=r"'0\.bias' has shape \(5,\) there and \(6,\) here"):
         restore_state(*build(width=6), weights, moments)
-
-
-def test_state_is_plain_json_and_safetensors_when_written(tmp_path: Path) -> None:
-    model, optimizer = build()
-    learn(model, optimizer, range(1))
-    path = save(tmp_path, 7, model, optimizer)
-    assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    assert state["step"] == 7 and set(state["files"]) == {"model.safetensors", "optimizer.safetensors"}

@@ -34,8 +34,3 @@ def test_command_fails_with_one_message_when_a_field_is_unknown(recipe: Path, ca
     assert result.exit_code == 1 and "Did you mean 'optimization'" in result.output.replace("\n", " ")
     assert main(["--config", str(recipe), "top_k=9"]) == 1
     assert capsys.readouterr().err.strip() == "error: `top_k` must be 1 to 3, got 9."
-
-
-def test_help_names_the_overrides_when_asked_for() -> None:
-    result = CliRunner().invoke(app, ["train", "--help"])
-    assert result.exit_code == 0 and "KEY=VALUE" in result.output and "--processes" in result.output

@@ -183,16 +183,6 @@ def test_result_loads_when_trained_in_each_mode(checkpoint: Path, tmp_path: Path
     assert is_adapter == (mode not in ("full", "frozen", "frozen nf4"))
 
 
-def test_adapter_answers_through_the_pipeline_when_named(checkpoint: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    from moai import Pipeline
-
-    result = run_training(build_recipe(checkpoint, tmp_path / "run", optimization__num_steps=1))
-    pipeline = Pipeline.from_pretrained(result.folder, verbalizers=[])
-    assert isinstance(pipeline(Image.new("RGB", (40, 30)), "how many dogs?", max_new_tokens=2).answer, str)
-
-
 def test_fresh_parts_begin_anew_when_asked_for(checkpoint: Path, tmp_path: Path) -> None:
     recipe = build_recipe(
         checkpoint, tmp_path / "run", 1, optimization__num_steps=1, model__compressor={"num_latents": 7}

@@ -70,8 +70,7 @@ def run_data2vec(source: str | Path | Mapping[str, Any], overrides: Sequence[str
         tower.to(getattr(torch, settings.saving.dtype or "float32")).save_pretrained(folder)
         CLIPImageProcessorPil.from_pretrained(base).save_pretrained(folder)
 
-    command = ("moai", "train", "--config", str(source), *overrides)
-    return run_image_task(settings, command, origin, write_start, build, write)
+    return run_image_task(settings, source, overrides, origin, write_start, build, write)
 
 
 def _build_tower(chosen: Data2VecModelSettings) -> PreTrainedModel:

@@ -5,21 +5,16 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt
+from pydantic import Field
 
-from moai.data.image_settings import ImageDataSettings
-from moai.settings import Number, settings
+from moai.settings import Count, Number, Positive, Share, settings
 
-from ...train_settings import RunSettings
 from ..augmentation import AugmentationSettings
+from ..image_run import ImageRunSettings
 from .encoders import LayerResult
 from .losses import Normalization
 
 __all__ = ["Data2VecModelSettings", "Data2VecSettings", "MaskSettings", "TargetSettings", "TeacherSettings"]
-
-_Positive = Annotated[StrictInt, Field(ge=1)]
-_Count = Annotated[StrictInt, Field(ge=0)]
-_Share = Annotated[Number, Field(ge=0, le=1)]
 
 
 @settings
@@ -53,8 +48,8 @@ class MaskSettings:
     """
 
     share: Annotated[Number, Field(gt=0, lt=1)] = 0.6123
-    min_block: _Positive = 16
-    max_block: _Positive | None = None
+    min_block: Positive = 16
+    max_block: Positive | None = None
 
 
 @settings
@@ -69,7 +64,7 @@ class TargetSettings:
         beta: Of smooth L1; 0 = squared error.
     """
 
-    num_layers: _Positive | None = None
+    num_layers: Positive | None = None
     layer_result: LayerResult = "end"
     norm_of_layers: Normalization = "layer"
     norm_of_mean: Normalization = "layer"
@@ -86,20 +81,18 @@ class TeacherSettings:
         num_steps: 0 = ``end`` from the first step on, as in the original.
     """
 
-    start: _Share = 0.999
-    end: _Share = 0.9998
-    num_steps: _Count = 0
+    start: Share = 0.999
+    end: Share = 0.9998
+    num_steps: Count = 0
 
 
 @settings(kw_only=True)
-class Data2VecSettings(RunSettings):
-    """One run of data2vec; see :class:`moai.training.train_settings.RunSettings` for the rest.
+class Data2VecSettings(ImageRunSettings):
+    """One run of data2vec, which reads no captions; see :class:`.ImageRunSettings` for the rest.
 
     Attributes:
         task: "data2vec".
         model: What training starts from.
-        data: Images; captions are not read.
-        validation: The same for images that are not learned from; their loss is logged and drawn.
         augmentation: How a view of an image differs from it.
         mask: What is not seen.
         targets: What is to be said.
@@ -108,14 +101,7 @@ class Data2VecSettings(RunSettings):
 
     task: Literal["data2vec"] = "data2vec"
     model: Data2VecModelSettings
-    data: ImageDataSettings
-    validation: ImageDataSettings | None = None
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     mask: MaskSettings = field(default_factory=MaskSettings)
     targets: TargetSettings = field(default_factory=TargetSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.optimization.learning_rates:
-            raise ValueError("`optimization.learning_rates` are not known by this task. Leave them out.")

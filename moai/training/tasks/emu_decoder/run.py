@@ -82,8 +82,7 @@ def run_emu_decoder(source: str | Path | Mapping[str, Any], overrides: Sequence[
         decoder.unet.load_state_dict(state)
         decoder.to(getattr(torch, settings.saving.dtype or "float32")).save_pretrained(folder / VISUAL_DECODER_FOLDER)
 
-    command = ("moai", "train", "--config", str(source), *overrides)
-    return run_image_task(settings, command, origin, write_start, build, write)
+    return run_image_task(settings, source, overrides, origin, write_start, build, write)
 
 
 def _find_emu(path: str) -> Path:

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from moai.data.image_settings import ImageDataSettings
 from moai.settings import Number, settings
 
-from ...train_settings import RunSettings
+from ..image_run import ImageRunSettings
 
 __all__ = ["EmuDecoderModelSettings", "EmuDecoderSettings"]
 
@@ -36,14 +35,12 @@ class EmuDecoderModelSettings:
 
 
 @settings(kw_only=True)
-class EmuDecoderSettings(RunSettings):
-    """One run of Emu's visual decoder; see :class:`moai.training.train_settings.RunSettings` for the rest.
+class EmuDecoderSettings(ImageRunSettings):
+    """One run of Emu's visual decoder; see :class:`.ImageRunSettings` for the rest.
 
     Attributes:
         task: "emu_decoder".
         model: What is trained.
-        data: Captioned images.
-        validation: The same for images that are not learned from; their loss is logged and drawn.
         condition: What an image is learned from: ``caption`` = the embeddings that the Emu predicts after its caption,
             as when it draws; ``image`` = those of the image itself.
         drop_share: How often it is learned from the empty prompt's embeddings, which guidance leads away from.
@@ -51,12 +48,5 @@ class EmuDecoderSettings(RunSettings):
 
     task: Literal["emu_decoder"] = "emu_decoder"
     model: EmuDecoderModelSettings
-    data: ImageDataSettings
-    validation: ImageDataSettings | None = None
     condition: Literal["caption", "image"] = "caption"
     drop_share: Annotated[Number, Field(ge=0, le=1)] = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.optimization.learning_rates:
-            raise ValueError("`optimization.learning_rates` are not known by this task. Leave them out.")

@@ -67,8 +67,7 @@ def run_tcl(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
         model.to(getattr(torch, settings.saving.dtype or "float32")).save_pretrained(folder)
         TCLProcessor.from_pretrained(base).save_pretrained(folder)
 
-    command = ("moai", "train", "--config", str(source), *overrides)
-    return run_image_task(settings, command, origin, write_start, build, write)
+    return run_image_task(settings, source, overrides, origin, write_start, build, write)
 
 
 def _build(chosen: TCLModelSettings, dataset: ImageDataset) -> tuple[TCLModel, TCLProcessor]:

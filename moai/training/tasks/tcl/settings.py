@@ -7,16 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictInt
 
-from moai.data.image_settings import ImageDataSettings
-from moai.settings import Number, settings
+from moai.settings import Positive, Share, settings
 
-from ...train_settings import RunSettings
 from ..augmentation import AugmentationSettings
+from ..image_run import ImageRunSettings
 
 __all__ = ["TCLModelSettings", "TCLSettings"]
-
-_Positive = Annotated[StrictInt, Field(ge=1)]
-_Share = Annotated[Number, Field(ge=0, le=1)]
 
 
 @settings
@@ -40,11 +36,11 @@ class TCLModelSettings:
     path: str | None = None
     vision: str | dict[str, Any] | None = None
     text: str | dict[str, Any] | None = None
-    num_text_layers: _Positive = 6
-    projection_dim: _Positive = 256
+    num_text_layers: Positive = 6
+    projection_dim: Positive = 256
     tokenizer: str | None = None
-    vocab_size: _Positive = 4096
-    max_words: _Positive = 30
+    vocab_size: Positive = 4096
+    max_words: Positive = 30
     max_text_length: Annotated[StrictInt, Field(ge=3)] = 25
 
     def __post_init__(self) -> None:
@@ -57,14 +53,12 @@ class TCLModelSettings:
 
 
 @settings(kw_only=True)
-class TCLSettings(RunSettings):
-    """One run of TCL; see :class:`moai.training.train_settings.RunSettings` for the rest.
+class TCLSettings(ImageRunSettings):
+    """One run of TCL; see :class:`.ImageRunSettings` for the rest.
 
     Attributes:
         task: "tcl".
         model: What training starts from.
-        data: Captioned images.
-        validation: The same for images that are not learned from; their loss is logged and drawn.
         augmentation: How the two views of an image differ.
         queue_size: Features of each modality that are compared with beside the batch; a multiple of
             ``optimization.batch_size``.
@@ -75,13 +69,11 @@ class TCLSettings(RunSettings):
 
     task: Literal["tcl"] = "tcl"
     model: TCLModelSettings
-    data: ImageDataSettings
-    validation: ImageDataSettings | None = None
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
-    queue_size: _Positive = 65536
-    momentum: _Share = 0.995
-    alpha: _Share = 0.4
-    mask_probability: _Share = 0.15
+    queue_size: Positive = 65536
+    momentum: Share = 0.995
+    alpha: Share = 0.4
+    mask_probability: Share = 0.15
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,5 +87,3 @@ class TCLSettings(RunSettings):
             raise ValueError(
                 "`optimization.micro_batch_size` must be at least 2: wrong partners come from the same micro-batch."
             )
-        if chosen.learning_rates:
-            raise ValueError("`optimization.learning_rates` are not known by this task. Leave them out.")

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import build_tiny_inputs, build_tiny_model
+from builders import build_tiny_inputs, build_tiny_model, take_single
 from transformers import DynamicCache
 
+from mixer import Routing, TokenStream
 from moai import MoAIForConditionalGeneration
 from moai.models.cache_names import as_keyword, read_cache
 
@@ -31,17 +32,6 @@ def build(mixes_answers: bool = True, **fields: Any) -> MoAIForConditionalGenera
 def build_inputs(model: MoAIForConditionalGeneration) -> dict[str, torch.Tensor]:
     """Three samples, left-padded; one without words."""
     return build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
-
-
-def take_single(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
-    """One sample of a batch, without its padding."""
-    single = {name: value[row : row + 1] for name, value in inputs.items()}
-    kept, auxiliary_kept = single["attention_mask"][0].bool(), single["auxiliary_attention_mask"][0].bool()
-    for name in TOKEN_KEYS:
-        single[name] = single[name][:, kept]
-    for name in ("auxiliary_input_ids", "auxiliary_attention_mask"):
-        single[name] = single[name][:, auxiliary_kept]
-    return single
 
 
 def append_answers(inputs: dict[str, torch.Tensor], length: int = 4) -> dict[str, torch.Tensor]:
@@ -151,8 +141,15 @@ def test_experts_learn_from_answers_alone_when_the_prompt_has_no_loss() -> None:
 
 
 @torch.no_grad()
-def test_config_keeps_the_field_when_a_checkpoint_is_saved(tmp_path) -> None:
-    build().save_pretrained(tmp_path)
-    again = MoAIForConditionalGeneration.from_pretrained(tmp_path)
-    assert again.model.mixers.mixes_answers
-    assert not build(mixes_answers=False).config.mixer["mixes_answers"]
+def test_answer_reads_as_much_as_the_gate_gives_when_language_has_the_rest() -> None:
+    layer = build().model.mixers.layers[0]
+    hidden, auxiliary = torch.randn(1, 5, 64), torch.randn(1, 4, 64)
+    nothing, answers = (TokenStream.from_roles(torch.full((1, 5), value)) for value in (False, True))
+
+    def read(share: float) -> torch.Tensor:
+        routing = Routing("given", weights=torch.tensor([share, 0.0, 1 - share]).expand(1, 1, 2, 3))
+        sources = layer.read_sources(hidden, auxiliary, nothing, routing, 0)
+        return layer.mix_answers(hidden, answers, sources, routing, 0) - hidden
+
+    assert read(0.5).abs().max() > 0.01
+    assert torch.allclose(read(0.5), 2 * read(0.25), atol=1e-5) and read(0.0).abs().max() < 1e-6

@@ -1,38 +1,26 @@
 """MoAIModel and MoAIForConditionalGeneration: what one forward pass promises."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from builders import FAMILIES, FIRST_WORD_ID, IMAGE_TOKEN_ID, build_tiny_inputs, build_tiny_model, real_word_logits
+from builders import (
+    FAMILIES,
+    FIRST_WORD_ID,
+    IMAGE_TOKEN_ID,
+    add_labels,
+    build_tiny_inputs,
+    build_tiny_model,
+    real_word_logits,
+    take_single,
+)
 
 from moai import MoAIForConditionalGeneration
 
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
-TOKEN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")
-AUXILIARY_KEYS = ("auxiliary_input_ids", "auxiliary_attention_mask")
-
-
-def take_single(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
-    """One sample of a batch, without its padding."""
-    single = {name: value[row : row + 1] for name, value in inputs.items()}
-    kept, auxiliary_kept = single["attention_mask"][0].bool(), single["auxiliary_attention_mask"][0].bool()
-    for name in TOKEN_KEYS:
-        if name in single:
-            single[name] = single[name][:, kept]
-    for name in AUXILIARY_KEYS:
-        single[name] = single[name][:, auxiliary_kept]
-    return single
-
-
-def add_labels(inputs: dict[str, torch.Tensor], num_answer: int = 3) -> dict[str, torch.Tensor]:
-    """Call the last tokens the answer."""
-    labels = torch.full_like(inputs["input_ids"], -100)
-    labels[:, -num_answer:] = inputs["input_ids"][:, -num_answer:]
-    roles = inputs["mm_token_type_ids"].clone()
-    roles[:, -num_answer:] = 0
-    return inputs | {"labels": labels, "mm_token_type_ids": roles}
+TOKEN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -297,14 +285,6 @@ def test_cached_steps_equal_one_pass_when_the_answer_is_fed_token_by_token(plora
     assert torch.allclose(real_word_logits(torch.cat(logits, dim=1)), real_word_logits(expected), atol=1e-4)
 
 
-def test_logits_to_keep_computes_the_last_positions_only_when_given() -> None:
-    model = build_tiny_model()
-    inputs = build_tiny_inputs(model.config)
-    with torch.no_grad():
-        full, last = model(**inputs).logits, model(**inputs, logits_to_keep=2).logits
-    assert last.shape[1] == 2 and torch.allclose(real_word_logits(full[:, -2:]), real_word_logits(last), atol=1e-6)
-
-
 def test_loss_follows_shift_labels_when_given() -> None:
     # Sequence parallel training hands over targets that are aligned already.
     model = build_tiny_model()
@@ -345,35 +325,27 @@ def train_once(model: MoAIForConditionalGeneration, inputs: dict, routing: Any) 
 
 
 @pytest.mark.parametrize(
-    ("family", "plora_rank", "routing"),
-    [("llama", 4, "gated"), ("qwen3", 0, "random_expert"), ("qwen3", 4, {"mode": "random_expert", "seed": 3})],
+    ("family", "plora_rank", "routing", "arguments"),
+    [
+        ("llama", 4, "gated", None),
+        ("qwen3", 0, "random_expert", None),
+        ("qwen3", 4, {"mode": "random_expert", "seed": 3}, None),
+        # PEFT's default call names no form, which torch reads as the reentrant one.
+        ("llama", 0, "gated", {}),
+        ("llama", 0, "gated", {"use_reentrant": True}),
+    ],
 )
-def test_gradients_are_equal_when_checkpointing_recomputes(family: str, plora_rank: int, routing: Any) -> None:
+def test_gradients_are_equal_when_checkpointing_recomputes(
+    family: str, plora_rank: int, routing: Any, arguments: Any
+) -> None:
     model = build_tiny_model(family, plora_rank=plora_rank).train()
     inputs = add_labels(build_tiny_inputs(model.config, (8, 6), (6, 4)), num_answer=4)
     loss, gradients = train_once(model, inputs, routing)
-    model.activation_checkpointing_enable()
-    calls = []
-    handle = model.model.mixers.register_forward_hook(lambda *_: calls.append(1))
-    other_loss, other_gradients = train_once(model, inputs, routing)
-    handle.remove()
-    assert len(calls) == 2 * len(model.config.mixer["layers"]), "nothing was recomputed"
-    assert torch.equal(loss, other_loss) and gradients.keys() == other_gradients.keys()
-    for name, gradient in gradients.items():
-        assert torch.allclose(gradient, other_gradients[name], atol=1e-6), name
-
-
-@pytest.mark.parametrize("arguments", [{}, {"use_reentrant": True}])
-def test_gradients_are_equal_when_a_caller_asks_for_the_reentrant_form(arguments: dict[str, bool]) -> None:
-    # PEFT's default call names no form, which torch reads as the reentrant one.
-    model = build_tiny_model().train()
-    inputs = add_labels(build_tiny_inputs(model.config, (8, 6), (6, 4)), num_answer=4)
-    loss, gradients = train_once(model, inputs, "gated")
-    with pytest.warns(UserWarning, match="use_reentrant=False"):
+    with nullcontext() if arguments is None else pytest.warns(UserWarning, match="use_reentrant=False"):
         model.activation_checkpointing_enable(arguments)
     calls = []
     handle = model.model.mixers.register_forward_hook(lambda *_: calls.append(1))
-    other_loss, other_gradients = train_once(model, inputs, "gated")
+    other_loss, other_gradients = train_once(model, inputs, routing)
     handle.remove()
     assert len(calls) == 2 * len(model.config.mixer["layers"]), "nothing was recomputed"
     assert torch.equal(loss, other_loss) and gradients.keys() == other_gradients.keys()
@@ -415,35 +387,6 @@ def test_model_runs_close_to_float32_when_half_precision(dtype: torch.dtype, plo
     expected = expected[inputs["attention_mask"].bool()]
     assert torch.nn.functional.cosine_similarity(got.float(), expected, dim=-1).min() > 0.99
     assert output.routing[0].image.dtype == torch.float32
-
-
-def test_float32_images_are_welcome_when_the_model_is_half_precision() -> None:
-    # The processor returns float32 pixels; a bf16 model must take them as they are.
-    model = build_tiny_model().to(torch.bfloat16)
-    inputs = build_tiny_inputs(model.config)
-    assert real_word_logits(model(**inputs).logits)[inputs["attention_mask"].bool()].isfinite().all()
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_hidden_states_and_attentions_come_back_when_asked(implementation: str) -> None:
-    model = build_tiny_model()
-    model.set_attn_implementation(implementation)
-    inputs = build_tiny_inputs(model.config)
-    output = model(**inputs, output_hidden_states=True, output_attentions=implementation == "eager")
-    length, depth = inputs["input_ids"].shape[1], model.config.text_config.num_hidden_layers
-    assert [tuple(states.shape) for states in output.hidden_states] == [(2, length, 64)] * (depth + 1)
-    if implementation == "eager":
-        assert [tuple(weights.shape) for weights in output.attentions] == [(2, 4, length, length)] * depth
-
-
-def test_attention_implementations_agree_when_exchanged() -> None:
-    model = build_tiny_model(plora_rank=4)
-    inputs = build_tiny_inputs(model.config, NUM_WORDS, NUM_AUXILIARY)
-    kept = inputs["attention_mask"].bool()
-    with torch.no_grad():
-        expected = real_word_logits(model(**inputs).logits)[kept]
-        model.set_attn_implementation("eager")
-        assert torch.allclose(real_word_logits(model(**inputs).logits)[kept], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,16 @@ labels (test_modeling_moai.py), encoding once, assistants and chat turns (test_g
 
 from __future__ import annotations
 
-import inspect
-import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from builders import IMAGE_TOKEN_ID, build_tiny_inputs, build_tiny_model
+from builders import IMAGE_TOKEN_ID, add_labels, build_tiny_inputs, build_tiny_model
 from processing_builders import PATCHES, RED
-from transformers import DynamicCache, StaticCache
 
 from moai import MoAIForConditionalGeneration, MoAIProcessor
-from moai.models.cache_names import read_cache
 
 FAMILIES = ("llama", "qwen3")
 NUM_WORDS, NUM_AUXILIARY = (5, 3, 9), (6, 0, 2)
@@ -67,12 +62,6 @@ def pad(rows: list[list[int]], side: str, extra: int = 0) -> tuple[torch.Tensor,
         place = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
         ids[index, place], mask[index, place] = torch.tensor(row, dtype=torch.long), 1
     return ids, mask
-
-
-def add_labels(inputs: dict[str, torch.Tensor], num_answer: int = 3) -> dict[str, torch.Tensor]:
-    labels = torch.full_like(inputs["input_ids"], -100)
-    labels[:, -num_answer:] = inputs["input_ids"][:, -num_answer:]
-    return {name: value for name, value in inputs.items() if name != "mm_token_type_ids"} | {"labels": labels}
 
 
 def flatten(output: Any) -> Iterator[torch.Tensor]:
@@ -317,22 +306,6 @@ def test_answer_is_the_same_when_the_cache_or_the_prompts_form_differs(family: s
 
 
 @every_family
-@pytest.mark.parametrize("name", ["cache", "past_key_values"])
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
-def test_answer_goes_on_when_the_cache_is_handed_back(family: str, name: str, kind: str) -> None:
-    model = build(family)
-    inputs, text = build_inputs(model), model.config.text_config
-    expected = model.generate(**inputs, **GREEDY)
-    cache = DynamicCache(config=text) if kind == "dynamic" else StaticCache(config=text, max_cache_len=64)
-    short = GREEDY | {"max_new_tokens": NUM_NEW // 2}
-    first = model.generate(**inputs, **short, **{name: cache}, return_dict_in_generate=True)
-    assert read_cache(first) is cache
-    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, NUM_NEW // 2), value=1)
-    rest = model.generate(input_ids=first.sequences, attention_mask=mask, **{name: cache}, **short)
-    assert torch.equal(rest, expected)
-
-
-@every_family
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_steps_are_told_when_generation_returns_a_dictionary(family: str, num_beams: int) -> None:
     model = build(family)
@@ -359,26 +332,6 @@ def ask(words: str, num_images: int = 1) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*images, {"type": "text", "text": words}]}]
 
 
-def test_batch_has_the_declared_names_when_everything_is_given(processor: MoAIProcessor) -> None:
-    batch = processor(images=RED, questions="How many dogs?", auxiliary_text="two dogs", auxiliary_images=RED)
-    optional = {"auxiliary_source_mask"}  # where only some rows have a source
-    assert set(batch) == {*processor.model_input_names, *processor.auxiliary_input_names} - optional
-    some = processor(images=[RED] * 2, questions=["How many dogs?"] * 2, auxiliary_text=["two dogs", None])
-    assert set(some) - set(batch) == optional
-    assert set(processor(images=RED, questions="How many dogs?")) == set(processor.model_input_names)
-    accepted = inspect.signature(MoAIForConditionalGeneration.forward).parameters
-    assert set(batch) <= set(accepted)
-    assert set(processor.tokenizer.model_input_names) | set(processor.image_processor.model_input_names) <= set(batch)
-
-
-def test_template_is_a_file_of_its_own_when_saved(processor: MoAIProcessor, tmp_path: Path) -> None:
-    processor.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}{% endfor %}"
-    processor.save_pretrained(tmp_path)
-    assert (tmp_path / "chat_template.jinja").read_text() == processor.chat_template
-    assert "chat_template" not in json.loads((tmp_path / "processor_config.json").read_text())
-    assert MoAIProcessor.from_pretrained(tmp_path).chat_template == processor.chat_template
-
-
 def test_conversations_are_one_batch_when_the_template_tokenizes(processor: MoAIProcessor) -> None:
     conversations = [ask("How many dogs?"), ask("Two dogs, yes. How many dogs here?", num_images=2), ask("yes", 0)]
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
@@ -392,14 +345,3 @@ def test_conversations_are_one_batch_when_the_template_tokenizes(processor: MoAI
         assert together["attention_mask"][row].sum() == length
     texts = processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
     assert torch.equal(processor(text=texts, images=[RED] * 3)["input_ids"], together["input_ids"])
-
-
-def test_processor_speaks_as_its_parts_when_each_is_asked(processor: MoAIProcessor) -> None:
-    words = ["How many dogs?", "Two dogs, yes."]
-    ids = [processor.tokenizer(text)["input_ids"] for text in words]
-    assert processor.batch_decode(ids) == processor.tokenizer.batch_decode(ids)
-    assert processor.decode(ids[0]) == processor.tokenizer.decode(ids[0])
-    images = processor.image_processor(RED, return_tensors="pt")["pixel_values"]
-    assert torch.equal(processor(images=RED, questions="a")["pixel_values"], images)
-    with pytest.raises(ValueError, match="image"):  # a placeholder without its image
-        processor(text=f"{processor.image_token} a")
