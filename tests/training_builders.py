@@ -22,7 +22,6 @@ SHORT_TRAINING = (
     "optimization.num_steps=2",
     "optimization.batch_size=2",
     "optimization.micro_batch_size=2",
-    "optimization.precision=fp32",  # bf16 takes many CPUs ten times as long
     "watching.every_steps=1",
 )
 _CORPUS = [
