@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from conversation_builders import make_image
 from prompted_builders import build_byte_tokenizer
 from transformers import BeitConfig, BeitModel, LlamaConfig, LlamaForCausalLM
 
@@ -93,9 +92,3 @@ def save_emu(folder: Path, draws: bool = False, **fields: Any) -> Path:
     if draws:
         build_visual_decoder().save_pretrained(folder / "emu" / "visual_decoder")
     return folder / "emu"
-
-
-def make_image(seed: int) -> Image.Image:
-    """An image of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE + 8, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)

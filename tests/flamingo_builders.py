@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from conversation_builders import make_image
 from prompted_builders import build_byte_tokenizer
 from transformers import (
     AutoConfig,
@@ -103,9 +102,3 @@ def save_flamingo(folder: Path, family: str = "llama", **fields: Any) -> Path:
     model.save_pretrained(folder / "flamingo")
     build_processor(folder).save_pretrained(folder / "flamingo")
     return folder / "flamingo"
-
-
-def make_image(seed: int) -> Image.Image:
-    """An image of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE + 8, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)

@@ -183,21 +183,9 @@ def test_wheel_names_command_licence_and_extras_when_built(wheel: zipfile.ZipFil
 def test_requirements_have_lower_bounds_that_installed_versions_meet(
     setup_cfg: configparser.ConfigParser,
 ) -> None:
+    extras = setup_cfg["options.extras_require"]
     texts = _lines(setup_cfg["options"]["install_requires"])
-    extras = (
-        "ocr",
-        "paddleocr",
-        "segmentation",
-        "detection",
-        "quantization",
-        "generate",
-        "train",
-        "evaluate",
-        "cluster",
-        "serve",
-    )
-    for extra in (*extras, "test"):
-        texts += _lines(setup_cfg["options.extras_require"][extra])
+    texts += [line for extra in extras for line in _lines(extras[extra])]
     for requirement in map(Requirement, texts):
         if requirement.name == "moai-vlm":
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -115,3 +116,17 @@ def run_in_turn(
 def learned(line: dict[str, Any]) -> dict[str, Any]:
     """What a log line says about learning, without times."""
     return {name: value for name, value in line.items() if not name.endswith("_s")}
+
+
+def break_at(whole: Path, broken: Path, step: int, last: int) -> Path:
+    """Copy a finished run as a kill after a step leaves it: no result, newer checkpoints never written."""
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "final")
+    for later in range(step + 1, last + 1):
+        shutil.rmtree(broken / "checkpoints" / f"step-{later:08d}")
+    return broken
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a folder's files of weights hold, by name."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.safetensors")}

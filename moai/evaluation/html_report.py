@@ -16,6 +16,7 @@ from .calibration import format_confidence, tabulate
 from .conditions import MODEL
 from .loading import Test
 from .result_folder import IMAGES_FOLDER
+from .tables import format_difference, format_share
 
 __all__ = ["page", "table", "write_report"]
 
@@ -162,21 +163,14 @@ def _facts(content: Mapping[str, Any]) -> str:
     return f"<p>{content['asked']} questions.</p>{told}<details><summary>settings</summary>{text}</details>"
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "-"
-    low, high = row["interval95"]
-    return f"{100 * row['value']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
-
-
 def _results_table(results: Mapping[str, Any]) -> str:
     rows = []
     for kind, first in results[MODEL].items():
         parts = [part.get(kind) for part in results.values()]
-        rows.append([kind, first["measure"], first["asked"], *map(_cell, parts)])
+        rows.append([kind, first["measure"], first["asked"], *map(format_share, parts)])
         for wording in first.get("wordings", ()):
             halves = [part and part.get("wordings", {}).get(wording) for part in parts]
-            rows.append([f"\u2013 {wording}", first["measure"], halves[0]["asked"], *map(_cell, halves)])
+            rows.append([f"\u2013 {wording}", first["measure"], halves[0]["asked"], *map(format_share, halves)])
     return table(["question", "measure", "asked", *results], rows, 2) + "<p>Percent, with 95 % intervals.</p>"
 
 
@@ -184,11 +178,8 @@ def _against_table(against: Mapping[str, Any]) -> str:
     rows = []
     for name, comparison in against.items():
         for kind, row in comparison.items():
-            low, high = (100 * value for value in row["interval95"])
-            difference = f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
-            rows.append(
-                [name, kind, row["asked"], difference, row["only_first"], row["only_second"], f"{row['p']:.2g}"]
-            )
+            said = format_difference(row)
+            rows.append([name, kind, row["asked"], said, row["only_first"], row["only_second"], f"{row['p']:.2g}"])
     columns = ["condition", "question", "asked", "difference", "model alone right", "it alone right", "McNemar p"]
     return table(columns, rows, 2)
 

@@ -19,6 +19,7 @@ from .scene_answers import (
     is_right,
     mentioned_names,
     name_f1,
+    normalize_words,
     parse_box,
 )
 from .vqa_words import normalize_answer
@@ -102,13 +103,9 @@ def _describe_scenes(pairs: Pairs) -> dict[str, Any]:
 # ---------------------------------------------------------------------- files
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).strip(" .")
-
-
 def _is_exact(item: TestQuestion, given: str) -> bool:
     """The same words as one of the answers, whatever their case."""
-    return _plain(given) in {_plain(answer) for answer in item.answers}
+    return normalize_words(given) in {normalize_words(answer) for answer in item.answers}
 
 
 def score_vqa(item: TestQuestion, given: str) -> float:
@@ -150,7 +147,7 @@ def is_relaxed_right(item: TestQuestion, given: str) -> bool:
     for answer in item.answers:
         wanted, got = _number(answer), _number(given)
         if wanted is None or got is None:
-            if _plain(answer) == _plain(given):
+            if normalize_words(answer) == normalize_words(given):
                 return True
         elif abs(got - wanted) <= 0.05 * abs(wanted):
             return True

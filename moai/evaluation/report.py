@@ -13,7 +13,7 @@ from moai.import_utils import require
 from verbalizers.core.durable_files import atomic_file
 
 from .intervals import Interval, bootstrap_mean, wilson_interval
-from .tables import format_table
+from .tables import format_difference, format_table
 
 if TYPE_CHECKING:
     from .sweep import Results
@@ -143,8 +143,8 @@ def _comparisons(sweep: SweepSettings, results: Results) -> list[str]:
         found = compare(sweep, results, variant)
         if found is not None:
             at = "all kinds" if set(found.kinds) == set(sweep.evaluate.kinds) else ", ".join(found.kinds)
-            value, low, high = (100 * number for number in vars(found.difference).values())
-            difference = f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+            value, low, high = vars(found.difference).values()
+            difference = format_difference({"difference": value, "interval95": (low, high)})
             reference = sweep.reference_of(variant).name
             rows.append([f"{variant.name}: {variant.label}", reference, at, difference, found.verdict])
     columns = ["variant", "compared with", "at", "difference in points", ""]

@@ -29,6 +29,7 @@ from .question_settings import SceneTest
 from .result_folder import IMAGES_FOLDER, REPORT_FILE, ResultFolder
 from .scene_questions import chance_of
 from .summary import compare_rows, format_comparison, format_more, format_summary, summarise
+from .tables import format_difference, format_table
 
 __all__ = ["EvaluationRun", "describe_results", "run_evaluation"]
 
@@ -218,14 +219,10 @@ def format_masks(against: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     Args:
         against: By condition, what :func:`compare_rows` returned.
     """
-    from .tables import format_table
-
     rows = []
     for name, comparison in against.items():
         row = next(iter(comparison.values()))
-        low, high = row["interval95"]
-        difference = f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        rows.append([name, difference, row["only_first"], row["only_second"], f"{row['p']:.2g}"])
+        rows.append([name, format_difference(row), row["only_first"], row["only_second"], f"{row['p']:.2g}"])
     return format_table(
         ["against the model", "difference", "model alone right", "it alone right", "McNemar p"], rows, 1
     )

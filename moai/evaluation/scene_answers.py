@@ -7,8 +7,6 @@ from functools import lru_cache
 
 from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES, SYNONYMS, plural
 
-from .intervals import wilson_interval
-
 __all__ = [
     "box_iou",
     "has_repeated_clause",
@@ -16,8 +14,8 @@ __all__ = [
     "is_right",
     "mentioned_names",
     "name_f1",
+    "normalize_words",
     "parse_box",
-    "wilson_interval",
 ]
 
 _BOX = re.compile(r"\[\s*([\d.]+)\s*,\s*([\d.]+)\s*,\s*([\d.]+)\s*,\s*([\d.]+)\s*\]")
@@ -46,7 +44,8 @@ def box_iou(first: tuple[float, float, float, float], second: tuple[float, float
     return width * height / (sum(areas) - width * height)
 
 
-def _plain(text: str) -> str:
+def normalize_words(text: str) -> str:
+    """Words without their case, the space between them and the full stop behind."""
     return " ".join(text.casefold().split()).strip(" .")
 
 
@@ -62,7 +61,7 @@ def is_right(expected: str, given: str) -> bool:
         return answered is not None and box_iou(box, answered) >= MIN_BOX_IOU
     if is_abstention(expected):
         return is_abstention(given) and _missed(expected) == _missed(given)
-    return _plain(expected) == _plain(given)
+    return normalize_words(expected) == normalize_words(given)
 
 
 _ABSTENTION = re.compile(r"^(there (is|are) (no|not any)\b|i (can't|cannot|can not) tell\b)", re.IGNORECASE)
@@ -75,7 +74,7 @@ def is_abstention(text: str) -> bool:
 
 def _missed(text: str) -> str | None:
     """What an abstention says is not there, by its common name; None = it says that the image does not tell."""
-    found = re.match(r"there (?:is|are) (?:no|not any) (.+)", _plain(text))
+    found = re.match(r"there (?:is|are) (?:no|not any) (.+)", normalize_words(text))
     if found is None:
         return None
     called = {other: name for name, others in SYNONYMS.items() for other in others}

@@ -13,7 +13,7 @@ from moai.scenes.scenes import QUESTION_KINDS
 from .intervals import bootstrap_mean, wilson_interval
 from .metrics import Metric
 from .questions import TestQuestion
-from .tables import format_table
+from .tables import format_difference, format_share, format_table
 
 __all__ = ["ALL", "compare_rows", "format_comparison", "format_more", "format_summary", "summarise"]
 
@@ -139,13 +139,6 @@ def _comparison(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
     return _rounded(row)
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "-"
-    low, high = row["interval95"]
-    return f"{100 * row['value']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
-
-
 def format_summary(conditions: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """A Markdown table: one column per condition, one row per kind and, where there are several, wording.
 
@@ -159,10 +152,10 @@ def format_summary(conditions: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
             kind.replace("_", " ") if row["measure"] == "accuracy" else f"{kind.replace('_', ' ')} ({row['measure']})"
         )
         parts = [conditions[name].get(kind) for name in names]
-        rows.append([label, "", row["asked"], *map(_cell, parts)])
+        rows.append([label, "", row["asked"], *map(format_share, parts)])
         for wording in row.get("wordings", ()):
             halves = [None if part is None else part.get("wordings", {}).get(wording) for part in parts]
-            rows.append(["", wording, halves[0]["asked"], *map(_cell, halves)])
+            rows.append(["", wording, halves[0]["asked"], *map(format_share, halves)])
     columns = ["question", "wording", "asked", *(name.replace("_", " ") for name in names)]
     if not any(row[1] for row in rows):
         columns, rows = [columns[0], *columns[2:]], [[row[0], *row[2:]] for row in rows]
@@ -194,9 +187,7 @@ def format_comparison(comparison: Mapping[str, Mapping[str, Any]], names: Sequen
     """
     rows = []
     for kind, row in comparison.items():
-        low, high = row["interval95"]
-        difference = f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        cells = [f"{100 * row['first']:.1f}", f"{100 * row['second']:.1f}", difference]
+        cells = [f"{100 * row['first']:.1f}", f"{100 * row['second']:.1f}", format_difference(row)]
         cells += [row["only_first"], row["only_second"], f"{row['p']:.2g}"]
         rows.append([kind.replace("_", " "), row["asked"], *cells])
     columns = ["question", "asked", *names, "difference", f"only {names[0]}", f"only {names[1]}", "McNemar p"]

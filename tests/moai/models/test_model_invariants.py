@@ -16,6 +16,7 @@ import emu_builders
 import flamingo_builders
 import pytest
 import torch
+from conversation_builders import CONVERSATIONS
 from pipeline_builders import build_scene, draw_image, write_tiny_checkpoint
 from prismer_builders import build_prismer
 from prompted_builders import save_prompted
@@ -29,12 +30,6 @@ from moai.models.prismer.scenes_prismer import encode_scenes
 from moai.models.prompted.processing_prompted import PromptedProcessor
 from moai.models.ranking import rank_continuations
 
-#: Per row what is asked: texts, and seeds of images, in reading order.
-ASKED: tuple[tuple[str | int, ...], ...] = (
-    (0, "one", 1, "two", 2, "Which is the brightest?"),
-    ("Before. ", 3, "What?"),
-    ("No image at all?",),
-)
 ROWS = (0, 1, 2)
 
 
@@ -54,16 +49,7 @@ class Built:
 
 
 def _converse(processor: Any, rows: Sequence[int]) -> Any:
-    conversations = []
-    for row in rows:
-        parts = [
-            {"type": "text", "text": part}
-            if isinstance(part, str)
-            else {"type": "image", "image": emu_builders.make_image(part)}
-            for part in ASKED[row]
-        ]
-        conversations.append([{"role": "user", "content": parts}])
-    return processor(conversations=conversations)
+    return processor(conversations=[CONVERSATIONS[row] for row in rows])
 
 
 SCENES = (build_scene(word="STOP"), None, build_scene(word="OPEN"))

@@ -1,7 +1,6 @@
 """Runs of TCL and data2vec: kills, resumes, processes, refusals, results."""
 
 import json
-import shutil
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from pretask_builders import build_pretask_recipe, write_captioned_images
 from safetensors.torch import load_file
 from smol_builders import write_small_decoder
 from tcl_builders import build_tcl_model
-from training_builders import learned, run_in_turn
+from training_builders import break_at, files_of, learned, run_in_turn
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 
@@ -41,21 +40,13 @@ def whole(tmp_path_factory, data) -> dict[str, Path]:
     return folders
 
 
-def files_of(checkpoint: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_run_equals_an_unbroken_one_when_it_died_after_any_step(tmp_path, data, whole, task):
     expected = files_of(whole[task] / "checkpoints" / "step-00000004")
     assert set(expected) == {"model.safetensors", "optimizer.safetensors", "extra.safetensors"}
     lines = [learned(line) for line in read_log(whole[task] / "log.jsonl")]
     for step in (1, 2, 3):
-        broken = tmp_path / f"broken{step}"
-        shutil.copytree(whole[task], broken)  # what a kill leaves: no result, newer checkpoints never written
-        shutil.rmtree(broken / "final")
-        for later in range(step + 1, 5):
-            shutil.rmtree(broken / "checkpoints" / f"step-{later:08d}")
+        broken = break_at(whole[task], tmp_path / f"broken{step}", step, 4)
         assert run_training(build_pretask_recipe(task, data, broken)).is_finished
         assert files_of(broken / "checkpoints" / "step-00000004") == expected
         assert files_of(broken / "final") == files_of(whole[task] / "final")
@@ -92,9 +83,7 @@ def test_log_tells_the_parts_of_the_loss(whole):
 def test_changed_micro_batch_is_refused_where_the_loss_depends_on_it(tmp_path, data, whole):
     for task in TASKS:
         folder = tmp_path / task
-        shutil.copytree(whole[task], folder)
-        shutil.rmtree(folder / "final")
-        shutil.rmtree(folder / "checkpoints" / "step-00000004")
+        break_at(whole[task], folder, 3, 4)
         recipe = build_pretask_recipe(task, data, folder, optimization__micro_batch_size=4)
         if task == "tcl":
             with pytest.raises(CheckpointError, match="optimization.micro_batch_size"):
@@ -112,8 +101,7 @@ def test_changed_images_are_refused_when_a_run_goes_on(tmp_path, whole):
     rows[4]["caption"] = "Something else."
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     folder = tmp_path / "run"
-    shutil.copytree(whole["tcl"], folder)
-    shutil.rmtree(folder / "final")
+    break_at(whole["tcl"], folder, 4, 4)
     recipe = build_pretask_recipe("tcl", data, folder)
     recipe["data"]["sources"][0]["path"] = str(data)
     with pytest.raises(CheckpointError):

@@ -8,7 +8,7 @@ import torch
 from emu_builders import build_emu, build_processor, build_visual_decoder, make_image, save_emu
 from pretask_builders import write_captioned_images
 from safetensors.torch import load_file
-from training_builders import REPO_ROOT, learned
+from training_builders import REPO_ROOT, break_at, files_of, learned
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
@@ -54,19 +54,6 @@ def train_decoder(start: Path, data: Path, output: Path, **changes):
         "drop_share": 0.3,
     }
     return run_training(recipe | changes)
-
-
-def break_at(whole: Path, broken: Path, step: int, last: int = 3) -> Path:
-    """What a kill after a step leaves."""
-    shutil.copytree(whole, broken)
-    shutil.rmtree(broken / "final")
-    for later in range(step + 1, last + 1):
-        shutil.rmtree(broken / "checkpoints" / f"step-{later:08d}")
-    return broken
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +120,7 @@ def test_sequences_go_on_bit_by_bit_and_refuse_another_micro_batch(
 ) -> None:
     expected = files_of(sequences / "checkpoints" / "step-00000003")
     for step in (1, 2):
-        broken = break_at(sequences, tmp_path / f"broken{step}", step)
+        broken = break_at(sequences, tmp_path / f"broken{step}", step, 3)
         train(start, broken)
         assert files_of(broken / "checkpoints" / "step-00000003") == expected
         assert files_of(broken / "final") == files_of(sequences / "final")
@@ -142,7 +129,7 @@ def test_sequences_go_on_bit_by_bit_and_refuse_another_micro_batch(
     line = read_log(sequences / "log.jsonl")[0]
     assert sum(line["parts"].values()) == pytest.approx(line["loss"], rel=1e-5) and line["parts"]["image"] > 0
     with pytest.raises(CheckpointError, match="optimization.micro_batch_size"):
-        train(start, break_at(sequences, tmp_path / "changed", 2), "optimization.micro_batch_size=4")
+        train(start, break_at(sequences, tmp_path / "changed", 2, 3), "optimization.micro_batch_size=4")
     weighted = "data.sources=[{weight: 2.0, scenes: {form: captions, length: 8, image_size: 32}}]"
     with pytest.raises(ValueError, match="`weight` of 1"):
         train(start, tmp_path / "weighted", weighted)
@@ -158,7 +145,7 @@ def test_instructions_by_lora_are_an_adapter_that_answers_and_draws(tmp_path: Pa
     adapter = "train.adapter={peft_type: LORA, r: 4, lora_alpha: 4, lora_dropout: 0.05}"
     chosen = ("optimization.learning_rates={}", "data.chat_template=chat", adapter)
     whole = train(start, tmp_path / "whole", *chosen, form="questions")
-    broken = break_at(tmp_path / "whole", tmp_path / "broken", 1)
+    broken = break_at(tmp_path / "whole", tmp_path / "broken", 1, 3)
     again = train(start, broken, *chosen, form="questions")
     assert files_of(whole.folder) == files_of(again.folder)
     found = load_file(whole.folder / "adapter_model.safetensors")
@@ -175,7 +162,7 @@ def test_instructions_by_lora_are_an_adapter_that_answers_and_draws(tmp_path: Pa
 def test_visual_decoder_goes_on_bit_by_bit_and_draws(tmp_path, start, data, drawing) -> None:
     expected = files_of(drawing / "checkpoints" / "step-00000003")
     for step in (1, 2):
-        broken = break_at(drawing, tmp_path / f"broken{step}", step)
+        broken = break_at(drawing, tmp_path / f"broken{step}", step, 3)
         train_decoder(start, data, broken)
         assert files_of(broken / "checkpoints" / "step-00000003") == expected
         assert files_of(broken / "final") == files_of(drawing / "final")
@@ -202,7 +189,7 @@ def test_visual_decoder_refuses_another_emu_and_what_is_no_whole_one(
     tmp_path: Path, start: Path, data: Path, drawing
 ) -> None:
     other = save_emu(tmp_path, draws=True, seed=5)
-    broken = break_at(drawing, tmp_path / "broken", 1)
+    broken = break_at(drawing, tmp_path / "broken", 1, 3)
     shutil.copytree(start, tmp_path / "copy")
     shutil.copyfile(other / "model.safetensors", tmp_path / "copy" / "model.safetensors")
     with pytest.raises(CheckpointError):

@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from emu_builders import NUM_TOKENS, build_emu, build_processor, make_image
+from conversation_builders import CONVERSATIONS, ask, make_image
+from emu_builders import NUM_TOKENS, build_emu, build_processor
 from torch.testing import assert_close
-from transformers import (
-    BeitModel,
-    LogitsProcessorList,
-)
+from transformers import BeitModel, LogitsProcessorList
 
-from moai.models.cache_names import as_keyword, read_cache
 from moai.models.emu.configuration_emu import EmuConfig
 from moai.models.emu.losses import label_text
 from moai.models.emu.modeling_emu import EmuForConditionalGeneration
@@ -29,18 +26,6 @@ def emu(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return build_emu(folder), build_processor(folder)
 
 
-def _ask(*parts: Any) -> list[dict[str, Any]]:
-    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
-    return [{"role": "user", "content": content}]
-
-
-CONVERSATIONS = (
-    _ask(make_image(0), "one", make_image(1), "two", make_image(2), "Which is the brightest?"),
-    _ask("Before. ", make_image(3), "What?"),
-    _ask("No image at all?"),
-)
-
-
 @torch.no_grad()
 def test_images_matter_behind_them_only(emu: Any) -> None:
     model, processor = emu
@@ -53,19 +38,6 @@ def test_images_matter_behind_them_only(emu: Any) -> None:
         changed["pixel_values"][0, index] = 0
         differs = (model(**changed).logits - before).abs().amax(dim=-1)[0] > 1e-5
         assert not differs[: place + 1].any() and differs[place + 1 :].all()
-
-
-@torch.no_grad()
-def test_cached_steps_equal_one_pass(emu: Any) -> None:
-    model, processor = emu
-    batch = processor(conversations=CONVERSATIONS)
-    whole, ids, mask = model(**batch).logits, batch["input_ids"], batch["attention_mask"]
-    cut = ids.shape[1] - 4
-    first = model(
-        input_ids=ids[:, :cut], attention_mask=mask[:, :cut], pixel_values=batch["pixel_values"], use_cache=True
-    )
-    second = model(input_ids=ids[:, cut:], attention_mask=mask, **as_keyword(read_cache(first)))
-    assert_close(torch.cat([first.logits, second.logits], dim=1), whole, **NEAR)
 
 
 # ---------------------------------------------------------------------- images out
@@ -179,7 +151,7 @@ def test_every_part_learns_and_checkpointing_changes_nothing(tmp_path: Path) -> 
 
 def test_images_alone_are_learned_without_text_and_text_alone_at_weight_0(emu: Any) -> None:
     model, processor = emu
-    batch = processor(conversations=[_ask(make_image(0), make_image(1))])
+    batch = processor(conversations=[ask(make_image(0), make_image(1))])
     outputs = model(**batch, labels=torch.full_like(batch["input_ids"], -100))
     assert outputs.text_loss == 0 and outputs.regression_loss > 0
     model.config.regression_weight = 0.0

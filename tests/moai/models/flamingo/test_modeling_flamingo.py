@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from flamingo_builders import DECODERS, build_flamingo, build_processor, make_image, save_decoder, save_tower
+from conversation_builders import CONVERSATIONS
+from flamingo_builders import DECODERS, build_flamingo, build_processor, save_decoder, save_tower
 from torch.testing import assert_close
 from transformers import (
     AutoModelForCausalLM,
@@ -29,18 +30,6 @@ NEAR = {"atol": 2e-5, "rtol": 1e-5}
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("llama")
     return build_flamingo(folder), build_processor(folder)
-
-
-def _ask(*parts: Any) -> list[dict[str, Any]]:
-    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
-    return [{"role": "user", "content": content}]
-
-
-CONVERSATIONS = (
-    _ask(make_image(0), "one", make_image(1), "two", make_image(2), "Which is the brightest?"),
-    _ask("Before. ", make_image(3), "What?"),
-    _ask("No image at all?"),
-)
 
 
 @pytest.mark.parametrize("family", DECODERS)
