@@ -42,8 +42,7 @@ def golden_dir() -> Path:
     return golden
 
 
-@pytest.fixture(autouse=True)
-def kept_environment() -> Iterator[None]:
+def _keep_environment() -> Iterator[None]:
     """Undo what a command under test sets for its own process: a later test's processes would inherit it."""
     before = dict(os.environ)
     yield
@@ -51,6 +50,11 @@ def kept_environment() -> Iterator[None]:
     for name in os.environ.keys() - before.keys() - {own}:
         del os.environ[name]
     os.environ.update({name: value for name, value in before.items() if name != own})
+
+
+kept_environment = pytest.fixture(autouse=True)(_keep_environment)
+#: What fixtures of a module set.
+kept_module_environment = pytest.fixture(autouse=True, scope="module")(_keep_environment)
 
 
 @pytest.fixture(autouse=True)

@@ -214,8 +214,8 @@ def test_readme_converts_and_asks_a_release_when_typed(workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_readme_evaluates_when_typed(workplace: Path) -> None:
-    (printed,) = _type([f"{command} image_size=96" for command in _moai_blocks()["evaluate"]])
-    assert "| existence |  | 20 |" in printed and "McNemar" in printed
+    (printed,) = _type([f"{command} image_size=96 per_kind=4" for command in _moai_blocks()["evaluate"]])
+    assert "| existence |  | 4 |" in printed and "McNemar" in printed
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def run(command: str) -> str:
     """Run one command as typed, training cut to two steps."""
     words = shlex.split(command.replace(GGUF, "decoder"))
     if words[:2] == ["moai", "train"]:
-        words += SHORT_TRAINING
+        words += [*SHORT_TRAINING, "model.dtype=float32"]
     if words[0] == "moai":
         from moai.cli import app
 

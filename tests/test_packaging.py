@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from fresh_processes import run_each
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -127,20 +128,20 @@ def test_installed_wheel_answers_and_trains_when_there_is_no_clone(installed: Pa
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     environment.pop("MOAI_MODEL", None)
 
-    def moai(*arguments: str) -> str:
-        command = [sys.executable, "-m", "moai", *arguments]
-        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
-        result = subprocess.run(command, **options, check=False)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    assert f"{installed}/moai/bundled/checkpoints/moai-nano" in moai("info")
     readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
     photograph, sign = re.findall(r"^moai (ask .+)$", readme, flags=re.MULTILINE)[:2]
-    assert moai(*shlex.split(photograph)).strip() == "yes" and moai(*shlex.split(sign)).strip() == "PLEASE"
     tiny = "data.sources=[{scenes: {length: 2, num_questions: 1, image_size: 64}}]"
     words = ("optimization.num_steps=1", "optimization.batch_size=2", "optimization.micro_batch_size=2", tiny)
-    assert "outputs/stage1/final" in moai("train", "--config", "train_stage1.yaml", *words)
+    training = ["train", "--config", "train_stage1.yaml", *words]
+    commands = [["info"], shlex.split(photograph), shlex.split(sign), training]
+    scripts = [
+        f"print('COMMAND', flush=True)\nsys.argv = {['moai', *each]!r}\nfrom moai.__main__ import main\nmain()"
+        for each in commands
+    ]
+    told = "\n".join(run_each(scripts, tmp_path, environment)).split("COMMAND\n")[1:]
+    assert f"{installed}/moai/bundled/checkpoints/moai-nano" in told[0]
+    assert (told[1].strip(), told[2].strip()) == ("yes", "PLEASE")
+    assert "outputs/stage1/final" in told[3]
     assert (tmp_path / "outputs" / "stage1" / "final" / "adapter_model.safetensors").is_file()
 
 

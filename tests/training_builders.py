@@ -23,6 +23,7 @@ SHORT_TRAINING = (
     "optimization.num_steps=2",
     "optimization.batch_size=2",
     "optimization.micro_batch_size=2",
+    "optimization.precision=fp32",  # quicker than bf16 for so few numbers
     "watching.every_steps=1",
 )
 _CORPUS = [

@@ -1,11 +1,8 @@
 """The trainer of moai-nano at a thousandth of its size: same code, few scenes."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked_processes import ForkedProcess, run_ranks
 from safetensors.torch import load_file
 
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
@@ -41,7 +39,7 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
 
     def stage(num_steps: int, batch_size: int = 4, **settings) -> dict:
         optimization = {"num_steps": num_steps, "batch_size": batch_size, "micro_batch_size": batch_size // 2}
-        optimization |= {"learning_rate": 3e-3, "warmup_share": 0.3, "precision": "bf16"}
+        optimization |= {"learning_rate": 3e-3, "warmup_share": 0.3}
         return {
             "optimization": optimization,
             "saving": {"every_steps": 1},
@@ -97,14 +95,6 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
 def write_recipe(path: Path, recipe: dict) -> Path:
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
-
-
-def nano_command(recipe: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "recipes.nano", "--config", str(recipe), "--out", str(out)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -203,16 +193,17 @@ def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     out = tmp_path / "run"
     for name in ("tokenizer", "text", "phrases", "questions"):
         shutil.copytree(unbroken / name, out / name)
-    command = nano_command(recipe, out)
-    running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
-    for line in running.stdout:  # kill -9 in the middle of the multimodal stage
-        if line.startswith("step 3/") and (out / "multimodal" / "log.jsonl").exists():
-            break
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-    time.sleep(0.2)
+    words = ["--config", str(recipe), "--out", str(out)]
+    running = ForkedProcess(lambda: main(words))
+    log = out / "multimodal" / "log.jsonl"
+    while not log.exists() or len(losses(out / "multimodal")) < 3:  # kill -9 in the middle of the multimodal stage
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.01)
+    running.kill()
+    running.communicate()
+    assert running.returncode == -signal.SIGKILL
     assert has_checkpoint(out / "multimodal")
-    main(command[3:])
+    main(words)
     for stage in TRAINED:
         assert losses(out / stage) == losses(unbroken / stage)
 
@@ -395,11 +386,13 @@ def test_two_ranks_learn_what_one_does_when_the_batch_is_the_same(trained, tmp_p
     out = tmp_path / "run"
     for name in ("tokenizer", "phrases", "questions"):
         shutil.copytree(run / name, out / name)
-    stages = ("text", "multimodal")  # of both kinds of task one
-    words = [word for stage in stages for word in ("--stage", stage)]
+    words = ["--config", str(recipe), "--out", str(out)]
     monkeypatch.chdir(ROOT)
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
-    main([*nano_command(recipe, out)[3:], "--ranks", "2", *words])
-    for stage in stages:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    main([*words, "--ranks", "2", "--stage", "text"])  # by the launcher
+    run_ranks(
+        lambda: main([*words, "--ranks", "2", "--stage", "multimodal"]), 2, ACCELERATE_USE_CPU="1"
+    )  # as it starts them
+    for stage in ("text", "multimodal"):  # of both kinds of task one
         assert list(losses(out / stage).values()) == pytest.approx(list(losses(run / stage).values()), rel=0.02), stage

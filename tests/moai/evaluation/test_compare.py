@@ -46,7 +46,7 @@ def write_small(folder: Path, **changes) -> Path:
     content = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     new_models = SIZES | {"backbones": str(write_tiny_checkpoint(folder / "source"))}
     content |= {"seeds": [0], "new_models": new_models, "stages": {"all": ["optimization.num_steps=6"]}} | changes
-    content["recipe"]["optimization"] |= {"batch_size": 8, "micro_batch_size": 8}
+    content["recipe"]["optimization"] |= {"batch_size": 8, "micro_batch_size": 8, "precision": "fp32"}
     content["recipe"]["saving"]["every_steps"] = 1
     content["recipe"]["data"]["sources"][0]["scenes"] |= {"image_size": 32, "length": 4}
     content["evaluate"] |= {"per_kind": 2, "image_size": 32}
