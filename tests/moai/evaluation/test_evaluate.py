@@ -363,6 +363,13 @@ def test_scenes_are_as_many_of_each_kind_and_the_same_again_when_collected():
         load_test(load_test_settings("scenes", [*words, "num_objects=[0,1]"]))
 
 
+@pytest.mark.parametrize("probability", [0, 1])
+def test_scenes_have_signs_as_often_as_asked_for(probability):
+    words = ["per_kind=6", "image_size=64", "kinds=[existence]", "noise=0", f"sign_probability={probability}"]
+    for item in load_test(load_test_settings("scenes", words)).questions:
+        assert bool(item.image.read_scene().text_lines.texts) == bool(probability)
+
+
 def test_cached_scenes_are_what_verbalizers_found_when_a_cache_is_named(tiny, tmp_path):
     pytest.importorskip("pyarrow")
     from moai.processing.image_loading import load_image
