@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from moai.data.collator import iterate_batches
 
-from .processes import count_workers, ignore_interrupts
+from .processes import count_workers, ignore_helpers, ignore_interrupts
 
 __all__ = ["load_batches"]
 
@@ -37,7 +37,7 @@ def load_batches(
     num_ranks: int,
     pin_memory: bool = False,
 ) -> Iterator[Any]:
-    """Load batches one after the other.
+    """Load batches one after the other. A process that makes them and ends is noticed at the next batch only.
 
     Args:
         batches: Whole batches by key, see :class:`moai.data.collator.CollatedBatches`.
@@ -59,4 +59,6 @@ def load_batches(
         worker_init_fn=ignore_interrupts,
         generator=torch.Generator(),  # the global one would advance by one draw
     )
-    return iterate_batches(loader)
+    for batch in iterate_batches(loader):
+        with ignore_helpers():  # else torch raises the end of one amid a step, whose weights are half changed then
+            yield batch

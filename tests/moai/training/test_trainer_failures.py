@@ -1,6 +1,7 @@
 """Runs that an error or a signal ends, with helpers and several processes: what is done is kept, a line says so."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from forked_processes import ForkedProcess, run_module, start_ranks
 from training_builders import REPO_ROOT, build_recipe, write_tiny_checkpoint
@@ -18,6 +20,7 @@ pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from moai.data.collator import CollatedBatches, iterate_batches  # noqa: E402
 from moai.training.launcher import LAUNCHER  # noqa: E402
+from moai.training.loading import load_batches  # noqa: E402
 from moai.training.metrics_logging import read_log  # noqa: E402
 from moai.training.trainer import run_training  # noqa: E402
 
@@ -229,3 +232,18 @@ def test_run_with_helpers_saves_and_ends_when_one_of_them_fails(checkpoint: Path
     else:
         assert process.returncode == 1 and "39.png" in output.split("error: ")[1], output
         assert "step is saved" in output or f"step {kept[0]} of 500 is saved in" in output, output
+
+
+def test_end_of_a_helper_waits_for_the_next_batch_when_it_comes_amid_a_step() -> None:
+    class Numbers(torch.utils.data.Dataset):
+        def __getitem__(self, key: int) -> int:
+            return key
+
+    batches = load_batches(Numbers(), lambda: iter(range(100)), num_workers=1, num_ranks=1)
+    assert next(batches) == 0
+    (helper,) = multiprocessing.active_children()
+    os.kill(helper.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, helper.pid, os.WEXITED | os.WNOWAIT)
+    time.sleep(0.1)  # a handler of signals would run, and raise, before this ends
+    with pytest.raises(RuntimeError, match="worker"):
+        list(batches)
