@@ -206,6 +206,9 @@ def _write_prismer(chosen: NewModelsSettings, seed: int, folder: Path, **changes
     same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
     sizes = {name: getattr(text, name) for name in same} | {"vocab_size": len(tokenizer), "type_vocab_size": 1}
     sizes |= {"max_position_embeddings": min(_LONGEST, text.max_position_embeddings)}
+    # RoBERTa's own numbers are those of 768 channels and of many epochs.
+    sizes |= {"initializer_range": 0.02 * (768 / text.hidden_size) ** 0.5}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = PrismerConfig(vision_config=vision.to_dict(), text_config=sizes, **(chosen.prismer | changes))
     torch.manual_seed(seed)
     model = PrismerForConditionalGeneration(config).eval()
@@ -221,7 +224,11 @@ def _write_prismer(chosen: NewModelsSettings, seed: int, folder: Path, **changes
 
 
 def _take_tower(encoder: torch.nn.Module, tower: Mapping[str, torch.Tensor]) -> None:
-    """Put a CLIP tower's weights into a Prismer's encoder, which has no class token; adaptors and experts stay new."""
+    """Put a CLIP tower's weights into a Prismer's encoder, which has no class token; adaptors and experts stay new.
+
+    What stems make of maps is added to the tower's positions, which may be far larger than new ones: as much larger are
+    the stems' last layers then, and the table of instances.
+    """
     renamed = {"embeddings.patch_embedding.": "stems.rgb.", "pre_layrnorm.": "pre_layernorm."}
     renamed |= {"embeddings.position_embedding.weight": "positional_embedding", "encoder.layers.": "layers."}
     own = {}
@@ -233,6 +240,13 @@ def _take_tower(encoder: torch.nn.Module, tower: Mapping[str, torch.Tensor]) -> 
     own = {name: tensor for name, tensor in own.items() if not name.startswith("embeddings.")}
     if unknown := encoder.load_state_dict(own, strict=False).unexpected_keys:
         raise ValueError(f"expected a CLIP tower for a Prismer, got one with {unknown}. Name other `backbones`.")
+    positions = encoder.positional_embedding
+    scale = positions.std() * positions.shape[-1] ** 0.5  # of new ones: 1
+    with torch.no_grad():
+        for expert in encoder.experts:
+            encoder.stems[expert][-1].weight *= scale
+        if "obj_detection" in encoder.experts:
+            encoder.instance_embedding.weight *= scale
 
 
 def _write_prismerz(chosen: NewModelsSettings, seed: int, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -52,6 +53,13 @@ FREEZE_MODES = {
     "freeze_lang": _TEXT_LAYERS,
     "freeze_lang_vision": f"{_VISION_LAYERS}|{_TEXT_LAYERS}",
 }
+
+
+def _init_as_torch(module: nn.Module) -> None:
+    """Draw convolutions and linear layers as PyTorch does, and with it the original: as large as their widths ask for."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
 
 
 @dataclass
@@ -138,10 +146,12 @@ class PrismerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PrismerVisionEncoder):
             init.normal_(module.positional_embedding, std=module.positional_embedding.shape[-1] ** -0.5)
+            _init_as_torch(module.stems)
         elif isinstance(module, InstanceEmbedding):
             init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)
         elif isinstance(module, ExpertsResampler):
             init.normal_(module.latents, std=module.latents.shape[-1] ** -0.5)
+            _init_as_torch(module)
         elif isinstance(module, RobertaLMHead):
             init.zeros_(module.bias)
         elif isinstance(module, RobertaEmbeddings):

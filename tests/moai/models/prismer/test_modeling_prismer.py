@@ -55,6 +55,18 @@ def test_parameters_are_those_of_the_original_when_counted(
     assert with_language in (None, count("freeze_vision"))
 
 
+def test_stems_and_resampler_are_drawn_as_torch_does_when_new() -> None:
+    vision = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 16, "image_size": 64}
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+    encoder = PrismerForConditionalGeneration(PrismerConfig(vision_config=vision, text_config=text)).model.vision_encoder
+    layers = [*encoder.stems.modules(), *encoder.resampler.modules()]
+    drawn = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    assert len(drawn) > 30
+    for layer in drawn:
+        expected = (3 * layer.weight[0].numel()) ** -0.5
+        assert 0.8 * expected < layer.weight.std().item() < 1.2 * expected
+
+
 def test_answers_are_the_same_when_encoded_images_are_given(built: Any) -> None:
     model, processor = built
     assert model.lm_head.decoder.weight is model.get_input_embeddings().weight
