@@ -1,6 +1,7 @@
 """How well verbalizers find what stands in test scenes.
 
     python -m benchmarks.verbalizer_scores --model moai-nano --scenes 1000 --json scores.json
+    python -m benchmarks.verbalizer_scores --model moai-nano --kind ocr --set shortest_side=736
     python -m benchmarks.verbalizer_scores --relations --scenes 1000
     python -m benchmarks.verbalizer_scores --relations --model moai-nano --scenes 200
 
@@ -20,12 +21,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torchmetrics.detection import MeanAveragePrecision, PanopticQuality
 from torchmetrics.text import CharErrorRate
 
@@ -464,21 +466,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--kind", choices=sorted(SCORES), action="append", help="only this one; may be repeated")
+    parser.add_argument("--set", action="append", default=[], help="with one --kind: setting=value of its verbalizer")
     parser.add_argument("--json", type=Path, help="file that receives the numbers")
     chosen = parser.parse_args(arguments)
     if chosen.model is None and not chosen.relations:
         parser.error("expected --model, whose verbalizers are measured, or --relations on the truth")
     if chosen.boxes and (chosen.model is not None or not chosen.relations):
         parser.error("expected --boxes with --relations on the truth, without --model")
+    if chosen.set and len(chosen.kind or ()) != 1:
+        parser.error("expected one --kind with --set")
     settings = None if chosen.model is None else VerbalizerSettings.load(find_checkpoint(chosen.model))
     if chosen.relations:
         stream = Scenes(chosen.split, image_size=448, num_questions=1, length=chosen.scenes)
         looking = None if settings is None else settings.build()[0]
         print(relations_table(count_relations(stream, looking, chosen.boxes)))
         return
-    measured = evaluate_verbalizers(
-        build_measured(settings, tuple(chosen.kind or SCORES)), chosen.scenes, split=chosen.split
-    )
+    verbalizers = build_measured(settings, tuple(chosen.kind or SCORES))
+    if chosen.set:
+        changed = {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in chosen.set)}
+        verbalizers = [replace(verbalizer, **changed) for verbalizer in verbalizers]
+    measured = evaluate_verbalizers(verbalizers, chosen.scenes, split=chosen.split)
     print(markdown_table(measured))
     if chosen.json is not None:
         known = json.loads(chosen.json.read_text(encoding="utf-8")) if chosen.json.is_file() else {}

@@ -118,9 +118,9 @@ def list_variants(verbalizers: Sequence[Verbalizer]) -> list[tuple[str, Verbaliz
             what, reference = REFERENCES[verbalizer.kind, verbalizer.backend]
             listed.append((name, reference(**settings), {f"against {what}": verbalizer}))
         elif name == "ocr/rapidocr":
-            smaller = build_verbalizer("ocr", "rapidocr", params={"Det.limit_side_len": 448})
-            variants = {"one thread, arena": verbalizer, "and Det.limit_side_len 448": smaller}
-            listed.append((name, build_verbalizer("ocr", num_threads=0, use_memory_arena=False), variants))
+            larger = {"shortest_side": 736}  # rapidocr's own
+            variants = {"one thread, arena": build_verbalizer("ocr", **larger), "and shortest_side 608": verbalizer}
+            listed.append((name, build_verbalizer("ocr", num_threads=0, use_memory_arena=False, **larger), variants))
     return listed
 
 

@@ -56,7 +56,7 @@ FREEZE_MODES = {
 
 
 def _init_as_torch(module: nn.Module) -> None:
-    """Draw convolutions and linear layers as PyTorch does, and with it the original: as large as their widths ask for."""
+    """Draw convolutions and linear layers as PyTorch does, and with it the original: by their widths."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             init.kaiming_uniform_(layer.weight, a=math.sqrt(5))

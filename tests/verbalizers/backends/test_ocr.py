@@ -79,11 +79,20 @@ def test_reader_reads_in_order_when_page_is_turned(reader, num_columns, degrees)
     assert along[0] * down[1] - along[1] * down[0] > 0  # and the lines follow each other to its right
 
 
+def test_reader_reads_letters_of_eight_pixels_when_an_image_is_small(reader, repo_root):
+    said = ["market closed until monday", "please ring twice", "tickets platform seven", "lost property office"]
+    page = Image.new("RGB", (480, 360), (235, 230, 220))
+    font = ImageFont.truetype(str(repo_root / "moai/scenes/assets/scenes/DejaVuSans-Bold.ttf"), 8)
+    for row, text in enumerate(said):
+        ImageDraw.Draw(page).text((30 + 60 * row, 40 + 70 * row), text, fill=(30, 30, 40), font=font)
+    assert list(reader.predict([np.asarray(page)])[0].texts) == said
+
+
 def test_reader_reads_a_large_image_again_where_it_was_shrunk(reader, repo_root):
-    """Letters of 20 pixels, which are 7 after rapidocr has made 6,000 pixels 2,000."""
+    """Letters of 16 pixels, which are 5 after rapidocr has made 6,000 pixels 2,000."""
     said = ["sedation stewed reclaim", "quorum levied marbling", "ferry illicit thrums", "wrung mimicry jilted"]
     page = Image.new("RGB", (6000, 1600), (235, 232, 225))
-    font = ImageFont.truetype(str(repo_root / "moai/scenes/assets/scenes/DejaVuSerif-Bold.ttf"), 19)
+    font = ImageFont.truetype(str(repo_root / "moai/scenes/assets/scenes/DejaVuSerif-Bold.ttf"), 15)
     for row, text in enumerate(said):
         ImageDraw.Draw(page).text((300 + 900 * row, 200 + 300 * row), text, fill=(70, 70, 90), font=font)
     image = np.asarray(page.filter(ImageFilter.GaussianBlur(0.8)))
@@ -125,7 +134,7 @@ def test_reader_reads_the_same_when_threads_and_arena_differ(reader, sign):
     assert plain.fingerprint() == reader.fingerprint() == build_verbalizer("ocr").fingerprint()
     options = [r._engine.cfg.EngineConfig.onnxruntime for r in (reader, plain)]
     assert [(o.intra_op_num_threads, o.enable_cpu_mem_arena) for o in options] == [(1, True), (-1, False)]
-    smaller = build_verbalizer("ocr", params={"Det.limit_side_len": 448})
+    smaller = build_verbalizer("ocr", shortest_side=448)
     assert smaller.fingerprint() != reader.fingerprint()
     assert smaller.predict([sign])[0].texts == expected.texts
 
@@ -136,7 +145,8 @@ def test_reader_finds_what_rapidocr_itself_does(reader, sign):
 
     page, _ = draw_page(2, 180)
     for image in (sign, page):
-        output = RapidOCR(params={"Global.log_level": "error"})(np.ascontiguousarray(image[:, :, ::-1]))
+        params = {"Global.log_level": "error", "Det.limit_side_len": reader.shortest_side}
+        output = RapidOCR(params=params)(np.ascontiguousarray(image[:, :, ::-1]))
         found = reader.predict([image])[0]
         confident = {text for text, score in zip(output.txts, output.scores, strict=True) if score >= 0.85}
         assert set(found.texts) == confident and confident

@@ -57,8 +57,9 @@ def test_parameters_are_those_of_the_original_when_counted(
 
 def test_stems_and_resampler_are_drawn_as_torch_does_when_new() -> None:
     vision = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 16, "image_size": 64}
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
-    encoder = PrismerForConditionalGeneration(PrismerConfig(vision_config=vision, text_config=text)).model.vision_encoder
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    model = PrismerForConditionalGeneration(PrismerConfig(vision_config=vision, text_config=text))
+    encoder = model.model.vision_encoder
     layers = [*encoder.stems.modules(), *encoder.resampler.modules()]
     drawn = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
     assert len(drawn) > 30
