@@ -21,7 +21,8 @@ TimeoutOption = Annotated[
 VerbalizersOption = Annotated[
     str | None,
     typer.Option(
-        "--verbalizers", help="Only these: ocr,detection (the checkpoint's own), ocr/paddleocr, published, none."
+        "--verbalizers",
+        help="Only these: ocr,detection (the checkpoint's own), ocr/paddleocr, published, moai-nano (its four), none.",
     ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")]

@@ -43,7 +43,7 @@ from verbalizers.core.relative_paths import make_absolute, make_relative
 
 from ...import_utils import EXTRA_OF_PACKAGE, is_onnxruntime_available, is_rapidocr_available, is_timm_available
 from .hub_download import download_files
-from .lookup import ADAPTER_CONFIG
+from .lookup import ADAPTER_CONFIG, list_bundled_checkpoints
 from .published_settings import published_entries
 from .travelling_names import name_of, resolve_name
 
@@ -273,11 +273,12 @@ def build_named_verbalizers(
     """Verbalizers from objects and names.
 
     A name that the checkpoint has an entry for stands for that entry, its backend, weights and thresholds included. For
-    a checkpoint that names no verbalizers it stands for the released MoAI's; ``"published"`` always does, for all four.
+    a checkpoint that names no verbalizers it stands for the released MoAI's; ``"published"`` always does, for all four,
+    and the name of a bundled checkpoint for all of that.
 
     Args:
-        chosen: Ready verbalizers and names: ``"ocr"`` (the checkpoint's, else the kind's default backend) or
-            ``"ocr/rapidocr"``.
+        chosen: Ready verbalizers and names: ``"ocr"`` (the checkpoint's, else the kind's default backend),
+            ``"ocr/rapidocr"``, ``"published"`` or ``"moai-nano"``.
         stored: The checkpoint's settings; None = no checkpoint.
 
     Raises:
@@ -287,9 +288,11 @@ def build_named_verbalizers(
     """
     built = []
     published = VerbalizerSettings(tuple(published_entries().values()))
+    bundled = list_bundled_checkpoints()
     for item in [chosen] if isinstance(chosen, (str, Verbalizer)) else chosen:
-        if item == PUBLISHED:
-            built += [_build_named(entry["kind"], None, published) for entry in published.verbalizers]
+        if item == PUBLISHED or (isinstance(item, str) and item in bundled):
+            source = published if item == PUBLISHED else VerbalizerSettings.load(bundled[item])
+            built += [_build_named(entry["kind"], None, source) for entry in source.verbalizers or ()]
         elif isinstance(item, str):
             kind, _, backend = item.partition("/")
             is_silent = stored is None or stored.verbalizers is None

@@ -1,6 +1,7 @@
 """Any image-text-to-text model behind the same pipeline and the same command, the verbalization in its prompt."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,12 @@ def test_named_verbalizers_are_the_published_ones_when_the_model_names_none():
     ]  # fmt: skip
     (segmenter,) = build_named_verbalizers("segmentation")
     assert segmenter.checkpoint == built[0].checkpoint == "facebook/mask2former-swin-base-coco-panoptic"
+
+
+def test_named_verbalizers_are_a_bundled_checkpoints_when_it_is_named():
+    built = build_named_verbalizers(["moai-nano"])
+    assert [v.kind for v in built] == ["segmentation", "detection", "scene_graph", "ocr"]
+    assert all(Path(v.drawing["checkpoint"]).is_dir() for v in built[:3])
 
 
 def test_pipeline_loads_in_few_bits_when_asked(tmp_path):
