@@ -42,10 +42,13 @@ def sweep() -> SweepSettings:
 
 
 def write_small(folder: Path, **changes) -> Path:
-    """The repository's comparison with tiny models, six steps and two questions of a kind."""
+    """The repository's comparison with tiny models, few steps and two questions of a kind."""
     content = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     new_models = SIZES | {"backbones": str(write_tiny_checkpoint(folder / "source"))}
-    content |= {"seeds": [0], "new_models": new_models, "stages": {"all": ["optimization.num_steps=6"]}} | changes
+    for variant in content["variants"]:
+        variant["stages"] = dict.fromkeys(variant["stages"], [])
+    stages = {"captions": ["optimization.num_steps=1"], "all": ["optimization.num_steps=6"]}
+    content |= {"seeds": [0], "new_models": new_models, "stages": stages} | changes
     content["recipe"]["optimization"] |= {"batch_size": 8, "micro_batch_size": 8, "precision": "fp32"}
     content["recipe"]["saving"]["every_steps"] = 1
     content["recipe"]["data"]["sources"][0]["scenes"] |= {"image_size": 32, "length": 4}
@@ -107,9 +110,15 @@ def test_new_model_answers_when_loaded(starts, system):
 
 def test_settings_ask_all_systems_the_same_with_the_same_steps_and_sizes(sweep):
     names = {variant.name for variant in sweep.variants}
-    assert names == {"moai", "prismer", "prismerz", "flamingo", "plain", "words", "p-tuning"} and len(sweep.seeds) >= 2
+    systems = {"moai", "prismer", "prismerz", "flamingo", "plain"}
+    assert names == systems | {"flamingo-words", "words", "p-tuning"} and len(sweep.seeds) >= 2
     recipes = [sweep.recipe_of(variant, "all", 0, "start", Path("out")) for variant in sweep.variants]
-    assert len({json.dumps(recipe["optimization"]) for recipe in recipes}) == 1
+    usual = recipes[0]["optimization"]
+    for variant, recipe in zip(sweep.variants, recipes, strict=True):
+        own = {name for name, value in recipe["optimization"].items() if usual[name] != value}
+        has_new_decoder = variant.name.startswith("prismer")
+        assert own == ({"num_steps", "learning_rate", "precision"} if has_new_decoder else set())
+        assert list(sweep.stages_of(variant)) == (["captions", "all"] if has_new_decoder else ["all"])
     assert len({json.dumps(recipe["data"]["sources"]) for recipe in recipes}) == 1
     for variant, recipe in zip(sweep.variants, recipes, strict=True):  # tested with what it was trained with
         assert recipe["data"].get("verbalizations") == sweep.test_of(variant).verbalizations
@@ -142,7 +151,8 @@ def test_command_writes_all_rows_when_run(tmp_path):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     results = load_results(load_sweep_settings(tmp_path / "compare.yaml"), None, tmp_path / "out")
-    assert {name for name, _ in results} == {"moai", "prismer", "prismerz", "flamingo", "plain", "words", "p-tuning"}
+    systems = {"moai", "prismer", "prismerz", "flamingo", "plain"}
+    assert {name for name, _ in results} == systems | {"flamingo-words", "words", "p-tuning"}
     found = {name: result for (name, _), result in results.items()}
     assert found["words"].sequence_length > found["plain"].sequence_length + 20
     assert found["p-tuning"].sequence_length == found["plain"].sequence_length + 20
