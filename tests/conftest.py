@@ -71,14 +71,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep the tests of a file on one worker: what they share takes long to build, and would be built on each."""
     from xdist.scheduler import LoadFileScheduling
 
-    config.option.loadscopereorder = False  # by the number of tests: a file of one long test would come last
     return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with files that hold ``slow`` tests; skip ``gpu`` tests where no CUDA device is present."""
-    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow_files)  # else one worker ends with them alone
+    """Skip ``gpu`` tests where no CUDA device is present."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
