@@ -484,6 +484,8 @@ def main(arguments: list[str] | None = None) -> None:
     verbalizers = build_measured(settings, tuple(chosen.kind or SCORES))
     if chosen.set:
         changed = {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in chosen.set)}
+        if unknown := [name for name in changed if any(name not in each.settings() for each in verbalizers)]:
+            parser.error(f"expected settings of the verbalizer after --set, got {', '.join(unknown)}")
         verbalizers = [replace(verbalizer, **changed) for verbalizer in verbalizers]
     measured = evaluate_verbalizers(verbalizers, chosen.scenes, split=chosen.split)
     print(markdown_table(measured))

@@ -274,7 +274,7 @@ def build_named_verbalizers(
 
     A name that the checkpoint has an entry for stands for that entry, its backend, weights and thresholds included. For
     a checkpoint that names no verbalizers it stands for the released MoAI's; ``"published"`` always does, for all four,
-    and the name of a bundled checkpoint for all of that.
+    and the name of a bundled checkpoint for all of its own.
 
     Args:
         chosen: Ready verbalizers and names: ``"ocr"`` (the checkpoint's, else the kind's default backend),

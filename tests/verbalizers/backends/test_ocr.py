@@ -79,22 +79,27 @@ def test_reader_reads_in_order_when_page_is_turned(reader, num_columns, degrees)
     assert along[0] * down[1] - along[1] * down[0] > 0  # and the lines follow each other to its right
 
 
+def write_lines(said: list[str], size: tuple[int, int], font: ImageFont.FreeTypeFont) -> Image.Image:
+    """A page with one line below and to the right of the other."""
+    page = Image.new("RGB", size, (235, 232, 225))
+    for row, text in enumerate(said):
+        place = (size[0] // 20 + size[0] * row // 7, size[1] // 8 + size[1] * row // 5)
+        ImageDraw.Draw(page).text(place, text, fill=(70, 70, 90), font=font)
+    return page
+
+
 def test_reader_reads_letters_of_eight_pixels_when_an_image_is_small(reader, repo_root):
     said = ["market closed until monday", "please ring twice", "tickets platform seven", "lost property office"]
-    page = Image.new("RGB", (480, 360), (235, 230, 220))
     font = ImageFont.truetype(str(repo_root / "moai/scenes/assets/scenes/DejaVuSans-Bold.ttf"), 8)
-    for row, text in enumerate(said):
-        ImageDraw.Draw(page).text((30 + 60 * row, 40 + 70 * row), text, fill=(30, 30, 40), font=font)
+    page = write_lines(said, (480, 360), font)
     assert list(reader.predict([np.asarray(page)])[0].texts) == said
 
 
 def test_reader_reads_a_large_image_again_where_it_was_shrunk(reader, repo_root):
     """Letters of 16 pixels, which are 5 after rapidocr has made 6,000 pixels 2,000."""
     said = ["sedation stewed reclaim", "quorum levied marbling", "ferry illicit thrums", "wrung mimicry jilted"]
-    page = Image.new("RGB", (6000, 1600), (235, 232, 225))
     font = ImageFont.truetype(str(repo_root / "moai/scenes/assets/scenes/DejaVuSerif-Bold.ttf"), 15)
-    for row, text in enumerate(said):
-        ImageDraw.Draw(page).text((300 + 900 * row, 200 + 300 * row), text, fill=(70, 70, 90), font=font)
+    page = write_lines(said, (6000, 1600), font)
     image = np.asarray(page.filter(ImageFilter.GaussianBlur(0.8)))
     once = replace(reader, reread_below=0.0).predict([image])[0]
     again = reader.predict([image])[0]
