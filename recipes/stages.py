@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from moai.settings import settings, to_plain
@@ -23,7 +24,7 @@ from moai.training.train_settings import OptimizationSettings, RunSettings, Savi
 from moai.training.trainer import Trainer
 from verbalizers.core.durable_files import write_json
 
-__all__ = ["CountingTask", "StageSettings", "has_checkpoint", "is_made", "load_trained", "note_made", "run_stage"]
+__all__ = ["CountingTask", "StageSettings", "has_checkpoint", "is_made", "load_finished", "load_trained", "note_made", "run_stage"]
 
 EXIT_INTERRUPTED = 130
 _ORIGIN_FILE = "made_from.json"
@@ -178,3 +179,30 @@ def load_trained(model: nn.Module, folder: Path) -> None:
             "another output folder, or the configuration the run was started with."
         )
     model.load_state_dict(weights, strict=False)
+
+
+def load_finished(model: nn.Module, folder: Path) -> None:
+    """Put the weights of a folder for ``from_pretrained`` into a model that was built like it, in the model's own dtypes.
+
+    Args:
+        model: Changed in place.
+        folder: Holds ``model.safetensors``.
+
+    Raises:
+        ValueError: There is none, or it is of another model.
+    """
+    file, own = folder / "model.safetensors", model.state_dict()
+    if not file.is_file():
+        raise ValueError(f"expected a finished model to start from in {folder}, got none. Correct `start`.")
+    weights = load_file(file)
+    differing = sorted(name for name in own.keys() | weights.keys() if not _alike(own.get(name), weights.get(name)))
+    if differing:
+        raise ValueError(
+            f"expected the weights of this model in {file}, got others (first difference: {differing[0]!r}). Set the "
+            "fields of `model` to those of its config.json, or start from another folder."
+        )
+    model.load_state_dict(weights)
+
+
+def _alike(own: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return own is not None and other is not None and own.shape == other.shape

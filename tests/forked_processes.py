@@ -1,11 +1,14 @@
 """Processes forked off the tests' own: real ones, which can be killed, without the seconds that importing torch takes.
 
 How a fresh interpreter starts, and what a launcher does, is not seen here: other tests start the commands themselves.
+A backward pass on torch's meta device starts threads of autograd, after which no fork of that process may use autograd:
+tests give such passes a fork of their own (:func:`in_a_fork`), so that tests may run in any order.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import runpy
@@ -16,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -93,6 +96,35 @@ def _work(work: Callable[[], object], output: int, folder: Path, environment: di
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     work()
+
+
+def in_a_fork(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, each call in a process of its own; what it returns or raises comes back."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(
+            target=_send_result, args=(sender, function, arguments, keywords)
+        )
+        process.start()
+        sender.close()  # so that the end of a process that sends nothing is noticed
+        result = receiver.recv()
+        process.join()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return call
+
+
+def _send_result(
+    sender: multiprocessing.connection.Connection, function: Callable[..., Any], arguments: tuple, keywords: dict
+) -> None:
+    try:
+        result = function(*arguments, **keywords)
+    except Exception as error:  # noqa: BLE001 - the caller raises it
+        result = error
+    sender.send(result)
 
 
 def wait_for_line(process: ForkedProcess, part: str) -> str:

@@ -25,6 +25,8 @@ class VerbalizersConfig:
         mask2former: Panoptic segmentation.
         psgtr: Relations; starts from the segmenter's backbone.
         owlv2: Open-vocabulary detection.
+        start: Folder of finished verbalizers (``mask2former-nano`` and so on) whose weights training starts from; None =
+            the backbone's ImageNet weights, and nothing.
         seed: Of the initial weights.
     """
 
@@ -32,6 +34,7 @@ class VerbalizersConfig:
     mask2former: Mask2FormerSettings
     psgtr: PSGTRSettings
     owlv2: Owlv2Settings
+    start: str | None = None
     seed: StrictInt = 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from moai.scenes.vocabulary import PANOPTIC_NAMES, STUFF_NAMES
 from moai.settings import Number, settings
-from recipes.stages import StageSettings
+from recipes.stages import StageSettings, load_finished
 
 from .backbone import (
     IMAGE_MEAN,
@@ -83,13 +84,17 @@ class SegmenterWithNames(nn.Module):
 
     Args:
         settings: The recipe.
+        start: Folder of a finished segmenter whose weights it starts from; None = ImageNet's in the backbone, else none.
     """
 
-    def __init__(self, settings: Mask2FormerSettings) -> None:
+    def __init__(self, settings: Mask2FormerSettings, start: Path | None = None) -> None:
         super().__init__()
         self.segmenter = build_mask2former(settings)
         network = self.network
-        load_imagenet_weights(network)
+        if start is None:
+            load_imagenet_weights(network)
+        else:
+            load_finished(self.segmenter, start)
         fold_frozen_norms(network)
         freeze_early_stages(network, settings.num_frozen_stages)
         network.to(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from transformers import CLIPTokenizer
 
 from moai.data.sample_identity import hash_value
 from moai.settings import to_plain
-from recipes.stages import has_checkpoint, is_made, load_trained, note_made, run_stage
+from recipes.stages import has_checkpoint, is_made, load_finished, load_trained, note_made, run_stage
 from verbalizers.core.durable_files import atomic_folder, hold_folder
 from verbalizers.psgtr import PSGTRForSceneGraph
 
@@ -39,9 +40,13 @@ from .scenes import SCENE_NAMES, SceneBatches
 __all__ = ["STAGES", "export_verbalizers", "main", "train_verbalizers"]
 
 
+def _start_of(config: VerbalizersConfig, name: str) -> Path | None:
+    return None if config.start is None else Path(config.start, name)
+
+
 def _build_segmenter(config: VerbalizersConfig) -> SegmenterWithNames:
     torch.manual_seed(config.seed)
-    return SegmenterWithNames(config.mask2former)
+    return SegmenterWithNames(config.mask2former, _start_of(config, "mask2former-nano"))
 
 
 def _trained_segmenter(config: VerbalizersConfig, out: Path) -> SegmenterWithNames:
@@ -54,6 +59,8 @@ def _build_graph(config: VerbalizersConfig, out: Path, *stages: str) -> PSGTRFor
     """PSGTR on the segmenter's backbone, with what some stages have trained."""
     torch.manual_seed(config.seed)
     model = build_psgtr(config.psgtr)
+    if (start := _start_of(config, "psgtr-nano")) is not None:
+        load_finished(model, start)
     take_segmenter_backbone(model, _trained_segmenter(config, out).network)
     for stage in stages:
         load_trained(model, out / stage)
@@ -96,14 +103,18 @@ def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
     torch.manual_seed(config.seed)
     tokenizer = _detector_tokenizer(config, out)
     model = build_owlv2(settings, config.shards.image_size, tokenizer)
-    if not has_checkpoint(out / "owlv2"):
+    if (start := _start_of(config, "owlv2-nano")) is not None:
+        load_finished(model, start)
+    elif not has_checkpoint(out / "owlv2"):
         initialize_owlv2(model, pixels_of(SceneBatches(config.shards, min(256, config.shards.num_scenes))(0)))
     scenes = SceneBatches(config.shards, settings.optimization.batch_size, settings.first_shard)
     run_stage(Owlv2Task(model, settings, tokenizer, scenes), settings, out / "owlv2", config.seed)
 
 
 def _detector_tokenizer(config: VerbalizersConfig, out: Path) -> CLIPTokenizer:
-    """The run's tokenizer, trained once: equally frequent pairs are merged in another order every time."""
+    """The start's tokenizer, or the run's own, trained once: equally frequent pairs are merged in another order every time."""
+    if (start := _start_of(config, "owlv2-nano")) is not None:
+        return CLIPTokenizer.from_pretrained(start)
     folder, origin = out / "owlv2" / "tokenizer", {"num_merges": config.owlv2.num_merges}
     if not is_made(folder, origin):
         train_tokenizer(SCENE_NAMES, config.owlv2.num_merges).save_pretrained(folder)
@@ -182,10 +193,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the small verbalizers; resumes what it finds in --out.")
     parser.add_argument("--config", required=True, type=Path, help="recipe, configs/verbalizers.yaml for example")
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and logs")
+    parser.add_argument("--start", metavar="DIR", help="finished verbalizers to start from, in place of the recipe's `start`")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
     parser.add_argument("--export", type=Path, metavar="DIR", help="only write what is trained so far to this folder")
     chosen = parser.parse_args(arguments)
     config = load_verbalizers_config(chosen.config)
+    if chosen.start is not None:
+        config = replace(config, start=chosen.start)
     if chosen.export is not None:
         for folder in export_verbalizers(config, chosen.out, chosen.export):
             print(f"wrote {folder}")

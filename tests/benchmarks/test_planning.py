@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from flamingo_builders import save_flamingo
+from forked_processes import in_a_fork
 from prismer_builders import save_prismer
 from prompted_builders import save_prompted
 
@@ -11,6 +12,7 @@ pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from benchmarks.planning import compare_answer, compare_step, format_rows  # noqa: E402
 from moai.planning.planned_model import SampleShape  # noqa: E402
+from moai.planning.training import count_step  # noqa: E402
 from moai.training.train_settings import load_settings  # noqa: E402
 
 SHAPE = SampleShape(num_prompt_tokens=40, num_auxiliary_tokens=60, num_answer_tokens=24)
@@ -39,7 +41,10 @@ MODELS = {
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_counts_are_those_of_real_calls_when_both_are_made(family: str, tmp_path: Path) -> None:
+def test_counts_are_those_of_real_calls_when_both_are_made(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.planning.count_step", in_a_fork(count_step))
     save, recipe = MODELS[family]
     name = str(save(tmp_path))
     overrides = [f"model={{path: {name}}}", "optimization.micro_batch_size=2", "optimization.batch_size=2"]

@@ -4,18 +4,24 @@ import json
 from pathlib import Path
 
 import pytest
+from forked_processes import in_a_fork
 from training_builders import REPO_ROOT, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 pytest.importorskip("peft", reason='needs peft: pip install "moai-vlm[train]"')
 
 from moai.cli import app  # noqa: E402
-from moai.planning.training import Cluster, StepCount, plan_step  # noqa: E402
+from moai.planning.training import Cluster, StepCount, count_step, plan_step  # noqa: E402
 
 COUNT = StepCount(
     num_parameters=1000, num_trained=100, num_linear=800, num_copied=50, num_layers=4, parts={}, flops=25 * 10**11,
     fixed_bytes=10**8, sample_bytes=10**9, width=2,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _count_in_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moai.planning.training.count_step", in_a_fork(count_step))
 
 
 def test_plan_adds_up_when_done_by_hand() -> None:
