@@ -24,7 +24,16 @@ from moai.training.train_settings import OptimizationSettings, RunSettings, Savi
 from moai.training.trainer import Trainer
 from verbalizers.core.durable_files import write_json
 
-__all__ = ["CountingTask", "StageSettings", "has_checkpoint", "is_made", "load_finished", "load_trained", "note_made", "run_stage"]
+__all__ = [
+    "CountingTask",
+    "StageSettings",
+    "has_checkpoint",
+    "is_made",
+    "load_finished",
+    "load_trained",
+    "note_made",
+    "run_stage",
+]
 
 EXIT_INTERRUPTED = 130
 _ORIGIN_FILE = "made_from.json"
@@ -182,7 +191,7 @@ def load_trained(model: nn.Module, folder: Path) -> None:
 
 
 def load_finished(model: nn.Module, folder: Path) -> None:
-    """Put the weights of a folder for ``from_pretrained`` into a model that was built like it, in the model's own dtypes.
+    """Put the weights of a folder for ``from_pretrained`` into a model that was built like it; its dtypes stay.
 
     Args:
         model: Changed in place.

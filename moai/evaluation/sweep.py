@@ -302,7 +302,7 @@ def answer_variant(folder: str, test: SweepTest) -> AnsweredTest:
 
     Args:
         folder: Of the model.
-        test: What it is asked, and how experts are routed.
+        test: What it is asked, and with which options.
     """
     pipeline = Pipeline.from_pretrained(folder, [])
     answering, lengths = pipeline.answering, []
@@ -314,15 +314,13 @@ def answer_variant(folder: str, test: SweepTest) -> AnsweredTest:
         lengths.extend(num_virtual + length for length in batch["attention_mask"].sum(dim=1).tolist())
         return batch
 
-    wanted = {name: value for name in ("routing", "top_k") if (value := getattr(test, name)) is not None}
-
     answering.encode = counting
     asked, began = load_test(test), time.monotonic()
     batches = answer_test(
         pipeline,
         asked,
         batch_size=test.batch_size,
-        options=lambda batch: answering.draw_options(wanted, (test.seed, batch)),
+        options=lambda batch: answering.draw_options(test.options, (test.seed, batch)),
     )
     rows = [row for batch in batches for row in batch.rows["model"]]
     seconds = (time.monotonic() - began) / len(rows)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt
 
 from moai.settings import apply_overrides, load_settings, settings, to_plain
+from moai.training.model_building import find_answering
+from moai.training.train_settings import ModelSettings
 from moai.training.train_settings import load_settings as load_recipe
 
 from .new_models import MODEL_TYPES, SYSTEMS, NewModelsSettings
@@ -17,23 +19,21 @@ from .question_settings import SHORT_KINDS, SceneTest
 
 __all__ = ["SweepSettings", "SweepTest", "Variant", "load_sweep_settings"]
 
-#: Settings of a recipe that make a start; later stages go on from what the first one left.
-_START_SETTINGS = ("compressor", "mixer", "fresh_parts", "keeps_fitting")
+#: What every stage says of its model. The other settings of ``model`` make a new one: the first stage's affair.
+_OF_ANY_STAGE = frozenset(item.name for item in fields(ModelSettings))
 
 
 @settings(kw_only=True)
 class SweepTest(SceneTest):
-    """A test on scenes, and how experts are routed meanwhile.
+    """A test on scenes, and how the model answers meanwhile.
 
     Attributes:
-        routing: Expert routing: ``gated``, ``uniform``, ``random_expert`` or ``random_weights``; None = the model's.
-        top_k: Experts mixed per token where gates decide; None = the model's.
-        batch_size: Questions per batch; random routing is drawn once for each.
+        options: The model's own options by name, see :meth:`moai.models.answering.Answering.draw_options`.
+        batch_size: Questions per batch; what is random is drawn once for each.
     """
 
     kinds: tuple[Literal[SHORT_KINDS], ...] = SHORT_KINDS
-    routing: Literal["gated", "uniform", "random_expert", "random_weights"] | None = None
-    top_k: Annotated[StrictInt, Field(ge=1, le=3)] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     batch_size: Annotated[StrictInt, Field(ge=1)] = 60
 
 
@@ -105,9 +105,10 @@ class SweepSettings:
             self.reference_of(variant)
             self._check_start(variant)
             try:
-                self.test_of(variant)
+                options = self.test_of(variant).options
                 for stage in self.stages_of(variant):
-                    load_recipe(self.recipe_of(variant, stage, 0, "start", Path("out")))
+                    recipe = load_recipe(self.recipe_of(variant, stage, 0, "start", Path("out")))
+                    find_answering(recipe).check_drawn_options(options)
             except ValueError as error:
                 raise ValueError(f"variant {variant.name!r}: {error}") from error
 
@@ -163,7 +164,7 @@ class SweepSettings:
         if (system := self.root_of(variant).start) is not None:
             model["type"] = MODEL_TYPES[system]
         if stage != next(iter(stages)):
-            model = {name: value for name, value in model.items() if name not in _START_SETTINGS}
+            model = {name: value for name, value in model.items() if name in _OF_ANY_STAGE}
         data = dict(recipe.get("data") or {})
         sources = data.get("sources") or ()
         sources = sources if isinstance(sources, list | tuple) else [sources]

@@ -362,6 +362,15 @@ class Answering(ABC):
             chosen["choices"] = parse_choices(chosen["choices"])
         return chosen
 
+    @classmethod
+    def check_drawn_options(cls, wanted: Mapping[str, Any]) -> None:
+        """Check what :meth:`draw_options` is to take, before a model is there.
+
+        Raises:
+            ValueError: The model has no such option, or the value is wrong.
+        """
+        cls.parse_options(wanted)
+
     def draw_options(self, wanted: Mapping[str, Any], seed: tuple[int, ...]) -> dict[str, Any]:
         """Options of an answer for a batch of a sweep's test; see :class:`moai.evaluation.sweep_settings.SweepTest`.
 
@@ -370,7 +379,7 @@ class Answering(ABC):
             seed: Numbers that decide what is random.
 
         Raises:
-            ValueError: The model has no such option.
+            ValueError: See :meth:`check_drawn_options`.
         """
         return self.parse_options(wanted)
 

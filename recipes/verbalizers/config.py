@@ -25,8 +25,8 @@ class VerbalizersConfig:
         mask2former: Panoptic segmentation.
         psgtr: Relations; starts from the segmenter's backbone.
         owlv2: Open-vocabulary detection.
-        start: Folder of finished verbalizers (``mask2former-nano`` and so on) whose weights training starts from; None =
-            the backbone's ImageNet weights, and nothing.
+        start: Folder of finished verbalizers (``mask2former-nano`` and so on) whose weights training starts from; None
+            = the backbone's ImageNet weights, and nothing.
         seed: Of the initial weights.
     """
 

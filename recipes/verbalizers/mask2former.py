@@ -84,7 +84,7 @@ class SegmenterWithNames(nn.Module):
 
     Args:
         settings: The recipe.
-        start: Folder of a finished segmenter whose weights it starts from; None = ImageNet's in the backbone, else none.
+        start: Folder of a finished segmenter whose weights it starts from; None = ImageNet's in the backbone.
     """
 
     def __init__(self, settings: Mask2FormerSettings, start: Path | None = None) -> None:

@@ -112,7 +112,7 @@ def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
 
 
 def _detector_tokenizer(config: VerbalizersConfig, out: Path) -> CLIPTokenizer:
-    """The start's tokenizer, or the run's own, trained once: equally frequent pairs are merged in another order every time."""
+    """The start's tokenizer, or the run's own, trained once: equal pairs are merged in another order every time."""
     if (start := _start_of(config, "owlv2-nano")) is not None:
         return CLIPTokenizer.from_pretrained(start)
     folder, origin = out / "owlv2" / "tokenizer", {"num_merges": config.owlv2.num_merges}
@@ -193,7 +193,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the small verbalizers; resumes what it finds in --out.")
     parser.add_argument("--config", required=True, type=Path, help="recipe, configs/verbalizers.yaml for example")
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and logs")
-    parser.add_argument("--start", metavar="DIR", help="finished verbalizers to start from, in place of the recipe's `start`")
+    parser.add_argument(
+        "--start", metavar="DIR", help="finished verbalizers to start from, in place of the recipe's `start`"
+    )
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
     parser.add_argument("--export", type=Path, metavar="DIR", help="only write what is trained so far to this folder")
     chosen = parser.parse_args(arguments)

@@ -1,6 +1,7 @@
 """The small verbalizers' training: real models of the real classes, a few steps, killed and resumed."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -214,3 +215,36 @@ def test_verbalizers_serve_when_exported(trained, tmp_path, without_imagenet):
 def test_verbalizers_config_names_the_field_when_wrong_or_missing(tmp_path, wrong, named):
     with pytest.raises(ValueError, match=named):
         write_config(tmp_path, **wrong)
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """The finished run's folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        skip_imagenet(patch)
+        folder = tmp_path_factory.mktemp("exported")
+        export_verbalizers(*trained, folder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["mask2former", "owlv2"])
+def test_stage_goes_on_from_finished_verbalizers_when_they_are_named(trained, exported, tmp_path, stage):
+    config, run = trained  # ImageNet's weights are not asked for: without them this needs no package
+    train_verbalizers(replace(config, start=str(exported)), tmp_path / "run", (stage,))
+    before, after = (read_log(folder / stage / "log.jsonl") for folder in (run, tmp_path / "run"))
+    assert abs(after[0]["loss"] - before[-1]["loss"]) < abs(after[0]["loss"] - before[0]["loss"])
+    (written,) = export_verbalizers(replace(config, start=str(exported)), tmp_path / "run", tmp_path / "again")
+    if stage == "owlv2":
+        first, second = (CLIPTokenizer.from_pretrained(at / written.name) for at in (exported, tmp_path / "again"))
+        assert first(SCENE_NAMES) == second(SCENE_NAMES)
+
+
+def test_start_is_refused_when_it_is_missing_or_of_another_size(trained, exported, tmp_path):
+    config, _ = trained
+    with pytest.raises(ValueError, match="expected a finished model to start from in .*nowhere"):
+        train_verbalizers(replace(config, start="nowhere"), tmp_path / "run", ("mask2former",))
+    smaller = {**TINY["mask2former"], "model": {**TINY["mask2former"]["model"], "dim_feedforward": 16}}
+    with pytest.raises(ValueError, match="expected the weights of this model"):
+        train_verbalizers(
+            replace(write_config(tmp_path, mask2former=smaller), start=str(exported)), tmp_path, ("mask2former",)
+        )

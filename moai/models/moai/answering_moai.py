@@ -19,7 +19,7 @@ from .modeling_moai import MoAIForConditionalGeneration
 from .processing_moai import MoAIProcessor
 from .quantization import ALWAYS_COMPUTE_DTYPE_MODULES, COMPUTE_DTYPE_MODULES
 from .rerouting import References, embed_prompts
-from .routing_report import PromptRouting, draw_routing, parse_routing, select_routing
+from .routing_report import DRAWN_ROUTINGS, PromptRouting, draw_routing, parse_routing, select_routing
 from .scenes_moai import encode_scenes
 from .text_reader import TextReaderAnswering, extract_decoder
 
@@ -152,8 +152,18 @@ class MoAIAnswering(Answering):
             chosen["reroute"] = References.load(chosen["reroute"])
         return chosen
 
+    @classmethod
+    def check_drawn_options(cls, wanted: Mapping[str, Any]) -> None:
+        """See :meth:`.Answering.check_drawn_options`: ``routing``, a mode, and ``top_k``."""
+        routing, top_k = (wanted.get(name, default) for name, default in (("routing", "gated"), ("top_k", 3)))
+        if set(wanted) - {"routing", "top_k"} or routing not in DRAWN_ROUTINGS or top_k not in (1, 2, 3):
+            raise ValueError(
+                f"expected the options routing ({', '.join(DRAWN_ROUTINGS)}) and top_k (1 to 3), got {dict(wanted)}."
+            )
+
     def draw_options(self, wanted: Mapping[str, Any], seed: tuple[int, ...]) -> dict[str, Any]:
-        """See :meth:`.Answering.draw_options` and :func:`.draw_routing`: ``routing``, a mode, and ``top_k``."""
+        """See :meth:`.Answering.draw_options` and :func:`.draw_routing`."""
+        self.check_drawn_options(wanted)
         if not wanted:
             return {}
         mixer = self.model.config.mixer_config

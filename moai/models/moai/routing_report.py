@@ -12,7 +12,10 @@ import torch
 
 from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS, LayerRouting
 
-__all__ = ["PromptRouting", "draw_routing", "parse_routing", "select_routing"]
+__all__ = ["DRAWN_ROUTINGS", "PromptRouting", "draw_routing", "parse_routing", "select_routing"]
+
+#: Modes of :func:`draw_routing`.
+DRAWN_ROUTINGS = ("gated", "uniform", "random_expert", "random_weights")
 
 
 @dataclass(frozen=True, eq=False)

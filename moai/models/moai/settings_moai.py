@@ -12,6 +12,7 @@ from moai.training.train_settings import NewModelSettings, TrainedParts, TrainSe
 
 from .partial_lora import TARGET_LINEARS
 from .pretrained_model import MoAIPreTrainedModel
+from .routing_report import DRAWN_ROUTINGS
 
 __all__ = ["MoAIModelSettings", "MoAITrainSettings", "MoAITrainedParts"]
 
@@ -122,7 +123,7 @@ class MoAITrainSettings(TrainSettings):
     stage: Literal[1, 2]
     model: MoAIModelSettings
     train: MoAITrainedParts = field(default_factory=MoAITrainedParts)
-    routing: Literal["gated", "uniform", "random_expert", "random_weights"] | None = None
+    routing: Literal[DRAWN_ROUTINGS] | None = None
     top_k: StrictInt = 3
 
     def __post_init__(self) -> None:

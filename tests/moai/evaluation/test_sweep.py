@@ -63,7 +63,7 @@ TINY = {
             "label": "random weights",
             "table": "B",
             "stages": {"second": ["routing=random_weights"]},
-            "evaluate": ["routing=random_weights"],
+            "evaluate": ["options.routing=random_weights"],
         },
         {
             "name": "latents",
@@ -78,7 +78,7 @@ TINY = {
             "table": "D",
             "stages": {},
             "compared_with": "start",
-            "evaluate": ["verbalizers=[]", "top_k=1"],
+            "evaluate": ["verbalizers=[]", "options.top_k=1"],
         },
     ],
 }
@@ -138,7 +138,7 @@ def test_settings_of_the_repository_cover_the_papers_tables_when_read(sweep):
         ({"variants": [{"name": "a", "label": "a"}]}, "expected the setting `variants\\[0\\].table`"),
         ({"variants": [{"name": "a b", "label": "a", "table": "t"}]}, r"variants\[0\].name"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "train": ["topk=2"]}]}, "'a'.*topk.*top_k"),
-        ({"variants": [{"name": "a", "label": "a", "table": "t", "evaluate": ["routing=learned"]}]}, "learned"),
+        ({"variants": [{"name": "a", "label": "a", "table": "t", "evaluate": ["options.routing=learned"]}]}, "learned"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "evaluate": ["per_kind=7"]}]}, "same questions"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "stages": {"third": []}}]}, "third"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "compared_with": "b"}]}, "'b'"),
