@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,26 @@ def test_line_is_the_mean_over_its_interval_when_written(tmp_path: Path) -> None
     assert image["auxiliary"] == 0.25 and image["language"] == 0.5 and image["entropy"] == 1.0
     assert lines[0]["routing"]["language"]["language"] == 1.0 and len(image["layers"]) == 2
     assert sent[0][0] == 2 and sent[0][1]["routing/image/auxiliary"] == 0.25 and "step" not in sent[0][1]
+
+
+@pytest.mark.parametrize(("is_live", "is_terminal"), [(True, False), (None, True), (None, False), (False, True)])
+def test_table_is_shown_where_it_is_asked_for_or_stdout_is_a_terminal(
+    is_live: bool | None,
+    is_terminal: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("COLUMNS", "100")
+    with MetricsLogger(WatchingSettings(every_steps=1, is_live=is_live), tmp_path, 2, report=report) as logger:
+        for step in (1, 2):
+            logger.record(step, numbers(step), 1e-3, 0.5)
+    shown = capsys.readouterr().out
+    has_table = is_live or (is_live is None and is_terminal)
+    assert ("step 2 of 2" in shown and "auxiliary" in shown) == has_table
+    assert ("step 1/2 loss" in shown) != has_table
+    assert len(read_log(tmp_path / "log.jsonl")) == 2
 
 
 def test_interval_goes_on_when_resumed_in_its_middle(tmp_path: Path) -> None:
