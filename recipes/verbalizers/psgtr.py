@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import StrictInt
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -49,11 +50,13 @@ class PSGTRSettings:
         triplets: How to optimise the transformer.
         masks: How to optimise the mask heads afterwards.
         model: Fields of PSGTRConfig.
+        num_shards: How many of the shards the transformer learns from; None = all.
     """
 
     triplets: StageSettings
     masks: StageSettings
     model: dict[str, Any] = field(default_factory=dict)
+    num_shards: StrictInt | None = None
 
 
 def build_psgtr(settings: PSGTRSettings) -> PSGTRForSceneGraph:

@@ -35,7 +35,7 @@ from .psgtr import (
     take_segmenter_backbone,
     write_features,
 )
-from .scenes import SCENE_NAMES, SceneBatches
+from .scenes import SCENE_NAMES, SceneBatches, SceneSettings
 
 __all__ = ["STAGES", "export_verbalizers", "main", "train_verbalizers"]
 
@@ -75,10 +75,15 @@ def _train_mask2former(config: VerbalizersConfig, out: Path) -> None:
 
 def _write_features(config: VerbalizersConfig, out: Path) -> None:
     model, folder = _build_graph(config, out).eval(), out / "psgtr-features"
-    origin = {"shards": to_plain(config.shards), "backbone": hash_value(dict(model.backbone.state_dict())).hex()}
+    shards = _stored_shards(config)
+    origin = {"shards": to_plain(shards), "backbone": hash_value(dict(model.backbone.state_dict())).hex()}
     if not is_made(folder, origin):
         note_made(folder, origin)
-    write_features(model, config.shards, folder)
+    write_features(model, shards, folder)
+
+
+def _stored_shards(config: VerbalizersConfig) -> SceneSettings:
+    return replace(config.shards, num_shards=config.psgtr.num_shards or config.shards.num_shards)
 
 
 def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
@@ -86,7 +91,7 @@ def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
     model = _build_graph(config, out)
     _rest(model.head, ("mask_head", "attention_map"), trained=False)
     chosen = settings.optimization
-    scenes = FeatureBatches(config.shards, out / "psgtr-features", chosen.batch_size)
+    scenes = FeatureBatches(_stored_shards(config), out / "psgtr-features", chosen.batch_size)
     run_stage(TripletTask(model, chosen, scenes), settings, out / "psgtr-triplets", config.seed)
 
 
