@@ -1,5 +1,6 @@
 """What every test shares: no network, few threads, fixed seeds, and where the reference outputs lie."""
 
+import gc
 import os
 import random
 import sys
@@ -16,6 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 
 import numpy as np
 import pytest
+
+# Imports make a million objects that stay: with the default of 700 they would be gone over again and again.
+gc.set_threshold(50_000, 10, 10)
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,6 +76,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Leave alone what collecting has imported: tests' own garbage is found sooner, and forks share the memory."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
