@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 # Imports make a million objects that stay: with the default of 700 they would be gone over again and again.
-gc.set_threshold(50_000, 10, 10)
+gc.set_threshold(10_000, 10, 10)
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
