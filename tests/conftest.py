@@ -24,7 +24,7 @@ import typer.testing
 # An app does not change: its commands, 35 ms of work, are built once and not at every call in this process.
 typer.main.get_command = typer.testing._get_command = cache(typer.main.get_command)
 # Imports make a million objects that stay: with the default of 700 they would be gone over again and again.
-gc.set_threshold(10_000, 10, 10)
+gc.set_threshold(50_000, 10, 10)
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,6 +86,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_finish() -> None:
     """Leave alone what collecting has imported: tests' own garbage is found sooner, and forks share the memory."""
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
