@@ -66,11 +66,13 @@ class _Parent:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         command = [sys.executable, "-P", "-c", _PARENT]  # -P: this folder is not on its path
         self._process = subprocess.Popen(command, env=variables, **pipes)
+        self._owner = os.getpid()
         atexit.register(self._end)
 
     def _end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        if os.getpid() == self._owner:  # and not a fork, where a command under test leaves by way of atexit
+            self._process.kill()
+            self._process.wait()
 
     def ask(self, question: object) -> int:
         print(json.dumps(question), file=self._process.stdin, flush=True)
