@@ -4,11 +4,10 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked_processes import ForkedProcess, run_module
 from smol_builders import write_small_decoder
 from training_builders import SHORT_TRAINING
 from typer.testing import CliRunner
@@ -58,11 +57,13 @@ def run(command: str) -> str:
         result = CliRunner().invoke(app, words[1:])
         assert result.exit_code == 0, f"{command}\n{result.output}"
         return result.output
-    assert words[0] in ("python", "accelerate"), f"how is {command!r} run?"
-    executable = [sys.executable] if words[0] == "python" else [str(Path(sys.executable).parent / "accelerate")]
-    done = subprocess.run([*executable, *words[1:]], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert words[:2] == ["python", "-m"], f"how is {command!r} run?"
+    if words[2] == "timeit":
+        words[3:3] = ["--number=1", "--repeat=1"]
+    process = ForkedProcess(lambda: run_module(*words[2:]), Path.cwd())
+    output, _ = process.communicate()
+    assert process.returncode == 0, f"{command}\n{output}"
+    return output
 
 
 @pytest.mark.slow

@@ -135,7 +135,8 @@ def test_installed_wheel_answers_and_trains_when_there_is_no_clone(installed: Pa
     training = ["train", "--config", "train_stage1.yaml", *words]
     commands = [["info"], shlex.split(photograph), shlex.split(sign), training]
     scripts = [
-        f"print('COMMAND', flush=True)\nsys.argv = {['moai', *each]!r}\nfrom moai.__main__ import main\nmain()"
+        f"import sys\nprint('COMMAND', flush=True)\nsys.argv = {['moai', *each]!r}\n"
+        "from moai.__main__ import main\nmain()"
         for each in commands
     ]
     told = "\n".join(run_each(scripts, tmp_path, environment)).split("COMMAND\n")[1:]

@@ -84,10 +84,10 @@ class SceneLayout:
 
 def _overlap(a: Box, b: Box) -> float:
     """Intersection over the smaller box's area."""
+    if a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]:  # most pairs
+        return 0.0
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
     return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
@@ -102,6 +102,7 @@ class _LayoutBuilder:
         self.rng, self.allowed = rng, allowed
         self.scenery = sample_scenery(rng, scenery)
         self.stuff = self.scenery.stuff
+        self.stuff_bounds = [region.bounds() for region in self.stuff]
         self.scale = scale * (1.7 if self.scenery.name == "kitchen" else 1.0)
         self.objects: list[tuple[float, PlacedObject]] = []  # depth, object
         self.relations: list[tuple[tuple[str, int], str, tuple[str, int]]] = []
@@ -126,8 +127,7 @@ class _LayoutBuilder:
     def choose_zone(self) -> int:
         """Index of a stuff region that may carry objects."""
         weights = []
-        for region in self.stuff:
-            x0, y0, x1, y1 = region.bounds()
+        for region, (x0, y0, x1, y1) in zip(self.stuff, self.stuff_bounds, strict=True):
             carries = bool(ZONE_GROUPS[region.name])
             share = 0.2 if region.name in ("sky", "wall", "ceiling") else 1.0
             weights.append(share * (0.3 + (x1 - x0) * (y1 - y0)) if carries else 0.0)
@@ -135,8 +135,10 @@ class _LayoutBuilder:
 
     def place(self, plan: GroupPlan, zone: int) -> bool:
         """Find room for a plan on a stuff region; False where there is none."""
+        bounds = plan.bounds()
+        smallest = min(max(m.box[2] - m.box[0], m.box[3] - m.box[1]) for m in plan.members)
         for _ in range(_ATTEMPTS):
-            boxes = self._propose(plan, zone)
+            boxes = self._propose(plan, zone, bounds, smallest)
             if boxes is None:
                 continue
             if all(_overlap(box, other) <= _MAX_OVERLAP for box in boxes for other in self.taken):
@@ -144,15 +146,14 @@ class _LayoutBuilder:
                 return True
         return False
 
-    def _propose(self, plan: GroupPlan, zone: int) -> list[Box] | None:
+    def _propose(self, plan: GroupPlan, zone: int, bounds: Box, smallest: float) -> list[Box] | None:
         region, rng, horizon = self.stuff[zone], self.rng, self.scenery.horizon
-        x0, y0, x1, y1 = region.bounds()
-        left, top, right, bottom = plan.bounds()
+        x0, y0, x1, y1 = self.stuff_bounds[zone]
+        left, top, right, bottom = bounds
         y = rng.uniform(y0 + 0.03, y1 - 0.015)
         upright = region.name in ("sky", "wall", "ceiling")
         depth_scale = rng.uniform(0.75, 1.05) if upright else 0.72 + 0.55 * (y - horizon) / (1 - horizon)
         unit = self.scale * depth_scale
-        smallest = min(max(m.box[2] - m.box[0], m.box[3] - m.box[1]) for m in plan.members)
         unit = max(unit, _MIN_SIDE / smallest)
         unit = min(unit, _MAX_SIDE / max(right - left, bottom - top))
         if region.name == "ceiling":

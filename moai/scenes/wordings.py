@@ -4,8 +4,9 @@ Every third wording of a list is never trained: the training stream does not con
 their questions with one. Lists only grow at their end, so that no wording changes sides.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
 from moai.scenes.vocabulary import indefinite, is_plural_name, plural
@@ -222,8 +223,13 @@ def name_slots(name: str) -> dict[str, str]:
     return {"name": name, "names": plural(name), "a": indefinite(name), **dict(zip(_VERBS, verbs, strict=True))}
 
 
-def _choose(rng: Random, wordings: Sequence[str], is_trained: bool) -> str:
-    return rng.choice([text for number, text in enumerate(wordings) if is_never_trained(number) != is_trained])
+@cache
+def _select(wordings: tuple[str, ...], is_trained: bool) -> tuple[str, ...]:
+    return tuple(text for number, text in enumerate(wordings) if is_never_trained(number) != is_trained)
+
+
+def _choose(rng: Random, wordings: tuple[str, ...], is_trained: bool) -> str:
+    return rng.choice(_select(wordings, is_trained))
 
 
 def _with_typo(rng: Random, text: str) -> str:

@@ -11,12 +11,11 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from fresh_processes import FreshProcess
 from hub_server import TOKEN, HubServer
 from official_checkpoints import write_release
 from pipeline_builders import draw_image
@@ -31,6 +30,7 @@ pytestmark = pytest.mark.slow
 REPO_ROOT = Path(__file__).resolve().parents[3]
 RELEASE = "BK-Lee/MoAI-7B"
 PIECE = 1 << 16
+COMMAND_LINE = "from moai.__main__ import main\nmain()"
 #: The command line, downloading in pieces that fit small files; by default they are 10 MB.
 IN_SMALL_PIECES = f"""
 from huggingface_hub import constants
@@ -47,8 +47,8 @@ class Client:
     def __init__(self, folder: Path, hub: HubServer) -> None:
         self.folder, self.hub = folder, hub
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start Python with these arguments."""
+    def start(self, script: str, *arguments: str, **environment: str) -> FreshProcess:
+        """Start a script of Python with these arguments."""
         paths = [str(REPO_ROOT), str(REPO_ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         settings = {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -62,20 +62,12 @@ class Client:
             "HF_TOKEN": TOKEN,
             "CUDA_VISIBLE_DEVICES": "",
         }
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=self.folder,
-            env={**os.environ, **settings, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        script = f"import sys\nsys.argv += {list(arguments)}\n{script}"
+        return FreshProcess(script, self.folder, {**os.environ, **settings, **environment})
 
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
-        """Run Python to its end: exit code, standard output, standard error."""
-        process = self.start(*arguments, **environment)
-        output, errors = process.communicate(timeout=300)
-        return process.returncode, output, errors
+    def run(self, script: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        """Run a script to its end: exit code, standard output, standard error."""
+        return self.start(script, *arguments, **environment).communicate()
 
     def wait_for(self, name: str, file: Path) -> None:
         """Wait until a large file of a repository is whole in the cache."""
@@ -89,7 +81,7 @@ class Client:
 
     def moai(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """Run the command line."""
-        return self.run("-m", "moai", *arguments, **environment)
+        return self.run(COMMAND_LINE, *arguments, **environment)
 
 
 def readme_commands() -> list[list[str]]:
@@ -130,8 +122,8 @@ def converted(client, hub, release):
     """The README's first command: killed in the middle, typed again, with a connection that breaks once."""
     convert_command, _ = readme_commands()
     is_reached = hub.hold(SHARDS[1])
-    process = client.start("-m", "moai", *convert_command)
-    assert is_reached.wait(120), process.communicate(timeout=5)
+    process = client.start(COMMAND_LINE, *convert_command)
+    assert is_reached.wait(120), process.communicate()
     client.wait_for(RELEASE, release / SHARDS[0])
     process.kill()
     process.communicate()
@@ -139,7 +131,7 @@ def converted(client, hub, release):
     assert not (client.folder / convert_command[2]).exists()
     num_before = len(hub.requests)
     hub.cut(SHARDS[1])
-    code, output, errors = client.run("-c", IN_SMALL_PIECES, *convert_command, "--json")
+    code, output, errors = client.run(IN_SMALL_PIECES, *convert_command, "--json")
     assert code == 0, errors
     return json.loads(output), client.folder / convert_command[2], hub.requests[num_before:], errors
 
@@ -212,7 +204,7 @@ convert("someone/else", "out")
 constants.HF_HUB_OFFLINE = True
 convert("someone/else", "out")
 """
-    code, output, errors = client.run("-c", script)
+    code, output, errors = client.run(script)
     assert code == 0, errors
     expected = (
         "1 error: expected a repository on the hub, got someone/nothing, which is not there or is private. Check the",
@@ -265,7 +257,7 @@ print(json.dumps({{
     "missing": output.missing,
 }}))
 """
-    code, output, errors = client.run("-c", script)
+    code, output, errors = client.run(script)
     assert code == 0, errors
     told = json.loads(output.splitlines()[-1])
     assert told["same"] and told["answer"] == told["equal_answer"] != ""

@@ -38,14 +38,28 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, folder):
     """A folder with a checkpoint, two images, findings and three questions; commands run inside it."""
-    monkeypatch.chdir(tmp_path)
+    enter(monkeypatch, tmp_path, folder)
+    return tmp_path
+
+
+def enter(monkeypatch, place, folder):
+    monkeypatch.chdir(place)
     monkeypatch.setenv("MOAI_MODEL", "model")
-    shutil.copytree(folder, tmp_path / "model")
+    shutil.copytree(folder, place / "model")
     for seed, name in enumerate(("a.png", "b.png")):
         draw_image(seed).save(name)
-    (tmp_path / "scene.json").write_text(json.dumps(build_scene().to_dict()))
+    (place / "scene.json").write_text(json.dumps(build_scene().to_dict()))
     write_questions(*ROWS)
-    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory, folder):
+    """Such a folder whose questions are answered; to be copied."""
+    place = tmp_path_factory.mktemp("answered")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, place, folder)
+        assert ask("--out", "o.jsonl").exit_code == 0
+    return place
 
 
 def write_questions(*rows) -> None:
@@ -98,8 +112,10 @@ def change_json(path, **values) -> None:
         (lambda: os.remove("o.jsonl.settings.json"), [], "o.jsonl.settings.json beside it, which records"),
     ],
 )
-def test_answers_refuse_other_settings_when_continued(workplace, change, options, message):
-    assert ask("--out", "o.jsonl").exit_code == 0
+def test_answers_refuse_other_settings_when_continued(answered, tmp_path, monkeypatch, change, options, message):
+    shutil.copytree(answered, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOAI_MODEL", "model")
     lines = Path("o.jsonl").read_text().splitlines(keepends=True)
     if change is not None:
         change()

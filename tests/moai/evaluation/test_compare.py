@@ -147,7 +147,8 @@ def test_sweep_asks_for_a_start_when_a_variant_has_none(tmp_path):
 
 
 def test_command_writes_all_rows_when_run(tmp_path):
-    words = ["compare", "--config", str(write_small(tmp_path)), "--out", str(tmp_path / "out")]
+    stages = {"captions": ["optimization.num_steps=1"], "all": ["optimization.num_steps=2", "saving.every_steps=0"]}
+    words = ["compare", "--config", str(write_small(tmp_path, stages=stages)), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     results = load_results(load_sweep_settings(tmp_path / "compare.yaml"), None, tmp_path / "out")

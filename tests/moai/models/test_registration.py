@@ -1,13 +1,12 @@
 """Auto classes know MoAI after `import moai`, in a fresh interpreter too."""
 
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from builders import build_tiny_model
-from fresh_processes import run_each
+from fresh_processes import run_fresh
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from moai import MoAIConfig, MoAIProcessor
@@ -39,9 +38,7 @@ assert loaded == {AUTO_CLASSES}, loaded
 
 def _run(script: str, repo_root: Path) -> None:
     """Run a script in a fresh interpreter, in which ``folder`` names the bundled checkpoint."""
-    command = [sys.executable, "-c", "folder = 'checkpoints/moai-nano'\n" + script]
-    result = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr
+    run_fresh("folder = 'checkpoints/moai-nano'\n" + script, repo_root)
 
 
 ORDERS = [
@@ -60,8 +57,8 @@ ORDERS = [
 
 @pytest.mark.slow
 def test_auto_classes_know_moai_when_imports_come_in_any_order(repo_root: Path) -> None:
-    opening = "folder = 'checkpoints/moai-nano'\n"
-    run_each([opening + first + CHECK_ALL for first in ORDERS], repo_root)
+    for first in ORDERS:
+        _run(first + CHECK_ALL, repo_root)
 
 
 def test_configuration_is_known_without_the_model_when_only_it_is_asked_for(repo_root: Path) -> None:

@@ -100,15 +100,23 @@ def test_merged_model_answers_as_the_adapter_when_written(checkpoint: Path, tmp_
     assert torch.allclose(answer(tmp_path / "merged/final", batch), expected, atol=1e-4)
 
 
+UNBROKEN = {"saving__every_steps": 0, "watching__every_steps": 3, "optimization__num_steps": 5}
+UNBROKEN |= {"train__lora_dropout": 0.2}
+
+
+@pytest.fixture(scope="module")
+def unbroken(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    run_training(build_recipe(checkpoint, folder, 1, **UNBROKEN))
+    return folder
+
+
 @pytest.mark.parametrize("stopped_after", [1, 2, 3])
 def test_resumed_run_equals_an_unbroken_one_when_stopped_by_a_signal(
-    checkpoint: Path, tmp_path: Path, stopped_after: int, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, unbroken: Path, tmp_path: Path, stopped_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from moai.training import metrics_logging
-
-    common = {"saving__every_steps": 0, "watching__every_steps": 3, "optimization__num_steps": 5}
-    common["train__lora_dropout"] = 0.2
-    run_training(build_recipe(checkpoint, tmp_path / "whole", 1, **common))
 
     record = metrics_logging.MetricsLogger.record
 
@@ -117,7 +125,7 @@ def test_resumed_run_equals_an_unbroken_one_when_stopped_by_a_signal(
         if step == stopped_after:
             os.kill(os.getpid(), signal.SIGINT)
 
-    recipe = build_recipe(checkpoint, tmp_path / "broken", 1, **common)
+    recipe = build_recipe(checkpoint, tmp_path / "broken", 1, **UNBROKEN)
     monkeypatch.setattr(metrics_logging.MetricsLogger, "record", stop)
     broken = run_training(recipe)
     # The wish is heard by all ranks in the sums of the next step.
@@ -125,11 +133,11 @@ def test_resumed_run_equals_an_unbroken_one_when_stopped_by_a_signal(
     monkeypatch.setattr(metrics_logging.MetricsLogger, "record", record)
     assert run_training(recipe).is_finished
     for name in ("model.safetensors", "optimizer.safetensors"):
-        files = [tmp_path / run / "checkpoints" / "step-00000005" / name for run in ("whole", "broken")]
+        files = [run / "checkpoints" / "step-00000005" / name for run in (unbroken, tmp_path / "broken")]
         assert files[0].read_bytes() == files[1].read_bytes(), name
-    lines = [[learned(line) for line in read_log(tmp_path / run / "log.jsonl")] for run in ("whole", "broken")]
+    lines = [[learned(line) for line in read_log(run / "log.jsonl")] for run in (unbroken, tmp_path / "broken")]
     assert lines[0] == lines[1]
-    weights = [(tmp_path / run / "final" / "adapter_model.safetensors").read_bytes() for run in ("whole", "broken")]
+    weights = [(run / "final" / "adapter_model.safetensors").read_bytes() for run in (unbroken, tmp_path / "broken")]
     assert weights[0] == weights[1]
 
 

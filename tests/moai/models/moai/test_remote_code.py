@@ -13,7 +13,7 @@ from pipeline_builders import write_tiny_checkpoint
 from moai.checkpoints.io.lookup import BUNDLED_FOLDER
 
 _LOAD = """
-import os
+import os, sys
 os.environ["HF_MODULES_CACHE"] = {cache!r}
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
