@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -198,12 +199,16 @@ def load_finished(model: nn.Module, folder: Path) -> None:
         folder: Holds ``model.safetensors``.
 
     Raises:
-        ValueError: There is none, or it is of another model.
+        ValueError: There is none that can be read, or it is of another model.
     """
     file, own = folder / "model.safetensors", model.state_dict()
-    if not file.is_file():
-        raise ValueError(f"expected a finished model to start from in {folder}, got none. Correct `start`.")
-    weights = load_file(file)
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"expected a finished model to start from in {folder}, got none that can be read ({error}). Correct "
+            "`start`."
+        ) from error
     differing = sorted(name for name in own.keys() | weights.keys() if not _alike(own.get(name), weights.get(name)))
     if differing:
         raise ValueError(

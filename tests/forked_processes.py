@@ -108,8 +108,16 @@ def in_a_fork(function: Callable[..., Any]) -> Callable[..., Any]:
         )
         process.start()
         sender.close()  # so that the end of a process that sends nothing is noticed
-        result = receiver.recv()
-        process.join()
+        try:
+            if not receiver.poll(400):
+                process.kill()
+            result = receiver.recv()
+        except EOFError:
+            process.join()
+            raise AssertionError(f"{function} ended with {process.exitcode} and sent nothing") from None
+        finally:
+            receiver.close()
+            process.join()
         if isinstance(result, Exception):
             raise result
         return result

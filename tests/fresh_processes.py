@@ -13,7 +13,7 @@ from pathlib import Path
 # Neither transformers nor moai: how those are first imported is what is tested. Nor huggingface_hub, nor what imports
 # it: it reads its environment once, and each child has one of its own.
 _PARENT = """
-import gc, importlib, importlib.util, json, os, sys, time, traceback
+import atexit, gc, importlib, importlib.util, json, os, sys, threading, time, traceback
 gc.set_threshold(50_000, 10, 10)
 for name in ("torch._dynamo", "torchvision", "scipy.optimize", "tokenizers"):
     if importlib.util.find_spec(name.split(".")[0]):
@@ -22,6 +22,7 @@ assert not {"huggingface_hub", "transformers", "moai", "verbalizers"} & set(sys.
 gc.freeze()
 
 def work(script, folder, environment, output, errors):
+    atexit._clear()  # what the parent's modules want done at its end
     for number, name in ((0, os.devnull), (1, output), (2, errors)):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
     os.chdir(folder)
@@ -39,6 +40,8 @@ def work(script, folder, environment, output, errors):
     except BaseException:
         traceback.print_exc()
         code = 1
+    threading._shutdown()  # as an interpreter ends: threads are waited for, then come the functions of atexit
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -100,16 +103,20 @@ class FreshProcess:
         self._files = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115 - till end
         names = [file.name for file in self._files]
         variables = dict(os.environ if environment is None else environment)
+        self._ended: tuple[int, str, str] | None = None
         self.pid = _parent().ask([script, str(folder), variables, *names])
 
     def kill(self) -> None:
-        """``kill -9``."""
-        os.kill(self.pid, 9)
+        """``kill -9``, unless its end was waited for."""
+        if self._ended is None:
+            os.kill(self.pid, 9)
 
     def communicate(self) -> tuple[int, str, str]:
         """Wait for the end: exit code, standard output, standard error."""
-        code = _parent().ask(self.pid)
-        return code, *(file.read() for file in self._files)
+        if self._ended is None:
+            code = _parent().ask(self.pid)
+            self._ended = (code, *(file.read() for file in self._files))
+        return self._ended
 
 
 def run_fresh(script: str, folder: Path, environment: Mapping[str, str] | None = None) -> list[str]:

@@ -106,7 +106,7 @@ class SweepSettings:
             self._check_start(variant)
             try:
                 options = self.test_of(variant).options
-                for stage in self.stages_of(variant):
+                for stage in self.stages_of(variant) or self.stages:
                     recipe = load_recipe(self.recipe_of(variant, stage, 0, "start", Path("out")))
                     find_answering(recipe).check_drawn_options(options)
             except ValueError as error:
@@ -152,18 +152,18 @@ class SweepSettings:
 
         Args:
             variant: Which variant.
-            stage: Which of its stages.
+            stage: Which of its stages; of a variant without stages any of the sweep's.
             seed: Seed of the run; it shifts the seeds of scenes too.
             start: What the stage starts from.
             folder: Output folder of the stage.
         """
         stages = self.stages_of(variant)
-        words = (*self.stages[stage], *variant.train, *stages[stage])
+        words = (*self.stages[stage], *variant.train, *stages.get(stage, ()))
         recipe = apply_overrides(self.recipe, [*words, f"seed={seed}", f"output_folder={folder}"])
         model = {**(recipe.get("model") or {}), "path": start}
         if (system := self.root_of(variant).start) is not None:
             model["type"] = MODEL_TYPES[system]
-        if stage != next(iter(stages)):
+        if stage != next(iter(stages), stage):
             model = {name: value for name, value in model.items() if name in _OF_ANY_STAGE}
         data = dict(recipe.get("data") or {})
         sources = data.get("sources") or ()

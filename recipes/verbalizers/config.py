@@ -28,6 +28,9 @@ class VerbalizersConfig:
         start: Folder of finished verbalizers (``mask2former-nano`` and so on) whose weights training starts from; None
             = the backbone's ImageNet weights, and nothing.
         seed: Of the initial weights.
+
+    Raises:
+        ValueError: PSGTR is to learn from more shards than there are.
     """
 
     shards: SceneSettings
@@ -36,6 +39,13 @@ class VerbalizersConfig:
     owlv2: Owlv2Settings
     start: str | None = None
     seed: StrictInt = 0
+
+    def __post_init__(self) -> None:
+        if (self.psgtr.num_shards or 0) > self.shards.num_shards:
+            raise ValueError(
+                f"`psgtr.num_shards` must be {self.shards.num_shards} at most, as many as there are (`shards`), got "
+                f"{self.psgtr.num_shards}."
+            )
 
 
 def load_verbalizers_config(path: str | Path) -> VerbalizersConfig:

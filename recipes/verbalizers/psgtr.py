@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import StrictInt
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from moai.scenes.vocabulary import PREDICATES
-from moai.settings import settings
+from moai.settings import Positive, settings
 from recipes.stages import StageSettings
 from verbalizers.core.durable_files import atomic_file
 from verbalizers.psgtr import PSGTRConfig, PSGTRForSceneGraph, PSGTRImageProcessor, PSGTROutput
@@ -56,7 +55,7 @@ class PSGTRSettings:
     triplets: StageSettings
     masks: StageSettings
     model: dict[str, Any] = field(default_factory=dict)
-    num_shards: StrictInt | None = None
+    num_shards: Positive | None = None
 
 
 def build_psgtr(settings: PSGTRSettings) -> PSGTRForSceneGraph:

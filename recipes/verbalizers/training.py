@@ -1,6 +1,7 @@
 """Train the small verbalizers on Scenes: Mask2Former, PSGTR, OWLv2, then their folders.
 
     python -m recipes.verbalizers --config configs/verbalizers.yaml --out runs/verbalizers
+    python -m recipes.verbalizers --config configs/verbalizers_continue.yaml --start FOLDER --out runs/continue
 
 Each stage is skipped when it is done and resumed when it was killed; one thread is enough. Without --stage everything
 runs in order.
@@ -12,11 +13,13 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
+from moai.checkpoints.io.contents import hash_checkpoint
 from moai.data.sample_identity import hash_value
 from moai.settings import to_plain
 from recipes.stages import has_checkpoint, is_made, load_finished, load_trained, note_made, run_stage
@@ -40,8 +43,43 @@ from .scenes import SCENE_NAMES, SceneBatches, SceneSettings
 __all__ = ["STAGES", "export_verbalizers", "main", "train_verbalizers"]
 
 
+#: Stage -> the finished verbalizer that it starts from, where there is a start.
+_STARTS = {
+    "mask2former": "mask2former-nano",
+    "psgtr-triplets": "psgtr-nano",
+    "psgtr-masks": "psgtr-nano",
+    "owlv2": "owlv2-nano",
+}
+
+
 def _start_of(config: VerbalizersConfig, name: str) -> Path | None:
-    return None if config.start is None else Path(config.start, name)
+    """Folder of a finished verbalizer that training starts from; None = there is no start.
+
+    Raises:
+        ValueError: The folder holds none.
+    """
+    if config.start is None:
+        return None
+    folder = Path(config.start, name)
+    if not (folder / "config.json").is_file():  # or a path of two parts would be taken for a name on the hub
+        raise ValueError(f"expected a finished model to start from in {folder}, got none. Correct `start`.")
+    return folder
+
+
+def _check_start(config: VerbalizersConfig, out: Path, stage: str) -> dict[str, Any] | None:
+    """What a stage starts from, by content, where that is not noted yet; None = it is, and is the same.
+
+    Raises:
+        ValueError: The stage was begun from something else.
+    """
+    start = _start_of(config, _STARTS[stage])
+    origin = {"start": None if start is None else hash_checkpoint(start)}
+    return None if is_made(out / stage, origin) else origin
+
+
+def _bind_start(config: VerbalizersConfig, out: Path, stage: str) -> None:
+    if (origin := _check_start(config, out, stage)) is not None:
+        note_made(out / stage, origin)
 
 
 def _build_segmenter(config: VerbalizersConfig) -> SegmenterWithNames:
@@ -69,6 +107,7 @@ def _build_graph(config: VerbalizersConfig, out: Path, *stages: str) -> PSGTRFor
 
 def _train_mask2former(config: VerbalizersConfig, out: Path) -> None:
     settings = config.mask2former
+    _bind_start(config, out, "mask2former")
     scenes = SceneBatches(config.shards, settings.optimization.batch_size)
     run_stage(Mask2FormerTask(_build_segmenter(config), settings, scenes), settings, out / "mask2former", config.seed)
 
@@ -83,11 +122,13 @@ def _write_features(config: VerbalizersConfig, out: Path) -> None:
 
 
 def _stored_shards(config: VerbalizersConfig) -> SceneSettings:
-    return replace(config.shards, num_shards=config.psgtr.num_shards or config.shards.num_shards)
+    chosen = config.psgtr.num_shards
+    return config.shards if chosen is None else replace(config.shards, num_shards=chosen)
 
 
 def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
     settings = config.psgtr.triplets
+    _bind_start(config, out, "psgtr-triplets")
     model = _build_graph(config, out)
     _rest(model.head, ("mask_head", "attention_map"), trained=False)
     chosen = settings.optimization
@@ -97,6 +138,7 @@ def _train_triplets(config: VerbalizersConfig, out: Path) -> None:
 
 def _train_masks(config: VerbalizersConfig, out: Path) -> None:
     settings = config.psgtr.masks
+    _bind_start(config, out, "psgtr-masks")
     model = _build_graph(config, out, "psgtr-triplets")
     _rest(model.head, ("mask_head", "attention_map"), trained=True)
     scenes = SceneBatches(config.shards, settings.optimization.batch_size)
@@ -105,6 +147,7 @@ def _train_masks(config: VerbalizersConfig, out: Path) -> None:
 
 def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
     settings = config.owlv2
+    _bind_start(config, out, "owlv2")
     torch.manual_seed(config.seed)
     tokenizer = _detector_tokenizer(config, out)
     model = build_owlv2(settings, config.shards.image_size, tokenizer)
@@ -119,7 +162,7 @@ def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
 def _detector_tokenizer(config: VerbalizersConfig, out: Path) -> CLIPTokenizer:
     """The start's tokenizer, or the run's own, trained once: equal pairs are merged in another order every time."""
     if (start := _start_of(config, "owlv2-nano")) is not None:
-        return CLIPTokenizer.from_pretrained(start)
+        return CLIPTokenizer.from_pretrained(start, local_files_only=True)
     folder, origin = out / "owlv2" / "tokenizer", {"num_merges": config.owlv2.num_merges}
     if not is_made(folder, origin):
         train_tokenizer(SCENE_NAMES, config.owlv2.num_merges).save_pretrained(folder)
@@ -143,8 +186,13 @@ def export_verbalizers(config: VerbalizersConfig, out: Path, target: Path) -> li
 
     Returns:
         The folders written.
+
+    Raises:
+        ValueError: A stage was begun from another start.
     """
     size, written = config.shards.image_size, []
+    for stage in _STARTS:
+        _check_start(config, out, stage)
     if has_checkpoint(out / "mask2former"):
         segmenter = _trained_segmenter(config, out).segmenter
         written.append(_save(segmenter, segmenter_processor(size), target / "mask2former-nano"))

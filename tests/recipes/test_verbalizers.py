@@ -227,6 +227,22 @@ def exported(trained, tmp_path_factory):
     return folder
 
 
+def test_relations_go_on_from_finished_verbalizers_and_some_of_the_shards(trained, exported, tmp_path):
+    config, _ = trained
+    changes = {"shards": {**TINY["shards"], "num_shards": 2}, "psgtr": {**TINY["psgtr"], "num_shards": 1}}
+    config = replace(write_config(tmp_path, **changes), start=str(exported))
+    train_verbalizers(config, tmp_path / "run", ("mask2former", "psgtr-features", "psgtr-triplets", "psgtr-masks"))
+    assert [file.name for file in (tmp_path / "run" / "psgtr-features").glob("*.safetensors")] == [
+        "features-00000.safetensors"
+    ]
+    for stage in ("psgtr-triplets", "psgtr-masks"):
+        assert len(read_log(tmp_path / "run" / stage / "log.jsonl")) == 12
+    with pytest.raises(ValueError, match="`psgtr.num_shards` must be 1 at most"):
+        write_config(tmp_path, psgtr={**TINY["psgtr"], "num_shards": 2})
+    with pytest.raises(ValueError, match=r"psgtr\.num_shards"):
+        write_config(tmp_path, psgtr={**TINY["psgtr"], "num_shards": 0})
+
+
 @pytest.mark.parametrize("stage", ["mask2former", "owlv2"])
 def test_stage_goes_on_from_finished_verbalizers_when_they_are_named(trained, exported, tmp_path, stage):
     config, run = trained  # ImageNet's weights are not asked for: without them this needs no package
@@ -237,12 +253,25 @@ def test_stage_goes_on_from_finished_verbalizers_when_they_are_named(trained, ex
     if stage == "owlv2":
         first, second = (CLIPTokenizer.from_pretrained(at / written.name) for at in (exported, tmp_path / "again"))
         assert first(SCENE_NAMES) == second(SCENE_NAMES)
+    with pytest.raises(ValueError, match="as it was made, but `start"):
+        train_verbalizers(config, tmp_path / "run", (stage,))
+    with pytest.raises(ValueError, match="as it was made, but `start"):
+        export_verbalizers(config, tmp_path / "run", tmp_path / "again")
 
 
-def test_start_is_refused_when_it_is_missing_or_of_another_size(trained, exported, tmp_path):
-    config, _ = trained
+@pytest.mark.parametrize("stage", ["mask2former", "owlv2", "psgtr-triplets"])
+def test_start_is_refused_when_it_is_missing(trained, tmp_path, stage):
     with pytest.raises(ValueError, match="expected a finished model to start from in .*nowhere"):
-        train_verbalizers(replace(config, start="nowhere"), tmp_path / "run", ("mask2former",))
+        train_verbalizers(replace(trained[0], start="nowhere"), tmp_path / "run", (stage,))
+
+
+def test_start_is_refused_when_it_is_broken_or_of_another_size(trained, exported, tmp_path):
+    config, _ = trained
+    shutil.copytree(exported / "mask2former-nano", tmp_path / "cut" / "mask2former-nano")
+    weights = tmp_path / "cut" / "mask2former-nano" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="got none that can be read"):
+        train_verbalizers(replace(config, start=str(tmp_path / "cut")), tmp_path / "run", ("mask2former",))
     smaller = {**TINY["mask2former"], "model": {**TINY["mask2former"]["model"], "dim_feedforward": 16}}
     with pytest.raises(ValueError, match="expected the weights of this model"):
         train_verbalizers(

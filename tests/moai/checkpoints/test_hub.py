@@ -123,7 +123,9 @@ def converted(client, hub, release):
     convert_command, _ = readme_commands()
     is_reached = hub.hold(SHARDS[1])
     process = client.start(COMMAND_LINE, *convert_command)
-    assert is_reached.wait(120), process.communicate()
+    if not is_reached.wait(120):
+        process.kill()
+        pytest.fail(str(process.communicate()))
     client.wait_for(RELEASE, release / SHARDS[0])
     process.kill()
     process.communicate()

@@ -139,6 +139,12 @@ def test_settings_of_the_repository_cover_the_papers_tables_when_read(sweep):
         ({"variants": [{"name": "a b", "label": "a", "table": "t"}]}, r"variants\[0\].name"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "train": ["topk=2"]}]}, "'a'.*topk.*top_k"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "evaluate": ["options.routing=learned"]}]}, "learned"),
+        (
+            {"variants": [{"name": "a", "label": "a", "table": "t", "stages": {}, "evaluate": ["options.routing=b"]}]},
+            "'b'",
+        ),
+        ({"variants": [{"name": "a", "label": "a", "table": "t", "evaluate": ["options.top_k=true"]}]}, "top_k.*True"),
+        ({"variants": [{"name": "a", "label": "a", "table": "t", "evaluate": ["options.style=b"]}]}, "style"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "evaluate": ["per_kind=7"]}]}, "same questions"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "stages": {"third": []}}]}, "third"),
         ({"variants": [{"name": "a", "label": "a", "table": "t", "compared_with": "b"}]}, "'b'"),
