@@ -251,9 +251,12 @@ def verbalize_text_lines(
     if text_lines is None:
         return ""
     is_kept = text_lines.confidence >= np.float32(threshold)
-    said = [row for row, text in enumerate(text_lines.texts) if is_kept[row] and (compat or text.strip())]
     if compat:
-        return list_sentence(TEXTS_OPENING, [text_lines.texts[row] for row in said])
+        return list_sentence(
+            TEXTS_OPENING, [text for text, kept in zip(text_lines.texts, is_kept, strict=True) if kept]
+        )
+    cleaned = [without_control_characters(text) for text in text_lines.texts]
+    said = [row for row, text in enumerate(cleaned) if is_kept[row] and text.strip()]
     said = choose_most_confident(said, text_lines.confidence, max_predictions, "lines of text")
-    texts = [without_control_characters(text_lines.texts[row]) for row in said]
+    texts = [cleaned[row] for row in said]
     return list_sentence(TEXTS_OPENING, [quote(text) for text in texts] if quote_text else texts)

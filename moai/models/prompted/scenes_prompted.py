@@ -127,4 +127,5 @@ def _list_relations(relations: Relations, words: WordSettings) -> list[str]:
 def _list_texts(text_lines: TextLines, words: WordSettings) -> list[str]:
     """Text lines as JSON strings: what a sign says can end neither its quotes nor its line."""
     rows = zip(text_lines.texts, text_lines.confidence, strict=True)
-    return [json.dumps(t, ensure_ascii=False) for t, sure in rows if t.strip() and sure >= words.text_threshold]
+    said = [t for t, sure in rows if without_control_characters(t).strip() and sure >= words.text_threshold]
+    return [json.dumps(text, ensure_ascii=False) for text in said]

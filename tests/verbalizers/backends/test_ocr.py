@@ -175,7 +175,7 @@ def test_reader_names_the_package_when_it_is_missing(monkeypatch):
 
 
 def test_verbalize_text_lines_is_one_line_when_text_holds_control_characters():
-    lines = TextLines(boxes_to_quads([[0, 0, 9, 9]] * 2), ("a\nb\x1b[0m", "  "), (1, 1))
+    lines = TextLines(boxes_to_quads([[0, 0, 9, 9]] * 3), ("a\nb\x1b[0m", "  ", "\x07"), (1, 1, 1))
     assert verbalize_text_lines(lines) == 'The image includes text descriptions: "a b [0m".'
     assert "\n" in verbalize_text_lines(lines, compat=True)
 
