@@ -37,7 +37,7 @@ def test_compact_style_says_counts_boxes_relations_and_texts_when_all_were_found
 
 def test_compact_style_tells_nothing_found_from_not_looked_for():
     nothing = TextLines(np.zeros((0, 4, 2)), (), np.zeros(0))
-    blank = TextLines(np.zeros((2, 4, 2)), ("  ", "\x07"), np.ones(2))
+    blank = TextLines(QUAD * 2, ("  ", "\x07"), np.ones(2))
     for lines in (nothing, blank):
         assert describe_compactly(Scene((20, 40), text_lines=lines), WordSettings()) == "text: none"
     assert describe_compactly(Scene((20, 40)), WordSettings()) == ""
