@@ -13,7 +13,6 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -66,19 +65,15 @@ def _start_of(config: VerbalizersConfig, name: str) -> Path | None:
     return folder
 
 
-def _check_start(config: VerbalizersConfig, out: Path, stage: str) -> dict[str, Any] | None:
-    """What a stage starts from, by content, where that is not noted yet; None = it is, and is the same.
+def _bind_start(config: VerbalizersConfig, out: Path, stage: str) -> None:
+    """Note in a stage's folder what it starts from, by content.
 
     Raises:
         ValueError: The stage was begun from something else.
     """
     start = _start_of(config, _STARTS[stage])
     origin = {"start": None if start is None else hash_checkpoint(start)}
-    return None if is_made(out / stage, origin) else origin
-
-
-def _bind_start(config: VerbalizersConfig, out: Path, stage: str) -> None:
-    if (origin := _check_start(config, out, stage)) is not None:
+    if not is_made(out / stage, origin):
         note_made(out / stage, origin)
 
 
@@ -191,8 +186,8 @@ def export_verbalizers(config: VerbalizersConfig, out: Path, target: Path) -> li
         ValueError: A stage was begun from another start.
     """
     size, written = config.shards.image_size, []
-    for stage in _STARTS:
-        _check_start(config, out, stage)
+    for stage in filter(lambda stage: has_checkpoint(out / stage), _STARTS):
+        _bind_start(config, out, stage)
     if has_checkpoint(out / "mask2former"):
         segmenter = _trained_segmenter(config, out).segmenter
         written.append(_save(segmenter, segmenter_processor(size), target / "mask2former-nano"))
