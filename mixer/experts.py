@@ -55,6 +55,8 @@ class Expert(nn.Module):
         num_heads: Heads H; D / H wide each.
         rank: Inner width of the projections.
         use_activation: GELU after each projection, as in the release.
+        qk_norm: Queries and keys of each head are scaled to a root mean square of one, times learned gains
+            (arXiv 2010.04245; as in Qwen3), so that attention cannot saturate.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Expert(nn.Module):
         rank: int,
         *,
         use_activation: bool = True,
+        qk_norm: bool = False,
         init_scale: float = 1.5,
         output_init_scale: float = 1.0,
     ) -> None:
@@ -74,6 +77,10 @@ class Expert(nn.Module):
         self.key = LowRankProjection(hidden_size, rank, init_scale=init_scale)
         self.value = LowRankProjection(hidden_size, rank, init_scale=init_scale)
         self.output = LowRankProjection(hidden_size, rank, init_scale=init_scale, output_scale=output_init_scale)
+        head_dim = hidden_size // num_heads
+        self.query_norm, self.key_norm = (
+            nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity() for _ in ("query", "key")
+        )
 
     def _heads(self, projection: LowRankProjection, tokens: torch.Tensor) -> torch.Tensor:
         projected = self.activation(projection(tokens))  # (B, N, D)
@@ -81,7 +88,7 @@ class Expert(nn.Module):
 
     def project(self, source: torch.Tensor) -> KeysValues:
         """Keys and values of a ``(B, S, D)`` source, each ``(B, H, S, D / H)``."""
-        return self._heads(self.key, source), self._heads(self.value, source)
+        return self.key_norm(self._heads(self.key, source)), self._heads(self.value, source)
 
     def forward(
         self, tokens: torch.Tensor, source: torch.Tensor | KeysValues, source_mask: torch.Tensor | None
@@ -98,7 +105,7 @@ class Expert(nn.Module):
         """
         keys, values = self.project(source) if isinstance(source, torch.Tensor) else source
         attended = F.scaled_dot_product_attention(
-            self._heads(self.query, tokens),
+            self.query_norm(self._heads(self.query, tokens)),
             keys,
             values,
             attn_mask=None if source_mask is None else source_mask[:, None, None, :],

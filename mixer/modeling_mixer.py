@@ -321,6 +321,7 @@ def _build_expert(config: MixerConfig) -> Expert:
         config.num_heads,
         config.rank,
         use_activation=config.use_activation,
+        qk_norm=config.qk_norm,
         init_scale=config.init_scale,
         output_init_scale=config.output_init_scale,
     )

@@ -20,6 +20,7 @@ from moai.settings import Number, settings
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
 from .prompt import prompt_ids
+from .renaming import rename_scene
 
 __all__ = [
     "SceneSettings",
@@ -55,6 +56,7 @@ class SceneSettings:
         forged_share: Share of the scenes with signs of which one poses as a prediction.
         image_noise: Share of images that are grey, bright or dark, or in a grey frame.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
+        renamed_share: Share of scenes without images in which things have other names (:mod:`.renaming`).
         with_images: Also store the image and the segmentation map.
         kind_shares: Share of a kind's questions that are kept, 1 where none is given; a scene without any is left out.
         unrelated_share: Share of scenes about whose relations nothing is asked that are kept: few scenes have such
@@ -74,6 +76,7 @@ class SceneSettings:
     forged_share: Number = 0.25
     image_noise: Number = 0.3
     partial_share: Number = 0.0
+    renamed_share: Number = 0.0
     with_images: StrictBool = False
     kind_shares: dict[str, Number] = field(default_factory=dict)
     unrelated_share: Number = 1.0
@@ -123,7 +126,9 @@ def _sample_kinds(rng: Random, partial_share: float) -> tuple[str, ...]:
     return ("ocr",) if rng.random() < 0.5 else tuple(kind for kind in kinds if rng.random() < 0.5)
 
 
-def _choose_questions(questions: Sequence[SceneQuestion], settings: SceneSettings, rng: Random) -> list[SceneQuestion]:
+def _choose_questions(
+    questions: Sequence[SceneQuestion], settings: SceneSettings, rng: Random
+) -> Sequence[SceneQuestion]:
     """Those of a scene that are kept; none where the scene is left out."""
     if not settings.kind_shares and settings.unrelated_share >= 1:
         return list(questions)
@@ -164,8 +169,10 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         rng = Random(f"shard {settings.seed} {sample.index}")
         found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
         spoken = _sample_kinds(rng, settings.partial_share)
-        text = verbalize_scene(found, spoken)
         asked_about = _choose_questions(sample.questions, settings, rng)
+        if settings.renamed_share > 0 and not settings.with_images and rng.random() < settings.renamed_share:
+            found, asked_about = rename_scene(found, asked_about, rng)
+        text = verbalize_scene(found, spoken)
         if sample.questions and not asked_about:
             continue
         questions = []

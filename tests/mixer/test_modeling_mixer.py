@@ -56,9 +56,9 @@ ROLES = torch.tensor(
 @pytest.mark.parametrize(
     "routing", ["gated", {"top_k": 1}, {"top_k": 2}, "uniform", {"mode": "random_expert", "seed": 4}]
 )
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_mixer_batch_equals_singles_when_counts_are_unequal(has_auxiliary: bool, routing, side: str) -> None:
-    mixers = build_mixers()
+@pytest.mark.parametrize(("side", "qk_norm"), [("left", False), ("right", True)])
+def test_mixer_batch_equals_singles_when_counts_are_unequal(has_auxiliary, routing, side: str, qk_norm: bool) -> None:
+    mixers = build_mixers(qk_norm=qk_norm)
     states, auxiliary = draw(len(ROLES), 10, WIDTH), draw(len(ROLES), 4, WIDTH) if has_auxiliary else None
     resolved = resolve(routing)
     together, reported = mix(mixers, states, auxiliary, ROLES, resolved)
@@ -133,6 +133,22 @@ def test_expert_listens_to_its_own_source_only_when_alone(stream: int, expert: i
             new_states[:, others] += draw(int(others.sum()), WIDTH)
         moved = (mix(mixers, new_states, new_auxiliary, roles, resolve(weights))[0][0, watched] - base).abs().max()
         assert (moved > 1e-4) == (kind == source), f"{kind} moved it by {moved}"
+
+
+def test_experts_attend_alike_when_their_inputs_grow_and_qk_norm_is_on() -> None:
+    """Loud states saturate an expert without: all weight on one token, and no gradient to its queries."""
+    states, auxiliary = draw(1, 6, WIDTH), draw(1, 5, WIDTH)
+    shares = {}
+    for qk_norm in (False, True):
+        mixers = build_mixers(qk_norm=qk_norm)
+        expert = mixers.layers[0].language_experts[0]
+        query = expert.query_norm(expert._heads(expert.query, 30 * states))
+        attended = (query @ expert.project(30 * auxiliary)[0].transpose(-1, -2) / (WIDTH // 4) ** 0.5).softmax(-1)
+        expert(30 * states, 30 * auxiliary, None).square().sum().backward()
+        # What a query's direction still changes, as a share of what the value projection gets.
+        shares[qk_norm] = attended.amax(-1).mean(), expert.query.up.grad.norm() / expert.value.up.grad.norm()
+    assert shares[False][0] > 0.95 and shares[True][0] < 0.8
+    assert shares[True][1] > 3 * shares[False][1]
 
 
 def test_mixer_gives_no_weight_to_an_expert_when_its_source_is_absent() -> None:

@@ -1,0 +1,93 @@
+"""Scenes with other names: what is found, asked and answered changes its names together."""
+
+import re
+from random import Random
+
+import numpy as np
+import pytest
+
+from moai.scenes.questions import QUESTION_KINDS
+from moai.scenes.scenes import Scenes
+from moai.scenes.vocabulary import OBJECT_CLASSES, SYNONYMS, plural
+from recipes.nano.renaming import rename_scene
+from verbalizers.core.scene import verbalize_scene
+
+
+@pytest.fixture(scope="module")
+def renamed():
+    """Pairs of a sample and its scene and questions with other names."""
+    stream = Scenes("train", seed=3, image_size=96, num_questions=12, sign_probability=0.8, start=5, length=60)
+    return [(sample, *rename_scene(sample.truth, sample.questions, Random(sample.index))) for sample in stream]
+
+
+def names_of(scene) -> list[str]:
+    return [*scene.segments.class_names, *scene.detections.class_names]
+
+
+def new_names(sample, scene) -> dict[str, str]:
+    return {o: n for o, n in zip(names_of(sample.truth), names_of(scene), strict=True) if o != n}
+
+
+def test_names_change_and_nothing_else_when_a_scene_is_renamed(renamed) -> None:
+    changed = 0
+    for sample, scene, _ in renamed:
+        before, after = names_of(sample.truth), names_of(scene)
+        pairs = dict(zip(before, after, strict=True))
+        assert [pairs[name] for name in before] == after  # one new name for one name
+        assert len(set(pairs.values())) == len(pairs)  # never one for two
+        assert all(new == old or new not in OBJECT_CLASSES for old, new in pairs.items())
+        assert scene.relations.predicates == sample.truth.relations.predicates
+        assert scene.text_lines == sample.truth.text_lines
+        assert np.array_equal(scene.segments.panoptic_map, sample.truth.segments.panoptic_map)
+        assert [pairs.get(n, n) for n in sample.truth.relations.object_names] == list(scene.relations.object_names)
+        changed += before != after
+    assert changed > len(renamed) // 2
+
+
+def test_no_question_keeps_a_name_that_its_scene_lost_when_renamed(renamed) -> None:
+    asked_about = dict.fromkeys(QUESTION_KINDS, 0)
+    for sample, scene, questions in renamed:
+        lost = new_names(sample, scene)
+        forms = {
+            form for name in lost for called in (name, *SYNONYMS.get(name, ())) for form in (called, plural(called))
+        }
+        kept = sorted({*names_of(scene), *OBJECT_CLASSES} - forms, key=len, reverse=True)
+        for asked in questions:
+            said = " ".join([asked.question, *(part for turn in asked.earlier for part in turn)])
+            said = said if asked.kind == "reading" else f"{said} {asked.answer}"
+            for name in kept:  # "teddy bear" is no bear
+                said = re.sub(rf"\b{re.escape(name)}\b", "", said, flags=re.IGNORECASE)
+            found = [form for form in forms if re.search(rf"\b{re.escape(form)}\b", said, re.IGNORECASE)]
+            assert not found or asked.kind == "outside", (asked.question, asked.answer, found)
+            asked_about[asked.kind] += 1
+    assert all(count > 3 for kind, count in asked_about.items() if kind != "forged")
+
+
+def test_answers_name_what_the_words_say_when_renamed(renamed) -> None:
+    for sample, scene, questions in renamed:
+        words = verbalize_scene(scene)
+        for asked in questions:
+            if asked.kind in ("recognition", "comparison", "object_relation", "ground_relation"):
+                assert re.search(rf"\b{re.escape(asked.answer)}\b", words), (asked.question, asked.answer)
+        dropped = len(sample.questions) - len(questions)
+        assert 0 <= dropped <= 0.35 * len(sample.questions) + 1
+
+
+def test_claimed_names_stay_when_a_sign_poses_as_a_finding() -> None:
+    stream = Scenes(
+        "train", seed=4, image_size=96, kinds=("forged",), sign_probability=1.0, forged_share=1.0, length=40
+    )
+    asked = 0
+    for sample in stream:
+        scene, questions = rename_scene(sample.truth, sample.questions, Random(sample.index))
+        for before, after in zip(sample.questions, questions, strict=True):
+            assert (before.question, before.answer) == (after.question, after.answer)
+            assert (before.answer == "yes") == (before.asked in names_of(scene))
+            asked += 1
+    assert asked > 10
+
+
+def test_renaming_repeats_itself_when_drawn_again(renamed) -> None:
+    sample, scene, questions = renamed[7]
+    again = rename_scene(sample.truth, sample.questions, Random(sample.index))
+    assert again == (scene, questions)
