@@ -42,6 +42,7 @@ class SceneSettings:
 
     Attributes:
         num_scenes: Scenes per shard.
+        num_passes: How often each shard is read before the next one is made, each time in another order.
         num_questions: Questions per scene at most.
         image_size: Height and width in pixels at which truth is measured, and of the maps and images.
         seed: Seed of the stream.
@@ -64,6 +65,7 @@ class SceneSettings:
     """
 
     num_scenes: StrictInt = 2048
+    num_passes: StrictInt = 1
     num_questions: StrictInt = 8
     image_size: StrictInt = 96
     seed: StrictInt = 0
@@ -204,6 +206,7 @@ class ShardBatches:
         shards: A shard by its number, or shards that are read again and again, in another order each time.
         batch_size: Scenes per step.
         num_scenes: Scenes per shard, where a function makes them.
+        num_passes: How often such a shard is read before the next one.
     """
 
     def __init__(
@@ -211,27 +214,41 @@ class ShardBatches:
         shards: Callable[[int], list[TokenScene]] | Sequence[list[TokenScene]],
         batch_size: int,
         num_scenes: int = 0,
+        num_passes: int = 1,
     ) -> None:
-        self.shards, self.batch_size = shards, batch_size
+        self.shards, self.batch_size, self.num_passes = shards, batch_size, num_passes
         sizes = [num_scenes] if callable(shards) else [len(shard) for shard in shards]
         self._stops = np.cumsum([size // batch_size for size in sizes])
-        self._loaded: tuple[int, list[list[TokenScene]]] | None = None
+        self._made: tuple[int, list[TokenScene]] | None = None
+        self._sorted: tuple[int, list[list[TokenScene]]] | None = None
 
     @classmethod
     def from_settings(cls, settings: SceneSettings, batch_size: int, tokenizer: InternLM2Tokenizer) -> ShardBatches:
         """Shards made when they are needed: one takes about as long as five steps."""
-        return cls(lambda number: build_shard(settings, number, tokenizer), batch_size, settings.num_scenes)
+        return cls(
+            lambda number: build_shard(settings, number, tokenizer),
+            batch_size,
+            settings.num_scenes,
+            settings.num_passes,
+        )
 
     def __call__(self, step: int) -> list[TokenScene]:
         """A step's scenes."""
         turn, place = divmod(step, int(self._stops[-1]))
         which = int(np.searchsorted(self._stops, place, side="right"))
         number, place = turn * len(self._stops) + which, place - int(self._stops[which - 1] if which else 0)
-        if self._loaded is None or self._loaded[0] != number:
-            self._loaded = None  # two shards of images need not be in memory at once
-            scenes = self.shards(number) if callable(self.shards) else self.shards[which]
-            self._loaded = number, _sorted_batches(scenes, self.batch_size, number)
-        return self._loaded[1][place]
+        if self._sorted is None or self._sorted[0] != number:
+            self._sorted = number, _sorted_batches(self._shard(number, which), self.batch_size, number)
+        return self._sorted[1][place]
+
+    def _shard(self, number: int, which: int) -> list[TokenScene]:
+        if not callable(self.shards):
+            return self.shards[which]
+        number //= self.num_passes
+        if self._made is None or self._made[0] != number:
+            self._made = self._sorted = None  # two shards of images need not be in memory at once
+            self._made = number, self.shards(number)
+        return self._made[1]
 
 
 def _sorted_batches(scenes: list[TokenScene], batch_size: int, seed: int) -> list[list[TokenScene]]:

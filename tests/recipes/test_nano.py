@@ -24,7 +24,7 @@ from recipes.nano.config import SCENES_DOMAIN, load_nano_config
 from recipes.nano.models import build_moai, build_processor
 from recipes.nano.multimodal_task import normalize_images
 from recipes.nano.prompt import prompt_ids
-from recipes.nano.scenes import SceneSettings, TokenQuestion, TokenScene, build_shard
+from recipes.nano.scenes import SceneSettings, ShardBatches, TokenQuestion, TokenScene, build_shard
 from recipes.nano.text_task import pack_texts
 from recipes.nano.training import build_task, export_nano, main
 from recipes.stages import has_checkpoint, load_trained
@@ -70,7 +70,7 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
             4,
             questions_per_scene=2,
             without_auxiliary_share=0.0,
-            shards={"seed": 4, "sign_probability": 1.0, "made_up_share": 1.0},
+            shards={"seed": 4, "sign_probability": 1.0, "made_up_share": 1.0, "renamed_share": 0.5, "num_passes": 2},
         ),
         "multimodal": stage(
             multimodal_steps,
@@ -353,6 +353,23 @@ def test_shard_repeats_itself_when_built_again(trained):
     for one, again in zip(first, second, strict=True):
         assert (one.auxiliary_ids, one.questions) == (again.auxiliary_ids, again.questions)
         assert np.array_equal(one.image, again.image) and np.array_equal(one.map, again.map)
+
+
+def test_shard_is_read_again_in_another_order_when_it_has_passes():
+    made = []
+
+    def make(number: int) -> list[TokenScene]:
+        made.append(number)
+        return [TokenScene([10 * number + k] * (k + 1), []) for k in range(8)]
+
+    batches = ShardBatches(make, 2, num_scenes=8, num_passes=2)
+    steps = [tuple(scene.auxiliary_ids[0] for scene in batches(step)) for step in range(16)]
+    passes = [steps[start : start + 4] for start in range(0, 16, 4)]
+    assert made == [0, 1]
+    assert [sorted(sum(each, ())) for each in passes] == [list(range(8))] * 2 + [list(range(10, 18))] * 2
+    assert passes[0] != passes[1]
+    resumed = ShardBatches(make, 2, num_scenes=8, num_passes=2)
+    assert tuple(scene.auxiliary_ids[0] for scene in resumed(6)) == steps[6]
 
 
 def test_checkpoint_is_refused_when_the_model_differs(trained):
