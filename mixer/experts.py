@@ -86,6 +86,10 @@ class Expert(nn.Module):
         projected = self.activation(projection(tokens))  # (B, N, D)
         return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D / H)
 
+    def project_queries(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Queries ``(B, H, N, D / H)`` of ``(B, N, D)`` tokens."""
+        return self.query_norm(self._heads(self.query, tokens))
+
     def project(self, source: torch.Tensor) -> KeysValues:
         """Keys and values of a ``(B, S, D)`` source, each ``(B, H, S, D / H)``."""
         return self.key_norm(self._heads(self.key, source)), self._heads(self.value, source)
@@ -105,7 +109,7 @@ class Expert(nn.Module):
         """
         keys, values = self.project(source) if isinstance(source, torch.Tensor) else source
         attended = F.scaled_dot_product_attention(
-            self.query_norm(self._heads(self.query, tokens)),
+            self.project_queries(tokens),
             keys,
             values,
             attn_mask=None if source_mask is None else source_mask[:, None, None, :],

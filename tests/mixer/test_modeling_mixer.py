@@ -142,7 +142,7 @@ def test_experts_attend_alike_when_their_inputs_grow_and_qk_norm_is_on() -> None
     for qk_norm in (False, True):
         mixers = build_mixers(qk_norm=qk_norm)
         expert = mixers.layers[0].language_experts[0]
-        query = expert.query_norm(expert._heads(expert.query, 30 * states))
+        query = expert.project_queries(30 * states)
         attended = (query @ expert.project(30 * auxiliary)[0].transpose(-1, -2) / (WIDTH // 4) ** 0.5).softmax(-1)
         expert(30 * states, 30 * auxiliary, None).square().sum().backward()
         # What a query's direction still changes, as a share of what the value projection gets.
