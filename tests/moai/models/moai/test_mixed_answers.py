@@ -26,7 +26,9 @@ MODES = {
 
 
 def build(mixes_answers: bool = True, **fields: Any) -> MoAIForConditionalGeneration:
-    return build_tiny_model(mixer={"mixes_answers": mixes_answers}, plora_rank=4, plora_alpha=8.0, **fields)
+    return build_tiny_model(
+        mixer={"mixes_answers": mixes_answers, "qk_norm": True}, plora_rank=4, plora_alpha=8.0, **fields
+    )
 
 
 def build_inputs(model: MoAIForConditionalGeneration) -> dict[str, torch.Tensor]:
