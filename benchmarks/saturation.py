@@ -2,8 +2,8 @@
 
     python -m benchmarks.saturation moai-nano --scenes 40
 
-Attention with all its weight on one token passes no gradient to queries and keys. `mixer.qk_norm` bounds what it can
-reach; without, long training of a mixer may end there.
+Attention with all its weight on one token passes no gradient to queries and keys. `MixerConfig.qk_norm` bounds what
+it can reach; without, long training of a mixer may end there.
 """
 
 from __future__ import annotations
@@ -54,14 +54,12 @@ def measure_attention(
             logits = _attention(expert, *inputs)
             if min(logits.shape) == 0 or logits.shape[-1] < 2:
                 return
-            row, spread = sums[name], logits.masked_fill(logits.isinf(), torch.nan)
-            values = (
-                logits.softmax(-1).amax(-1),
-                (spread - spread.nanmean(-1, keepdim=True)).square().nanmean(-1).sqrt(),
-            )
-            for place, value in enumerate((*values, (~logits.isinf()).float().sum(-1))):
-                row[place] += float(value.sum())
-            row[3] += values[0].numel()
+            read = logits.masked_fill(logits.isinf(), torch.nan)
+            largest, distance = logits.softmax(-1).amax(-1), read - read.nanmean(-1, keepdim=True)
+            deviation, count = distance.square().nanmean(-1).sqrt(), (~logits.isinf()).float().sum(-1)
+            for place, value in enumerate((largest, deviation, count)):
+                sums[name][place] += float(value.sum())
+            sums[name][3] += largest.numel()
 
         return note
 

@@ -23,8 +23,8 @@ class MixerConfig:
         num_heads: Attention heads of every expert; must divide ``hidden_size``.
         rank: Inner width of each low-rank projection pair.
         use_activation: Apply GELU after each of the q, k, v, o projections. The release does.
-        qk_norm: Normalise queries and keys per head, with learned gains. The release does not; without, experts of
-            deeper layers saturate: nearly all weight on one token, and no gradient that could move it.
+        qk_norm: Normalise queries and keys per head, with learned gains. The release does not; without, experts
+            may saturate: nearly all weight on one token, and no gradient that could move it.
         routing: Default routing: ``gated`` (stage 2 and inference), ``random_expert`` (stage 1), ``uniform``.
         top_k: Experts kept per token in gated routing, 1 to 3; kept gates are renormalised.
         init_scale: Standard deviation of new projections is ``init_scale / sqrt(fan_in)``; None becomes 1.5 with

@@ -16,7 +16,7 @@ from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.questions import PIXEL_KINDS, SceneQuestion
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.scenes.wordings import LISTINGS
-from moai.settings import Number, settings
+from moai.settings import Number, Positive, settings
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
 from .prompt import prompt_ids
@@ -65,7 +65,7 @@ class SceneSettings:
     """
 
     num_scenes: StrictInt = 2048
-    num_passes: StrictInt = 1
+    num_passes: Positive = 1
     num_questions: StrictInt = 8
     image_size: StrictInt = 96
     seed: StrictInt = 0
@@ -82,6 +82,13 @@ class SceneSettings:
     with_images: StrictBool = False
     kind_shares: dict[str, Number] = field(default_factory=dict)
     unrelated_share: Number = 1.0
+
+    def __post_init__(self) -> None:
+        if self.with_images and self.renamed_share > 0:
+            raise ValueError(
+                f"expected `renamed_share` 0 with `with_images`, got {self.renamed_share}: images show what "
+                "things are. Leave one of them out."
+            )
 
     def most_objects(self, shard: int) -> int:
         """Largest number of objects in the scenes of a shard."""
@@ -172,7 +179,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         found = sample.truth if rng.random() < settings.truth_share else add_noise(sample.truth, rng)
         spoken = _sample_kinds(rng, settings.partial_share)
         asked_about = _choose_questions(sample.questions, settings, rng)
-        if settings.renamed_share > 0 and not settings.with_images and rng.random() < settings.renamed_share:
+        if settings.renamed_share > 0 and rng.random() < settings.renamed_share:
             found, asked_about = rename_scene(found, asked_about, rng)
         text = verbalize_scene(found, spoken)
         if sample.questions and not asked_about:

@@ -355,6 +355,13 @@ def test_shard_repeats_itself_when_built_again(trained):
         assert np.array_equal(one.image, again.image) and np.array_equal(one.map, again.map)
 
 
+def test_settings_are_refused_when_images_would_show_other_things_than_words():
+    with pytest.raises(ValueError, match="renamed_share"):
+        SceneSettings(with_images=True, renamed_share=0.1)
+    with pytest.raises(ValueError, match="num_passes"):
+        SceneSettings(num_passes=0)
+
+
 def test_shard_is_read_again_in_another_order_when_it_has_passes():
     made = []
 
