@@ -41,8 +41,8 @@ from verbalizers import Scene, parse_scene
 from verbalizers.core.boxes import box_iou
 from verbalizers.core.geometry import PEOPLES_PREDICATES, PREDICATES
 from verbalizers.core.registry import build_verbalizer
-from verbalizers.core.structures import Detections, Relations, Segments, TextLines
-from verbalizers.core.verbalizer import Verbalizer
+from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Segments, TextLines
+from verbalizers.core.verbalizer import Verbalizer, order_by_use
 from verbalizers.core.words import strip_coco_suffixes
 
 __all__ = [
@@ -161,13 +161,15 @@ class BoxScore:
 
 class RelationScore:
     """Recall of relations among the 20 surest, as in scene graph detection: boxes of both objects overlap the true
-    ones by at least 0.5, the predicate is right, and for triplets both names too.
+    ones by at least 0.5, the predicate is right, and for triplets both names too. Relations between two things, which
+    are few, are counted apart as well.
     """
 
     kind = "scene_graph"
 
     def __init__(self) -> None:
         self.asked, self.right_predicates, self.right_triplets, self.found = 0, 0, 0, 0
+        self.asked_of_things, self.right_of_things = 0, 0
 
     def update(self, truth: SceneSample, found: Relations) -> None:
         """Count one scene."""
@@ -175,6 +177,9 @@ class RelationScore:
         order = np.argsort(-found.confidence, kind="stable")[:RECALL_AT]
         self.asked += len(wanted)
         self.found += len(found)
+        is_thing = np.array([name in OBJECT_CLASSES for name in wanted.object_names], dtype=bool)
+        between_things = is_thing[wanted.subject_indices] & is_thing[wanted.object_indices]
+        self.asked_of_things += int(between_things.sum())
         if not len(order) or found.object_boxes_xyxy is None:
             return
         overlaps = box_iou(wanted.object_boxes_xyxy, found.object_boxes_xyxy) >= MIN_IOU
@@ -185,14 +190,18 @@ class RelationScore:
             fits = overlaps[subject, subjects] & overlaps[object_, objects]
             fits &= np.array([found.predicates[i] == wanted.predicates[row] for i in order])
             self.right_predicates += bool(fits.any())
-            self.right_triplets += bool((fits & names[subject, subjects] & names[object_, objects]).any())
+            is_right = bool((fits & names[subject, subjects] & names[object_, objects]).any())
+            self.right_triplets += is_right
+            self.right_of_things += is_right and bool(between_things[row])
 
     def compute(self) -> dict[str, float]:
         """Shares of all true relations, and how many there were."""
         return {
             "predicate_recall_at_20": self.right_predicates / max(self.asked, 1),
             "triplet_recall_at_20": self.right_triplets / max(self.asked, 1),
+            "triplet_recall_at_20_between_things": self.right_of_things / max(self.asked_of_things, 1),
             "relations": self.asked,
+            "relations_between_things": self.asked_of_things,
             "relations_found": self.found,
         }
 
@@ -257,7 +266,7 @@ def evaluate_verbalizers(
     """Run verbalizers on scenes, one after the other on the same images.
 
     Args:
-        verbalizers: Of kinds among :data:`SCORES`.
+        verbalizers: Of kinds among :data:`SCORES`; one that uses others' findings is given them.
         num_scenes: The split's first scenes.
         seed: Of the stream.
         image_size: Height and width of the images in pixels.
@@ -269,15 +278,19 @@ def evaluate_verbalizers(
     for verbalizer in verbalizers:
         if verbalizer.kind not in SCORES:
             raise ValueError(f"expected kinds among {sorted(SCORES)}, got {verbalizer.kind!r}. Leave it out.")
+    verbalizers = [verbalizer for group in order_by_use(verbalizers) for verbalizer in group]
     scores = [SCORES[verbalizer.kind]() for verbalizer in verbalizers]
     seconds = [0.0] * len(scores)
     scenes = iter(Scenes(split, seed=seed, image_size=image_size, num_questions=1, length=num_scenes))
     while batch := list(islice(scenes, _BATCH)):
         images = [sample.image for sample in batch]
+        known = [Scene(image_size_hw=image.shape[:2]) for image in images]
         for position, (verbalizer, score) in enumerate(zip(verbalizers, scores, strict=True)):
             began = time.perf_counter()
-            findings = verbalizer.predict(images)
+            findings = verbalizer.predict_with(images, known)
             seconds[position] += time.perf_counter() - began
+            field = SCENE_FIELDS[verbalizer.kind]
+            known = [replace(scene, **{field: finding}) for scene, finding in zip(known, findings, strict=True)]
             for sample, finding in zip(batch, findings, strict=True):
                 score.update(sample, finding)
     return [

@@ -13,7 +13,15 @@ from recipes.stages import StageSettings
 
 from .scenes import SceneSettings
 
-__all__ = ["SCENES_DOMAIN", "MultimodalSettings", "NanoConfig", "PhraseSettings", "TextSettings", "load_nano_config"]
+__all__ = [
+    "SCENES_DOMAIN",
+    "MultimodalSettings",
+    "NanoConfig",
+    "PatchSettings",
+    "PhraseSettings",
+    "TextSettings",
+    "load_nano_config",
+]
 
 #: What runs from a wheel, offline; a black map where there are no segments, as in training.
 OCR_ALONE: dict[str, Any] = {"verbalizers": [{"kind": "ocr", "backend": "rapidocr"}], "map": "always"}
@@ -30,6 +38,23 @@ class PhraseSettings(StageSettings):
     """
 
     shards: SceneSettings
+
+
+@settings(kw_only=True)
+class PatchSettings(StageSettings):
+    """Pretraining of the vision tower and its projector on images alone.
+
+    Attributes:
+        shards: What to look at, with images.
+        vision: Fields of CLIPVisionConfig of a new tower in place of the start's; none = the start's goes on.
+    """
+
+    shards: SceneSettings
+    vision: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (self.shards.with_images and self.shards.patch_size):
+            raise ValueError("expected `with_images` and a `patch_size` in the shards of `patches`, got one without.")
 
 
 @settings(kw_only=True)
@@ -83,9 +108,10 @@ class NanoConfig:
         text: Text pretraining.
         phrases: Pretraining of the compressor.
         questions: Compressor, mixers and decoder together without images: short sequences, many questions.
+        patches: Pretraining of the vision tower.
         multimodal: Training of the whole model.
         practice: Compressor, mixers and decoder once more without images, where their skills are weakest.
-        start: Folder of a finished moai-nano that the stages `phrases` and `practice` start from; None = the stage
+        start: Folder of a finished moai-nano that the late stages start from (`LATE_STAGES`); None = the stage
             before them.
         heads: Folder of an earlier run's stage whose heads of :class:`.phrase_recall.PhraseRecall` go on beside
             ``start``, which has none; None = new ones.
@@ -100,6 +126,7 @@ class NanoConfig:
     text: TextSettings | None = None
     phrases: PhraseSettings | None = None
     questions: MultimodalSettings | None = None
+    patches: PatchSettings | None = None
     multimodal: MultimodalSettings | None = None
     practice: MultimodalSettings | None = None
     start: str | None = None

@@ -18,7 +18,7 @@ from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 
 from .config import MultimodalSettings, NanoConfig
 
-__all__ = ["build_decoder", "build_moai", "build_processor"]
+__all__ = ["build_decoder", "build_moai", "build_processor", "replace_tower"]
 
 #: About the standard deviation of a new tower's patch embeddings.
 POSITION_STD = 3.0
@@ -77,12 +77,39 @@ def build_moai(
         )
     )
     _start_as_copies(model.model.mixers)
-    # The experts have no positions of their own: a patch can only ask for "its" words if it knows where it is.
-    model.model.vision_tower.embeddings.position_embedding.weight.data.normal_(std=POSITION_STD)
+    _start_positions(model)
     if decoder is not None:
         model.model.language_model.load_state_dict(decoder.model.state_dict())
         model.tie_weights()
     return model
+
+
+def _start_positions(model: MoAIForConditionalGeneration) -> None:
+    """The experts have no positions of their own: a patch can only ask for "its" words if it knows where it is."""
+    model.model.vision_tower.embeddings.position_embedding.weight.data.normal_(std=POSITION_STD)
+
+
+def replace_tower(model: MoAIForConditionalGeneration, vision: dict[str, Any]) -> None:
+    """Give a model a new vision tower and projector, with fresh weights.
+
+    Patches will speak the language of latents (:mod:`.patch_recall`), so that question words may look for them as they
+    look for latents: their experts start as copies.
+
+    Args:
+        model: Changed in place; as many patches as before.
+        vision: Fields of CLIPVisionConfig.
+    """
+    number, config = model.config.num_image_tokens, model.config
+    config.vision_config = CLIPVisionConfig(**vision)
+    config.num_image_tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    if config.num_image_tokens != number:
+        raise ValueError(f"expected a tower of {number} patches, as the processor says, got {config.num_image_tokens}.")
+    fresh = MoAIForConditionalGeneration(config).model
+    model.model.vision_tower, model.model.multi_modal_projector = fresh.vision_tower, fresh.multi_modal_projector
+    _start_positions(model)
+    for layer in model.model.mixers.layers:
+        of_auxiliary, of_images, _ = layer.language_experts
+        of_images.load_state_dict(of_auxiliary.state_dict())
 
 
 @torch.no_grad()

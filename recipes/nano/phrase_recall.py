@@ -23,15 +23,18 @@ from verbalizers.core.words import BOXES_OPENING, RELATIONS_OPENING, TEXTS_OPENI
 __all__ = ["SLOT_GROUPS", "PhraseRecall", "PhraseVocabulary", "places_of_latents"]
 
 #: Columns of a target row: the region's number, then pieces: the box's name (its first piece), four coordinates, a
-#: relation's first and last piece, the first six pieces of a line of text.
+#: relation's first and last piece, the first six pieces of a line of text, and those two before and two after the word
+#: in it: whoever has said a piece of a line can find it by the word and knows what comes next.
 SLOT_GROUPS: dict[str, slice] = {
     "region": slice(0, 1),
     "name": slice(1, 2),
     "coordinates": slice(2, 6),
     "relation_ends": slice(6, 8),
     "letters": slice(8, 14),
+    "neighbours": slice(14, 18),
 }
-NUM_SLOTS = 14
+NUM_SLOTS = 18
+_NEIGHBOURS = (-2, -1, 1, 2)
 _NONE = -100  # cross_entropy's ignore_index
 
 
@@ -81,7 +84,7 @@ class PhraseVocabulary:
             ids: int64 (A,) a verbalization.
 
         Returns:
-            int64 (A, 14), see :data:`SLOT_GROUPS`; -100 where there is nothing to tell.
+            int64 (A, 18), see :data:`SLOT_GROUPS`; -100 where there is nothing to tell.
         """
         rows = np.full((len(ids), NUM_SLOTS), _NONE, np.int64)
         kind, start = None, None
@@ -102,6 +105,9 @@ class PhraseVocabulary:
         elif kind == "texts":
             letters = phrase[~self.quotes[phrase]][:6]
             rows[start:end, 8 : 8 + len(letters)] = letters
+            for slot, offset in enumerate(_NEIGHBOURS, SLOT_GROUPS["neighbours"].start):
+                here = slice(max(start, start - offset), min(end, end - offset))
+                rows[here, slot] = ids[here.start + offset : here.stop + offset]
         elif len(phrase) > 5 and self.opens_box[phrase[0]]:  # four coordinates, "]", a name
             x0, y0, x1, y1 = self.values[phrase[:4]]
             region = region_of(0.5 * (x0 + x1), 0.5 * (y0 + y1))
@@ -128,7 +134,8 @@ class PhraseRecall(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.region = nn.Linear(hidden_size, len(REGIONS))
-        self.pieces = nn.Linear(hidden_size, (NUM_SLOTS - 1) * hidden_size)
+        self.pieces = nn.Linear(hidden_size, (NUM_SLOTS - 1 - len(_NEIGHBOURS)) * hidden_size)
+        self.neighbours = nn.Linear(hidden_size, len(_NEIGHBOURS) * hidden_size)
 
     def forward(
         self,
@@ -160,8 +167,9 @@ class PhraseRecall(nn.Module):
         embedding = embedding.detach()
         told_word = F.linear(latents, embedding).float()
         told_region = self.region(latents).float()
-        is_asked = targets[..., 1:] >= 0  # (S, N, 13)
-        states = self.pieces(latents).unflatten(-1, (NUM_SLOTS - 1, -1))[is_asked]
+        is_asked = targets[..., 1:] >= 0  # (S, N, 17)
+        answers = torch.cat([self.pieces(latents), self.neighbours(latents)], dim=-1)
+        states = answers.unflatten(-1, (NUM_SLOTS - 1, -1))[is_asked]
         told, pieces = F.linear(states, embedding).float(), targets[..., 1:][is_asked]
         loss = F.cross_entropy(told_word.flatten(0, 1), word.flatten())
         right = {"word": told_word.detach().argmax(-1) == word}

@@ -19,6 +19,7 @@ from moai.scenes.wordings import LISTINGS
 from moai.settings import Number, Positive, settings
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 
+from .patch_recall import PatchPieces, PieceVocabulary, patch_pieces
 from .prompt import prompt_ids
 from .renaming import rename_scene
 
@@ -59,6 +60,7 @@ class SceneSettings:
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
         renamed_share: Share of scenes without images in which things have other names (:mod:`.renaming`).
         with_images: Also store the image and the segmentation map.
+        patch_size: Side in pixels of the patches of which is also stored what they show; 0 = it is not.
         kind_shares: Share of a kind's questions that are kept, 1 where none is given; a scene without any is left out.
         unrelated_share: Share of scenes about whose relations nothing is asked that are kept: few scenes have such
             questions.
@@ -80,6 +82,7 @@ class SceneSettings:
     partial_share: Number = 0.0
     renamed_share: Number = 0.0
     with_images: StrictBool = False
+    patch_size: StrictInt = 0
     kind_shares: dict[str, Number] = field(default_factory=dict)
     unrelated_share: Number = 1.0
 
@@ -119,12 +122,14 @@ class TokenScene:
         questions: About the scene.
         image: uint8 (H, W, 3), where images are wanted.
         map: Segmentation map, likewise.
+        pieces: What the image's patches show, where that is asked for.
     """
 
     auxiliary_ids: list[int]
     questions: list[TokenQuestion]
     image: np.ndarray | None = None
     map: np.ndarray | None = None
+    pieces: PatchPieces | None = None
 
 
 def _sample_kinds(rng: Random, partial_share: float) -> tuple[str, ...]:
@@ -173,6 +178,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         start=shard * reach,
         length=reach,
     )
+    vocabulary = PieceVocabulary.from_tokenizer(tokenizer)
     scenes = []
     for sample in stream:
         rng = Random(f"shard {settings.seed} {sample.index}")
@@ -200,7 +206,8 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         if settings.with_images:
             segments = found.segments if "segmentation" in spoken else None
             image, segmentation_map = sample.image, render_segmentation_map(segments, sample.image_size_hw)
-        scenes.append(TokenScene(encode(text), questions, image, segmentation_map))
+        pieces = patch_pieces(sample, settings.patch_size, vocabulary) if settings.patch_size else None
+        scenes.append(TokenScene(encode(text), questions, image, segmentation_map, pieces))
         if len(scenes) == settings.num_scenes:
             break
     return scenes

@@ -28,10 +28,12 @@ from recipes.stages import CountingTask, has_checkpoint, is_made, load_trained, 
 from verbalizers.core.durable_files import atomic_folder, hold_folder
 
 from .compressor_task import CompressorTask
-from .config import MultimodalSettings, NanoConfig, PhraseSettings, TextSettings, load_nano_config
+from .config import MultimodalSettings, NanoConfig, PatchSettings, PhraseSettings, TextSettings, load_nano_config
 from .expert_initialisation import start_with_reading_order, start_with_word_matching
-from .models import build_decoder, build_moai, build_processor
+from .models import build_decoder, build_moai, build_processor, replace_tower
 from .multimodal_task import MultimodalTask
+from .patch_recall import PieceVocabulary
+from .patch_task import PatchTask
 from .phrase_recall import PhraseRecall, PhraseVocabulary
 from .prompt import prompt_ids
 from .scenes import ShardBatches
@@ -40,12 +42,12 @@ from .tokenizer import train_nano_tokenizer
 
 __all__ = ["LATE_STAGES", "STAGES", "build_task", "export_nano", "export_text_reader", "main", "train_nano"]
 
-STAGES = ("tokenizer", "text", "phrases", "questions", "multimodal", "practice", "export")
+STAGES = ("tokenizer", "text", "phrases", "questions", "patches", "multimodal", "practice", "export")
 #: Those that can start from a finished model.
-LATE_STAGES = ("phrases", "practice", "export")
+LATE_STAGES = ("phrases", "patches", "practice", "export")
 
-#: Stages that train compressor, mixers or both; each starts from the last of those before it that ran.
-_MODEL_STAGES = ("phrases", "questions", "multimodal", "practice")
+#: Stages that train parts of the whole model or all of it; each starts from what those before it have trained.
+_MODEL_STAGES = ("phrases", "questions", "patches", "multimodal", "practice")
 #: Batches that new experts' first attention is fitted to.
 OBSERVED_STEPS = 6
 
@@ -59,18 +61,23 @@ def build_task(name: str, config: NanoConfig, out: Path) -> CountingTask:
         out: Folder of the run, with the results of the stages before.
     """
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
-    settings: TextSettings | PhraseSettings | MultimodalSettings = getattr(config, name)
+    settings: TextSettings | PhraseSettings | PatchSettings | MultimodalSettings = getattr(config, name)
     shards = ShardBatches.from_settings(settings.shards, settings.optimization.batch_size, tokenizer)
     if isinstance(settings, TextSettings):
         decoder, prompt = build_decoder(config, tokenizer), prompt_ids(tokenizer)
         return TextTask(decoder, prompt, shards, settings.optimization, settings.text_weight, settings.shards)
     model, vocabulary = _model_with_recall(config, out, tokenizer), PhraseVocabulary.from_tokenizer(tokenizer)
-    _load_last(model, out, _MODEL_STAGES[: _MODEL_STAGES.index(name)])
+    _load_stages(model, out, _MODEL_STAGES[: _MODEL_STAGES.index(name)])
     if isinstance(settings, PhraseSettings):
         model.requires_grad_(False)
         model.model.compressor.requires_grad_(True)
         model.recall.requires_grad_(True)
         return CompressorTask(model, vocabulary, shards, settings)
+    if isinstance(settings, PatchSettings):
+        model.requires_grad_(False)
+        model.model.vision_tower.requires_grad_(True)
+        model.model.multi_modal_projector.requires_grad_(True)
+        return PatchTask(model, PieceVocabulary.from_tokenizer(tokenizer), shards, settings)
     task = MultimodalTask(model, settings, prompt_ids(tokenizer), shards, vocabulary)
     if name != "practice" and not has_checkpoint(out / name):
         _initialise_experts(name, model, task)
@@ -91,6 +98,8 @@ def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokeni
         made_of.mixer |= config.practice.mixer if config.practice else {}
         model = MoAIForConditionalGeneration.from_pretrained(config.start, config=made_of, dtype=torch.float32)
         torch.manual_seed(config.seed + 1)
+        if config.patches is not None and config.patches.vision:
+            replace_tower(model, config.patches.vision)
     else:
         model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out))
     model.recall = PhraseRecall(model.config.text_config.hidden_size)
@@ -101,11 +110,11 @@ def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokeni
     return model
 
 
-def _load_last(model: MoAIForConditionalGeneration, out: Path, stages: tuple[str, ...]) -> None:
-    """Load what the last of some stages trained, where one of them has run."""
-    found = [stage for stage in stages if has_checkpoint(out / stage)]
-    if found:
-        load_trained(model, out / found[-1])
+def _load_stages(model: MoAIForConditionalGeneration, out: Path, stages: tuple[str, ...]) -> None:
+    """Load what some stages trained, one after the other, where they have run."""
+    for stage in stages:
+        if has_checkpoint(out / stage):
+            load_trained(model, out / stage)
 
 
 @torch.no_grad()
@@ -150,7 +159,7 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     if config.start is None and not has_checkpoint(out / "multimodal"):
         raise ValueError(f"expected a trained model in {out / 'multimodal'}, got none. Run stage 'multimodal' first.")
     model = _model_with_recall(config, out, tokenizer)
-    _load_last(model, out, _MODEL_STAGES)
+    _load_stages(model, out, _MODEL_STAGES)
     del model.recall
     model.config.domain = model.config.domain or config.domain  # a start from before this was noted lacks it
     model.generation_config = GenerationConfig(
@@ -230,7 +239,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoints and logs")
     parser.add_argument("--ranks", type=int, help="processes of one thread each; the recipe's number by default")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this one; may be repeated")
-    parser.add_argument("--start", type=Path, help="finished moai-nano to go on from: phrases, practice, export")
+    parser.add_argument(
+        "--start", type=Path, help="finished moai-nano to go on from: phrases, patches, practice, export"
+    )
     chosen = parser.parse_args(arguments)
     config = load_nano_config(chosen.config)
     if chosen.start is not None:

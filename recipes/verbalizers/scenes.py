@@ -17,7 +17,7 @@ from torch import nn
 
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, STUFF_NAMES
-from moai.settings import Number, settings
+from moai.settings import Number, Positive, settings
 from moai.training.task import Batch
 from moai.training.train_settings import OptimizationSettings
 from recipes.stages import CountingTask
@@ -30,6 +30,7 @@ __all__ = [
     "SceneTask",
     "TrainingScene",
     "paint_scene",
+    "sample_scene",
     "training_scene",
 ]
 
@@ -53,6 +54,8 @@ class SceneSettings:
         curriculum: Triples (first shard, fewest objects, most objects), ascending. Crowded scenes teach more names
             per second than the test's.
         image_noise: Share of images that are grey, bright or dark, or in a grey frame.
+        num_candidates: Scenes drawn for each, of which the one with the most relations between things is taken: half
+            of all scenes have none.
     """
 
     num_shards: StrictInt = 32
@@ -62,6 +65,7 @@ class SceneSettings:
     seed: StrictInt = 20
     curriculum: tuple[tuple[int, int, int], ...] = ((0, 1, 9),)
     image_noise: Number = 0.3
+    num_candidates: Positive = 1
 
     def num_objects(self, shard: int) -> tuple[int, int]:
         """Fewest and most objects in the scenes of a shard."""
@@ -125,12 +129,24 @@ def training_scene(sample: SceneSample, image_size: int) -> TrainingScene:
     )
 
 
-def paint_scene(settings: SceneSettings, index: int) -> TrainingScene:
-    """A scene of the stream, painted at one of its sizes."""
+def sample_scene(settings: SceneSettings, index: int) -> SceneSample:
+    """A scene of the stream, at one of its sizes."""
     size = settings.painted_sizes[index % len(settings.painted_sizes)]
     objects = settings.num_objects(index // settings.num_scenes)
     scenes = Scenes("train", settings.seed, size, objects, num_questions=0, image_noise=settings.image_noise)
-    return training_scene(scenes[index], settings.image_size)
+    first = index * settings.num_candidates
+    drawn = (scenes[candidate] for candidate in range(first, first + settings.num_candidates))
+    return max(drawn, key=_num_thing_relations)
+
+
+def paint_scene(settings: SceneSettings, index: int) -> TrainingScene:
+    """A scene of the stream, painted at one of its sizes."""
+    return training_scene(sample_scene(settings, index), settings.image_size)
+
+
+def _num_thing_relations(sample: SceneSample) -> int:
+    first_thing = len(sample.layout.stuff)
+    return sum(min(subject, target) >= first_thing for subject, _, target in sample.layout.relations)
 
 
 class SceneTask(CountingTask):

@@ -1,4 +1,4 @@
-"""Train the small verbalizers on Scenes: Mask2Former, PSGTR, OWLv2, then their folders.
+"""Train the small verbalizers on Scenes: Mask2Former, PSGTR, OWLv2, predicates, then their folders.
 
     python -m recipes.verbalizers --config configs/verbalizers.yaml --out runs/verbalizers
     python -m recipes.verbalizers --config configs/verbalizers_continue.yaml --start FOLDER --out runs/continue
@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ from verbalizers.psgtr import PSGTRForSceneGraph
 from .config import VerbalizersConfig, load_verbalizers_config
 from .mask2former import Mask2FormerTask, SegmenterWithNames, pixels_of, segmenter_processor
 from .owlv2 import Owlv2Task, build_owlv2, detector_processor, initialize_owlv2, train_tokenizer
+from .predcls import PredClsTask, build_predcls
 from .psgtr import (
     FeatureBatches,
     MaskTask,
@@ -154,6 +156,12 @@ def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
     run_stage(Owlv2Task(model, settings, tokenizer, scenes), settings, out / "owlv2", config.seed)
 
 
+def _train_predcls(config: VerbalizersConfig, out: Path) -> None:
+    settings = config.predcls
+    torch.manual_seed(config.seed)
+    run_stage(PredClsTask(build_predcls(settings), settings, config.shards), settings, out / "predcls", config.seed)
+
+
 def _detector_tokenizer(config: VerbalizersConfig, out: Path) -> CLIPTokenizer:
     """The start's tokenizer, or the run's own, trained once: equal pairs are merged in another order every time."""
     if (start := _start_of(config, "owlv2-nano")) is not None:
@@ -177,7 +185,7 @@ def export_verbalizers(config: VerbalizersConfig, out: Path, target: Path) -> li
     Args:
         config: The recipe.
         out: The run's folder.
-        target: Folder that receives ``mask2former-nano``, ``psgtr-nano`` and ``owlv2-nano``.
+        target: Folder that receives ``mask2former-nano``, ``psgtr-nano``, ``owlv2-nano`` and ``predcls-nano``.
 
     Returns:
         The folders written.
@@ -199,13 +207,18 @@ def export_verbalizers(config: VerbalizersConfig, out: Path, target: Path) -> li
         detector = build_owlv2(config.owlv2, size, tokenizer)
         load_trained(detector, out / "owlv2")
         written.append(_save(detector, detector_processor(size, tokenizer), target / "owlv2-nano"))
+    if has_checkpoint(out / "predcls"):
+        classifier = build_predcls(config.predcls)
+        load_trained(classifier, out / "predcls")
+        written.append(_save(classifier, None, target / "predcls-nano"))
     return written
 
 
-def _save(model: nn.Module, processor: object, folder: Path) -> Path:
+def _save(model: nn.Module, processor: Any, folder: Path) -> Path:
     with atomic_folder(folder, force=True) as unfinished:
         model.half().save_pretrained(unfinished)
-        processor.save_pretrained(unfinished)
+        if processor is not None:
+            processor.save_pretrained(unfinished)
     return folder
 
 
@@ -216,6 +229,7 @@ STAGES: dict[str, Callable[[VerbalizersConfig, Path], None]] = {
     "psgtr-triplets": _train_triplets,
     "psgtr-masks": _train_masks,
     "owlv2": _train_owlv2,
+    "predcls": _train_predcls,
 }
 
 
@@ -233,7 +247,8 @@ def train_verbalizers(config: VerbalizersConfig, out: Path, stages: tuple[str, .
     """
     with hold_folder(out):
         for stage in stages:
-            STAGES[stage](config, out)
+            if getattr(config, stage.partition("-")[0]) is not None:
+                STAGES[stage](config, out)
 
 
 def main(arguments: list[str] | None = None) -> None:

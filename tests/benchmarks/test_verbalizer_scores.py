@@ -81,6 +81,27 @@ def test_relation_score_asks_for_boxes_predicate_and_names(samples):
     assert moved.compute()["predicate_recall_at_20"] == 0
 
 
+def test_relation_score_counts_those_between_things_apart(samples):
+    alone = RelationScore()
+    for sample in samples:
+        relations = sample.truth.relations
+        names = relations.object_names
+        kept = [row for row, index in enumerate(relations.object_indices) if names[index] not in OBJECT_CLASSES]
+        grounds = Relations(
+            names,
+            relations.subject_indices[kept],
+            relations.object_indices[kept],
+            tuple(relations.predicates[row] for row in kept),
+            relations.confidence[kept],
+            relations.object_boxes_xyxy,
+        )
+        alone.update(sample, grounds)
+    result = alone.compute()
+    assert result["triplet_recall_at_20_between_things"] == 0 < result["relations_between_things"]
+    missed = 1 - result["triplet_recall_at_20"]
+    assert missed * result["relations"] == pytest.approx(result["relations_between_things"])
+
+
 def test_relation_score_looks_at_the_twenty_surest_only(samples):
     sample = next(s for s in samples if len(s.truth.relations))
     truth = sample.truth.relations
@@ -123,6 +144,22 @@ class TruthTeller(Verbalizer):
 def test_evaluate_verbalizers_pairs_findings_with_their_scenes_over_several_batches():
     (measured,) = evaluate_verbalizers([TruthTeller()], 10, image_size=96)
     assert measured.num_scenes == 10 and measured.scores["pq"] == pytest.approx(1.0)
+
+
+def test_evaluate_verbalizers_hands_findings_on_when_one_uses_them():
+    class Graph(Verbalizer):
+        kind, uses = "scene_graph", ("segmentation",)
+
+        def predict(self, images):
+            raise AssertionError("it reads no pixels")
+
+        def predict_with(self, images, scenes):
+            assert all(scene.segments is not None for scene in scenes)
+            none = np.zeros(0, np.int64)
+            return [Relations((), none, none, (), none.astype(np.float32)) for _ in scenes]
+
+    kinds = [measured.kind for measured in evaluate_verbalizers([Graph(), TruthTeller()], 3, image_size=96)]
+    assert kinds == ["segmentation", "scene_graph"]
 
 
 def test_evaluate_verbalizers_names_the_kinds_when_one_has_no_score():

@@ -1,6 +1,7 @@
 """The trainer of moai-nano at a thousandth of its size: same code, few scenes."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -31,7 +32,7 @@ from recipes.stages import has_checkpoint, load_trained
 from verbalizers.core.scene import verbalize_scene
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINED = ("text", "phrases", "questions", "multimodal", "practice")
+TRAINED = ("text", "phrases", "questions", "patches", "multimodal", "practice")
 
 
 def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
@@ -65,6 +66,9 @@ def tiny_recipe(text_steps: int = 6, multimodal_steps: int = 6) -> dict:
             without_auxiliary_share=0.0,
             recall_weight=0.1,
             shards={"seed": 3},
+        ),
+        "patches": stage(
+            4, shards={"with_images": True, "patch_size": 16, "num_questions": 0, "listing_share": 0.0, "seed": 5}
         ),
         "practice": stage(
             4,
@@ -115,7 +119,7 @@ def test_recipe_of_the_repository_is_valid_when_read():
     config = load_nano_config(ROOT / "configs" / "nano.yaml")
     assert config.multimodal.shards.with_images
     assert config.multimodal.vision["image_size"] == config.multimodal.shards.image_size
-    for stage in TRAINED:
+    for stage in set(TRAINED) - {"patches"}:
         kinds = set(getattr(config, stage).shards.kinds)
         assert kinds <= set(QUESTION_KINDS) and {"absence", "forged", "counting", "object_relation"} <= kinds
     assert "colour" in config.multimodal.shards.kinds and config.multimodal.shards.image_noise > 0
@@ -192,7 +196,7 @@ def test_stage_goes_on_bit_by_bit_when_its_last_step_is_lost(trained, tmp_path, 
 def test_training_resumes_with_equal_losses_when_killed(trained, tmp_path):
     recipe, unbroken = trained
     out = tmp_path / "run"
-    for name in ("tokenizer", "text", "phrases", "questions"):
+    for name in ("tokenizer", "text", "phrases", "questions", "patches"):
         shutil.copytree(unbroken / name, out / name)
     words = ["--config", str(recipe), "--out", str(out)]
     running = ForkedProcess(lambda: main(words))
@@ -254,6 +258,27 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path, caps
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--stage", "text"])
     assert "Leave the others out" in capsys.readouterr().err
+
+
+def test_finished_model_gets_a_new_tower_when_patches_name_one(trained, tmp_path, capsys):
+    _, run = trained
+    start, tower = run / "moai-nano", tiny_recipe()["multimodal"]["vision"] | {"hidden_size": 48}
+    recipe = tiny_recipe()["patches"] | {"vision": tower}
+    words = ["--start", str(start), "--config"]
+    main([*words, str(write_recipe(tmp_path / "patches.yaml", {"patches": recipe})), "--out", str(tmp_path / "run")])
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run" / "moai-nano"))
+    is_seen = re.compile(r"vision_tower|multi_modal_projector|language_experts.1")
+    assert before.keys() == after.keys()
+    changed = {
+        name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()
+    }
+    assert changed and all(is_seen.search(name) for name in changed)
+    assert len(after["model.vision_tower.embeddings.class_embedding"]) == 48
+    recipe["vision"] = tower | {"patch_size": 8}
+    other = write_recipe(tmp_path / "other.yaml", {"patches": recipe})
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, str(other), "--out", str(tmp_path / "other")])
+    assert "expected a tower of 4 patches" in capsys.readouterr().err
 
 
 def test_exported_checkpoint_answers_when_loaded_back(trained):
@@ -409,7 +434,7 @@ def test_losses_fall_in_every_stage_when_trained_on(trained, tmp_path):
 def test_two_ranks_learn_what_one_does_when_the_batch_is_the_same(trained, tmp_path, monkeypatch):
     recipe, run = trained
     out = tmp_path / "run"
-    for name in ("tokenizer", "phrases", "questions"):
+    for name in ("tokenizer", "phrases", "questions", "patches"):
         shutil.copytree(run / name, out / name)
     words = ["--config", str(recipe), "--out", str(out)]
     monkeypatch.chdir(ROOT)

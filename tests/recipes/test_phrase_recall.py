@@ -61,8 +61,20 @@ def test_targets_spell_a_line_when_a_piece_belongs_to_it(tokenizer, vocabulary, 
     assert (rows[[bool(text) for text in spelt], :8] == -100).all()
 
 
+def test_targets_tell_what_comes_before_and_after_when_a_piece_belongs_to_a_line(tokenizer, vocabulary):
+    ids, rows = targets_of(f'{TEXTS}"EXIT WAY", and "A".', tokenizer, vocabulary)
+    neighbours = rows[:, SLOT_GROUPS["neighbours"]]
+    is_line = (rows[:, SLOT_GROUPS["letters"]] >= 0).any(axis=1)
+    starts, ends = ((np.diff(is_line.astype(int)) == step).nonzero()[0] + 1 for step in (1, -1))
+    assert len(starts) == len(ends) == 2 and (neighbours[~is_line] == -100).all()
+    for start, end in zip(starts, ends, strict=True):
+        line = [-100, -100, *ids[start:end], -100, -100]
+        for place, row in enumerate(neighbours[start:end], 2):
+            assert row.tolist() == [line[place + offset] for offset in (-2, -1, 1, 2)]
+
+
 def test_targets_are_empty_when_nothing_was_said(vocabulary):
-    assert vocabulary.targets(np.zeros(0, np.int64)).shape == (0, 14)
+    assert vocabulary.targets(np.zeros(0, np.int64)).shape == (0, 18)
 
 
 def test_places_cover_the_text_when_it_is_longer_or_shorter_than_the_latents():

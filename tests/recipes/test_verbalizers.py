@@ -11,15 +11,18 @@ from training_builders import learned
 from transformers import CLIPTokenizer
 
 from moai.scenes.scenes import Scenes
+from moai.scenes.vocabulary import PREDICATES
 from moai.training.metrics_logging import read_log
 from recipes.verbalizers.backbone import backbone_config, fold_frozen_norms, freeze_early_stages
 from recipes.verbalizers.config import load_verbalizers_config
 from recipes.verbalizers.owlv2 import patch_targets, train_tokenizer
+from recipes.verbalizers.predcls import pair_scene
 from recipes.verbalizers.scenes import (
     SCENE_NAMES,
     SceneBatches,
     SceneSettings,
     paint_scene,
+    sample_scene,
     training_scene,
 )
 from recipes.verbalizers.training import export_verbalizers, train_verbalizers
@@ -74,6 +77,7 @@ TINY = {
         },
         "text": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
     },
+    "predcls": {**stage(learning_rate=1e-2), "model": {"embedding_size": 4, "hidden_size": 16}},
 }
 
 
@@ -138,6 +142,31 @@ def test_folded_norms_change_no_output_and_no_gradient():
     assert folded.get_parameter("_backbone.conv_stem.weight").grad is None
 
 
+def test_scene_is_that_with_most_relations_between_things_when_several_are_drawn():
+    plain = SceneSettings(1, 4, 64, painted_sizes=(64,), curriculum=((0, 4, 8),))
+    chosen = replace(plain, num_candidates=3)
+
+    def relations(settings, index):
+        sample = sample_scene(settings, index)
+        first_thing = len(sample.layout.stuff)
+        return sum(min(subject, target) >= first_thing for subject, _, target in sample.layout.relations)
+
+    for index in range(4):
+        assert relations(chosen, index) == max(relations(plain, 3 * index + k) for k in range(3))
+
+
+def test_pairs_say_what_the_truth_says_when_nothing_is_missing():
+    for sample in Scenes("validation", seed=5, image_size=96, num_objects=(3, 7), num_questions=0, length=10):
+        scene, truth = pair_scene(sample), sample.truth.relations
+        told = {
+            (SCENE_NAMES[scene.labels[s]], PREDICATES[scene.predicates[s, o] - 1], SCENE_NAMES[scene.labels[o]])
+            for s, o in zip(*scene.predicates.nonzero(), strict=True)
+        }
+        rows = zip(truth.subject_indices, truth.predicates, truth.object_indices, strict=True)
+        assert told == {(truth.object_names[s], predicate, truth.object_names[o]) for s, predicate, o in rows}
+        assert (scene.predicates > 0).sum() == len(truth.predicates)
+
+
 def test_patch_targets_give_every_object_a_patch():
     # Few objects, for a patch holds one of them only.
     settings = SceneSettings(4, 4, 96, painted_sizes=(96,), curriculum=((0, 1, 4),), image_noise=0.0)
@@ -156,7 +185,7 @@ def test_tokenizer_ends_every_text_with_its_highest_id():
         assert ids.index(max(ids)) == len(ids) - 1 and tokenizer.unk_token_id not in ids[:-1]
 
 
-TRAINED = ("mask2former", "psgtr-triplets", "psgtr-masks", "owlv2")
+TRAINED = ("mask2former", "psgtr-triplets", "psgtr-masks", "owlv2", "predcls")
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +218,12 @@ def test_loss_falls_and_a_killed_stage_goes_on_bit_by_bit(trained, tmp_path, wit
 def test_verbalizers_serve_when_exported(trained, tmp_path, without_imagenet):
     config, out = trained
     folders = {folder.name: folder for folder in export_verbalizers(config, out, tmp_path / "exported")}
-    assert set(folders) == {"mask2former-nano", "psgtr-nano", "owlv2-nano"}
-    image = Scenes("test", image_size=96, num_questions=1)[0].image
+    assert set(folders) == {"mask2former-nano", "psgtr-nano", "owlv2-nano", "predcls-nano"}
+    sample = Scenes("test", image_size=96, num_questions=1)[0]
+    image = sample.image
+    pairs = build_verbalizer("scene_graph", "predcls", checkpoint=str(folders["predcls-nano"]), threshold=0.0)
+    (related,) = pairs.predict_with([image], [replace(sample.truth, relations=None)])
+    assert set(related.object_names) == {*sample.truth.segments.class_names, *sample.truth.detections.class_names}
     segmenter = build_verbalizer("segmentation", "transformers", checkpoint=str(folders["mask2former-nano"]))
     assert segmenter.predict([image])[0].image_size_hw == (96, 96)
     loose = dict.fromkeys(("subject_threshold", "object_threshold", "relation_threshold", "mask_threshold"), 0.0)

@@ -15,6 +15,7 @@ from verbalizers.backends import (  # noqa: F401
     ocr_transformers,
     scene_graph,
     scene_graph_geometric,
+    scene_graph_predcls,
     segmentation,
     split_by_image,  # behind the others: no kind's default
 )

@@ -8,23 +8,20 @@ this file knows names, for whether things are in or on what holds them is a matt
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from verbalizers.core.boxes import clip_boxes
 from verbalizers.core.geometry import BoxRoles, GeometrySettings, PlacedObjects, relate_objects
 from verbalizers.core.label_map import LabelMap
-from verbalizers.core.merging import merge_detections
+from verbalizers.core.named_objects import NamedObjects, name_objects
 from verbalizers.core.registry import register_verbalizer
-from verbalizers.core.structures import Detections, Relations, Scene, Segments
+from verbalizers.core.structures import Relations, Scene
 from verbalizers.core.validation import check_range
 from verbalizers.core.verbalizer import Verbalizer
 from verbalizers.core.vocabulary_matching import name_keys
-from verbalizers.core.words import LeftOutWarning
 
 __all__ = ["GeometricSceneGraph"]
 
@@ -77,10 +74,6 @@ _HELD = (
 _WORN = (
     "tie", "bow tie", "scarf", "hat", "cap", "helmet", "crown", "glasses", "sunglasses", "goggles", "mask", "necklace",
 )  # fmt: skip
-#: Longest side of the map in which contacts are measured.
-_MAX_MAP_SIDE = 1024
-#: Detections, and segments, beyond are left out, lowest confidence first: pairs grow with the square.
-_MAX_OBJECTS = 200
 
 
 def _keys(names: Iterable[str]) -> frozenset[str]:
@@ -142,13 +135,8 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
         Raises:
             ValueError: the scene has neither segments nor detections.
         """
-        if scene.segments is None and scene.detections is None:
-            failed = "; ".join(f"{k}: {scene.failures[k]}" for k in self.uses[:2] if k in scene.failures)
-            raise ValueError(
-                f"scene_graph/geometric expected segments or detections of the image, got neither"
-                f"{f' ({failed})' if failed else ''}. Let a segmentation or detection verbalizer look too."
-            )
-        names, placed, boxes = _place_objects(scene, self.detection_threshold, self.merge_iou)
+        found = name_objects(scene, self.detection_threshold, self.merge_iou, "scene_graph/geometric")
+        names, boxes, placed = found.names, found.boxes_xyxy, _place_objects(scene, found)
         subjects, objects, predicates, scores = relate_objects(placed, self)
         kept = np.unique(np.concatenate([subjects, objects]))
         return Relations(
@@ -161,23 +149,11 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
         )
 
 
-def _place_objects(
-    scene: Scene, detection_threshold: float, merge_iou: float
-) -> tuple[tuple[str, ...], PlacedObjects, np.ndarray]:
-    """Named segments, then detections: names, places in map pixels, and boxes `(N, 4)` in image pixels."""
-    height, width = scene.image_size_hw
-    stride = -(-max(height, width) // _MAX_MAP_SIDE)
-    object_map = np.full((-(-height // stride), -(-width // stride)), -1, dtype=np.int64)
-    names: tuple[str, ...] = ()
-    boxes = np.zeros((0, 4), dtype=np.float32)
-    if scene.segments is not None:
-        names, boxes, object_map = _place_segments(scene.segments, stride)
-    detections = _choose_detections(scene, detection_threshold, merge_iou)
-    if detections is not None:
-        names += detections.class_names
-        boxes = np.concatenate([boxes, clip_boxes(detections.boxes_xyxy, scene.image_size_hw)])
+def _place_objects(scene: Scene, found: NamedObjects) -> PlacedObjects:
+    """Where they are in map pixels, what their names say, and their depth where it is known."""
+    names, object_map = found.names, found.object_map
     placed = PlacedObjects(
-        boxes_xyxy=boxes / stride,
+        boxes_xyxy=found.boxes_xyxy / found.stride,
         object_map=object_map,
         is_region=np.array([not _REGION_KEYS.isdisjoint(name_keys(name)) for name in names], dtype=bool),
         is_ground=np.array([not _GROUND_KEYS.isdisjoint(name_keys(name)) for name in names], dtype=bool),
@@ -188,37 +164,7 @@ def _place_objects(
     depth = scene.findings.get("depth")
     if isinstance(depth, LabelMap) and names:
         placed = replace(placed, **_place_depth(depth.read_shares(), placed))
-    return names, placed, boxes
-
-
-def _place_segments(segments: Segments, stride: int) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    named = [i for i, name in enumerate(segments.class_names) if name and segments.pixel_counts[i]]
-    kept = _keep_most_confident(named, segments.confidence, "segments")
-    new_index = np.full(len(segments) + 1, -1)  # the last one is read for -1
-    new_index[kept] = np.arange(len(kept))
-    object_map = new_index[segments.index_map[::stride, ::stride]]
-    return tuple(segments.class_names[i] for i in kept), segments.boxes_xyxy[kept], object_map
-
-
-def _choose_detections(scene: Scene, threshold: float, merge_iou: float) -> Detections | None:
-    found = merge_detections(scene.segments, scene.detections, merge_iou)
-    if found is None:
-        return None
-    is_sure = found.confidence >= np.float32(threshold)
-    confident = [i for i, name in enumerate(found.class_names) if name and is_sure[i]]
-    kept = _keep_most_confident(confident, found.confidence, "detections")
-    names = tuple(found.class_names[i] for i in kept)
-    return Detections(found.boxes_xyxy[kept], names, found.confidence[kept], found.image_size_hw)
-
-
-def _keep_most_confident(rows: list[int], confidence: np.ndarray, what: str) -> list[int]:
-    """At most `_MAX_OBJECTS` of the rows, in order."""
-    if len(rows) > _MAX_OBJECTS:
-        warnings.warn(
-            f"scene_graph/geometric relates the {_MAX_OBJECTS} surest of {len(rows):,} {what}.", LeftOutWarning
-        )
-        rows = sorted(sorted(rows, key=lambda row: -confidence[row])[:_MAX_OBJECTS])
-    return rows
+    return placed
 
 
 def _find_roles(names: Sequence[str]) -> BoxRoles:
