@@ -20,7 +20,7 @@ from verbalizers.core.label_map import LabelMap
 from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import Scene
 from verbalizers.core.validation import check_range
-from verbalizers.core.verbalizer import Verbalizer
+from verbalizers.core.verbalizer import FindingsReader
 
 if TYPE_CHECKING:
     import torch
@@ -52,21 +52,13 @@ class CameraSettings:
 
 @register_verbalizer("normal", "geometric")
 @dataclass(eq=False, kw_only=True)
-class GeometricNormals(CameraSettings, Verbalizer):
+class GeometricNormals(CameraSettings, FindingsReader):
     """Normals from the depth that another verbalizer found in the same image; needs no weights.
 
     Which way a surface leans is right where depth is; how far it leans rests on `field_of_view` and `depth_range`.
     """
 
     uses: ClassVar[tuple[str, ...]] = ("depth",)
-
-    def predict(self, images: Sequence[np.ndarray]) -> list[LabelMap]:
-        """Always raises: pixels alone say nothing to it. `parse_scene` hands it the scenes.
-
-        Raises:
-            ValueError: as `predict_with` does for scenes without depth.
-        """
-        return self.predict_with(images, [Scene(image_size_hw=image.shape[:2]) for image in images])
 
     def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[LabelMap]:
         """Normals of scenes with depth; the images are not read.

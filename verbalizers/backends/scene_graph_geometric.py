@@ -20,7 +20,7 @@ from verbalizers.core.named_objects import NamedObjects, name_objects
 from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import Relations, Scene
 from verbalizers.core.validation import check_range
-from verbalizers.core.verbalizer import Verbalizer
+from verbalizers.core.verbalizer import FindingsReader
 from verbalizers.core.vocabulary_matching import name_keys
 
 __all__ = ["GeometricSceneGraph"]
@@ -88,7 +88,7 @@ _HOLDING_KEYS = {0.0: _keys((*_WATER, "sky", *_VESSELS)), _ENCLOSED_SHARE: _keys
 
 @register_verbalizer("scene_graph", "geometric")
 @dataclass(eq=False, kw_only=True)
-class GeometricSceneGraph(GeometrySettings, Verbalizer):
+class GeometricSceneGraph(GeometrySettings, FindingsReader):
     """`on`, `in`, `over`, `beside` and `in front of` between segments and detections; needs no weights.
 
     Reads what segmentation, detection and depth found in the same image; one of the first two must be there. Segments
@@ -112,14 +112,6 @@ class GeometricSceneGraph(GeometrySettings, Verbalizer):
         super().__post_init__()
         check_range(self, "detection_threshold")
         check_range(self, "merge_iou", is_open=True)
-
-    def predict(self, images: Sequence[np.ndarray]) -> list[Relations]:
-        """Always raises: pixels alone say nothing to it. `parse_scene` hands it the scenes.
-
-        Raises:
-            ValueError: as `predict_with` does for scenes without segments and detections.
-        """
-        return self.predict_with(images, [Scene(image_size_hw=image.shape[:2]) for image in images])
 
     def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[Relations]:
         """Relations between segments and detections; the images are not read.

@@ -14,6 +14,7 @@ from verbalizers.core.named_objects import name_objects
 from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import Relations, Scene
 from verbalizers.core.validation import check_range
+from verbalizers.core.verbalizer import FindingsReader
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ __all__ = ["PredClsSceneGraph"]
 
 @register_verbalizer("scene_graph", "predcls")
 @dataclass(eq=False, kw_only=True)
-class PredClsSceneGraph(CheckpointVerbalizer):
+class PredClsSceneGraph(FindingsReader, CheckpointVerbalizer):
     """Relations between segments and detections by `verbalizers.predcls`; reads no pixel.
 
     Reads what segmentation and detection found in the same image; one of them must be there. Objects whose names the
@@ -57,14 +58,6 @@ class PredClsSceneGraph(CheckpointVerbalizer):
         symmetric = set(model.config.symmetric_predicates)
         is_symmetric = np.array([name in symmetric for name in model.config.predicate_names], dtype=bool)
         return SimpleNamespace(model=model.to(device).eval(), labels=labels, is_symmetric=is_symmetric)
-
-    def predict(self, images: Sequence[np.ndarray]) -> list[Relations]:
-        """Always raises: pixels alone say nothing to it. `parse_scene` hands it the scenes.
-
-        Raises:
-            ValueError: as `predict_with` does for scenes without segments and detections.
-        """
-        return self.predict_with(images, [Scene(image_size_hw=image.shape[:2]) for image in images])
 
     def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[Relations]:
         """Relations between segments and detections, the surest first; the images are not read.

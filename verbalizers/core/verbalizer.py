@@ -11,14 +11,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from verbalizers.core.structures import Scene
+from verbalizers.core.structures import Scene
 
-__all__ = ["Verbalizer", "add_sources", "fingerprint_checkpoint", "order_by_use"]
+__all__ = ["FindingsReader", "Verbalizer", "add_sources", "fingerprint_checkpoint", "order_by_use"]
 
 # What a checkpoint folder's content is: settings, weights, vocabularies (transformers, ONNX, Paddle).
 WEIGHT_SUFFIXES = {".json", ".safetensors", ".txt", ".onnx", ".yml", ".pdmodel", ".pdiparams"}
@@ -100,6 +99,26 @@ class Verbalizer(ABC):
         }
         text = json.dumps([*name, self.version, settings], sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class FindingsReader(Verbalizer):
+    """A verbalizer that reads what others found in the same images, and no pixel."""
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Always raises: pixels alone say nothing to it. `parse_scene` hands it the scenes.
+
+        Raises:
+            ValueError: as `predict_with` does for scenes without findings.
+        """
+        return self.predict_with(images, [Scene(image_size_hw=image.shape[:2]) for image in images])
+
+    @abstractmethod
+    def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[Any]:
+        """See `Verbalizer.predict_with`; the images are not read.
+
+        Raises:
+            ValueError: a scene lacks what is needed.
+        """
 
 
 def order_by_use(verbalizers: Iterable[Verbalizer]) -> list[list[Verbalizer]]:

@@ -10,7 +10,7 @@ from moai.scenes.scenes import Scenes
 from verbalizers.core.scene import parse_scene
 
 SMALL = BUNDLED_FOLDER / "verbalizers"
-FOLDERS = ("mask2former-nano", "owlv2-nano", "psgtr-nano")
+FOLDERS = ("mask2former-nano", "owlv2-nano", "predcls-nano", "psgtr-nano")
 
 
 def write_settings(folder, settings):
