@@ -158,6 +158,15 @@ def test_recipe_that_goes_on_asks_about_other_scenes_when_read(name):
     assert alone.practice.shards.seed not in {stage.shards.seed for stage in (whole.practice, whole.multimodal)}
 
 
+def test_tower_of_the_repository_sees_the_patches_that_it_is_asked_about():
+    config = load_nano_config(ROOT / "configs" / "nano_patches.yaml")
+    tower, shards = config.patches.vision, config.patches.shards
+    assert (tower["image_size"], tower["patch_size"]) == (shards.image_size, shards.patch_size)
+    assert config.practice.mixer == {"qk_norm": True, "mixes_answers": True}
+    with pytest.raises(ValueError, match="`patch_size` in the shards of `patches`"):
+        replace(config.patches, shards=replace(shards, patch_size=0))
+
+
 @torch.no_grad()
 def test_questions_of_like_length_are_read_as_all_at_once(trained):
     recipe, out = trained
