@@ -87,6 +87,8 @@ def compare_answer(name: str, shape: SampleShape, batch_size: int = 2) -> Compar
     loaded.generation_config.eos_token_id = None
     answering = model.answering(loaded, model.processor)
     inputs = encode_questions(model, answering, shape, batch_size)
+    if (maps := inputs.get("auxiliary_pixel_values")) is not None:  # equal ones are encoded once; real ones differ
+        inputs["auxiliary_pixel_values"] = maps + 0.01 * torch.arange(len(maps)).view(-1, 1, 1, 1)
 
     def answer(num_tokens: int = 1) -> None:
         if hasattr(answering, "encoded"):

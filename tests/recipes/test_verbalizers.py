@@ -223,7 +223,8 @@ def test_verbalizers_serve_when_exported(trained, tmp_path, without_imagenet):
     image = sample.image
     pairs = build_verbalizer("scene_graph", "predcls", checkpoint=str(folders["predcls-nano"]), threshold=0.0)
     (related,) = pairs.predict_with([image], [replace(sample.truth, relations=None)])
-    assert set(related.object_names) == {*sample.truth.segments.class_names, *sample.truth.detections.class_names}
+    there = {*sample.truth.segments.class_names, *sample.truth.detections.class_names}
+    assert related.object_names and set(related.object_names) <= there
     segmenter = build_verbalizer("segmentation", "transformers", checkpoint=str(folders["mask2former-nano"]))
     assert segmenter.predict([image])[0].image_size_hw == (96, 96)
     loose = dict.fromkeys(("subject_threshold", "object_threshold", "relation_threshold", "mask_threshold"), 0.0)
