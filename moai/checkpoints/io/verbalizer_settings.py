@@ -274,7 +274,8 @@ def build_named_verbalizers(
 
     A name that the checkpoint has an entry for stands for that entry, its backend, weights and thresholds included. For
     a checkpoint that names no verbalizers it stands for the released MoAI's; ``"published"`` always does, for all four,
-    and the name of a bundled checkpoint for all of its own.
+    and the name of a bundled checkpoint for all of its own. One that reads what others find brings the checkpoint's for
+    that where none of them is named.
 
     Args:
         chosen: Ready verbalizers and names: ``"ocr"`` (the checkpoint's, else the kind's default backend),
@@ -303,7 +304,10 @@ def build_named_verbalizers(
             raise ValueError(
                 f"`verbalizers` must hold verbalizers or names ('ocr', 'ocr/rapidocr'), got {type(item).__name__}."
             )
-    return built
+    named = {verbalizer.kind for verbalizer in built}
+    wanted = {use for verbalizer in built if named.isdisjoint(verbalizer.uses) for use in verbalizer.uses}
+    own = {entry["kind"] for entry in (stored.verbalizers if stored else None) or ()}
+    return built + [_build_named(kind, None, stored) for kind in sorted(wanted & own)]
 
 
 def _build_named(kind: str, backend: str | None, stored: VerbalizerSettings | None) -> Verbalizer:

@@ -409,6 +409,22 @@ def test_verbalizers_are_the_checkpoints_own_when_only_their_kind_is_named(workp
     assert lacking.exit_code == 1 and "detection/owlv2 needs the settings" in lacking.stderr
 
 
+def test_verbalizer_brings_whose_findings_it_reads_when_it_is_named_alone(workplace, repo_root):
+    pytest.importorskip("timm")
+    nano = VerbalizerSettings.load(repo_root / "checkpoints" / "moai-nano")
+
+    def kinds(*names):
+        return [verbalizer.kind for verbalizer in build_named_verbalizers(names, nano)]
+
+    assert kinds("scene_graph") == ["scene_graph", "detection", "segmentation"]
+    assert kinds("scene_graph", "ocr") == ["scene_graph", "ocr", "detection", "segmentation"]
+    assert kinds("segmentation", "scene_graph") == ["segmentation", "scene_graph"]  # who reads, and what, was chosen
+    assert kinds("detection", "ocr") == ["detection", "ocr"]
+    image = repo_root / "examples" / "street.jpg"
+    found = json.loads(run("verbalize", image, "--model", "moai-nano", "--verbalizers", "scene_graph", "--json").stdout)
+    assert "car is driving on road" in found["words"]
+
+
 def test_verbalizer_of_the_checkpoint_is_named_when_its_files_are_gone(workplace):
     entries = [{"kind": "detection", "backend": "owlv2", "settings": {"checkpoint": "./gone", "vocabulary": "./v.txt"}}]
     (workplace / "model").mkdir()
