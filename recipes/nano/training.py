@@ -158,6 +158,8 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     tokenizer = InternLM2Tokenizer.from_pretrained(out / "tokenizer")
     if config.start is None and not has_checkpoint(out / "multimodal"):
         raise ValueError(f"expected a trained model in {out / 'multimodal'}, got none. Run stage 'multimodal' first.")
+    if config.patches is not None and not has_checkpoint(out / "patches"):
+        raise ValueError(f"expected a trained vision tower in {out / 'patches'}, got none. Run stage 'patches' first.")
     model = _model_with_recall(config, out, tokenizer)
     _load_stages(model, out, _MODEL_STAGES)
     del model.recall
@@ -205,13 +207,18 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
         stages: Which to run, of :data:`STAGES`.
 
     Raises:
-        ValueError: ``config.start`` is given and ``stages`` holds more than :data:`LATE_STAGES`; something there was
-            made with other settings; or another process writes there.
+        ValueError: ``config.start`` is given and ``stages`` holds more than :data:`LATE_STAGES`, or is not and
+            ``config.patches`` has a tower of its own; something there was made with other settings, or is missing; or
+            another process writes there.
         SystemExit: A stage was stopped by Ctrl-C or SIGTERM; a checkpoint is written.
     """
     if config.start is not None and not set(stages) <= set(LATE_STAGES):
         raise ValueError(
             f"from a finished model only the stages {LATE_STAGES} can start, got {stages}. Leave the others out."
+        )
+    if config.start is None and config.patches is not None and config.patches.vision:
+        raise ValueError(
+            "expected no `patches.vision` without a start, whose tower it replaces. Set `multimodal.vision`."
         )
     with hold_folder(out):
         _train_stages(config, out, stages)

@@ -288,6 +288,14 @@ def test_finished_model_gets_a_new_tower_when_patches_name_one(trained, tmp_path
     with pytest.raises(SystemExit, match="2"):
         main([*words, str(other), "--out", str(tmp_path / "other")])
     assert "expected a tower of 4 patches" in capsys.readouterr().err
+    recipe["vision"] = tower
+    same = write_recipe(tmp_path / "same.yaml", {"patches": recipe})
+    with pytest.raises(SystemExit, match="2"):  # a tower that has learned nothing is not written
+        main([*words, str(same), "--out", str(tmp_path / "untrained"), "--stage", "export"])
+    assert "Run stage 'patches' first" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", str(same), "--out", str(tmp_path / "fresh")])
+    assert "`patches.vision` without a start" in capsys.readouterr().err
 
 
 def test_exported_checkpoint_answers_when_loaded_back(trained):
