@@ -76,8 +76,11 @@ def test_only_relations_are_told_when_only_they_are_asked_for(images, folder):
     assert set(row["scene"]) == {"image_size_hw", "relations"} and row["words"] == WORDS and not row["missing"]
 
 
-def test_error_says_what_to_do_when_it_looks_alone(images):
-    result = CliRunner().invoke(app, ["verbalize", str(images / "0.png"), "--verbalizers", "scene_graph/geometric"])
+def test_error_says_what_to_do_when_it_looks_alone(images, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "verbalizers.json").write_text('[{"kind": "scene_graph", "backend": "geometric"}]')
+    words = ["verbalize", str(images / "0.png"), "--verbalizers", "scene_graph/geometric", "--model", str(tmp_path)]
+    result = CliRunner().invoke(app, words)
     assert "expected segments or detections of the image, got neither" in result.output
     assert "Let a segmentation or detection verbalizer look too" in result.output
 
