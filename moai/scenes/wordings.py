@@ -1,17 +1,35 @@
 """How questions are worded: templates by form, polite frames, suffixes of benchmarks, and what keyboards do to them.
 
 Every third wording of a list is never trained: the training stream does not contain it, the other splits ask half of
-their questions with one. Lists only grow at their end, so that no wording changes sides.
+their questions with one. Lists only grow at their end, so that no wording changes sides. Two dozen wordings teach their
+own words, not what is asked: the training stream alone has many more (`assets/words/training_wordings.json`), written
+without sight of those that are kept from it, so that the other splits stay what they were.
 """
 
+import json
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from random import Random
 
 from moai.scenes.vocabulary import indefinite, is_plural_name, plural
 
-__all__ = ["FORMS", "LISTINGS", "Worded", "is_never_trained", "name_slots", "word_question"]
+__all__ = [
+    "FORMS",
+    "FRAMES",
+    "LISTINGS",
+    "SUFFIXES",
+    "Worded",
+    "is_never_trained",
+    "name_slots",
+    "plain_wording",
+    "training_wordings",
+    "word_question",
+]
+
+_TRAINING_WORDINGS = Path(__file__).parent / "assets" / "words" / "training_wordings.json"
 
 # Slots: {name} dog, {names} dogs, {a} a dog, {is}/{was}/{does} agree with the name, {it} it or they.
 _EXISTENCE = """
@@ -180,12 +198,14 @@ FORMS: dict[str, tuple[str, ...]] = {
 #: Questions whose answer is the verbalization itself, for training.
 LISTINGS: tuple[str, ...] = ("Describe the picture with boxes.", "List everything in the image with its box.")
 
-_FRAMES = _read("""
+#: What is said around a question, `{q}` or `{Q}` with a capital.
+FRAMES: tuple[str, ...] = _read("""
 Please tell me: {q}|Could you please tell me: {q}|I would like to know: {q}|Hello! {Q}|Hi, {q}|Excuse me, {q}
 {Q} Thank you.|{Q} Please.|Quick question: {q}|Look at the image. {Q}|Based on the picture, {q}
 According to the image, {q}|Question: {Q}|Here is a picture. {Q}|Kindly answer: {q}
 """)
-_SUFFIXES = _read("""
+#: What is said after a question whose answer is short.
+SUFFIXES: tuple[str, ...] = _read("""
 Answer the question using a single word or phrase.|Answer in one word.|Reply briefly.|Answer briefly.|Short answer:
 Give a very brief answer.|Use one word or a short phrase.|Be brief.|Keep the answer short.
 """)
@@ -224,12 +244,24 @@ def name_slots(name: str) -> dict[str, str]:
 
 
 @cache
-def _select(wordings: tuple[str, ...], is_trained: bool) -> tuple[str, ...]:
-    return tuple(text for number, text in enumerate(wordings) if is_never_trained(number) != is_trained)
+def training_wordings() -> dict[str, tuple[str, ...]]:
+    """By form, and of "frames" and "suffixes": the wordings that the training stream alone has besides."""
+    return {form: tuple(texts) for form, texts in json.loads(_TRAINING_WORDINGS.read_text("utf-8")).items()}
 
 
-def _choose(rng: Random, wordings: tuple[str, ...], is_trained: bool) -> str:
-    return rng.choice(_select(wordings, is_trained))
+def plain_wording(text: str) -> str:
+    """A template without what makes no other wording: case, marks, spelling, and what a picture is called."""
+    text = text.casefold().replace("color", "colour").replace("centre", "center").replace("{is}", "is")
+    for picture in ("photograph", "photo", "picture", "image", "scene", "shot"):
+        text = text.replace(picture, "picture")
+    return " ".join(text.translate({ord(mark): " " for mark in string.punctuation if mark not in "{}"}).split())
+
+
+@cache
+def _wordings(form: str, is_trained: bool, has_more: bool) -> tuple[str, ...]:
+    listed = {"frames": FRAMES, "suffixes": SUFFIXES}.get(form) or FORMS[form]
+    kept = tuple(text for number, text in enumerate(listed) if is_never_trained(number) != is_trained)
+    return kept + (training_wordings().get(form, ()) if has_more else ())
 
 
 def _with_typo(rng: Random, text: str) -> str:
@@ -254,20 +286,22 @@ def word_question(
         rng: source of randomness.
         form: one of `FORMS`.
         slots: what its templates name, see `name_slots`.
-        may_be_new: whether half of the wordings are such as training never has.
+        may_be_new: whether half of the wordings are such as training never has; the others are `FORMS`', without the
+            many more of training.
         has_one_wording: always the first template, without frame, suffix or slip.
     """
     is_trained = not may_be_new or rng.random() < 0.5
     slots = {**slots, **{key.capitalize(): value[:1].upper() + value[1:] for key, value in slots.items()}}
     if has_one_wording:
         return Worded(FORMS[form][0].format(**slots), True)
-    text = _choose(rng, FORMS[form], is_trained).format(**slots)
+    has_more = not may_be_new
+    text = rng.choice(_wordings(form, is_trained, has_more)).format(**slots)
     text = text[:1].upper() + text[1:]
     if rng.random() < _FRAME_SHARE:
-        lower = text if text.startswith("I ") else text[:1].lower() + text[1:]
-        text = _choose(rng, _FRAMES, is_trained).format(q=lower, Q=text)
+        lower = text if text.startswith(("I ", "I'")) else text[:1].lower() + text[1:]
+        text = rng.choice(_wordings("frames", is_trained, has_more)).format(q=lower, Q=text)
     if form in _SHORT_FORMS and rng.random() < _SUFFIX_SHARE:
-        text = f"{text} {_choose(rng, _SUFFIXES, is_trained)}"
+        text = f"{text} {rng.choice(_wordings('suffixes', is_trained, has_more))}"
     style = rng.choices(list(_STYLES), list(_STYLES.values()))[0]
     if style == "typo":
         text = _with_typo(rng, text)

@@ -6,7 +6,7 @@ A shard is a function of its settings and number alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
@@ -15,9 +15,12 @@ from pydantic import StrictBool, StrictInt
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.questions import PIXEL_KINDS, SceneQuestion
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
+from moai.scenes.vocabulary import STUFF_NAMES
 from moai.scenes.wordings import LISTINGS
 from moai.settings import Number, Positive, settings
+from verbalizers.core.merging import keep_segments
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
+from verbalizers.core.structures import Detections, Scene
 
 from .patch_recall import PatchPieces, PieceVocabulary, patch_pieces
 from .prompt import prompt_ids
@@ -58,6 +61,8 @@ class SceneSettings:
         forged_share: Share of the scenes with signs of which one poses as a prediction.
         image_noise: Share of images that are grey, bright or dark, or in a grey frame.
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
+        detected_share: Share of scenes of which a detector tells the things, and the segmenter no more than the stuff
+            (`WordSettings.detections_first`).
         renamed_share: Share of scenes without images in which things have other names (:mod:`.renaming`).
         with_images: Also store the image and the segmentation map.
         patch_size: Side in pixels of the patches of which is also stored what they show; 0 = it is not.
@@ -80,6 +85,7 @@ class SceneSettings:
     forged_share: Number = 0.25
     image_noise: Number = 0.3
     partial_share: Number = 0.0
+    detected_share: Number = 0.0
     renamed_share: Number = 0.0
     with_images: StrictBool = False
     patch_size: StrictInt = 0
@@ -140,6 +146,26 @@ def _sample_kinds(rng: Random, partial_share: float) -> tuple[str, ...]:
     return ("ocr",) if rng.random() < 0.5 else tuple(kind for kind in kinds if rng.random() < 0.5)
 
 
+def _detect_things(found: Scene, rng: Random) -> Scene:
+    """What is said of a scene when detections come first: the things among its segments as detections, in any order."""
+    segments, detections = found.segments, found.detections
+    if segments is None or detections is None:
+        return found
+    is_stuff = [name in STUFF_NAMES for name in segments.class_names]
+    things = [row for row in np.flatnonzero(segments.pixel_counts) if not is_stuff[row]]
+    names = [*detections.class_names, *(segments.class_names[row] for row in things)]
+    boxes = np.concatenate([detections.boxes_xyxy, segments.boxes_xyxy[things]])
+    confidence = np.concatenate([detections.confidence, segments.confidence[things]])
+    order = rng.sample(range(len(names)), len(names))
+    return replace(
+        found,
+        segments=keep_segments(segments, np.flatnonzero(is_stuff).tolist()),
+        detections=Detections(
+            boxes[order], tuple(names[k] for k in order), confidence[order], detections.image_size_hw
+        ),
+    )
+
+
 def _choose_questions(
     questions: Sequence[SceneQuestion], settings: SceneSettings, rng: Random
 ) -> Sequence[SceneQuestion]:
@@ -187,7 +213,8 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         asked_about = _choose_questions(sample.questions, settings, rng)
         if settings.renamed_share > 0 and rng.random() < settings.renamed_share:
             found, asked_about = rename_scene(found, asked_about, rng)
-        text = verbalize_scene(found, spoken)
+        is_detected = settings.detected_share > 0 and rng.random() < settings.detected_share
+        text = verbalize_scene(_detect_things(found, rng) if is_detected else found, spoken)
         if sample.questions and not asked_about:
             continue
         questions = []

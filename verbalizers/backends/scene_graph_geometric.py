@@ -100,10 +100,13 @@ class GeometricSceneGraph(GeometrySettings, FindingsReader):
     Attributes:
         detection_threshold: lowest confidence of a detection that takes part.
         merge_iou: a detection that overlaps a segment of its name by this much is the same object (`merging`).
+        detections_first: such an object has the detection's name and box, and most of a segment's pixels inside it are
+            enough (`WordSettings.detections_first`).
     """
 
     detection_threshold: float = 0.5
     merge_iou: float = 0.5
+    detections_first: bool = False
 
     version: ClassVar[int] = 2  # 2: of boxes alone fewer relations, and those of people
     uses: ClassVar[tuple[str, ...]] = ("segmentation", "detection", "depth")
@@ -127,7 +130,9 @@ class GeometricSceneGraph(GeometrySettings, FindingsReader):
         Raises:
             ValueError: the scene has neither segments nor detections.
         """
-        found = name_objects(scene, self.detection_threshold, self.merge_iou, "scene_graph/geometric")
+        found = name_objects(
+            scene, self.detection_threshold, self.merge_iou, "scene_graph/geometric", self.detections_first
+        )
         names, boxes, placed = found.names, found.boxes_xyxy, _place_objects(scene, found)
         subjects, objects, predicates, scores = relate_objects(placed, self)
         kept = np.unique(np.concatenate([subjects, objects]))

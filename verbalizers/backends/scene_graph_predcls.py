@@ -35,12 +35,15 @@ class PredClsSceneGraph(FindingsReader, CheckpointVerbalizer):
         max_relations: how many are told at most, the surest first.
         detection_threshold: lowest confidence of a detection that takes part.
         merge_iou: a detection that overlaps a segment of its name by this much is the same object (`merging`).
+        detections_first: such an object has the detection's name and box, and most of a segment's pixels inside it are
+            enough (`WordSettings.detections_first`).
     """
 
     threshold: float = 0.5
     max_relations: int = 30
     detection_threshold: float = 0.5
     merge_iou: float = 0.5
+    detections_first: bool = False
 
     uses: ClassVar[tuple[str, ...]] = ("segmentation", "detection")
 
@@ -79,7 +82,9 @@ class PredClsSceneGraph(FindingsReader, CheckpointVerbalizer):
 
         from verbalizers.predcls import measure_pairs
 
-        found = name_objects(scene, self.detection_threshold, self.merge_iou, "scene_graph/predcls")
+        found = name_objects(
+            scene, self.detection_threshold, self.merge_iou, "scene_graph/predcls", self.detections_first
+        )
         measures = measure_pairs(found.boxes_xyxy / found.stride, found.object_map)
         known = np.array([index for index, name in enumerate(found.names) if name in loaded.labels], dtype=np.int64)
         labels = np.array([loaded.labels[found.names[index]] for index in known], dtype=np.int64)

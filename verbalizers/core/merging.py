@@ -1,4 +1,4 @@
-"""Removal of detections that a segmentation already contains."""
+"""What segmenter and detector both found is one thing: which of the two tells it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ import numpy as np
 from verbalizers.core.boxes import box_iou, clip_boxes
 from verbalizers.core.structures import Detections, Scene, Segments
 from verbalizers.core.vocabulary_matching import means_the_same
+from verbalizers.core.words import WordSettings
 
 #: Detections that are compared with all segments at once.
 _CHUNK = 256
+#: Share of a segment's pixels inside a detection's box from which both show one thing, whatever it is called.
+_MIN_INSIDE = 0.6
 
-__all__ = ["merge_detections", "merge_scene"]
+__all__ = [
+    "find_covering",
+    "keep_detections",
+    "keep_segments",
+    "merge_detections",
+    "merge_scene",
+    "sure_detections",
+]
 
 
 def merge_detections(segments: Segments | None, detections: Detections | None, min_iou: float) -> Detections | None:
@@ -41,13 +51,73 @@ def merge_detections(segments: Segments | None, detections: Detections | None, m
                 merged.add(start + int(row))
     if not merged:
         return detections
-    kept = [row for row in range(len(detections)) if row not in merged]
-    names = tuple(detections.class_names[row] for row in kept)
-    boxes, confidence = detections.boxes_xyxy[kept], detections.confidence[kept]
-    return Detections(boxes, names, confidence, detections.image_size_hw)
+    return keep_detections(detections, [row for row in range(len(detections)) if row not in merged])
 
 
-def merge_scene(scene: Scene, min_iou: float) -> Scene:
-    """The scene without the detections that its segments repeat; see `merge_detections`."""
-    detections = merge_detections(scene.segments, scene.detections, min_iou)
-    return scene if detections is scene.detections else replace(scene, detections=detections)
+def find_covering(segments: Segments, detections: Detections, min_iou: float) -> np.ndarray:
+    """Which detection shows the same thing as each segment: that of the largest overlap.
+
+    Small segmenters outline things better than they name them. So the names need not be the same where most of a
+    segment's pixels lie in the detection's box; what stands behind a thing has few pixels there.
+
+    Args:
+        segments: M of them.
+        detections: N of them.
+        min_iou: least intersection over union of the boxes, above 0.
+
+    Returns:
+        int64 `(M,)` rows of the detections, -1 = none does.
+    """
+    covering = np.full(len(segments), -1, dtype=np.int64)
+    if not len(segments) or not len(detections):
+        return covering
+    boxes = clip_boxes(detections.boxes_xyxy, detections.image_size_hw)
+    best = np.zeros(len(segments), dtype=np.float32)
+    for start in range(0, len(boxes), _CHUNK):
+        overlaps = box_iou(boxes[start : start + _CHUNK], segments.boxes_xyxy)
+        for row, column in zip(*np.nonzero(overlaps >= min_iou), strict=True):
+            if overlaps[row, column] > best[column] and (
+                means_the_same(detections.class_names[start + row], segments.class_names[column])
+                or _share_inside(segments, int(column), boxes[start + row]) >= _MIN_INSIDE
+            ):
+                best[column], covering[column] = overlaps[row, column], start + row
+    return covering
+
+
+def _share_inside(segments: Segments, row: int, box: np.ndarray) -> float:
+    x0, y0, x1, y1 = np.round(box).astype(int)
+    return np.count_nonzero(segments.index_map[y0:y1, x0:x1] == row) / max(int(segments.pixel_counts[row]), 1)
+
+
+def keep_detections(detections: Detections, rows: list[int]) -> Detections:
+    """Some of the detections."""
+    names = tuple(detections.class_names[row] for row in rows)
+    return Detections(detections.boxes_xyxy[rows], names, detections.confidence[rows], detections.image_size_hw)
+
+
+def keep_segments(segments: Segments, rows: list[int]) -> Segments:
+    """Some of the segments, on the same map."""
+    ids, names = (tuple(values[row] for row in rows) for values in (segments.segment_ids, segments.class_names))
+    return Segments(segments.panoptic_map, ids, names, segments.confidence[rows])
+
+
+def merge_scene(scene: Scene, words: WordSettings) -> Scene:
+    """The scene in which what was found twice is told once, by the settings' `merge_iou` and `detections_first`."""
+    segments, detections = scene.segments, scene.detections
+    if words.merge_iou is None or segments is None or detections is None:
+        return scene
+    if not words.detections_first:
+        merged = merge_detections(segments, detections, words.merge_iou)
+        return scene if merged is detections else replace(scene, detections=merged)
+    covering = find_covering(segments, sure_detections(detections, words.detection_threshold), words.merge_iou)
+    if (covering < 0).all():
+        return scene
+    return replace(scene, segments=keep_segments(segments, np.flatnonzero(covering < 0).tolist()))
+
+
+def sure_detections(detections: Detections, threshold: float) -> Detections:
+    """The named detections of at least some confidence."""
+    is_sure = detections.confidence >= np.float32(threshold)
+    return keep_detections(
+        detections, [row for row, name in enumerate(detections.class_names) if name and is_sure[row]]
+    )

@@ -106,8 +106,8 @@ def verbalize_scene(
     """
     names = [*SCENE_FIELDS, *sorted(scene.findings)] if kinds is None else list(kinds)
     settings = settings or WordSettings()
-    if settings.merge_iou is not None and not compat and {"segmentation", "detection"} <= set(names):
-        scene = merge_scene(scene, settings.merge_iou)
+    if not compat and {"segmentation", "detection"} <= set(names):
+        scene = merge_scene(scene, settings)
     sentences = []
     for kind in names:
         if kind not in SCENE_FIELDS and kind not in scene.findings and kind not in scene.failures:

@@ -67,8 +67,8 @@ def describe_compactly(scene: Scene, words: WordSettings, kinds: Iterable[str] |
         kinds: Which kinds are said; None = all.
     """
     chosen = [*SCENE_FIELDS, *sorted(scene.findings)] if kinds is None else list(kinds)
-    if words.merge_iou is not None and {"segmentation", "detection"} <= set(chosen):
-        scene = merge_scene(scene, words.merge_iou)
+    if {"segmentation", "detection"} <= set(chosen):
+        scene = merge_scene(scene, words)
     lines = []
     if (objects := _list_objects(scene, words, chosen)) is not None:
         counts = Counter(name for name, _ in objects)

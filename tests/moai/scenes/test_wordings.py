@@ -1,12 +1,31 @@
 """Wordings: enough of them, a third never trained, and each style as it says."""
 
 from random import Random
+from string import Formatter
 
 import pytest
 
 from moai.scenes.questions import QUESTION_KINDS
 from moai.scenes.scenes import Scenes
-from moai.scenes.wordings import FORMS, is_never_trained, name_slots, word_question
+from moai.scenes.wordings import (
+    FORMS,
+    FRAMES,
+    SUFFIXES,
+    is_never_trained,
+    name_slots,
+    plain_wording,
+    training_wordings,
+    word_question,
+)
+
+ALL_FORMS = {**FORMS, "frames": FRAMES, "suffixes": SUFFIXES}
+#: What templates of a form may name besides the slots of a name.
+OTHER_SLOTS = {
+    **{"recognition_region": ["where"], "recognition_box": ["box"], "localisation_which": ["which"]},
+    **dict.fromkeys(("relation_object", "relation_subject"), ["predicate"]),
+    **dict.fromkeys(("reading_which", "reading_word"), ["which"]),
+    **{"comparison": ["more", "other"], "frames": ["q"]},
+}
 
 
 def test_every_kind_has_twenty_wordings_and_keeps_a_third_from_training():
@@ -29,7 +48,7 @@ def _templates_met(split, length):
     met = set()
     for sample in Scenes(split, image_size=32, length=length, num_questions=13):
         for question in sample.questions:
-            for template in FORMS[question.form]:
+            for template in (*FORMS[question.form], *training_wordings()[question.form]):
                 if question.asked and question.question == _filled(template, question.asked):
                     met.add(template)
     return met
@@ -48,9 +67,45 @@ def _filled(template, name):
 def test_training_never_has_the_wordings_that_are_kept_for_tests_when_asked():
     kept = {text for wordings in FORMS.values() for number, text in enumerate(wordings) if is_never_trained(number)}
     trained, tested = _templates_met("train", 150), _templates_met("test", 150)
-    assert len(trained) > 50 and not trained & kept
+    more = {text for wordings in training_wordings().values() for text in wordings}
+    assert len(trained) > 100 and len(trained & more) > 50 and not trained & kept and not tested & more
     assert len(tested & kept) > 25 and len(tested - kept) > 25
     assert all(q.is_trained_wording for s in Scenes("train", image_size=32, length=20) for q in s.questions)
+
+
+def test_training_wordings_are_none_of_those_kept_from_it():
+    """Not even with another mark, spelling or word for a picture."""
+    more = training_wordings()
+    assert set(more) == set(ALL_FORMS) and sum(map(len, more.values())) > 1000
+    for form, wordings in more.items():
+        listed = {plain_wording(text) for text in ALL_FORMS[form]}
+        plain = [plain_wording(text) for text in wordings]
+        assert len(set(plain)) == len(plain) and not listed & set(plain), form
+    assert plain_wording("Summarise the photo!") == plain_wording("summarise the PICTURE.")
+
+
+def test_training_wordings_can_be_filled_in_when_their_form_is_asked():
+    slots = set(name_slots("dog"))
+    for form, wordings in training_wordings().items():
+        known = slots | set(OTHER_SLOTS.get(form, ()))
+        for text in wordings:
+            named = {slot for _, slot, _, _ in Formatter().parse(text) if slot is not None}
+            assert {slot[:1].lower() + slot[1:] for slot in named} <= known, text
+            assert set(OTHER_SLOTS.get(form, ())) <= {slot.lower() for slot in named}, text
+            assert text[0] in "{" or text[0].isupper() or form == "frames", text
+            if form in ("existence", "counting"):
+                assert {slot.lower() for slot in named} & {"a", "name", "names"}, text
+
+
+def test_other_splits_have_no_training_wording_when_they_are_asked():
+    """The figures of tests stay what they were."""
+    met = {may_be_new: set() for may_be_new in (False, True)}
+    for seed in range(3000):
+        for may_be_new, texts in met.items():
+            worded = word_question(Random(seed), "reading", {}, may_be_new)
+            texts.add(plain_wording(worded.text))
+    more = {plain_wording(text) for text in training_wordings()["reading"]}
+    assert len(more & met[False]) > 0.9 * len(more) and not more & met[True]
 
 
 def test_wording_says_whether_training_may_have_met_it_when_drawn():

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from verbalizers import Detections, Scene, Segments, WordSettings, verbalize_scene
-from verbalizers.core.merging import merge_detections, merge_scene
+from verbalizers.core.merging import find_covering, merge_detections, merge_scene
+from verbalizers.core.named_objects import name_objects
 
 
 def segments(*names):
@@ -48,7 +49,8 @@ def test_merge_returns_what_it_got_when_there_is_nothing_to_merge():
     assert merge_detections(segments("cat"), None, 0.5) is None
     assert merge_detections(segments("cat"), found, 0.5) is found
     scene = Scene((40, 60), segments=segments("cat"), detections=found)
-    assert merge_scene(scene, 0.5) is scene
+    for words in (WordSettings(), WordSettings(detections_first=True), WordSettings(merge_iou=None)):
+        assert merge_scene(scene, words) is scene
 
 
 def test_merge_ignores_segment_when_it_has_no_pixels():
@@ -68,6 +70,60 @@ def test_words_repeat_no_detection_when_merging_and_do_when_not():
     # Asked for the detections alone, one hears all of them: nobody has said the segments.
     assert "sofa" in verbalize_scene(scene, kinds=["detection"])
     assert len(scene.detections) == 2
+
+
+FIRST = WordSettings(detections_first=True, merge_iou=0.1)
+
+
+def on_grass(name):
+    """A thing of 20 x 20 pixels before grass that fills the rest of a 40 x 60 image."""
+    panoptic_map = np.ones((40, 60), np.int32)
+    panoptic_map[10:30, 10:30] = 2
+    return Segments(panoptic_map, (1, 2), ("grass", name), (0.9, 0.4))
+
+
+@pytest.mark.parametrize("called", ["horse", "cow"])
+def test_detection_speaks_for_a_segment_when_it_comes_first_whatever_that_is_called(called):
+    scene = Scene((40, 60), segments=on_grass(called), detections=detections(("horse", [9, 8, 31, 30])))
+    text = verbalize_scene(scene, settings=FIRST)
+    assert text.count("horse") == 1 and "cow" not in text and "[0.15, 0.20, 0.52, 0.75] horse" in text
+    assert text.count("grass") == 1
+    assert called in verbalize_scene(scene, ["segmentation"], settings=FIRST)  # nobody else says it
+    unsure = FIRST.__class__(detections_first=True, merge_iou=0.1, detection_threshold=0.95)
+    assert called in verbalize_scene(scene, settings=unsure) and "[0.15" not in verbalize_scene(scene, settings=unsure)
+
+
+def test_what_stands_behind_is_kept_when_a_detection_hides_much_of_it():
+    """The detection's box is as large as the grass's, whose pixels lie around it."""
+    segments = on_grass("cow")
+    panoptic_map = segments.panoptic_map.copy()
+    panoptic_map[5:38, 5:55] = 2
+    segments = Segments(panoptic_map, (1, 2), ("grass", "cow"), (0.9, 0.9))
+    assert find_covering(segments, detections(("horse", [4, 4, 56, 39])), 0.1).tolist() == [-1, 0]
+
+
+def test_segment_belongs_to_the_detection_of_largest_overlap_when_several_show_it():
+    found = detections(("horse", [5, 5, 40, 38]), ("cow", [10, 10, 30, 29]), ("fox", [50, 30, 60, 40]))
+    assert find_covering(on_grass("dog"), found, 0.1).tolist() == [-1, 1]
+    assert find_covering(on_grass("dog"), found, 0.97).tolist() == [-1, -1]
+    assert find_covering(on_grass("dog"), detections(), 0.1).tolist() == [-1, -1]
+
+
+def test_objects_have_the_detections_name_and_the_segments_pixels_when_detections_come_first():
+    scene = Scene((40, 60), segments=on_grass("cow"), detections=detections(("horse", [9, 8, 31, 30])))
+    objects = name_objects(scene, 0.5, 0.1, "test", detections_first=True)
+    assert objects.names == ("grass", "horse")
+    np.testing.assert_array_equal(objects.boxes_xyxy[1], [9, 8, 31, 30])
+    assert (objects.object_map[10:30, 10:30] == 1).all() and np.count_nonzero(objects.object_map == 1) == 400
+    assert name_objects(scene, 0.5, 0.1, "test").names == ("grass", "cow", "horse")
+    assert name_objects(scene, 0.95, 0.1, "test", detections_first=True).names == ("grass", "cow")
+
+
+def test_word_settings_refuse_when_detections_come_first_and_nothing_is_merged():
+    with pytest.raises(ValueError, match="merge_iou"):
+        WordSettings(detections_first=True, merge_iou=None)
+    with pytest.raises(ValueError, match="detections_first"):
+        WordSettings(detections_first="yes")
 
 
 def test_word_settings_refuse_when_merge_iou_is_no_overlap():
