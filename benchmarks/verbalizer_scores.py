@@ -4,6 +4,7 @@
     python -m benchmarks.verbalizer_scores --model moai-nano --kind ocr --set shortest_side=736
     python -m benchmarks.verbalizer_scores --relations --scenes 1000
     python -m benchmarks.verbalizer_scores --relations --model moai-nano --scenes 200
+    python -m benchmarks.verbalizer_scores --names --model moai-nano --scenes 200
 
 The first command measures a checkpoint's verbalizers: panoptic quality, box AP50, relation recall@20 and read lines.
 Panoptic quality and average precision are torchmetrics' (average precision on pycocotools). `--relations` tells recall
@@ -12,6 +13,10 @@ boxes, which measures its geometry alone; with a model on what its segmenter and
 graph; with `--boxes` on the true boxes of things alone, as a detector of photographs would find them. Scenes say
 "driving on" where geometry can only say "on": narrower predicates count as what they look like (:data:`SEEN_AS`), those
 of people are told of boxes alone, the others are not asked for. "beside" counts in both directions.
+
+`--names` tells what a checkpoint's words make of segments and detections together: how many things they name where
+they stand, how many of those that they name stand there, and of how many names the count is right; where both see one
+thing, by the segment's name and by the detection's (`WordSettings.detections_first`), side by side.
 """
 
 from __future__ import annotations
@@ -37,9 +42,10 @@ from moai.evaluation.intervals import wilson_interval
 from moai.evaluation.tables import format_table
 from moai.scenes.scenes import Scenes, SceneSample
 from moai.scenes.vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES, STUFF_NAMES
-from verbalizers import Scene, parse_scene
+from verbalizers import Scene, WordSettings, parse_scene
 from verbalizers.core.boxes import box_iou
 from verbalizers.core.geometry import PEOPLES_PREDICATES, PREDICATES
+from verbalizers.core.merging import merge_scene
 from verbalizers.core.registry import build_verbalizer
 from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Segments, TextLines
 from verbalizers.core.verbalizer import Verbalizer, order_by_use
@@ -51,8 +57,10 @@ __all__ = [
     "BoxScore",
     "PanopticScore",
     "RelationCounts",
+    "NameCounts",
     "RelationScore",
     "TextScore",
+    "count_names",
     "count_relations",
     "evaluate_verbalizers",
     "main",
@@ -396,6 +404,100 @@ def count_relations(
     return counts
 
 
+@dataclass
+class NameCounts:
+    """How often things are named rightly.
+
+    Attributes:
+        asked: true things.
+        right: those that are named, with a box that overlaps theirs by :data:`MIN_IOU`.
+        told: named things.
+        names: true names of a scene, summed over scenes.
+        counted: those that are told as often as they are there.
+    """
+
+    asked: int = 0
+    right: int = 0
+    told: int = 0
+    names: int = 0
+    counted: int = 0
+
+    def update(self, truth: Scene, found: Scene, words: WordSettings) -> None:
+        """Count one scene, as the words tell it."""
+        true_names, true_boxes = _list_things(truth, words)
+        names, boxes = _list_things(merge_scene(found, words), words)
+        overlaps = box_iou(true_boxes, boxes)
+        pairs = sorted(zip(*np.nonzero(overlaps >= MIN_IOU), strict=True), key=lambda pair: -overlaps[pair])
+        free = set(range(len(names)))
+        matched = set()
+        for row, column in pairs:
+            if row not in matched and column in free and true_names[row] == names[column]:
+                matched.add(row)
+                free.discard(column)
+        wanted, told = Counter(true_names), Counter(names)
+        self.asked, self.told, self.right = (
+            self.asked + len(true_names),
+            self.told + len(names),
+            self.right + len(matched),
+        )
+        self.names += len(wanted)
+        self.counted += sum(told[name] == number for name, number in wanted.items())
+
+
+def _list_things(scene: Scene, words: WordSettings) -> tuple[list[str], np.ndarray]:
+    """Names and boxes, float32 (N, 4), of what is no stuff."""
+    names: list[str] = []
+    boxes = [np.zeros((0, 4), np.float32)]
+    if (segments := scene.segments) is not None:
+        plain = [strip_coco_suffixes(name) for name in segments.class_names]
+        rows = [row for row, name in enumerate(plain) if name not in STUFF_NAMES and segments.pixel_counts[row]]
+        names += [plain[row] for row in rows]
+        boxes.append(segments.boxes_xyxy[rows])
+    if (detections := scene.detections) is not None:
+        rows = np.flatnonzero(detections.confidence >= np.float32(words.detection_threshold)).tolist()
+        names += [detections.class_names[row] for row in rows]
+        boxes.append(detections.boxes_xyxy[rows])
+    return names, np.concatenate(boxes)
+
+
+def count_names(
+    samples: Iterable[SceneSample], verbalizers: Sequence[Verbalizer], words: WordSettings
+) -> Mapping[str, NameCounts]:
+    """Let a segmenter and a detector look at scenes, and count the names in the words.
+
+    Args:
+        samples: Scenes with their truth.
+        verbalizers: Of them segmentation and detection look.
+        words: The checkpoint's.
+
+    Returns:
+        Counts by which of the two names what both see.
+    """
+    looking = [verbalizer for verbalizer in verbalizers if verbalizer.kind in ("segmentation", "detection")]
+    ways = {"segment": replace(words, detections_first=False, merge_iou=0.5)}
+    ways["detection"] = replace(words, detections_first=True, merge_iou=words.merge_iou or 0.5)
+    counts = {name: NameCounts() for name in ways}
+    samples = iter(samples)
+    while batch := list(islice(samples, _BATCH)):
+        for sample, found in zip(batch, parse_scene([sample.image for sample in batch], looking), strict=True):
+            for name, way in ways.items():
+                counts[name].update(sample.truth, found, way)
+    return counts
+
+
+def names_table(counts: Mapping[str, NameCounts]) -> str:
+    """One row per way."""
+    rows = [
+        (
+            name,
+            c.asked,
+            *(f"{a / max(b, 1):.3f}" for a, b in ((c.right, c.asked), (c.right, c.told), (c.counted, c.names))),
+        )
+        for name, c in counts.items()
+    ]
+    return format_table(["named by the", "things", "recall", "precision", "counts right"], rows)
+
+
 def _blank(sample: SceneSample) -> np.ndarray:
     """A blank image: these verbalizers read no pixels."""
     return np.zeros((*sample.truth.image_size_hw, 3), dtype=np.uint8)
@@ -475,6 +577,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure verbalizers on test scenes.")
     parser.add_argument("--model", help="checkpoint whose verbalizers look")
     parser.add_argument("--relations", action="store_true", help="recall and precision of relations per predicate")
+    parser.add_argument("--names", action="store_true", help="with --model: how rightly its words name things")
     parser.add_argument("--boxes", action="store_true", help="with --relations: of the truth the boxes of things alone")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--split", default="test", choices=("validation", "test"))
@@ -486,6 +589,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("expected --model, whose verbalizers are measured, or --relations on the truth")
     if chosen.boxes and (chosen.model is not None or not chosen.relations):
         parser.error("expected --boxes with --relations on the truth, without --model")
+    if chosen.names and (chosen.model is None or chosen.relations):
+        parser.error("expected --names with --model, without --relations")
     if chosen.set and len(chosen.kind or ()) != 1:
         parser.error("expected one --kind with --set")
     settings = None if chosen.model is None else VerbalizerSettings.load(find_checkpoint(chosen.model))
@@ -493,6 +598,10 @@ def main(arguments: list[str] | None = None) -> None:
         stream = Scenes(chosen.split, image_size=448, num_questions=1, length=chosen.scenes)
         looking = None if settings is None else settings.build()[0]
         print(relations_table(count_relations(stream, looking, chosen.boxes)))
+        return
+    if chosen.names:
+        stream = Scenes(chosen.split, image_size=448, num_questions=0, length=chosen.scenes)
+        print(names_table(count_names(stream, settings.build()[0], settings.words)))
         return
     verbalizers = build_measured(settings, tuple(chosen.kind or SCORES))
     if chosen.set:

@@ -10,6 +10,7 @@ pytest.importorskip("pycocotools")
 
 from benchmarks.verbalizer_scores import (  # noqa: E402
     BoxScore,
+    NameCounts,
     PanopticScore,
     RelationCounts,
     RelationScore,
@@ -23,6 +24,7 @@ from moai.checkpoints.io.lookup import find_checkpoint  # noqa: E402
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings  # noqa: E402
 from moai.scenes.scenes import Scenes  # noqa: E402
 from moai.scenes.vocabulary import OBJECT_CLASSES  # noqa: E402
+from verbalizers import Scene, WordSettings  # noqa: E402
 from verbalizers.core.structures import Detections, Relations, Segments, TextLines  # noqa: E402
 from verbalizers.core.verbalizer import Verbalizer  # noqa: E402
 
@@ -192,6 +194,29 @@ def count(truth, found):
     counts = RelationCounts()
     counts.update(truth, found)
     return {name: numbers for name, *numbers in counts.rows()}
+
+
+def test_names_are_all_right_when_a_detector_calls_segments_otherwise_and_comes_first(samples):
+    first, last = NameCounts(), NameCounts()
+    for sample in samples:
+        names = tuple("zebra" if n in OBJECT_CLASSES else n for n in sample.truth.segments.class_names)
+        found = replace(
+            sample.truth, segments=replace(sample.truth.segments, class_names=names), detections=all_boxes(sample)
+        )
+        first.update(sample.truth, found, WordSettings(detections_first=True))
+        last.update(sample.truth, found, WordSettings())
+    assert first.asked == first.right == first.told == last.right > 10 and first.names == first.counted
+    assert last.told > first.told  # the zebras are told too
+
+
+def test_thing_counts_once_when_it_is_named_twice(samples):
+    counts, found = NameCounts(), all_boxes(samples[0])
+    twice = Detections(
+        np.concatenate([found.boxes_xyxy, found.boxes_xyxy]), found.class_names * 2,
+        np.ones(2 * len(found), np.float32), found.image_size_hw,
+    )  # fmt: skip
+    counts.update(samples[0].truth, Scene((96, 96), detections=twice), WordSettings())
+    assert (counts.right, counts.told, counts.counted) == (len(found), 2 * len(found), 0)
 
 
 def test_truth_gets_everything_when_it_is_found():
