@@ -19,6 +19,7 @@ from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.models.moai.text_reader import TextReaderAnswering
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import QUESTION_KINDS, Scenes
+from moai.scenes.vocabulary import STUFF_NAMES
 from moai.training.checkpoints import find_newest_checkpoint
 from recipes.nano import multimodal_task
 from recipes.nano.config import SCENES_DOMAIN, load_nano_config
@@ -148,6 +149,21 @@ def test_shard_asks_more_about_relations_when_other_questions_are_thinned(traine
         share[settings is thinned] = sum(kind in relations for kind in kinds) / len(kinds)
     assert QUESTION_KINDS.index("description") not in kinds
     assert share[True] > 2 * share[False]
+
+
+def test_detector_tells_the_things_and_the_map_stays_when_it_is_to(trained):
+    tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
+    settings = SceneSettings(num_scenes=15, image_size=64, truth_share=1.0, with_images=True, curriculum=((0, 6),))
+    plain, detected = (build_shard(replace(settings, detected_share=share), 0, tokenizer) for share in (0.0, 1.0))
+    differing = 0
+    for before, after in zip(plain, detected, strict=True):
+        texts = [tokenizer.decode(scene.auxiliary_ids) for scene in (before, after)]
+        boxes = [sorted(re.findall(r"\[[^]]*\] [a-z ]+?(?=,|\.)", text)) for text in texts]
+        assert boxes[0] == boxes[1] and np.array_equal(before.map, after.map)
+        if len(told := texts[1].split("their objects: ")[1:]) == 2:
+            assert set(re.findall(r"\] ([a-z ]+?)(?=,|\.)", told[0])) <= set(STUFF_NAMES)
+        differing += texts[0] != texts[1]
+    assert differing > 5
 
 
 @pytest.mark.parametrize("name", ["nano_continue.yaml", "nano_images.yaml", "nano_answers.yaml"])
