@@ -16,7 +16,8 @@ of people are told of boxes alone, the others are not asked for. "beside" counts
 
 `--names` tells what a checkpoint's words make of segments and detections together: how many things they name where
 they stand, how many of those that they name stand there, and of how many names the count is right; where both see one
-thing, by the segment's name and by the detection's (`WordSettings.detections_first`), side by side.
+thing, by the segment's name and by the detection's (`WordSettings.detections_first`), side by side: one as the
+checkpoint does, the other with the default `merge_iou`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from moai.scenes.vocabulary import OBJECT_CLASSES, OUTSIDE_NAMES, PANOPTIC_NAMES
 from verbalizers import Scene, WordSettings, parse_scene
 from verbalizers.core.boxes import box_iou
 from verbalizers.core.geometry import PEOPLES_PREDICATES, PREDICATES
-from verbalizers.core.merging import merge_scene
+from verbalizers.core.merging import merge_scene, sure_detections
 from verbalizers.core.registry import build_verbalizer
 from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Segments, TextLines
 from verbalizers.core.verbalizer import Verbalizer, order_by_use
@@ -450,13 +451,13 @@ def _list_things(scene: Scene, words: WordSettings) -> tuple[list[str], np.ndarr
     boxes = [np.zeros((0, 4), np.float32)]
     if (segments := scene.segments) is not None:
         plain = [strip_coco_suffixes(name) for name in segments.class_names]
-        rows = [row for row, name in enumerate(plain) if name not in STUFF_NAMES and segments.pixel_counts[row]]
+        rows = [i for i, name in enumerate(plain) if name and name not in STUFF_NAMES and segments.pixel_counts[i]]
         names += [plain[row] for row in rows]
         boxes.append(segments.boxes_xyxy[rows])
-    if (detections := scene.detections) is not None:
-        rows = np.flatnonzero(detections.confidence >= np.float32(words.detection_threshold)).tolist()
-        names += [detections.class_names[row] for row in rows]
-        boxes.append(detections.boxes_xyxy[rows])
+    if scene.detections is not None:
+        detections = sure_detections(scene.detections, words.detection_threshold)
+        names += detections.class_names
+        boxes.append(detections.boxes_xyxy)
     return names, np.concatenate(boxes)
 
 
@@ -474,8 +475,12 @@ def count_names(
         Counts by which of the two names what both see.
     """
     looking = [verbalizer for verbalizer in verbalizers if verbalizer.kind in ("segmentation", "detection")]
-    ways = {"segment": replace(words, detections_first=False, merge_iou=0.5)}
-    ways["detection"] = replace(words, detections_first=True, merge_iou=words.merge_iou or 0.5)
+    ways = {
+        name: words
+        if words.detections_first == is_first
+        else replace(words, detections_first=is_first, merge_iou=WordSettings.merge_iou)
+        for name, is_first in (("segment", False), ("detection", True))
+    }
     counts = {name: NameCounts() for name in ways}
     samples = iter(samples)
     while batch := list(islice(samples, _BATCH)):
@@ -591,6 +596,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("expected --boxes with --relations on the truth, without --model")
     if chosen.names and (chosen.model is None or chosen.relations):
         parser.error("expected --names with --model, without --relations")
+    if (chosen.names or chosen.relations) and (chosen.kind or chosen.set or chosen.json):
+        parser.error("expected --names or --relations without --kind, --set and --json")
     if chosen.set and len(chosen.kind or ()) != 1:
         parser.error("expected one --kind with --set")
     settings = None if chosen.model is None else VerbalizerSettings.load(find_checkpoint(chosen.model))

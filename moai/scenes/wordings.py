@@ -7,7 +7,6 @@ without sight of those that are kept from it, so that the other splits stay what
 """
 
 import json
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +23,6 @@ __all__ = [
     "Worded",
     "is_never_trained",
     "name_slots",
-    "plain_wording",
     "training_wordings",
     "word_question",
 ]
@@ -247,14 +245,6 @@ def name_slots(name: str) -> dict[str, str]:
 def training_wordings() -> dict[str, tuple[str, ...]]:
     """By form, and of "frames" and "suffixes": the wordings that the training stream alone has besides."""
     return {form: tuple(texts) for form, texts in json.loads(_TRAINING_WORDINGS.read_text("utf-8")).items()}
-
-
-def plain_wording(text: str) -> str:
-    """A template without what makes no other wording: case, marks, spelling, and what a picture is called."""
-    text = text.casefold().replace("color", "colour").replace("centre", "center").replace("{is}", "is")
-    for picture in ("photograph", "photo", "picture", "image", "scene", "shot"):
-        text = text.replace(picture, "picture")
-    return " ".join(text.translate({ord(mark): " " for mark in string.punctuation if mark not in "{}"}).split())
 
 
 @cache

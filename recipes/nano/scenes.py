@@ -214,6 +214,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         if settings.renamed_share > 0 and rng.random() < settings.renamed_share:
             found, asked_about = rename_scene(found, asked_about, rng)
         is_detected = settings.detected_share > 0 and rng.random() < settings.detected_share
+        is_detected &= "detection" in spoken  # else segments tell the things
         text = verbalize_scene(_detect_things(found, rng) if is_detected else found, spoken)
         if sample.questions and not asked_about:
             continue

@@ -155,15 +155,16 @@ def test_detector_tells_the_things_and_the_map_stays_when_it_is_to(trained):
     tokenizer = InternLM2Tokenizer.from_pretrained(trained[1] / "tokenizer")
     settings = SceneSettings(num_scenes=15, image_size=64, truth_share=1.0, with_images=True, curriculum=((0, 6),))
     plain, detected = (build_shard(replace(settings, detected_share=share), 0, tokenizer) for share in (0.0, 1.0))
-    differing = 0
+    differing = told_apart = 0
     for before, after in zip(plain, detected, strict=True):
         texts = [tokenizer.decode(scene.auxiliary_ids) for scene in (before, after)]
         boxes = [sorted(re.findall(r"\[[^]]*\] [a-z ]+?(?=,|\.)", text)) for text in texts]
         assert boxes[0] == boxes[1] and np.array_equal(before.map, after.map)
         if len(told := texts[1].split("their objects: ")[1:]) == 2:
             assert set(re.findall(r"\] ([a-z ]+?)(?=,|\.)", told[0])) <= set(STUFF_NAMES)
+            told_apart += 1
         differing += texts[0] != texts[1]
-    assert differing > 5
+    assert differing > 5 and told_apart > 5
 
 
 @pytest.mark.parametrize("name", ["nano_continue.yaml", "nano_images.yaml", "nano_answers.yaml"])

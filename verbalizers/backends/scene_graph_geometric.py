@@ -19,7 +19,7 @@ from verbalizers.core.label_map import LabelMap
 from verbalizers.core.named_objects import NamedObjects, name_objects
 from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import Relations, Scene
-from verbalizers.core.validation import check_range
+from verbalizers.core.validation import check_flags, check_range
 from verbalizers.core.verbalizer import FindingsReader
 from verbalizers.core.vocabulary_matching import name_keys
 
@@ -100,8 +100,8 @@ class GeometricSceneGraph(GeometrySettings, FindingsReader):
     Attributes:
         detection_threshold: lowest confidence of a detection that takes part.
         merge_iou: a detection that overlaps a segment of its name by this much is the same object (`merging`).
-        detections_first: such an object has the detection's name and box, and most of a segment's pixels inside it are
-            enough (`WordSettings.detections_first`).
+        detections_first: such an object has the detection's name and box, even where the segment has another name
+            (`merging.find_covering`).
     """
 
     detection_threshold: float = 0.5
@@ -115,6 +115,7 @@ class GeometricSceneGraph(GeometrySettings, FindingsReader):
         super().__post_init__()
         check_range(self, "detection_threshold")
         check_range(self, "merge_iou", is_open=True)
+        check_flags(self, "detections_first")
 
     def predict_with(self, images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[Relations]:
         """Relations between segments and detections; the images are not read.

@@ -13,7 +13,7 @@ from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.named_objects import name_objects
 from verbalizers.core.registry import register_verbalizer
 from verbalizers.core.structures import Relations, Scene
-from verbalizers.core.validation import check_range
+from verbalizers.core.validation import check_flags, check_range
 from verbalizers.core.verbalizer import FindingsReader
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class PredClsSceneGraph(FindingsReader, CheckpointVerbalizer):
         max_relations: how many are told at most, the surest first.
         detection_threshold: lowest confidence of a detection that takes part.
         merge_iou: a detection that overlaps a segment of its name by this much is the same object (`merging`).
-        detections_first: such an object has the detection's name and box, and most of a segment's pixels inside it are
-            enough (`WordSettings.detections_first`).
+        detections_first: such an object has the detection's name and box, even where the segment has another name
+            (`merging.find_covering`).
     """
 
     threshold: float = 0.5
@@ -51,6 +51,7 @@ class PredClsSceneGraph(FindingsReader, CheckpointVerbalizer):
         super().__post_init__()
         check_range(self, "threshold", "detection_threshold")
         check_range(self, "merge_iou", is_open=True)
+        check_flags(self, "detections_first")
         check_range(self, "max_relations", high=None)
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:

@@ -55,10 +55,12 @@ def merge_detections(segments: Segments | None, detections: Detections | None, m
 
 
 def find_covering(segments: Segments, detections: Detections, min_iou: float) -> np.ndarray:
-    """Which detection shows the same thing as each segment: that of the largest overlap.
+    """Which detection shows the same thing as each segment.
 
-    Small segmenters outline things better than they name them. So the names need not be the same where most of a
-    segment's pixels lie in the detection's box; what stands behind a thing has few pixels there.
+    Their boxes overlap, and their names mean the same or most of the segment's pixels lie in the detection's box: small
+    segmenters outline things better than they name them. A detection is one thing: of its segments it covers one,
+    of its own name where there is such a one, and pieces of that name inside its box. A close thing's box holds
+    much that is no part of it.
 
     Args:
         segments: M of them.
@@ -72,21 +74,30 @@ def find_covering(segments: Segments, detections: Detections, min_iou: float) ->
     if not len(segments) or not len(detections):
         return covering
     boxes = clip_boxes(detections.boxes_xyxy, detections.image_size_hw)
-    best = np.zeros(len(segments), dtype=np.float32)
-    for start in range(0, len(boxes), _CHUNK):
-        overlaps = box_iou(boxes[start : start + _CHUNK], segments.boxes_xyxy)
-        for row, column in zip(*np.nonzero(overlaps >= min_iou), strict=True):
-            if overlaps[row, column] > best[column] and (
-                means_the_same(detections.class_names[start + row], segments.class_names[column])
-                or _share_inside(segments, int(column), boxes[start + row]) >= _MIN_INSIDE
-            ):
-                best[column], covering[column] = overlaps[row, column], start + row
+    found: list[tuple[bool, float, int, int, float]] = []
+    for row, box in enumerate(boxes):
+        overlaps = box_iou(box[None], segments.boxes_xyxy)[0]
+        if (rows := np.flatnonzero(overlaps >= min_iou)).size:
+            inside = _shares_inside(segments, box)
+            for segment in rows.tolist():
+                is_named = means_the_same(detections.class_names[row], segments.class_names[segment])
+                if is_named or inside[segment] >= _MIN_INSIDE:
+                    found.append((is_named, float(overlaps[segment]), row, segment, float(inside[segment])))
+    found.sort(key=lambda pair: pair[:2], reverse=True)
+    taken: dict[int, bool] = {}  # detection -> whether its first segment has its name
+    for is_named, _, row, segment, share in found:
+        is_piece = is_named and taken.get(row, False) and share >= _MIN_INSIDE
+        if covering[segment] < 0 and (row not in taken or is_piece):
+            covering[segment] = row
+            taken.setdefault(row, is_named)
     return covering
 
 
-def _share_inside(segments: Segments, row: int, box: np.ndarray) -> float:
+def _shares_inside(segments: Segments, box: np.ndarray) -> np.ndarray:
+    """float64 `(M,)`: share of each segment's pixels inside a box."""
     x0, y0, x1, y1 = np.round(box).astype(int)
-    return np.count_nonzero(segments.index_map[y0:y1, x0:x1] == row) / max(int(segments.pixel_counts[row]), 1)
+    counts = np.bincount(segments.index_map[y0:y1, x0:x1].ravel() + 1, minlength=len(segments) + 1)[1:]
+    return counts / np.maximum(segments.pixel_counts, 1)
 
 
 def keep_detections(detections: Detections, rows: list[int]) -> Detections:
@@ -109,15 +120,16 @@ def merge_scene(scene: Scene, words: WordSettings) -> Scene:
     if not words.detections_first:
         merged = merge_detections(segments, detections, words.merge_iou)
         return scene if merged is detections else replace(scene, detections=merged)
-    covering = find_covering(segments, sure_detections(detections, words.detection_threshold), words.merge_iou)
+    said = sure_detections(detections, words.detection_threshold, words.max_predictions)
+    covering = find_covering(segments, said, words.merge_iou)
     if (covering < 0).all():
         return scene
     return replace(scene, segments=keep_segments(segments, np.flatnonzero(covering < 0).tolist()))
 
 
-def sure_detections(detections: Detections, threshold: float) -> Detections:
-    """The named detections of at least some confidence."""
+def sure_detections(detections: Detections, threshold: float, max_detections: int | None = None) -> Detections:
+    """The named detections of at least some confidence, in order; at most so many, the surest."""
     is_sure = detections.confidence >= np.float32(threshold)
-    return keep_detections(
-        detections, [row for row, name in enumerate(detections.class_names) if name and is_sure[row]]
-    )
+    rows = [row for row, name in enumerate(detections.class_names) if name and is_sure[row]]
+    rows = sorted(sorted(rows, key=lambda row: -detections.confidence[row])[:max_detections])
+    return keep_detections(detections, rows)

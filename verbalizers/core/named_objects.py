@@ -67,10 +67,10 @@ def name_objects(
         detections = sure_detections(scene.detections, detection_threshold)
         if not detections_first:
             detections = merge_detections(segments, detections, merge_iou)
-        rows = list(range(len(detections)))
-        detections = keep_detections(
-            detections, _keep_most_confident(rows, detections.confidence, f"{backend} relates", "detections")
-        )
+        if len(detections) > _MAX_OBJECTS:
+            rows = list(range(len(detections)))
+            rows = _keep_most_confident(rows, detections.confidence, f"{backend} relates", "detections")
+            detections = keep_detections(detections, rows)
     object_map = np.full((-(-height // stride), -(-width // stride)), -1, dtype=np.int64)
     names: tuple[str, ...] = ()
     boxes = np.zeros((0, 4), dtype=np.float32)

@@ -50,6 +50,17 @@ def check_range(settings: Any, *names: str, low: float = 0, high: float | None =
         raise ValueError(f"`{name}` must {wanted}, got {value}.")
 
 
+def check_flags(settings: Any, *names: str) -> None:
+    """Check that attributes of an object are true or false: "false" in quotes would count as true.
+
+    Raises:
+        ValueError: one is neither.
+    """
+    for name in names:
+        if not isinstance(getattr(settings, name), bool):
+            raise ValueError(f"`{name}` must be true or false, got {getattr(settings, name)!r}. Leave quotes out.")
+
+
 def checked_array(value: Any, dtype: type, shape: tuple[int | None, ...], name: str, next_step: str) -> np.ndarray:
     """Read-only copy of `value` with this dtype, which it must fit; None in `shape` stands for any length."""
     try:

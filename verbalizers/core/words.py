@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verbalizers.core.validation import check_range
+from verbalizers.core.validation import check_flags, check_range
 
 __all__ = [
     "BOXES_OPENING",
@@ -52,10 +52,10 @@ class WordSettings:
             confidence, with a warning: what the model reads costs time with the square of its length.
         merge_iou: a detection is left out where a segment that means the same overlaps its box by this much
             (`merging.merge_detections`); None keeps both, as the release does.
-        detections_first: the other way round: a segment is left out where a detection above the threshold shows the
-            same thing, even by another name (`merging.find_covering`). For a detector that names better.
         quote_text: whether recognised lines are quoted (:func:`quote`), so that what is written in an image cannot
             pose as a prediction. False is the release's form, for models that were trained on it.
+        detections_first: `merge_iou` the other way round: a segment is left out where a detection above the threshold
+            shows the same thing, even by another name (`merging.find_covering`). For a detector that names better.
     """
 
     detection_threshold: float = 0.5
@@ -64,17 +64,15 @@ class WordSettings:
     text_threshold: float = 0.85
     max_predictions: int = 200
     merge_iou: float | None = 0.5
-    detections_first: bool = False
     quote_text: bool = True
+    detections_first: bool = False
 
     def __post_init__(self) -> None:
         check_range(self, "detection_threshold", "relation_threshold", "text_threshold")
         check_range(self, "max_relations", "max_predictions", high=None)
         if self.merge_iou is not None:
             check_range(self, "merge_iou", is_open=True)
-        for name in ("quote_text", "detections_first"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}.")
+        check_flags(self, "quote_text", "detections_first")
         if self.detections_first and self.merge_iou is None:
             raise ValueError("`detections_first` merges by `merge_iou`, got null. Give an overlap, or leave one out.")
 

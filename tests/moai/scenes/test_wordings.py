@@ -1,5 +1,6 @@
 """Wordings: enough of them, a third never trained, and each style as it says."""
 
+import string
 from random import Random
 from string import Formatter
 
@@ -13,7 +14,6 @@ from moai.scenes.wordings import (
     SUFFIXES,
     is_never_trained,
     name_slots,
-    plain_wording,
     training_wordings,
     word_question,
 )
@@ -26,6 +26,14 @@ OTHER_SLOTS = {
     **dict.fromkeys(("reading_which", "reading_word"), ["which"]),
     **{"comparison": ["more", "other"], "frames": ["q"]},
 }
+
+
+def plain_wording(text: str) -> str:
+    """A template without what makes no other wording: case, marks, spelling, and what a picture is called."""
+    text = text.casefold().replace("color", "colour").replace("centre", "center").replace("{is}", "is")
+    for picture in ("photograph", "photo", "picture", "image", "scene", "shot"):
+        text = text.replace(picture, "picture")
+    return " ".join(text.translate({ord(mark): " " for mark in string.punctuation if mark not in "{}"}).split())
 
 
 def test_every_kind_has_twenty_wordings_and_keeps_a_third_from_training():

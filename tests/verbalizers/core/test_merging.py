@@ -93,19 +93,52 @@ def test_detection_speaks_for_a_segment_when_it_comes_first_whatever_that_is_cal
     assert called in verbalize_scene(scene, settings=unsure) and "[0.15" not in verbalize_scene(scene, settings=unsure)
 
 
-def test_what_stands_behind_is_kept_when_a_detection_hides_much_of_it():
-    """The detection's box is as large as the grass's, whose pixels lie around it."""
-    segments = on_grass("cow")
-    panoptic_map = segments.panoptic_map.copy()
-    panoptic_map[5:38, 5:55] = 2
-    segments = Segments(panoptic_map, (1, 2), ("grass", "cow"), (0.9, 0.9))
-    assert find_covering(segments, detections(("horse", [4, 4, 56, 39])), 0.1).tolist() == [-1, 0]
+def test_what_stands_behind_is_kept_when_a_detection_fills_the_image():
+    """Sky and grass lie inside the elephant's box, and are as much as half of it."""
+    panoptic_map = np.ones((40, 60), np.int32)
+    panoptic_map[20:] = 2
+    panoptic_map[6:36, 12:50] = 3
+    for called in ("elephant", "cow"):
+        segments = Segments(panoptic_map, (1, 2, 3), ("sky", "grass", called), (0.9, 0.9, 0.5))
+        found = detections(("elephant", [1, 2, 59, 39]))
+        assert find_covering(segments, found, 0.1).tolist() == [-1, -1, 0]
+        scene = Scene((40, 60), segments=segments, detections=found)
+        objects = name_objects(scene, 0.5, 0.1, "test", detections_first=True)
+        assert objects.names == ("sky", "grass", "elephant") and objects.object_map[2, 2] == 0
+
+
+def test_detection_covers_one_segment_and_pieces_of_its_name():
+    """Of two sheep side by side one was detected; the other's box overlaps it."""
+    panoptic_map = np.zeros((40, 60), np.int32)
+    panoptic_map[10:30, 5:30], panoptic_map[14:30, 24:50] = 1, 2
+    both = Segments(panoptic_map, (1, 2), ("sheep", "sheep"), (0.9, 0.9))
+    assert find_covering(both, detections(("sheep", [5, 10, 30, 30])), 0.1).tolist() == [0, -1]
+    panoptic_map = np.zeros((40, 60), np.int32)
+    panoptic_map[10:20, 5:30], panoptic_map[20:30, 5:30] = 1, 2
+    halves = Segments(panoptic_map, (1, 2), ("sheep", "sheep"), (0.9, 0.9))
+    assert find_covering(halves, detections(("sheep", [5, 10, 30, 30])), 0.1).tolist() == [0, 0]
+    other = Segments(panoptic_map, (1, 2), ("sheep", "rider"), (0.9, 0.9))
+    assert find_covering(other, detections(("sheep", [5, 10, 30, 30])), 0.1).tolist() == [0, -1]
+
+
+def test_detections_that_are_not_said_leave_segments_alone():
+    scene = Scene(
+        (40, 60),
+        segments=on_grass("cow"),
+        detections=Detections([[40, 30, 50, 40], [9, 8, 31, 30]], ("fox", "cow"), (0.9, 0.6), (40, 60)),
+    )
+    words = WordSettings(detections_first=True, merge_iou=0.1, max_predictions=1)
+    with pytest.warns(UserWarning, match="left out"):
+        assert "fox" in verbalize_scene(scene, ["detection", "segmentation"], settings=words)
+    assert len(merge_scene(scene, words).segments) == 2
+    assert len(merge_scene(scene, WordSettings(detections_first=True, merge_iou=0.1)).segments) == 1
 
 
 def test_segment_belongs_to_the_detection_of_largest_overlap_when_several_show_it():
     found = detections(("horse", [5, 5, 40, 38]), ("cow", [10, 10, 30, 29]), ("fox", [50, 30, 60, 40]))
     assert find_covering(on_grass("dog"), found, 0.1).tolist() == [-1, 1]
     assert find_covering(on_grass("dog"), found, 0.97).tolist() == [-1, -1]
+    assert find_covering(on_grass("horse"), found, 0.1).tolist() == [-1, 0]  # its name comes before more overlap
     assert find_covering(on_grass("dog"), detections(), 0.1).tolist() == [-1, -1]
 
 
