@@ -65,6 +65,7 @@ __all__ = [
     "count_relations",
     "evaluate_verbalizers",
     "main",
+    "names_table",
 ]
 
 SEEN_AS: dict[str, str] = {

@@ -16,9 +16,11 @@ from benchmarks.verbalizer_scores import (  # noqa: E402
     RelationScore,
     TextScore,
     build_measured,
+    count_names,
     count_relations,
     evaluate_verbalizers,
     main,
+    names_table,
 )
 from moai.checkpoints.io.lookup import find_checkpoint  # noqa: E402
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings  # noqa: E402
@@ -207,6 +209,21 @@ def test_names_are_all_right_when_a_detector_calls_segments_otherwise_and_comes_
         last.update(sample.truth, found, WordSettings())
     assert first.asked == first.right == first.told == last.right > 10 and first.names == first.counted
     assert last.told > first.told  # the zebras are told too
+
+
+def test_names_are_counted_both_ways_when_a_segmenter_knows_the_scenes():
+    stream = Scenes("test", image_size=96, num_questions=1, length=9)
+    counts = count_names(stream, [TruthTeller()], WordSettings(detections_first=True))
+    assert list(counts) == ["segment", "detection"] and counts["segment"] == counts["detection"]
+    assert 0 < counts["segment"].right == counts["segment"].told < counts["segment"].asked  # no detector looked
+    assert names_table(counts).splitlines()[2].split("|")[4].strip() == "1.000"
+
+
+@pytest.mark.parametrize("words", [["--kind", "ocr"], ["--json", "x.json"], ["--relations"]])
+def test_names_refuse_what_they_do_not_read(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["--names", "--model", "moai-nano", *words])
+    assert "--names" in capsys.readouterr().err
 
 
 def test_thing_counts_once_when_it_is_named_twice(samples):

@@ -275,8 +275,8 @@ def test_relations_are_few_and_the_clearest_when_there_are_many_objects():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"threshold": 0}, {"min_contact": 2}, {"max_gap": 0}, {"max_relations": -1}, {"merge_iou": 0}, {"detections_first": "false"}, {"no_such": 1},
-     {"detection_threshold": 7}],
+    [{"threshold": 0}, {"min_contact": 2}, {"max_gap": 0}, {"max_relations": -1}, {"merge_iou": 0}, {"no_such": 1},
+     {"detections_first": "false"}, {"detection_threshold": 7}],
 )  # fmt: skip
 def test_settings_are_refused_when_they_make_no_sense(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
