@@ -376,7 +376,10 @@ def _match_objects(truth: Relations, found: Relations) -> list[int]:
 
 
 def count_relations(
-    samples: Iterable[SceneSample], verbalizers: Sequence[Verbalizer] | None = None, has_boxes_only: bool = False
+    samples: Iterable[SceneSample],
+    verbalizers: Sequence[Verbalizer] | None = None,
+    has_boxes_only: bool = False,
+    words: WordSettings = WordSettings(),
 ) -> Mapping[str, RelationCounts]:
     """Run scene graphs on scenes.
 
@@ -384,11 +387,18 @@ def count_relations(
         samples: Scenes with their truth.
         verbalizers: Those of a checkpoint; its scene graph is counted too. None = the truth's segments and detections.
         has_boxes_only: Of the truth the boxes of things; relations to grounds and skies are not asked for.
+        words: The checkpoint's: geometry sees the objects that they name.
 
     Returns:
         Counts by the scene graph's name.
     """
-    geometric = build_verbalizer("scene_graph", "geometric")
+    geometric = build_verbalizer(
+        "scene_graph",
+        "geometric",
+        detection_threshold=words.detection_threshold,
+        merge_iou=words.merge_iou or WordSettings.merge_iou,
+        detections_first=words.detections_first,
+    )
     others = [verbalizer for verbalizer in verbalizers or () if verbalizer.kind not in ("scene_graph", "ocr")]
     graphs = [geometric, *(v for v in verbalizers or () if v.kind == "scene_graph" and v.backend != geometric.backend)]
     predicates = (*PREDICATES, *PEOPLES_PREDICATES) if has_boxes_only else PREDICATES
@@ -604,8 +614,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = None if chosen.model is None else VerbalizerSettings.load(find_checkpoint(chosen.model))
     if chosen.relations:
         stream = Scenes(chosen.split, image_size=448, num_questions=1, length=chosen.scenes)
-        looking = None if settings is None else settings.build()[0]
-        print(relations_table(count_relations(stream, looking, chosen.boxes)))
+        looking, words = (None, WordSettings()) if settings is None else (settings.build()[0], settings.words)
+        print(relations_table(count_relations(stream, looking, chosen.boxes, words)))
         return
     if chosen.names:
         stream = Scenes(chosen.split, image_size=448, num_questions=0, length=chosen.scenes)
