@@ -379,7 +379,7 @@ def count_relations(
     samples: Iterable[SceneSample],
     verbalizers: Sequence[Verbalizer] | None = None,
     has_boxes_only: bool = False,
-    words: WordSettings = WordSettings(),
+    words: WordSettings | None = None,
 ) -> Mapping[str, RelationCounts]:
     """Run scene graphs on scenes.
 
@@ -387,11 +387,12 @@ def count_relations(
         samples: Scenes with their truth.
         verbalizers: Those of a checkpoint; its scene graph is counted too. None = the truth's segments and detections.
         has_boxes_only: Of the truth the boxes of things; relations to grounds and skies are not asked for.
-        words: The checkpoint's: geometry sees the objects that they name.
+        words: The checkpoint's, None = the default ones: geometry sees the objects that they name.
 
     Returns:
         Counts by the scene graph's name.
     """
+    words = words or WordSettings()
     geometric = build_verbalizer(
         "scene_graph",
         "geometric",
@@ -614,7 +615,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = None if chosen.model is None else VerbalizerSettings.load(find_checkpoint(chosen.model))
     if chosen.relations:
         stream = Scenes(chosen.split, image_size=448, num_questions=1, length=chosen.scenes)
-        looking, words = (None, WordSettings()) if settings is None else (settings.build()[0], settings.words)
+        looking, words = (None, None) if settings is None else (settings.build()[0], settings.words)
         print(relations_table(count_relations(stream, looking, chosen.boxes, words)))
         return
     if chosen.names:
