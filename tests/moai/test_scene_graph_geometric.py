@@ -148,4 +148,4 @@ def test_scenes_of_cache_and_command_are_equal_when_bundled_verbalizers_look(tmp
     for name in ("street.jpg", "astronaut.jpg"):
         shown = json.loads(verbalize(images / name, "--model", model, "--json"))
         assert cache[name].scene.to_dict() == shown["scene"]
-    assert "car is on road" in cache["street.jpg"].text and "balloon is in sky" in cache["street.jpg"].text
+    assert "car (#1) is on road" in cache["street.jpg"].text and "balloon is in sky" in cache["street.jpg"].text

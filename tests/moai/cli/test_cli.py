@@ -422,7 +422,7 @@ def test_verbalizer_brings_whose_findings_it_reads_when_it_is_named_alone(workpl
     assert kinds("detection", "ocr") == ["detection", "ocr"]
     image = repo_root / "examples" / "street.jpg"
     found = json.loads(run("verbalize", image, "--model", "moai-nano", "--verbalizers", "scene_graph", "--json").stdout)
-    assert "car is driving on road" in found["words"]
+    assert "car (#1) is driving on road" in found["words"]
 
 
 def test_verbalizer_of_the_checkpoint_is_named_when_its_files_are_gone(workplace):

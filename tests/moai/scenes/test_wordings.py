@@ -29,10 +29,10 @@ OTHER_SLOTS = {
 
 
 def plain_wording(text: str) -> str:
-    """A template without what makes no other wording: case, marks, spelling, and what a picture is called."""
+    """A template without what makes no other wording: case, marks, spelling, and what an image is called."""
     text = text.casefold().replace("color", "colour").replace("centre", "center").replace("{is}", "is")
-    for picture in ("photograph", "photo", "picture", "image", "scene", "shot"):
-        text = text.replace(picture, "picture")
+    for called in ("photograph", "photo", "picture", "scene", "shot"):
+        text = text.replace(called, "image")
     return " ".join(text.translate({ord(mark): " " for mark in string.punctuation if mark not in "{}"}).split())
 
 
@@ -82,7 +82,7 @@ def test_training_never_has_the_wordings_that_are_kept_for_tests_when_asked():
 
 
 def test_training_wordings_are_none_of_those_kept_from_it():
-    """Not even with another mark, spelling or word for a picture."""
+    """Not even with another mark, spelling or word for an image."""
     more = training_wordings()
     assert set(more) == set(ALL_FORMS) and sum(map(len, more.values())) > 1000
     for form, wordings in more.items():
