@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import random
@@ -68,8 +69,19 @@ def start_accelerator(settings: RunSettings) -> Accelerator:
         project_dir=settings.output_folder / "trackers",
         kwargs_handlers=[ddp],
     )
+    atexit.unregister(_leave_peers)  # a second run in one process
+    atexit.register(_leave_peers)
     check_num_processes(settings.num_processes, accelerator.num_processes, os.environ)
     return accelerator
+
+
+def _leave_peers() -> None:
+    """Close gloo's connections while there is an interpreter: a process that ends with them open may abort (134).
+
+    Its peers' next meeting fails then. Not so with NCCL, where leaving waits for peers that may wait for this one.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def check_num_processes(expected: int | None, running: int, environment: Mapping[str, str]) -> None:
