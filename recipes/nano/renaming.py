@@ -38,11 +38,11 @@ def _pattern() -> re.Pattern[str]:
     return re.compile(rf"\b(?:(an?) )?({forms})\b", re.IGNORECASE)
 
 
-def _sample_name(rng: Random) -> str:
+def _sample_name(rng: Random, split: str) -> str:
     if rng.random() < _MADE_UP:
         return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
     words = 2 if rng.random() < _TWO_WORDS else 1
-    return " ".join(rng.choice(sign_words("train")).lower() for _ in range(words))
+    return " ".join(rng.choice(sign_words(split)).lower() for _ in range(words))
 
 
 def _rename_text(text: str, new_names: Mapping[str, str]) -> tuple[str, set[str]]:
@@ -77,7 +77,7 @@ def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str]) -> Scen
 
 
 def rename_scene(
-    found: Scene, questions: Sequence[SceneQuestion], rng: Random
+    found: Scene, questions: Sequence[SceneQuestion], rng: Random, split: str = "train"
 ) -> tuple[Scene, tuple[SceneQuestion, ...]]:
     """Give some of a scene's things, and of those that are asked about and not there, other names.
 
@@ -87,13 +87,14 @@ def rename_scene(
         found: What verbalizers found.
         questions: About the scene.
         rng: Draws names: English words, two of them, or made-up ones, none of which are names of Scenes'.
+        split: Whose English words.
     """
     kept = {"sign", *(asked.asked for asked in questions if asked.kind == "forged")}
     names = {*found.segments.class_names, *found.detections.class_names, *(asked.asked for asked in questions)}
     new_names: dict[str, str] = {}
     for name in sorted(names & OBJECT_CLASSES.keys() - kept):
         if not is_plural_name(name) and rng.random() < _RENAMED:
-            while (new := _sample_name(rng)) in _forms() or new in new_names.values():
+            while (new := _sample_name(rng, split)) in _forms() or new in new_names.values():
                 pass
             new_names[name] = new
 

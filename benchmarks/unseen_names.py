@@ -1,0 +1,98 @@
+"""Whether a model says names, and reads words, that it has never met: from words alone, without an image.
+
+    python -m benchmarks.unseen_names FOLDER OTHER_FOLDER --scenes 300
+
+Things of validation scenes have other names, in the words and in questions and answers together
+(:mod:`recipes.nano.renaming`): English words and made-up ones that no training has. Counted are the questions whose
+answer is such a name, and those that ask what a sign says, whose words no training has either. Words are true.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from random import Random
+
+import torch
+
+from moai.checkpoints.io.lookup import find_checkpoint
+from moai.evaluation.intervals import wilson_interval
+from moai.evaluation.scene_answers import is_right
+from moai.evaluation.tables import format_share, format_table
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.processing_moai import MoAIProcessor
+from moai.scenes.questions import SceneQuestion
+from moai.scenes.scenes import Scenes
+from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES
+from recipes.nano.renaming import rename_scene
+from verbalizers.core.scene import verbalize_scene
+
+__all__ = ["answer_unseen", "unseen_questions"]
+
+KINDS = ("recognition", "object_relation", "comparison", "reading")
+_LONGEST_ANSWER = 32
+
+
+def unseen_questions(num_scenes: int) -> Iterator[tuple[str, list[SceneQuestion]]]:
+    """Words about validation scenes with other names, and the questions whose answers no training has met.
+
+    Args:
+        num_scenes: Of the stream's first; those without such a question are left out.
+    """
+    options = {"image_size": 96, "num_questions": 14, "sign_probability": 0.8, "forged_share": 0.0}
+    stream = Scenes("validation", kinds=KINDS, length=num_scenes, **options)
+    known = {*OBJECT_CLASSES, *STUFF_NAMES}
+    for sample in stream:
+        scene, asked = rename_scene(sample.truth, sample.questions, Random(sample.index), "validation")
+        kept = [q for q in asked if not q.earlier and (q.kind == "reading" or q.answer not in known)]
+        if kept:
+            yield verbalize_scene(scene), kept
+
+
+@torch.no_grad()
+def answer_unseen(
+    model: MoAIForConditionalGeneration, processor: MoAIProcessor, num_scenes: int
+) -> tuple[Counter[str], Counter[str]]:
+    """Ask a model.
+
+    Args:
+        model: In evaluation mode.
+        processor: Its own.
+        num_scenes: See :func:`unseen_questions`.
+
+    Returns:
+        Questions asked and answered rightly, by kind.
+    """
+    asked: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for words, questions in unseen_questions(num_scenes):
+        inputs = processor(auxiliary_text=[words] * len(questions), questions=[q.question for q in questions])
+        said = model.generate(**inputs, max_new_tokens=_LONGEST_ANSWER)[:, inputs["input_ids"].shape[1] :]
+        for question, answer in zip(questions, processor.batch_decode(said, skip_special_tokens=True), strict=True):
+            asked[question.kind] += 1
+            right[question.kind] += is_right(question.answer, answer)
+    return asked, right
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Whether models say names that they have never met.")
+    parser.add_argument("models", nargs="+", help="folders or bundled names of MoAIs")
+    parser.add_argument("--scenes", type=int, default=300)
+    chosen = parser.parse_args()
+    rows: list[list[str]] = [[kind, "0"] for kind in KINDS]
+    for name in chosen.models:
+        folder = find_checkpoint(name)
+        model = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        asked, right = answer_unseen(model, MoAIProcessor.from_pretrained(folder), chosen.scenes)
+        for row in rows:
+            kind = row[0]
+            row[1] = str(asked[kind])
+            interval = wilson_interval(right[kind], asked[kind])
+            row.append(format_share({"value": right[kind] / asked[kind], "interval95": interval}))
+    print(format_table(["question", "asked", *chosen.models], rows, 1))
+
+
+if __name__ == "__main__":
+    main()

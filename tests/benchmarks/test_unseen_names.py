@@ -1,0 +1,34 @@
+"""Names and words that the measurement asks for stand in no training, and are all that it asks for."""
+
+from collections import Counter
+
+import torch
+
+from benchmarks.unseen_names import KINDS, answer_unseen, unseen_questions
+from moai.checkpoints.io.lookup import find_checkpoint
+from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.processing_moai import MoAIProcessor
+from moai.scenes.signs import sign_words
+from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES
+
+
+def test_answers_are_words_of_no_training_and_stand_in_the_findings() -> None:
+    trained = {word.upper() for word in sign_words("train")}
+    asked = []
+    for findings, questions in unseen_questions(40):
+        for question in questions:
+            said = question.answer if question.kind != "reading" else f'"{question.answer}"'
+            words = {word for word in question.answer.upper().split() if word.isalpha()}
+            assert not words & trained and question.answer not in {*OBJECT_CLASSES, *STUFF_NAMES}
+            asked.append((question.kind, said in findings))
+    found = Counter(kind for kind, is_found in asked if is_found)
+    assert set(found) == set(KINDS)
+    assert all(is_found for kind, is_found in asked if kind != "reading")  # of lines, parts may be asked for
+
+
+def test_a_model_is_asked_each_question_once() -> None:
+    folder = find_checkpoint("moai-nano")
+    model = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    asked, right = answer_unseen(model, MoAIProcessor.from_pretrained(folder), 6)
+    assert asked == Counter(question.kind for _, questions in unseen_questions(6) for question in questions)
+    assert all(right[kind] <= asked[kind] for kind in asked) and right["reading"] > 0
