@@ -17,6 +17,7 @@ import numpy as np
 from verbalizers.core.boxes import box_iou, clip_boxes
 from verbalizers.core.checkpoints import CheckpointVerbalizer, from_pretrained
 from verbalizers.core.label_map import LabelMap
+from verbalizers.core.merging import sure_detections
 from verbalizers.core.registry import register_verbalizer, register_words
 from verbalizers.core.structures import Relations, Scene
 from verbalizers.core.words import WordSettings, list_sentence, number_duplicates, strip_coco_suffixes
@@ -182,9 +183,8 @@ def _locate_objects(
         boxes = segments.boxes_xyxy[kept]
     further: list[tuple[str, np.ndarray]] = []
     if scene.detections is not None:
-        is_sure = scene.detections.confidence >= np.float32(settings.detection_threshold)
-        entries = zip(scene.detections.class_names, scene.detections.boxes_xyxy, is_sure, strict=True)
-        further = [(name, box) for name, box, keep in entries if keep and name]
+        said = sure_detections(scene.detections, settings.detection_threshold)
+        further = list(zip(said.class_names, said.boxes_xyxy, strict=True))
     elif not names and scene.relations is not None and scene.relations.object_boxes_xyxy is not None:
         entries = zip(scene.relations.object_names, scene.relations.object_boxes_xyxy, strict=True)
         further = [(strip_coco_suffixes(name), box) for name, box in entries if name]

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from verbalizers.core.boxes import clip_boxes
 from verbalizers.core.label_map import LabelMap
+from verbalizers.core.merging import sure_detections
 from verbalizers.core.structures import Detections, Scene, Segments, TextLines
 from verbalizers.core.vocabularies import COCO_PANOPTIC_NAMES
 from verbalizers.core.words import WordSettings, choose_most_confident, strip_coco_suffixes
@@ -111,9 +112,8 @@ def _draw_instances(
 ) -> tuple[torch.Tensor, dict[int, str]]:
     """``(H, W)`` instance numbers, and their classes' names."""
     height, width = detections.image_size_hw
-    rows = [i for i, sure in enumerate(detections.confidence) if sure >= words.detection_threshold]
-    rows = [i for i in rows if detections.class_names[i]]
-    rows = choose_most_confident(rows, detections.confidence, min(words.max_predictions, BACKGROUND), "detections")
+    detections, most = sure_detections(detections, words.detection_threshold), min(words.max_predictions, BACKGROUND)
+    rows = choose_most_confident(list(range(len(detections))), detections.confidence, most, "detections")
     clipped = clip_boxes(detections.boxes_xyxy[rows], detections.image_size_hw) if rows else np.zeros((0, 4))
     boxes = np.concatenate([np.floor(clipped[:, :2]), np.ceil(clipped[:, 2:])], axis=1).astype(int)
     if depth is not None:

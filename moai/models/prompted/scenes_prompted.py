@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from verbalizers.core.boxes import clip_boxes, normalize_boxes
-from verbalizers.core.merging import merge_scene
+from verbalizers.core.merging import merge_scene, sure_detections
 from verbalizers.core.sentences import verbalize_finding, verbalize_scene
 from verbalizers.core.structures import SCENE_FIELDS, Relations, Scene, TextLines
 from verbalizers.core.words import WordSettings, number_duplicates, strip_coco_suffixes, without_control_characters
@@ -99,8 +99,8 @@ def _list_objects(scene: Scene, words: WordSettings, kinds: Sequence[str]) -> li
         found += [(strip_coco_suffixes(name), box) for name, box, pixels in rows if name and pixels]
     if (detections := scene.detections) is not None and "detection" in kinds:
         looked = True
-        rows = zip(detections.class_names, detections.boxes_xyxy, detections.confidence, strict=True)
-        found += [(name, box) for name, box, sure in rows if name and sure >= words.detection_threshold]
+        said = sure_detections(detections, words.detection_threshold)
+        found += zip(said.class_names, said.boxes_xyxy, strict=True)
     if not looked:
         return None
     boxes = normalize_boxes(clip_boxes([box for _, box in found], scene.image_size_hw), scene.image_size_hw)
