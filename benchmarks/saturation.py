@@ -17,10 +17,12 @@ from benchmarks.measurement import markdown_table
 from mixer import IMAGE_EXPERTS, LANGUAGE_EXPERTS
 from mixer.experts import Expert
 from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.processing_moai import MoAIProcessor
 from moai.scenes.scenes import Scenes
 from verbalizers.core.scene import render_segmentation_map, verbalize_scene
+from verbalizers.core.words import WordSettings
 
 __all__ = ["measure_attention"]
 
@@ -34,7 +36,7 @@ def _attention(expert: Expert, tokens: torch.Tensor, source: object, mask: torch
 
 @torch.no_grad()
 def measure_attention(
-    model: MoAIForConditionalGeneration, processor: MoAIProcessor, num_scenes: int
+    model: MoAIForConditionalGeneration, processor: MoAIProcessor, num_scenes: int, words: WordSettings | None = None
 ) -> list[tuple[str, float, float, float]]:
     """Measure every expert over questions about validation scenes with true words.
 
@@ -42,6 +44,7 @@ def measure_attention(
         model: In evaluation mode.
         processor: Its own.
         num_scenes: How many; each is asked all its questions.
+        words: How the model is used to be told; None = the default.
 
     Returns:
         A row per expert that read anything: its name, the mean over tokens and heads of the largest weight, of the
@@ -75,7 +78,8 @@ def measure_attention(
         for sample in Scenes("validation", num_questions=8, length=num_scenes):
             for asked in sample.questions:
                 map_ = render_segmentation_map(sample.truth.segments, sample.image_size_hw)
-                model(**processor(sample.image, None, verbalize_scene(sample.truth), [map_], questions=asked.question))
+                said = verbalize_scene(sample.truth, settings=words)
+                model(**processor(sample.image, None, said, [map_], questions=asked.question))
     finally:
         for hook in hooks:
             hook.remove()
@@ -90,7 +94,8 @@ def main() -> None:
     chosen = parser.parse_args()
     folder = find_checkpoint(chosen.model)
     model = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    rows = measure_attention(model, MoAIProcessor.from_pretrained(folder), chosen.scenes)
+    words = VerbalizerSettings.load(folder).words
+    rows = measure_attention(model, MoAIProcessor.from_pretrained(folder), chosen.scenes, words)
     shown = [[name, f"{largest:.2f}", f"{spread:.1f}", f"{count:.0f}"] for name, largest, spread, count in rows]
     print("\n".join(markdown_table(["expert", "largest weight", "deviation of logits", "source tokens"], shown)))
 

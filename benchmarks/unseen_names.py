@@ -17,6 +17,7 @@ from random import Random
 import torch
 
 from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.evaluation.intervals import wilson_interval
 from moai.evaluation.scene_answers import is_right
 from moai.evaluation.tables import format_share, format_table
@@ -27,6 +28,7 @@ from moai.scenes.scenes import Scenes
 from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES
 from recipes.nano.renaming import rename_scene
 from verbalizers.core.scene import verbalize_scene
+from verbalizers.core.words import WordSettings
 
 __all__ = ["answer_unseen", "unseen_questions"]
 
@@ -34,11 +36,12 @@ KINDS = ("recognition", "object_relation", "comparison", "reading")
 _LONGEST_ANSWER = 32
 
 
-def unseen_questions(num_scenes: int) -> Iterator[tuple[str, list[SceneQuestion]]]:
+def unseen_questions(num_scenes: int, words: WordSettings | None = None) -> Iterator[tuple[str, list[SceneQuestion]]]:
     """Words about validation scenes with other names, and the questions whose answers no training has met.
 
     Args:
         num_scenes: Of the stream's first; those without such a question are left out.
+        words: How the scenes are told; None = the default.
     """
     options = {"image_size": 96, "num_questions": 14, "sign_probability": 0.8, "forged_share": 0.0}
     stream = Scenes("validation", kinds=KINDS, length=num_scenes, **options)
@@ -47,12 +50,12 @@ def unseen_questions(num_scenes: int) -> Iterator[tuple[str, list[SceneQuestion]
         scene, asked = rename_scene(sample.truth, sample.questions, Random(sample.index), "validation")
         kept = [q for q in asked if not q.earlier and (q.kind == "reading" or q.answer not in known)]
         if kept:
-            yield verbalize_scene(scene), kept
+            yield verbalize_scene(scene, settings=words), kept
 
 
 @torch.no_grad()
 def answer_unseen(
-    model: MoAIForConditionalGeneration, processor: MoAIProcessor, num_scenes: int
+    model: MoAIForConditionalGeneration, processor: MoAIProcessor, num_scenes: int, words: WordSettings | None = None
 ) -> tuple[Counter[str], Counter[str]]:
     """Ask a model.
 
@@ -60,14 +63,15 @@ def answer_unseen(
         model: In evaluation mode.
         processor: Its own.
         num_scenes: See :func:`unseen_questions`.
+        words: Likewise.
 
     Returns:
         Questions asked and answered rightly, by kind.
     """
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    for words, questions in unseen_questions(num_scenes):
-        inputs = processor(auxiliary_text=[words] * len(questions), questions=[q.question for q in questions])
+    for findings, questions in unseen_questions(num_scenes, words):
+        inputs = processor(auxiliary_text=[findings] * len(questions), questions=[q.question for q in questions])
         said = model.generate(**inputs, max_new_tokens=_LONGEST_ANSWER)[:, inputs["input_ids"].shape[1] :]
         for question, answer in zip(questions, processor.batch_decode(said, skip_special_tokens=True), strict=True):
             asked[question.kind] += 1
@@ -85,7 +89,8 @@ def main() -> None:
     for name in chosen.models:
         folder = find_checkpoint(name)
         model = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-        asked, right = answer_unseen(model, MoAIProcessor.from_pretrained(folder), chosen.scenes)
+        words = VerbalizerSettings.load(folder).words
+        asked, right = answer_unseen(model, MoAIProcessor.from_pretrained(folder), chosen.scenes, words)
         for row in rows:
             kind = row[0]
             row[1] = str(asked[kind])

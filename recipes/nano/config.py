@@ -11,7 +11,7 @@ from pydantic import StrictInt
 from moai.settings import Number, load_settings, settings
 from recipes.stages import StageSettings
 
-from .scenes import SceneSettings
+from .scenes import SHARD_WORDS, SceneSettings
 
 __all__ = [
     "SCENES_DOMAIN",
@@ -24,7 +24,11 @@ __all__ = [
 ]
 
 #: What runs from a wheel, offline; a black map where there are no segments, as in training.
-OCR_ALONE: dict[str, Any] = {"verbalizers": [{"kind": "ocr", "backend": "rapidocr"}], "map": "always"}
+OCR_ALONE: dict[str, Any] = {
+    "verbalizers": [{"kind": "ocr", "backend": "rapidocr"}],
+    "words": {"locate_text": SHARD_WORDS.locate_text},
+    "map": "always",
+}
 
 SCENES_DOMAIN = "synthetic Scenes (docs/scenes.md)"
 
@@ -113,6 +117,7 @@ class NanoConfig:
         practice: Compressor, mixers and decoder once more without images, where their skills are weakest.
         start: Folder of a finished moai-nano that the late stages start from (`LATE_STAGES`); None = the stage
             before them.
+        num_latents: Of the compressor that goes on from ``start``; None = as many as there.
         heads: Folder of an earlier run's stage whose heads of :class:`.phrase_recall.PhraseRecall` go on beside
             ``start``, which has none; None = new ones.
         verbalizer_settings: Content of the checkpoint's ``verbalizers.json``.
@@ -130,6 +135,7 @@ class NanoConfig:
     multimodal: MultimodalSettings | None = None
     practice: MultimodalSettings | None = None
     start: str | None = None
+    num_latents: StrictInt | None = None
     heads: str | None = None
     verbalizer_settings: dict[str, Any] = field(default_factory=lambda: dict(OCR_ALONE))
     domain: str = SCENES_DOMAIN

@@ -1,9 +1,10 @@
 """Phrase recall: training targets for the compressor about every word of a verbalization.
 
-A verbalization is a chain of phrases: "[0.10, 0.20, 0.55, 0.99] cat", "cat is on sofa", "EXIT". A latent that stands
-for one word of a phrase should know the whole phrase: which name a box has, in which ninth of the image it lies, who
-is on whom, how a word goes on. Asking each latent for it is a dense signal that needs no decoder, no image and no
-question; questions then only have to find the right latent. Training only: nothing of this is in the checkpoint.
+A verbalization is a chain of phrases: "[0.10, 0.20, 0.55, 0.99] cat", "cat is on sofa", "[0.12, 0.3, 0.4, 0.41] EXIT".
+A latent that stands for one word of a phrase should know the whole phrase: which name a box has, in which ninth of the
+image it lies, who is on whom, how a word goes on. Asking each latent for it is a dense signal that needs no decoder, no
+image and no question; questions then only have to find the right latent. Training only: nothing of this is in the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -103,16 +104,25 @@ class PhraseVocabulary:
         if kind == "relations":
             rows[start:end, 6], rows[start:end, 7] = phrase[0], phrase[-1]
         elif kind == "texts":
+            first = start
+            if self._fill_place(rows, phrase, start, end):
+                start, phrase = start + 5, phrase[5:]
             letters = phrase[~self.quotes[phrase]][:6]
-            rows[start:end, 8 : 8 + len(letters)] = letters
+            rows[first:end, 8 : 8 + len(letters)] = letters
             for slot, offset in enumerate(_NEIGHBOURS, SLOT_GROUPS["neighbours"].start):
                 here = slice(max(start, start - offset), min(end, end - offset))
                 rows[here, slot] = ids[here.start + offset : here.stop + offset]
-        elif len(phrase) > 5 and self.opens_box[phrase[0]]:  # four coordinates, "]", a name
-            x0, y0, x1, y1 = self.values[phrase[:4]]
-            region = region_of(0.5 * (x0 + x1), 0.5 * (y0 + y1))
-            rows[start:end, 0], rows[start:end, 1] = REGIONS.index(region), phrase[5]
-            rows[start:end, 2:6] = phrase[:4]
+        elif self._fill_place(rows, phrase, start, end):
+            rows[start:end, 1] = phrase[5]
+
+    def _fill_place(self, rows: np.ndarray, phrase: np.ndarray, start: int, end: int) -> bool:
+        """Tell where a phrase's box lies, if it has one: four coordinates, "]", and what is there."""
+        if len(phrase) <= 5 or not self.opens_box[phrase[0]]:
+            return False
+        x0, y0, x1, y1 = self.values[phrase[:4]]
+        rows[start:end, 0] = REGIONS.index(region_of(0.5 * (x0 + x1), 0.5 * (y0 + y1)))
+        rows[start:end, 2:6] = phrase[:4]
+        return True
 
 
 def places_of_latents(length: int, num_latents: int) -> np.ndarray:

@@ -21,12 +21,14 @@ from moai.settings import Number, Positive, settings
 from verbalizers.core.merging import keep_segments
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 from verbalizers.core.structures import Detections, Scene
+from verbalizers.core.words import WordSettings
 
 from .patch_recall import PatchPieces, PieceVocabulary, patch_pieces
 from .prompt import prompt_ids
 from .renaming import rename_scene
 
 __all__ = [
+    "SHARD_WORDS",
     "SceneSettings",
     "ShardBatches",
     "TokenQuestion",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 
+#: How shards' findings are said, and those of the checkpoints that learn from them.
+SHARD_WORDS = WordSettings(locate_text=True)
 _RELATION_KINDS = ("ground_relation", "object_relation")
 #: Scenes drawn per scene of a shard, where some are left out.
 _SPARE = 6
@@ -215,7 +219,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
             found, asked_about = rename_scene(found, asked_about, rng)
         is_detected = settings.detected_share > 0 and rng.random() < settings.detected_share
         is_detected &= "detection" in spoken  # else segments tell the things
-        text = verbalize_scene(_detect_things(found, rng) if is_detected else found, spoken)
+        text = verbalize_scene(_detect_things(found, rng) if is_detected else found, spoken, settings=SHARD_WORDS)
         if sample.questions and not asked_about:
             continue
         questions = []

@@ -30,13 +30,13 @@ from verbalizers.core.durable_files import atomic_folder, hold_folder
 from .compressor_task import CompressorTask
 from .config import MultimodalSettings, NanoConfig, PatchSettings, PhraseSettings, TextSettings, load_nano_config
 from .expert_initialisation import start_with_reading_order, start_with_word_matching
-from .models import build_decoder, build_moai, build_processor, replace_tower
+from .models import build_decoder, build_moai, build_processor, replace_tower, resize_latents
 from .multimodal_task import MultimodalTask
 from .patch_recall import PieceVocabulary
 from .patch_task import PatchTask
 from .phrase_recall import PhraseRecall, PhraseVocabulary
 from .prompt import prompt_ids
-from .scenes import ShardBatches
+from .scenes import SHARD_WORDS, ShardBatches
 from .text_task import TextTask
 from .tokenizer import train_nano_tokenizer
 
@@ -100,6 +100,8 @@ def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokeni
         torch.manual_seed(config.seed + 1)
         if config.patches is not None and config.patches.vision:
             replace_tower(model, config.patches.vision)
+        if config.num_latents is not None:
+            resize_latents(model, config.num_latents)
     else:
         model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out))
     model.recall = PhraseRecall(model.config.text_config.hidden_size)
@@ -176,8 +178,9 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
         if config.start is not None:
             MoAIProcessor.from_pretrained(config.start).save_pretrained(folder)
             told = VerbalizerSettings.load(Path(config.start).resolve())
-            # Shards have quoted lines, whatever the start had read before.
-            replace(told, words=replace(told.words, quote_text=True)).save(folder)
+            # Lines of text stand as in the shards, whatever the start had read before.
+            said = replace(told.words, quote_text=SHARD_WORDS.quote_text, locate_text=SHARD_WORDS.locate_text)
+            replace(told, words=said).save(folder)
         else:
             build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(folder)
             text = json.dumps(config.verbalizer_settings, indent=2) + "\n"
@@ -208,8 +211,8 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
 
     Raises:
         ValueError: ``config.start`` is given and ``stages`` holds more than :data:`LATE_STAGES`, or is not and
-            ``config.patches`` has a tower of its own; something there was made with other settings, or is missing; or
-            another process writes there.
+            ``config.patches`` has a tower of its own, or ``config.num_latents`` is given; something there was made with
+            other settings, or is missing; or another process writes there.
         SystemExit: A stage was stopped by Ctrl-C or SIGTERM; a checkpoint is written.
     """
     if config.start is not None and not set(stages) <= set(LATE_STAGES):
@@ -219,6 +222,10 @@ def train_nano(config: NanoConfig, out: Path, stages: tuple[str, ...] = STAGES) 
     if config.start is None and config.patches is not None and config.patches.vision:
         raise ValueError(
             "expected no `patches.vision` without a start, whose tower it replaces. Set `multimodal.vision`."
+        )
+    if config.start is None and config.num_latents is not None:
+        raise ValueError(
+            "expected no `num_latents` without a start, whose number it replaces. Set `multimodal.compressor`."
         )
     with hold_folder(out):
         _train_stages(config, out, stages)

@@ -279,7 +279,7 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path, caps
     assert json.loads((out / "moai-nano" / "config.json").read_text())["mixer"]["mixes_answers"]
     told = VerbalizerSettings.load(out / "moai-nano")
     (copied,) = told.verbalizers
-    assert told.words.quote_text  # as in the shards
+    assert told.words.quote_text and told.words.locate_text  # as in the shards
     assert copied["settings"] == {"checkpoint": str(tmp_path / "tower")}
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--stage", "text"])
@@ -313,6 +313,21 @@ def test_finished_model_gets_a_new_tower_when_patches_name_one(trained, tmp_path
     with pytest.raises(SystemExit, match="2"):
         main(["--config", str(same), "--out", str(tmp_path / "fresh")])
     assert "`patches.vision` without a start" in capsys.readouterr().err
+
+
+def test_finished_model_reads_in_more_stretches_when_given_more_latents(trained, tmp_path, capsys):
+    _, run = trained
+    before = load_file(run / "moai-nano" / "model.safetensors")["model.compressor.latents.weight"]
+    recipe = write_recipe(tmp_path / "more.yaml", {"num_latents": 2 * len(before), "phrases": tiny_recipe()["phrases"]})
+    words = ["--config", str(recipe), "--out", str(tmp_path / "run")]
+    main([*words, "--start", str(run / "moai-nano"), "--stage", "export"])  # as it starts: nothing has trained
+    after = load_file(tmp_path / "run" / "moai-nano" / "model.safetensors")["model.compressor.latents.weight"]
+    assert torch.equal(after, before.repeat_interleave(2, dim=0))
+    told = json.loads((tmp_path / "run" / "moai-nano" / "config.json").read_text(encoding="utf-8"))
+    assert told["compressor"]["num_latents"] == len(after)
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "`num_latents` without a start" in capsys.readouterr().err
 
 
 def test_exported_checkpoint_answers_when_loaded_back(trained):

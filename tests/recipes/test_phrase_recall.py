@@ -61,6 +61,18 @@ def test_targets_spell_a_line_when_a_piece_belongs_to_it(tokenizer, vocabulary, 
     assert (rows[[bool(text) for text in spelt], :8] == -100).all()
 
 
+def test_targets_tell_where_a_line_is_when_its_box_stands_before_it(tokenizer, vocabulary):
+    ids, rows = targets_of(
+        f'{TEXTS}[0.70, 0.80, 0.90, 1.00] "EXIT", and [0.00, 0.00, 0.20, 0.10] "A".', tokenizer, vocabulary
+    )
+    first = ids.index(tokenizer.sp_model.encode(" [0.70")[0])
+    assert [REGIONS[rows[place, 0]] for place in (first, first + 7)] == ["bottom right"] * 2
+    assert rows[first, 1] == -100 and rows[first, 2:6].tolist() == ids[first : first + 4]
+    letters = rows[first, SLOT_GROUPS["letters"]]  # who knows the place knows the line
+    assert tokenizer.sp_model.decode(letters[letters >= 0].tolist()).strip() == "EXIT"
+    assert (rows[first : first + 5, SLOT_GROUPS["neighbours"]] == -100).all()  # which are a line's alone
+
+
 def test_targets_tell_what_comes_before_and_after_when_a_piece_belongs_to_a_line(tokenizer, vocabulary):
     ids, rows = targets_of(f'{TEXTS}"EXIT WAY", and "A".', tokenizer, vocabulary)
     neighbours = rows[:, SLOT_GROUPS["neighbours"]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from verbalizers.core.boxes import clip_boxes, format_box, normalize_boxes
+from verbalizers.core.boxes import clip_boxes, format_box, normalize_boxes, quads_to_boxes
 from verbalizers.core.label_map import LabelMap
 from verbalizers.core.merging import merge_scene
 from verbalizers.core.registry import find_words
@@ -55,7 +55,7 @@ def verbalize_finding(
         scene: all findings about the image, for text that uses other findings too.
 
     Raises:
-        ValueError: the finding is of a type that has no words.
+        ValueError: the finding is of a type that has no words, or the image's size is asked for and not given.
         ImportError: the words are a plug-in's that cannot be imported.
     """
     settings = settings or WordSettings()
@@ -75,8 +75,11 @@ def verbalize_finding(
     if isinstance(finding, Relations):
         return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat)
     if isinstance(finding, TextLines):
+        size = scene.image_size_hw if scene is not None and settings.locate_text else None
+        if settings.locate_text and size is None and not compat:
+            raise ValueError("`locate_text` expected the image's size, got a finding alone. Give the `scene` too.")
         return verbalize_text_lines(
-            finding, settings.text_threshold, compat, settings.max_predictions, settings.quote_text
+            finding, settings.text_threshold, compat, settings.max_predictions, settings.quote_text, size
         )
     raise ValueError(
         f"expected Segments, Detections, Relations, TextLines or a sentence, got {type(finding).__name__}. "
@@ -238,6 +241,7 @@ def verbalize_text_lines(
     compat: bool = False,
     max_predictions: int = WordSettings.max_predictions,
     quote_text: bool = WordSettings.quote_text,
+    image_size_hw: tuple[int, int] | None = None,
 ) -> str:
     """Lines of text as a sentence: `The image includes text descriptions: "t1", and "t2".`, lines in the order given.
 
@@ -247,6 +251,8 @@ def verbalize_text_lines(
         compat: leave blank lines and control characters in and quotes out, as the release does.
         max_predictions: how many are said at most; with `compat` all are.
         quote_text: quote each line; see `WordSettings`.
+        image_size_hw: height and width of the image in pixels, for lines behind their boxes
+            (`WordSettings.locate_text`), as `[0.12, 0.30, 0.45, 0.41] "t1"`; None = lines alone.
     """
     if text_lines is None:
         return ""
@@ -258,5 +264,8 @@ def verbalize_text_lines(
     cleaned = [without_control_characters(text) for text in text_lines.texts]
     said = [row for row, text in enumerate(cleaned) if is_kept[row] and text.strip()]
     said = choose_most_confident(said, text_lines.confidence, max_predictions, "lines of text")
-    texts = [cleaned[row] for row in said]
-    return list_sentence(TEXTS_OPENING, [quote(text) for text in texts] if quote_text else texts)
+    texts = [quote(cleaned[row]) if quote_text else cleaned[row] for row in said]
+    if image_size_hw is not None:
+        boxes = normalize_boxes(clip_boxes(quads_to_boxes(text_lines.quads[said]), image_size_hw), image_size_hw)
+        texts = [f"{format_box(box)} {text}" for box, text in zip(boxes, texts, strict=True)]
+    return list_sentence(TEXTS_OPENING, texts)

@@ -54,6 +54,8 @@ class WordSettings:
             (`merging.merge_detections`); None keeps both, as the release does.
         quote_text: whether recognised lines are quoted (:func:`quote`), so that what is written in an image cannot
             pose as a prediction. False is the release's form, for models that were trained on it.
+        locate_text: whether a recognised line stands behind its box, as things do: else nothing tells which sign says
+            what. For models that were trained on it; the release says none.
         detections_first: `merge_iou` the other way round: a segment is left out where a detection above the threshold
             shows the same thing, even by another name (`merging.find_covering`). For a detector that names better.
     """
@@ -65,6 +67,7 @@ class WordSettings:
     max_predictions: int = 200
     merge_iou: float | None = 0.5
     quote_text: bool = True
+    locate_text: bool = False
     detections_first: bool = False
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class WordSettings:
         check_range(self, "max_relations", "max_predictions", high=None)
         if self.merge_iou is not None:
             check_range(self, "merge_iou", is_open=True)
-        check_flags(self, "quote_text", "detections_first")
+        check_flags(self, "quote_text", "locate_text", "detections_first")
         if self.detections_first and self.merge_iou is None:
             raise ValueError("`detections_first` merges by `merge_iou`, got null. Give an overlap, or leave one out.")
 

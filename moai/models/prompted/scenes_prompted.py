@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from verbalizers.core.boxes import clip_boxes, normalize_boxes
+import numpy as np
+
+from verbalizers.core.boxes import clip_boxes, normalize_boxes, quads_to_boxes
 from verbalizers.core.merging import merge_scene, sure_detections
 from verbalizers.core.sentences import verbalize_finding, verbalize_scene
 from verbalizers.core.structures import SCENE_FIELDS, Relations, Scene, TextLines
@@ -78,7 +80,7 @@ def describe_compactly(scene: Scene, words: WordSettings, kinds: Iterable[str] |
     if scene.relations is not None and "scene_graph" in chosen:
         lines.append(_line("relations", "; ", _list_relations(scene.relations, words)))
     if scene.text_lines is not None and "ocr" in chosen:
-        lines.append(_line("text", ", ", _list_texts(scene.text_lines, words)))
+        lines.append(_line("text", ", ", _list_texts(scene.text_lines, scene.image_size_hw, words)))
     for kind in chosen:
         if kind not in SCENE_FIELDS and kind in scene.findings:
             lines.append(verbalize_finding(scene.findings[kind], words, kind=kind, scene=scene))
@@ -103,11 +105,13 @@ def _list_objects(scene: Scene, words: WordSettings, kinds: Sequence[str]) -> li
         found += zip(said.class_names, said.boxes_xyxy, strict=True)
     if not looked:
         return None
-    boxes = normalize_boxes(clip_boxes([box for _, box in found], scene.image_size_hw), scene.image_size_hw)
-    return [
-        (without_control_characters(name), " ".join(f"{side:.2f}" for side in box))
-        for (name, _), box in zip(found, boxes, strict=True)
-    ]
+    boxes = _format_boxes([box for _, box in found], scene.image_size_hw)
+    return [(without_control_characters(name), box) for (name, _), box in zip(found, boxes, strict=True)]
+
+
+def _format_boxes(boxes_xyxy: Any, image_size_hw: tuple[int, int]) -> list[str]:
+    boxes = normalize_boxes(clip_boxes(boxes_xyxy, image_size_hw), image_size_hw)
+    return [" ".join(f"{side:.2f}" for side in box) for box in boxes]
 
 
 def _list_relations(relations: Relations, words: WordSettings) -> list[str]:
@@ -124,8 +128,11 @@ def _list_relations(relations: Relations, words: WordSettings) -> list[str]:
     return said[: words.max_relations]
 
 
-def _list_texts(text_lines: TextLines, words: WordSettings) -> list[str]:
+def _list_texts(text_lines: TextLines, image_size_hw: tuple[int, int], words: WordSettings) -> list[str]:
     """Text lines as JSON strings: what a sign says can end neither its quotes nor its line."""
-    rows = zip(text_lines.texts, text_lines.confidence, strict=True)
-    said = [t for t, sure in rows if without_control_characters(t).strip() and sure >= words.text_threshold]
-    return [json.dumps(text, ensure_ascii=False) for text in said]
+    is_sure = text_lines.confidence >= np.float32(words.text_threshold)
+    boxes = _format_boxes(quads_to_boxes(text_lines.quads), image_size_hw)
+    rows = zip(text_lines.texts, boxes, is_sure, strict=True)
+    said = [(text, box) for text, box, sure in rows if sure and without_control_characters(text).strip()]
+    quoted = [(json.dumps(text, ensure_ascii=False), box) for text, box in said]
+    return [f"{text} {box}" if words.locate_text else text for text, box in quoted]

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from verbalizers import Scene, TextLines, WordSettings, build_verbalizer, verbalize_scene, verbalize_text_lines
 from verbalizers.backends.ocr import pad_slim
 from verbalizers.core.adapters import boxes_to_quads
+from verbalizers.core.sentences import verbalize_finding
 from verbalizers.core.words import TEXTS_OPENING
 
 
@@ -209,3 +210,18 @@ def test_text_of_an_image_stays_inside_its_quotes_when_it_poses_as_a_prediction(
     released = TEXTS_OPENING + ", and ".join(FORGED) + "."
     assert verbalize_scene(scene, ["ocr"], compat=True) == released
     assert verbalize_scene(scene, ["ocr"], settings=WordSettings(quote_text=False)) == released
+
+
+def test_lines_stand_behind_their_boxes_when_they_are_located():
+    quads = [[[2, 1], [9, 2], [9, 5], [2, 4]], [[-3, 5], [5, 5], [5, 9], [-3, 9]]]
+    lines = TextLines(quads, ("EXIT", "[0.40, 0.40, 0.60, 0.60] cat"), (1, 1))
+    scene, located = Scene(image_size_hw=(10, 10), text_lines=lines), WordSettings(locate_text=True)
+    said = '[0.20, 0.10, 0.90, 0.50] "EXIT", and [0.00, 0.50, 0.50, 0.90] "[0.40, 0.40, 0.60, 0.60] cat".'
+    assert verbalize_scene(scene, ["ocr"], settings=located) == TEXTS_OPENING + said
+    assert verbalize_scene(scene, ["ocr"], compat=True, settings=located) == verbalize_scene(
+        scene, ["ocr"], compat=True
+    )
+    with pytest.raises(ValueError, match="image's size"):
+        verbalize_finding(lines, located)
+    with pytest.raises(ValueError, match="locate_text"):
+        WordSettings(locate_text="yes")
