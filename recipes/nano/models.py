@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from mixer import Mixers
@@ -19,7 +18,7 @@ from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 
 from .config import MultimodalSettings, NanoConfig
 
-__all__ = ["build_decoder", "build_moai", "build_processor", "replace_tower", "resize_latents"]
+__all__ = ["build_decoder", "build_moai", "build_processor", "replace_tower"]
 
 #: About the standard deviation of a new tower's patch embeddings.
 POSITION_STD = 3.0
@@ -111,19 +110,6 @@ def replace_tower(model: MoAIForConditionalGeneration, vision: dict[str, Any]) -
     for layer in model.model.mixers.layers:
         of_auxiliary, of_images, _ = layer.language_experts
         of_images.load_state_dict(of_auxiliary.state_dict())
-
-
-@torch.no_grad()
-def resize_latents(model: MoAIForConditionalGeneration, num_latents: int) -> None:
-    """Let a trained compressor read in more stretches, or fewer: each latent starts as the one that stood there.
-
-    Args:
-        model: Changed in place.
-        num_latents: Latents from now on.
-    """
-    latents, old = model.model.compressor.latents, model.model.compressor.config.num_latents
-    latents.weight = nn.Parameter(latents.weight[(torch.arange(num_latents) * old // num_latents)])
-    model.model.compressor.config.num_latents = model.config.compressor["num_latents"] = num_latents
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from transformers import GenerationConfig, LlamaForCausalLM
 
 from moai.checkpoints.io.verbalizer_settings import VERBALIZERS_FILE, VerbalizerSettings
 from moai.cli.train import launch_processes
-from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
+from moai.models.moai.new_model import renew
 from moai.models.moai.processing_moai import MoAIProcessor
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.settings import to_plain
@@ -30,7 +30,7 @@ from verbalizers.core.durable_files import atomic_folder, hold_folder
 from .compressor_task import CompressorTask
 from .config import MultimodalSettings, NanoConfig, PatchSettings, PhraseSettings, TextSettings, load_nano_config
 from .expert_initialisation import start_with_reading_order, start_with_word_matching
-from .models import build_decoder, build_moai, build_processor, replace_tower, resize_latents
+from .models import build_decoder, build_moai, build_processor, replace_tower
 from .multimodal_task import MultimodalTask
 from .patch_recall import PieceVocabulary
 from .patch_task import PatchTask
@@ -94,14 +94,11 @@ def _pretrained_decoder(config: NanoConfig, out: Path) -> LlamaForCausalLM:
 def _model_with_recall(config: NanoConfig, out: Path, tokenizer: InternLM2Tokenizer) -> MoAIForConditionalGeneration:
     """The whole model before the stages that train it, with the heads that only training needs."""
     if config.start is not None:
-        made_of = MoAIConfig.from_pretrained(config.start)
-        made_of.mixer |= config.practice.mixer if config.practice else {}
-        model = MoAIForConditionalGeneration.from_pretrained(config.start, config=made_of, dtype=torch.float32)
-        torch.manual_seed(config.seed + 1)
+        sizes = {"mixer": config.practice.mixer if config.practice else {}}
+        sizes["compressor"] = {} if config.num_latents is None else {"num_latents": config.num_latents}
+        model = renew(config.start, sizes, keeps_fitting=True, seed=config.seed + 1).float()
         if config.patches is not None and config.patches.vision:
             replace_tower(model, config.patches.vision)
-        if config.num_latents is not None:
-            resize_latents(model, config.num_latents)
     else:
         model = build_moai(config, config.multimodal, tokenizer, _pretrained_decoder(config, out))
     model.recall = PhraseRecall(model.config.text_config.hidden_size)

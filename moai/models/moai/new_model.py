@@ -56,7 +56,7 @@ def renew(
         sizes: Fields of ``compressor`` and ``mixer`` that are laid over the checkpoint's.
         fresh_parts: Parts to start anew, of ``trainable_parts``; ``mixers`` includes the gates.
         keeps_fitting: A part of another size keeps the tensors whose shapes stay the same, and evenly chosen ones of
-            its latents where there are fewer; else it starts anew.
+            its latents, some twice where there are more; else it starts anew.
         seed: Of the new numbers.
     """
     old = load_whole(MoAIForConditionalGeneration, path, "auto")
@@ -71,7 +71,7 @@ def renew(
     model = MoAIForConditionalGeneration(MoAIConfig.from_dict(fields)).to(old.dtype)
     new, kept = model.state_dict(), {}
     for name, value in old.state_dict().items():
-        if name == _LATENTS and "compressor" in resized and len(new[name]) < len(value):
+        if name == _LATENTS and "compressor" in resized and len(new[name]) != len(value):
             value = value[torch.linspace(0, len(value) - 1, len(new[name])).round().long()]
         if _part_of(name) not in fresh and (_part_of(name) not in resized or _fits(value, new.get(name))):
             kept[name] = value

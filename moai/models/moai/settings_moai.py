@@ -36,7 +36,7 @@ class MoAIModelSettings(NewModelSettings):
         fresh_parts: Parts of the checkpoint to start anew: ``projector``, ``compressor``, ``mixers`` (gates included),
             ``gates``.
         keeps_fitting: A compressor or mixer of another size keeps the checkpoint's tensors whose shapes stay the same,
-            and evenly chosen ones of its latents where there are fewer.
+            and evenly chosen ones of its latents, some twice where there are more.
     """
 
     gguf_file: str | None = None

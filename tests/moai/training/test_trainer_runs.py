@@ -403,16 +403,19 @@ def test_gates_alone_begin_anew_when_asked_for(checkpoint: Path, tmp_path: Path)
     assert differing and all("_gate." in name for name in differing)
 
 
-def test_smaller_compressor_keeps_what_fits_when_asked_to(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [-1, 3])
+def test_compressor_of_another_size_keeps_what_fits_when_asked_to(
+    checkpoint: Path, tmp_path: Path, change: int
+) -> None:
     old = load_file(checkpoint / "model.safetensors")
     latents = "model.compressor.latents.weight"
-    fewer = len(old[latents]) - 1
-    changes = {"model__compressor": {"num_latents": fewer}, "model__keeps_fitting": True}
+    number = len(old[latents]) + change
+    changes = {"model__compressor": {"num_latents": number}, "model__keeps_fitting": True}
     run_training(build_recipe(checkpoint, tmp_path / "run", 1, optimization__num_steps=1, **changes))
     new = load_file(tmp_path / "run" / "base" / "model.safetensors")
     assert {name for name in old if not torch.equal(old[name], new[name])} == {latents}
-    chosen = torch.linspace(0, fewer, fewer).round().long()
-    assert torch.equal(new[latents], old[latents][chosen])
+    chosen = torch.linspace(0, len(old[latents]) - 1, number).round().long()
+    assert set(chosen.tolist()) <= set(range(len(old[latents]))) and torch.equal(new[latents], old[latents][chosen])
 
 
 def test_random_weights_mix_anew_at_every_step_when_they_route(checkpoint: Path, tmp_path: Path) -> None:
