@@ -6,6 +6,7 @@ import torch
 from benchmarks.saturation import _attention, measure_attention
 from mixer.experts import Expert
 from moai.checkpoints.io.lookup import find_checkpoint
+from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.processing_moai import MoAIProcessor
 
@@ -24,7 +25,8 @@ def test_bundled_experts_are_not_saturated_and_are_when_their_logits_grow() -> N
     folder = find_checkpoint("moai-nano")
     model = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = MoAIProcessor.from_pretrained(folder)
-    rows = measure_attention(model, processor, 1)
+    words = VerbalizerSettings.load(folder).words
+    rows = measure_attention(model, processor, 1, words)
     assert len(rows) == 4 * 6
     assert max(largest for _, largest, _, _ in rows) < 0.85
     assert all(1 / count < largest for _, largest, _, count in rows)
@@ -32,6 +34,6 @@ def test_bundled_experts_are_not_saturated_and_are_when_their_logits_grow() -> N
         for layer in model.model.mixers.layers:
             for expert in (*layer.image_experts, *layer.language_experts):
                 expert.key_norm.weight.mul_(50)
-    grown = {name: largest for name, largest, _, _ in measure_attention(model, processor, 1)}
+    grown = {name: largest for name, largest, _, _ in measure_attention(model, processor, 1, words)}
     assert all(grown[name] > largest for name, largest, _, _ in rows)
     assert min(largest for name, largest in grown.items() if name.endswith("auxiliary")) > 0.85
