@@ -132,6 +132,8 @@ def run_stage(task: CountingTask, settings: StageSettings, folder: Path, seed: i
     if done < settings.optimization.num_steps:
         print(f"stopped after step {done}; the same command goes on from there.", flush=True)
         raise SystemExit(EXIT_INTERRUPTED)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def is_made(folder: Path, origin: Any) -> bool:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,7 @@ __all__ = [
     "start_accelerator",
 ]
 
+_SECONDS_TO_FINISH = 0.3
 _TORCHRUN = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N -m moai.training --config FILE"
 
 
@@ -69,19 +71,19 @@ def start_accelerator(settings: RunSettings) -> Accelerator:
         project_dir=settings.output_folder / "trackers",
         kwargs_handlers=[ddp],
     )
-    atexit.unregister(_leave_peers)  # a second run in one process
-    atexit.register(_leave_peers)
+    atexit.unregister(_let_threads_finish)  # of a run before in this process
+    atexit.register(_let_threads_finish)
     check_num_processes(settings.num_processes, accelerator.num_processes, os.environ)
     return accelerator
 
 
-def _leave_peers() -> None:
-    """Close gloo's connections while there is an interpreter: a process that ends with them open may abort (134).
+def _let_threads_finish() -> None:
+    """Let gloo's threads drop the tensors of the last meeting: one that has to while Python ends aborts it (code 134).
 
-    Its peers' next meeting fails then. Not so with NCCL, where leaving waits for peers that may wait for this one.
+    They cannot be joined: a DistributedDataParallel never lets go of its process group.
     """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-        torch.distributed.destroy_process_group()
+        time.sleep(_SECONDS_TO_FINISH)
 
 
 def check_num_processes(expected: int | None, running: int, environment: Mapping[str, str]) -> None:

@@ -135,14 +135,12 @@ def test_second_command_is_refused_with_the_first_named_while_that_trains(checkp
 
 
 FAILING = """
-import atexit, os, sys
+import os, sys
 from moai.training.processes import start_accelerator
 from moai.training.task import Batch, Task
 from moai.training.train_settings import RunSettings, load_any_settings
 from moai.training.trainer import Trainer
 import torch
-
-atexit.register(lambda: print("left with peers:", torch.distributed.is_initialized(), flush=True))  # runs last
 
 class Failing(Task):
     def __init__(self):
@@ -194,7 +192,6 @@ def test_steps_are_kept_when_the_launcher_ends_the_process_that_did_not_fail(tmp
     process = start([sys.executable, *words, str(tmp_path / "run"), "1"], tmp_path, ACCELERATE_USE_CPU="1")
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 1, output
-    assert "left with peers: False" in output and "left with peers: True" not in output
     check_failed(tmp_path / "run", 1, output)
 
 
