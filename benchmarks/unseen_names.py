@@ -3,8 +3,9 @@
     python -m benchmarks.unseen_names FOLDER OTHER_FOLDER --scenes 300
 
 Things of validation scenes have other names, in the words and in questions and answers together
-(:mod:`recipes.nano.renaming`): English words and made-up ones that no training has. Counted are the questions whose
-answer is such a name, and those that ask what a sign says, whose words no training has either. Words are true.
+(:mod:`recipes.nano.renaming`): English words that no training has, one in seven made-up syllables, of which it may
+have met some. Counted are the questions whose answer is such a name, and those that ask what a sign says, whose words
+no training has. Findings are true.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import torch
 
@@ -79,6 +81,10 @@ def answer_unseen(
     return asked, right
 
 
+def _share(right: int, asked: int) -> dict[str, Any] | None:
+    return {"value": right / asked, "interval95": wilson_interval(right, asked)} if asked else None
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Whether models say names that they have never met.")
@@ -94,8 +100,7 @@ def main() -> None:
         for row in rows:
             kind = row[0]
             row[1] = str(asked[kind])
-            interval = wilson_interval(right[kind], asked[kind])
-            row.append(format_share({"value": right[kind] / asked[kind], "interval95": interval}))
+            row.append(format_share(_share(right[kind], asked[kind])))
     print(format_table(["question", "asked", *chosen.models], rows, 1))
 
 
