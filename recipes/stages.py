@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -191,12 +191,15 @@ def load_trained(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def load_finished(model: nn.Module, folder: Path) -> None:
+def load_finished(
+    model: nn.Module, folder: Path, fit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
+) -> None:
     """Put the weights of a folder for ``from_pretrained`` into a model that was built like it; its dtypes stay.
 
     Args:
         model: Changed in place.
         folder: Holds ``model.safetensors``.
+        fit: Makes of the folder's weights those that the model wants, where it is built a little otherwise.
 
     Raises:
         ValueError: There is none that can be read, or it is of another model.
@@ -209,6 +212,8 @@ def load_finished(model: nn.Module, folder: Path) -> None:
             f"expected a finished model to start from in {folder}, got none that can be read ({error}). Correct "
             "`start`."
         ) from error
+    if fit is not None:
+        weights = fit(weights)
     differing = sorted(name for name in own.keys() | weights.keys() if not _alike(own.get(name), weights.get(name)))
     if differing:
         raise ValueError(

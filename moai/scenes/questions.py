@@ -50,7 +50,6 @@ _COLUMNS, _ROWS = ("left", "center", "right"), ("top", "middle", "bottom")
 REGIONS: tuple[str, ...] = tuple(
     "center" if (row, column) == ("middle", "center") else f"{row} {column}" for row in _ROWS for column in _COLUMNS
 )
-_PLACES = {name: place for place, name in enumerate((*OBJECT_CLASSES, *STUFF_NAMES))}
 _REGION_MARGIN = 0.03  # a centre nearer than this to a border between regions is not asked about
 _MAX_COUNT = 5
 # How much rarer larger numbers are in scenes, so how much more often they are wanted.
@@ -447,14 +446,14 @@ class _Asker:
         return self.say("description", "description", self._describe(), options=(*self.names, *self.stuff))
 
     def _describe(self) -> str:
-        """What is there and how it is related, in the vocabulary's order: who describes knows what comes next."""
+        """What is there and how it is related, by name: who describes knows what comes next."""
         if not self.objects:
             return f"There is only {_join([indefinite(name) for name in self.stuff])}."
-        names = sorted(self.counts, key=_PLACES.__getitem__)
+        names = sorted(self.counts)
         things = [indefinite(n) if self.counts[n] == 1 else f"{self.counts[n]} {plural(n)}" for n in names]
         verb = "are" if len(self.objects) > 1 or is_plural_name(self.objects[0].name) else "is"
         sentences = [f"There {verb} {_join(things)}."]
-        if related := sorted(set(self.relations), key=lambda r: (_PLACES[r[0]], r[1], _PLACES[r[2]])):
+        if related := sorted(set(self.relations)):
             sentence = _join([f"the {s} {_are(s)} {p} the {o}" for s, p, o in related])
             sentences.append(sentence[0].upper() + sentence[1:] + ".")
         if self.signs:

@@ -11,7 +11,7 @@ from pydantic import StrictInt
 from moai.settings import Number, load_settings, settings
 from recipes.stages import StageSettings
 
-from .scenes import SHARD_WORDS, SceneSettings
+from .scenes import SHARD_FORM, SceneSettings
 
 __all__ = [
     "SCENES_DOMAIN",
@@ -26,7 +26,7 @@ __all__ = [
 #: What runs from a wheel, offline; a black map where there are no segments, as in training.
 OCR_ALONE: dict[str, Any] = {
     "verbalizers": [{"kind": "ocr", "backend": "rapidocr"}],
-    "words": {"locate_text": SHARD_WORDS.locate_text},
+    "words": SHARD_FORM,
     "map": "always",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 import numpy as np
 from pydantic import StrictBool, StrictInt
@@ -28,7 +29,7 @@ from .prompt import prompt_ids
 from .renaming import rename_scene
 
 __all__ = [
-    "SHARD_WORDS",
+    "SHARD_FORM",
     "SceneSettings",
     "ShardBatches",
     "TokenQuestion",
@@ -37,8 +38,9 @@ __all__ = [
 ]
 
 
-#: How shards' findings are said, and those of the checkpoints that learn from them.
-SHARD_WORDS = WordSettings(locate_text=True)
+#: The form in which shards' findings are said, and those of the checkpoints that learn from them.
+SHARD_FORM: dict[str, Any] = {"quote_text": True, "locate_text": True, "order_by_name": True, "max_relations": 20}
+_SHARD_WORDS = WordSettings(**SHARD_FORM)
 _RELATION_KINDS = ("ground_relation", "object_relation")
 #: Scenes drawn per scene of a shard, where some are left out.
 _SPARE = 6
@@ -219,7 +221,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
             found, asked_about = rename_scene(found, asked_about, rng)
         is_detected = settings.detected_share > 0 and rng.random() < settings.detected_share
         is_detected &= "detection" in spoken  # else segments tell the things
-        text = verbalize_scene(_detect_things(found, rng) if is_detected else found, spoken, settings=SHARD_WORDS)
+        text = verbalize_scene(_detect_things(found, rng) if is_detected else found, spoken, settings=_SHARD_WORDS)
         if sample.questions and not asked_about:
             continue
         questions = []

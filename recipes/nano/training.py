@@ -36,7 +36,7 @@ from .patch_recall import PieceVocabulary
 from .patch_task import PatchTask
 from .phrase_recall import PhraseRecall, PhraseVocabulary
 from .prompt import prompt_ids
-from .scenes import SHARD_WORDS, ShardBatches
+from .scenes import SHARD_FORM, ShardBatches
 from .text_task import TextTask
 from .tokenizer import train_nano_tokenizer
 
@@ -175,9 +175,8 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
         if config.start is not None:
             MoAIProcessor.from_pretrained(config.start).save_pretrained(folder)
             told = VerbalizerSettings.load(Path(config.start).resolve())
-            # Lines of text stand as in the shards, whatever the start had read before.
-            said = replace(told.words, quote_text=SHARD_WORDS.quote_text, locate_text=SHARD_WORDS.locate_text)
-            replace(told, words=said).save(folder)
+            # Words have the shards' form, whatever the start had read before.
+            replace(told, words=replace(told.words, **SHARD_FORM)).save(folder)
         else:
             build_processor(out / "tokenizer", config.multimodal.vision).save_pretrained(folder)
             text = json.dumps(config.verbalizer_settings, indent=2) + "\n"

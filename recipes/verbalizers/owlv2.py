@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,9 +36,18 @@ from .backbone import IMAGE_MEAN, IMAGE_STD
 from .mask2former import pixels_of
 from .scenes import NUM_OBJECT_NAMES, SCENE_NAMES, SceneBatches, SceneTask, TrainingScene
 
-__all__ = ["Owlv2Settings", "Owlv2Task", "build_owlv2", "detector_processor", "initialize_owlv2", "train_tokenizer"]
+__all__ = [
+    "Owlv2Settings",
+    "Owlv2Task",
+    "build_owlv2",
+    "detector_processor",
+    "fit_positions",
+    "initialize_owlv2",
+    "train_tokenizer",
+]
 
 _LONGEST_NAME = 16  # tokens, as in the published models
+_POSITIONS = "owlv2.vision_model.embeddings.position_embedding.weight"
 
 
 @settings(kw_only=True)
@@ -102,6 +111,24 @@ def detector_processor(image_size: int, tokenizer: CLIPTokenizer) -> Owlv2Proces
         size={"height": image_size, "width": image_size}, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
     )
     return Owlv2Processor(image_processor=images, tokenizer=tokenizer)
+
+
+def fit_positions(weights: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.Tensor]:
+    """A detector's weights for images of another size.
+
+    Its position embeddings are stretched over the new patches, as transformers does for one look with
+    ``interpolate_pos_encoding``. Weights of another kind of model stay as they are.
+
+    Args:
+        weights: By name; the position embeddings float (1 + patches, D), the class token's first.
+        side: Wanted number of patches per row and column.
+    """
+    fitted = dict(weights)
+    if (positions := fitted.get(_POSITIONS)) is not None and len(positions) != 1 + side**2:
+        grid = positions[1:].T.float().unflatten(1, (math.isqrt(len(positions) - 1), -1))
+        grid = F.interpolate(grid[None], size=(side, side), mode="bicubic", align_corners=False)[0]
+        fitted[_POSITIONS] = torch.cat([positions[:1], grid.flatten(1).T.to(positions.dtype)])
+    return fitted
 
 
 @torch.no_grad()

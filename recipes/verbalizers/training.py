@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from verbalizers.psgtr import PSGTRForSceneGraph
 
 from .config import VerbalizersConfig, load_verbalizers_config
 from .mask2former import Mask2FormerTask, SegmenterWithNames, pixels_of, segmenter_processor
-from .owlv2 import Owlv2Task, build_owlv2, detector_processor, initialize_owlv2, train_tokenizer
+from .owlv2 import Owlv2Task, build_owlv2, detector_processor, fit_positions, initialize_owlv2, train_tokenizer
 from .predcls import PredClsTask, build_predcls
 from .psgtr import (
     FeatureBatches,
@@ -149,7 +150,8 @@ def _train_owlv2(config: VerbalizersConfig, out: Path) -> None:
     tokenizer = _detector_tokenizer(config, out)
     model = build_owlv2(settings, config.shards.image_size, tokenizer)
     if (start := _start_of(config, "owlv2-nano")) is not None:
-        load_finished(model, start)
+        side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+        load_finished(model, start, partial(fit_positions, side=side))
     elif not has_checkpoint(out / "owlv2"):
         initialize_owlv2(model, pixels_of(SceneBatches(config.shards, min(256, config.shards.num_scenes))(0)))
     scenes = SceneBatches(config.shards, settings.optimization.batch_size, settings.first_shard)

@@ -8,14 +8,14 @@ import pytest
 import torch
 import yaml
 from training_builders import learned
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, Owlv2ForObjectDetection
 
 from moai.scenes.scenes import Scenes
 from moai.scenes.vocabulary import PREDICATES
 from moai.training.metrics_logging import read_log
 from recipes.verbalizers.backbone import backbone_config, fold_frozen_norms, freeze_early_stages
 from recipes.verbalizers.config import load_verbalizers_config
-from recipes.verbalizers.owlv2 import patch_targets, train_tokenizer
+from recipes.verbalizers.owlv2 import fit_positions, patch_targets, train_tokenizer
 from recipes.verbalizers.predcls import pair_scene
 from recipes.verbalizers.scenes import (
     SCENE_NAMES,
@@ -291,6 +291,31 @@ def test_stage_goes_on_from_finished_verbalizers_when_they_are_named(trained, ex
         train_verbalizers(config, tmp_path / "run", (stage,))
     with pytest.raises(ValueError, match="as it was made, but `start"):
         export_verbalizers(config, tmp_path / "run", tmp_path / "again")
+
+
+def test_detector_goes_on_with_larger_images_when_the_shards_have_them(trained, exported, tmp_path):
+    config = write_config(tmp_path, shards={**TINY["shards"], "image_size": 96})
+    config = replace(config, start=str(exported))
+    train_verbalizers(config, tmp_path / "run", ("owlv2",))
+    first, larger = (read_log(folder / "owlv2" / "log.jsonl") for folder in (trained[1], tmp_path / "run"))
+    assert larger[0]["loss"] < first[0]["loss"]  # not begun anew
+    (written,) = export_verbalizers(config, tmp_path / "run", tmp_path / "larger")
+    image = Scenes("test", image_size=96, num_questions=1)[0].image
+    detector = build_verbalizer("detection", "owlv2", checkpoint=str(written), vocabulary=("dog",), threshold=0.0)
+    assert detector.predict([image])[0].class_names
+    assert detector.load().model.config.vision_config.image_size == 96
+
+
+def test_positions_are_those_of_transformers_when_images_are_larger(exported):
+    model = Owlv2ForObjectDetection.from_pretrained(exported / "owlv2-nano", dtype=torch.float32)
+    embeddings = model.owlv2.vision_model.embeddings
+    for size in (64, 96, 128):
+        side = size // 16
+        patches = torch.zeros(1, 1 + side**2, 32)
+        wanted = embeddings.interpolate_pos_encoding(patches, size, size).reshape(1 + side**2, 32)
+        name = "owlv2.vision_model.embeddings.position_embedding.weight"
+        found = fit_positions(model.state_dict(), side)
+        assert torch.allclose(found[name], wanted, atol=1e-6) and len(found) == len(model.state_dict())
 
 
 @pytest.mark.parametrize("stage", ["mask2former", "owlv2", "psgtr-triplets"])

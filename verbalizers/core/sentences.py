@@ -10,6 +10,7 @@ import numpy as np
 from verbalizers.core.boxes import clip_boxes, format_box, normalize_boxes, quads_to_boxes
 from verbalizers.core.label_map import LabelMap
 from verbalizers.core.merging import merge_scene
+from verbalizers.core.ordering import order_finding
 from verbalizers.core.registry import find_words
 from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Scene, Segments, TextLines
 from verbalizers.core.valid_text import make_valid
@@ -68,12 +69,15 @@ def verbalize_finding(
         return make_valid(finding)
     if isinstance(finding, LabelMap):
         return ""  # for models that read maps, and for other verbalizers
+    by_name = settings.order_by_name and not compat
+    if by_name:
+        finding = order_finding(finding)
     if isinstance(finding, Segments):
         return verbalize_segments(finding, compat, settings.max_predictions)
     if isinstance(finding, Detections):
         return verbalize_detections(finding, settings.detection_threshold, compat, settings.max_predictions)
     if isinstance(finding, Relations):
-        return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat)
+        return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat, by_name)
     if isinstance(finding, TextLines):
         size = scene.image_size_hw if scene is not None and settings.locate_text else None
         if settings.locate_text and size is None and not compat:
@@ -192,6 +196,7 @@ def verbalize_relations(
     threshold: float = WordSettings.relation_threshold,
     max_relations: int = WordSettings.max_relations,
     compat: bool = False,
+    as_given: bool = False,
 ) -> str:
     """Relations as text: `The image includes relationships between objects: A is on B, and C is holding D.`.
 
@@ -203,13 +208,15 @@ def verbalize_relations(
         max_relations: how many are included at most, those of highest confidence.
         compat: choose and order as the release does. It gives no text when there are fewer relations than
             min(10, objects), and its order is numpy's partition order; ours gives them all, highest confidence first.
+        as_given: in the order given, in place of the highest confidence first.
     """
     if relations is None:
         return ""
     choose = _choose_as_released if compat else _choose_most_confident
     names = number_duplicates([strip_coco_suffixes(name) for name in relations.object_names])
     items = []
-    for index in choose(relations, threshold, max_relations):
+    chosen = choose(relations, threshold, max_relations)
+    for index in sorted(chosen) if as_given else chosen:
         subject, object_ = int(relations.subject_indices[index]), int(relations.object_indices[index])
         if relations.object_names[subject] and relations.object_names[object_]:
             items.append(f"{names[subject]} is {relations.predicates[index]} {names[object_]}")

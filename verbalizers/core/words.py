@@ -56,6 +56,9 @@ class WordSettings:
             pose as a prediction. False is the release's form, for models that were trained on it.
         locate_text: whether a recognised line stands behind its box, as things do: else nothing tells which sign says
             what. For models that were trained on it; the release says none.
+        order_by_name: whether segments, detections and relations are said by name, equal names from left to right
+            (`ordering.order_finding`), in place of the order in which they were found: what is counted or described
+            stands together. For models that were trained on it; the release keeps the order found.
         detections_first: `merge_iou` the other way round: a segment is left out where a detection above the threshold
             shows the same thing, even by another name (`merging.find_covering`). For a detector that names better.
     """
@@ -68,6 +71,7 @@ class WordSettings:
     merge_iou: float | None = 0.5
     quote_text: bool = True
     locate_text: bool = False
+    order_by_name: bool = False
     detections_first: bool = False
 
     def __post_init__(self) -> None:
@@ -75,7 +79,7 @@ class WordSettings:
         check_range(self, "max_relations", "max_predictions", high=None)
         if self.merge_iou is not None:
             check_range(self, "merge_iou", is_open=True)
-        check_flags(self, "quote_text", "locate_text", "detections_first")
+        check_flags(self, "quote_text", "locate_text", "order_by_name", "detections_first")
         if self.detections_first and self.merge_iou is None:
             raise ValueError("`detections_first` merges by `merge_iou`, got null. Give an overlap, or leave one out.")
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from verbalizers.core.boxes import clip_boxes, normalize_boxes, quads_to_boxes
 from verbalizers.core.merging import merge_scene, sure_detections
+from verbalizers.core.ordering import order_scene
 from verbalizers.core.sentences import verbalize_finding, verbalize_scene
 from verbalizers.core.structures import SCENE_FIELDS, Relations, Scene, TextLines
 from verbalizers.core.words import WordSettings, number_duplicates, strip_coco_suffixes, without_control_characters
@@ -71,6 +72,8 @@ def describe_compactly(scene: Scene, words: WordSettings, kinds: Iterable[str] |
     chosen = [*SCENE_FIELDS, *sorted(scene.findings)] if kinds is None else list(kinds)
     if {"segmentation", "detection"} <= set(chosen):
         scene = merge_scene(scene, words)
+    if words.order_by_name:
+        scene = order_scene(scene)
     lines = []
     if (objects := _list_objects(scene, words, chosen)) is not None:
         counts = Counter(name for name, _ in objects)
@@ -119,13 +122,13 @@ def _list_relations(relations: Relations, words: WordSettings) -> list[str]:
     rows = zip(
         -relations.confidence, relations.subject_indices, relations.predicates, relations.object_indices, strict=True
     )
-    best = sorted(rows, key=lambda row: row[0])  # stable: equal ones stay in the given order
+    best = sorted(enumerate(rows), key=lambda row: row[1][0])  # stable: equal ones stay in the given order
     said = [
-        f"{names[subject]} {predicate} {names[object_]}"
-        for negative, subject, predicate, object_ in best
+        (place, f"{names[subject]} {predicate} {names[object_]}")
+        for place, (negative, subject, predicate, object_) in best
         if -negative >= words.relation_threshold and relations.object_names[subject] and relations.object_names[object_]
-    ]
-    return said[: words.max_relations]
+    ][: words.max_relations]
+    return [text for _, text in (sorted(said) if words.order_by_name else said)]
 
 
 def _list_texts(text_lines: TextLines, image_size_hw: tuple[int, int], words: WordSettings) -> list[str]:
