@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from mixer import Mixers
-from moai.models.moai.chat_templates import DEMO_CHAT_TEMPLATE
+from moai.models.moai.chat_templates import DEMO_CHAT_TEMPLATE, reading_capitals
 from moai.models.moai.configuration_moai import MoAIConfig
 from moai.models.moai.image_processing_moai import MoAIImageProcessor
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
@@ -18,8 +18,10 @@ from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 
 from .config import MultimodalSettings, NanoConfig
 
-__all__ = ["build_decoder", "build_moai", "build_processor", "replace_tower"]
+__all__ = ["NANO_CHAT_TEMPLATE", "build_decoder", "build_moai", "build_processor", "replace_tower"]
 
+#: The release's demo prompt; questions in capitals are read in small letters.
+NANO_CHAT_TEMPLATE = reading_capitals(DEMO_CHAT_TEMPLATE)
 #: About the standard deviation of a new tower's patch embeddings.
 POSITION_STD = 3.0
 
@@ -43,12 +45,12 @@ def build_decoder(config: NanoConfig, tokenizer: InternLM2Tokenizer) -> LlamaFor
 
 
 def build_processor(tokenizer_folder: Path, vision: dict[str, Any]) -> MoAIProcessor:
-    """The processor: the release's demo prompt, whose answers begin with a space as words in a verbalization do."""
+    """The processor. In its prompt answers begin with a space, as words in a verbalization do."""
     size, patch = vision["image_size"], vision["patch_size"]
     return MoAIProcessor(
         MoAIImageProcessor(size={"height": size, "width": size}),
         InternLM2Tokenizer.from_pretrained(tokenizer_folder),
-        chat_template=DEMO_CHAT_TEMPLATE,
+        chat_template=NANO_CHAT_TEMPLATE,
         num_image_tokens=(size // patch) ** 2,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import StrictBool, StrictInt
 
+from moai.models.moai.chat_templates import without_capitals
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.questions import PIXEL_KINDS, SceneQuestion
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
@@ -228,9 +229,9 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         for asked in asked_about:
             ids: list[int] = []
             for before, answer in asked.earlier:
-                ids += [*encode(f" {before}"), *prompt.after_question, *encode(f" {answer}"), end]
+                ids += [*encode(f" {without_capitals(before)}"), *prompt.after_question, *encode(f" {answer}"), end]
                 ids += prompt.before_question
-            ids += encode(f" {asked.question}")
+            ids += encode(f" {without_capitals(asked.question)}")
             answer_ids = [*encode(f" {asked.answer}"), end]
             questions.append(TokenQuestion(ids, answer_ids, QUESTION_KINDS.index(asked.kind)))
         if text and rng.random() < settings.listing_share:

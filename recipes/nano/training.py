@@ -30,7 +30,7 @@ from verbalizers.core.durable_files import atomic_folder, hold_folder
 from .compressor_task import CompressorTask
 from .config import MultimodalSettings, NanoConfig, PatchSettings, PhraseSettings, TextSettings, load_nano_config
 from .expert_initialisation import start_with_reading_order, start_with_word_matching
-from .models import build_decoder, build_moai, build_processor, replace_tower
+from .models import NANO_CHAT_TEMPLATE, build_decoder, build_moai, build_processor, replace_tower
 from .multimodal_task import MultimodalTask
 from .patch_recall import PieceVocabulary
 from .patch_task import PatchTask
@@ -173,7 +173,9 @@ def export_nano(config: NanoConfig, out: Path, target: Path) -> None:
     with atomic_folder(target, force=True) as folder:
         model.half().save_pretrained(folder)
         if config.start is not None:
-            MoAIProcessor.from_pretrained(config.start).save_pretrained(folder)
+            processor = MoAIProcessor.from_pretrained(config.start)
+            processor.chat_template = NANO_CHAT_TEMPLATE  # questions as in the shards, likewise
+            processor.save_pretrained(folder)
             told = VerbalizerSettings.load(Path(config.start).resolve())
             # Words have the shards' form, whatever the start had read before.
             replace(told, words=replace(told.words, **SHARD_FORM)).save(folder)

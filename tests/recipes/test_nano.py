@@ -15,6 +15,7 @@ import yaml
 from forked_processes import ForkedProcess, run_ranks
 from safetensors.torch import load_file
 
+from moai import MoAIProcessor
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.models.moai.text_reader import TextReaderAnswering
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
@@ -26,7 +27,7 @@ from recipes.nano.config import SCENES_DOMAIN, load_nano_config
 from recipes.nano.models import build_moai, build_processor
 from recipes.nano.multimodal_task import normalize_images
 from recipes.nano.prompt import prompt_ids
-from recipes.nano.scenes import SceneSettings, ShardBatches, TokenQuestion, TokenScene, build_shard
+from recipes.nano.scenes import SHARD_FORM, SceneSettings, ShardBatches, TokenQuestion, TokenScene, build_shard
 from recipes.nano.text_task import pack_texts
 from recipes.nano.training import build_task, export_nano, main
 from recipes.stages import has_checkpoint, load_trained
@@ -279,7 +280,9 @@ def test_finished_model_practises_on_when_named_as_start(trained, tmp_path, caps
     assert json.loads((out / "moai-nano" / "config.json").read_text())["mixer"]["mixes_answers"]
     told = VerbalizerSettings.load(out / "moai-nano")
     (copied,) = told.verbalizers
-    assert told.words.quote_text and told.words.locate_text  # as in the shards
+    assert {name: getattr(told.words, name) for name in SHARD_FORM} == SHARD_FORM
+    processor = MoAIProcessor.from_pretrained(out / "moai-nano")
+    assert processor.build_prompts("IS IT?") == processor.build_prompts("is it?")
     assert copied["settings"] == {"checkpoint": str(tmp_path / "tower")}
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--stage", "text"])

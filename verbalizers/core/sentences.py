@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from verbalizers.core.merging import merge_scene
 from verbalizers.core.ordering import order_finding
 from verbalizers.core.registry import find_words
 from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Scene, Segments, TextLines
+from verbalizers.core.text_places import name_carriers
 from verbalizers.core.valid_text import make_valid
 from verbalizers.core.words import (
     BOXES_OPENING,
@@ -79,11 +81,13 @@ def verbalize_finding(
     if isinstance(finding, Relations):
         return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat, by_name)
     if isinstance(finding, TextLines):
-        size = scene.image_size_hw if scene is not None and settings.locate_text else None
-        if settings.locate_text and size is None and not compat:
-            raise ValueError("`locate_text` expected the image's size, got a finding alone. Give the `scene` too.")
+        size, carriers = None, None
+        if settings.locate_text and not compat:
+            if scene is None:
+                raise ValueError("`locate_text` expected the image's size, got a finding alone. Give the `scene` too.")
+            size, carriers = scene.image_size_hw, name_carriers(replace(scene, text_lines=finding), settings)
         return verbalize_text_lines(
-            finding, settings.text_threshold, compat, settings.max_predictions, settings.quote_text, size
+            finding, settings.text_threshold, compat, settings.max_predictions, settings.quote_text, size, carriers
         )
     raise ValueError(
         f"expected Segments, Detections, Relations, TextLines or a sentence, got {type(finding).__name__}. "
@@ -115,13 +119,15 @@ def verbalize_scene(
     settings = settings or WordSettings()
     if not compat and {"segmentation", "detection"} <= set(names):
         scene = merge_scene(scene, settings)
+    spoken = replace(scene, **{field: None for kind, field in SCENE_FIELDS.items() if kind not in names})
     sentences = []
     for kind in names:
         if kind not in SCENE_FIELDS and kind not in scene.findings and kind not in scene.failures:
             known = [*SCENE_FIELDS, *sorted(scene.findings)]
             raise ValueError(f"unknown kind {kind!r}, expected some of {known}.")
         finding = getattr(scene, SCENE_FIELDS[kind]) if kind in SCENE_FIELDS else scene.findings.get(kind)
-        sentences.append(verbalize_finding(finding, settings, compat, kind, scene))
+        around = spoken if kind == "ocr" else scene
+        sentences.append(verbalize_finding(finding, settings, compat, kind, around))
     return join_sentences(sentences, compat)
 
 
@@ -249,6 +255,7 @@ def verbalize_text_lines(
     max_predictions: int = WordSettings.max_predictions,
     quote_text: bool = WordSettings.quote_text,
     image_size_hw: tuple[int, int] | None = None,
+    carriers: Sequence[str] | None = None,
 ) -> str:
     """Lines of text as a sentence: `The image includes text descriptions: "t1", and "t2".`, lines in the order given.
 
@@ -260,6 +267,8 @@ def verbalize_text_lines(
         quote_text: quote each line; see `WordSettings`.
         image_size_hw: height and width of the image in pixels, for lines behind their boxes
             (`WordSettings.locate_text`), as `[0.12, 0.30, 0.45, 0.41] "t1"`; None = lines alone.
+        carriers: what each line stands on (`text_places.name_carriers`), said behind it: `"t1" on sign (#2)`; "" =
+            nobody knows.
     """
     if text_lines is None:
         return ""
@@ -275,4 +284,7 @@ def verbalize_text_lines(
     if image_size_hw is not None:
         boxes = normalize_boxes(clip_boxes(quads_to_boxes(text_lines.quads[said]), image_size_hw), image_size_hw)
         texts = [f"{format_box(box)} {text}" for box, text in zip(boxes, texts, strict=True)]
+    if carriers is not None:
+        on = [f" on {carriers[row]}" if carriers[row] else "" for row in said]
+        texts = [text + what for text, what in zip(texts, on, strict=True)]
     return list_sentence(TEXTS_OPENING, texts)

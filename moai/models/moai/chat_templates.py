@@ -98,6 +98,22 @@ CHATML_CHAT_TEMPLATE = (
 )
 
 
+def without_capitals(text: str) -> str:
+    """A question in capitals in small letters; any other as it is.
+
+    Tokenizers of ordinary text know words in capitals as pieces of a letter or two: a small model hardly reads them.
+    """
+    return text.lower() if text.isupper() else text
+
+
+def reading_capitals(template: str) -> str:
+    """One of the templates above, that reads a user's words :func:`without_capitals`."""
+    for said in ("message['content']", "part['text']"):
+        read = f"({said} | lower if message['role'] == 'user' and {said}.isupper() else {said})"
+        template = template.replace("{{- " + said + " -}}", "{{- " + read + " -}}")
+    return template
+
+
 def default_chat_templates(control_tokens: Collection[str]) -> dict[str, str]:
     """Templates that fit a tokenizer.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from verbalizers.core.merging import merge_scene, sure_detections
 from verbalizers.core.ordering import order_scene
 from verbalizers.core.sentences import verbalize_finding, verbalize_scene
 from verbalizers.core.structures import SCENE_FIELDS, Relations, Scene, TextLines
+from verbalizers.core.text_places import name_carriers
 from verbalizers.core.words import WordSettings, number_duplicates, strip_coco_suffixes, without_control_characters
 
 __all__ = ["STYLES", "describe_compactly", "encode_scenes"]
@@ -83,7 +85,8 @@ def describe_compactly(scene: Scene, words: WordSettings, kinds: Iterable[str] |
     if scene.relations is not None and "scene_graph" in chosen:
         lines.append(_line("relations", "; ", _list_relations(scene.relations, words)))
     if scene.text_lines is not None and "ocr" in chosen:
-        lines.append(_line("text", ", ", _list_texts(scene.text_lines, scene.image_size_hw, words)))
+        spoken = replace(scene, **{field: None for kind, field in SCENE_FIELDS.items() if kind not in chosen})
+        lines.append(_line("text", ", ", _list_texts(scene.text_lines, spoken, words)))
     for kind in chosen:
         if kind not in SCENE_FIELDS and kind in scene.findings:
             lines.append(verbalize_finding(scene.findings[kind], words, kind=kind, scene=scene))
@@ -131,11 +134,13 @@ def _list_relations(relations: Relations, words: WordSettings) -> list[str]:
     return [text for _, text in (sorted(said) if words.order_by_name else said)]
 
 
-def _list_texts(text_lines: TextLines, image_size_hw: tuple[int, int], words: WordSettings) -> list[str]:
+def _list_texts(text_lines: TextLines, scene: Scene, words: WordSettings) -> list[str]:
     """Text lines as JSON strings: what a sign says can end neither its quotes nor its line."""
     is_sure = text_lines.confidence >= np.float32(words.text_threshold)
-    boxes = _format_boxes(quads_to_boxes(text_lines.quads), image_size_hw)
-    rows = zip(text_lines.texts, boxes, is_sure, strict=True)
-    said = [(text, box) for text, box, sure in rows if sure and without_control_characters(text).strip()]
-    quoted = [(json.dumps(text, ensure_ascii=False), box) for text, box in said]
-    return [f"{text} {box}" if words.locate_text else text for text, box in quoted]
+    said = [json.dumps(text, ensure_ascii=False) for text in text_lines.texts]
+    if words.locate_text:
+        boxes = _format_boxes(quads_to_boxes(text_lines.quads), scene.image_size_hw)
+        on = [f" on {without_control_characters(name)}" if name else "" for name in name_carriers(scene, words)]
+        said = [f"{text} {box}{what}" for text, box, what in zip(said, boxes, on, strict=True)]
+    rows = zip(text_lines.texts, said, is_sure, strict=True)
+    return [line for text, line, sure in rows if sure and without_control_characters(text).strip()]

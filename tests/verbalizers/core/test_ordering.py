@@ -8,9 +8,19 @@ import pytest
 
 from moai.models.prompted.scenes_prompted import describe_compactly
 from moai.scenes.scenes import Scenes
-from verbalizers import Detections, Relations, Scene, WordSettings, verbalize_finding, verbalize_scene
+from verbalizers import (
+    Detections,
+    Relations,
+    Scene,
+    Segments,
+    TextLines,
+    WordSettings,
+    verbalize_finding,
+    verbalize_scene,
+)
 from verbalizers.core.merging import keep_detections, keep_segments
 from verbalizers.core.ordering import order_finding, order_scene
+from verbalizers.core.text_places import name_carriers
 
 ORDERED = WordSettings(order_by_name=True, locate_text=True, max_relations=20)
 
@@ -88,6 +98,66 @@ def test_relations_stand_by_subject_the_surest_of_each_first_when_only_some_are_
     scene = Scene((100, 100), relations=relations)
     compact = describe_compactly(scene, replace(settings, max_relations=2)).split("relations: ")[1].split("\n")[0]
     assert compact == f"zebra beside ant ({numbers[1]}); zebra on grass"
+
+
+def write_on(quads, texts=None):
+    texts = texts or tuple(f"T{k}" for k in range(len(quads)))
+    return TextLines(quads, texts, np.ones(len(texts)))
+
+
+def box_quad(x0, y0, x1, y1):
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+
+
+SIGNS = Detections(
+    [[60, 10, 95, 60], [5, 20, 40, 70], [70, 12, 80, 22]], ("sign", "sign", "clock"), np.ones(3), (100, 100)
+)
+LINES = write_on([box_quad(*b) for b in ([10, 30, 30, 35], [72, 14, 78, 18], [62, 40, 90, 45], [45, 80, 55, 90])])
+
+
+def test_lines_name_the_smallest_thing_around_them_by_its_number():
+    scene = Scene((100, 100), detections=SIGNS, text_lines=LINES)
+    assert name_carriers(scene, ORDERED) == ["sign (#1)", "clock", "sign (#2)", ""]
+    as_found = name_carriers(scene, replace(ORDERED, order_by_name=False))
+    assert as_found == ["sign (#2)", "clock", "sign (#1)", ""]
+    said = verbalize_scene(scene, settings=ORDERED)
+    assert '"T0" on sign (#1), and' in said and '"T1" on clock' in said and said.endswith('0.55, 0.90] "T3".')
+    assert " on " not in verbalize_scene(scene, settings=replace(ORDERED, locate_text=False))
+    assert " on " not in verbalize_scene(scene, settings=ORDERED, compat=True)
+    compact = describe_compactly(scene, ORDERED)
+    assert '"T0" 0.10 0.30 0.30 0.35 on sign (#1)' in compact and compact.endswith('"T3" 0.45 0.80 0.55 0.90')
+    unsure = replace(scene, detections=replace(SIGNS, confidence=np.full(3, 0.1, np.float32)))
+    assert name_carriers(unsure, ORDERED) == [""] * 4  # nobody is told of them
+
+
+def test_lines_name_the_segment_under_them_when_no_detection_is_there():
+    panoptic = np.zeros((100, 100), np.int32)
+    panoptic[60:] = 7
+    segments = Segments(panoptic, (7,), ("wall-brick-merged",), np.ones(1))
+    scene = Scene((100, 100), segments=segments, detections=SIGNS, text_lines=LINES)
+    assert name_carriers(scene, ORDERED)[-1] == "wall-brick"
+    # What is not said cannot carry anything: a kind that was left out stays out.
+    for kinds in (["ocr"], ["segmentation", "ocr"], ["detection", "ocr"]):
+        said = verbalize_scene(scene, kinds, settings=ORDERED).split("text descriptions: ")[1]
+        assert ("sign" in said) == ("detection" in kinds) and ("wall" in said) == ("segmentation" in kinds)
+        compact = describe_compactly(scene, ORDERED, kinds).split("text: ")[1]
+        assert ("sign" in compact) == ("detection" in kinds) and ("wall" in compact) == ("segmentation" in kinds)
+    nothing = Scene((100, 100), text_lines=write_on(np.zeros((0, 4, 2)), ()))
+    assert name_carriers(nothing, ORDERED) == [] == name_carriers(Scene((9, 9)), ORDERED)
+    outside = Scene((100, 100), segments=segments, text_lines=write_on([box_quad(90, 95, 140, 140)]))
+    assert name_carriers(outside, ORDERED) == ["wall-brick"]
+
+
+def test_signs_carry_their_own_words_in_scenes():
+    asked = 0
+    for sample in Scenes(
+        "validation", image_size=224, num_objects=(0, 4), num_questions=0, sign_probability=1.0, length=60
+    ):
+        names = name_carriers(sample.truth, ORDERED)
+        assert all(name.startswith("sign") for name in names), names
+        several = {name for name in names if "#" in name}
+        asked += len(several) > 1
+    assert asked > 5
 
 
 def test_findings_without_an_order_stay_when_asked():
