@@ -1,18 +1,24 @@
-"""Findings in an order that a reader can rely on: by name, equal names from left to right."""
+"""Findings in an order that a reader can rely on, and one name for one thing: by name, equal names from left to right,
+numbered alike in every sentence.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from verbalizers.core.merging import keep_detections, keep_segments
-from verbalizers.core.structures import Detections, Relations, Scene, Segments
-from verbalizers.core.words import strip_coco_suffixes
+from verbalizers.core.boxes import box_iou, clip_boxes, quads_to_boxes
+from verbalizers.core.merging import keep_detections, keep_segments, sure_detections
+from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Scene, Segments
+from verbalizers.core.words import WordSettings, number_duplicates, strip_coco_suffixes
 
-__all__ = ["order_finding", "order_scene"]
+__all__ = ["keep_spoken", "name_carriers", "number_scene", "order_finding", "order_scene"]
+
+#: Least overlap of a thing's box and that of an object of a relation by its name, from which both are one.
+_SAME_IOU = 0.5
 
 
 def order_scene(scene: Scene) -> Scene:
@@ -34,6 +40,97 @@ def order_finding(finding: Any) -> Any:
     if isinstance(finding, Relations):
         return _order_relations(finding)
     return finding
+
+
+def keep_spoken(scene: Scene, kinds: Iterable[str], settings: WordSettings) -> Scene:
+    """What is said of a scene's segments and detections: of the kinds named, the named ones, and sure detections."""
+    kinds = set(kinds)
+    scene = replace(scene, **{field: None for kind, field in SCENE_FIELDS.items() if kind not in kinds})
+    segments, detections = scene.segments, scene.detections
+    if segments is not None:
+        counts = segments.pixel_counts
+        segments = keep_segments(segments, [k for k, name in enumerate(segments.class_names) if name and counts[k]])
+    if detections is not None:
+        detections = sure_detections(detections, settings.detection_threshold)
+    return replace(scene, segments=segments, detections=detections)
+
+
+def number_scene(scene: Scene) -> Scene:
+    """The scene in which things of equal names are numbered from left to right, `sign (#1)`, in relations too.
+
+    Args:
+        scene: Of segments and detections what is said (:func:`keep_spoken`). An object of relations is the thing of
+            its name that overlaps it most; one that overlaps none, or has no box, keeps its name.
+    """
+    names, boxes = _list_things(scene)
+    order = _order(names, boxes)
+    numbered = list(names)
+    for row, name in zip(order, number_duplicates([names[row] for row in order]), strict=True):
+        numbered[row] = name
+    segments, detections, relations = scene.segments, scene.detections, scene.relations
+    num_segments = 0 if segments is None else len(segments)
+    if segments is not None:
+        segments = replace(segments, class_names=tuple(numbered[:num_segments]))
+    if detections is not None:
+        detections = replace(detections, class_names=tuple(numbered[num_segments:]))
+    if relations is not None and relations.object_boxes_xyxy is not None and names:
+        relations = replace(relations, object_names=_name_objects(relations, names, numbered, boxes))
+    return replace(scene, segments=segments, detections=detections, relations=relations)
+
+
+def name_carriers(scene: Scene) -> list[str]:
+    """What each line of text stands on.
+
+    Args:
+        scene: Lines of text, and of segments and detections what is said (:func:`keep_spoken`).
+
+    Returns:
+        Per line the name of the smallest detection around its centre, else of the segment there; "" = neither.
+    """
+    if scene.text_lines is None:
+        return []
+    names, boxes = (), np.zeros((0, 4), np.float32)
+    if scene.detections is not None:
+        names, boxes = scene.detections.class_names, clip_boxes(scene.detections.boxes_xyxy, scene.image_size_hw)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    carriers = []
+    for x0, y0, x1, y1 in clip_boxes(quads_to_boxes(scene.text_lines.quads), scene.image_size_hw):
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        around = np.flatnonzero((boxes[:, 0] <= x) & (x <= boxes[:, 2]) & (boxes[:, 1] <= y) & (y <= boxes[:, 3]))
+        carriers.append(names[around[areas[around].argmin()]] if around.size else _segment_at(scene, int(y), int(x)))
+    return carriers
+
+
+def _list_things(scene: Scene) -> tuple[list[str], np.ndarray]:
+    """Names, without COCO's markers, and boxes of segments and detections."""
+    names, boxes = [], [np.zeros((0, 4), np.float32)]
+    for found in (scene.segments, scene.detections):
+        if found is not None:
+            names += map(strip_coco_suffixes, found.class_names)
+            boxes.append(found.boxes_xyxy)
+    return names, np.concatenate(boxes)
+
+
+def _name_objects(relations: Relations, names: list[str], numbered: list[str], boxes: np.ndarray) -> tuple[str, ...]:
+    overlaps = box_iou(relations.object_boxes_xyxy, boxes)  # (objects, things)
+    of_object = [strip_coco_suffixes(name) for name in relations.object_names]
+    for row, name in enumerate(of_object):
+        overlaps[row, [other != name for other in names]] = 0
+    found = list(relations.object_names)
+    while overlaps.size and overlaps.max() >= _SAME_IOU:  # one thing is one object
+        row, thing = np.unravel_index(overlaps.argmax(), overlaps.shape)
+        found[row] = numbered[thing]
+        overlaps[row], overlaps[:, thing] = 0, 0
+    return tuple(found)
+
+
+def _segment_at(scene: Scene, y: int, x: int) -> str:
+    """Name of the segment at a pixel."""
+    if scene.segments is None:
+        return ""
+    height, width = scene.segments.index_map.shape
+    row = int(scene.segments.index_map[min(y, height - 1), min(x, width - 1)])
+    return strip_coco_suffixes(scene.segments.class_names[row]) if row >= 0 else ""
 
 
 def _order(names: Sequence[str], boxes_xyxy: np.ndarray | None) -> list[int]:

@@ -11,10 +11,9 @@ import numpy as np
 from verbalizers.core.boxes import clip_boxes, format_box, normalize_boxes, quads_to_boxes
 from verbalizers.core.label_map import LabelMap
 from verbalizers.core.merging import merge_scene
-from verbalizers.core.ordering import order_finding
+from verbalizers.core.ordering import keep_spoken, name_carriers, number_scene, order_finding, order_scene
 from verbalizers.core.registry import find_words
 from verbalizers.core.structures import SCENE_FIELDS, Detections, Relations, Scene, Segments, TextLines
-from verbalizers.core.text_places import name_carriers
 from verbalizers.core.valid_text import make_valid
 from verbalizers.core.words import (
     BOXES_OPENING,
@@ -62,6 +61,29 @@ def verbalize_finding(
         ImportError: the words are a plug-in's that cannot be imported.
     """
     settings = settings or WordSettings()
+    if settings.order_by_name and not compat:
+        finding = order_finding(finding)
+    spoken = None
+    if isinstance(finding, TextLines) and settings.locate_text and not compat:
+        if scene is None:
+            raise ValueError("`locate_text` expected the image's size, got a finding alone. Give the `scene` too.")
+        spoken = replace(_prepare(scene, SCENE_FIELDS, settings), text_lines=finding)
+    return _say(finding, settings, compat, kind, scene, spoken)
+
+
+def _say(
+    finding: Any, settings: WordSettings, compat: bool, kind: str | None, scene: Scene | None, spoken: Scene | None
+) -> str:
+    """A finding as it stands.
+
+    Args:
+        finding: See :func:`verbalize_finding`.
+        settings: Likewise.
+        compat: Likewise.
+        kind: Likewise.
+        scene: What further kinds' words are given.
+        spoken: Names and places of the things that the other sentences tell, for lines of text that are located.
+    """
     if finding is None:
         return ""
     words = find_words(kind) if kind is not None and scene is not None and kind not in SCENE_FIELDS else None
@@ -71,21 +93,15 @@ def verbalize_finding(
         return make_valid(finding)
     if isinstance(finding, LabelMap):
         return ""  # for models that read maps, and for other verbalizers
-    by_name = settings.order_by_name and not compat
-    if by_name:
-        finding = order_finding(finding)
     if isinstance(finding, Segments):
         return verbalize_segments(finding, compat, settings.max_predictions)
     if isinstance(finding, Detections):
         return verbalize_detections(finding, settings.detection_threshold, compat, settings.max_predictions)
     if isinstance(finding, Relations):
-        return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat, by_name)
+        as_given = settings.order_by_name and not compat
+        return verbalize_relations(finding, settings.relation_threshold, settings.max_relations, compat, as_given)
     if isinstance(finding, TextLines):
-        size, carriers = None, None
-        if settings.locate_text and not compat:
-            if scene is None:
-                raise ValueError("`locate_text` expected the image's size, got a finding alone. Give the `scene` too.")
-            size, carriers = scene.image_size_hw, name_carriers(replace(scene, text_lines=finding), settings)
+        size, carriers = (None, None) if spoken is None else (spoken.image_size_hw, name_carriers(spoken))
         return verbalize_text_lines(
             finding, settings.text_threshold, compat, settings.max_predictions, settings.quote_text, size, carriers
         )
@@ -93,6 +109,12 @@ def verbalize_finding(
         f"expected Segments, Detections, Relations, TextLines or a sentence, got {type(finding).__name__}. "
         "A verbalizer of a new kind answers with one of these or registers its words with register_words."
     )
+
+
+def _prepare(scene: Scene, kinds: Iterable[str], settings: WordSettings) -> Scene:
+    """What is said of the kinds named, in order and numbered where the settings say so."""
+    spoken = keep_spoken(scene, kinds, settings)
+    return number_scene(order_scene(spoken)) if settings.order_by_name else spoken
 
 
 def verbalize_scene(
@@ -119,15 +141,15 @@ def verbalize_scene(
     settings = settings or WordSettings()
     if not compat and {"segmentation", "detection"} <= set(names):
         scene = merge_scene(scene, settings)
-    spoken = replace(scene, **{field: None for kind, field in SCENE_FIELDS.items() if kind not in names})
+    spoken = scene if compat else _prepare(scene, names, settings)
+    located = spoken if settings.locate_text and not compat else None
     sentences = []
     for kind in names:
         if kind not in SCENE_FIELDS and kind not in scene.findings and kind not in scene.failures:
             known = [*SCENE_FIELDS, *sorted(scene.findings)]
             raise ValueError(f"unknown kind {kind!r}, expected some of {known}.")
-        finding = getattr(scene, SCENE_FIELDS[kind]) if kind in SCENE_FIELDS else scene.findings.get(kind)
-        around = spoken if kind == "ocr" else scene
-        sentences.append(verbalize_finding(finding, settings, compat, kind, around))
+        finding = getattr(spoken, SCENE_FIELDS[kind]) if kind in SCENE_FIELDS else scene.findings.get(kind)
+        sentences.append(_say(finding, settings, compat, kind, scene, located))
     return join_sentences(sentences, compat)
 
 
@@ -267,7 +289,7 @@ def verbalize_text_lines(
         quote_text: quote each line; see `WordSettings`.
         image_size_hw: height and width of the image in pixels, for lines behind their boxes
             (`WordSettings.locate_text`), as `[0.12, 0.30, 0.45, 0.41] "t1"`; None = lines alone.
-        carriers: what each line stands on (`text_places.name_carriers`), said behind it: `"t1" on sign (#2)`; "" =
+        carriers: what each line stands on (`ordering.name_carriers`), said behind it: `"t1" on sign (#2)`; "" =
             nobody knows.
     """
     if text_lines is None:

@@ -55,11 +55,12 @@ class WordSettings:
         quote_text: whether recognised lines are quoted (:func:`quote`), so that what is written in an image cannot
             pose as a prediction. False is the release's form, for models that were trained on it.
         locate_text: whether a recognised line stands behind its box, as things do, and before the thing that it is on
-            (`text_places.name_carriers`): else nothing tells which sign says what. For models that were trained on it;
+            (`ordering.name_carriers`): else nothing tells which sign says what. For models that were trained on it;
             the release says none.
         order_by_name: whether segments, detections and relations are said by name, equal names from left to right
-            (`ordering.order_finding`), in place of the order in which they were found: what is counted or described
-            stands together. For models that were trained on it; the release keeps the order found.
+            (`ordering.order_finding`), in place of the order in which they were found, and a thing has the same number
+            in all sentences of a scene (`ordering.number_scene`): what is counted or described stands together. For
+            models that were trained on it; the release keeps the order found, and numbers the objects of relations.
         detections_first: `merge_iou` the other way round: a segment is left out where a detection above the threshold
             shows the same thing, even by another name (`merging.find_covering`). For a detector that names better.
     """

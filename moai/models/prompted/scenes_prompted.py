@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from verbalizers.core.boxes import clip_boxes, normalize_boxes, quads_to_boxes
-from verbalizers.core.merging import merge_scene, sure_detections
-from verbalizers.core.ordering import order_scene
+from verbalizers.core.merging import merge_scene
+from verbalizers.core.ordering import keep_spoken, name_carriers, number_scene, order_scene
 from verbalizers.core.sentences import verbalize_finding, verbalize_scene
-from verbalizers.core.structures import SCENE_FIELDS, Relations, Scene, TextLines
-from verbalizers.core.text_places import name_carriers
+from verbalizers.core.structures import SCENE_FIELDS, Relations, Scene
 from verbalizers.core.words import WordSettings, number_duplicates, strip_coco_suffixes, without_control_characters
 
 __all__ = ["STYLES", "describe_compactly", "encode_scenes"]
@@ -74,19 +72,19 @@ def describe_compactly(scene: Scene, words: WordSettings, kinds: Iterable[str] |
     chosen = [*SCENE_FIELDS, *sorted(scene.findings)] if kinds is None else list(kinds)
     if {"segmentation", "detection"} <= set(chosen):
         scene = merge_scene(scene, words)
-    if words.order_by_name:
-        scene = order_scene(scene)
+    spoken = keep_spoken(scene, chosen, words)
+    told = number_scene(order_scene(spoken)) if words.order_by_name else spoken
     lines = []
-    if (objects := _list_objects(scene, words, chosen)) is not None:
-        counts = Counter(name for name, _ in objects)
+    if told.segments is not None or told.detections is not None:
+        objects = _list_objects(told)
+        counts = Counter(name for name, _ in _list_objects(order_scene(spoken) if words.order_by_name else spoken))
         lines.append(_line("objects", ", ", (f"{number} {name}" for name, number in counts.items())))
         if objects:
             lines.append(_line("boxes", "; ", (f"{name} {box}" for name, box in objects)))
-    if scene.relations is not None and "scene_graph" in chosen:
-        lines.append(_line("relations", "; ", _list_relations(scene.relations, words)))
-    if scene.text_lines is not None and "ocr" in chosen:
-        spoken = replace(scene, **{field: None for kind, field in SCENE_FIELDS.items() if kind not in chosen})
-        lines.append(_line("text", ", ", _list_texts(scene.text_lines, spoken, words)))
+    if told.relations is not None:
+        lines.append(_line("relations", "; ", _list_relations(told.relations, words)))
+    if told.text_lines is not None:
+        lines.append(_line("text", ", ", _list_texts(told, words)))
     for kind in chosen:
         if kind not in SCENE_FIELDS and kind in scene.findings:
             lines.append(verbalize_finding(scene.findings[kind], words, kind=kind, scene=scene))
@@ -97,20 +95,13 @@ def _line(label: str, separator: str, items: Iterable[str]) -> str:
     return f"{label}: " + (separator.join(items) or "none")
 
 
-def _list_objects(scene: Scene, words: WordSettings, kinds: Sequence[str]) -> list[tuple[str, str]] | None:
-    """Name and box of everything found; None where neither segments nor detections were looked for."""
+def _list_objects(scene: Scene) -> list[tuple[str, str]]:
+    """Name and box of every segment and detection."""
     found: list[tuple[str, Any]] = []
-    looked = False
-    if (segments := scene.segments) is not None and "segmentation" in kinds:
-        looked = True
-        rows = zip(segments.class_names, segments.boxes_xyxy, segments.pixel_counts, strict=True)
-        found += [(strip_coco_suffixes(name), box) for name, box, pixels in rows if name and pixels]
-    if (detections := scene.detections) is not None and "detection" in kinds:
-        looked = True
-        said = sure_detections(detections, words.detection_threshold)
-        found += zip(said.class_names, said.boxes_xyxy, strict=True)
-    if not looked:
-        return None
+    if (segments := scene.segments) is not None:
+        found += zip(map(strip_coco_suffixes, segments.class_names), segments.boxes_xyxy, strict=True)
+    if (detections := scene.detections) is not None:
+        found += zip(detections.class_names, detections.boxes_xyxy, strict=True)
     boxes = _format_boxes([box for _, box in found], scene.image_size_hw)
     return [(without_control_characters(name), box) for (name, _), box in zip(found, boxes, strict=True)]
 
@@ -134,13 +125,14 @@ def _list_relations(relations: Relations, words: WordSettings) -> list[str]:
     return [text for _, text in (sorted(said) if words.order_by_name else said)]
 
 
-def _list_texts(text_lines: TextLines, scene: Scene, words: WordSettings) -> list[str]:
+def _list_texts(scene: Scene, words: WordSettings) -> list[str]:
     """Text lines as JSON strings: what a sign says can end neither its quotes nor its line."""
+    text_lines = scene.text_lines
     is_sure = text_lines.confidence >= np.float32(words.text_threshold)
     said = [json.dumps(text, ensure_ascii=False) for text in text_lines.texts]
     if words.locate_text:
         boxes = _format_boxes(quads_to_boxes(text_lines.quads), scene.image_size_hw)
-        on = [f" on {without_control_characters(name)}" if name else "" for name in name_carriers(scene, words)]
+        on = [f" on {without_control_characters(name)}" if name else "" for name in name_carriers(scene)]
         said = [f"{text} {box}{what}" for text, box, what in zip(said, boxes, on, strict=True)]
     rows = zip(text_lines.texts, said, is_sure, strict=True)
     return [line for text, line, sure in rows if sure and without_control_characters(text).strip()]

@@ -19,8 +19,8 @@ from verbalizers import (
     verbalize_scene,
 )
 from verbalizers.core.merging import keep_detections, keep_segments
-from verbalizers.core.ordering import order_finding, order_scene
-from verbalizers.core.text_places import name_carriers
+from verbalizers.core.ordering import keep_spoken, name_carriers, number_scene, order_finding, order_scene
+from verbalizers.core.structures import SCENE_FIELDS
 
 ORDERED = WordSettings(order_by_name=True, locate_text=True, max_relations=20)
 
@@ -58,7 +58,7 @@ def test_words_are_the_same_when_findings_come_in_another_order(said):
         changed += words(other, as_found) != words(sample.truth, as_found)
         # Nothing is lost or added: the same items, apart from the numbers of equal names.
         plain = [sorted(words(other, settings).replace(".", " ").split()) for settings in (ORDERED, as_found)]
-        if "(#" not in words(other, as_found):
+        if "(#" not in words(other, ORDERED):
             assert sorted(c for item in plain[0] for c in item) == sorted(c for item in plain[1] for c in item)
     assert changed > 6
 
@@ -73,8 +73,36 @@ def test_equal_names_stand_together_from_left_to_right():
     ]
     said = verbalize_finding(found, WordSettings(order_by_name=True))
     assert said.index("Cat") < said.index("0.30, 0.00") < said.index("0.60, 0.00") < said.index("tree")
+    said = verbalize_scene(Scene((100, 100), detections=found), settings=WordSettings(order_by_name=True))
+    assert "[0.30, 0.00, 0.40, 0.09] dog (#1), and [0.60, 0.00, 0.70, 0.09] dog (#2)" in said and "Cat," in said
     assert verbalize_finding(found, WordSettings(order_by_name=True), compat=True) == verbalize_finding(
         found, compat=True
+    )
+
+
+def test_a_thing_has_one_number_in_all_sentences():
+    panoptic = np.zeros((100, 100), np.int32)
+    panoptic[40:60, 40:60] = 1
+    segments = Segments(panoptic, (1,), ("dog",), np.ones(1))
+    detections = Detections([[80, 0, 99, 20], [0, 0, 20, 20]], ("dog", "dog"), np.ones(2), (100, 100))
+    relations = Relations(  # the rightmost alone, and one that nobody else found
+        object_names=("dog", "dog", "grass"),
+        subject_indices=[0, 1],
+        object_indices=[2, 2],
+        predicates=("on", "near"),
+        confidence=[0.9, 0.95],
+        object_boxes_xyxy=[[79, 0, 99, 21], [20, 70, 30, 90], [0, 50, 99, 99]],
+    )
+    scene = Scene((100, 100), segments=segments, detections=detections, relations=relations)
+    said = verbalize_scene(scene, settings=replace(ORDERED, merge_iou=None))
+    assert "[0.40, 0.40, 0.60, 0.60] dog (#2)." in said  # the segmenter's stands between the detector's two
+    assert "0.20] dog (#1), and [0.80, 0.00, 0.99, 0.20] dog (#3)." in said
+    assert said.endswith("dog is near grass, and dog (#3) is on grass.")
+    alone = verbalize_scene(scene, ["scene_graph"], settings=ORDERED)
+    assert alone.endswith("dog (#1) is near grass, and dog (#2) is on grass.")  # as where nothing else is said
+    compact = describe_compactly(scene, replace(ORDERED, merge_iou=None)).splitlines()
+    assert (
+        compact[0] == "objects: 3 dog" and compact[1].startswith("boxes: dog (#2) 0.40") and "dog (#3) on" in compact[2]
     )
 
 
@@ -115,11 +143,15 @@ SIGNS = Detections(
 LINES = write_on([box_quad(*b) for b in ([10, 30, 30, 35], [72, 14, 78, 18], [62, 40, 90, 45], [45, 80, 55, 90])])
 
 
+def carriers(scene, settings=ORDERED, kinds=tuple(SCENE_FIELDS)):
+    spoken = keep_spoken(scene, kinds, settings)
+    return name_carriers(number_scene(order_scene(spoken)) if settings.order_by_name else spoken)
+
+
 def test_lines_name_the_smallest_thing_around_them_by_its_number():
     scene = Scene((100, 100), detections=SIGNS, text_lines=LINES)
-    assert name_carriers(scene, ORDERED) == ["sign (#1)", "clock", "sign (#2)", ""]
-    as_found = name_carriers(scene, replace(ORDERED, order_by_name=False))
-    assert as_found == ["sign (#2)", "clock", "sign (#1)", ""]
+    assert carriers(scene) == ["sign (#1)", "clock", "sign (#2)", ""]
+    assert carriers(scene, replace(ORDERED, order_by_name=False)) == ["sign", "clock", "sign", ""]
     said = verbalize_scene(scene, settings=ORDERED)
     assert '"T0" on sign (#1), and' in said and '"T1" on clock' in said and said.endswith('0.55, 0.90] "T3".')
     assert " on " not in verbalize_scene(scene, settings=replace(ORDERED, locate_text=False))
@@ -127,7 +159,7 @@ def test_lines_name_the_smallest_thing_around_them_by_its_number():
     compact = describe_compactly(scene, ORDERED)
     assert '"T0" 0.10 0.30 0.30 0.35 on sign (#1)' in compact and compact.endswith('"T3" 0.45 0.80 0.55 0.90')
     unsure = replace(scene, detections=replace(SIGNS, confidence=np.full(3, 0.1, np.float32)))
-    assert name_carriers(unsure, ORDERED) == [""] * 4  # nobody is told of them
+    assert carriers(unsure) == [""] * 4  # nobody is told of them
 
 
 def test_lines_name_the_segment_under_them_when_no_detection_is_there():
@@ -135,7 +167,7 @@ def test_lines_name_the_segment_under_them_when_no_detection_is_there():
     panoptic[60:] = 7
     segments = Segments(panoptic, (7,), ("wall-brick-merged",), np.ones(1))
     scene = Scene((100, 100), segments=segments, detections=SIGNS, text_lines=LINES)
-    assert name_carriers(scene, ORDERED)[-1] == "wall-brick"
+    assert carriers(scene)[-1] == "wall-brick"
     # What is not said cannot carry anything: a kind that was left out stays out.
     for kinds in (["ocr"], ["segmentation", "ocr"], ["detection", "ocr"]):
         said = verbalize_scene(scene, kinds, settings=ORDERED).split("text descriptions: ")[1]
@@ -143,9 +175,9 @@ def test_lines_name_the_segment_under_them_when_no_detection_is_there():
         compact = describe_compactly(scene, ORDERED, kinds).split("text: ")[1]
         assert ("sign" in compact) == ("detection" in kinds) and ("wall" in compact) == ("segmentation" in kinds)
     nothing = Scene((100, 100), text_lines=write_on(np.zeros((0, 4, 2)), ()))
-    assert name_carriers(nothing, ORDERED) == [] == name_carriers(Scene((9, 9)), ORDERED)
+    assert carriers(nothing) == [] == carriers(Scene((9, 9)))
     outside = Scene((100, 100), segments=segments, text_lines=write_on([box_quad(90, 95, 140, 140)]))
-    assert name_carriers(outside, ORDERED) == ["wall-brick"]
+    assert carriers(outside) == ["wall-brick"]
 
 
 def test_signs_carry_their_own_words_in_scenes():
@@ -153,7 +185,7 @@ def test_signs_carry_their_own_words_in_scenes():
     for sample in Scenes(
         "validation", image_size=224, num_objects=(0, 4), num_questions=0, sign_probability=1.0, length=60
     ):
-        names = name_carriers(sample.truth, ORDERED)
+        names = carriers(sample.truth)
         assert all(name.startswith("sign") for name in names), names
         several = {name for name in names if "#" in name}
         asked += len(several) > 1

@@ -37,7 +37,7 @@ def test_compact_style_says_counts_boxes_relations_and_texts_when_all_were_found
 
 def test_compact_style_says_where_lines_stand_when_asked_to():
     lines = describe_compactly(build_scene(("PLEASE", "EXIT")), WordSettings(locate_text=True)).splitlines()
-    assert lines[3] == 'text: "PLEASE" 0.00 0.00 0.25 0.25 on car (#1), "EXIT" 0.00 0.00 0.25 0.25 on car (#1)'
+    assert lines[3] == 'text: "PLEASE" 0.00 0.00 0.25 0.25 on car, "EXIT" 0.00 0.00 0.25 0.25 on car'
 
 
 def test_compact_style_tells_nothing_found_from_not_looked_for():
