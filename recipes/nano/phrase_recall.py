@@ -54,6 +54,7 @@ class PhraseVocabulary:
         opens_box: bool (V,) the piece is a box's first coordinate.
         parts: bool (V,) the piece ends a phrase: ", and" or ".".
         quotes: bool (V,) the piece is a quotation mark, or the space before one.
+        opens_number: bool (V,) the piece opens the number of one of several: " (#".
         sentences: Piece -> "boxes", "relations" or "texts", for pieces that open such a sentence.
     """
 
@@ -61,6 +62,7 @@ class PhraseVocabulary:
     opens_box: np.ndarray
     parts: np.ndarray
     quotes: np.ndarray
+    opens_number: np.ndarray
     sentences: dict[int, str]
 
     @classmethod
@@ -76,7 +78,8 @@ class PhraseVocabulary:
         sentences = {piece: kinds[text.strip()] for piece, text in enumerate(texts) if text.strip() in kinds}
         values = np.array(values)
         parts, quotes = (np.array([t.strip() in ends for t in texts]) for ends in ((", and", "."), ('"', "")))
-        return cls(values, opens & (values >= 0), parts, quotes, sentences)
+        opens_number = np.array([text == " (#" for text in texts])
+        return cls(values, opens & (values >= 0), parts, quotes, opens_number, sentences)
 
     def targets(self, ids: np.ndarray) -> np.ndarray:
         """Targets of each word.
@@ -102,7 +105,9 @@ class PhraseVocabulary:
     def _fill(self, rows: np.ndarray, ids: np.ndarray, kind: str, start: int, end: int) -> None:
         phrase = ids[start:end]
         if kind == "relations":
-            rows[start:end, 6], rows[start:end, 7] = phrase[0], phrase[-1]
+            numbers = np.flatnonzero(self.opens_number[phrase])
+            is_last = len(numbers) > 0 and numbers[-1] >= len(phrase) - 4  # "cat (#2)": the name, not its number
+            rows[start:end, 6], rows[start:end, 7] = phrase[0], phrase[numbers[-1] - 1 if is_last else -1]
         elif kind == "texts":
             first = start
             if self._fill_place(rows, phrase, start, end):

@@ -45,8 +45,9 @@ def test_targets_tell_name_and_region_when_a_word_belongs_to_a_box(tokenizer, vo
     assert (rows[0] == -100).all()
 
 
-def test_targets_tell_both_ends_when_a_word_belongs_to_a_relation(tokenizer, vocabulary):
-    ids, rows = targets_of(f"{RELATIONS}dog is on grass, and cat is beside dog.", tokenizer, vocabulary)
+@pytest.mark.parametrize("said", ["dog is on grass", "dog (#1) is on grass", "dog (#3) is on grass (#12)"])
+def test_targets_tell_both_ends_when_a_word_belongs_to_a_relation(tokenizer, vocabulary, said):
+    ids, rows = targets_of(f"{RELATIONS}{said}, and cat is beside dog.", tokenizer, vocabulary)
     ends = [tokenizer.sp_model.encode(f" {name}") for name in ("dog", "grass")]
     on = ids.index(tokenizer.sp_model.encode(" on")[0])
     assert rows[on, SLOT_GROUPS["relation_ends"]].tolist() == [ends[0][0], ends[1][-1]]
