@@ -53,6 +53,7 @@ def test_conversion_names_the_published_models_when_nothing_is_chosen(tmp_path, 
         "max_predictions": 200,
         "quote_text": True,
         "locate_text": False,
+        "order_by_name": False,
         "detections_first": False,
     }
     names = (tmp_path / "ours" / "verbalizers" / "vocabulary.txt").read_text(encoding="utf-8").splitlines()
