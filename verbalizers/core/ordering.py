@@ -60,21 +60,25 @@ def number_scene(scene: Scene) -> Scene:
 
     Args:
         scene: Of segments and detections what is said (:func:`keep_spoken`). An object of relations is the thing of
-            its name that overlaps it most; one that overlaps none, or has no box, keeps its name.
+            its name that overlaps it most; one that overlaps none is numbered after them. Without boxes they keep their
+            names.
     """
     names, boxes = _list_things(scene)
-    order = _order(names, boxes)
-    numbered = list(names)
-    for row, name in zip(order, number_duplicates([names[row] for row in order]), strict=True):
-        numbered[row] = name
     segments, detections, relations = scene.segments, scene.detections, scene.relations
+    things: list[int] = []  # of each object of the relations
+    if relations is not None and relations.object_boxes_xyxy is not None and names:
+        things, others = _find_things(relations, names, boxes)
+        names += others  # last of their name, since no sentence tells where they are
+    order = [*_order(names[: len(boxes)], boxes), *range(len(boxes), len(names))]
+    for row, name in zip(order, number_duplicates([names[row] for row in order]), strict=True):
+        names[row] = name
     num_segments = 0 if segments is None else len(segments)
     if segments is not None:
-        segments = replace(segments, class_names=tuple(numbered[:num_segments]))
+        segments = replace(segments, class_names=tuple(names[:num_segments]))
     if detections is not None:
-        detections = replace(detections, class_names=tuple(numbered[num_segments:]))
-    if relations is not None and relations.object_boxes_xyxy is not None and names:
-        relations = replace(relations, object_names=_name_objects(relations, names, numbered, boxes))
+        detections = replace(detections, class_names=tuple(names[num_segments : len(boxes)]))
+    if things:
+        relations = replace(relations, object_names=tuple(names[k] if k >= 0 else "" for k in things))
     return replace(scene, segments=segments, detections=detections, relations=relations)
 
 
@@ -111,17 +115,23 @@ def _list_things(scene: Scene) -> tuple[list[str], np.ndarray]:
     return names, np.concatenate(boxes)
 
 
-def _name_objects(relations: Relations, names: list[str], numbered: list[str], boxes: np.ndarray) -> tuple[str, ...]:
+def _find_things(relations: Relations, names: list[str], boxes: np.ndarray) -> tuple[list[int], list[str]]:
+    """Which thing each object of the relations is, -1 = its class is unknown, and the names of those that are none of
+    the things, counted behind them.
+    """
     overlaps = box_iou(relations.object_boxes_xyxy, boxes)  # (objects, things)
     of_object = [strip_coco_suffixes(name) for name in relations.object_names]
     for row, name in enumerate(of_object):
         overlaps[row, [other != name for other in names]] = 0
-    found = list(relations.object_names)
+    things = [-1] * len(of_object)
     while overlaps.size and overlaps.max() >= _SAME_IOU:  # one thing is one object
-        row, thing = np.unravel_index(overlaps.argmax(), overlaps.shape)
-        found[row] = numbered[thing]
+        row, thing = (int(place) for place in np.unravel_index(overlaps.argmax(), overlaps.shape))
+        things[row] = thing
         overlaps[row], overlaps[:, thing] = 0, 0
-    return tuple(found)
+    others = [row for row, thing in enumerate(things) if thing < 0 and of_object[row]]
+    for place, row in enumerate(others):
+        things[row] = len(names) + place
+    return things, [of_object[row] for row in others]
 
 
 def _segment_at(scene: Scene, y: int, x: int) -> str:

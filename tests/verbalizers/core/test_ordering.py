@@ -97,7 +97,12 @@ def test_a_thing_has_one_number_in_all_sentences():
     said = verbalize_scene(scene, settings=replace(ORDERED, merge_iou=None))
     assert "[0.40, 0.40, 0.60, 0.60] dog (#2)." in said  # the segmenter's stands between the detector's two
     assert "0.20] dog (#1), and [0.80, 0.00, 0.99, 0.20] dog (#3)." in said
-    assert said.endswith("dog is near grass, and dog (#3) is on grass.")
+    assert said.endswith("dog (#4) is near grass, and dog (#3) is on grass.")  # no other dog has its number
+    lone = replace(scene, segments=None, detections=keep_detections(detections, [0]))
+    assert "dog (#1)." in verbalize_scene(lone, settings=ORDERED)
+    assert verbalize_scene(lone, settings=ORDERED).endswith("dog (#2) is near grass, and dog (#1) is on grass.")
+    unknown = replace(lone, relations=replace(relations, object_names=("dog", "", "")))
+    assert "relationships" not in verbalize_scene(unknown, settings=ORDERED)
     alone = verbalize_scene(scene, ["scene_graph"], settings=ORDERED)
     assert alone.endswith("dog (#1) is near grass, and dog (#2) is on grass.")  # as where nothing else is said
     compact = describe_compactly(scene, replace(ORDERED, merge_iou=None)).splitlines()
