@@ -3,7 +3,7 @@
     python -m benchmarks.unseen_names FOLDER OTHER_FOLDER --scenes 300
 
 Things of validation scenes have other names, in the words and in questions and answers together
-(:mod:`recipes.nano.renaming`): English words that no training has, one in seven made-up syllables, of which it may
+(:mod:`moai.scenes.renaming`): English words that no training has, one in seven made-up syllables, of which it may
 have met some. Counted are the questions whose answer is such a name, and those that ask what a sign says, whose words
 no training has. Findings are true.
 """
@@ -26,9 +26,9 @@ from moai.evaluation.tables import format_share, format_table
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.processing_moai import MoAIProcessor
 from moai.scenes.questions import SceneQuestion
+from moai.scenes.renaming import rename_scene
 from moai.scenes.scenes import Scenes
 from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES
-from recipes.nano.renaming import rename_scene
 from verbalizers.core.scene import verbalize_scene
 from verbalizers.core.words import WordSettings
 

@@ -90,20 +90,7 @@ class ImageDataset:
 
     def _add_scenes(self, source: ImageSourceSettings) -> None:
         scenes = source.scenes
-        stream = Scenes(
-            scenes.split,
-            scenes.seed,
-            scenes.image_size,
-            (scenes.num_objects[0], scenes.num_objects[-1]),
-            1,
-            scenes.kinds,
-            scenes.sign_probability,
-            scenes.made_up_share,
-            scenes.forged_share,
-            scenes.image_noise,
-            names=scenes.names,
-            has_one_wording=scenes.has_one_wording,
-        )
+        stream = scenes.stream(num_questions=1)
         self._streams.append((stream, scenes.start, min(scenes.length, source.limit or scenes.length)))
 
     def _add_file(self, place: str, found: tuple[Source, tuple[str, ...]] | str) -> None:

@@ -5,6 +5,7 @@ Questions about them, or each with its caption as a document.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -18,12 +19,26 @@ from moai.data.sample_identity import hash_value
 from moai.data.samples import BadSampleError, Sample
 from moai.data.training_report import DataReport
 from moai.data.training_settings import DataSettings, SourceSettings
-from moai.scenes.scenes import Scenes, SceneSample, add_noise
+from moai.scenes.questions import PIXEL_KINDS
+from moai.scenes.renaming import rename_scene
+from moai.scenes.scenes import SceneQuestion, SceneSample, add_noise
 from verbalizers import Scene
 
 __all__ = ["SceneSamples"]
 
 _MEASURED_SCENES = 8
+#: Where in the stream the images of other scenes come from: scenes that no source reaches.
+_UNRELATED = 1 << 40
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A scene, what is found and asked about it, and whose image is shown."""
+
+    scene: SceneSample
+    found: Scene
+    questions: tuple[SceneQuestion, ...]
+    shown: SceneSample
 
 
 class SceneSamples:
@@ -58,27 +73,14 @@ class SceneSamples:
         scenes = source.scenes
         if scenes is None:
             raise ValueError("expected a source with `scenes`, got a path.")
-        self._made: tuple[int, SceneSample] | None = None
+        self._made: tuple[int, _Told] | None = None
         self._source, self._limit = scenes, settings.max_length
         self._has_captions = scenes.form == "captions"
         if self._has_captions and not collator.reads_documents:
             raise ValueError("expected `form: questions` for scenes, got captions: the model reads no documents.")
         self._per_scene = 1 if self._has_captions else scenes.num_questions
         self._is_live = settings.choose_verbalizations(source) == "live"
-        self._scenes = Scenes(
-            scenes.split,
-            scenes.seed,
-            scenes.image_size,
-            (scenes.num_objects[0], scenes.num_objects[-1]),
-            scenes.num_questions,
-            scenes.kinds,
-            scenes.sign_probability,
-            scenes.made_up_share,
-            scenes.forged_share,
-            scenes.image_noise,
-            names=scenes.names,
-            has_one_wording=scenes.has_one_wording,
-        )
+        self._scenes = scenes.stream(scenes.num_questions)
         count = min(scenes.length, source.limit or scenes.length)
         asking = [index for index in range(min(count, _MEASURED_SCENES)) if self._has_something(index)]
         if not asking:
@@ -124,30 +126,38 @@ class SceneSamples:
         return sample
 
     def _has_something(self, scene_index: int) -> bool:
-        scene = self._scene(scene_index)
-        return bool(caption_scene(scene.truth) if self._has_captions else scene.questions)
+        told = self._tell(scene_index)
+        return bool(caption_scene(told.scene.truth) if self._has_captions else told.questions)
 
-    def _scene(self, scene_index: int) -> SceneSample:
+    def _tell(self, scene_index: int) -> _Told:
         """The scene of a sample; the last one is kept, for samples of one scene follow each other."""
         if self._made is None or self._made[0] != scene_index:
-            self._made = scene_index, self._scenes[self._source.start + scene_index]
+            index = self._source.start + scene_index
+            scene = self._scenes[index]
+            found, questions = add_noise(scene.truth, Random(scene.seed), self._source.noise), scene.questions
+            shown, rng = scene, Random(f"unrelated {scene.seed}")
+            if rng.random() < self._source.unrelated_share:
+                asked = [question for question in questions if question.kind not in PIXEL_KINDS]
+                found, questions = rename_scene(found, asked, rng, self._source.split)
+                shown = self._scenes[_UNRELATED + index]
+            self._made = scene_index, _Told(scene, found, questions, shown)
         return self._made[1]
 
     def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], tuple[Scene | None, ...] | None]:
         """Image of a scene, and what was found in it."""
-        scene = self._scene(scene_index)
-        image = Image.fromarray(scene.image)
+        told = self._tell(scene_index)
+        image = Image.fromarray(told.shown.image)
         if self.findings is None:
             return (image,), None
         if self._is_live:
             return (image,), (self.findings.read(None, image).scene,)
-        return (image,), (add_noise(scene.truth, Random(scene.seed), self._source.noise),)
+        return (image,), (told.found,)
 
     def _compose(self, scene_index: int, question: int) -> tuple[dict[str, Any], ...]:
         """Messages, the answer last; a scene with fewer questions repeats them. Or a document."""
         if self._has_captions:
             return self._compose_document(scene_index)
-        questions = self._scene(scene_index).questions
+        questions = self._tell(scene_index).questions
         if not questions:
             raise BadSampleError(f"scene {self._source.start + scene_index} has no question of these kinds.")
         asked = questions[question % len(questions)]
@@ -160,7 +170,7 @@ class SceneSamples:
         return tuple(messages)
 
     def _compose_document(self, scene_index: int) -> tuple[dict[str, Any], ...]:
-        scene = self._scene(scene_index)
+        scene = self._tell(scene_index).scene
         if not (caption := caption_scene(scene.truth)):
             raise BadSampleError(f"scene {self._source.start + scene_index} has nothing to name.")
         parts = [{"type": "image"}, {"type": "text", "text": caption}]

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
-from moai.scenes.scenes import QUESTION_KINDS
+from moai.scenes.scenes import QUESTION_KINDS, Scenes
 from moai.settings import Count, Location, Number, Positive, load_settings, settings
 
 __all__ = ["DataSettings", "SceneSource", "SourceSettings"]
@@ -52,6 +52,9 @@ class SceneSource:
         noise: Strength of the errors that verbalizations made from the truth carry; 0 = the truth.
         names: The only things there are; none = all that Scenes know.
         has_one_wording: Each form of a question is asked in the same words.
+        closeup_share: Share of scenes without signs of which the image shows a part, with one thing large in it.
+        unrelated_share: Share of scenes whose things have other names than Scenes know (`moai.scenes.renaming`) and
+            whose image is that of another scene: there the words are right, whatever the image shows.
     """
 
     length: Positive = 1000
@@ -70,6 +73,30 @@ class SceneSource:
     noise: Annotated[Number, Field(ge=0)] = 1.0
     names: tuple[str, ...] = ()
     has_one_wording: StrictBool = False
+    closeup_share: Number = 0.0
+    unrelated_share: Number = 0.0
+
+    def __post_init__(self) -> None:
+        if self.unrelated_share > 0 and self.form != "questions":
+            raise ValueError("`unrelated_share` is for questions, got it for captions: they say what the image shows.")
+
+    def stream(self, num_questions: int) -> Scenes:
+        """The scenes, with at most so many questions each."""
+        return Scenes(
+            self.split,
+            self.seed,
+            self.image_size,
+            (self.num_objects[0], self.num_objects[-1]),
+            num_questions,
+            self.kinds,
+            self.sign_probability,
+            self.made_up_share,
+            self.forged_share,
+            self.image_noise,
+            names=self.names,
+            has_one_wording=self.has_one_wording,
+            closeup_share=self.closeup_share,
+        )
 
 
 @settings
@@ -168,6 +195,14 @@ class DataSettings:
             raise ValueError("expected at least one source of training samples, got none. Name a file under `sources`.")
         if self.cache is None and "cache" in {self.choose_verbalizations(source) for source in self.sources}:
             raise ValueError("verbalizations come from a cache, but `cache` names no folder. Name the --out folder.")
+        for source in self.sources:
+            if source.scenes is None or not source.scenes.unrelated_share:
+                continue
+            if (chosen := self.choose_verbalizations(source)) != "truth":
+                raise ValueError(
+                    f"expected `verbalizations: truth` beside `unrelated_share`, got {chosen}: nothing else knows what "
+                    "the unrelated image does not show. Choose it, or leave `unrelated_share` out."
+                )
 
     def choose_verbalizations(self, source: SourceSettings) -> str:
         """The source of one data source's verbalizations."""

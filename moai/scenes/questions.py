@@ -62,6 +62,14 @@ _STUFF = frozenset(STUFF_NAMES)
 # Grounds that the same things may stand on: a boat is on water whatever the image shows.
 _SOLID = _STUFF - {"sky", "water", "sea", "river", "wall", "mountain", "railroad", "ceiling"}
 _SETTLED = frozenset({"vehicle", "bike", "street", "board", "train", "furniture", "building", "tree", "door", "boat"})
+#: What a thing of some groups is asked for as; of the others "thing".
+_SORTS = {
+    "animal": ("pet", "mount", "animal", "flyer", "swimmer"),
+    "vehicle": ("bike", "vehicle", "train", "aircraft", "boat"),
+    "food": ("food",),
+    "piece of furniture": ("seat", "furniture"),
+    "plant": ("plant", "flower", "tree"),
+}
 _SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE = 0.15, 0.06, 0.15
 
 
@@ -162,8 +170,9 @@ class _Asker:
 
     def __init__(
         self, truth: Scene, layout: SceneLayout, foil: SceneLayout, rng: Random, may_be_new: bool, has_colour: bool,
-        has_one_wording: bool, allowed: Sequence[str],
+        has_one_wording: bool, allowed: Sequence[str], asks_of_few: bool,
     ) -> None:  # fmt: skip
+        self.fewest = 1 if asks_of_few else 2
         self.rng, self.may_be_new, self.has_colour = rng, may_be_new, has_colour
         self.has_one_wording = has_one_wording
         height, width = truth.image_size_hw
@@ -242,9 +251,9 @@ class _Asker:
     def ask_counting(self) -> SceneQuestion | None:
         countable = [name for name in self.names if not is_plural_name(name) and name != "sign"]
         numbers = {self.counts[name] for name in countable}
-        if len(numbers) < 2:
+        if len(numbers) < self.fewest:
             return None
-        if len(numbers) == 2 and self.rng.random() < 0.5:
+        if len(numbers) == 2 == self.fewest and self.rng.random() < 0.5:
             return None  # the fewer numbers, the easier is a guess
         if self.rng.random() < 1 / 6:
             names = [name for name in self.absent if not is_plural_name(name) and name != "sign"]
@@ -258,8 +267,10 @@ class _Asker:
 
     def ask_recognition(self) -> SceneQuestion | None:
         names = [name for name in self.names if name != "sign"]
-        if len(names) < _FEWEST_OPTIONS:
+        if not names or len(names) < _FEWEST_OPTIONS and self.fewest > 1:
             return None
+        if self.fewest == 1 and self.rng.random() < 0.4:
+            return self.ask_largest()
         weights = [0.15 if thing.name == "sign" else 1.0 / self.counts[thing.name] for thing in self.objects]
         thing = self.rng.choices(self.objects, weights)[0]
         if self.rng.random() < 0.6:
@@ -274,8 +285,17 @@ class _Asker:
             return None
         return self.say("recognition", "recognition_box", thing.name, options=names, box=box)
 
+    def ask_largest(self) -> SceneQuestion | None:
+        """What the image shows most of all, as people ask about photographs."""
+        *others, largest = sorted(self.objects, key=lambda thing: thing.area)
+        if any(other.area > 0.5 * largest.area and other.name != largest.name for other in others):
+            return None
+        group = OBJECT_CLASSES[largest.name].group
+        sort = next((sort for sort, groups in _SORTS.items() if group in groups), "thing")
+        return self.say("recognition", "recognition_largest", largest.name, options=self.names, sort=sort)
+
     def ask_localisation(self) -> SceneQuestion | None:
-        if len(self.names) < _FEWEST_OPTIONS:
+        if len(self.names) < (_FEWEST_OPTIONS if self.fewest > 1 else 1):
             return None
         others = [thing for thing in self.objects if thing.name != "sign"]  # signs are seldom asked about
         regions = [region for thing in others if (region := region_of(*thing.centre))]
@@ -316,7 +336,7 @@ class _Asker:
             uses = Counter((s, p) for s, p, _ in relations)
             fair = [(s, p, o) for s, p, o in relations if self.counts[s] == 1 == uses[s, p] and _is_asked(s, p, o)]
             grounds = sorted({o for _, _, o in fair})
-            if len(grounds) < 2:
+            if len(grounds) < self.fewest:
                 return None
             ground = self.rng.choice(grounds)  # each as likely, however many stand there
             name, predicate, _ = self.rng.choice([relation for relation in fair if relation[2] == ground])
@@ -324,10 +344,11 @@ class _Asker:
         names = sorted({s for s, _, _ in relations})
         uses = Counter(o for _, _, o in relations)
         choices = [(s, p, o) for s, p, o in relations if uses[o] == 1 and o != "sky"]
-        # Something else does the same elsewhere, or what flies would tell.
-        doing = Counter(p for _, p in {(s, p) for s, p, _ in relations})
-        choices = [choice for choice in choices if doing[choice[1]] > 1]
-        if len(names) < _FEWEST_OPTIONS or not choices:
+        if self.fewest > 1:
+            # Something else does the same elsewhere, or what flies would tell.
+            doing = Counter(p for _, p in {(s, p) for s, p, _ in relations})
+            choices = [choice for choice in choices if doing[choice[1]] > 1]
+        if len(names) < (_FEWEST_OPTIONS if self.fewest > 1 else 1) or not choices:
             return None
         subject, predicate, ground = self.rng.choice(choices)
         return self.say("ground_relation", "relation_subject", subject, ground, names, predicate=predicate)
@@ -341,7 +362,8 @@ class _Asker:
             *(("relation_subject", o, p, s) for s, p, o in relations if o in single and as_object[p, o] == 1),
         ]
         # Another thing of the answer's kind is there, or what kinds of things are ridden would tell.
-        choices = [choice for choice in choices if self._is_open(choice[3], choice[1])]
+        if self.fewest > 1:
+            choices = [choice for choice in choices if self._is_open(choice[3], choice[1])]
         if not choices:
             return None
         form, name, predicate, answer = self.rng.choice(choices)
@@ -493,6 +515,7 @@ def ask_questions(
     has_colour: bool = True,
     has_one_wording: bool = False,
     names: Sequence[str] = (),
+    asks_of_few: bool = False,
 ) -> tuple[SceneQuestion, ...]:
     """Ask about a scene.
 
@@ -508,13 +531,14 @@ def ask_questions(
         has_colour: whether the image shows colours.
         has_one_wording: whether each form of a question is asked in the same words.
         names: the only things that scenes hold; none = all of `OBJECT_CLASSES`.
+        asks_of_few: whether scenes of one or two things are asked about too, where much can be guessed.
 
     Raises:
         ValueError: an unknown kind.
     """
     if unknown := set(kinds) - set(QUESTION_KINDS):
         raise ValueError(f"`kinds` must be among {QUESTION_KINDS}, got {sorted(unknown)}. Remove those.")
-    asker = _Asker(truth, layout, foil, rng, may_be_new, has_colour, has_one_wording, names)
+    asker = _Asker(truth, layout, foil, rng, may_be_new, has_colour, has_one_wording, names, asks_of_few)
     askers: dict[str, Callable[[], SceneQuestion | None]] = {
         kind: getattr(asker, f"ask_{kind}") for kind in dict.fromkeys(kinds)
     }

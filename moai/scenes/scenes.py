@@ -16,12 +16,13 @@ the wordings of questions are trained, all are tested.
 import argparse
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 
 import numpy as np
 
+from moai.scenes.closeups import Closeup, sample_closeup
 from moai.scenes.layout import SceneLayout, sample_layout
 from moai.scenes.noise import ImageNoise, add_noise, sample_image_noise, spoil_image
 from moai.scenes.questions import QUESTION_KINDS, SceneQuestion, ask_questions
@@ -78,6 +79,7 @@ class SceneSample:
         truth: what perfect verbalizers would find.
         questions: with answers from the truth.
         image_noise: what is wrong with the image; None = nothing.
+        closeup: the part of the layout that the image shows; None = all of it.
     """
 
     index: int
@@ -88,6 +90,7 @@ class SceneSample:
     truth: Scene
     questions: tuple[SceneQuestion, ...]
     image_noise: ImageNoise | None = None
+    closeup: Closeup | None = None
 
     @property
     def image_size_hw(self) -> tuple[int, int]:
@@ -99,10 +102,14 @@ class SceneSample:
         """uint8 (H, W, 3) RGB, painted on first use."""
         from moai.scenes.rendering import render_scene
 
-        if self.image_noise is None:
-            return render_scene(self.layout, self.image_size)
-        inner = self.image_noise.inner_size(self.image_size)
-        return spoil_image(render_scene(self.layout, inner), self.image_size, self.image_noise)
+        size, noise = self.image_size, self.image_noise
+        if self.closeup is not None:
+            x, y = self.closeup.corner(size)
+            scene = render_scene(self.layout, self.closeup.inner_size(size))
+            image = scene[-y : size - y, -x : size - x]
+        else:
+            image = render_scene(self.layout, size if noise is None else noise.inner_size(size))
+        return image if noise is None else spoil_image(image, size, noise)
 
 
 class Scenes:
@@ -123,6 +130,8 @@ class Scenes:
         made_up_share: share of made-up words and numbers on signs.
         forged_share: share of the scenes with signs of which one poses as a prediction.
         image_noise: share of images that are grey, bright or dark, or in a grey frame: for training.
+        closeup_share: share of scenes without signs of which the image shows a part, with one thing large in it, and
+            which are asked about whatever can be guessed: for training.
         start: first index of the iteration.
         length: number of scenes of the iteration; None = endless.
         names: of the things that there are, of `OBJECT_CLASSES`; none = all of them, in groups too.
@@ -148,6 +157,7 @@ class Scenes:
         length: int | None = None,
         names: tuple[str, ...] = (),
         has_one_wording: bool = False,
+        closeup_share: float = 0.0,
     ) -> None:
         scene_seed(seed, split, start)
         low, high = num_objects
@@ -156,7 +166,7 @@ class Scenes:
         if image_size < 32:
             raise ValueError(f"`image_size` must be at least 32 pixels, got {image_size}.")
         shares = {"sign_probability": sign_probability, "made_up_share": made_up_share}
-        shares |= {"forged_share": forged_share, "image_noise": image_noise}
+        shares |= {"forged_share": forged_share, "image_noise": image_noise, "closeup_share": closeup_share}
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {share}.")
@@ -169,6 +179,7 @@ class Scenes:
         self.num_objects, self.num_questions, self.kinds = (low, high), num_questions, tuple(kinds)
         self.sign_probability, self.made_up_share = sign_probability, made_up_share
         self.forged_share, self.image_noise = forged_share, image_noise
+        self.closeup_share = closeup_share
         self.start = start
         self.stop = None if length is None else start + length
 
@@ -176,20 +187,26 @@ class Scenes:
         """Make scene number `index` (at least 0), whatever `start` and `length` say."""
         seed = scene_seed(self.seed, self.split, index)
         rng = Random(seed)
-        options = (self.num_objects, self.sign_probability, self.made_up_share, self.split, self.forged_share)
+        is_close = self.closeup_share > 0 and Random(f"closeup {seed}").random() < self.closeup_share
+        sign_probability = 0.0 if is_close else self.sign_probability
+        options = (self.num_objects, sign_probability, self.made_up_share, self.split, self.forged_share)
         layout = sample_layout(rng, *options, names=self.names)
+        closeup = sample_closeup(Random(f"part {seed}"), layout) if is_close else None
         noise = sample_image_noise(Random(f"image {seed}"), self.image_noise)
-        inner = self.image_size if noise is None else noise.inner_size(self.image_size)
-        corner = (0, 0) if noise is None else noise.corner(self.image_size)
+        if closeup is not None and noise is not None:
+            noise = replace(noise, frame=(0.0, 0.0, 0.0))
+        inner, corner = self.image_size, (0, 0)
+        if (seen := closeup or noise) is not None:
+            inner, corner = seen.inner_size(self.image_size), seen.corner(self.image_size)
         entities = build_entity_map(layout, inner).framed(self.image_size, corner)
         truth = build_truth(layout, entities, inner, corner)
         foil = sample_layout(rng, *options, scenery=layout.scenery, sign_text=_UNSEEN_SIGN, names=self.names)
         questions = ask_questions(
-            truth, layout, foil, rng, self.num_questions, self.kinds,
-            may_be_new=self.split != "train", has_colour=noise is None or not noise.is_grey,
-            has_one_wording=self.has_one_wording, names=self.names,
+            truth, layout if closeup is None else closeup.shown_layout(layout), foil, rng, self.num_questions,
+            self.kinds, may_be_new=self.split != "train", has_colour=noise is None or not noise.is_grey,
+            has_one_wording=self.has_one_wording, names=self.names, asks_of_few=is_close,
         )  # fmt: skip
-        return SceneSample(index, seed, layout, self.image_size, entities, truth, questions, noise)
+        return SceneSample(index, seed, layout, self.image_size, entities, truth, questions, noise, closeup)
 
     def __iter__(self) -> Iterator[SceneSample]:
         """Scenes `start`, `start + 1`, ... before `stop`."""

@@ -37,16 +37,18 @@ class EntityMap:
     pixel_counts: np.ndarray
 
     def framed(self, image_size: int, corner: tuple[int, int]) -> "EntityMap":
-        """The map of an image that is set in a frame, where no entity is.
+        """The map of an image that is set in a frame, where no entity is; or of the part that an image shows.
 
         Args:
-            image_size: height and width of the whole in pixels.
+            image_size: height and width of the whole, or the part, in pixels.
             corner: where (x, y) the map's upper left corner lies in it.
         """
         size = len(self.entity_map)
         if size == image_size:
             return self
         x, y = corner
+        if size > image_size:
+            return _measure(self.entity_map[-y : image_size - y, -x : image_size - x].copy(), len(self.boxes_xyxy))
         whole = np.zeros((image_size, image_size), dtype=self.entity_map.dtype)
         whole[y : y + size, x : x + size] = self.entity_map
         shift = np.array([x, y, x, y], np.float32)
@@ -154,7 +156,8 @@ def build_truth(
     Args:
         layout: the scene.
         entities: its `build_entity_map`.
-        inner_size: height and width in pixels of what is inside a frame; None = there is none.
+        inner_size: height and width in pixels of what is inside a frame, or of the scene of which the image shows a
+            part; None = there is neither.
         corner: where (x, y) the inside's upper left corner lies.
     """
     size = entities.entity_map.shape

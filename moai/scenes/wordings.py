@@ -58,6 +58,10 @@ What do you see in {box}?|Identify the object in {box}.|What does the box {box} 
 What lies within {box}?|{box} is the box of what?|In the box {box}, what is there?
 What is the name of the thing at {box}?
 """
+# Asked of closeups, in training only: {sort} is "animal", "vehicle", ... or "thing".
+_RECOGNITION_LARGEST = """
+What {sort} is this?|What is in the picture?|Name the {sort} in the photo.
+"""
 _LOCALISATION = """
 Where {is} the {name}?|Where in the picture {is} the {name}?|Where can I find the {name}?
 In which part of the picture {is} the {name}?|Where do you see the {name}?|Tell me where the {name} {is}.
@@ -176,6 +180,7 @@ FORMS: dict[str, tuple[str, ...]] = {
         "counting": _COUNTING,
         "recognition_region": _RECOGNITION_REGION,
         "recognition_box": _RECOGNITION_BOX,
+        "recognition_largest": _RECOGNITION_LARGEST,
         "localisation": _LOCALISATION,
         "localisation_box": _LOCALISATION_BOX,
         "localisation_which": _LOCALISATION_WHICH,

@@ -16,6 +16,7 @@ from pydantic import StrictBool, StrictInt
 from moai.models.moai.chat_templates import without_capitals
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.questions import PIXEL_KINDS, SceneQuestion
+from moai.scenes.renaming import rename_scene
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.scenes.vocabulary import STUFF_NAMES
 from moai.scenes.wordings import LISTINGS
@@ -27,7 +28,6 @@ from verbalizers.core.words import WordSettings
 
 from .patch_recall import PatchPieces, PieceVocabulary, patch_pieces
 from .prompt import prompt_ids
-from .renaming import rename_scene
 
 __all__ = [
     "SHARD_FORM",
@@ -70,7 +70,8 @@ class SceneSettings:
         partial_share: Share of scenes in which only some verbalizers spoke, half of the time the OCR alone.
         detected_share: Share of scenes of which a detector tells the things, and the segmenter no more than the stuff
             (`WordSettings.detections_first`).
-        renamed_share: Share of scenes without images in which things have other names (:mod:`.renaming`).
+        renamed_share: Share of scenes without images in which things have other names (:mod:`moai.scenes.renaming`).
+        closeup_share: Share of scenes of which a part is shown, one thing large in it, as photographs show things.
         with_images: Also store the image and the segmentation map.
         patch_size: Side in pixels of the patches of which is also stored what they show; 0 = it is not.
         kind_shares: Share of a kind's questions that are kept, 1 where none is given; a scene without any is left out.
@@ -94,6 +95,7 @@ class SceneSettings:
     partial_share: Number = 0.0
     detected_share: Number = 0.0
     renamed_share: Number = 0.0
+    closeup_share: Number = 0.0
     with_images: StrictBool = False
     patch_size: StrictInt = 0
     kind_shares: dict[str, Number] = field(default_factory=dict)
@@ -208,6 +210,7 @@ def build_shard(settings: SceneSettings, shard: int, tokenizer: InternLM2Tokeniz
         made_up_share=settings.made_up_share,
         forged_share=settings.forged_share,
         image_noise=settings.image_noise,
+        closeup_share=settings.closeup_share,
         start=shard * reach,
         length=reach,
     )

@@ -15,6 +15,7 @@ from moai import MoAIProcessor
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.data.collator import WEIGHTS, CollatedBatches
 from moai.data.findings import FindingsReader
+from moai.data.samples import BadSampleError
 from moai.data.training_data import DataSettings, TrainingDataset, build_training_dataset
 from moai.models.moai.collator_moai import MoAICollator
 from moai.processing.image_loading import load_image
@@ -271,6 +272,33 @@ def test_scenes_truth_is_said_without_errors_when_noise_is_zero(processor: MoAIP
         assert said(dataset, 2 * index) == truth != said(noisy, 2 * index)
 
 
+def test_words_say_other_names_than_the_image_shows_when_it_is_unrelated(processor: MoAIProcessor) -> None:
+    from moai.scenes.scenes import Scenes
+    from moai.scenes.vocabulary import OBJECT_CLASSES
+
+    scenes = {"image_size": 64, "length": 12, "num_questions": 3, "closeup_share": 0.5, "noise": 0}
+    kinds = ("existence", "localisation", "colour", "description")
+    plain, other = (
+        build(DataSettings(sources=[{"scenes": {**scenes, "kinds": kinds, "unrelated_share": share}}]), processor)
+        for share in (0.0, 1.0)
+    )
+    stream, renamed = Scenes(image_size=64, closeup_share=0.5), 0
+    for index in range(12):
+        sample = stream[index]
+        if not (len(sample.questions) and sample.truth.detections.class_names):
+            continue
+        try:
+            words, asked = said(other, 3 * index), other[3 * index]
+        except BadSampleError:  # no question is left
+            continue
+        assert not np.array_equal(np.asarray(asked.images[0]), sample.image)
+        assert np.array_equal(np.asarray(plain[3 * index].images[0]), sample.image)
+        said_names = {name for name in OBJECT_CLASSES if f"] {name}" in words}
+        renamed += not {*sample.truth.segments.class_names, *sample.truth.detections.class_names} <= said_names
+        assert "colour" not in asked.prompt and "color" not in asked.prompt
+    assert renamed > 3
+
+
 def test_sources_are_joined_when_several_are_named(half_cached: tuple[Path, Path], processor: MoAIProcessor) -> None:
     path, cache = half_cached
     sources = [{"path": str(path), "limit": 1}, {"scenes": SCENES}]
@@ -297,6 +325,9 @@ def test_sources_are_joined_when_several_are_named(half_cached: tuple[Path, Path
         ({"sources": "a.json", "verbalizations": "cache"}, "names no folder"),
         ({"sources": "a.json", "verbalizations": "truth"}, "only scenes"),
         ({"sources": [{"scenes": {"split": "dev"}}]}, "split"),
+        ({"sources": [{"scenes": {"form": "captions", "unrelated_share": 0.5}}]}, "for questions"),
+        ({"sources": [{"scenes": {"unrelated_share": 0.5}, "verbalizations": "live"}]}, "verbalizations: truth"),
+        ({"sources": [{"scenes": {"unrelated_share": 0.5}}], "verbalizations": "none"}, "verbalizations: truth"),
     ],
 )
 def test_settings_are_refused_when_a_field_is_wrong(values: dict, message: str) -> None:

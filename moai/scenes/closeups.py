@@ -1,0 +1,78 @@
+"""Scenes seen from nearer, as photographs show things: one of them fills half of the image or more."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from moai.scenes.layout import PlacedObject, SceneLayout
+
+__all__ = ["Closeup", "sample_closeup"]
+
+_LARGEST, _SMALLEST = 0.9, 0.2  # sides of what is shown, in parts of the scene
+_FILLED = (0.45, 1.05)
+_CUT = 0.15  # of a thing's side may lie outside
+_VISIBLE = 0.6  # of another thing, or nothing of it: of less nobody could say what it is
+_ATTEMPTS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Closeup:
+    """The square of a scene that its image shows.
+
+    Attributes:
+        x: its left edge, 0 = the scene's.
+        y: its upper edge.
+        side: its width and height, in parts of the scene.
+    """
+
+    x: float
+    y: float
+    side: float
+
+    def inner_size(self, image_size: int) -> int:
+        """Height and width in pixels of the whole scene."""
+        return round(image_size / self.side)
+
+    def corner(self, image_size: int) -> tuple[int, int]:
+        """Pixels (x, y) of the scene's upper left corner in the image: none is positive."""
+        scene = self.inner_size(image_size)
+        x, y = (min(round(at * scene), scene - image_size) for at in (self.x, self.y))
+        return -x, -y
+
+    def visible_share(self, box: Sequence[float]) -> float:
+        """Share of a box (x0, y0, x1, y1) of the unit square that is shown."""
+        width = min(box[2], self.x + self.side) - max(box[0], self.x)
+        height = min(box[3], self.y + self.side) - max(box[1], self.y)
+        return max(width, 0.0) * max(height, 0.0) / ((box[2] - box[0]) * (box[3] - box[1]))
+
+    def shows(self, placed: PlacedObject) -> bool:
+        """Whether a thing is shown."""
+        return self.visible_share(placed.box) > 0
+
+    def shown_layout(self, layout: SceneLayout) -> SceneLayout:
+        """What is shown of a layout, without its relations, whose numbers would be others."""
+        return replace(layout, objects=tuple(filter(self.shows, layout.objects)), relations=())
+
+
+def sample_closeup(rng: Random, layout: SceneLayout) -> Closeup | None:
+    """Draw a part of a scene in which one of its things is large and no other is in doubt; None where none was found.
+
+    Args:
+        rng: source of randomness.
+        layout: the scene, without signs.
+    """
+    for _ in range(_ATTEMPTS if layout.objects else 0):
+        box = rng.choice(layout.objects).box
+        width, height = box[2] - box[0], box[3] - box[1]
+        side = max(max(width, height) / rng.uniform(*_FILLED), _SMALLEST)
+        if side > _LARGEST:
+            continue
+        lows = (box[2] - side - _CUT * width, box[3] - side - _CUT * height)
+        highs = (box[0] + _CUT * width, box[1] + _CUT * height)
+        edges = (rng.uniform(low, high) for low, high in zip(lows, highs, strict=True))
+        x, y = (min(max(edge, 0.0), 1 - side) for edge in edges)
+        closeup = Closeup(x, y, side)
+        shares = [closeup.visible_share(placed.box) for placed in layout.objects]
+        if closeup.visible_share(box) >= _VISIBLE and all(s == 0 or s >= _VISIBLE for s in shares):
+            return closeup
+    return None

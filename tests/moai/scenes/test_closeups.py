@@ -1,0 +1,103 @@
+"""Parts of scenes: what is shown is the truth, what is cut off is absent, and few things are asked about too."""
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from moai.scenes.closeups import Closeup, sample_closeup
+from moai.scenes.rendering import render_scene
+from moai.scenes.scenes import Scenes
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return list(Scenes("train", seed=6, image_size=SIZE, closeup_share=1.0, num_questions=12, length=150))
+
+
+def names_of(sample) -> list[str]:
+    return [*sample.truth.segments.class_names, *sample.truth.detections.class_names]
+
+
+def test_image_and_truth_are_a_part_of_the_scene_when_it_is_seen_from_nearer(samples) -> None:
+    close = [sample for sample in samples if sample.closeup is not None and sample.image_noise is None]
+    assert len(close) > 100
+    for sample in close[:25]:
+        whole = sample.closeup.inner_size(SIZE)
+        x, y = (-at for at in sample.closeup.corner(SIZE))
+        assert whole > SIZE and 0 <= x <= whole - SIZE and 0 <= y <= whole - SIZE
+        scene = render_scene(sample.layout, whole)
+        assert np.array_equal(sample.image, scene[y : y + SIZE, x : x + SIZE])
+    for sample in close:
+        for part in (sample.truth.segments, sample.truth.detections):
+            assert (part.boxes_xyxy >= 0).all() and (part.boxes_xyxy <= SIZE).all()
+        shown = {placed.name for placed in sample.layout.objects if sample.closeup.shows(placed)}
+        stuff = {region.name for region in sample.layout.stuff}
+        assert set(names_of(sample)) - stuff <= shown
+        assert not len(sample.truth.text_lines.texts)
+
+
+def test_one_thing_is_large_and_none_is_in_doubt_when_a_part_is_drawn(samples) -> None:
+    largest = []
+    for sample in samples:
+        if sample.closeup is None:
+            continue
+        shares = [sample.closeup.visible_share(placed.box) for placed in sample.layout.objects]
+        assert all(share == 0 or share >= 0.6 for share in shares)
+        sides = [
+            max(placed.box[2] - placed.box[0], placed.box[3] - placed.box[1]) / sample.closeup.side
+            for placed, share in zip(sample.layout.objects, shares, strict=True)
+            if share
+        ]
+        largest.append(max(sides))
+    assert np.median(largest) > 0.5
+
+
+def test_questions_speak_of_what_is_shown_when_it_is_a_part(samples) -> None:
+    asked = [(sample, question) for sample in samples for question in sample.questions]
+    kinds = {question.kind for _, question in asked}
+    assert {"existence", "counting", "recognition", "localisation", "colour", "absence"} <= kinds
+    for sample, question in asked:
+        if question.kind == "existence":
+            assert (question.answer == "yes") == (question.asked in names_of(sample))
+        if question.kind == "counting":
+            assert int(question.answer) == names_of(sample).count(question.asked)
+        if question.kind == "colour":
+            painted = [p for p in sample.layout.objects if p.name == question.asked and p.colour]
+            assert question.answer in {p.colour for p in painted if sample.closeup is None or sample.closeup.shows(p)}
+
+
+def test_single_things_are_asked_about_when_scenes_are_seen_from_nearer() -> None:
+    options = {"image_size": 48, "num_objects": (1, 1), "sign_probability": 0.0, "num_questions": 12, "length": 40}
+    kinds = ("counting", "recognition", "localisation")
+    for share in (0.0, 1.0):
+        asked = [q for s in Scenes("train", closeup_share=share, kinds=kinds, **options) for q in s.questions]
+        assert {question.kind for question in asked} == (set(kinds) if share else set())
+    assert any(question.form == "recognition_largest" for question in asked)
+
+
+def test_scenes_stay_what_they_were_when_others_are_seen_from_nearer() -> None:
+    plain, mixed = (Scenes("test", seed=2, image_size=48, closeup_share=share, length=40) for share in (0.0, 0.4))
+    same = [
+        a.questions == b.questions and np.array_equal(a.entities.entity_map, b.entities.entity_map)
+        for a, b in zip(plain, mixed, strict=True)
+    ]
+    assert 15 < sum(same) < 35
+
+
+def test_no_part_is_drawn_when_there_is_nothing_in_the_scene() -> None:
+    empty = next(s for s in Scenes("train", image_size=48, num_objects=(0, 0), sign_probability=0.0, length=5))
+    assert sample_closeup(Random(0), empty.layout) is None
+    with pytest.raises(ValueError, match="closeup_share"):
+        Scenes(closeup_share=1.5)
+
+
+def test_corner_stays_inside_the_scene_when_it_is_rounded() -> None:
+    for k in range(200):
+        rng = Random(k)
+        side = rng.uniform(0.2, 0.9)
+        closeup = Closeup(1 - side, rng.uniform(0, 1 - side), side)
+        whole = closeup.inner_size(SIZE)
+        assert all(0 <= -at <= whole - SIZE for at in closeup.corner(SIZE))
