@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from moai.scenes.questions import QUESTION_KINDS
+from moai.scenes.renaming import rename_scene
 from moai.scenes.scenes import Scenes
 from moai.scenes.vocabulary import OBJECT_CLASSES, SYNONYMS, plural
-from moai.scenes.renaming import rename_scene
 from verbalizers.core.scene import verbalize_scene
 
 
