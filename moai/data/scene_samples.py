@@ -136,10 +136,11 @@ class SceneSamples:
             scene = self._scenes[index]
             found, questions = add_noise(scene.truth, Random(scene.seed), self._source.noise), scene.questions
             shown, rng = scene, Random(f"unrelated {scene.seed}")
+            asked = [question for question in questions if question.kind not in PIXEL_KINDS]
             if rng.random() < self._source.unrelated_share:
-                asked = [question for question in questions if question.kind not in PIXEL_KINDS]
-                found, questions = rename_scene(found, asked, rng, self._source.split)
-                shown = self._scenes[_UNRELATED + index]
+                renamed, asked_about = rename_scene(found, asked, rng, self._source.split)
+                if asked_about:  # a slip may hide the name in all of them
+                    found, questions, shown = renamed, asked_about, self._scenes[_UNRELATED + index]
             self._made = scene_index, _Told(scene, found, questions, shown)
         return self._made[1]
 
