@@ -62,15 +62,23 @@ _STUFF = frozenset(STUFF_NAMES)
 # Grounds that the same things may stand on: a boat is on water whatever the image shows.
 _SOLID = _STUFF - {"sky", "water", "sea", "river", "wall", "mountain", "railroad", "ceiling"}
 _SETTLED = frozenset({"vehicle", "bike", "street", "board", "train", "furniture", "building", "tree", "door", "boat"})
-#: What a thing of some groups is asked for as; of the others "thing".
-_SORTS = {
-    "animal": ("pet", "mount", "animal", "flyer", "swimmer"),
-    "vehicle": ("bike", "vehicle", "train", "aircraft", "boat"),
-    "food": ("food",),
-    "piece of furniture": ("seat", "furniture"),
-    "plant": ("plant", "flower", "tree"),
+#: What a thing may be asked for as, by groups and names; whatever it is "thing".
+_SORTS: dict[str, frozenset[str]] = {
+    "animal": frozenset({"pet", "mount", "animal", "flyer", "swimmer"}),
+    "bird": frozenset({"bird", "penguin"}),
+    "building": frozenset({"building"}),
+    "food": frozenset({"food"}),
+    "fruit": frozenset({"apple", "banana", "orange", "pineapple", "strawberry"}),
+    "insect": frozenset({"bee", "butterfly"}),
+    "instrument": frozenset({"guitar", "trumpet", "drum"}),
+    "object": frozenset({"holdable", "item", "container", "device", "luggage", "toy"}),
+    "piece of furniture": frozenset({"seat", "furniture"}),
+    "plant": frozenset({"plant", "flower", "tree"}),
+    "tool": frozenset({"scissors", "toothbrush", "hair drier", "spoon", "fork", "knife"}),
+    "toy": frozenset({"teddy bear", "kite", "balloon", "sports ball"}),
+    "vehicle": frozenset({"bike", "vehicle", "train", "aircraft", "boat"}),
 }
-_SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE = 0.15, 0.06, 0.15
+_SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE = 0.15, 0.06, 0.15, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +241,8 @@ class _Asker:
     def ask_existence(self) -> SceneQuestion | None:
         is_there = self.rng.random() < 0.5
         names = self.here if is_there else self.absent
+        if self.fewest == 1 and self.rng.random() < _STUFF_SHARE:
+            names = self.stuff if is_there else [name for name in STUFF_NAMES if name not in self.blocked]
         if not self.here and not self.absent:  # two empty scenes
             is_there, names = False, [name for name in OBJECT_CLASSES if name not in self.blocked]
         if not names:
@@ -290,9 +300,11 @@ class _Asker:
         *others, largest = sorted(self.objects, key=lambda thing: thing.area)
         if any(other.area > 0.5 * largest.area and other.name != largest.name for other in others):
             return None
-        group = OBJECT_CLASSES[largest.name].group
-        sort = next((sort for sort, groups in _SORTS.items() if group in groups), "thing")
-        return self.say("recognition", "recognition_largest", largest.name, options=self.names, sort=sort)
+        called = {largest.name, OBJECT_CLASSES[largest.name].group}
+        sort = self.rng.choice(["thing", *(sort for sort, members in _SORTS.items() if members & called)])
+        form = "recognition_largest" if self.counts[largest.name] == 1 else "recognition_several"
+        sorts = plural(sort) if sort != "piece of furniture" else "pieces of furniture"
+        return self.say("recognition", form, largest.name, options=self.names, sort=sort, sorts=sorts)
 
     def ask_localisation(self) -> SceneQuestion | None:
         if len(self.names) < (_FEWEST_OPTIONS if self.fewest > 1 else 1):

@@ -58,9 +58,12 @@ What do you see in {box}?|Identify the object in {box}.|What does the box {box} 
 What lies within {box}?|{box} is the box of what?|In the box {box}, what is there?
 What is the name of the thing at {box}?
 """
-# Asked of closeups, in training only: {sort} is "animal", "vehicle", ... or "thing".
+# Asked of closeups, in training only: {sort} is "animal", "vehicle", ... or "thing", {sorts} several.
 _RECOGNITION_LARGEST = """
 What {sort} is this?|What is in the picture?|Name the {sort} in the photo.
+"""
+_RECOGNITION_SEVERAL = """
+What {sorts} are these?|What are these?|Name the {sorts} in the photo.
 """
 _LOCALISATION = """
 Where {is} the {name}?|Where in the picture {is} the {name}?|Where can I find the {name}?
@@ -181,6 +184,7 @@ FORMS: dict[str, tuple[str, ...]] = {
         "recognition_region": _RECOGNITION_REGION,
         "recognition_box": _RECOGNITION_BOX,
         "recognition_largest": _RECOGNITION_LARGEST,
+        "recognition_several": _RECOGNITION_SEVERAL,
         "localisation": _LOCALISATION,
         "localisation_box": _LOCALISATION_BOX,
         "localisation_which": _LOCALISATION_WHICH,

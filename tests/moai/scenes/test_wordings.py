@@ -26,7 +26,7 @@ OTHER_SLOTS = {
     **dict.fromkeys(("reading_which", "reading_word"), ["which"]),
     **{"comparison": ["more", "other"], "frames": ["q"]},
 }
-OPTIONAL_SLOTS = {"recognition_largest": {"sort"}}
+OPTIONAL_SLOTS = {"recognition_largest": {"sort"}, "recognition_several": {"sort", "sorts"}}
 
 
 def plain_wording(text: str) -> str:
