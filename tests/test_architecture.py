@@ -37,7 +37,12 @@ ALLOWED_TOP_LEVEL = {
 }
 # A model of transformers' kind inside verbalizers: torch and transformers are its substance, not a backend of it.
 # Importing `verbalizers` reaches none of it: test_verbalizers_import_stays_light_when_fresh sees to that.
-MODEL_FOLDERS_OF_VERBALIZERS = ("verbalizers/nanodet/", "verbalizers/predcls/", "verbalizers/psgtr/")
+MODEL_FOLDERS_OF_VERBALIZERS = (
+    "verbalizers/efficientnet/",
+    "verbalizers/nanodet/",
+    "verbalizers/predcls/",
+    "verbalizers/psgtr/",
+)
 ALLOWED_IN_MODEL_FOLDER = {"torch", "transformers", "huggingface_hub", "safetensors", "scipy"}
 # Inside moai, a folder imports itself, what stands beside its name here, and what those may import. So imports run one
 # way: verbalizers, mixer, compressor < processing, checkpoints/io < models < checkpoints/convert < pipeline, data <
@@ -113,10 +118,17 @@ ABOUT_MODELS = {
 VERBALIZERS_LAW = {
     "verbalizers/core": (),
     "verbalizers/store": ("verbalizers/core",),
+    "verbalizers/efficientnet": ("verbalizers/core",),
     "verbalizers/nanodet": ("verbalizers/core",),
     "verbalizers/predcls": ("verbalizers/core",),
     "verbalizers/psgtr": ("verbalizers/core",),
-    "verbalizers/backends": ("verbalizers/core", "verbalizers/nanodet", "verbalizers/predcls", "verbalizers/psgtr"),
+    "verbalizers/backends": (
+        "verbalizers/core",
+        "verbalizers/efficientnet",
+        "verbalizers/nanodet",
+        "verbalizers/predcls",
+        "verbalizers/psgtr",
+    ),
 }
 # Files that any folder of moai may import; they import one another only.
 FOUNDATIONS = ("moai/__init__.py", "moai/bundled/__init__.py", "moai/import_utils.py", "moai/settings.py")

@@ -6,6 +6,7 @@ Each library is imported when it first runs. The first backend of a kind is its 
 from verbalizers.backends import (  # noqa: F401
     depth,
     detection,
+    detection_classified,
     detection_nanodet,
     detection_ultralytics,
     edge,
