@@ -243,11 +243,9 @@ def measure_verbalizers(verbalizers: Iterable[Verbalizer]) -> Mapping[str, int |
     for verbalizer in verbalizers:
         settings = verbalizer.settings()
         checkpoint = settings.get("checkpoint")
-        parts = [
-            Path(part["checkpoint"]) for part in settings.values() if isinstance(part, Mapping) and "checkpoint" in part
-        ]
-        if parts:  # `by_image` holds settings of two
-            sizes[verbalizer.kind] = sum(map(_measure_folder, parts))
+        checkpoints = _list_checkpoints(settings)
+        if len(checkpoints) > (checkpoint is not None):  # settings of others are in these
+            sizes[verbalizer.kind] = sum(map(_measure_folder, checkpoints))
         elif checkpoint is None:  # a package that brings its weights, or none
             package = importlib.util.find_spec(verbalizer.backend)
             folders = package.submodule_search_locations if package is not None else None
@@ -260,6 +258,13 @@ def measure_verbalizers(verbalizers: Iterable[Verbalizer]) -> Mapping[str, int |
         else:
             sizes[verbalizer.kind] = None
     return sizes
+
+
+def _list_checkpoints(settings: Mapping[str, Any]) -> list[Path]:
+    """The checkpoints that a verbalizer's settings name, and those of the verbalizers in them."""
+    own = [Path(settings["checkpoint"])] if settings.get("checkpoint") else []
+    parts = [part for part in settings.values() if isinstance(part, Mapping)]
+    return own + [path for part in parts for path in _list_checkpoints(part)]
 
 
 def _measure_folder(folder: Path) -> int:

@@ -324,16 +324,14 @@ def _build_named(kind: str, backend: str | None, stored: VerbalizerSettings | No
 
 
 def _list_parts(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The verbalizers that an entry's settings name, as entries of their own (``by_image`` has two)."""
-    parts = [part for part in entry.get("settings", {}).values() if isinstance(part, Mapping) and "backend" in part]
-    return [
-        {
-            "kind": entry["kind"],
-            "backend": part["backend"],
-            "settings": {name: value for name, value in part.items() if name != "backend"},
-        }
-        for part in parts
-    ]
+    """The verbalizers that an entry's settings name, and theirs, as entries of their own (`by_image` has two)."""
+    found = []
+    for part in entry.get("settings", {}).values():
+        if isinstance(part, Mapping) and "backend" in part:
+            settings = {name: value for name, value in part.items() if name != "backend"}
+            inner = {"kind": entry["kind"], "backend": part["backend"], "settings": settings}
+            found += [inner, *_list_parts(inner)]
+    return found
 
 
 def _find_base(folder: Path) -> str | None:

@@ -400,9 +400,10 @@ def test_verbalizers_are_the_checkpoints_own_when_only_their_kind_is_named(workp
     (own,) = [entry for entry in nano.verbalizers if entry["kind"] == "detection"]
     (whole,) = build_named_verbalizers(["detection"], nano)
     assert whole.backend == "by_image" and whole.settings() == own["settings"]
-    for part in own["settings"].values():  # one of its two can be named, too
+    parts = [*own["settings"].values(), own["settings"]["photograph"]["detector"]]
+    for part in parts:  # one of its two can be named, too, and one of theirs
         (built,) = build_named_verbalizers([f"detection/{part['backend']}"], nano)
-        assert built.checkpoint == part["checkpoint"] and built.threshold == part["threshold"]
+        assert built.checkpoint == part["checkpoint"] and built.threshold == part.get("threshold", built.threshold)
     found = json.loads(run("verbalize", image, "--model", "moai-nano", "--verbalizers", "detection", "--json").stdout)
     assert found["scene"]["detections"]["class_names"] and found["scene"].get("text_lines") is None
     lacking = run("verbalize", "a.png", "--verbalizers", "detection")  # the small checkpoint names none

@@ -99,6 +99,11 @@ def test_verbalizers_weigh_what_their_files_do_when_they_are_here() -> None:
     row = json.loads(run("moai-nano", "--json"))
     assert set(row["verbalizers"]) == {"segmentation", "detection", "scene_graph", "ocr"}
     total = sum(row["verbalizers"].values())
+    folders = (
+        REPO_ROOT / "checkpoints" / "verbalizers" / name
+        for name in ("owlv2-nano", "nanodet-coco", "efficientnet-imagenet")
+    )
+    assert row["verbalizers"]["detection"] >= sum((path / "model.safetensors").stat().st_size for path in folders)
     assert row["verbalizers"].pop("scene_graph") > 1e5 and all(size > 1e6 for size in row["verbalizers"].values())
     assert row["plans"][0]["verbalizers"] == total
     assert measure_verbalizers([]) == {}
