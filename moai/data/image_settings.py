@@ -47,6 +47,8 @@ class ImageSourceSettings:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.scenes is None):
             raise ValueError("a source needs exactly one of `path` and `scenes`. Name a file, or describe scenes.")
+        if self.scenes is not None and self.scenes.unrelated_share:
+            raise ValueError("`unrelated_share` is for questions, got it for images: nothing is asked. Leave it out.")
 
 
 @settings

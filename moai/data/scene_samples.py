@@ -134,8 +134,10 @@ class SceneSamples:
         if self._made is None or self._made[0] != scene_index:
             index = self._source.start + scene_index
             scene = self._scenes[index]
-            found, questions = add_noise(scene.truth, Random(scene.seed), self._source.noise), scene.questions
-            shown, rng = scene, Random(f"unrelated {scene.seed}")
+            found, questions, shown = scene.truth, scene.questions, scene
+            if self.findings is not None and not self._is_live:
+                found = add_noise(scene.truth, Random(scene.seed), self._source.noise)
+            rng = Random(f"unrelated {scene.seed}")
             asked = [question for question in questions if question.kind not in PIXEL_KINDS]
             if rng.random() < self._source.unrelated_share:
                 renamed, asked_about = rename_scene(found, asked, rng, self._source.split)

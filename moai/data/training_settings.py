@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
 from moai.scenes.scenes import QUESTION_KINDS, Scenes
-from moai.settings import Count, Location, Number, Positive, load_settings, settings
+from moai.settings import Count, Location, Number, Positive, Share, load_settings, settings
 
 __all__ = ["DataSettings", "SceneSource", "SourceSettings"]
 
@@ -52,9 +52,10 @@ class SceneSource:
         noise: Strength of the errors that verbalizations made from the truth carry; 0 = the truth.
         names: The only things there are; none = all that Scenes know.
         has_one_wording: Each form of a question is asked in the same words.
-        closeup_share: Share of scenes without signs of which the image shows a part, with one thing large in it.
+        closeup_share: Share of scenes that have no signs and of which the image shows a part, with one thing large in
+            it, where one was found.
         unrelated_share: Share of scenes whose things have other names than Scenes know (`moai.scenes.renaming`) and
-            whose image is that of another scene: there the words are right, whatever the image shows.
+            whose image is that of another scene: there the verbalization is right, whatever the image shows.
     """
 
     length: Positive = 1000
@@ -73,12 +74,14 @@ class SceneSource:
     noise: Annotated[Number, Field(ge=0)] = 1.0
     names: tuple[str, ...] = ()
     has_one_wording: StrictBool = False
-    closeup_share: Number = 0.0
-    unrelated_share: Number = 0.0
+    closeup_share: Share = 0.0
+    unrelated_share: Share = 0.0
 
     def __post_init__(self) -> None:
         if self.unrelated_share > 0 and self.form != "questions":
-            raise ValueError("`unrelated_share` is for questions, got it for captions: they say what the image shows.")
+            raise ValueError(
+                "`unrelated_share` is for questions, got it for captions: they say what the image shows. Leave it out."
+            )
 
     def stream(self, num_questions: int) -> Scenes:
         """The scenes, with at most so many questions each."""

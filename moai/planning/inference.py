@@ -239,32 +239,30 @@ def measure_verbalizers(verbalizers: Iterable[Verbalizer]) -> Mapping[str, int |
     Args:
         verbalizers: Built, not loaded.
     """
-    sizes: dict[str, int | None] = {}
-    for verbalizer in verbalizers:
-        settings = verbalizer.settings()
-        checkpoint = settings.get("checkpoint")
-        checkpoints = _list_checkpoints(settings)
-        if len(checkpoints) > (checkpoint is not None):  # settings of others are in these
-            sizes[verbalizer.kind] = sum(map(_measure_folder, checkpoints))
-        elif checkpoint is None:  # a package that brings its weights, or none
-            package = importlib.util.find_spec(verbalizer.backend)
-            folders = package.submodule_search_locations if package is not None else None
-            sizes[verbalizer.kind] = _measure_folder(Path(folders[0])) if folders else 0
-        elif Path(checkpoint).is_dir():
-            sizes[verbalizer.kind] = _measure_folder(Path(checkpoint))
-        elif str(checkpoint) in (PUBLISHED_SEGMENTER, PUBLISHED_DETECTOR):
-            segmenter, detector = count_published_verbalizers().values()
-            sizes[verbalizer.kind] = segmenter if str(checkpoint) == PUBLISHED_SEGMENTER else detector
-        else:
-            sizes[verbalizer.kind] = None
-    return sizes
+    return {one.kind: _measure_verbalizer(one.backend, one.settings()) for one in verbalizers}
 
 
-def _list_checkpoints(settings: Mapping[str, Any]) -> list[Path]:
-    """The checkpoints that a verbalizer's settings name, and those of the verbalizers in them."""
-    own = [Path(settings["checkpoint"])] if settings.get("checkpoint") else []
-    parts = [part for part in settings.values() if isinstance(part, Mapping)]
-    return own + [path for part in parts for path in _list_checkpoints(part)]
+def _measure_verbalizer(backend: str, settings: Mapping[str, Any]) -> int | None:
+    """Bytes of a verbalizer's weights and of those in its settings (`by_image` has two); None = not known."""
+    parts = [part for part in settings.values() if isinstance(part, Mapping) and "backend" in part]
+    sizes = [_measure_verbalizer(part["backend"], part) for part in parts]
+    checkpoint = settings.get("checkpoint")
+    if checkpoint is not None:
+        sizes.append(_measure_checkpoint(str(checkpoint)))
+    elif not parts:  # a package that brings its weights, or none
+        package = importlib.util.find_spec(backend)
+        folders = package.submodule_search_locations if package is not None else None
+        sizes.append(_measure_folder(Path(folders[0])) if folders else 0)
+    return None if None in sizes else sum(filter(None, sizes))
+
+
+def _measure_checkpoint(checkpoint: str) -> int | None:
+    if Path(checkpoint).is_dir():
+        return _measure_folder(Path(checkpoint))
+    if checkpoint in (PUBLISHED_SEGMENTER, PUBLISHED_DETECTOR):
+        segmenter, detector = count_published_verbalizers().values()
+        return segmenter if checkpoint == PUBLISHED_SEGMENTER else detector
+    return None
 
 
 def _measure_folder(folder: Path) -> int:

@@ -44,7 +44,8 @@ __all__ = [
 ]
 
 _UNSEEN_SIGN = SignText(("SIGN",), 0)  # nobody sees the foil
-#: Raised when the same settings give other scenes or questions than before; figures name it.
+#: Raised when the same settings give other scenes or questions than before, but for the wordings of the training
+#: stream; figures name it.
 SCENES_VERSION = 2
 
 
@@ -130,8 +131,8 @@ class Scenes:
         made_up_share: share of made-up words and numbers on signs.
         forged_share: share of the scenes with signs of which one poses as a prediction.
         image_noise: share of images that are grey, bright or dark, or in a grey frame: for training.
-        closeup_share: share of scenes without signs of which the image shows a part, with one thing large in it, and
-            which are asked about whatever can be guessed: for training.
+        closeup_share: share of scenes that have no signs, of which the image shows a part with one thing large in it,
+            where one was found, and which are asked about whatever can be guessed: for training.
         start: first index of the iteration.
         length: number of scenes of the iteration; None = endless.
         names: of the things that there are, of `OBJECT_CLASSES`; none = all of them, in groups too.

@@ -58,7 +58,7 @@ What do you see in {box}?|Identify the object in {box}.|What does the box {box} 
 What lies within {box}?|{box} is the box of what?|In the box {box}, what is there?
 What is the name of the thing at {box}?
 """
-# Asked of closeups, in training only: {sort} is "animal", "vehicle", ... or "thing", {sorts} several.
+# Asked of closeups: {sort} is "animal", "vehicle", ... or "thing", {sorts} several.
 _RECOGNITION_LARGEST = """
 What {sort} is this?|What is in the picture?|Name the {sort} in the photo.
 """

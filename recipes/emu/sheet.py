@@ -102,7 +102,7 @@ def _draw_all(
 def _build_judge(kind: str, part: str) -> Verbalizer:
     stored = VerbalizerSettings.load(find_checkpoint("moai-nano"))
     (settings,) = (entry["settings"] for entry in stored.verbalizers or () if entry["kind"] == kind)
-    return build_verbalizer(kind, **settings[part])
+    return build_verbalizer(kind, **settings[part].get("detector", settings[part]))  # NanoDet, without other names
 
 
 def _look(judge: Verbalizer, images: Sequence[Image.Image], chosen: SheetSettings) -> list[tuple[str, ...]]:

@@ -20,7 +20,7 @@ from moai.scenes.renaming import rename_scene
 from moai.scenes.scenes import QUESTION_KINDS, Scenes, add_noise
 from moai.scenes.vocabulary import STUFF_NAMES
 from moai.scenes.wordings import LISTINGS
-from moai.settings import Number, Positive, settings
+from moai.settings import Number, Positive, Share, settings
 from verbalizers.core.merging import keep_segments
 from verbalizers.core.scene import SCENE_FIELDS, render_segmentation_map, verbalize_scene
 from verbalizers.core.structures import Detections, Scene
@@ -95,7 +95,7 @@ class SceneSettings:
     partial_share: Number = 0.0
     detected_share: Number = 0.0
     renamed_share: Number = 0.0
-    closeup_share: Number = 0.0
+    closeup_share: Share = 0.0
     with_images: StrictBool = False
     patch_size: StrictInt = 0
     kind_shares: dict[str, Number] = field(default_factory=dict)

@@ -45,4 +45,4 @@ class EfficientNetLiteConfig(PreTrainedConfig):
             kwargs["num_labels"] = 1000
         super().__post_init__(**kwargs)
         if not self.stages or any(len(stage) != 5 for stage in self.stages):
-            raise ValueError(f"`stages` must hold five numbers each, got {list(self.stages)}.")
+            raise ValueError(f"`stages` must hold five numbers each, got {list(self.stages)}. Name all five.")

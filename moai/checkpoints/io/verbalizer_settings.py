@@ -210,17 +210,31 @@ def _resolve_paths(entry: Any, folder: str | Path | None) -> Any:
     settings = entry.get("settings") if isinstance(entry, Mapping) else None
     if folder is None or not isinstance(settings, Mapping):
         return entry
-    paths = {name: settings[name] for name in _PATH_SETTINGS & set(settings)}
-    resolved = {name: resolve_name(value, folder) for name, value in paths.items() if isinstance(value, str)}
-    return {**entry, "settings": make_absolute({**settings, **resolved}, folder)}
+    return {**entry, "settings": make_absolute(_resolve_names(settings, folder), folder)}
+
+
+def _resolve_names(settings: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Settings, and those of verbalizers in them, whose paths' names are resolved."""
+    resolved: dict[str, Any] = {}
+    for name, value in settings.items():
+        is_name = name in _PATH_SETTINGS and isinstance(value, str)
+        resolved[name] = resolve_name(value, folder) if is_name else value
+        if isinstance(value, Mapping):
+            resolved[name] = _resolve_names(value, folder)
+    return resolved
 
 
 def _name_paths(settings: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
     """Settings whose paths are named from ``folder``, see :func:`.travelling_names.name_of`; no device, no cache."""
-    settings = {name: value for name, value in settings.items() if name not in _MACHINE_SETTINGS}
-    paths = {name: settings[name] for name in _PATH_SETTINGS & set(settings)}
-    named = {name: name_of(path, folder)[0] for name, path in paths.items() if isinstance(path, (str, Path))}
-    return make_relative({**settings, **named}, folder)
+    named: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in _MACHINE_SETTINGS:
+            continue
+        is_path = name in _PATH_SETTINGS and isinstance(value, (str, Path))
+        named[name] = name_of(value, folder)[0] if is_path else value
+        if isinstance(value, Mapping):
+            named[name] = _name_paths(value, folder)
+    return make_relative(named, folder)
 
 
 def _fetch_parts(name: str, folder: Path, settings: VerbalizerSettings) -> None:
@@ -228,7 +242,8 @@ def _fetch_parts(name: str, folder: Path, settings: VerbalizerSettings) -> None:
 
     What cannot be had stays absent and is reported as missing when the verbalizers are built.
     """
-    values = [entry.get("settings", {}).get(key) for entry in settings.verbalizers or () for key in _PATH_SETTINGS]
+    entries = [part for entry in settings.verbalizers or () for part in (entry, *_list_parts(entry))]
+    values = [entry.get("settings", {}).get(key) for entry in entries for key in sorted(_PATH_SETTINGS)]
     inside = [Path(value).relative_to(folder).as_posix() for value in values if _is_within(value, folder)]
     if inside:
         with suppress(ValueError):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from moai.cli import app
 from moai.planning.inference import DEVICES, count_answer, measure_verbalizers, plan_answer
 from moai.planning.planned_model import PlannedModel, SampleShape
+from verbalizers import build_verbalizer
 
 BITS = (16, 8, 4)
 SHAPE = SampleShape(num_prompt_tokens=7, num_auxiliary_tokens=9, num_answer_tokens=5)
@@ -107,6 +108,9 @@ def test_verbalizers_weigh_what_their_files_do_when_they_are_here() -> None:
     assert row["verbalizers"].pop("scene_graph") > 1e5 and all(size > 1e6 for size in row["verbalizers"].values())
     assert row["plans"][0]["verbalizers"] == total
     assert measure_verbalizers([]) == {}
+    inner = {"backend": "nanodet", "checkpoint": "owner/not-here"}
+    whole = build_verbalizer("detection", "by_image", drawing=None, photograph=inner)
+    assert measure_verbalizers([whole]) == {"detection": None}  # not known before it is fetched
 
 
 def test_sizes_of_the_published_models_are_those_that_the_readme_tells() -> None:

@@ -7,10 +7,11 @@ import pytest
 from moai.checkpoints.io.lookup import BUNDLED_FOLDER
 from moai.checkpoints.io.verbalizer_settings import VerbalizerSettings
 from moai.scenes.scenes import Scenes
+from verbalizers import build_verbalizer
 from verbalizers.core.scene import parse_scene
 
 SMALL = BUNDLED_FOLDER / "verbalizers"
-FOLDERS = ("mask2former-nano", "owlv2-nano", "predcls-nano", "psgtr-nano")
+FOLDERS = ("efficientnet-imagenet", "mask2former-nano", "nanodet-coco", "owlv2-nano", "predcls-nano", "psgtr-nano")
 
 
 def write_settings(folder, settings):
@@ -32,6 +33,41 @@ def test_settings_name_the_kind_and_the_path_when_nothing_is_there(tmp_path):
     write_settings(tmp_path / "model", {"checkpoint": "../eyes"})
     built, absent = VerbalizerSettings.load(tmp_path / "model").build()
     assert not built and str(tmp_path / "eyes") in absent["detection"]
+
+
+@pytest.mark.skipif(not SMALL.is_dir(), reason="an installation without the repository's checkpoints")
+def test_verbalizers_inside_others_travel_as_those_outside_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(SMALL.parent)
+    inner = {"backend": "nanodet", "checkpoint": "verbalizers/nanodet-coco", "device": "cpu"}
+    outer = build_verbalizer(
+        "detection", "classified", checkpoint="verbalizers/efficientnet-imagenet", detector=inner, device="cpu"
+    )
+    fingerprint = outer.fingerprint()
+    (tmp_path / "model").mkdir()
+    VerbalizerSettings().with_verbalizers([outer]).save(tmp_path / "model")
+    (entry,) = json.loads((tmp_path / "model" / "verbalizers.json").read_text(encoding="utf-8"))["verbalizers"]
+    assert entry["settings"]["checkpoint"] == "efficientnet-imagenet" and "device" not in entry["settings"]
+    assert entry["settings"]["detector"] == {"backend": "nanodet", "checkpoint": "nanodet-coco"}
+    monkeypatch.chdir(tmp_path)
+    (again,), absent = VerbalizerSettings.load(tmp_path / "model").build()
+    assert not absent and again.detector["checkpoint"] == str(SMALL / "nanodet-coco")
+    assert again.fingerprint() == fingerprint
+
+
+def test_parts_inside_a_hub_checkpoint_are_fetched_when_verbalizers_inside_others_name_them(tmp_path, monkeypatch):
+    from moai.checkpoints.io import verbalizer_settings
+
+    asked = []
+    monkeypatch.setattr(verbalizer_settings, "download_files", lambda name, patterns, revision: asked.extend(patterns))
+    drawing = {"backend": "owlv2", "checkpoint": "./eyes", "vocabulary": ["dog"]}
+    detector = {"backend": "nanodet", "checkpoint": "./boxes"}
+    photograph = {"backend": "classified", "checkpoint": "./names", "detector": detector}
+    parts = {"drawing": drawing, "photograph": photograph}
+    entry = {"kind": "detection", "backend": "by_image", "settings": parts}
+    (tmp_path / "verbalizers.json").write_text(json.dumps([entry]))
+    settings = VerbalizerSettings.load(tmp_path)
+    verbalizer_settings._fetch_parts("owner/name", tmp_path, settings)
+    assert {"eyes", "names", "boxes"} <= set(asked)
 
 
 def test_settings_leave_hub_names_and_published_vocabularies_alone(tmp_path):
