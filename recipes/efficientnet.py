@@ -33,7 +33,7 @@ tags: [moai, imagenet]
 
 EfficientNet-lite0 (224 px, 4.6 M parameters), trained on ImageNet-1k by its authors. `python -m recipes.efficientnet`
 converted the weights: batch normalisation is folded into the convolutions, and the 1,000 classes have the names of
-`recipes/imagenet_names.txt`, 657 ordinary nouns; 17 classes have none.
+`recipes/imagenet_names.txt`, 632 ordinary nouns; 17 classes have none.
 
 - EfficientNet-lite: https://github.com/tensorflow/tpu (models/official/efficientnet/lite), Copyright The TensorFlow
   Authors, Apache License 2.0
