@@ -112,7 +112,7 @@ def test_wheel_holds_every_module_and_data_file_when_built(wheel: zipfile.ZipFil
 @pytest.mark.slow
 def test_bundled_checkpoints_carry_their_licences_when_installed(installed: Path) -> None:
     folders = [path.parent for path in (installed / "moai" / "bundled" / "checkpoints").rglob("config.json")]
-    assert len(folders) == 6
+    assert len(folders) == 7
     for folder in folders:
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert "\nlicense: apache-2.0\n" in card, folder
