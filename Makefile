@@ -68,7 +68,7 @@ test-lmms-eval: | $(BIN)/python
 # Asked from another folder by names that ship with the wheel: nothing of the source tree can answer.
 test-dist: $(VENV)/.test-installed
 	rm -rf build dist $(VENV)-dist
-	$(BIN)/python -m build --quiet
+	$(BIN)/python -m build > /dev/null
 	$(PYTHON) -m venv $(VENV)-dist
 	$(VENV)-dist/bin/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) \
 		"$$(echo dist/*.whl)[ocr,segmentation]"

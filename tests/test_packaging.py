@@ -78,7 +78,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         shutil.copy(REPO_ROOT / name, source)
     for folder in (*TOP_LEVEL_PACKAGES, *BUNDLED):
         shutil.copytree(REPO_ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "build", "--no-isolation", "--quiet", "--outdir", "out"]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", "out"]
     result = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     (path,) = (source / "out").glob("*.whl")
