@@ -138,8 +138,8 @@ class SceneSamples:
             if self.findings is not None and not self._is_live:
                 found = add_noise(scene.truth, Random(scene.seed), self._source.noise)
             rng = Random(f"unrelated {scene.seed}")
-            asked = [question for question in questions if question.kind not in PIXEL_KINDS]
             if rng.random() < self._source.unrelated_share:
+                asked = [question for question in questions if question.kind not in PIXEL_KINDS]
                 renamed, asked_about = rename_scene(found, asked, rng, self._source.split)
                 if asked_about:  # a slip may hide the name in all of them
                     found, questions, shown = renamed, asked_about, self._scenes[_UNRELATED + index]

@@ -168,8 +168,10 @@ class ClassifiedDetector(CheckpointVerbalizer):
         boxes, names = found.boxes_xyxy, list(found.class_names)
         confidence = found.confidence.astype(np.float32)
         asked = [row for row, name in enumerate(names) if name not in self.kept_names]
-        for row, (name, probability) in self._rename(image, found, asked).items():
+        renamed, confirmed = self._look_nearer(image, found, asked)
+        for row, (name, probability) in renamed.items():
             names[row], confidence[row] = name, probability
+        settled = confirmed | set(renamed)
         added: list[tuple[np.ndarray, str, float]] = []
         for name, (probability, activation) in sorted(named.items(), key=lambda item: -item[1][0]):
             if probability < self.image_threshold or name in names:
@@ -177,11 +179,12 @@ class ClassifiedDetector(CheckpointVerbalizer):
             box = find_activated_box(activation, self.activation_threshold, found.image_size_hw)
             overlaps = box_iou(box, boxes)[0]
             same = [row for row in asked if overlaps[row] > _SAME_PLACE]
-            if any(names[row] != found.class_names[row] for row in same):
-                continue  # the classifier has looked at that from nearer
+            if not settled.isdisjoint(same):
+                continue  # the classifier knows that from nearer, or by a surer name
             if same:
                 row = max(same, key=lambda row: overlaps[row])
                 names[row], confidence[row] = name, probability
+                settled.add(row)
             elif not any(box_iou(box, other)[0, 0] > _SAME_PLACE for other, _, _ in added):
                 added.append((box, name, probability))
         everything = Detections(
@@ -192,20 +195,26 @@ class ClassifiedDetector(CheckpointVerbalizer):
         )
         return select_detections(everything, 0.0, self.nms_threshold)
 
-    def _rename(self, image: np.ndarray, found: Detections, asked: list[int]) -> dict[int, tuple[str, float]]:
-        """The classifier's names of boxes, by row, with their probabilities.
+    def _look_nearer(
+        self, image: np.ndarray, found: Detections, asked: list[int]
+    ) -> tuple[dict[int, tuple[str, float]], set[int]]:
+        """The classifier's names of boxes, by row, with their probabilities; and the rows whose names it confirms.
 
         A name that a box inside another has too is the inner one's: the outer one shows it with the rest.
         """
         known = set(self.load().names)
         crops = super().predict([self._crop(image, found.boxes_xyxy[row]) for row in asked]) if asked else []
         renamed: dict[int, tuple[str, float]] = {}
+        confirmed: set[int] = set()
         for row, named in zip(asked, crops, strict=True):
             old = found.class_names[row]
             best = max(named, key=lambda name: named[name][0], default=old)
             threshold = self.threshold if old in known else max(self.threshold, self.unknown_threshold)
-            if best != old and named[best][0] >= threshold:
-                renamed[row] = best, named[best][0]
+            if best in named and named[best][0] >= threshold:
+                if best == old:
+                    confirmed.add(row)
+                else:
+                    renamed[row] = best, named[best][0]
         areas = box_area(found.boxes_xyxy)
         for row in sorted(renamed, key=lambda row: -areas[row]):
             name = renamed[row][0]
@@ -215,7 +224,7 @@ class ClassifiedDetector(CheckpointVerbalizer):
                 if not is_same and areas[other] < areas[row] and self._holds(*found.boxes_xyxy[[row, other]]):
                     del renamed[row]
                     break
-        return renamed
+        return renamed, confirmed
 
     def _holds(self, outer: np.ndarray, inner: np.ndarray) -> bool:
         """Whether most of a box lies in another that is not nearly the same."""

@@ -175,6 +175,7 @@ def test_a_box_keeps_the_surer_name_when_image_and_box_say_different_things():
     box, said = {"boxes": [[20, 20, 80, 80]], "names": ["sheep"]}, Said(checkpoint="x")
     assert said.tell({"dog": 0.41}, {"cat": 0.95}, **box) == {"cat": pytest.approx(0.95)}
     assert said.tell({"dog": 0.6}, {"sheep": 0.3}, **box) == {"dog": pytest.approx(0.6)}
+    assert said.tell({"dog": 0.45}, {"sheep": 0.9}, **box) == {"sheep": pytest.approx(0.6)}  # which it confirms
     for named in ({"cat": 0.6, "zebra": 0.45}, {"zebra": 0.45, "cat": 0.6}):  # whatever their order
         assert said.tell(named, {}, **box) == {"cat": pytest.approx(0.6)}
         assert said.tell(named) == {"cat": pytest.approx(0.6)}  # nor two names of one place
