@@ -54,6 +54,7 @@ class SceneSource:
         has_one_wording: Each form of a question is asked in the same words.
         closeup_share: Share of scenes that have no signs and of which the image shows a part, with one thing large in
             it, where one was found.
+        blank_share: Share of scenes in which there is nothing at all and whose image has one colour.
         unrelated_share: Share of scenes whose things have other names than Scenes know (`moai.scenes.renaming`) and
             whose image is that of another scene: there the verbalization is right, whatever the image shows.
     """
@@ -75,6 +76,7 @@ class SceneSource:
     names: tuple[str, ...] = ()
     has_one_wording: StrictBool = False
     closeup_share: Share = 0.0
+    blank_share: Share = 0.0
     unrelated_share: Share = 0.0
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class SceneSource:
             names=self.names,
             has_one_wording=self.has_one_wording,
             closeup_share=self.closeup_share,
+            blank_share=self.blank_share,
         )
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "ask_questions",
     "format_box",
     "region_of",
+    "sorts_of",
 ]
 
 QUESTION_KINDS: tuple[str, ...] = (
@@ -67,18 +68,29 @@ _SORTS: dict[str, frozenset[str]] = {
     "animal": frozenset({"pet", "mount", "animal", "flyer", "swimmer"}),
     "bird": frozenset({"bird", "penguin"}),
     "building": frozenset({"building"}),
+    "container": frozenset({"bottle", "cup", "bowl", "vase", "bucket", "basket", "wine glass", "luggage"}),
+    "device": frozenset({"tv", "laptop", "remote", "keyboard", "cell phone", "microwave", "toaster", "camera"}),
+    "fish": frozenset({"fish"}),
     "food": frozenset({"food"}),
     "fruit": frozenset({"apple", "banana", "orange", "pineapple", "strawberry"}),
+    "garment": frozenset({"tie", "hat"}),
     "insect": frozenset({"bee", "butterfly"}),
     "instrument": frozenset({"guitar", "trumpet", "drum"}),
     "object": frozenset({"holdable", "item", "container", "device", "luggage", "toy"}),
-    "piece of furniture": frozenset({"seat", "oven", "refrigerator", "sink", "toilet"}),
+    "piece of furniture": frozenset({"seat", "dining table", "cabinet", "shelf"}),
     "plant": frozenset({"plant", "flower", "tree", "potted plant"}),
-    "tool": frozenset({"scissors", "toothbrush", "hair drier", "spoon", "fork", "knife"}),
+    "tool": frozenset({"scissors", "spoon", "fork", "knife"}),
     "toy": frozenset({"teddy bear", "kite", "balloon", "sports ball"}),
+    "vegetable": frozenset({"broccoli", "carrot"}),
     "vehicle": frozenset({"bike", "vehicle", "train", "aircraft", "boat"}),
 }
-_SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE = 0.15, 0.06, 0.15, 0.2
+#: Sorts of which every name is one or none, but for these, of which one may doubt it.
+_CLEAR_SORTS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("bird", "food", "fruit", "insect", "instrument", "vegetable"), frozenset()),
+    "animal": frozenset({"teddy bear"}),
+    "vehicle": frozenset({"skateboard"}),
+}
+_SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE, _SORT_SHARE = 0.15, 0.06, 0.15, 0.2, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,8 @@ class SceneQuestion:
         form: which of `wordings.FORMS`.
         is_trained_wording: False where the training stream has no question in these words.
         earlier: questions and answers of the turns before.
-        asked: the name that is asked about, as verbalizations say it; "" = none.
+        asked: the name that is asked about, as verbalizations say it, or the sort of things; "" = none.
+        is_sort: whether a sort of things is asked for, as "animal", that nothing is called.
         options: what a reader might answer who knows the scene and not the question; a description's: all that is
             there.
     """
@@ -107,6 +120,7 @@ class SceneQuestion:
     earlier: tuple[tuple[str, str], ...] = ()
     asked: str = ""
     options: tuple[str, ...] = ()
+    is_sort: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +165,12 @@ def region_of(x: float, y: float, margin: float = 0.0) -> str | None:
     if min(abs(value - border) for value in (x, y) for border in (1 / 3, 2 / 3)) < margin:
         return None
     return REGIONS[3 * min(int(3 * y), 2) + min(int(3 * x), 2)]
+
+
+def sorts_of(name: str) -> frozenset[str]:
+    """What a name of Scenes' may be asked for as: {"animal", "bird"} of "penguin"; nothing of most."""
+    called = {name, OBJECT_CLASSES[name].group}
+    return frozenset(sort for sort, members in _SORTS.items() if members & called)
 
 
 def format_box(box: tuple[float, float, float, float]) -> str:
@@ -202,6 +222,9 @@ class _Asker:
         grounds = {s - len(layout.stuff): layout.entity_name(o) for s, _, o in layout.relations}
         signs = [(k, placed) for k, placed in enumerate(layout.objects) if placed.sign is not None]
         signs.sort(key=lambda item: item[1].sign.quads[0][0][1])  # from the top, as text detectors sort lines
+        kinds = Counter(sort for thing in self.objects for sort in sorts_of(thing.name))
+        #: How many things are of a sort, where none is in doubt.
+        self.sorts = {sort: kinds[sort] for sort, others in _CLEAR_SORTS.items() if not others & self.counts.keys()}
         self.signs = [
             _Sign(p.sign.lines, (0.5 * (p.box[0] + p.box[2]), 0.5 * (p.box[1] + p.box[3])), grounds[k], p.sign.claim)
             for k, p in signs
@@ -222,7 +245,10 @@ class _Asker:
         self.absent_relations = [relation for relation in named if relation[0] in absent and _is_asked(*relation)]
         self.absent_colours = [p.name for p in foil.objects if p.colour and p.name in absent]
 
-    def say(self, kind: str, form: str, answer: str, asked: str = "", options: Iterable[str] = (), **slots: str):
+    def say(
+        self, kind: str, form: str, answer: str, asked: str = "", options: Iterable[str] = (), is_sort: bool = False,
+        **slots: str,
+    ) -> SceneQuestion:  # fmt: skip
         """Word a question; a name may be called otherwise."""
         called = asked
         if not self.has_one_wording and asked in SYNONYMS and self.rng.random() < _SYNONYM_SHARE:
@@ -231,7 +257,7 @@ class _Asker:
         worded = word_question(self.rng, form, slots, self.may_be_new, self.has_one_wording)
         if kind == "absence":
             answer = f"There {_are(called)} no {called}."
-        return SceneQuestion(kind, worded.text, answer, form, worded.is_trained, asked=asked, options=tuple(options))
+        return SceneQuestion(kind, worded.text, answer, form, worded.is_trained, (), asked, tuple(options), is_sort)
 
     def rare(self, names: Iterable[str]) -> list[str]:
         """Of some names those that the foil lacks, where there are any; signs seldom, for most scenes have some."""
@@ -239,8 +265,14 @@ class _Asker:
         return [name for name in names if name in self.here] or names
 
     def ask_existence(self) -> SceneQuestion | None:
-        is_there = self.rng.random() < 0.5
+        # Where few things are, what is there is named more seldom than not, however it is asked about.
+        is_there = self.rng.random() < (0.5 if self.fewest > 1 else 0.65)
         names = self.here if is_there else self.absent
+        if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
+            sorts = [sort for sort, count in self.sorts.items() if (count > 0) == is_there]
+            sort = self.rng.choice(sorts) if sorts else ""
+            answer = "yes" if is_there else "no"
+            return self.say("existence", "existence", answer, sort, ("yes", "no"), is_sort=True) if sort else None
         if self.fewest == 1 and self.rng.random() < _STUFF_SHARE:
             names = self.stuff if is_there else [name for name in STUFF_NAMES if name not in self.blocked]
         if not self.here and not self.absent:  # two empty scenes
@@ -261,11 +293,15 @@ class _Asker:
     def ask_counting(self) -> SceneQuestion | None:
         countable = [name for name in self.names if not is_plural_name(name) and name != "sign"]
         numbers = {self.counts[name] for name in countable}
-        if len(numbers) < self.fewest:
+        if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
+            sorts = [sort for sort, count in self.sorts.items() if 0 < count <= _MAX_COUNT]
+            sort = self.rng.choice(sorts) if sorts else ""
+            return self.say("counting", "counting", str(self.sorts[sort]), sort, is_sort=True) if sort else None
+        if len(numbers) < self.fewest and (self.objects or self.fewest > 1):
             return None
         if len(numbers) == 2 == self.fewest and self.rng.random() < 0.5:
             return None  # the fewer numbers, the easier is a guess
-        if self.rng.random() < 1 / 6:
+        if self.rng.random() < (1 / 6 if self.fewest > 1 else 1 / 12) or not self.objects:
             names = [name for name in self.absent if not is_plural_name(name) and name != "sign"]
             if not names:
                 return None
@@ -296,15 +332,24 @@ class _Asker:
         return self.say("recognition", "recognition_box", thing.name, options=names, box=box)
 
     def ask_largest(self) -> SceneQuestion | None:
-        """What the image shows most of all, as people ask about photographs."""
-        *others, largest = sorted(self.objects, key=lambda thing: thing.area)
-        if any(other.area > 0.5 * largest.area and other.name != largest.name for other in others):
-            return None
-        called = {largest.name, OBJECT_CLASSES[largest.name].group}
-        sort = self.rng.choice(["thing", *(sort for sort, members in _SORTS.items() if members & called)])
-        form = "recognition_largest" if self.counts[largest.name] == 1 else "recognition_several"
+        """What the image shows most of all, as people ask about photographs, or as the only one of its sort."""
+        of_sort: dict[str, list[str]] = {}
+        for name in self.names:
+            for sort in sorted(sorts_of(name)):
+                of_sort.setdefault(sort, []).append(name)
+        only = [(sort, *members) for sort, members in of_sort.items() if len(members) == 1]
+        is_sort = bool(only) and self.rng.random() < 0.5
+        if is_sort:
+            sort, name = self.rng.choice(only)
+        else:
+            *others, largest = sorted(self.objects, key=lambda thing: thing.area)
+            if any(other.area > 0.5 * largest.area and other.name != largest.name for other in others):
+                return None
+            name = largest.name
+            sort = self.rng.choice(["thing", *sorted(sorts_of(name))])
+        form = "recognition_largest" if self.counts[name] == 1 else "recognition_several"
         sorts = plural(sort) if sort != "piece of furniture" else "pieces of furniture"
-        return self.say("recognition", form, largest.name, options=self.names, sort=sort, sorts=sorts)
+        return self.say("recognition", form, name, options=self.names, is_sort=is_sort, sort=sort, sorts=sorts)
 
     def ask_localisation(self) -> SceneQuestion | None:
         if len(self.names) < (_FEWEST_OPTIONS if self.fewest > 1 else 1):
@@ -481,6 +526,8 @@ class _Asker:
 
     def _describe(self) -> str:
         """What is there and how it is related, by name: who describes knows what comes next."""
+        if not self.objects and not self.stuff:
+            return "There is nothing."
         if not self.objects:
             return f"There is only {_join([indefinite(name) for name in self.stuff])}."
         names = sorted(self.counts)
@@ -512,8 +559,9 @@ def _after(second: SceneQuestion, first: SceneQuestion) -> SceneQuestion:
     is_trained = first.is_trained_wording and second.is_trained_wording
     earlier = ((first.question, first.answer),)
     return SceneQuestion(
-        second.kind, second.question, second.answer, second.form, is_trained, earlier, second.asked, second.options
-    )
+        second.kind, second.question, second.answer, second.form, is_trained, earlier, second.asked, second.options,
+        second.is_sort,
+    )  # fmt: skip
 
 
 def ask_questions(
@@ -543,7 +591,8 @@ def ask_questions(
         has_colour: whether the image shows colours.
         has_one_wording: whether each form of a question is asked in the same words.
         names: the only things that scenes hold; none = all of `OBJECT_CLASSES`.
-        asks_of_few: whether scenes of one or two things are asked about too, where much can be guessed.
+        asks_of_few: whether scenes of one thing, of two or of none are asked about too, where much can be guessed, and
+            sorts of things.
 
     Raises:
         ValueError: an unknown kind.

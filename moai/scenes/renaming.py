@@ -1,23 +1,40 @@
 """Scenes whose things have other names: words that are no names of Scenes', so that a model has to take a name as it
-is written, from findings and questions, in place of recognising one of 154.
+is written, from findings and questions, in place of recognising one of 154. In training some scenes keep to names of
+the same sort ("meerkat" for "dog"), so that what can be said of animals is said of those too, and things are related
+in more ways than Scenes know.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from random import Random
 
-from moai.scenes.questions import SceneQuestion
+from moai.scenes.questions import SceneQuestion, sorts_of
 from moai.scenes.signs import sign_words
-from moai.scenes.vocabulary import OBJECT_CLASSES, SYNONYMS, indefinite, is_plural_name, plural
+from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, SYNONYMS, indefinite, is_plural_name, plural
 from verbalizers.core.structures import Scene
 
-__all__ = ["rename_scene"]
+__all__ = ["kin_of", "rename_scene"]
+
+_SORTED_NOUNS = Path(__file__).parent / "assets" / "words" / "sorts.json"
 
 _RENAMED, _TWO_WORDS, _MADE_UP = 0.6, 0.2, 0.15
+# Shares of the scenes of training: names of the same sort, other relations; and of the relations of such a scene.
+_AKIN, _OTHERWISE_RELATED, _OTHER_PREDICATE = 0.4, 0.4, 0.7
+_OTHER_PREDICATES = (
+    *("above", "across", "against", "around", "at", "behind", "below", "biting", "carrying", "catching", "chasing"),
+    *("cleaning", "climbing", "covering", "crossing", "drinking from", "eating", "entering", "facing", "feeding"),
+    *("following", "growing in", "growing on", "guarding", "inside", "jumping over", "kicking", "leaning against"),
+    *("leaning on", "lying in", "lying on", "looking at", "looking into", "looking out of", "mounted on", "near"),
+    *("next to", "outside", "painted on", "part of", "passing", "playing", "playing with", "pointing at", "pulling"),
+    *("pushing", "resting on", "sleeping in", "sleeping on", "swimming in", "throwing", "tied to", "touching"),
+    *("under", "underneath", "waiting for", "watching"),
+)
 
 
 @cache
@@ -36,6 +53,26 @@ def _pattern() -> re.Pattern[str]:
     """Any of these forms, the longest first: "teddy bear" is no bear."""
     forms = "|".join(map(re.escape, sorted(_forms(), key=len, reverse=True)))
     return re.compile(rf"\b(?:(an?) )?({forms})\b", re.IGNORECASE)
+
+
+@cache
+def _kin() -> dict[frozenset[str], tuple[str, ...]]:
+    """Nouns that are no names of Scenes', by all the sorts that they are of."""
+    table: dict[str, list[str]] = json.loads(_SORTED_NOUNS.read_text("utf-8"))
+    sorts: dict[str, set[str]] = {}
+    for sort, nouns in table.items():
+        for noun in nouns:
+            sorts.setdefault(noun, set()).add(sort)
+    kin: dict[frozenset[str], tuple[str, ...]] = {}
+    for noun, its in sorts.items():
+        if noun not in _forms():
+            kin[frozenset(its)] = (*kin.get(frozenset(its), ()), noun)
+    return kin
+
+
+def kin_of(name: str) -> tuple[str, ...]:
+    """Nouns of the same sorts as a name of Scenes' that are none of its names; none where it has no sort."""
+    return _kin().get(sorts_of(name) - {"object"}, ())
 
 
 def _sample_name(rng: Random, split: str) -> str:
@@ -61,8 +98,36 @@ def _rename_text(text: str, new_names: Mapping[str, str]) -> tuple[str, set[str]
     return _pattern().sub(put, text), met
 
 
-def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str]) -> SceneQuestion | None:
-    """The question with other names; None where a slip hides one of them."""
+@cache
+def _predicate_pattern() -> re.Pattern[str]:
+    said = "|".join(map(re.escape, sorted(PREDICATES, key=len, reverse=True)))
+    return re.compile(rf"\b(?:{said})\b", re.IGNORECASE)
+
+
+def _relate_otherwise(asked: SceneQuestion, predicates: Mapping[str, str], told: Iterable[str]) -> SceneQuestion | None:
+    """The question about things that are related in other ways; None where it is not clear which words say how."""
+
+    def put(found: re.Match[str]) -> str:
+        new = predicates.get(found[0].lower(), found[0])
+        return new.upper() if found[0].isupper() else new
+
+    if asked.form in ("relation_object", "relation_subject"):
+        met = _predicate_pattern().findall(asked.question)
+        if asked.kind != "absence" and (len(met) != 1 or met[0].lower() not in told):
+            return None
+        return replace(asked, question=_predicate_pattern().sub(put, asked.question))
+    if asked.kind == "description":
+        said = rf"(?:(?<= is )|(?<= are ))(?:{_predicate_pattern().pattern})(?= the )"
+        return replace(asked, answer=re.sub(said, put, asked.answer))
+    return asked
+
+
+def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str], are_kin: bool) -> SceneQuestion | None:
+    """The question with other names; None where a slip hides one of them, or they are of no sort that is asked for."""
+    if asked.is_sort and (asked.earlier or not are_kin):
+        return asked if not new_names else None
+    if asked.is_sort:  # an owl is a bird, and "bird" in the question no name of it
+        return replace(asked, answer=_rename_text(asked.answer, new_names)[0])
     question, met = _rename_text(asked.question, new_names)
     earlier = []
     for before, answer in asked.earlier:
@@ -87,25 +152,40 @@ def rename_scene(
         found: What verbalizers found.
         questions: About the scene.
         rng: Draws names: English words, two of them, or made-up ones, none of which are names of Scenes'.
-        split: Whose English words.
+        split: Whose English words. Of "train" some scenes have names of the same sort, some other relations.
     """
+    are_kin, is_otherwise = (split == "train" and rng.random() < share for share in (_AKIN, _OTHERWISE_RELATED))
     kept = {"sign", *(asked.asked for asked in questions if asked.kind == "forged")}
-    names = {*found.segments.class_names, *found.detections.class_names, *(asked.asked for asked in questions)}
+    asked_for = {asked.asked for asked in questions if not asked.is_sort}
+    names = {*found.segments.class_names, *found.detections.class_names, *asked_for}
     new_names: dict[str, str] = {}
     for name in sorted(names & OBJECT_CLASSES.keys() - kept):
         if not is_plural_name(name) and rng.random() < _RENAMED:
-            while (new := _sample_name(rng, split)) in _forms() or new in new_names.values():
+            kin = [noun for noun in kin_of(name) if noun not in new_names.values()] if are_kin else []
+            if are_kin and not kin:
+                continue
+            while (
+                new := rng.choice(kin) if kin else _sample_name(rng, split)
+            ) in _forms() or new in new_names.values():
                 pass
             new_names[name] = new
 
     def renamed(old: Iterable[str]) -> tuple[str, ...]:
         return tuple(new_names.get(name, name) for name in old)
 
+    asked_about = [_rename_question(asked, new_names, are_kin) for asked in questions]
+    relations = replace(found.relations, object_names=renamed(found.relations.object_names))
+    if is_otherwise:
+        others = rng.sample(_OTHER_PREDICATES, len(PREDICATES))
+        pairs = zip(PREDICATES, others, strict=True)
+        predicates = {old: new for old, new in pairs if rng.random() < _OTHER_PREDICATE}
+        relations = replace(relations, predicates=tuple(predicates.get(p, p) for p in relations.predicates))
+        told = set(found.relations.predicates)
+        asked_about = [asked and _relate_otherwise(asked, predicates, told) for asked in asked_about]
     scene = replace(
         found,
         segments=replace(found.segments, class_names=renamed(found.segments.class_names)),
         detections=replace(found.detections, class_names=renamed(found.detections.class_names)),
-        relations=replace(found.relations, object_names=renamed(found.relations.object_names)),
+        relations=relations,
     )
-    asked_about = (_rename_question(asked, new_names) for asked in questions)
     return scene, tuple(asked for asked in asked_about if asked is not None)

@@ -25,9 +25,13 @@ def render_scene(layout: SceneLayout, image_size: int) -> np.ndarray:
         image_size: height and width in pixels.
 
     Returns:
-        uint8 (image_size, image_size, 3) RGB; the same layout gives the same pixels.
+        uint8 (image_size, image_size, 3) RGB; the same layout gives the same pixels. Where there is nothing, they have
+        one colour, every second time under uneven light.
     """
     rng = np.random.default_rng(layout.texture_seed)
+    if not layout.stuff and not layout.objects:
+        plain = Image.new("RGB", (image_size, image_size), tuple(rng.integers(0, 256, 3).tolist()))
+        return np.asarray(plain) if rng.random() < 0.5 else _finish(plain, rng, image_size)
     canvas = _paint_stuff(layout, image_size)
     is_lit_from_left = rng.random() < 0.5
     for placed in layout.objects:

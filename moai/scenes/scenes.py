@@ -133,6 +133,7 @@ class Scenes:
         image_noise: share of images that are grey, bright or dark, or in a grey frame: for training.
         closeup_share: share of scenes that have no signs, of which the image shows a part with one thing large in it,
             where one was found, and which are asked about whatever can be guessed: for training.
+        blank_share: share of scenes in which there is nothing at all: the image is of one colour: for training.
         start: first index of the iteration.
         length: number of scenes of the iteration; None = endless.
         names: of the things that there are, of `OBJECT_CLASSES`; none = all of them, in groups too.
@@ -159,6 +160,7 @@ class Scenes:
         names: tuple[str, ...] = (),
         has_one_wording: bool = False,
         closeup_share: float = 0.0,
+        blank_share: float = 0.0,
     ) -> None:
         scene_seed(seed, split, start)
         low, high = num_objects
@@ -168,6 +170,7 @@ class Scenes:
             raise ValueError(f"`image_size` must be at least 32 pixels, got {image_size}.")
         shares = {"sign_probability": sign_probability, "made_up_share": made_up_share}
         shares |= {"forged_share": forged_share, "image_noise": image_noise, "closeup_share": closeup_share}
+        shares |= {"blank_share": blank_share}
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {share}.")
@@ -180,7 +183,7 @@ class Scenes:
         self.num_objects, self.num_questions, self.kinds = (low, high), num_questions, tuple(kinds)
         self.sign_probability, self.made_up_share = sign_probability, made_up_share
         self.forged_share, self.image_noise = forged_share, image_noise
-        self.closeup_share = closeup_share
+        self.closeup_share, self.blank_share = closeup_share, blank_share
         self.start = start
         self.stop = None if length is None else start + length
 
@@ -188,10 +191,14 @@ class Scenes:
         """Make scene number `index` (at least 0), whatever `start` and `length` say."""
         seed = scene_seed(self.seed, self.split, index)
         rng = Random(seed)
+        is_blank = self.blank_share > 0 and Random(f"blank {seed}").random() < self.blank_share
         is_close = self.closeup_share > 0 and Random(f"closeup {seed}").random() < self.closeup_share
+        is_close &= not is_blank
         sign_probability = 0.0 if is_close else self.sign_probability
         options = (self.num_objects, sign_probability, self.made_up_share, self.split, self.forged_share)
         layout = sample_layout(rng, *options, names=self.names)
+        if is_blank:
+            layout = replace(layout, stuff=(), objects=(), relations=())
         closeup = sample_closeup(Random(f"part {seed}"), layout) if is_close else None
         noise = sample_image_noise(Random(f"image {seed}"), self.image_noise)
         if closeup is not None and noise is not None:
@@ -205,7 +212,7 @@ class Scenes:
         questions = ask_questions(
             truth, layout if closeup is None else closeup.shown_layout(layout), foil, rng, self.num_questions,
             self.kinds, may_be_new=self.split != "train", has_colour=noise is None or not noise.is_grey,
-            has_one_wording=self.has_one_wording, names=self.names, asks_of_few=is_close,
+            has_one_wording=self.has_one_wording, names=self.names, asks_of_few=is_close or is_blank,
         )  # fmt: skip
         return SceneSample(index, seed, layout, self.image_size, entities, truth, questions, noise, closeup)
 

@@ -108,7 +108,7 @@ def build_entity_map(layout: SceneLayout, image_size: int) -> EntityMap:
         layout: the scene.
         image_size: height and width of the map in pixels.
     """
-    canvas_image = Image.new("I", (image_size, image_size), 1)
+    canvas_image = Image.new("I", (image_size, image_size), 1 if layout.stuff else 0)
     draw = ImageDraw.Draw(canvas_image)
     for index, region in enumerate(layout.stuff):
         if index:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from moai.scenes.closeups import Closeup, sample_closeup
+from moai.scenes.questions import sorts_of
 from moai.scenes.rendering import render_scene
 from moai.scenes.scenes import Scenes
+from moai.scenes.vocabulary import OBJECT_CLASSES
+from verbalizers.core.scene import verbalize_scene
 
 SIZE = 96
 
@@ -19,6 +22,11 @@ def samples():
 
 def names_of(sample) -> list[str]:
     return [*sample.truth.segments.class_names, *sample.truth.detections.class_names]
+
+
+def things_of_sort(sample, sort: str) -> list[str]:
+    things = {name for name in names_of(sample) if name in OBJECT_CLASSES}
+    return [name for name in things if sort in sorts_of(name)]
 
 
 def test_image_and_truth_are_a_part_of_the_scene_when_it_is_seen_from_nearer(samples) -> None:
@@ -60,10 +68,11 @@ def test_questions_speak_of_what_is_shown_when_it_is_a_part(samples) -> None:
     kinds = {question.kind for _, question in asked}
     assert {"existence", "counting", "recognition", "localisation", "colour", "absence"} <= kinds
     for sample, question in asked:
+        called = [question.asked] if not question.is_sort else things_of_sort(sample, question.asked)
         if question.kind == "existence":
-            assert (question.answer == "yes") == (question.asked in names_of(sample))
+            assert (question.answer == "yes") == any(name in names_of(sample) for name in called)
         if question.kind == "counting":
-            assert int(question.answer) == names_of(sample).count(question.asked)
+            assert int(question.answer) == sum(names_of(sample).count(name) for name in called)
         if question.kind == "colour":
             painted = [p for p in sample.layout.objects if p.name == question.asked and p.colour]
             assert question.answer in {p.colour for p in painted if sample.closeup is None or sample.closeup.shows(p)}
@@ -101,3 +110,42 @@ def test_corner_stays_inside_the_scene_when_it_is_rounded() -> None:
         closeup = Closeup(1 - side, rng.uniform(0, 1 - side), side)
         whole = closeup.inner_size(SIZE)
         assert all(0 <= -at <= whole - SIZE for at in closeup.corner(SIZE))
+
+
+def test_the_only_thing_of_its_sort_is_the_answer_when_a_sort_is_asked_for(samples) -> None:
+    asked = [(sample, question) for sample in samples for question in sample.questions if question.is_sort]
+    assert {"existence", "counting", "recognition"} == {question.kind for _, question in asked}
+    assert {"yes", "no"} < {question.answer for _, question in asked}
+    for sample, question in asked:
+        if question.kind == "recognition":
+            assert question.answer in names_of(sample)
+        else:
+            assert "animal" not in question.asked or "teddy bear" not in names_of(sample)
+
+
+def test_sorts_are_asked_for_by_name_when_scenes_are_whole() -> None:
+    """Whole scenes, which the benchmark has, ask for nothing that the generator has no name for."""
+    whole = Scenes("train", seed=6, image_size=48, num_questions=12, length=80)
+    assert not any(question.is_sort for sample in whole for question in sample.questions)
+
+
+def test_everything_is_absent_when_the_image_is_blank() -> None:
+    blank = list(Scenes("train", seed=6, image_size=48, blank_share=1.0, num_questions=14, length=60))
+    asked = [question for sample in blank for question in sample.questions]
+    assert all(verbalize_scene(sample.truth) == "" and names_of(sample) == [] for sample in blank)
+    right = {"existence": "no", "counting": "0", "description": "There is nothing.", "absence": "There "}
+    assert set(right) == {question.kind for question in asked}
+    assert all(question.answer.startswith(right[question.kind]) for question in asked)
+    assert any(question.kind == "existence" and question.asked == "sign" for question in asked)
+    deviations = [np.ptp(sample.image.reshape(-1, 3), axis=0).max() for sample in blank]
+    assert min(deviations) == 0 and 0 < np.median(deviations) + max(deviations) < 200
+    seen = {tuple(sample.image[0, 0]) for sample in blank}
+    assert len(seen) > 40
+
+
+def test_scenes_stay_what_they_were_when_others_are_blank() -> None:
+    plain, mixed = (Scenes("test", seed=2, image_size=48, blank_share=share, length=40) for share in (0.0, 0.4))
+    same = [a.questions == b.questions for a, b in zip(plain, mixed, strict=True)]
+    assert 15 < sum(same) < 35
+    with pytest.raises(ValueError, match="blank_share"):
+        Scenes(blank_share=-0.1)
