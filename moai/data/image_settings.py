@@ -47,8 +47,9 @@ class ImageSourceSettings:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.scenes is None):
             raise ValueError("a source needs exactly one of `path` and `scenes`. Name a file, or describe scenes.")
-        if self.scenes is not None and self.scenes.unrelated_share:
-            raise ValueError("`unrelated_share` is for questions, got it for images: nothing is asked. Leave it out.")
+        for name in ("unrelated_share", "blank_share"):
+            if self.scenes is not None and getattr(self.scenes, name):
+                raise ValueError(f"`{name}` is for questions, got it for images: nothing is asked. Leave it out.")
 
 
 @settings

@@ -138,7 +138,7 @@ class SceneSamples:
             if self.findings is not None and not self._is_live:
                 found = add_noise(scene.truth, Random(scene.seed), self._source.noise)
             rng = Random(f"unrelated {scene.seed}")
-            if rng.random() < self._source.unrelated_share:
+            if rng.random() < self._source.unrelated_share and scene.layout.stuff:
                 asked = [question for question in questions if question.kind not in PIXEL_KINDS]
                 renamed, asked_about = rename_scene(found, asked, rng, self._source.split)
                 if asked_about:  # a slip may hide the name in all of them

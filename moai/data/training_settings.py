@@ -80,10 +80,11 @@ class SceneSource:
     unrelated_share: Share = 0.0
 
     def __post_init__(self) -> None:
-        if self.unrelated_share > 0 and self.form != "questions":
-            raise ValueError(
-                "`unrelated_share` is for questions, got it for captions: they say what the image shows. Leave it out."
-            )
+        for name in ("unrelated_share", "blank_share"):
+            if getattr(self, name) > 0 and self.form != "questions":
+                raise ValueError(
+                    f"`{name}` is for questions, got it for captions: they say what the image shows. Leave it out."
+                )
 
     def stream(self, num_questions: int) -> Scenes:
         """The scenes, with at most so many questions each."""

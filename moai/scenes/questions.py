@@ -86,10 +86,12 @@ _SORTS: dict[str, frozenset[str]] = {
 }
 #: Sorts of which every name is one or none, but for these, of which one may doubt it.
 _CLEAR_SORTS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("bird", "food", "fruit", "insect", "instrument", "vegetable"), frozenset()),
-    "animal": frozenset({"teddy bear"}),
+    **dict.fromkeys(("bird", "fruit", "insect", "instrument", "vegetable"), frozenset()),
+    "animal": frozenset({"teddy bear", "mouse"}),
+    "food": frozenset({"fish", "octopus"}),
     "vehicle": frozenset({"skateboard"}),
 }
+_UNCOUNTED_SORTS = frozenset({"food"})
 _SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE, _SORT_SHARE = 0.15, 0.06, 0.15, 0.2, 0.25
 
 
@@ -107,7 +109,7 @@ class SceneQuestion:
         is_trained_wording: False where the training stream has no question in these words.
         earlier: questions and answers of the turns before.
         asked: the name that is asked about, as verbalizations say it, or the sort of things; "" = none.
-        is_sort: whether a sort of things is asked for, as "animal", that nothing is called.
+        is_sort: whether a sort of things is asked for, as "animal", whatever they are called.
         options: what a reader might answer who knows the scene and not the question; a description's: all that is
             there.
     """
@@ -225,6 +227,7 @@ class _Asker:
         kinds = Counter(sort for thing in self.objects for sort in sorts_of(thing.name))
         #: How many things are of a sort, where none is in doubt.
         self.sorts = {sort: kinds[sort] for sort, others in _CLEAR_SORTS.items() if not others & self.counts.keys()}
+        self.counted_sorts = [sort for sort in self.sorts if sort not in _UNCOUNTED_SORTS]
         self.signs = [
             _Sign(p.sign.lines, (0.5 * (p.box[0] + p.box[2]), 0.5 * (p.box[1] + p.box[3])), grounds[k], p.sign.claim)
             for k, p in signs
@@ -269,7 +272,7 @@ class _Asker:
         is_there = self.rng.random() < (0.5 if self.fewest > 1 else 0.65)
         names = self.here if is_there else self.absent
         if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
-            sorts = [sort for sort, count in self.sorts.items() if (count > 0) == is_there]
+            sorts = [sort for sort in self.counted_sorts if (self.sorts[sort] > 0) == is_there]
             sort = self.rng.choice(sorts) if sorts else ""
             answer = "yes" if is_there else "no"
             return self.say("existence", "existence", answer, sort, ("yes", "no"), is_sort=True) if sort else None
@@ -294,7 +297,7 @@ class _Asker:
         countable = [name for name in self.names if not is_plural_name(name) and name != "sign"]
         numbers = {self.counts[name] for name in countable}
         if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
-            sorts = [sort for sort, count in self.sorts.items() if 0 < count <= _MAX_COUNT]
+            sorts = [sort for sort in self.counted_sorts if 0 < self.sorts[sort] <= _MAX_COUNT]
             sort = self.rng.choice(sorts) if sorts else ""
             return self.say("counting", "counting", str(self.sorts[sort]), sort, is_sort=True) if sort else None
         if len(numbers) < self.fewest and (self.objects or self.fewest > 1):
@@ -307,6 +310,8 @@ class _Asker:
                 return None
             return self.say("counting", "counting", "0", self.rng.choice(names), ("0",))
         weights = {number: _COUNT_WEIGHTS[number] for number in sorted(numbers) if number <= _MAX_COUNT}
+        if not weights:
+            return None
         number = self.rng.choices(list(weights), list(weights.values()))[0]
         name = self.rng.choice([name for name in countable if self.counts[name] == number])
         return self.say("counting", "counting", str(number), name, sorted(map(str, numbers)))
@@ -332,24 +337,25 @@ class _Asker:
         return self.say("recognition", "recognition_box", thing.name, options=names, box=box)
 
     def ask_largest(self) -> SceneQuestion | None:
-        """What the image shows most of all, as people ask about photographs, or as the only one of its sort."""
-        of_sort: dict[str, list[str]] = {}
+        """What the image shows most of all, as people ask about photographs, or what is the only one of its sort."""
+        named: dict[str, list[str]] = {}
         for name in self.names:
-            for sort in sorted(sorts_of(name)):
-                of_sort.setdefault(sort, []).append(name)
-        only = [(sort, *members) for sort, members in of_sort.items() if len(members) == 1]
-        is_sort = bool(only) and self.rng.random() < 0.5
-        if is_sort:
+            for sort in sorted(sorts_of(name) & self.sorts.keys() - {name}):
+                named.setdefault(sort, []).append(name)
+        only = [(sort, *members) for sort, members in named.items() if len(members) == 1]
+        form = "recognition_sort" if self.rng.random() < 0.6 else "recognition_largest"
+        if only and form == "recognition_sort" and self.rng.random() < 0.8:
             sort, name = self.rng.choice(only)
         else:
             *others, largest = sorted(self.objects, key=lambda thing: thing.area)
             if any(other.area > 0.5 * largest.area and other.name != largest.name for other in others):
                 return None
             name = largest.name
-            sort = self.rng.choice(["thing", *sorted(sorts_of(name))])
-        form = "recognition_largest" if self.counts[name] == 1 else "recognition_several"
+            sort = self.rng.choice(["thing", *sorted(sorts_of(name) - {name})])
+        form += "s" if self.counts[name] > 1 else ""
         sorts = plural(sort) if sort != "piece of furniture" else "pieces of furniture"
-        return self.say("recognition", form, name, options=self.names, is_sort=is_sort, sort=sort, sorts=sorts)
+        options, is_sort = self.names, sort != "thing"
+        return self.say("recognition", form, name, options=options, is_sort=is_sort, sort=sort, sorts=sorts)
 
     def ask_localisation(self) -> SceneQuestion | None:
         if len(self.names) < (_FEWEST_OPTIONS if self.fewest > 1 else 1):
@@ -614,6 +620,7 @@ def ask_questions(
         if question is None:
             continue
         before = [other for other in asked.values() if not other.earlier and other.kind != "description"]
+        before = [other for other in before if not other.is_sort]
         if before and not has_one_wording and not question.earlier and rng.random() < _SECOND_TURN_SHARE:
             question = _after(question, rng.choice(before))
         key = question.kind, question.form, question.asked, question.answer

@@ -111,9 +111,11 @@ def _relate_otherwise(asked: SceneQuestion, predicates: Mapping[str, str], told:
         new = predicates.get(found[0].lower(), found[0])
         return new.upper() if found[0].isupper() else new
 
+    if any(_predicate_pattern().search(before) for before, _ in asked.earlier):
+        return None
     if asked.form in ("relation_object", "relation_subject"):
         met = _predicate_pattern().findall(asked.question)
-        if asked.kind != "absence" and (len(met) != 1 or met[0].lower() not in told):
+        if len(met) != 1 or asked.kind != "absence" and met[0].lower() not in told:
             return None
         return replace(asked, question=_predicate_pattern().sub(put, asked.question))
     if asked.kind == "description":
@@ -179,8 +181,11 @@ def rename_scene(
         others = rng.sample(_OTHER_PREDICATES, len(PREDICATES))
         pairs = zip(PREDICATES, others, strict=True)
         predicates = {old: new for old, new in pairs if rng.random() < _OTHER_PREDICATE}
-        relations = replace(relations, predicates=tuple(predicates.get(p, p) for p in relations.predicates))
-        told = set(found.relations.predicates)
+        # Questions name signs by where they are.
+        subjects = [found.relations.object_names[row] for row in found.relations.subject_indices]
+        told = [(p, subject != "sign") for p, subject in zip(found.relations.predicates, subjects, strict=True)]
+        relations = replace(relations, predicates=tuple(predicates.get(p, p) if may else p for p, may in told))
+        told = {p for p, may in told if may}
         asked_about = [asked and _relate_otherwise(asked, predicates, told) for asked in asked_about]
     scene = replace(
         found,

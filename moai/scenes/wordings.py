@@ -58,12 +58,18 @@ What do you see in {box}?|Identify the object in {box}.|What does the box {box} 
 What lies within {box}?|{box} is the box of what?|In the box {box}, what is there?
 What is the name of the thing at {box}?
 """
-# Asked of closeups: {sort} is "animal", "vehicle", ... or "thing", {sorts} several.
+# Asked of closeups: what is largest; and {sort} is "animal", "vehicle", ... or "thing", {sorts} several.
 _RECOGNITION_LARGEST = """
-What {sort} is this?|What is in the picture?|Name the {sort} in the photo.
+What is in the picture?|What is the largest {sort} in the picture?|What does the photograph mainly show?
 """
-_RECOGNITION_SEVERAL = """
-What {sorts} are these?|What are these?|Name the {sorts} in the photo.
+_RECOGNITION_LARGESTS = """
+What are these?|What are the largest {sorts} in the picture?|What do most of the things turn out to be?
+"""
+_RECOGNITION_SORT = """
+What {sort} is this?|Which {sort} is there?|Name the {sort} in the photo.
+"""
+_RECOGNITION_SORTS = """
+What {sorts} are these?|Which {sorts} are there?|Name the {sorts} in the photo.
 """
 _LOCALISATION = """
 Where {is} the {name}?|Where in the picture {is} the {name}?|Where can I find the {name}?
@@ -184,7 +190,9 @@ FORMS: dict[str, tuple[str, ...]] = {
         "recognition_region": _RECOGNITION_REGION,
         "recognition_box": _RECOGNITION_BOX,
         "recognition_largest": _RECOGNITION_LARGEST,
-        "recognition_several": _RECOGNITION_SEVERAL,
+        "recognition_largests": _RECOGNITION_LARGESTS,
+        "recognition_sort": _RECOGNITION_SORT,
+        "recognition_sorts": _RECOGNITION_SORTS,
         "localisation": _LOCALISATION,
         "localisation_box": _LOCALISATION_BOX,
         "localisation_which": _LOCALISATION_WHICH,

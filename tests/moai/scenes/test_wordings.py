@@ -25,8 +25,13 @@ OTHER_SLOTS = {
     **dict.fromkeys(("relation_object", "relation_subject"), ["predicate"]),
     **dict.fromkeys(("reading_which", "reading_word"), ["which"]),
     **{"comparison": ["more", "other"], "frames": ["q"]},
+    **{"recognition_sort": ["sort"], "recognition_sorts": ["sorts"]},
 }
-OPTIONAL_SLOTS = {"recognition_largest": {"sort"}, "recognition_several": {"sort", "sorts"}}
+OPTIONAL_SLOTS = {
+    "recognition_largest": {"sort"},
+    "recognition_largests": {"sort", "sorts"},
+    "recognition_sorts": {"sort"},
+}
 
 
 def plain_wording(text: str) -> str:
