@@ -57,7 +57,7 @@ def _pattern() -> re.Pattern[str]:
 
 @cache
 def _kin() -> dict[frozenset[str], tuple[str, ...]]:
-    """Nouns that are no names of Scenes', by all the sorts that they are of."""
+    """Nouns, none of them a name of Scenes', by all the sorts that they are of."""
     table: dict[str, list[str]] = json.loads(_SORTED_NOUNS.read_text("utf-8"))
     sorts: dict[str, set[str]] = {}
     for sort, nouns in table.items():
@@ -65,8 +65,7 @@ def _kin() -> dict[frozenset[str], tuple[str, ...]]:
             sorts.setdefault(noun, set()).add(sort)
     kin: dict[frozenset[str], tuple[str, ...]] = {}
     for noun, its in sorts.items():
-        if noun not in _forms():
-            kin[frozenset(its)] = (*kin.get(frozenset(its), ()), noun)
+        kin[frozenset(its)] = (*kin.get(frozenset(its), ()), noun)
     return kin
 
 

@@ -322,6 +322,7 @@ def test_sources_are_joined_when_several_are_named(half_cached: tuple[Path, Path
         ({"sources": "a.json", "verbalizations": "truth"}, "only scenes"),
         ({"sources": [{"scenes": {"split": "dev"}}]}, "split"),
         ({"sources": [{"scenes": {"form": "captions", "unrelated_share": 0.5}}]}, "for questions"),
+        ({"sources": [{"scenes": {"form": "captions", "blank_share": 0.5}}]}, "for questions"),
         ({"sources": [{"scenes": {"unrelated_share": 1.5}}]}, "unrelated_share"),
         ({"sources": [{"scenes": {"closeup_share": -0.5}}]}, "closeup_share"),
         ({"sources": [{"scenes": {"unrelated_share": 0.5}, "verbalizations": "live"}]}, "verbalizations: truth"),
