@@ -84,16 +84,12 @@ def test_file_is_named_when_it_is_no_recipe(tmp_path: Path) -> None:
             load_settings(tmp_path / "wrong.yaml")
 
 
-RECIPES = {"train_stage1": 1, "train_stage2": 2, "moai_smol_stage1": 1, "moai_smol_stage2": 2}
-RECIPES |= {"nano_stage1": 1, "nano_stage2": 2, "nano_continue_stage2": 2}
-
-
-@pytest.mark.parametrize(("name", "stage"), RECIPES.items())
-def test_bundled_recipe_is_right_when_read(name: str, stage: int) -> None:
+@pytest.mark.parametrize("path", sorted((REPO_ROOT / "configs").rglob("*_stage[12].yaml")), ids=lambda path: path.stem)
+def test_bundled_recipe_is_right_when_read(path: Path) -> None:
     from moai.data.training_data import DataSettings
 
-    settings = load_settings(REPO_ROOT / "configs" / f"{name}.yaml")
-    assert settings.stage == stage
+    settings = load_settings(path)
+    assert settings.stage == int(path.stem[-1])
     assert DataSettings.from_dict(settings.data).sources
 
 
