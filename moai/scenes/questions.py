@@ -10,7 +10,7 @@ All but colours can be answered from the truth's verbalization (names, boxes wit
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from moai.scenes.layout import SceneLayout
@@ -563,11 +563,7 @@ def _near_regions(thing: _Object) -> set[str | None]:
 def _after(second: SceneQuestion, first: SceneQuestion) -> SceneQuestion:
     """The second question as the turn after the first."""
     is_trained = first.is_trained_wording and second.is_trained_wording
-    earlier = ((first.question, first.answer),)
-    return SceneQuestion(
-        second.kind, second.question, second.answer, second.form, is_trained, earlier, second.asked, second.options,
-        second.is_sort,
-    )  # fmt: skip
+    return replace(second, is_trained_wording=is_trained, earlier=((first.question, first.answer),))
 
 
 def ask_questions(
@@ -619,8 +615,8 @@ def ask_questions(
         question = askers[turn[attempt % len(turn)]]()
         if question is None:
             continue
-        before = [other for other in asked.values() if not other.earlier and other.kind != "description"]
-        before = [other for other in before if not other.is_sort]
+        whole = [other for other in asked.values() if not other.earlier and not other.is_sort]
+        before = [other for other in whole if other.kind != "description"]
         if before and not has_one_wording and not question.earlier and rng.random() < _SECOND_TURN_SHARE:
             question = _after(question, rng.choice(before))
         key = question.kind, question.form, question.asked, question.answer
