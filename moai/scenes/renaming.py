@@ -161,15 +161,15 @@ def rename_scene(
     names = {*found.segments.class_names, *found.detections.class_names, *asked_for}
     new_names: dict[str, str] = {}
     for name in sorted(names & OBJECT_CLASSES.keys() - kept):
-        if not is_plural_name(name) and rng.random() < _RENAMED:
-            kin = [noun for noun in kin_of(name) if noun not in new_names.values()] if are_kin else []
-            if are_kin and not kin:
-                continue
-            while (
-                new := rng.choice(kin) if kin else _sample_name(rng, split)
-            ) in _forms() or new in new_names.values():
-                pass
-            new_names[name] = new
+        if is_plural_name(name) or rng.random() >= _RENAMED:
+            continue
+        if are_kin:
+            if kin := [noun for noun in kin_of(name) if noun not in new_names.values()]:
+                new_names[name] = rng.choice(kin)
+            continue
+        while (new := _sample_name(rng, split)) in _forms() or new in new_names.values():
+            pass
+        new_names[name] = new
 
     def renamed(old: Iterable[str]) -> tuple[str, ...]:
         return tuple(new_names.get(name, name) for name in old)

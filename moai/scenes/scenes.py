@@ -44,8 +44,8 @@ __all__ = [
 ]
 
 _UNSEEN_SIGN = SignText(("SIGN",), 0)  # nobody sees the foil
-#: Raised when the same settings give other scenes or questions than before, but for the wordings of the training
-#: stream; figures name it.
+#: Raised when the same settings give other scenes or questions than before, but for what only training has: its
+#: wordings, closeups, blanks, other names; figures name it.
 SCENES_VERSION = 2
 
 
