@@ -1,18 +1,21 @@
-"""Scenes seen from nearer, as photographs show things: one of them fills half of the image or more."""
+"""Scenes seen from nearer, as photographs show things: one of them fills a quarter of its side or more."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 from moai.scenes.layout import PlacedObject, SceneLayout
+from moai.scenes.vocabulary import PAINTS
 
-__all__ = ["Closeup", "sample_closeup"]
+__all__ = ["Closeup", "paint_things", "sample_closeup"]
 
 _LARGEST, _SMALLEST = 0.9, 0.2  # sides of what is shown, in parts of the scene
-_FILLED = (0.45, 1.05)
+_FILLED = (0.25, 1.05)
 _CUT = 0.15  # of a thing's side may lie outside
 _VISIBLE = 0.6  # of another thing, or nothing of it: of less nobody could say what it is
 _ATTEMPTS = 12
+_PAINTED = 0.6
+_CHOICES = 3  # that one is taken of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,13 @@ class Closeup:
 def sample_closeup(rng: Random, layout: SceneLayout) -> Closeup | None:
     """Draw a part of a scene in which one of its things is large and no other is in doubt; None where none was found.
 
+    Of some such parts the one that shows most things: photographs seldom show one alone.
+
     Args:
         rng: source of randomness.
         layout: the scene, without signs.
     """
+    found: list[tuple[int, Closeup]] = []
     for _ in range(_ATTEMPTS if layout.objects else 0):
         box = rng.choice(layout.objects).box
         width, height = box[2] - box[0], box[3] - box[1]
@@ -74,5 +80,18 @@ def sample_closeup(rng: Random, layout: SceneLayout) -> Closeup | None:
         closeup = Closeup(x, y, side)
         shares = [closeup.visible_share(placed.box) for placed in layout.objects]
         if closeup.visible_share(box) >= _VISIBLE and all(s == 0 or s >= _VISIBLE for s in shares):
-            return closeup
-    return None
+            found.append((sum(share > 0 for share in shares), closeup))
+        if len(found) == _CHOICES:
+            break
+    return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def paint_things(rng: Random, layout: SceneLayout) -> SceneLayout:
+    """Paint some of a scene's things, but for people and signs, and in more colours than whole scenes have."""
+    objects = tuple(
+        replace(placed, colour=rng.choice(tuple(PAINTS)))
+        if placed.name not in ("person", "sign") and rng.random() < _PAINTED
+        else placed
+        for placed in layout.objects
+    )
+    return replace(layout, objects=objects)

@@ -47,7 +47,7 @@ class PlacedObject:
         flipped: mirrored left to right.
         has_shadow: whether it throws a shadow on the ground under it.
         sign: the words, for signs.
-        colour: one of `COLOURS` that it is painted in; "" = its sprite's own.
+        colour: one of `PAINTS` that it is painted in; "" = its sprite's own.
     """
 
     name: str

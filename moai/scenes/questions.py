@@ -35,6 +35,7 @@ __all__ = [
     "SceneQuestion",
     "ask_questions",
     "format_box",
+    "is_doubtful",
     "region_of",
     "sorts_of",
 ]
@@ -88,11 +89,12 @@ _SORTS: dict[str, frozenset[str]] = {
 _CLEAR_SORTS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("bird", "fruit", "insect", "instrument", "vegetable"), frozenset()),
     "animal": frozenset({"teddy bear", "mouse"}),
+    "building": frozenset({"tent", "bridge", "door", "window", "stairs"}),
     "food": frozenset({"fish", "octopus"}),
     "vehicle": frozenset({"skateboard"}),
 }
 _UNCOUNTED_SORTS = frozenset({"food"})
-_SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE, _SORT_SHARE = 0.15, 0.06, 0.15, 0.2, 0.25
+_SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE, _SORT_SHARE = 0.15, 0.06, 0.15, 0.2, 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class SceneQuestion:
         kind: one of `QUESTION_KINDS`.
         question: as somebody might type it.
         answer: existence and forged "yes" or "no", counting a number, recognition, relations and comparison a name,
-            localisation one of `REGIONS` or a box "[x0, y0, x1, y1]", reading the words, colour one of `COLOURS`,
+            localisation one of `REGIONS` or a box "[x0, y0, x1, y1]", reading the words, colour one of `PAINTS`,
             absence "There is no giraffe.", outside `CANNOT_TELL`, description sentences.
         form: which of `wordings.FORMS`.
         is_trained_wording: False where the training stream has no question in these words.
@@ -175,6 +177,11 @@ def sorts_of(name: str) -> frozenset[str]:
     return frozenset(sort for sort, members in _SORTS.items() if members & called)
 
 
+def is_doubtful(name: str, sort: str) -> bool:
+    """Whether one may doubt that something of a name of Scenes' is of a sort, or that it is not."""
+    return name in _CLEAR_SORTS.get(sort, ())
+
+
 def format_box(box: tuple[float, float, float, float]) -> str:
     """A normalised box as verbalizations write it: "[0.10, 0.20, 0.55, 0.99]"."""
     return "[" + ", ".join(f"{value:.2f}" for value in box) + "]"
@@ -244,9 +251,10 @@ class _Asker:
             self.here = [name for name in self.names if name in allowed]
             self.absent = [name for name in allowed if name not in self.blocked]
         self.foil_counts, absent = others, set(self.absent)
+        self.foil_sorts = {sort for name in others for sort in sorts_of(name)}
         named = [(foil.entity_name(s), p, foil.entity_name(o)) for s, p, o in foil.relations]
         self.absent_relations = [relation for relation in named if relation[0] in absent and _is_asked(*relation)]
-        self.absent_colours = [p.name for p in foil.objects if p.colour and p.name in absent]
+        self.absent_colours = [p.name for p in foil.objects if (p.colour or asks_of_few) and p.name in absent]
 
     def say(
         self, kind: str, form: str, answer: str, asked: str = "", options: Iterable[str] = (), is_sort: bool = False,
@@ -272,7 +280,10 @@ class _Asker:
         is_there = self.rng.random() < (0.5 if self.fewest > 1 else 0.65)
         names = self.here if is_there else self.absent
         if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
-            sorts = [sort for sort in self.counted_sorts if (self.sorts[sort] > 0) == is_there]
+            # Here and not in the foil, or the other way round, as with names.
+            here = {sort for sort in self.counted_sorts if self.sorts[sort] > 0}
+            other = self.foil_sorts.intersection(self.counted_sorts)
+            sorts = sorted(here - other if is_there else other - here)
             sort = self.rng.choice(sorts) if sorts else ""
             answer = "yes" if is_there else "no"
             return self.say("existence", "existence", answer, sort, ("yes", "no"), is_sort=True) if sort else None
@@ -340,9 +351,9 @@ class _Asker:
         """What the image shows most of all, as people ask about photographs, or what is the only one of its sort."""
         named: dict[str, list[str]] = {}
         for name in self.names:
-            for sort in sorted(sorts_of(name) & self.sorts.keys() - {name}):
+            for sort in sorted(sorts_of(name) & self.sorts.keys()):
                 named.setdefault(sort, []).append(name)
-        only = [(sort, *members) for sort, members in named.items() if len(members) == 1]
+        only = [(sort, *members) for sort, members in named.items() if len(members) == 1 and members != [sort]]
         form = "recognition_sort" if self.rng.random() < 0.6 else "recognition_largest"
         if only and form == "recognition_sort" and self.rng.random() < 0.8:
             sort, name = self.rng.choice(only)

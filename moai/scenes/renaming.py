@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from moai.scenes.questions import SceneQuestion, sorts_of
+from moai.scenes.questions import SceneQuestion, is_doubtful, sorts_of
 from moai.scenes.signs import sign_words
-from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, SYNONYMS, indefinite, is_plural_name, plural
+from moai.scenes.vocabulary import OBJECT_CLASSES, PAINTS, PREDICATES, SYNONYMS, indefinite, is_plural_name, plural
 from verbalizers.core.structures import Scene
 
 __all__ = ["kin_of", "rename_scene"]
@@ -25,7 +25,7 @@ _SORTED_NOUNS = Path(__file__).parent / "assets" / "words" / "sorts.json"
 
 _RENAMED, _TWO_WORDS, _MADE_UP = 0.6, 0.2, 0.15
 # Shares of the scenes of training: names of the same sort, other relations; and of the relations of such a scene.
-_AKIN, _OTHERWISE_RELATED, _OTHER_PREDICATE = 0.4, 0.4, 0.7
+_AKIN, _OTHERWISE_RELATED, _OTHER_PREDICATE = 0.5, 0.4, 0.7
 _OTHER_PREDICATES = (
     *("above", "across", "against", "around", "at", "behind", "below", "biting", "carrying", "catching", "chasing"),
     *("cleaning", "climbing", "covering", "crossing", "drinking from", "eating", "entering", "facing", "feeding"),
@@ -70,8 +70,14 @@ def _kin() -> dict[frozenset[str], tuple[str, ...]]:
 
 
 def kin_of(name: str) -> tuple[str, ...]:
-    """Nouns of the same sorts as a name of Scenes' that are none of its names; none where it has no sort."""
-    return _kin().get(sorts_of(name) - {"object"}, ())
+    """Nouns of the same sorts as a name of Scenes' that are none of its names; people of a person.
+
+    Of a name without a sort those of no sort that is asked for. None where its sort may be doubted: a tent's.
+    """
+    sorts = sorts_of(name) - {"object"}
+    if any(is_doubtful(name, sort) for sort in sorts):
+        return ()
+    return _kin().get(sorts or frozenset({"person" if name == "person" else "other"}), ())
 
 
 def _sample_name(rng: Random, split: str) -> str:
@@ -132,13 +138,13 @@ def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str], are_kin
     question, met = _rename_text(asked.question, new_names)
     earlier = []
     for before, answer in asked.earlier:
-        (before, in_question), (answer, _) = _rename_text(before, new_names), _rename_text(answer, new_names)
-        earlier.append((before, answer))
+        before, in_question = _rename_text(before, new_names)
+        earlier.append((before, answer if answer in PAINTS else _rename_text(answer, new_names)[0]))
         met |= in_question
     named = {asked.asked, *(asked.options if asked.kind == "comparison" else ())}
     if named & new_names.keys() - met:
         return None
-    answer = asked.answer if asked.kind == "reading" else _rename_text(asked.answer, new_names)[0]
+    answer = asked.answer if asked.kind in ("reading", "colour") else _rename_text(asked.answer, new_names)[0]
     return replace(asked, question=question, answer=answer, earlier=tuple(earlier))
 
 
@@ -163,9 +169,13 @@ def rename_scene(
     for name in sorted(names & OBJECT_CLASSES.keys() - kept):
         if is_plural_name(name) or rng.random() >= _RENAMED:
             continue
+        is_both = plural(name) == name  # "fish": whether one or several are meant is not told
         if are_kin:
-            if kin := [noun for noun in kin_of(name) if noun not in new_names.values()]:
+            kin = [noun for noun in kin_of(name) if noun not in new_names.values()]
+            if kin := [noun for noun in kin if not is_both or plural(noun) == noun]:
                 new_names[name] = rng.choice(kin)
+            continue
+        if is_both and split == "train":
             continue
         while (new := _sample_name(rng, split)) in _forms() or new in new_names.values():
             pass

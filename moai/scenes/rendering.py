@@ -10,7 +10,7 @@ from moai.scenes.layout import PlacedObject, SceneLayout
 from moai.scenes.signs import SignFace
 from moai.scenes.textures import paint_texture, smooth_noise
 from moai.scenes.truth import pixel_box, sign_polygons
-from moai.scenes.vocabulary import COLOURS, OBJECT_CLASSES
+from moai.scenes.vocabulary import OBJECT_CLASSES, PAINTS
 
 __all__ = ["render_scene"]
 
@@ -123,7 +123,7 @@ def _paint_sprite(canvas: Image.Image, placed: PlacedObject, image_size: int, rn
         alpha = _sharpened_alpha(alpha, min(enlargement, 3.0))
     pixels = sprite.convert("RGB")
     if placed.colour:
-        pixels = _painted(pixels, alpha, COLOURS[placed.colour])
+        pixels = _painted(pixels, alpha, PAINTS[placed.colour])
     pixels = ImageEnhance.Brightness(pixels).enhance(brightness)
     if image_size >= 256:
         pixels = ImageEnhance.Color(pixels).enhance(colour)

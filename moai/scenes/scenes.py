@@ -22,7 +22,7 @@ from random import Random
 
 import numpy as np
 
-from moai.scenes.closeups import Closeup, sample_closeup
+from moai.scenes.closeups import Closeup, paint_things, sample_closeup
 from moai.scenes.layout import SceneLayout, sample_layout
 from moai.scenes.noise import ImageNoise, add_noise, sample_image_noise, spoil_image
 from moai.scenes.questions import QUESTION_KINDS, SceneQuestion, ask_questions
@@ -200,6 +200,8 @@ class Scenes:
         if is_blank:
             layout = replace(layout, stuff=(), objects=(), relations=())
         closeup = sample_closeup(Random(f"part {seed}"), layout) if is_close else None
+        if closeup is not None:
+            layout = paint_things(Random(f"paint {seed}"), layout)
         noise = sample_image_noise(Random(f"image {seed}"), self.image_noise)
         if closeup is not None and noise is not None:
             noise = replace(noise, frame=(0.0, 0.0, 0.0))

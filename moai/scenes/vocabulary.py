@@ -13,6 +13,7 @@ __all__ = [
     "OBJECT_CLASSES",
     "OUTSIDE_NAMES",
     "PAINTED_NAMES",
+    "PAINTS",
     "PANOPTIC_NAMES",
     "PREDICATES",
     "STUFF_NAMES",
@@ -262,6 +263,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (38, 38, 42),
     "white": (242, 242, 242),
 }
+#: What things of scenes seen from near are painted in too.
+PAINTS: dict[str, tuple[int, int, int]] = COLOURS | {
+    "orange": (240, 130, 30),
+    "brown": (120, 72, 38),
+    "grey": (135, 135, 135),
+    "pink": (240, 145, 185),
+}
 PAINTED_NAMES = frozenset(
     {"bicycle", "motorcycle", "car", "bus", "truck", "boat", "airplane", "helicopter", "bench", "chair", "couch", "bed"}
     | {"umbrella", "backpack", "handbag", "suitcase", "tie", "kite", "balloon", "frisbee", "skateboard", "surfboard"}
@@ -323,8 +331,13 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 
 _PLURAL_NAMES = frozenset({"skis", "scissors", "glasses", "stairs", "spectacles"})
-_IRREGULAR = {"person": "people", "mouse": "mice", "knife": "knives", "shelf": "shelves", "bus": "buses"}
-_SAME_PLURAL = frozenset({"sheep", "fish", "deer", "broccoli", "cardboard"}) | _PLURAL_NAMES
+_IRREGULAR = {
+    **{"person": "people", "mouse": "mice", "knife": "knives", "shelf": "shelves", "bus": "buses", "man": "men"},
+    **{"woman": "women", "child": "children", "goose": "geese", "wolf": "wolves", "leaf": "leaves"},
+    **{"potato": "potatoes", "meatloaf": "meatloaves"},
+}
+_SAME_PLURAL = frozenset({"sheep", "fish", "deer", "broccoli", "cardboard", "tuna"}) | _PLURAL_NAMES
+_SAME_PLURAL |= {"goldfish", "catfish", "clownfish", "lionfish", "pufferfish"}
 _MASS_NAMES = frozenset(STUFF_NAMES) - {"road", "river", "wall", "floor", "rug", "counter", "ceiling", "mountain"}
 
 
@@ -350,4 +363,4 @@ def indefinite(name: str) -> str:
     """The name with its indefinite article: "a dog", "an apple", "grass", "scissors"."""
     if name in _MASS_NAMES or name in _PLURAL_NAMES or name in ("cardboard", "broccoli"):
         return name
-    return ("an " if name[0] in "aeiou" else "a ") + name
+    return ("an " if name[0] in "aeiou" and name != "ukulele" else "a ") + name

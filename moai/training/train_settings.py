@@ -160,6 +160,8 @@ class OptimizationSettings:
             rate).
         warmup_share: Share of the steps in which the rate rises linearly.
         final_share: The cosine ends at this share of the peak.
+        averaged_share: The result holds the mean of the weights after each of the last steps, this share of them (arXiv
+            1803.05407; validation measures the weights of the step); 0 = the last weights.
         optimizer: ``adamw``; or ``muon``: orthogonalised updates (:class:`torch.optim.Muon`) for matrices, AdamW for
             the rest, at one rate.
         weight_decay: Of matrices; vectors (norms, biases), embeddings and latents have none.
@@ -179,6 +181,7 @@ class OptimizationSettings:
     learning_rates: dict[str, Number] = field(default_factory=dict)
     warmup_share: Number = 0.03
     final_share: Number = 0.0
+    averaged_share: Number = 0.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: Number = 0.05
     betas: tuple[Number, ...] = (0.9, 0.999)
@@ -209,6 +212,8 @@ class OptimizationSettings:
         )
         _check(self.learning_rate > 0, f"`optimization.learning_rate` must be positive, got {self.learning_rate}.")
         _check(0 <= self.warmup_share <= 1, f"`optimization.warmup_share` must be in [0, 1], got {self.warmup_share}.")
+        share = self.averaged_share
+        _check(0 <= share <= 1, f"`optimization.averaged_share` must be in [0, 1], got {share}.")
         _check(len(self.betas) == 2, f"`optimization.betas` must be two numbers, got {self.betas}.")
 
     def count_steps(self, steps_per_epoch: int) -> int:

@@ -49,6 +49,7 @@ from .tasks import find_runner
 from .train_settings import RunSettings, TrainSettings, load_settings
 from .trained_parts import PartCount, count_parts, print_parts
 from .validation import Validator
+from .weight_mean import WeightMean
 from .zero_sharding import collect_zero_state, configure_engine, is_zero, restore_zero_state
 
 if TYPE_CHECKING:
@@ -247,6 +248,8 @@ class Trainer:
         self.num_own = num_micro_batches // num_ranks
         if is_zero(accelerator) and chosen.optimizer != "adamw":
             raise ValueError("DeepSpeed takes one optimizer. Set `optimization.optimizer: adamw`.")
+        if is_zero(accelerator) and chosen.averaged_share:
+            raise ValueError("DeepSpeed shards weights that are to be averaged. Use DDP or FSDP (configs/accelerate).")
         if is_zero(accelerator) and task.extra_state():
             raise ValueError(
                 f"expected a task without a state beside its model where DeepSpeed shards it, got {type(task).__name__}"
@@ -263,10 +266,11 @@ class Trainer:
             assert not unknown, unknown
         optimizers = build_optimizers(task.model, chosen, task.part_of, task.decays)
         self.wrapped, *self.optimizers = accelerator.prepare(task, *optimizers)
+        self.mean = WeightMean(task.model, num_steps, chosen.averaged_share)
         self.validator = Validator(accelerator, task, self.wrapped) if task.num_validation_batches else None
 
     def run(self) -> tuple[int, float | None]:
-        """Run the remaining steps.
+        """Run the remaining steps; after the last of them the model holds the mean of weights where one is asked for.
 
         Returns:
             How many are done, fewer than all after Ctrl-C or SIGTERM; and the last logged loss, on the main process.
@@ -299,6 +303,8 @@ class Trainer:
                     raise
         done = self.done
         assert self.saved == done
+        if done == self.num_steps:
+            self.mean.put()
         for tracker in accelerator.trackers:
             tracker.finish()
         return done, logger.last_loss if logger is not None else None
@@ -330,7 +336,7 @@ class Trainer:
                     buffer.copy_(value)
                 if self._unlogged is not None:
                     logger.window.add(self._unlogged)
-                extra = {name: whole_tensor(value) for name, value in self.task.extra_state().items()}
+                extra = {name: whole_tensor(value) for name, value in self._extra_state().items()}
                 self._write(self.done, logger, *collect_state(self.task.model, self.optimizers), extra)
                 self.saved = self.done
             except Exception as other:  # noqa: BLE001 - the first error is to be shown, whatever this one is
@@ -410,6 +416,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         self.task.after_step(step + 1)
+        self.mean.after_step(step + 1)
         self._is_updating, self._statistics = False, []
         named = zip(counters.items(), counted, strict=True)
         counters = {name: summed.view(value.shape) for (name, value), summed in named}
@@ -440,6 +447,10 @@ class Trainer:
             sums = {name: value + sums[name] if sums else value for name, value in counters.items()}
         return total, sums
 
+    def _extra_state(self) -> dict[str, torch.Tensor]:
+        """What training changes beside the model: the task's, and the mean of weights."""
+        return self.task.extra_state() | self.mean.state()
+
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         """Add numbers up over ranks; float64 on the CPU."""
         return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()
@@ -449,7 +460,7 @@ class Trainer:
             weights, moments = collect_zero_state(self.task.model, *self.optimizers)
         else:
             weights, moments = collect_state(self.task.model, self.optimizers)
-        extra = {name: whole_tensor(value) for name, value in self.task.extra_state().items()}
+        extra = {name: whole_tensor(value) for name, value in self._extra_state().items()}
         with raising_together(self.accelerator, CheckpointError):
             if logger is not None:
                 self._write(done, logger, weights, moments, extra)
@@ -483,7 +494,7 @@ class Trainer:
             restore_zero_state(self.task.model, *self.optimizers, weights, moments)
         else:
             restore_state(self.task.model, self.optimizers, weights, moments)
-        restore_extra_state(self.task.extra_state(), found)
+        restore_extra_state(self._extra_state(), found)
         if is_main:
             print(f"going on after step {state['step']} of {self.num_steps} ({found})", flush=True)
         return int(state["step"]), state.get("window")

@@ -15,7 +15,7 @@ import torch
 
 from moai.models.moai.tokenization_internlm2 import InternLM2Tokenizer
 from moai.scenes.scenes import SceneSample
-from moai.scenes.vocabulary import COLOURS, OBJECT_CLASSES, STUFF_NAMES
+from moai.scenes.vocabulary import OBJECT_CLASSES, PAINTS, STUFF_NAMES
 
 __all__ = ["PatchPieces", "PieceVocabulary", "patch_pieces"]
 
@@ -43,12 +43,12 @@ class PieceVocabulary:
     def from_tokenizer(cls, tokenizer: InternLM2Tokenizer) -> PieceVocabulary:
         """Read it off a tokenizer."""
         encode = tokenizer.sp_model.encode
-        names = {name: tuple(encode(f" {name}")) for name in (*OBJECT_CLASSES, *STUFF_NAMES, *COLOURS)}
+        names = {name: tuple(encode(f" {name}")) for name in (*OBJECT_CLASSES, *STUFF_NAMES, *PAINTS)}
         is_thing, is_colour = (
             torch.zeros(len(tokenizer), dtype=torch.bool).index_fill_(
                 0, torch.tensor([names[n][0] for n in group]), True
             )
-            for group in (OBJECT_CLASSES, COLOURS)
+            for group in (OBJECT_CLASSES, PAINTS)
         )
         return cls(names, is_thing, is_colour)
 

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from training_builders import learned
 
 pytest.importorskip("accelerate", reason='needs accelerate: pip install "moai-vlm[train]"')
 
-from moai.training.checkpoints import CheckpointError, find_newest_checkpoint  # noqa: E402
+from moai.training.checkpoints import CheckpointError, find_newest_checkpoint, read_checkpoint  # noqa: E402
 from moai.training.metrics_logging import read_log  # noqa: E402
 from moai.training.processes import start_accelerator  # noqa: E402
 from moai.training.task import Batch, Task  # noqa: E402
@@ -150,3 +151,41 @@ def test_broken_state_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got others in 'queue'"):
         run(tmp_path / "run", Broken())
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_the_result_is_the_mean_of_the_last_weights_when_a_share_is_averaged(tmp_path: Path) -> None:
+    task = TeacherTask()
+    settings = settings_of(tmp_path / "run", averaged_share=0.5)
+    settings = replace(settings, saving=SavingSettings(every_steps=1, keep=NUM_STEPS))
+    Trainer(settings, task, NUM_STEPS, start_accelerator(settings)).run()
+    stored = [read_checkpoint(tmp_path / f"run/checkpoints/step-{step:08d}")[0] for step in range(1, NUM_STEPS + 1)]
+    for name, value in task.model.named_parameters():
+        expected = torch.stack([weights[name] for weights in stored[NUM_STEPS // 2 :]]).mean(0)
+        torch.testing.assert_close(value.detach(), expected, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(value, stored[-1][name])
+
+
+def test_the_mean_is_that_of_an_unbroken_run_when_stopped_within_it(tmp_path: Path) -> None:
+    run(tmp_path / "whole", whole := TeacherTask(), averaged_share=0.75)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        run(tmp_path / "run", TeacherTask(8), averaged_share=0.75)
+    run(tmp_path / "run", resumed := TeacherTask(), averaged_share=0.75)
+    check_equal(tmp_path / "whole", tmp_path / "run")
+    run(tmp_path / "run", again := TeacherTask(), averaged_share=0.75)  # nothing is left to do: the same result
+    for name, value in whole.model.named_parameters():
+        for other in (resumed, again):
+            assert torch.equal(value, dict(other.model.named_parameters())[name])
+    with pytest.raises(CheckpointError, match="averaged_share` was 0.75 and is 0.5"):
+        run(tmp_path / "run", TeacherTask(), averaged_share=0.5)
+
+
+def test_the_mean_is_refused_when_weights_have_running_statistics(tmp_path: Path) -> None:
+    class Normalised(TeacherTask):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model.append(nn.BatchNorm1d(WIDTH))
+
+    with pytest.raises(ValueError, match="without batch normalisation"):
+        run(tmp_path / "run", Normalised(), averaged_share=0.5)
+    with pytest.raises(ValueError, match=r"averaged_share` must be in \[0, 1\], got 2"):
+        OptimizationSettings(num_steps=1, averaged_share=2)
