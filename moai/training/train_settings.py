@@ -161,7 +161,7 @@ class OptimizationSettings:
         warmup_share: Share of the steps in which the rate rises linearly.
         final_share: The cosine ends at this share of the peak.
         averaged_share: The result holds the mean of the weights after each of the last steps, this share of them (arXiv
-            1803.05407; validation measures the weights of the step); 0 = the last weights.
+            1803.05407), which the last validation measures; 0 = the last weights.
         optimizer: ``adamw``; or ``muon``: orthogonalised updates (:class:`torch.optim.Muon`) for matrices, AdamW for
             the rest, at one rate.
         weight_decay: Of matrices; vectors (norms, biases), embeddings and latents have none.

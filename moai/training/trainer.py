@@ -360,10 +360,12 @@ class Trainer:
             raise ValueError("weights lie in pieces on all processes, which do not answer any more")
 
     def _validate(self, done: int) -> float | None:
-        """Validation loss where it is time to measure it."""
+        """Validation loss where it is time to measure it; at the end that of the result."""
         every = self.settings.watching.validate_every_steps
-        is_due = done == self.num_steps or (every and done % every == 0)
-        return self.validator.measure() if self.validator is not None and is_due else None
+        if self.validator is None or not (done == self.num_steps or (every and done % every == 0)):
+            return None
+        with self.mean.in_place() if done == self.num_steps else contextlib.nullcontext():
+            return self.validator.measure()
 
     def _start_logger(self, start: int, window: Mapping[str, Any] | None) -> MetricsLogger | None:
         settings, accelerator = self.settings, self.accelerator

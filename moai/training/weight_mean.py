@@ -5,7 +5,8 @@ Source: Stochastic weight averaging, arXiv 1803.05407.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -53,8 +54,21 @@ class WeightMean:
         for name, value in self.parameters.items():
             self.means[name].lerp_(value.detach().float(), weight)
 
-    @torch.no_grad()
     def put(self) -> None:
         """Put the means in the place of the weights."""
+        self._put(self.means)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the means are in the place of the weights."""
+        own = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self._put(self.means)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(self.means[name])
+            parameter.copy_(values[name])

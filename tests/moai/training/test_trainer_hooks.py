@@ -179,6 +179,23 @@ def test_the_mean_is_that_of_an_unbroken_run_when_stopped_within_it(tmp_path: Pa
         run(tmp_path / "run", TeacherTask(), averaged_share=0.5)
 
 
+def test_the_last_validation_is_that_of_the_result_when_a_share_is_averaged(tmp_path: Path) -> None:
+    class Validated(TeacherTask):
+        num_validation_batches = 1
+
+        def validation_batch(self, place: int) -> Batch:
+            return Batch(torch.ones(4, WIDTH), 4.0)
+
+        def forward(self, inputs):
+            return super().forward(inputs) if self.training else (self.model(inputs).square().sum(), {})
+
+    run(tmp_path / "run", task := Validated(), averaged_share=0.5)
+    measured = [line["validation_loss"] for line in read_log(tmp_path / "run/log.jsonl") if "validation_loss" in line]
+    with torch.no_grad():
+        expected = task.model.eval()(torch.ones(4, WIDTH)).square().sum().item() / 4
+    assert measured == [pytest.approx(expected)]
+
+
 def test_the_mean_is_refused_when_weights_have_running_statistics(tmp_path: Path) -> None:
     class Normalised(TeacherTask):
         def __init__(self) -> None:
