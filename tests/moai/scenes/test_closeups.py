@@ -9,7 +9,7 @@ from moai.scenes.closeups import Closeup, sample_closeup
 from moai.scenes.questions import sorts_of
 from moai.scenes.rendering import render_scene
 from moai.scenes.scenes import Scenes
-from moai.scenes.vocabulary import OBJECT_CLASSES
+from moai.scenes.vocabulary import COLOURS, OBJECT_CLASSES, PAINTS
 from verbalizers.core.scene import verbalize_scene
 
 SIZE = 96
@@ -133,6 +133,29 @@ def test_the_only_thing_of_its_sort_is_the_answer_when_a_sort_is_asked_for(sampl
             said = [sort for sort in sorts_of(question.answer) if sort in question.question.lower()]
             called = {name for sort in said for name in things_of_sort(sample, sort)}
             assert called <= {question.answer} or largest_name(sample) == question.answer, question
+
+
+def test_things_have_more_colours_when_scenes_are_seen_from_nearer(samples) -> None:
+    """People and signs have their own, and whole scenes the colours that they had."""
+    near = {p.colour for sample in samples if sample.closeup for p in sample.layout.objects}
+    assert near == {"", *PAINTS}
+    assert not any(p.colour for sample in samples for p in sample.layout.objects if p.name in ("person", "sign"))
+    whole = Scenes("train", seed=6, image_size=48, length=60)
+    assert {p.colour for sample in whole for p in sample.layout.objects} <= {"", *COLOURS}
+    asked = [(sample, q) for sample in samples for q in sample.questions if q.kind == "colour"]
+    assert len(asked) > 10
+    for sample, question in asked:
+        assert question.answer in {p.colour for p in sample.layout.objects if p.name == question.asked}
+
+
+def test_no_answer_tells_a_sort_when_it_is_asked_whether_one_is_there() -> None:
+    """A sort is there as often as not: what is asked for is here or in the foil, never in both."""
+    kinds = ("existence",) * 8
+    near = Scenes("train", seed=9, image_size=32, num_questions=8, kinds=kinds, closeup_share=1.0, length=1500)
+    answers = [(q.asked, q.answer) for sample in near for q in sample.questions if q.is_sort and not q.earlier]
+    for sort in ("animal", "bird", "insect", "vehicle"):
+        yes, no = (answers.count((sort, answer)) for answer in ("yes", "no"))
+        assert yes + no > 15 and 0.25 < yes / (yes + no) < 0.75, (sort, yes, no)
 
 
 def test_sorts_are_asked_for_by_name_when_scenes_are_whole() -> None:

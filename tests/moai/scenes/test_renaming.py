@@ -9,7 +9,7 @@ import pytest
 from moai.scenes.questions import QUESTION_KINDS
 from moai.scenes.renaming import kin_of, rename_scene
 from moai.scenes.scenes import Scenes
-from moai.scenes.vocabulary import OBJECT_CLASSES, PREDICATES, SYNONYMS, plural
+from moai.scenes.vocabulary import OBJECT_CLASSES, PAINTS, PREDICATES, SYNONYMS, plural
 from verbalizers.core.scene import verbalize_scene
 
 SORTS = ("animal", "bird", "fruit", "insect", "instrument", "vegetable", "vehicle")
@@ -142,6 +142,29 @@ def test_names_stay_of_their_sort_when_sorts_are_asked_for() -> None:
     assert asked > 20 and len(new) > 10
     assert {"meerkat", "fox"} < set(kin_of("dog")) and "eagle" in kin_of("penguin") and "eagle" not in kin_of("dog")
     assert not any(name in OBJECT_CLASSES for name in kin_of("dog"))
+    assert "farmer" in kin_of("person") and "ladder" in kin_of("clock") and kin_of("tent") == ()
+
+
+def test_colours_stay_when_things_are_renamed() -> None:
+    """An orange balloon is not of the colour "cranberry" where the fruit beside it has that name."""
+    stream = Scenes(
+        "train", seed=33, image_size=32, num_questions=10, kinds=("colour",) * 4, closeup_share=1.0, length=400
+    )
+    answers = [
+        asked.answer
+        for sample in stream
+        for asked in rename_scene(sample.truth, sample.questions, Random(sample.index))[1]
+    ]
+    assert set(answers) == PAINTS.keys()
+
+
+def test_one_is_told_from_several_when_a_name_is_both() -> None:
+    """ "How many lobster?" is asked of nothing: for "fish" only what is as both stands."""
+    stream = Scenes("train", seed=3, image_size=32, num_questions=2, length=400)
+    for sample in stream:
+        scene, _ = rename_scene(sample.truth, sample.questions, Random(sample.index))
+        for old, new in new_names(sample, scene).items():
+            assert plural(old) != old or plural(new) == new, (old, new)
 
 
 def test_relations_stay_when_the_split_is_not_trained(renamed) -> None:
