@@ -78,6 +78,7 @@ _SORTS: dict[str, frozenset[str]] = {
     "insect": frozenset({"bee", "butterfly"}),
     "instrument": frozenset({"guitar", "trumpet", "drum"}),
     "object": frozenset({"holdable", "item", "container", "device", "luggage", "toy"}),
+    "person": frozenset({"person"}),
     "piece of furniture": frozenset({"seat", "dining table", "cabinet", "shelf"}),
     "plant": frozenset({"plant", "flower", "tree", "potted plant"}),
     "tool": frozenset({"scissors", "spoon", "fork", "knife"}),
@@ -87,14 +88,27 @@ _SORTS: dict[str, frozenset[str]] = {
 }
 #: Sorts of which every name is one or none, but for these, of which one may doubt it.
 _CLEAR_SORTS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("bird", "fruit", "insect", "instrument", "vegetable"), frozenset()),
+    **dict.fromkeys(("bird", "fruit", "insect", "instrument", "person", "vegetable"), frozenset()),
     "animal": frozenset({"teddy bear", "mouse"}),
     "building": frozenset({"tent", "bridge", "door", "window", "stairs"}),
     "food": frozenset({"fish", "octopus"}),
+    "garment": frozenset({"person", "crown", "glasses", "backpack", "handbag", "umbrella"}),
+    "piece of furniture": frozenset(
+        {"counter", "rug", "toilet", "oven", "sink", "refrigerator", "pillow", "mirror", "curtain", "lantern", "light"}
+        | {"clock", "potted plant", "door", "window", "stairs", "fence", "shelf", "cardboard"}
+    ),
+    "plant": frozenset(
+        {"apple", "banana", "orange", "pineapple", "strawberry", "broccoli", "carrot", "grass", "playingfield"}
+    ),
+    "tool": frozenset(
+        {"spoon", "fork", "toothbrush", "hair drier", "bucket", "camera", "umbrella", "baseball bat", "tennis racket"}
+        | {"lantern", "glasses", "remote", "keyboard", "mouse"}
+    ),
     "vehicle": frozenset({"skateboard"}),
 }
-_UNCOUNTED_SORTS = frozenset({"food"})
-_SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE, _SORT_SHARE = 0.15, 0.06, 0.15, 0.2, 0.35
+_UNCOUNTED_SORTS = frozenset({"food", "garment", "plant"})
+_SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE = 0.15, 0.06, 0.15, 0.2
+_SORT_SHARE, _ABSENT_SORT_SHARE = 0.7, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +196,11 @@ def is_doubtful(name: str, sort: str) -> bool:
     return name in _CLEAR_SORTS.get(sort, ())
 
 
+def _clear_sorts(names: set[str]) -> tuple[str, ...]:
+    """Sorts that may be asked for where there are these things and grounds."""
+    return tuple(sort for sort, others in _CLEAR_SORTS.items() if not others & names)
+
+
 def format_box(box: tuple[float, float, float, float]) -> str:
     """A normalised box as verbalizations write it: "[0.10, 0.20, 0.55, 0.99]"."""
     return "[" + ", ".join(f"{value:.2f}" for value in box) + "]"
@@ -233,7 +252,7 @@ class _Asker:
         signs.sort(key=lambda item: item[1].sign.quads[0][0][1])  # from the top, as text detectors sort lines
         kinds = Counter(sort for thing in self.objects for sort in sorts_of(thing.name))
         #: How many things are of a sort, where none is in doubt.
-        self.sorts = {sort: kinds[sort] for sort, others in _CLEAR_SORTS.items() if not others & self.counts.keys()}
+        self.sorts = {sort: kinds[sort] for sort in _clear_sorts({*self.counts, *self.stuff})}
         self.counted_sorts = [sort for sort in self.sorts if sort not in _UNCOUNTED_SORTS]
         self.signs = [
             _Sign(p.sign.lines, (0.5 * (p.box[0] + p.box[2]), 0.5 * (p.box[1] + p.box[3])), grounds[k], p.sign.claim)
@@ -251,7 +270,8 @@ class _Asker:
             self.here = [name for name in self.names if name in allowed]
             self.absent = [name for name in allowed if name not in self.blocked]
         self.foil_counts, absent = others, set(self.absent)
-        self.foil_sorts = {sort for name in others for sort in sorts_of(name)}
+        clear = _clear_sorts({*others, *(s.name for s in foil.stuff)})
+        self.foil_sorts = {sort for name in others for sort in sorts_of(name)}.intersection(clear)
         named = [(foil.entity_name(s), p, foil.entity_name(o)) for s, p, o in foil.relations]
         self.absent_relations = [relation for relation in named if relation[0] in absent and _is_asked(*relation)]
         self.absent_colours = [p.name for p in foil.objects if (p.colour or asks_of_few) and p.name in absent]
@@ -280,9 +300,10 @@ class _Asker:
         is_there = self.rng.random() < (0.5 if self.fewest > 1 else 0.65)
         names = self.here if is_there else self.absent
         if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
+            is_there = self.rng.random() < 0.75
             # Here and not in the foil, or the other way round, as with names.
-            here = {sort for sort in self.counted_sorts if self.sorts[sort] > 0}
-            other = self.foil_sorts.intersection(self.counted_sorts)
+            here = {sort for sort in self.sorts if self.sorts[sort] > 0}
+            other = self.foil_sorts.intersection(self.sorts)
             sorts = sorted(here - other if is_there else other - here)
             sort = self.rng.choice(sorts) if sorts else ""
             answer = "yes" if is_there else "no"
@@ -306,6 +327,8 @@ class _Asker:
 
     def ask_counting(self) -> SceneQuestion | None:
         countable = [name for name in self.names if not is_plural_name(name) and name != "sign"]
+        if self.fewest == 1:  # penguins are birds too
+            countable = [name for name in countable if self.sorts.get(name, self.counts[name]) == self.counts[name]]
         numbers = {self.counts[name] for name in countable}
         if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
             sorts = [sort for sort in self.counted_sorts if 0 < self.sorts[sort] <= _MAX_COUNT]
@@ -363,10 +386,15 @@ class _Asker:
                 return None
             name = largest.name
             sort = self.rng.choice(["thing", *sorted(sorts_of(name) - {name})])
-        form += "s" if self.counts[name] > 1 else ""
-        sorts = plural(sort) if sort != "piece of furniture" else "pieces of furniture"
-        options, is_sort = self.names, sort != "thing"
-        return self.say("recognition", form, name, options=options, is_sort=is_sort, sort=sort, sorts=sorts)
+        return self.ask_sort("recognition", name, sort, self.counts[name] > 1, form)
+
+    def ask_sort(
+        self, kind: str, name: str, sort: str, are_many: bool, form: str = "recognition_sort"
+    ) -> SceneQuestion:
+        """What thing, or what animal, vehicle, ..., this is."""
+        form += "s" if are_many else ""
+        asked = sort if kind == "absence" else ""
+        return self.say(kind, form, name, asked, self.names, is_sort=sort != "thing", sort=sort, sorts=plural(sort))
 
     def ask_localisation(self) -> SceneQuestion | None:
         if len(self.names) < (_FEWEST_OPTIONS if self.fewest > 1 else 1):
@@ -510,6 +538,9 @@ class _Asker:
         )
 
     def ask_absence(self) -> SceneQuestion | None:
+        if self.fewest == 1 and self.rng.random() < _ABSENT_SORT_SHARE:
+            sorts = [sort for sort in sorted(self.foil_sorts.intersection(self.sorts)) if not self.sorts[sort]]
+            return self.ask_sort("absence", "", self.rng.choice(sorts), self.rng.random() < 0.3) if sorts else None
         draw = self.rng.random()  # the shares are those of the same forms where something is there
         if draw < 0.225:
             if self.signs:

@@ -25,7 +25,7 @@ _SORTED_NOUNS = Path(__file__).parent / "assets" / "words" / "sorts.json"
 
 _RENAMED, _TWO_WORDS, _MADE_UP = 0.6, 0.2, 0.15
 # Shares of the scenes of training: names of the same sort, other relations; and of the relations of such a scene.
-_AKIN, _OTHERWISE_RELATED, _OTHER_PREDICATE = 0.5, 0.4, 0.7
+_AKIN, _OTHERWISE_RELATED, _OTHER_PREDICATE = 0.7, 0.4, 0.7
 _OTHER_PREDICATES = (
     *("above", "across", "against", "around", "at", "behind", "below", "biting", "carrying", "catching", "chasing"),
     *("cleaning", "climbing", "covering", "crossing", "drinking from", "eating", "entering", "facing", "feeding"),
@@ -77,7 +77,7 @@ def kin_of(name: str) -> tuple[str, ...]:
     sorts = sorts_of(name) - {"object"}
     if any(is_doubtful(name, sort) for sort in sorts):
         return ()
-    return _kin().get(sorts or frozenset({"person" if name == "person" else "other"}), ())
+    return _kin().get(sorts or frozenset({"other"}), ())
 
 
 def _sample_name(rng: Random, split: str) -> str:
@@ -133,6 +133,8 @@ def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str], are_kin
     """The question with other names; None where a slip hides one of them, or they are of no sort that is asked for."""
     if asked.is_sort and (asked.earlier or not are_kin):
         return asked if not new_names else None
+    if asked.is_sort and asked.kind == "absence":
+        return asked
     if asked.is_sort:  # an owl is a bird, and "bird" in the question no name of it
         return replace(asked, answer=_rename_text(asked.answer, new_names)[0])
     question, met = _rename_text(asked.question, new_names)

@@ -8,7 +8,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageEnhance
 from moai.scenes.asset_loading import load_font, sprite_image, text_extent
 from moai.scenes.layout import PlacedObject, SceneLayout
 from moai.scenes.signs import SignFace
-from moai.scenes.textures import paint_texture, smooth_noise
+from moai.scenes.textures import nameless_image, paint_texture, smooth_noise
 from moai.scenes.truth import pixel_box, sign_polygons
 from moai.scenes.vocabulary import OBJECT_CLASSES, PAINTS
 
@@ -25,13 +25,16 @@ def render_scene(layout: SceneLayout, image_size: int) -> np.ndarray:
         image_size: height and width in pixels.
 
     Returns:
-        uint8 (image_size, image_size, 3) RGB; the same layout gives the same pixels. Where there is nothing, they have
-        one colour, every second time under uneven light.
+        uint8 (image_size, image_size, 3) RGB; the same layout gives the same pixels. Where there is nothing, half of the
+        images have one colour, some of these under uneven light, and half show what nobody could name.
     """
     rng = np.random.default_rng(layout.texture_seed)
     if not layout.stuff and not layout.objects:
         plain = Image.new("RGB", (image_size, image_size), tuple(rng.integers(0, 256, 3).tolist()))
-        return np.asarray(plain) if rng.random() < 0.5 else _finish(plain, rng, image_size)
+        draw = rng.random()
+        if draw < 0.25:
+            return np.asarray(plain)
+        return _finish(plain if draw < 0.5 else _as_image(nameless_image(rng, image_size)), rng, image_size)
     canvas = _paint_stuff(layout, image_size)
     is_lit_from_left = rng.random() < 0.5
     for placed in layout.objects:

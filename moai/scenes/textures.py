@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["STUFF_TEXTURES", "paint_texture", "smooth_noise"]
+__all__ = ["STUFF_TEXTURES", "nameless_image", "paint_texture", "smooth_noise"]
 
 Colour = tuple[int, int, int]
 
@@ -16,6 +16,24 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, rows: float,
     shape = max(2, round(rows) + 1), max(2, round(columns) + 1)
     grid = Image.fromarray(rng.random(shape, dtype=np.float32) * 2 - 1)
     return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def nameless_image(rng: np.random.Generator, size: int) -> np.ndarray:
+    """float32 (size, size, 3) RGB: noise whose amplitudes fall with frequency f about as photographs' do, as 1 / f^a.
+
+    Half of the images have few tones, and so edges. That photographs have a near 1: Field, Relations between the
+    statistics of natural images and the response properties of cortical cells, J. Opt. Soc. Am. A 4 (1987).
+    """
+    frequencies = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]) * size
+    amplitudes = 1 / np.maximum(frequencies, 1) ** rng.uniform(0.8, 2.4)
+    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, size, size))) * amplitudes, (size, size))
+    noise /= noise.std(axis=(1, 2), keepdims=True)
+    if rng.random() < 0.5:
+        tone = rng.uniform(0.4, 1.5)
+        noise = np.round(noise / tone) * tone
+    mixed = np.tensordot(1 + 0.4 * rng.standard_normal((3, 3)), noise, 1)  # light in all channels, and some colour
+    image = rng.uniform(40, 215, (3, 1, 1)) + rng.uniform(10, 45) * mixed
+    return np.moveaxis(image, 0, 2).astype(np.float32)
 
 
 def _recede(texture: np.ndarray) -> np.ndarray:

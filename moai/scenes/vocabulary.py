@@ -334,9 +334,9 @@ _PLURAL_NAMES = frozenset({"skis", "scissors", "glasses", "stairs", "spectacles"
 _IRREGULAR = {
     **{"person": "people", "mouse": "mice", "knife": "knives", "shelf": "shelves", "bus": "buses", "man": "men"},
     **{"woman": "women", "child": "children", "goose": "geese", "wolf": "wolves", "leaf": "leaves"},
-    **{"potato": "potatoes", "meatloaf": "meatloaves"},
+    **{"potato": "potatoes", "meatloaf": "meatloaves", "piece of furniture": "pieces of furniture"},
 }
-_SAME_PLURAL = frozenset({"sheep", "fish", "deer", "broccoli", "cardboard", "tuna"}) | _PLURAL_NAMES
+_SAME_PLURAL = frozenset({"sheep", "fish", "deer", "broccoli", "cardboard", "food", "tuna"}) | _PLURAL_NAMES
 _SAME_PLURAL |= {"goldfish", "catfish", "clownfish", "lionfish", "pufferfish"}
 _MASS_NAMES = frozenset(STUFF_NAMES) - {"road", "river", "wall", "floor", "rug", "counter", "ceiling", "mountain"}
 
@@ -361,6 +361,6 @@ def plural(name: str) -> str:
 
 def indefinite(name: str) -> str:
     """The name with its indefinite article: "a dog", "an apple", "grass", "scissors"."""
-    if name in _MASS_NAMES or name in _PLURAL_NAMES or name in ("cardboard", "broccoli"):
+    if name in _MASS_NAMES or name in _PLURAL_NAMES or name in ("cardboard", "broccoli", "food"):
         return name
     return ("an " if name[0] in "aeiou" and name != "ukulele" else "a ") + name
