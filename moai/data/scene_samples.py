@@ -5,7 +5,7 @@ Questions about them, or each with its caption as a document.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -29,6 +29,8 @@ __all__ = ["SceneSamples"]
 _MEASURED_SCENES = 8
 #: Where in the stream the images of other scenes come from: scenes that no source reaches.
 _UNRELATED = 1 << 40
+#: Share of them in which there is nothing at all.
+_NAMELESS_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ class SceneSamples:
                 renamed, asked_about = rename_scene(found, asked, rng, self._source.split)
                 if asked_about:  # a slip may hide the name in all of them
                     found, questions, shown = renamed, asked_about, self._scenes[_UNRELATED + index]
+                    if rng.random() < _NAMELESS_SHARE:
+                        shown = replace(shown, layout=shown.layout.emptied(), closeup=None)
             self._made = scene_index, _Told(scene, found, questions, shown)
         return self._made[1]
 

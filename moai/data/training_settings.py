@@ -54,9 +54,11 @@ class SceneSource:
         has_one_wording: Each form of a question is asked in the same words.
         closeup_share: Share of scenes that have no signs and of which the image shows a part, with one thing large in
             it, where one was found.
-        blank_share: Share of scenes in which there is nothing at all and whose image has one colour.
+        blank_share: Share of scenes in which there is nothing at all, whose image has one colour or shows what has no
+            name.
         unrelated_share: Share of scenes whose things have other names than Scenes know (`moai.scenes.renaming`) and
-            whose image is that of another scene: there the verbalization is right, whatever the image shows.
+            whose image is that of another scene, or of nothing: there the verbalization is right, whatever the image
+            shows.
     """
 
     length: Positive = 1000

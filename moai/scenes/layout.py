@@ -4,7 +4,7 @@ Everything is decided here, so truth, questions and pixels of one seed always ag
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from moai.scenes.groups import GroupMember, GroupPlan, plan_copies, plan_group, plan_single
@@ -80,6 +80,10 @@ class SceneLayout:
     def entity_name(self, index: int) -> str:
         """Name of an entity of `relations`."""
         return (self.stuff[index] if index < len(self.stuff) else self.objects[index - len(self.stuff)]).name
+
+    def emptied(self) -> "SceneLayout":
+        """The layout of nothing at all."""
+        return replace(self, stuff=(), objects=(), relations=())
 
 
 def _overlap(a: Box, b: Box) -> float:

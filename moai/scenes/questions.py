@@ -88,11 +88,12 @@ _SORTS: dict[str, frozenset[str]] = {
 }
 #: Sorts of which every name is one or none, but for these, of which one may doubt it.
 _CLEAR_SORTS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("bird", "fruit", "insect", "instrument", "person", "vegetable"), frozenset()),
+    **dict.fromkeys(("bird", "fruit", "insect", "person", "vegetable"), frozenset()),
     "animal": frozenset({"teddy bear", "mouse"}),
     "building": frozenset({"tent", "bridge", "door", "window", "stairs"}),
     "food": frozenset({"fish", "octopus"}),
     "garment": frozenset({"person", "crown", "glasses", "backpack", "handbag", "umbrella"}),
+    "instrument": frozenset({"keyboard"}),
     "piece of furniture": frozenset(
         {"counter", "rug", "toilet", "oven", "sink", "refrigerator", "pillow", "mirror", "curtain", "lantern", "light"}
         | {"clock", "potted plant", "door", "window", "stairs", "fence", "shelf", "cardboard"}
@@ -104,7 +105,7 @@ _CLEAR_SORTS: dict[str, frozenset[str]] = {
         {"spoon", "fork", "toothbrush", "hair drier", "bucket", "camera", "umbrella", "baseball bat", "tennis racket"}
         | {"lantern", "glasses", "remote", "keyboard", "mouse"}
     ),
-    "vehicle": frozenset({"skateboard"}),
+    "vehicle": frozenset({"skateboard", "balloon"}),
 }
 _UNCOUNTED_SORTS = frozenset({"food", "garment", "plant"})
 _SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE = 0.15, 0.06, 0.15, 0.2
@@ -250,9 +251,9 @@ class _Asker:
         grounds = {s - len(layout.stuff): layout.entity_name(o) for s, _, o in layout.relations}
         signs = [(k, placed) for k, placed in enumerate(layout.objects) if placed.sign is not None]
         signs.sort(key=lambda item: item[1].sign.quads[0][0][1])  # from the top, as text detectors sort lines
-        kinds = Counter(sort for thing in self.objects for sort in sorts_of(thing.name))
+        self.kinds = Counter(sort for thing in self.objects for sort in sorts_of(thing.name))
         #: How many things are of a sort, where none is in doubt.
-        self.sorts = {sort: kinds[sort] for sort in _clear_sorts({*self.counts, *self.stuff})}
+        self.sorts = {sort: self.kinds[sort] for sort in _clear_sorts({*self.counts, *self.stuff})}
         self.counted_sorts = [sort for sort in self.sorts if sort not in _UNCOUNTED_SORTS]
         self.signs = [
             _Sign(p.sign.lines, (0.5 * (p.box[0] + p.box[2]), 0.5 * (p.box[1] + p.box[3])), grounds[k], p.sign.claim)
@@ -282,7 +283,7 @@ class _Asker:
     ) -> SceneQuestion:  # fmt: skip
         """Word a question; a name may be called otherwise."""
         called = asked
-        if not self.has_one_wording and asked in SYNONYMS and self.rng.random() < _SYNONYM_SHARE:
+        if not self.has_one_wording and not is_sort and asked in SYNONYMS and self.rng.random() < _SYNONYM_SHARE:
             called = self.rng.choice(SYNONYMS[asked])
         slots = {**(name_slots(called) if asked else {}), **slots}
         worded = word_question(self.rng, form, slots, self.may_be_new, self.has_one_wording)
@@ -328,7 +329,7 @@ class _Asker:
     def ask_counting(self) -> SceneQuestion | None:
         countable = [name for name in self.names if not is_plural_name(name) and name != "sign"]
         if self.fewest == 1:  # penguins are birds too
-            countable = [name for name in countable if self.sorts.get(name, self.counts[name]) == self.counts[name]]
+            countable = [name for name in countable if self.kinds.get(name, self.counts[name]) == self.counts[name]]
         numbers = {self.counts[name] for name in countable}
         if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
             sorts = [sort for sort in self.counted_sorts if 0 < self.sorts[sort] <= _MAX_COUNT]
@@ -392,7 +393,7 @@ class _Asker:
         self, kind: str, name: str, sort: str, are_many: bool, form: str = "recognition_sort"
     ) -> SceneQuestion:
         """What thing, or what animal, vehicle, ..., this is."""
-        form += "s" if are_many else ""
+        form += "s" if are_many and plural(sort) != sort else ""
         asked = sort if kind == "absence" else ""
         return self.say(kind, form, name, asked, self.names, is_sort=sort != "thing", sort=sort, sorts=plural(sort))
 
@@ -539,7 +540,8 @@ class _Asker:
 
     def ask_absence(self) -> SceneQuestion | None:
         if self.fewest == 1 and self.rng.random() < _ABSENT_SORT_SHARE:
-            sorts = [sort for sort in sorted(self.foil_sorts.intersection(self.sorts)) if not self.sorts[sort]]
+            # Nobody is asked what person somebody is: that would tell the answer.
+            sorts = sorted(sort for sort in self.foil_sorts - {"person"} if self.sorts.get(sort) == 0)
             return self.ask_sort("absence", "", self.rng.choice(sorts), self.rng.random() < 0.3) if sorts else None
         draw = self.rng.random()  # the shares are those of the same forms where something is there
         if draw < 0.225:

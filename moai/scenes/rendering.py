@@ -25,8 +25,8 @@ def render_scene(layout: SceneLayout, image_size: int) -> np.ndarray:
         image_size: height and width in pixels.
 
     Returns:
-        uint8 (image_size, image_size, 3) RGB; the same layout gives the same pixels. Where there is nothing, half of the
-        images have one colour, some of these under uneven light, and half show what nobody could name.
+        uint8 (image_size, image_size, 3) RGB; the same layout gives the same pixels. Where there is nothing, half of
+        the images have one colour, some under uneven light, and half show what nobody could name.
     """
     rng = np.random.default_rng(layout.texture_seed)
     if not layout.stuff and not layout.objects:

@@ -133,7 +133,8 @@ class Scenes:
         image_noise: share of images that are grey, bright or dark, or in a grey frame: for training.
         closeup_share: share of scenes that have no signs, of which the image shows a part with one thing large in it,
             where one was found, and which are asked about whatever can be guessed: for training.
-        blank_share: share of scenes in which there is nothing at all: the image is of one colour: for training.
+        blank_share: share of scenes in which there is nothing at all, images of one colour or of what has no name: for
+            training.
         start: first index of the iteration.
         length: number of scenes of the iteration; None = endless.
         names: of the things that there are, of `OBJECT_CLASSES`; none = all of them, in groups too.
@@ -198,7 +199,7 @@ class Scenes:
         options = (self.num_objects, sign_probability, self.made_up_share, self.split, self.forged_share)
         layout = sample_layout(rng, *options, names=self.names)
         if is_blank:
-            layout = replace(layout, stuff=(), objects=(), relations=())
+            layout = layout.emptied()
         closeup = sample_closeup(Random(f"part {seed}"), layout) if is_close else None
         if closeup is not None:
             layout = paint_things(Random(f"paint {seed}"), layout)

@@ -337,7 +337,7 @@ _IRREGULAR = {
     **{"potato": "potatoes", "meatloaf": "meatloaves", "piece of furniture": "pieces of furniture"},
 }
 _SAME_PLURAL = frozenset({"sheep", "fish", "deer", "broccoli", "cardboard", "food", "tuna"}) | _PLURAL_NAMES
-_SAME_PLURAL |= {"goldfish", "catfish", "clownfish", "lionfish", "pufferfish"}
+_SAME_PLURAL |= {"goldfish", "catfish", "clownfish", "jellyfish", "lionfish", "pufferfish", "starfish"}
 _MASS_NAMES = frozenset(STUFF_NAMES) - {"road", "river", "wall", "floor", "rug", "counter", "ceiling", "mountain"}
 
 

@@ -1,6 +1,7 @@
 """Tables, scenes and the cache of verbalizations as sources of training samples."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -281,18 +282,22 @@ def test_words_say_other_names_than_the_image_shows_when_it_is_unrelated(process
         build(DataSettings(sources=[{"scenes": {**scenes, "kinds": kinds, "unrelated_share": share}}]), processor)
         for share in (0.0, 1.0)
     )
-    stream, renamed = Scenes(image_size=64, closeup_share=0.5), 0
+    stream, renamed, images, empty = Scenes(image_size=64, closeup_share=0.5), 0, 0, 0
     for index in range(12):
         sample = stream[index]
         if not sample.truth.detections.class_names:
             continue
         words, asked = said(other, 3 * index), other[3 * index]
         assert not np.array_equal(np.asarray(asked.images[0]), sample.image)
+        shown = stream[(1 << 40) + index]
+        nothing = replace(shown, layout=shown.layout.emptied(), closeup=None)
+        images += np.array_equal(np.asarray(asked.images[0]), shown.image)
+        empty += np.array_equal(np.asarray(asked.images[0]), nothing.image)
         assert np.array_equal(np.asarray(plain[3 * index].images[0]), sample.image)
         said_names = {name for name in OBJECT_CLASSES if f"] {name}" in words}
         renamed += not {*sample.truth.segments.class_names, *sample.truth.detections.class_names} <= said_names
         assert "colour" not in asked.prompt and "color" not in asked.prompt
-    assert renamed > 3
+    assert renamed > 3 and images > 2 and empty > 0
 
 
 def test_sources_are_joined_when_several_are_named(half_cached: tuple[Path, Path], processor: MoAIProcessor) -> None:
