@@ -1,6 +1,7 @@
 """Scenes seen from nearer, as photographs show things: one of them fills a quarter of its side or more."""
 
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -16,6 +17,20 @@ _VISIBLE = 0.6  # of another thing, or nothing of it: of less nobody could say w
 _ATTEMPTS = 12
 _PAINTED = 0.6
 _CHOICES = 3  # that one is taken of
+# What people call by the names of colours: hues in degrees, saturations and values (HSV).
+_SHADES: dict[str, tuple[tuple[float, float], ...]] = {
+    "red": ((348, 368), (0.65, 1), (0.45, 0.95)),
+    "orange": ((20, 34), (0.75, 1), (0.82, 1)),
+    "yellow": ((46, 60), (0.5, 1), (0.8, 1)),
+    "green": ((80, 160), (0.35, 1), (0.25, 0.8)),
+    "blue": ((205, 240), (0.45, 1), (0.35, 1)),
+    "purple": ((268, 295), (0.4, 0.9), (0.35, 0.8)),
+    "pink": ((315, 352), (0.25, 0.5), (0.85, 1)),
+    "brown": ((14, 36), (0.4, 0.8), (0.22, 0.52)),
+    "grey": ((0, 360), (0, 0.08), (0.38, 0.68)),
+    "black": ((0, 360), (0, 0.25), (0.04, 0.16)),
+    "white": ((0, 360), (0, 0.05), (0.9, 1)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +101,17 @@ def sample_closeup(rng: Random, layout: SceneLayout) -> Closeup | None:
     return max(found, key=lambda one: one[0])[1] if found else None
 
 
+def _sample_shade(rng: Random, colour: str) -> tuple[int, int, int]:
+    hue, saturation, value = (rng.uniform(*span) for span in _SHADES[colour])
+    return tuple(round(255 * part) for part in hsv_to_rgb(hue / 360 % 1, saturation, value))
+
+
 def paint_things(rng: Random, layout: SceneLayout) -> SceneLayout:
-    """Paint some of a scene's things, but for people and signs, and in more colours than whole scenes have."""
-    objects = tuple(
-        replace(placed, colour=rng.choice(tuple(PAINTS)))
-        if placed.name not in ("person", "sign") and rng.random() < _PAINTED
-        else placed
-        for placed in layout.objects
-    )
-    return replace(layout, objects=objects)
+    """Paint some of a scene's things, but for people and signs, in more colours and shades than whole scenes have."""
+    objects = []
+    for placed in layout.objects:
+        colour = placed.colour
+        if placed.name not in ("person", "sign") and rng.random() < _PAINTED:
+            colour = rng.choice(tuple(PAINTS))
+        objects.append(replace(placed, colour=colour, shade=_sample_shade(rng, colour) if colour else None))
+    return replace(layout, objects=tuple(objects))

@@ -48,6 +48,7 @@ class PlacedObject:
         has_shadow: whether it throws a shadow on the ground under it.
         sign: the words, for signs.
         colour: one of `PAINTS` that it is painted in; "" = its sprite's own.
+        shade: of that colour, RGB; None = that of `PAINTS`.
     """
 
     name: str
@@ -57,6 +58,7 @@ class PlacedObject:
     has_shadow: bool
     sign: SignFace | None = None
     colour: str = ""
+    shade: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ def _paint_sprite(canvas: Image.Image, placed: PlacedObject, image_size: int, rn
         alpha = _sharpened_alpha(alpha, min(enlargement, 3.0))
     pixels = sprite.convert("RGB")
     if placed.colour:
-        pixels = _painted(pixels, alpha, PAINTS[placed.colour])
+        pixels = _painted(pixels, alpha, placed.shade or PAINTS[placed.colour])
     pixels = ImageEnhance.Brightness(pixels).enhance(brightness)
     if image_size >= 256:
         pixels = ImageEnhance.Color(pixels).enhance(colour)
