@@ -151,6 +151,24 @@ def test_things_have_more_colours_when_scenes_are_seen_from_nearer(samples) -> N
         assert question.answer in {p.colour for p in sample.layout.objects if p.name == question.asked}
 
 
+def test_colours_are_shades_that_go_by_their_names_when_scenes_are_seen_from_nearer(samples) -> None:
+    """Of each colour many, none far from all others of it, and none near to one of another colour."""
+    shades: dict[str, set[tuple[int, int, int]]] = {}
+    for sample in samples:
+        for placed in sample.layout.objects:
+            assert (placed.shade is None) == (sample.closeup is None or not placed.colour)
+            if placed.shade is not None:
+                shades.setdefault(placed.colour, set()).add(placed.shade)
+    assert set(shades) == set(PAINTS) and min(map(len, shades.values())) > 10
+    for colour, its in shades.items():
+        others = np.array([shade for other, them in shades.items() if other != colour for shade in them], float)
+        for shade in its:
+            nearest = min(np.linalg.norm(np.subtract(shade, other)) for other in its - {shade})
+            assert nearest < 60 and np.linalg.norm(others - shade, axis=1).min() > 12, (colour, shade)
+    whole = Scenes("train", seed=6, image_size=48, length=40)
+    assert all(placed.shade is None for sample in whole for placed in sample.layout.objects)
+
+
 def test_no_answer_tells_a_sort_when_it_is_asked_whether_one_is_there() -> None:
     """A sort is there as often as not: what is asked for is here or in the foil, never in both."""
     kinds = ("existence",) * 8
