@@ -29,13 +29,15 @@ from verbalizers.core.structures import Scene
 
 __all__ = [
     "CANNOT_TELL",
+    "CLEAR_SORTS",
     "PIXEL_KINDS",
     "QUESTION_KINDS",
     "REGIONS",
+    "UNCOUNTED_SORTS",
     "SceneQuestion",
     "ask_questions",
+    "clear_sorts",
     "format_box",
-    "is_doubtful",
     "region_of",
     "sorts_of",
 ]
@@ -87,7 +89,7 @@ _SORTS: dict[str, frozenset[str]] = {
     "vehicle": frozenset({"bike", "vehicle", "train", "aircraft", "boat"}),
 }
 #: Sorts of which every name is one or none, but for these, of which one may doubt it.
-_CLEAR_SORTS: dict[str, frozenset[str]] = {
+CLEAR_SORTS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("bird", "fruit", "insect", "person", "vegetable"), frozenset()),
     "animal": frozenset({"teddy bear", "mouse"}),
     "building": frozenset({"tent", "bridge", "door", "window", "stairs"}),
@@ -107,7 +109,8 @@ _CLEAR_SORTS: dict[str, frozenset[str]] = {
     ),
     "vehicle": frozenset({"skateboard", "balloon"}),
 }
-_UNCOUNTED_SORTS = frozenset({"food", "garment", "plant"})
+#: Sorts that nobody counts.
+UNCOUNTED_SORTS = frozenset({"food", "garment", "plant"})
 _SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE = 0.15, 0.06, 0.15, 0.2
 _SORT_SHARE, _ABSENT_SORT_SHARE = 0.7, 0.3
 
@@ -192,14 +195,9 @@ def sorts_of(name: str) -> frozenset[str]:
     return frozenset(sort for sort, members in _SORTS.items() if members & called)
 
 
-def is_doubtful(name: str, sort: str) -> bool:
-    """Whether one may doubt that something of a name of Scenes' is of a sort, or that it is not."""
-    return name in _CLEAR_SORTS.get(sort, ())
-
-
-def _clear_sorts(names: set[str]) -> tuple[str, ...]:
+def clear_sorts(names: set[str]) -> tuple[str, ...]:
     """Sorts that may be asked for where there are these things and grounds."""
-    return tuple(sort for sort, others in _CLEAR_SORTS.items() if not others & names)
+    return tuple(sort for sort, others in CLEAR_SORTS.items() if not others & names)
 
 
 def format_box(box: tuple[float, float, float, float]) -> str:
@@ -253,8 +251,8 @@ class _Asker:
         signs.sort(key=lambda item: item[1].sign.quads[0][0][1])  # from the top, as text detectors sort lines
         self.kinds = Counter(sort for thing in self.objects for sort in sorts_of(thing.name))
         #: How many things are of a sort, where none is in doubt.
-        self.sorts = {sort: self.kinds[sort] for sort in _clear_sorts({*self.counts, *self.stuff})}
-        self.counted_sorts = [sort for sort in self.sorts if sort not in _UNCOUNTED_SORTS]
+        self.sorts = {sort: self.kinds[sort] for sort in clear_sorts({*self.counts, *self.stuff})}
+        self.counted_sorts = [sort for sort in self.sorts if sort not in UNCOUNTED_SORTS]
         self.signs = [
             _Sign(p.sign.lines, (0.5 * (p.box[0] + p.box[2]), 0.5 * (p.box[1] + p.box[3])), grounds[k], p.sign.claim)
             for k, p in signs
@@ -271,7 +269,7 @@ class _Asker:
             self.here = [name for name in self.names if name in allowed]
             self.absent = [name for name in allowed if name not in self.blocked]
         self.foil_counts, absent = others, set(self.absent)
-        clear = _clear_sorts({*others, *(s.name for s in foil.stuff)})
+        clear = clear_sorts({*others, *(s.name for s in foil.stuff)})
         self.foil_sorts = {sort for name in others for sort in sorts_of(name)}.intersection(clear)
         named = [(foil.entity_name(s), p, foil.entity_name(o)) for s, p, o in foil.relations]
         self.absent_relations = [relation for relation in named if relation[0] in absent and _is_asked(*relation)]
@@ -301,11 +299,10 @@ class _Asker:
         is_there = self.rng.random() < (0.5 if self.fewest > 1 else 0.65)
         names = self.here if is_there else self.absent
         if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
-            is_there = self.rng.random() < 0.75
-            # Here and not in the foil, or the other way round, as with names.
-            here = {sort for sort in self.sorts if self.sorts[sort] > 0}
-            other = self.foil_sorts.intersection(self.sorts)
-            sorts = sorted(here - other if is_there else other - here)
+            # What is not here is of the foil, so that each sort is as often there as not.
+            sorts = [
+                sort for sort, n in self.sorts.items() if (n > 0 if is_there else n == 0 and sort in self.foil_sorts)
+            ]
             sort = self.rng.choice(sorts) if sorts else ""
             answer = "yes" if is_there else "no"
             return self.say("existence", "existence", answer, sort, ("yes", "no"), is_sort=True) if sort else None

@@ -1,31 +1,44 @@
 """Scenes whose things have other names: words that are no names of Scenes', so that a model has to take a name as it
-is written, from findings and questions, in place of recognising one of 154. In training some scenes keep to names of
-the same sort ("meerkat" for "dog"), so that what can be said of animals is said of those too, and things are related
-in more ways than Scenes know.
+is written, from findings and questions, in place of recognising one of 154. In training some scenes have nouns whose
+sorts are known, and are asked for sorts ("Is there a tool?", "What bird is this?"), and things are related in more ways
+than Scenes know.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
 
-from moai.scenes.questions import SceneQuestion, is_doubtful, sorts_of
+from moai.scenes.questions import CLEAR_SORTS, UNCOUNTED_SORTS, SceneQuestion, clear_sorts, sorts_of
 from moai.scenes.signs import sign_words
-from moai.scenes.vocabulary import OBJECT_CLASSES, PAINTS, PREDICATES, SYNONYMS, indefinite, is_plural_name, plural
+from moai.scenes.vocabulary import (
+    OBJECT_CLASSES,
+    PAINTS,
+    PREDICATES,
+    SYNONYMS,
+    indefinite,
+    is_plural_name,
+    plural,
+)
+from moai.scenes.wordings import name_slots, word_question
 from verbalizers.core.structures import Scene
 
-__all__ = ["kin_of", "rename_scene"]
+__all__ = ["rename_scene", "sorted_nouns"]
 
 _SORTED_NOUNS = Path(__file__).parent / "assets" / "words" / "sorts.json"
 
 _RENAMED, _TWO_WORDS, _MADE_UP = 0.6, 0.2, 0.15
-# Shares of the scenes of training: names of the same sort, other relations; and of the relations of such a scene.
-_AKIN, _OTHERWISE_RELATED, _OTHER_PREDICATE = 0.7, 0.4, 0.7
+# Shares of the scenes of training: nouns of known sorts, other relations; and of the relations of such a scene.
+_SORTED, _OTHERWISE_RELATED, _OTHER_PREDICATE = 0.7, 0.4, 0.7
+_MAX_COUNT = 5
+# Whether there is a garment nobody can say where a nurse is, nor whether an apple is a plant, or a tuna food.
+_DOUBTED_BESIDE = {"garment": "person", "plant": "food", "food": "fish"}
 _OTHER_PREDICATES = (
     *("above", "across", "against", "around", "at", "behind", "below", "biting", "carrying", "catching", "chasing"),
     *("cleaning", "climbing", "covering", "crossing", "drinking from", "eating", "entering", "facing", "feeding"),
@@ -56,28 +69,19 @@ def _pattern() -> re.Pattern[str]:
 
 
 @cache
-def _kin() -> dict[frozenset[str], tuple[str, ...]]:
-    """Nouns, none of them a name of Scenes', by all the sorts that they are of."""
+def sorted_nouns() -> dict[str, tuple[str, ...]]:
+    """By sort, and of "other", which are of none: nouns that are no names of Scenes'."""
     table: dict[str, list[str]] = json.loads(_SORTED_NOUNS.read_text("utf-8"))
+    return {sort: tuple(nouns) for sort, nouns in table.items()}
+
+
+@cache
+def _sorts_by_noun() -> dict[str, frozenset[str]]:
     sorts: dict[str, set[str]] = {}
-    for sort, nouns in table.items():
+    for sort, nouns in sorted_nouns().items():
         for noun in nouns:
             sorts.setdefault(noun, set()).add(sort)
-    kin: dict[frozenset[str], tuple[str, ...]] = {}
-    for noun, its in sorts.items():
-        kin[frozenset(its)] = (*kin.get(frozenset(its), ()), noun)
-    return kin
-
-
-def kin_of(name: str) -> tuple[str, ...]:
-    """Nouns of the same sorts as a name of Scenes' that are none of its names; people of a person.
-
-    Of a name without a sort those of no sort that is asked for. None where its sort may be doubted: a tent's.
-    """
-    sorts = sorts_of(name) - {"object"}
-    if any(is_doubtful(name, sort) for sort in sorts):
-        return ()
-    return _kin().get(sorts or frozenset({"other"}), ())
+    return {noun: frozenset(its & CLEAR_SORTS.keys()) for noun, its in sorts.items()}
 
 
 def _sample_name(rng: Random, split: str) -> str:
@@ -129,14 +133,10 @@ def _relate_otherwise(asked: SceneQuestion, predicates: Mapping[str, str], told:
     return asked
 
 
-def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str], are_kin: bool) -> SceneQuestion | None:
-    """The question with other names; None where a slip hides one of them, or they are of no sort that is asked for."""
-    if asked.is_sort and (asked.earlier or not are_kin):
-        return asked if not new_names else None
-    if asked.is_sort and asked.kind == "absence":
-        return asked
-    if asked.is_sort:  # an owl is a bird, and "bird" in the question no name of it
-        return replace(asked, answer=_rename_text(asked.answer, new_names)[0])
+def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str]) -> SceneQuestion | None:
+    """The question with other names; None where a slip hides one of them, or a sort is asked for: names tell it."""
+    if asked.is_sort:
+        return None if new_names else asked
     question, met = _rename_text(asked.question, new_names)
     earlier = []
     for before, answer in asked.earlier:
@@ -150,6 +150,57 @@ def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str], are_kin
     return replace(asked, question=question, answer=answer, earlier=tuple(earlier))
 
 
+def _names_of(found: Scene) -> list[str]:
+    return [*found.segments.class_names, *found.detections.class_names]
+
+
+def _unless_wider(asked: SceneQuestion, sorts: set[str]) -> SceneQuestion | None:
+    """The question; None where it asks for "bird", by name, where a noun of that sort is: an owl is a bird."""
+    asks = " ".join((asked.question, *(before for before, _ in asked.earlier)))
+    met = {_forms()[found[2].lower()][0] for found in _pattern().finditer(asks)}
+    return asked if sorts.isdisjoint(met) else None
+
+
+def _ask_sorts(found: Scene, kinds: set[str], rng: Random) -> list[SceneQuestion]:
+    """Ask for sorts of what was found, whether by a name of Scenes' or a noun of known sorts, and for absent ones."""
+    names = _names_of(found)
+    doubted = {sort for sort, other in _DOUBTED_BESIDE.items() if not set(sorted_nouns()[other]).isdisjoint(names)}
+    clear = set(clear_sorts(set(names))) - doubted
+    members: dict[str, Counter[str]] = {sort: Counter() for sort in sorted(clear)}
+    for name in names:
+        its = _sorts_by_noun().get(name, sorts_of(name) if name in OBJECT_CLASSES else frozenset())
+        for sort in its & clear:
+            members[sort][name] += 1
+    here = [sort for sort, its in members.items() if its]
+    absent = [sort for sort, its in members.items() if not its]
+    asked: list[SceneQuestion] = []
+
+    def ask(kind: str, form: str, answer: str, sort: str) -> None:
+        slots = {**name_slots(sort), "sort": sort, "sorts": plural(sort)}
+        worded = word_question(rng, form, slots, may_be_new=False)
+        asked.append(SceneQuestion(kind, worded.text, answer, form, worded.is_trained, (), sort, (), is_sort=True))
+
+    if "existence" in kinds:
+        num = min(rng.randint(1, 3), max(len(here), 1))  # as many of either, as far as there are some
+        for sorts, answer in ((here, "yes"), (absent, "no")):
+            for sort in rng.sample(sorts, min(num, len(sorts))):
+                ask("existence", "existence", answer, sort)
+    counted = [sort for sort in here if sort not in UNCOUNTED_SORTS and members[sort].total() <= _MAX_COUNT]
+    if "counting" in kinds and counted:
+        sort = rng.choice(counted)
+        ask("counting", "counting", str(members[sort].total()), sort)
+    only = [sort for sort in here if len(members[sort]) == 1 and sort not in members[sort]]
+    if "recognition" in kinds and only:
+        sort = rng.choice(only)
+        ((name, number),) = members[sort].items()
+        ask("recognition", "recognition_sort" + "s" * (number > 1 and plural(sort) != sort), name, sort)
+    if "absence" in kinds and (missing := [sort for sort in absent if sort != "person"]):
+        sort = rng.choice(missing)
+        form = "recognition_sort" + "s" * (rng.random() < 0.3 and plural(sort) != sort)
+        ask("absence", form, f"There is no {sort}.", sort)
+    return asked
+
+
 def rename_scene(
     found: Scene, questions: Sequence[SceneQuestion], rng: Random, split: str = "train"
 ) -> tuple[Scene, tuple[SceneQuestion, ...]]:
@@ -161,21 +212,23 @@ def rename_scene(
         found: What verbalizers found.
         questions: About the scene.
         rng: Draws names: English words, two of them, or made-up ones, none of which are names of Scenes'.
-        split: Whose English words. Of "train" some scenes have names of the same sort, some other relations.
+        split: Whose English words. Of "train" some scenes have nouns of known sorts and are asked for these, as far as
+            their kinds are asked, and some have other relations.
     """
-    are_kin, is_otherwise = (split == "train" and rng.random() < share for share in (_AKIN, _OTHERWISE_RELATED))
+    are_sorted, is_otherwise = (split == "train" and rng.random() < share for share in (_SORTED, _OTHERWISE_RELATED))
     kept = {"sign", *(asked.asked for asked in questions if asked.kind == "forged")}
     asked_for = {asked.asked for asked in questions if not asked.is_sort}
-    names = {*found.segments.class_names, *found.detections.class_names, *asked_for}
+    names = {*_names_of(found), *asked_for}
     new_names: dict[str, str] = {}
     for name in sorted(names & OBJECT_CLASSES.keys() - kept):
         if is_plural_name(name) or rng.random() >= _RENAMED:
             continue
         is_both = plural(name) == name  # "fish": whether one or several are meant is not told
-        if are_kin:
-            kin = [noun for noun in kin_of(name) if noun not in new_names.values()]
-            if kin := [noun for noun in kin if not is_both or plural(noun) == noun]:
-                new_names[name] = rng.choice(kin)
+        if are_sorted:
+            nouns = sorted_nouns()[rng.choice(list(sorted_nouns()))]
+            nouns = [noun for noun in nouns if noun not in new_names.values()]
+            if nouns := [noun for noun in nouns if not is_both or plural(noun) == noun]:
+                new_names[name] = rng.choice(nouns)
             continue
         if is_both and split == "train":
             continue
@@ -186,7 +239,7 @@ def rename_scene(
     def renamed(old: Iterable[str]) -> tuple[str, ...]:
         return tuple(new_names.get(name, name) for name in old)
 
-    asked_about = [_rename_question(asked, new_names, are_kin) for asked in questions]
+    asked_about = [_rename_question(asked, new_names) for asked in questions]
     relations = replace(found.relations, object_names=renamed(found.relations.object_names))
     if is_otherwise:
         others = rng.sample(_OTHER_PREDICATES, len(PREDICATES))
@@ -204,4 +257,8 @@ def rename_scene(
         detections=replace(found.detections, class_names=renamed(found.detections.class_names)),
         relations=relations,
     )
+    if are_sorted and new_names:
+        wide = {sort for sort, nouns in sorted_nouns().items() if not set(nouns).isdisjoint(_names_of(scene))}
+        asked_about = [asked and _unless_wider(asked, wide) for asked in asked_about]
+        asked_about += _ask_sorts(scene, {asked.kind for asked in questions}, rng)
     return scene, tuple(asked for asked in asked_about if asked is not None)
