@@ -154,11 +154,14 @@ def _names_of(found: Scene) -> list[str]:
     return [*found.segments.class_names, *found.detections.class_names]
 
 
-def _unless_wider(asked: SceneQuestion, sorts: set[str]) -> SceneQuestion | None:
-    """The question; None where it asks for "bird", by name, where a noun of that sort is: an owl is a bird."""
+def _unless_wider(asked: SceneQuestion, names: set[str], new_names: Mapping[str, str]) -> SceneQuestion | None:
+    """The question; None where a name is another's sort: is a bird there where an owl is, an owl where a bird is?"""
     asks = " ".join((asked.question, *(before for before, _ in asked.earlier)))
     met = {_forms()[found[2].lower()][0] for found in _pattern().finditer(asks)}
-    return asked if sorts.isdisjoint(met) else None
+    here = {sort for sort, nouns in sorted_nouns().items() if not names.isdisjoint(nouns)}
+    new = new_names.get(asked.asked, "")
+    its = {sort for sort, nouns in sorted_nouns().items() if new in nouns and new not in names}
+    return asked if met.isdisjoint(here) and its.isdisjoint(names) else None
 
 
 def _ask_sorts(found: Scene, kinds: set[str], rng: Random) -> list[SceneQuestion]:
@@ -258,7 +261,7 @@ def rename_scene(
         relations=relations,
     )
     if are_sorted and new_names:
-        wide = {sort for sort, nouns in sorted_nouns().items() if not set(nouns).isdisjoint(_names_of(scene))}
-        asked_about = [asked and _unless_wider(asked, wide) for asked in asked_about]
+        told_names = set(_names_of(scene))
+        asked_about = [asked and _unless_wider(asked, told_names, new_names) for asked in asked_about]
         asked_about += _ask_sorts(scene, {asked.kind for asked in questions}, rng)
     return scene, tuple(asked for asked in asked_about if asked is not None)
