@@ -29,7 +29,9 @@ __all__ = ["SceneSamples"]
 _MEASURED_SCENES = 8
 #: Where in the stream the images of other scenes come from: scenes that no source reaches.
 _UNRELATED = 1 << 40
-#: Share of them in which there is nothing at all.
+#: Distance to the scenes that stand in place of those without questions, and how many are tried.
+_SPARE, _TURNS = 1 << 41, 200
+#: Share of unrelated images in which there is nothing at all.
 _NAMELESS_SHARE = 0.4
 
 
@@ -84,7 +86,7 @@ class SceneSamples:
         self._is_live = settings.choose_verbalizations(source) == "live"
         self._scenes = scenes.stream(scenes.num_questions)
         count = min(scenes.length, source.limit or scenes.length)
-        asking = [index for index in range(min(count, _MEASURED_SCENES)) if self._has_something(index)]
+        asking = [k for k in range(min(count, _MEASURED_SCENES)) if self._has_something(self._tell(k))]
         if not asking:
             raise ValueError(
                 f"expected questions of the kinds {scenes.kinds}, got none in the first {min(count, _MEASURED_SCENES)} "
@@ -127,28 +129,37 @@ class SceneSamples:
             raise BadSampleError(problem)
         return sample
 
-    def _has_something(self, scene_index: int) -> bool:
-        told = self._tell(scene_index)
+    def _has_something(self, told: _Told) -> bool:
         return bool(caption_scene(told.scene.truth) if self._has_captions else told.questions)
 
     def _tell(self, scene_index: int) -> _Told:
-        """The scene of a sample; the last one is kept, for samples of one scene follow each other."""
+        """The scene of a sample; the last one is kept, for samples of one scene follow each other.
+
+        In place of a scene about which there is nothing to ask or to say stands one that no source reaches.
+        """
         if self._made is None or self._made[0] != scene_index:
-            index = self._source.start + scene_index
-            scene = self._scenes[index]
-            found, questions, shown = scene.truth, scene.questions, scene
-            if self.findings is not None and not self._is_live:
-                found = add_noise(scene.truth, Random(scene.seed), self._source.noise)
-            rng = Random(f"unrelated {scene.seed}")
-            if rng.random() < self._source.unrelated_share and scene.layout.stuff:
-                asked = [question for question in questions if question.kind not in PIXEL_KINDS]
-                renamed, asked_about = rename_scene(found, asked, rng, self._source.split)
-                if asked_about:  # a slip may hide the name in all of them
-                    found, questions, shown = renamed, asked_about, self._scenes[_UNRELATED + index]
-                    if rng.random() < _NAMELESS_SHARE:
-                        shown = replace(shown, layout=shown.layout.emptied(), closeup=None)
-            self._made = scene_index, _Told(scene, found, questions, shown)
+            first = told = self._make(self._source.start + scene_index)
+            for turn in range(1, _TURNS):
+                if self._has_something(told):
+                    break
+                told = self._make(self._source.start + scene_index + turn * _SPARE)
+            self._made = scene_index, told if self._has_something(told) else first
         return self._made[1]
+
+    def _make(self, index: int) -> _Told:
+        scene = self._scenes[index]
+        found, questions, shown = scene.truth, scene.questions, scene
+        if self.findings is not None and not self._is_live:
+            found = add_noise(scene.truth, Random(scene.seed), self._source.noise)
+        rng = Random(f"unrelated {scene.seed}")
+        if rng.random() < self._source.unrelated_share and scene.layout.stuff:
+            asked = [question for question in questions if question.kind not in PIXEL_KINDS]
+            renamed, asked_about = rename_scene(found, asked, rng, self._source.split)
+            if asked_about:  # a slip may hide the name in all of them
+                found, questions, shown = renamed, asked_about, self._scenes[_UNRELATED + index]
+                if rng.random() < _NAMELESS_SHARE:
+                    shown = replace(shown, layout=shown.layout.emptied(), closeup=None)
+        return _Told(scene, found, questions, shown)
 
     def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], tuple[Scene | None, ...] | None]:
         """Image of a scene, and what was found in it."""

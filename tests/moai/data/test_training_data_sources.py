@@ -300,6 +300,20 @@ def test_words_say_other_names_than_the_image_shows_when_it_is_unrelated(process
     assert renamed > 3 and images > 2 and empty > 0
 
 
+def test_another_scene_is_asked_about_when_one_has_no_questions(processor: MoAIProcessor) -> None:
+    """Few scenes have relations between things; a run must not end at the first that has none."""
+    from moai.scenes.scenes import Scenes
+
+    scenes = {"image_size": 64, "length": 30, "num_questions": 1, "kinds": ["object_relation"], "noise": 0}
+    dataset = build(DataSettings(sources=[{"scenes": scenes}]), processor)
+    stream = Scenes(image_size=64, num_questions=1, kinds=("object_relation",), length=30)
+    has_some = [bool(sample.questions) for sample in stream]
+    assert 0 < sum(has_some) < 30
+    for index, has in enumerate(has_some):
+        shown = np.asarray(dataset[index].images[0])
+        assert np.array_equal(shown, stream[index].image) == has
+
+
 def test_sources_are_joined_when_several_are_named(half_cached: tuple[Path, Path], processor: MoAIProcessor) -> None:
     path, cache = half_cached
     sources = [{"path": str(path), "limit": 1}, {"scenes": SCENES}]
