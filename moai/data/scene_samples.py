@@ -86,12 +86,12 @@ class SceneSamples:
         self._is_live = settings.choose_verbalizations(source) == "live"
         self._scenes = scenes.stream(scenes.num_questions)
         count = min(scenes.length, source.limit or scenes.length)
-        asking = [k for k in range(min(count, _MEASURED_SCENES)) if self._has_something(self._tell(k))]
-        if not asking:
+        if not self._has_something(self._tell(0)):
             raise ValueError(
-                f"expected questions of the kinds {scenes.kinds}, got none in the first {min(count, _MEASURED_SCENES)} "
-                "scenes. Name more kinds, or allow more objects (`num_objects`)."
+                f"expected questions of the kinds {scenes.kinds}, got none in {_TURNS} scenes. "
+                "Name more kinds, or allow more objects (`num_objects`)."
             )
+        asking = [k for k in range(min(count, _MEASURED_SCENES)) if self._has_something(self._tell(k))]
         samples = [self._compose(index, question) for index in asking for question in range(self._per_scene)]
         longest = max(map(collator.measure, samples))
         self._digest = hash_value(samples)
@@ -138,12 +138,9 @@ class SceneSamples:
         In place of a scene about which there is nothing to ask or to say stands one that no source reaches.
         """
         if self._made is None or self._made[0] != scene_index:
-            first = told = self._make(self._source.start + scene_index)
-            for turn in range(1, _TURNS):
-                if self._has_something(told):
-                    break
-                told = self._make(self._source.start + scene_index + turn * _SPARE)
-            self._made = scene_index, told if self._has_something(told) else first
+            first = self._source.start + scene_index
+            tried = (self._make(first + turn * _SPARE) for turn in range(_TURNS))
+            self._made = scene_index, next(filter(self._has_something, tried), None) or self._make(first)
         return self._made[1]
 
     def _make(self, index: int) -> _Told:

@@ -30,6 +30,7 @@ from verbalizers.core.structures import Scene
 __all__ = [
     "CANNOT_TELL",
     "CLEAR_SORTS",
+    "MAX_COUNT",
     "PIXEL_KINDS",
     "QUESTION_KINDS",
     "REGIONS",
@@ -38,6 +39,7 @@ __all__ = [
     "ask_questions",
     "clear_sorts",
     "format_box",
+    "plural_suffix",
     "region_of",
     "sorts_of",
 ]
@@ -55,7 +57,8 @@ REGIONS: tuple[str, ...] = tuple(
     "center" if (row, column) == ("middle", "center") else f"{row} {column}" for row in _ROWS for column in _COLUMNS
 )
 _REGION_MARGIN = 0.03  # a centre nearer than this to a border between regions is not asked about
-_MAX_COUNT = 5
+#: The largest number that is asked for.
+MAX_COUNT = 5
 # How much rarer larger numbers are in scenes, so how much more often they are wanted.
 _COUNT_WEIGHTS = {1: 1.0, 2: 1.1, 3: 1.4, 4: 2.0, 5: 2.2}
 _ORDINALS = ("first", "second", "third")
@@ -195,6 +198,11 @@ def sorts_of(name: str) -> frozenset[str]:
     return frozenset(sort for sort, members in _SORTS.items() if members & called)
 
 
+def plural_suffix(sort: str, are_many: bool) -> str:
+    """What the form of a question that asks for several of a sort has more: nothing where it has no plural ("food")."""
+    return "s" if are_many and plural(sort) != sort else ""
+
+
 def clear_sorts(names: set[str]) -> tuple[str, ...]:
     """Sorts that may be asked for where there are these things and grounds."""
     return tuple(sort for sort, others in CLEAR_SORTS.items() if not others & names)
@@ -329,7 +337,7 @@ class _Asker:
             countable = [name for name in countable if self.kinds.get(name, self.counts[name]) == self.counts[name]]
         numbers = {self.counts[name] for name in countable}
         if self.fewest == 1 and self.rng.random() < _SORT_SHARE:
-            sorts = [sort for sort in self.counted_sorts if 0 < self.sorts[sort] <= _MAX_COUNT]
+            sorts = [sort for sort in self.counted_sorts if 0 < self.sorts[sort] <= MAX_COUNT]
             sort = self.rng.choice(sorts) if sorts else ""
             return self.say("counting", "counting", str(self.sorts[sort]), sort, is_sort=True) if sort else None
         if len(numbers) < self.fewest and (self.objects or self.fewest > 1):
@@ -341,7 +349,7 @@ class _Asker:
             if not names:
                 return None
             return self.say("counting", "counting", "0", self.rng.choice(names), ("0",))
-        weights = {number: _COUNT_WEIGHTS[number] for number in sorted(numbers) if number <= _MAX_COUNT}
+        weights = {number: _COUNT_WEIGHTS[number] for number in sorted(numbers) if number <= MAX_COUNT}
         if not weights:
             return None
         number = self.rng.choices(list(weights), list(weights.values()))[0]
@@ -390,7 +398,7 @@ class _Asker:
         self, kind: str, name: str, sort: str, are_many: bool, form: str = "recognition_sort"
     ) -> SceneQuestion:
         """What thing, or what animal, vehicle, ..., this is."""
-        form += "s" if are_many and plural(sort) != sort else ""
+        form += plural_suffix(sort, are_many)
         asked = sort if kind == "absence" else ""
         return self.say(kind, form, name, asked, self.names, is_sort=sort != "thing", sort=sort, sorts=plural(sort))
 

@@ -15,7 +15,15 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from moai.scenes.questions import CLEAR_SORTS, UNCOUNTED_SORTS, SceneQuestion, clear_sorts, sorts_of
+from moai.scenes.questions import (
+    CLEAR_SORTS,
+    MAX_COUNT,
+    UNCOUNTED_SORTS,
+    SceneQuestion,
+    clear_sorts,
+    plural_suffix,
+    sorts_of,
+)
 from moai.scenes.signs import sign_words
 from moai.scenes.vocabulary import (
     OBJECT_CLASSES,
@@ -36,7 +44,6 @@ _SORTED_NOUNS = Path(__file__).parent / "assets" / "words" / "sorts.json"
 _RENAMED, _TWO_WORDS, _MADE_UP = 0.6, 0.2, 0.15
 # Shares of the scenes of training: nouns of known sorts, other relations; and of the relations of such a scene.
 _SORTED, _OTHERWISE_RELATED, _OTHER_PREDICATE = 0.7, 0.4, 0.7
-_MAX_COUNT = 5
 # Whether there is a garment nobody can say where a nurse is, nor whether an apple is a plant, or a tuna food.
 _DOUBTED_BESIDE = {"garment": "person", "plant": "food", "food": "fish"}
 _OTHER_PREDICATES = (
@@ -188,7 +195,7 @@ def _ask_sorts(found: Scene, kinds: set[str], rng: Random) -> list[SceneQuestion
         for sorts, answer in ((here, "yes"), (absent, "no")):
             for sort in rng.sample(sorts, min(num, len(sorts))):
                 ask("existence", "existence", answer, sort)
-    counted = [sort for sort in here if sort not in UNCOUNTED_SORTS and members[sort].total() <= _MAX_COUNT]
+    counted = [sort for sort in here if sort not in UNCOUNTED_SORTS and members[sort].total() <= MAX_COUNT]
     if "counting" in kinds and counted:
         sort = rng.choice(counted)
         ask("counting", "counting", str(members[sort].total()), sort)
@@ -196,11 +203,10 @@ def _ask_sorts(found: Scene, kinds: set[str], rng: Random) -> list[SceneQuestion
     if "recognition" in kinds and only:
         sort = rng.choice(only)
         ((name, number),) = members[sort].items()
-        ask("recognition", "recognition_sort" + "s" * (number > 1 and plural(sort) != sort), name, sort)
+        ask("recognition", "recognition_sort" + plural_suffix(sort, number > 1), name, sort)
     if "absence" in kinds and (missing := [sort for sort in absent if sort != "person"]):
         sort = rng.choice(missing)
-        form = "recognition_sort" + "s" * (rng.random() < 0.3 and plural(sort) != sort)
-        ask("absence", form, f"There is no {sort}.", sort)
+        ask("absence", "recognition_sort" + plural_suffix(sort, rng.random() < 0.3), f"There is no {sort}.", sort)
     return asked
 
 
