@@ -1,4 +1,5 @@
-"""Whether a model says names, and reads words, that it has never met: from words alone, without an image.
+"""Whether a model says names, and reads words, that it has never met, and knows what sorts of things names are of: from
+words alone, without an image.
 
     python -m benchmarks.unseen_names FOLDER OTHER_FOLDER --scenes 300
 
@@ -6,6 +7,9 @@ Things of validation scenes have other names, in the words and in questions and 
 (:mod:`moai.scenes.renaming`): English words that no training has, one in seven made-up syllables, of which it may
 have met some. Counted are the questions whose answer is such a name, and those that ask what a sign says, whose words
 no training has. Findings are true.
+
+Sorts ("Is there a tool?", "What bird is this?") are asked of validation scenes seen from nearer, half of which have
+their own names and half the nouns of training, for what a word that nobody has met means cannot be known.
 """
 
 from __future__ import annotations
@@ -32,13 +36,16 @@ from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES
 from verbalizers.core.scene import verbalize_scene
 from verbalizers.core.words import WordSettings
 
-__all__ = ["answer_unseen", "unseen_questions"]
+__all__ = ["KINDS", "SORTS", "answer_told", "sort_questions", "unseen_questions"]
 
 KINDS = ("recognition", "object_relation", "comparison", "reading")
+SORTS = ("existence", "counting", "recognition", "absence")
 _LONGEST_ANSWER = 32
 
+Told = Iterator[tuple[str, list[SceneQuestion]]]
 
-def unseen_questions(num_scenes: int, words: WordSettings | None = None) -> Iterator[tuple[str, list[SceneQuestion]]]:
+
+def unseen_questions(num_scenes: int, words: WordSettings | None = None) -> Told:
     """Words about validation scenes with other names, and the questions whose answers no training has met.
 
     Args:
@@ -55,24 +62,40 @@ def unseen_questions(num_scenes: int, words: WordSettings | None = None) -> Iter
             yield verbalize_scene(scene, settings=words), kept
 
 
+def sort_questions(num_scenes: int, words: WordSettings | None = None) -> Told:
+    """Words about parts of validation scenes, every other with nouns of training, and the questions about sorts.
+
+    Args:
+        num_scenes: Of the stream's first; those without such a question are left out.
+        words: How the scenes are told; None = the default.
+    """
+    options = {"image_size": 96, "num_questions": 12, "sign_probability": 0.0, "closeup_share": 1.0}
+    for sample in Scenes("validation", kinds=(*SORTS, *SORTS), length=num_scenes, **options):
+        scene, asked = sample.truth, sample.questions
+        if sample.index % 2:
+            scene, asked = rename_scene(scene, asked, Random(sample.index))
+        kept = [question for question in asked if question.is_sort and not question.earlier]
+        if kept:
+            yield verbalize_scene(scene, settings=words), kept
+
+
 @torch.no_grad()
-def answer_unseen(
-    model: MoAIForConditionalGeneration, processor: MoAIProcessor, num_scenes: int, words: WordSettings | None = None
+def answer_told(
+    model: MoAIForConditionalGeneration, processor: MoAIProcessor, told: Told
 ) -> tuple[Counter[str], Counter[str]]:
     """Ask a model.
 
     Args:
         model: In evaluation mode.
         processor: Its own.
-        num_scenes: See :func:`unseen_questions`.
-        words: Likewise.
+        told: Words, and the questions to ask about them.
 
     Returns:
         Questions asked and answered rightly, by kind.
     """
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    for findings, questions in unseen_questions(num_scenes, words):
+    for findings, questions in told:
         inputs = processor(auxiliary_text=[findings] * len(questions), questions=[q.question for q in questions])
         said = model.generate(**inputs, max_new_tokens=_LONGEST_ANSWER)[:, inputs["input_ids"].shape[1] :]
         for question, answer in zip(questions, processor.batch_decode(said, skip_special_tokens=True), strict=True):
@@ -87,20 +110,23 @@ def _share(right: int, asked: int) -> dict[str, Any] | None:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description="Whether models say names that they have never met.")
+    parser = argparse.ArgumentParser(description="Whether models say names they never met, and know what is a bird.")
     parser.add_argument("models", nargs="+", help="folders or bundled names of MoAIs")
     parser.add_argument("--scenes", type=int, default=300)
     chosen = parser.parse_args()
-    rows: list[list[str]] = [[kind, "0"] for kind in KINDS]
+    rows: list[list[str]] = [[kind, "0"] for kind in KINDS] + [[f"{kind} of a sort", "0"] for kind in SORTS]
     for name in chosen.models:
         folder = find_checkpoint(name)
         model = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        processor = MoAIProcessor.from_pretrained(folder)
         words = VerbalizerSettings.load(folder).words
-        asked, right = answer_unseen(model, MoAIProcessor.from_pretrained(folder), chosen.scenes, words)
-        for row in rows:
-            kind = row[0]
-            row[1] = str(asked[kind])
-            row.append(format_share(_share(right[kind], asked[kind])))
+        columns = []
+        for ask, kinds in ((unseen_questions, KINDS), (sort_questions, SORTS)):
+            asked, right = answer_told(model, processor, ask(chosen.scenes, words))
+            columns += [(asked[kind], format_share(_share(right[kind], asked[kind]))) for kind in kinds]
+        for row, (number, share) in zip(rows, columns, strict=True):
+            row[1] = str(number)
+            row.append(share)
     print(format_table(["question", "asked", *chosen.models], rows, 1))
 
 

@@ -15,7 +15,7 @@ _FILLED = (0.25, 1.05)
 _CUT = 0.15  # of a thing's side may lie outside
 _VISIBLE = 0.6  # of another thing, or nothing of it: of less nobody could say what it is
 _ATTEMPTS = 12
-_PAINTED = 0.6
+_PAINTED, _PAINTED_GROUNDS = 0.6, 0.3
 _CHOICES = 3  # that one is taken of
 # What people call by the names of colours: hues in degrees, saturations and values (HSV).
 _SHADES: dict[str, tuple[tuple[float, float], ...]] = {
@@ -107,11 +107,17 @@ def _sample_shade(rng: Random, colour: str) -> tuple[int, int, int]:
 
 
 def paint_things(rng: Random, layout: SceneLayout) -> SceneLayout:
-    """Paint some of a scene's things, but for people and signs, in more colours and shades than whole scenes have."""
+    """Paint some of a scene's things, but for people and signs, and grounds in more colours than whole scenes have."""
     objects = []
     for placed in layout.objects:
         colour = placed.colour
         if placed.name not in ("person", "sign") and rng.random() < _PAINTED:
             colour = rng.choice(tuple(PAINTS))
         objects.append(replace(placed, colour=colour, shade=_sample_shade(rng, colour) if colour else None))
-    return replace(layout, objects=tuple(objects))
+    grounds = []
+    for region in layout.stuff:
+        if rng.random() < _PAINTED_GROUNDS:
+            colour = rng.choice(tuple(PAINTS))
+            region = replace(region, colour=colour, shade=_sample_shade(rng, colour))
+        grounds.append(region)
+    return replace(layout, objects=tuple(objects), stuff=tuple(grounds))

@@ -17,6 +17,7 @@ from moai.scenes.layout import SceneLayout
 from moai.scenes.vocabulary import (
     COLOURS,
     OBJECT_CLASSES,
+    PAINTS,
     STUFF_NAMES,
     SYNONYMS,
     WIDER_NAMES,
@@ -116,6 +117,10 @@ CLEAR_SORTS: dict[str, frozenset[str]] = {
 UNCOUNTED_SORTS = frozenset({"food", "garment", "plant"})
 _SYNONYM_SHARE, _SECOND_TURN_SHARE, _AGAIN_SHARE, _STUFF_SHARE = 0.15, 0.06, 0.15, 0.2
 _SORT_SHARE, _ABSENT_SORT_SHARE = 0.7, 0.3
+_ABSENT_SIGN_SHARE = 0.4
+_EITHER_SHARE = 0.25  # of closeups' questions name two answers, of which one is right
+_SIDE_MARGIN = 0.08  # a centre nearer than this to the middle is on neither side
+_SIDES = (("left", "right"), ("top", "bottom"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +131,8 @@ class SceneQuestion:
         kind: one of `QUESTION_KINDS`.
         question: as somebody might type it.
         answer: existence and forged "yes" or "no", counting a number, recognition, relations and comparison a name,
-            localisation one of `REGIONS` or a box "[x0, y0, x1, y1]", reading the words, colour one of `PAINTS`,
-            absence "There is no giraffe.", outside `CANNOT_TELL`, description sentences.
+            localisation one of `REGIONS`, a side or a box "[x0, y0, x1, y1]", reading the words, colour one of
+            `PAINTS`, absence "There is no giraffe.", outside `CANNOT_TELL`, description sentences.
         form: which of `wordings.FORMS`.
         is_trained_wording: False where the training stream has no question in these words.
         earlier: questions and answers of the turns before.
@@ -266,6 +271,9 @@ class _Asker:
             for k, p in signs
         ]
         self.colours = {p.name: p.colour for p in layout.objects if p.colour and self.counts[p.name] == 1}
+        drawn = Counter(region.name for region in layout.stuff)
+        painted = {region.name: region.colour for region in layout.stuff if drawn[region.name] == 1 and region.colour}
+        self.ground_colours = {name: painted[name] for name in self.stuff if name in painted}
         others = Counter(placed.name for placed in foil.objects)
         self.blocked, foreign = (
             _blocked(names) for names in ((*self.names, *self.stuff), (*others, *(s.name for s in foil.stuff)))
@@ -277,6 +285,8 @@ class _Asker:
             self.here = [name for name in self.names if name in allowed]
             self.absent = [name for name in allowed if name not in self.blocked]
         self.foil_counts, absent = others, set(self.absent)
+        if asks_of_few and "sign" not in self.blocked and rng.random() < _ABSENT_SIGN_SHARE:
+            self.absent.append("sign")  # which no foil of a closeup has
         clear = clear_sorts({*others, *(s.name for s in foil.stuff)})
         self.foil_sorts = {sort for name in others for sort in sorts_of(name)}.intersection(clear)
         named = [(foil.entity_name(s), p, foil.entity_name(o)) for s, p, o in foil.relations]
@@ -296,6 +306,10 @@ class _Asker:
         if kind == "absence":
             answer = f"There {_are(called)} no {called}."
         return SceneQuestion(kind, worded.text, answer, form, worded.is_trained, (), asked, tuple(options), is_sort)
+
+    def chooses_either(self) -> bool:
+        """Whether the next question names two answers; never about whole scenes."""
+        return self.fewest == 1 and self.rng.random() < _EITHER_SHARE
 
     def rare(self, names: Iterable[str]) -> list[str]:
         """Of some names those that the foil lacks, where there are any; signs seldom, for most scenes have some."""
@@ -360,6 +374,12 @@ class _Asker:
         names = [name for name in self.names if name != "sign"]
         if not names or len(names) < _FEWEST_OPTIONS and self.fewest > 1:
             return None
+        if self.chooses_either():
+            if not self.absent:
+                return None
+            name, other = self.rng.choice(names), self.rng.choice(self.absent)
+            first, second = map(indefinite, self.rng.sample((name, other), 2))
+            return self.say("recognition", "recognition_either", name, name, names, first=first, second=second)
         if self.fewest == 1 and self.rng.random() < 0.4:
             return self.ask_largest()
         weights = [0.15 if thing.name == "sign" else 1.0 / self.counts[thing.name] for thing in self.objects]
@@ -427,6 +447,13 @@ class _Asker:
         if draw > 0.75:
             boxes = [format_box(other.box) for other in others]
             return self.say("localisation", "localisation_box", format_box(thing.box), name, boxes)
+        if self.chooses_either():
+            axis = self.rng.randrange(2)
+            if abs(thing.centre[axis] - 0.5) < _SIDE_MARGIN:
+                return None
+            side = _SIDES[axis][thing.centre[axis] > 0.5]
+            first, second = self.rng.sample(_SIDES[axis], 2)
+            return self.say("localisation", "localisation_either", side, name, (side,), first=first, second=second)
         region = region_of(*thing.centre, _REGION_MARGIN)
         return None if region is None else self.again("localisation", "localisation", region, name, regions)
 
@@ -517,11 +544,17 @@ class _Asker:
         return self.say("reading", "reading_which", sign.text, "sign", texts, which=self.rng.choice(names))
 
     def ask_colour(self) -> SceneQuestion | None:
-        names = self.rare(self.colours)
+        colours, names = self.colours, self.rare(self.colours)
+        if self.ground_colours and self.rng.random() < _STUFF_SHARE:
+            colours, names = self.ground_colours, list(self.ground_colours)
         if not names or not self.has_colour:
             return None
         name = self.rng.choice(names)
-        return self.again("colour", "colour", self.colours[name], name, COLOURS)
+        if self.chooses_either():
+            other = self.rng.choice([colour for colour in PAINTS if colour != colours[name]])
+            first, second = self.rng.sample((colours[name], other), 2)
+            return self.say("colour", "colour_either", colours[name], name, COLOURS, first=first, second=second)
+        return self.again("colour", "colour", colours[name], name, COLOURS)
 
     def ask_comparison(self) -> SceneQuestion | None:
         single = [thing for thing in self.objects if self.counts[thing.name] == 1 and thing.name != "sign"]

@@ -144,6 +144,10 @@ def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str]) -> Scen
     """The question with other names; None where a slip hides one of them, or a sort is asked for: names tell it."""
     if asked.is_sort:
         return None if new_names else asked
+    if asked.form == "colour_either":  # an orange may be renamed, the colour may not
+        if asked.asked in PAINTS:
+            return None
+        new_names = {name: new for name, new in new_names.items() if name not in PAINTS}
     question, met = _rename_text(asked.question, new_names)
     earlier = []
     for before, answer in asked.earlier:

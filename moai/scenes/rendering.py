@@ -66,6 +66,9 @@ def _paint_stuff(layout: SceneLayout, image_size: int) -> Image.Image:
         x0, y0, x1, y1 = pixel_box(region.bounds(), image_size)
         y1 = min(y1, image_size)
         texture = paint_texture(region.name, region.texture_seed, y1 - y0, x1 - x0, image_size)
+        if region.colour:
+            grey = np.asarray(_as_image(texture).convert("L"), dtype=np.float32)
+            texture = _in_colour(grey, float(np.median(grey)), region.shade)
         if index == 0:
             canvas.paste(_as_image(texture), (x0, y0))
             continue
@@ -139,11 +142,13 @@ def _painted(pixels: Image.Image, alpha: Image.Image, colour: tuple[int, int, in
     """The sprite in one colour: its light and shade around the colour's own."""
     grey = np.asarray(pixels.convert("L"), dtype=np.float32)
     shown = np.asarray(alpha) > 127
-    middle = float(np.median(grey[shown])) if shown.any() else 128.0
+    return _as_image(_in_colour(grey, float(np.median(grey[shown])) if shown.any() else 128.0, colour))
+
+
+def _in_colour(grey: np.ndarray, middle: float, colour: tuple[int, int, int]) -> np.ndarray:
     shade = np.clip((grey - middle) / 128.0, -0.6, 0.6)[..., None]
     paint = np.array(colour, np.float32)
-    mixed = np.where(shade < 0, paint * (1 + shade), paint + (255 - paint) * 0.5 * shade)
-    return _as_image(mixed)
+    return np.where(shade < 0, paint * (1 + shade), paint + (255 - paint) * 0.5 * shade)
 
 
 def _paint_cord(canvas: Image.Image, x: float, y: float, image_size: int) -> None:

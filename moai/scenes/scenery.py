@@ -18,11 +18,15 @@ class StuffRegion:
         name: one of `STUFF_NAMES`.
         polygon: corners (x, y) in the unit square, x right, y down; may reach outside the square.
         texture_seed: what the texture's randomness starts from.
+        colour: one of `PAINTS` that it is painted in; "" = its texture's own.
+        shade: of that colour, RGB.
     """
 
     name: str
     polygon: tuple[Point, ...]
     texture_seed: int
+    colour: str = ""
+    shade: tuple[int, int, int] = (0, 0, 0)
 
     def contains(self, x: float, y: float) -> bool:
         """Whether the point lies inside the polygon (even-odd rule)."""

@@ -71,6 +71,22 @@ What {sort} is this?|Which {sort} is there?|Name the {sort} in the photo.
 _RECOGNITION_SORTS = """
 What {sorts} are these?|Which {sorts} are there?|Name the {sorts} in the photo.
 """
+# Asked of closeups: which of two answers is right.
+_RECOGNITION_EITHER = """
+Is it {first} or {second}?|{First} or {second}: what is there?|Do you see {first} or {second}?
+Which of the two is in the picture, {first} or {second}?|Does the image show {first} or {second}?
+What can be seen here, {first} or {second}?
+"""
+_LOCALISATION_EITHER = """
+{Is} the {name} more to the {first} or to the {second}?|Where {is} the {name}, {first} or {second}?
+On which side {is} the {name}, {first} or {second}?|In which half of the picture {is} the {name}, {first} or {second}?
+{First} or {second}: where {is} the {name}?|{Is} the {name} in the {first} or in the {second} half?
+"""
+_COLOUR_EITHER = """
+{Is} the {name} {first} or {second}?|Which colour {is} the {name}, {first} or {second}?
+What color {is} the {name}: {first} or {second}?|{First} or {second}, what colour {is} the {name}?
+Would you call the {name} {first} or {second}?|{Does} the {name} look {first} or {second}?
+"""
 _LOCALISATION = """
 Where {is} the {name}?|Where in the picture {is} the {name}?|Where can I find the {name}?
 In which part of the picture {is} the {name}?|Where do you see the {name}?|Tell me where the {name} {is}.
@@ -193,7 +209,9 @@ FORMS: dict[str, tuple[str, ...]] = {
         "recognition_largests": _RECOGNITION_LARGESTS,
         "recognition_sort": _RECOGNITION_SORT,
         "recognition_sorts": _RECOGNITION_SORTS,
+        "recognition_either": _RECOGNITION_EITHER,
         "localisation": _LOCALISATION,
+        "localisation_either": _LOCALISATION_EITHER,
         "localisation_box": _LOCALISATION_BOX,
         "localisation_which": _LOCALISATION_WHICH,
         "relation_object": _RELATION_OBJECT,
@@ -203,6 +221,7 @@ FORMS: dict[str, tuple[str, ...]] = {
         "reading_word": _READING_WORD,
         "reading_number": _READING_NUMBER,
         "colour": _COLOUR,
+        "colour_either": _COLOUR_EITHER,
         "comparison": _COMPARISON,
         "outside": _OUTSIDE,
         "description": _DESCRIPTION,

@@ -1,5 +1,6 @@
 """Parts of scenes: what is shown is the truth, what is cut off is absent, and few things are asked about too."""
 
+import re
 from random import Random
 
 import numpy as np
@@ -9,7 +10,7 @@ from moai.scenes.closeups import Closeup, sample_closeup
 from moai.scenes.questions import sorts_of
 from moai.scenes.rendering import render_scene
 from moai.scenes.scenes import Scenes
-from moai.scenes.vocabulary import COLOURS, OBJECT_CLASSES, PAINTS
+from moai.scenes.vocabulary import COLOURS, OBJECT_CLASSES, PAINTS, STUFF_NAMES, indefinite
 from verbalizers.core.scene import verbalize_scene
 
 SIZE = 96
@@ -85,7 +86,9 @@ def test_questions_speak_of_what_is_shown_when_it_is_a_part(samples) -> None:
             assert int(question.answer) == sum(names_of(sample).count(name) for name in called)
         if question.kind == "colour":
             painted = [p for p in sample.layout.objects if p.name == question.asked and p.colour]
-            assert question.answer in {p.colour for p in painted if sample.closeup is None or sample.closeup.shows(p)}
+            shown = {p.colour for p in painted if sample.closeup is None or sample.closeup.shows(p)}
+            grounds = {region.colour for region in sample.layout.stuff if region.name == question.asked}
+            assert question.answer in shown | grounds and question.asked in names_of(sample)
 
 
 def test_single_things_are_asked_about_when_scenes_are_seen_from_nearer() -> None:
@@ -141,20 +144,53 @@ def test_the_only_thing_of_its_sort_is_the_answer_when_a_sort_is_asked_for(sampl
 def test_things_have_more_colours_when_scenes_are_seen_from_nearer(samples) -> None:
     """People and signs have their own, and whole scenes the colours that they had."""
     near = {p.colour for sample in samples if sample.closeup for p in sample.layout.objects}
-    assert near == {"", *PAINTS}
+    grounds = {region.colour for sample in samples if sample.closeup for region in sample.layout.stuff}
+    assert near == grounds == {"", *PAINTS}
     assert not any(p.colour for sample in samples for p in sample.layout.objects if p.name in ("person", "sign"))
     whole = Scenes("train", seed=6, image_size=48, length=60)
     assert {p.colour for sample in whole for p in sample.layout.objects} <= {"", *COLOURS}
+    assert not any(region.colour for sample in whole for region in sample.layout.stuff)
     asked = [(sample, q) for sample in samples for q in sample.questions if q.kind == "colour"]
     assert len(asked) > 10
     for sample, question in asked:
-        assert question.answer in {p.colour for p in sample.layout.objects if p.name == question.asked}
+        parts = (*sample.layout.objects, *sample.layout.stuff)
+        assert question.answer in {part.colour for part in parts if part.name == question.asked}
+    assert any(question.asked in STUFF_NAMES for _, question in asked)
+
+
+def test_one_of_two_answers_is_right_when_a_question_names_both() -> None:
+    near = Scenes("train", seed=8, image_size=SIZE, closeup_share=1.0, num_questions=14, length=200)
+    asked = [(sample, question) for sample in near for question in sample.questions]
+    places = [(sample, question) for sample, question in asked if question.form == "localisation_either"]
+    things = [(sample, question) for sample, question in asked if question.form == "recognition_either"]
+    colours = [question for _, question in asked if question.form == "colour_either"]
+    assert min(map(len, (places, things, colours))) > 20
+    for sample, question in places:
+        boxes = [
+            (x0, y0, x1, y1)
+            for part in (sample.truth.segments, sample.truth.detections)
+            for (x0, y0, x1, y1), name in zip(part.boxes_xyxy.tolist(), part.class_names, strict=True)
+            if name == question.asked
+        ]
+        ((x0, y0, x1, y1),) = boxes
+        assert question.answer in ("left" if x0 + x1 < SIZE else "right", "top" if y0 + y1 < SIZE else "bottom")
+    assert {question.answer for _, question in places} == {"left", "right", "top", "bottom"}
+    for sample, question in things:
+        words = question.question.lower()
+        others = [name for name in OBJECT_CLASSES if re.search(rf"\b{indefinite(name)}\b", words)]
+        assert question.answer in names_of(sample) and set(others) & set(names_of(sample)) <= {question.answer}
+    said = [sum(re.search(rf"\b{colour}\b", q.question.lower()) is not None for colour in PAINTS) for q in colours]
+    assert sum(number == 2 for number in said) > 0.8 * len(said)  # but for slips of the keyboard
+    whole = Scenes("train", seed=8, image_size=48, num_questions=14, length=60)
+    assert not any(question.form.endswith("_either") for sample in whole for question in sample.questions)
 
 
 def test_colours_are_shades_that_go_by_their_names_when_scenes_are_seen_from_nearer(samples) -> None:
     """Of each colour many, none far from all others of it, and none near to one of another colour."""
     shades: dict[str, set[tuple[int, int, int]]] = {}
     for sample in samples:
+        for region in filter(lambda region: region.colour, sample.layout.stuff):
+            shades.setdefault(region.colour, set()).add(region.shade)
         for placed in sample.layout.objects:
             assert (placed.shade is None) == (sample.closeup is None or not placed.colour)
             if placed.shade is not None:

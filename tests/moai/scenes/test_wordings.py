@@ -25,6 +25,7 @@ OTHER_SLOTS = {
     **dict.fromkeys(("relation_object", "relation_subject"), ["predicate"]),
     **dict.fromkeys(("reading_which", "reading_word"), ["which"]),
     **{"comparison": ["more", "other"], "frames": ["q"]},
+    **dict.fromkeys(("recognition_either", "localisation_either", "colour_either"), ["first", "second"]),
     **{"recognition_sort": ["sort"], "recognition_sorts": ["sorts"]},
 }
 OPTIONAL_SLOTS = {
