@@ -285,7 +285,7 @@ class _Asker:
             self.here = [name for name in self.names if name in allowed]
             self.absent = [name for name in allowed if name not in self.blocked]
         self.foil_counts, absent = others, set(self.absent)
-        if asks_of_few and "sign" not in self.blocked and rng.random() < _ABSENT_SIGN_SHARE:
+        if asks_of_few and "sign" not in {*self.blocked, *absent} and rng.random() < _ABSENT_SIGN_SHARE:
             self.absent.append("sign")  # which no foil of a closeup has
         clear = clear_sorts({*others, *(s.name for s in foil.stuff)})
         self.foil_sorts = {sort for name in others for sort in sorts_of(name)}.intersection(clear)
@@ -375,9 +375,9 @@ class _Asker:
         if not names or len(names) < _FEWEST_OPTIONS and self.fewest > 1:
             return None
         if self.chooses_either():
-            if not self.absent:
+            if not (absent := [name for name in self.absent if name != "sign"]):  # a closeup never has one
                 return None
-            name, other = self.rng.choice(names), self.rng.choice(self.absent)
+            name, other = self.rng.choice(names), self.rng.choice(absent)
             first, second = map(indefinite, self.rng.sample((name, other), 2))
             return self.say("recognition", "recognition_either", name, name, names, first=first, second=second)
         if self.fewest == 1 and self.rng.random() < 0.4:

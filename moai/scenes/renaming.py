@@ -140,6 +140,10 @@ def _relate_otherwise(asked: SceneQuestion, predicates: Mapping[str, str], told:
     return asked
 
 
+def _names_in(text: str) -> set[str]:
+    return {_forms()[found[2].lower()][0] for found in _pattern().finditer(text)}
+
+
 def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str]) -> SceneQuestion | None:
     """The question with other names; None where a slip hides one of them, or a sort is asked for: names tell it."""
     if asked.is_sort:
@@ -148,6 +152,9 @@ def _rename_question(asked: SceneQuestion, new_names: Mapping[str, str]) -> Scen
         if asked.asked in PAINTS:
             return None
         new_names = {name: new for name, new in new_names.items() if name not in PAINTS}
+    paints = new_names.keys() & PAINTS.keys()
+    if any(answer in PAINTS and paints & _names_in(before) for before, answer in asked.earlier):
+        return None
     question, met = _rename_text(asked.question, new_names)
     earlier = []
     for before, answer in asked.earlier:
@@ -168,11 +175,10 @@ def _names_of(found: Scene) -> list[str]:
 def _unless_wider(asked: SceneQuestion, names: set[str], new_names: Mapping[str, str]) -> SceneQuestion | None:
     """The question; None where a name is another's sort: is a bird there where an owl is, an owl where a bird is?"""
     asks = " ".join((asked.question, *(before for before, _ in asked.earlier)))
-    met = {_forms()[found[2].lower()][0] for found in _pattern().finditer(asks)}
     here = {sort for sort, nouns in sorted_nouns().items() if not names.isdisjoint(nouns)}
-    new = new_names.get(asked.asked, "")
-    its = {sort for sort, nouns in sorted_nouns().items() if new in nouns and new not in names}
-    return asked if met.isdisjoint(here) and its.isdisjoint(names) else None
+    foreign = {new for new in new_names.values() if new in asks.lower()} - names
+    its = {sort for sort, nouns in sorted_nouns().items() if not foreign.isdisjoint(nouns)}
+    return asked if _names_in(asks).isdisjoint(here) and its.isdisjoint(names) else None
 
 
 def _ask_sorts(found: Scene, kinds: set[str], rng: Random) -> list[SceneQuestion]:
@@ -231,6 +237,9 @@ def rename_scene(
     are_sorted, is_otherwise = (split == "train" and rng.random() < share for share in (_SORTED, _OTHERWISE_RELATED))
     kept = {"sign", *(asked.asked for asked in questions if asked.kind == "forged")}
     asked_for = {asked.asked for asked in questions if not asked.is_sort}
+    for asked in questions:
+        if asked.form == "recognition_either":  # or the new one of two names would be the answer
+            asked_for |= _names_in(asked.question)
     names = {*_names_of(found), *asked_for}
     new_names: dict[str, str] = {}
     for name in sorted(names & OBJECT_CLASSES.keys() - kept):

@@ -218,3 +218,24 @@ def test_no_noun_is_a_kind_of_a_name_when_it_takes_its_place() -> None:
     nouns = {noun for its in sorted_nouns().values() for noun in its}
     assert not [noun for noun in nouns if noun.split()[-1] in forms or noun in forms]
     assert not [noun for noun in nouns if any(noun.endswith(f" {other}") for other in nouns)]
+
+
+def test_either_of_two_names_may_be_new_when_a_question_names_both() -> None:
+    """Or whatever is no name of Scenes' would be the answer."""
+    kinds = ("recognition", "recognition", "recognition", "existence")
+    near = Scenes("train", seed=12, image_size=32, num_questions=8, kinds=kinds, closeup_share=1.0, length=250)
+    num_new, of_old = 0, Counter()
+    for sample in near:
+        scene, asked = rename_scene(sample.truth, sample.questions, Random(sample.index))
+        for question in asked:
+            if question.form != "recognition_either":
+                continue
+            assert question.answer in names_of(scene)
+            words = question.question.lower()
+            old = [n for n in OBJECT_CLASSES if re.search(rf"\b(an?|or) {n}\b", words)]
+            if question.answer in OBJECT_CLASSES:
+                of_old[len(old)] += 1
+            else:
+                num_new += 1
+                of_old["both new"] += not old
+    assert num_new > 50 and of_old["both new"] > 15 and of_old[1] > 15
