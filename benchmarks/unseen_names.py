@@ -9,14 +9,16 @@ have met some. Counted are the questions whose answer is such a name, and those 
 no training has. Findings are true.
 
 Sorts ("Is there a tool?", "What bird is this?") are asked of validation scenes seen from nearer, half of which have
-their own names and half the nouns of training, for what a word that nobody has met means cannot be known.
+their own names and half the nouns of training, for what a word that nobody has met means cannot be known. What there
+is none of is asked for as often ("There is no bird."). `commonest` is who always gives a kind's commonest answer.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -36,13 +38,13 @@ from moai.scenes.vocabulary import OBJECT_CLASSES, STUFF_NAMES
 from verbalizers.core.scene import verbalize_scene
 from verbalizers.core.words import WordSettings
 
-__all__ = ["KINDS", "SORTS", "answer_told", "sort_questions", "unseen_questions"]
+__all__ = ["KINDS", "SORTS", "answer_told", "commonest_answers", "sort_questions", "unseen_questions"]
 
 KINDS = ("recognition", "object_relation", "comparison", "reading")
-SORTS = ("existence", "counting", "recognition", "absence")
+SORTS = ("existence", "counting", "recognition")
 _LONGEST_ANSWER = 32
 
-Told = Iterator[tuple[str, list[SceneQuestion]]]
+Told = Iterable[tuple[str, list[SceneQuestion]]]
 
 
 def unseen_questions(num_scenes: int, words: WordSettings | None = None) -> Told:
@@ -62,19 +64,35 @@ def unseen_questions(num_scenes: int, words: WordSettings | None = None) -> Told
             yield verbalize_scene(scene, settings=words), kept
 
 
+def _plain(answer: str) -> str:
+    return "none" if answer.startswith("There is no ") else answer
+
+
 def sort_questions(num_scenes: int, words: WordSettings | None = None) -> Told:
     """Words about parts of validation scenes, every other with nouns of training, and the questions about sorts.
+
+    Of kind "recognition" are those too whose answer is that there is none. No answer is that of more than half of a
+    kind's questions.
 
     Args:
         num_scenes: Of the stream's first; those without such a question are left out.
         words: How the scenes are told; None = the default.
     """
     options = {"image_size": 96, "num_questions": 12, "sign_probability": 0.0, "closeup_share": 1.0}
-    for sample in Scenes("validation", kinds=(*SORTS, *SORTS), length=num_scenes, **options):
+    taken: dict[str, Counter[str]] = {kind: Counter() for kind in SORTS}
+    for sample in Scenes("validation", kinds=(*SORTS, *SORTS, "absence"), length=num_scenes, **options):
         scene, asked = sample.truth, sample.questions
         if sample.index % 2:
             scene, asked = rename_scene(scene, asked, Random(sample.index))
-        kept = [question for question in asked if question.is_sort and not question.earlier]
+        kept = []
+        for question in asked:
+            if not question.is_sort or question.earlier:
+                continue
+            question = replace(question, kind="recognition") if question.kind == "absence" else question
+            answers, answer = taken[question.kind], _plain(question.answer)
+            if 2 * answers[answer] <= answers.total():
+                answers[answer] += 1
+                kept.append(question)
         if kept:
             yield verbalize_scene(scene, settings=words), kept
 
@@ -104,6 +122,15 @@ def answer_told(
     return asked, right
 
 
+def commonest_answers(told: Told) -> Counter[str]:
+    """How many questions of each kind have its commonest answer; that there is none is one, whatever is asked for."""
+    answers: dict[str, Counter[str]] = {}
+    for _, questions in told:
+        for question in questions:
+            answers.setdefault(question.kind, Counter())[_plain(question.answer)] += 1
+    return Counter({kind: max(its.values()) for kind, its in answers.items()})
+
+
 def _share(right: int, asked: int) -> dict[str, Any] | None:
     return {"value": right / asked, "interval95": wilson_interval(right, asked)} if asked else None
 
@@ -114,20 +141,26 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="folders or bundled names of MoAIs")
     parser.add_argument("--scenes", type=int, default=300)
     chosen = parser.parse_args()
-    rows: list[list[str]] = [[kind, "0"] for kind in KINDS] + [[f"{kind} of a sort", "0"] for kind in SORTS]
+    parts = ((unseen_questions, KINDS, ""), (sort_questions, SORTS, " of a sort"))
+    rows: list[list[str]] = [[kind + of, "0"] for _, kinds, of in parts for kind in kinds]
+    commonest: list[str] = []
     for name in chosen.models:
         folder = find_checkpoint(name)
         model = MoAIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         processor = MoAIProcessor.from_pretrained(folder)
         words = VerbalizerSettings.load(folder).words
-        columns = []
-        for ask, kinds in ((unseen_questions, KINDS), (sort_questions, SORTS)):
-            asked, right = answer_told(model, processor, ask(chosen.scenes, words))
+        columns, commonest = [], []
+        for ask, kinds, _ in parts:
+            told = list(ask(chosen.scenes, words))
+            asked, right = answer_told(model, processor, told)
             columns += [(asked[kind], format_share(_share(right[kind], asked[kind]))) for kind in kinds]
+            guessed = commonest_answers(told)
+            commonest += [format_share(_share(guessed[kind], asked[kind])) for kind in kinds]
         for row, (number, share) in zip(rows, columns, strict=True):
             row[1] = str(number)
             row.append(share)
-    print(format_table(["question", "asked", *chosen.models], rows, 1))
+    rows = [[*row, guess] for row, guess in zip(rows, commonest, strict=True)]
+    print(format_table(["question", "asked", *chosen.models, "commonest"], rows, 1))
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def _unless_wider(asked: SceneQuestion, names: set[str], new_names: Mapping[str,
     """The question; None where a name is another's sort: is a bird there where an owl is, an owl where a bird is?"""
     asks = " ".join((asked.question, *(before for before, _ in asked.earlier)))
     here = {sort for sort, nouns in sorted_nouns().items() if not names.isdisjoint(nouns)}
-    foreign = {new for new in new_names.values() if new in asks.lower()} - names
+    foreign = {new_names.get(asked.asked), *(new for new in new_names.values() if new in asks.lower())} - names
     its = {sort for sort, nouns in sorted_nouns().items() if not foreign.isdisjoint(nouns)}
     return asked if _names_in(asks).isdisjoint(here) and its.isdisjoint(names) else None
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from benchmarks.unseen_names import KINDS, SORTS, answer_told, sort_questions, unseen_questions
+from benchmarks.unseen_names import KINDS, SORTS, answer_told, commonest_answers, sort_questions, unseen_questions
 from moai.checkpoints.io.lookup import find_checkpoint
 from moai.models.moai.modeling_moai import MoAIForConditionalGeneration
 from moai.models.moai.processing_moai import MoAIProcessor
@@ -32,12 +32,13 @@ def test_sorts_are_asked_for_of_known_names_and_no_answer_is_the_commonest() -> 
     asked = [(findings, question) for findings, questions in told for question in questions]
     assert {question.kind for _, question in asked} == set(SORTS)
     assert all(question.is_sort and not question.earlier for _, question in asked)
-    named = [(findings, question.answer) for findings, question in asked if question.kind == "recognition"]
+    which = [(findings, question.answer) for findings, question in asked if question.kind == "recognition"]
+    named = [(findings, answer) for findings, answer in which if not answer.startswith("There is no ")]
     assert all(answer in findings for findings, answer in named)
     nouns = {noun for its in sorted_nouns().values() for noun in its}
     assert any(answer in nouns for _, answer in named) and any(answer in OBJECT_CLASSES for _, answer in named)
-    yes, no = (sum(q.kind == "existence" and q.answer == answer for _, q in asked) for answer in ("yes", "no"))
-    assert 0.35 < yes / (yes + no) < 0.65
+    number = Counter(question.kind for _, question in asked)
+    assert all(2 * guessed <= number[kind] + 1 for kind, guessed in commonest_answers(told).items())
 
 
 def test_a_model_is_asked_each_question_once() -> None:
