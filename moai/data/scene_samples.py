@@ -22,6 +22,7 @@ from moai.data.training_settings import DataSettings, SourceSettings
 from moai.scenes.questions import PIXEL_KINDS
 from moai.scenes.renaming import rename_scene
 from moai.scenes.scenes import SceneQuestion, SceneSample, add_noise
+from moai.scenes.vocabulary import PAINTS
 from verbalizers import Scene
 
 __all__ = ["SceneSamples"]
@@ -33,6 +34,13 @@ _UNRELATED = 1 << 40
 _SPARE, _TURNS = 1 << 41, 200
 #: Share of unrelated images in which there is nothing at all.
 _NAMELESS_SHARE = 0.4
+#: Share of the renamed scenes that keep their image: what has a new name has its colour where its box is.
+_OWN_IMAGE_SHARE = 0.3
+
+
+def _needs_pixels(asked: SceneQuestion) -> bool:
+    """Whether it, or a turn before it, asks what only the image tells."""
+    return asked.kind in PIXEL_KINDS or any(answer in PAINTS for _, answer in asked.earlier)
 
 
 @dataclass(frozen=True)
@@ -150,12 +158,15 @@ class SceneSamples:
             found = add_noise(scene.truth, Random(scene.seed), self._source.noise)
         rng = Random(f"unrelated {scene.seed}")
         if rng.random() < self._source.unrelated_share and scene.layout.stuff:
-            asked = [question for question in questions if question.kind not in PIXEL_KINDS]
+            keeps_image = rng.random() < _OWN_IMAGE_SHARE
+            asked = [question for question in questions if keeps_image or not _needs_pixels(question)]
             renamed, asked_about = rename_scene(found, asked, rng, self._source.split)
             if asked_about:  # a slip may hide the name in all of them
-                found, questions, shown = renamed, asked_about, self._scenes[_UNRELATED + index]
-                if rng.random() < _NAMELESS_SHARE:
-                    shown = replace(shown, layout=shown.layout.emptied(), closeup=None)
+                found, questions = renamed, asked_about
+                if not keeps_image:
+                    shown = self._scenes[_UNRELATED + index]
+                    if rng.random() < _NAMELESS_SHARE:
+                        shown = replace(shown, layout=shown.layout.emptied(), closeup=None)
         return _Told(scene, found, questions, shown)
 
     def _look(self, scene_index: int) -> tuple[tuple[Image.Image, ...], tuple[Scene | None, ...] | None]:

@@ -57,8 +57,8 @@ class SceneSource:
         blank_share: Share of scenes in which there is nothing at all, whose image has one colour or shows what has no
             name.
         unrelated_share: Share of scenes whose things have other names than Scenes know (`moai.scenes.renaming`) and
-            whose image is that of another scene, or of nothing: there the verbalization is right, whatever the image
-            shows.
+            whose image, of seven in ten, is that of another scene, or of nothing: there the verbalization is right,
+            whatever the image shows.
     """
 
     length: Positive = 1000

@@ -17,19 +17,20 @@ _VISIBLE = 0.6  # of another thing, or nothing of it: of less nobody could say w
 _ATTEMPTS = 12
 _PAINTED, _PAINTED_GROUNDS = 0.6, 0.3
 _CHOICES = 3  # that one is taken of
-# What people call by the names of colours: hues in degrees, saturations and values (HSV).
-_SHADES: dict[str, tuple[tuple[float, float], ...]] = {
-    "red": ((348, 368), (0.65, 1), (0.45, 0.95)),
-    "orange": ((20, 34), (0.75, 1), (0.82, 1)),
-    "yellow": ((46, 60), (0.5, 1), (0.8, 1)),
-    "green": ((80, 160), (0.35, 1), (0.25, 0.8)),
-    "blue": ((205, 240), (0.45, 1), (0.35, 1)),
-    "purple": ((268, 295), (0.4, 0.9), (0.35, 0.8)),
-    "pink": ((315, 352), (0.25, 0.5), (0.85, 1)),
-    "brown": ((14, 36), (0.4, 0.8), (0.22, 0.52)),
-    "grey": ((0, 360), (0, 0.08), (0.38, 0.68)),
-    "black": ((0, 360), (0, 0.25), (0.04, 0.16)),
-    "white": ((0, 360), (0, 0.05), (0.9, 1)),
+# What people call by the names of colours: hues in degrees, saturations and values (HSV). Paint is strong; skies, fur,
+# skins and leaves are paler or darker, which the second row of a colour is for.
+_SHADES: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
+    "red": (((346, 364), (0.65, 1), (0.45, 0.95)),),
+    "orange": (((20, 34), (0.75, 1), (0.82, 1)), ((20, 32), (0.68, 0.95), (0.72, 0.84))),
+    "yellow": (((46, 60), (0.5, 1), (0.8, 1)),),
+    "green": (((80, 160), (0.35, 1), (0.25, 0.8)), ((72, 110), (0.4, 0.7), (0.3, 0.7))),
+    "blue": (((205, 240), (0.45, 1), (0.35, 1)), ((200, 228), (0.26, 0.5), (0.72, 1))),
+    "purple": (((268, 295), (0.4, 0.9), (0.35, 0.8)),),
+    "pink": (((315, 352), (0.25, 0.5), (0.85, 1)),),
+    "brown": (((18, 36), (0.4, 0.8), (0.22, 0.52)), ((18, 36), (0.32, 0.6), (0.3, 0.6))),
+    "grey": (((0, 360), (0, 0.08), (0.38, 0.68)), ((0, 360), (0, 0.1), (0.34, 0.7))),
+    "black": (((0, 360), (0, 0.25), (0.04, 0.16)),),
+    "white": (((0, 360), (0, 0.05), (0.9, 1)), ((0, 360), (0, 0.08), (0.84, 1))),
 }
 
 
@@ -102,7 +103,10 @@ def sample_closeup(rng: Random, layout: SceneLayout) -> Closeup | None:
 
 
 def _sample_shade(rng: Random, colour: str) -> tuple[int, int, int]:
-    hue, saturation, value = (rng.uniform(*span) for span in _SHADES[colour])
+    rows = _SHADES[colour]
+    chosen, along = divmod(rng.random() * len(rows), 1)
+    (low, high), *others = rows[int(chosen)]
+    hue, saturation, value = low + (high - low) * along, *(rng.uniform(*span) for span in others)
     return tuple(round(255 * part) for part in hsv_to_rgb(hue / 360 % 1, saturation, value))
 
 
